@@ -1,0 +1,49 @@
+"""Every error that actstore raises on purpose, grouped by what the caller can do next.
+
+The text of each says what was found, what was expected and what to do, in one sentence or two; the command
+line prints it without a traceback.
+"""
+
+
+class ActstoreError(Exception):
+    """Base of all errors raised on purpose by actstore."""
+
+    def __str__(self) -> str:
+        # KeyError would print the repr of its argument.
+        return str(self.args[0]) if self.args else ""
+
+
+class JobError(ActstoreError, ValueError):
+    """The request itself is wrong: a field, an option, a combination. Change the job."""
+
+
+class HookError(ActstoreError, KeyError):
+    """A hook name that nothing matches, or that this architecture does not define."""
+
+
+class ModelError(ActstoreError, ValueError):
+    """The model or its tokenizer cannot be found, loaded, or hooked."""
+
+
+class TokensError(ActstoreError, ValueError):
+    """The token source cannot be read, is empty, or lacks what packing needs."""
+
+
+class StorageError(ActstoreError, OSError):
+    """Reading or writing the store failed: permissions, credentials, bucket, space, damaged bytes."""
+
+
+class PlanMismatchError(ActstoreError, ValueError):
+    """The store at this URL belongs to another plan. Nothing was changed in it."""
+
+
+class NotCommittedError(ActstoreError, LookupError):
+    """The rows asked for are part of the plan but not (yet) committed; they are absent, not zero."""
+
+
+class ExtractError(ActstoreError, RuntimeError):
+    """A segment could not be extracted. What is committed stays; the same command goes on from there."""
+
+
+class MissingExtraError(ActstoreError, ImportError):
+    """An optional dependency is not installed."""
