@@ -1,0 +1,45 @@
+"""actstore: cache the activations of language models once, as Zarr v3 on disk or S3, and read them everywhere.
+
+``plan`` counts what a job will write, ``extract`` writes it, ``open`` reads it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from actstore._version import __version__
+
+if TYPE_CHECKING:
+    from actstore.extraction.extract import extract
+    from actstore.extraction.job import Job
+    from actstore.extraction.planning import PlannedRun, plan
+    from actstore.extraction.report import Report
+    from actstore.store.activations import Activations
+    from actstore.store.store import Store
+    from actstore.store.store import open_store as open  # noqa: A004 - actstore.open is its name
+
+__all__ = ["Activations", "Job", "PlannedRun", "Report", "Store", "__version__", "extract", "open", "plan"]
+
+# Imported when first used, so that `actstore --help` and `actstore info` do not wait for torch.
+_HOMES = {
+    "Activations": ("actstore.store.activations", "Activations"),
+    "Job": ("actstore.extraction.job", "Job"),
+    "PlannedRun": ("actstore.extraction.planning", "PlannedRun"),
+    "Report": ("actstore.extraction.report", "Report"),
+    "Store": ("actstore.store.store", "Store"),
+    "extract": ("actstore.extraction.extract", "extract"),
+    "open": ("actstore.store.store", "open_store"),
+    "plan": ("actstore.extraction.planning", "plan"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'actstore' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

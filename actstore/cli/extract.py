@@ -1,0 +1,40 @@
+"""``actstore extract``: options or a job file in, a committed store out."""
+
+import json
+from typing import Any
+
+import click
+
+from actstore.cli.job_options import job_fields, job_options
+
+
+@click.command("extract")
+@job_options
+@click.option("--executor", help="inline (default) or ray.")
+@click.option("--num-workers", type=int, help="Workers of the ray executor (default: one a GPU).")
+@click.option("--ray-address", help="Ray cluster to join, such as auto (default: start one here).")
+@click.option("--device", help="Device of a worker, such as cuda:0 (default: a GPU if there is one).")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--quiet", is_flag=True, help="No plan and no progress.")
+def extract_command(job_file: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write the activations of a model over a text to a store.
+
+    Give a JOB.yaml, or the same fields as options; options take precedence. Run the same command again after
+    any interruption: it does only what is missing.
+
+    \b
+    actstore extract --model gpt2 --tokens corpus.jsonl --hooks 'blocks.*.hook_resid_post' \\
+        --context-length 128 --out s3://bucket/run
+    """
+    from actstore.cli.progress import Progress
+    from actstore.extraction.extract import extract
+    from actstore.extraction.planning import plan
+
+    with Progress(quiet=quiet) as progress:
+        run = plan(job_file, on_event=progress.on_event, **job_fields(options))
+        if not quiet:
+            click.echo(f"{run}\n", err=True)
+        pending = sum(run.plan.segment(index).n_sequences for index in run.pending)
+        progress.start(pending, run.plan.context_length)
+        report = extract(run, on_event=progress.on_event)
+    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))

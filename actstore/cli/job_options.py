@@ -1,0 +1,60 @@
+"""The options that describe a job; ``extract`` and ``plan`` share them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_OPTIONS: list[Callable[[Any], Any]] = [
+    click.argument("job_file", metavar="[JOB.yaml]", required=False),
+    click.option("--model", help="Hugging Face Hub name, or the folder of a saved model."),
+    click.option("--revision", help="Branch, tag or commit on the Hub."),
+    click.option(
+        "--tokens", metavar="SRC", help="Text or token ids: path, glob, URL, or hf:org/name[:config][:split]."
+    ),
+    click.option("--column", help="Column of a table (default: input_ids or tokens, else text)."),
+    click.option(
+        "--documents",
+        type=click.Choice(["file", "paragraph", "line"]),
+        help="What one document is in a .txt file (default: file).",
+    ),
+    click.option("--tokenizer", help="Hub name or folder (default: the model's)."),
+    click.option("--hooks", metavar="GLOB[,GLOB]", help="Such as 'blocks.*.hook_resid_post'."),
+    click.option("--context-length", type=int, help="Tokens in a stored sequence."),
+    click.option("--out", metavar="URL", help="The store: a path, s3://bucket/prefix, any fsspec URL."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["bfloat16", "float16", "float32"]),
+        help="To compute and store in (default: as the model was saved).",
+    ),
+    click.option(
+        "--packing",
+        type=click.Choice(["concat", "document"]),
+        help="Full rows across documents, as SAELens does (default), or one document a row.",
+    ),
+    click.option(
+        "--begin-batch-token", metavar="TOKEN", help="bos, eos, sep, none or an id: begins each row."
+    ),
+    click.option("--begin-sequence-token", metavar="TOKEN", help="Likewise: begins each document."),
+    click.option("--sequence-separator-token", metavar="TOKEN", help="Likewise: between documents in a row."),
+    click.option("--max-tokens", type=int, help="Stop after this many tokens."),
+    click.option("--batch-size", type=int, help="Sequences in one forward (default: about 4,096 tokens)."),
+    click.option("--segment-size", type=int, help="Sequences in a unit of work (default: 64 MiB shards)."),
+    click.option("--seed", type=int, help="Store sequences in an order drawn from this seed."),
+]
+
+
+def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options to a click command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def job_fields(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a job that were given on the command line."""
+    return {
+        name: int(value) if name.endswith("_token") and str(value).isdecimal() else value
+        for name, value in options.items()
+        if value is not None
+    }

@@ -1,0 +1,103 @@
+"""``actstore``: finds the command, and turns every error into one sentence and an exit code."""
+
+import os
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+
+import click
+
+from actstore._version import __version__
+from actstore.errors import ActstoreError
+
+RESUMABLE = 75
+"""Exit code after SIGTERM (``EX_TEMPFAIL``): run the same command again."""
+
+_COMMANDS = {
+    "demo": "Extract from a bundled model, read back, draw one picture.",
+    "extract": "Write the activations of a model over a text to a store.",
+    "info": "Say what a store holds.",
+    "plan": "Say what an extraction would write, without writing it.",
+    "slice": "Print activations, or save them as npy or safetensors.",
+}
+
+
+class _Terminated(BaseException):
+    """SIGTERM; like KeyboardInterrupt, not to be caught by accident."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is run, so that ``--help`` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        del ctx
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        del ctx
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(import_module(f"actstore.cli.{cmd_name}"), f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="actstore")
+def cli() -> None:
+    """Cache the activations of language models once, and read them everywhere."""
+
+
+def main() -> None:
+    """Entry point of the ``actstore`` command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run one command line; returns its exit code.
+
+    0 done; 1 an error, told in one sentence; 2 wrong usage; 75 terminated, and 130 interrupted: run it again.
+    """
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(args=args, prog_name="actstore", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; what is committed stays, the same command goes on from there", err=True)
+        return 130
+    except _Terminated:
+        click.echo("terminated; what is committed stays, the same command goes on from there", err=True)
+        return RESUMABLE
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does. Keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ActstoreError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        return 1
+    except Exception as error:
+        if debug:
+            raise
+        click.echo(
+            f"internal error: {type(error).__name__}: {error} (this is a bug; --debug shows where)", err=True
+        )
+        return 1
+    return 0
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated

@@ -1,0 +1,24 @@
+"""``actstore plan``: a dry run."""
+
+import json
+from typing import Any
+
+import click
+
+from actstore.cli.job_options import job_fields, job_options
+
+
+@click.command("plan")
+@job_options
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def plan_command(job_file: str | None, as_json: bool, **options: Any) -> None:
+    """Say what an extraction would write, without writing it.
+
+    Takes what `actstore extract` takes. The text is read and tokenised, so that the figures are exact.
+    """
+    from actstore.cli.progress import Progress
+    from actstore.extraction.planning import plan
+
+    with Progress() as progress:
+        run = plan(job_file, on_event=progress.on_event, **job_fields(options))
+    click.echo(json.dumps(run.to_dict(), indent=2) if as_json else str(run))

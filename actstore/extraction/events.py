@@ -1,0 +1,38 @@
+"""What a run reports while it goes on. The library prints nothing; it calls back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Some more text has been tokenised and packed."""
+
+    n_sequences: int
+    """So far."""
+    n_tokens: int
+    """So far, padding included."""
+
+
+@dataclass(frozen=True)
+class SegmentDone:
+    """One more segment is committed."""
+
+    segment: int
+    n_sequences: int
+    nbytes: int
+    """Written for it; 0 if another worker had committed it before."""
+    seconds_forward: float
+    """In the model."""
+    seconds_waiting: float
+    """The model stood still before this segment: storage was slower, or tokens were not there."""
+    seconds_writing: float
+    """From the end of the forward to the commit; overlaps the forward of later segments."""
+
+
+Event = Tokenised | SegmentDone
+OnEvent = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """For callers that want no events."""

@@ -1,0 +1,98 @@
+"""Running a plan: claim the store, write the tokens, then the segments that are missing."""
+
+import time
+
+from actstore.errors import PlanMismatchError
+from actstore.extraction.events import OnEvent, SegmentDone, ignore
+from actstore.extraction.executor import Resources
+from actstore.extraction.executor import executor as find_executor
+from actstore.extraction.job import Job
+from actstore.extraction.planning import PlannedRun
+from actstore.extraction.planning import plan as make_plan
+from actstore.extraction.report import Report
+from actstore.extraction.worker import WorkerSpec
+from actstore.store.commit import PLAN_KEY, read_plan
+from actstore.store.document import FORMAT
+from actstore.store.layout import ROOT_METADATA, group_metadata, to_json
+
+
+def extract(
+    run: PlannedRun | Job | str,
+    *,
+    executor: str | None = None,
+    num_workers: int | None = None,
+    ray_address: str | None = None,
+    device: str | None = None,
+    on_event: OnEvent = ignore,
+) -> Report:
+    """Compute and commit every segment that the store does not have yet.
+
+    Kill it at any point: the same call goes on from the segments that are committed.
+
+    Args:
+        run: what `actstore.plan` gave, or a job, or the path or URL of a job file.
+        executor: ``inline`` or ``ray``; this and the next three take precedence over the job's.
+        num_workers: workers of the ray executor.
+        ray_address: Ray cluster to join; None starts one on this machine.
+        device: device of a worker.
+        on_event: called with progress.
+
+    Raises:
+        ActstoreError: in one sentence what is wrong. What is committed stays.
+    """
+    if not isinstance(run, PlannedRun):
+        run = make_plan(run, on_event=on_event)
+    job = run.job
+    started = time.perf_counter()
+    execute = find_executor(executor or job.executor)
+    pending = run.pending
+    if run.packed is not None:
+        _claim(run)
+        run.packed.store(run.blobs, run.plan)
+    done: list[SegmentDone] = []
+    first_started: list[float] = []
+
+    def on_segment(segment: SegmentDone) -> None:
+        now = time.perf_counter()
+        first_started.append(now - segment.seconds_forward - segment.seconds_writing)
+        done.append(segment)
+        on_event(segment)
+
+    if pending:
+        spec = WorkerSpec(run.blobs.url, run.job.model, device or job.device)
+        resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
+        execute(spec, pending, resources, on_segment)
+    ended = time.perf_counter()
+    return Report(
+        url=run.blobs.url,
+        n_segments=run.plan.n_segments,
+        n_segments_before=len(run.committed),
+        n_tokens=run.plan.n_tokens,
+        n_tokens_computed=sum(segment.n_sequences for segment in done) * run.plan.context_length,
+        nbytes_written=sum(segment.nbytes for segment in done),
+        seconds=ended - started,
+        seconds_tokenising=0.0 if run.packed is None else run.packed.seconds,
+        seconds_forward=sum(segment.seconds_forward for segment in done),
+        seconds_waiting=sum(segment.seconds_waiting for segment in done),
+        seconds_running=ended - min(first_started, default=ended),
+    )
+
+
+def _claim(run: PlannedRun) -> None:
+    """Write the plan first: whoever comes with another one is refused from here on. Then the Zarr metadata.
+
+    Raises:
+        PlanMismatchError: another run has claimed the place since this one was planned.
+    """
+    blobs, plan = run.blobs, run.plan
+    blobs.create(PLAN_KEY, [plan.to_bytes()])
+    if read_plan(blobs) != plan:
+        raise PlanMismatchError(
+            f"another run has just started a different plan at {blobs.url}; choose another out"
+        )
+    for layout in (*plan.token_arrays(), *(plan.activations(hook) for hook in plan.request.hooks)):
+        blobs.create(layout.metadata_key, [to_json(layout.metadata())])
+    for group in ("acts", "_actstore"):
+        blobs.create(f"{group}/zarr.json", [to_json(group_metadata({}))])
+    summary = {"format": FORMAT, "plan": PLAN_KEY, "hooks": list(plan.hook_names)}
+    blobs.create(ROOT_METADATA, [to_json(group_metadata({"actstore": summary}))])

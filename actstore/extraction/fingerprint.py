@@ -1,0 +1,31 @@
+"""Which weights a model name stands for, so that no store is ever continued with others."""
+
+import os
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from actstore.errors import ModelError
+from actstore.hooks.model import load_config
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
+
+
+def fingerprint(name: str, revision: str | None) -> str:
+    """``crc32c:`` over config and weight files of a folder; ``hub:`` and the commit for a Hub name.
+
+    Raises:
+        ModelError: the folder holds no weights, or there is no such model.
+    """
+    if not os.path.isdir(name):  # noqa: PTH112 - a Hub name is no path
+        commit = getattr(load_config(name, revision=revision), "_commit_hash", None)
+        return f"hub:{commit}"
+    files = sorted(path for pattern in _WEIGHTS for path in Path(name).glob(pattern))
+    if not any(path.suffix != ".json" for path in files):
+        raise ModelError(f"the folder {name} holds no weights (*.safetensors or *.bin)")
+    crc = 0
+    for path in files:
+        if path.stat().st_size:
+            crc = google_crc32c.extend(crc, np.memmap(path, dtype=np.uint8, mode="r"))
+    return f"crc32c:{crc:08x}"

@@ -1,0 +1,145 @@
+"""The job: what a user asks for, in a YAML file or as arguments. Schema: ``schemas/job.schema.json``."""
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from actstore.errors import JobError, StorageError
+
+SpecialToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "none"] | None
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Job(BaseModel):
+    """One extraction. All but the last five fields decide what the store holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), title="Job")
+
+    model: Text = Field(description="Hugging Face Hub name, or the folder of a saved model.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the Hub.")
+    tokens: Text = Field(
+        description="Text or token ids: a path, glob or fsspec URL of .txt, .jsonl, .parquet or .arrow files, "
+        "or hf:org/name[:config][:split]."
+    )
+    column: str | None = Field(
+        None, description="Column of a table. Default: input_ids or tokens if there, else text."
+    )
+    documents: Literal["file", "paragraph", "line"] = Field(
+        "file", description="What one document is in a .txt file."
+    )
+    tokenizer: Text | None = Field(None, description="Hub name or folder. Default: the model's.")
+    hooks: Annotated[tuple[Text, ...], Field(min_length=1)] | Text = Field(
+        description="Hook names or globs, such as blocks.*.hook_resid_post: a list, or separated by commas."
+    )
+    context_length: Annotated[int, Field(ge=1)] = Field(description="Tokens in a stored sequence.")
+    out: Text = Field(description="Path or URL of the store.")
+    dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        None, description="To compute and to store in. Default: the dtype the model was saved in."
+    )
+    packing: Literal["concat", "document"] = Field(
+        "concat",
+        description="concat: documents one after another, cut into full rows, as SAELens does. "
+        "document: one document a row, truncated or padded.",
+    )
+    begin_batch_token: SpecialToken = Field(
+        None, description="Token each row begins with. Default: bos for text, none for token ids."
+    )
+    begin_sequence_token: SpecialToken = Field(
+        None, description="Token each document begins with. Default: none."
+    )
+    sequence_separator_token: SpecialToken = Field(
+        None, description="Token between two documents of a row. Default: bos for text, none for token ids."
+    )
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Stop after this many tokens, rounded down to whole sequences."
+    )
+    batch_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Sequences in one forward. Default: about 4,096 tokens."
+    )
+    segment_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Sequences in a unit of work and in a shard. Default: shards of about 64 MiB."
+    )
+    seed: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Store the sequences in an order drawn from this seed. Default: source order."
+    )
+    executor: Text = Field("inline", description="inline (this process) or ray.")
+    num_workers: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Workers of the ray executor. Default: one a GPU, or one if there is none."
+    )
+    ray_address: str | None = Field(
+        None, description="Ray cluster to join, such as auto. Default: start one on this machine."
+    )
+    device: str | None = Field(None, description="Device of a worker, such as cuda:0. Default: a GPU if any.")
+
+    @property
+    def hook_patterns(self) -> tuple[str, ...]:
+        if isinstance(self.hooks, str):
+            return tuple(part.strip() for part in self.hooks.split(","))
+        return self.hooks
+
+
+def parse_job(fields: Mapping[str, Any], where: str = "job") -> Job:
+    """Check the fields of a job.
+
+    Raises:
+        JobError: it lists every problem with its location.
+    """
+    try:
+        # Through JSON, so that Python, YAML and the schema agree on what a list or an integer is.
+        return Job.model_validate_json(json.dumps(dict(fields), default=repr))
+    except ValidationError as error:
+        problems = [_problem(dict(problem)) for problem in error.errors(include_url=False)]
+        lines = list(dict.fromkeys(problems))
+        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        raise JobError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
+    """Read a job from a YAML (or JSON) file; any fsspec URL.
+
+    Args:
+        url: where it is.
+        overrides: fields that take precedence over the file's.
+
+    Raises:
+        JobError: it lists every problem with its location.
+        StorageError: the file cannot be read.
+    """
+    from actstore.store.blobs import open_blobs
+
+    folder, _, name = url.rpartition("/")
+    try:
+        data = bytes(open_blobs(folder or ".").read(name))
+    except StorageError as error:
+        raise StorageError(f"the job file cannot be read: {error}") from error
+    try:
+        fields = yaml.safe_load(data)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise JobError(f"{url} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(fields, dict):
+        raise JobError(
+            f"{url} must hold a mapping of fields, such as 'model: gpt2', not {type(fields).__name__}"
+        )
+    return parse_job({str(key): value for key, value in fields.items()} | dict(overrides or {}), where=url)
+
+
+_KINDS = {"missing": "is required", "extra_forbidden": "is not a field of a job"}
+
+
+def _problem(problem: dict[str, Any]) -> str:
+    # Members of a union report themselves as further parts of the location.
+    place = ".".join(str(part) for part in problem["loc"] if not _is_union_member(part))
+    text = _KINDS.get(problem["type"]) or problem["msg"][0].lower() + problem["msg"][1:]
+    found = "" if problem["type"] in _KINDS else f", got {problem['input']!r}"
+    if place.endswith("_token"):
+        text = "should be a token id, 'bos', 'eos', 'sep' or 'none'"
+    return f"{place}: {text}{found}"
+
+
+def _is_union_member(part: Any) -> bool:
+    return isinstance(part, str) and (
+        part in ("int", "none", "str") or part.startswith(("literal[", "constrained-", "tuple[", "function-"))
+    )

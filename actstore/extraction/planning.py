@@ -1,0 +1,241 @@
+"""Planning: everything is checked and counted before anything is computed or stored."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actstore.errors import JobError, PlanMismatchError, StorageError
+from actstore.extraction.events import OnEvent, ignore
+from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.job import Job, load_job, parse_job
+from actstore.extraction.tokens_stage import PackedTokens, TokenStage
+from actstore.hooks.model import load_config, resolve_hooks
+from actstore.store.blobs import Blobs, check_writable, open_blobs
+from actstore.store.commit import TOKENS_KEY, committed, read_plan
+from actstore.store.dtypes import dtype
+from actstore.store.layout import segment_size, segment_step
+from actstore.store.plan import HookArray, ModelIdentity, Plan, Request
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A job that has been checked against model, text and storage, and is ready to run. Made by `actstore.plan`;
+    print it to see what it would write.
+    """
+
+    job: Job
+    plan: Plan
+    blobs: Blobs
+    packed: PackedTokens | None
+    """None where the tokens are in the store already."""
+    committed: frozenset[int]
+    """Segments that an earlier run has committed."""
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Segments still to be computed."""
+        return tuple(index for index in range(self.plan.n_segments) if index not in self.committed)
+
+    @property
+    def nbytes_to_write(self) -> int:
+        layouts = [self.plan.activations(hook) for hook in self.plan.request.hooks]
+        tokens = sum(layout.nbytes for layout in self.plan.token_arrays()) if self.packed else 0
+        return tokens + sum(layout.shard_nbytes(index) for layout in layouts for index in self.pending)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain data."""
+        plan = self.plan
+        return {
+            "out": self.blobs.url,
+            "model": plan.request.model.name,
+            "dtype": plan.request.dtype,
+            "hooks": list(plan.hook_names),
+            "n_sequences": plan.n_sequences,
+            "context_length": plan.context_length,
+            "n_tokens": plan.n_tokens,
+            "nbytes": plan.nbytes,
+            "n_objects": plan.n_objects,
+            "n_segments": plan.n_segments,
+            "n_segments_committed": len(self.committed),
+            "segment_size": plan.segment_size,
+            "batch_size": plan.request.batch_size,
+            "nbytes_to_write": self.nbytes_to_write,
+        }
+
+    def __str__(self) -> str:
+        from actstore.extraction.report import table
+
+        plan = self.plan
+        state = (
+            f"{len(self.committed)} of {plan.n_segments} segments are committed" if self.committed else "new"
+        )
+        hooks = plan.hook_names
+        return table(
+            {
+                "store": f"{self.blobs.url} ({state})",
+                "model": f"{plan.request.model.name}, {plan.request.dtype}",
+                "hooks": f"{len(hooks)}: {hooks[0]}" + (f" ... {hooks[-1]}" if len(hooks) > 1 else ""),
+                "tokens": f"{plan.n_tokens:,} in {plan.n_sequences:,} sequences of {plan.context_length}",
+                "size": f"{plan.nbytes / 1e6:,.1f} MB in {plan.n_objects:,} objects",
+                "segments": f"{plan.n_segments:,} of {plan.segment_size} sequences, batches of "
+                f"{plan.request.batch_size}",
+            }
+        )
+
+
+def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: Any) -> PlannedRun:
+    """Check a job against model, text and storage, and count what it will write.
+
+    Nothing is written to the store yet; the text is read and tokenised to a temporary folder, unless the
+    store has its tokens already.
+
+    Args:
+        job: a job, or the path or URL of a YAML file; else its fields are given as keywords.
+        on_event: called with progress.
+        fields: fields of a job, which take precedence over those of the file.
+
+    Raises:
+        JobError, ModelError, HookError, TokensError, StorageError: what is wrong, in one sentence.
+        PlanMismatchError: the store at ``out`` is of another plan; the differences are named.
+    """
+    job = _job(job, fields)
+    config = load_config(job.model, revision=job.revision)
+    _check_context(job, config)
+    hook_names = resolve_hooks(config, job.hook_patterns)
+    stage = TokenStage.of(job, config.vocab_size)
+    request = Request(
+        model=ModelIdentity(
+            name=str(Path(job.model).absolute()) if Path(job.model).is_dir() else job.model,
+            revision=job.revision,
+            fingerprint=fingerprint(job.model, job.revision),
+            model_type=config.model_type,
+            n_layers=config.num_hidden_layers,
+            d_model=config.hidden_size,
+        ),
+        tokens=stage.identity,
+        hooks=tuple(
+            HookArray(name=name, shape=(config.hidden_size,), axes=("d_model",)) for name in hook_names
+        ),
+        dtype=job.dtype or _saved_dtype(config),
+        batch_size=job.batch_size or max(1, _BATCH_TOKENS // job.context_length),
+    )
+    blobs = open_blobs(job.out)
+    existing = read_plan(blobs)
+    if existing is not None:
+        _check_same(blobs.url, existing, request, job)
+        if blobs.size(TOKENS_KEY) is not None:
+            return PlannedRun(job, existing, blobs, None, frozenset(committed(blobs)))
+    check_writable(blobs)
+    packed = stage.run(on_event)
+    made = Plan(
+        request=request,
+        n_sequences=packed.spool.n_sequences,
+        n_tokens=packed.spool.n_tokens,
+        n_documents=packed.spool.n_documents,
+        tokens_sha256=packed.sha256(),
+        segment_size=_segment_size(job, request, packed.spool.n_sequences),
+    )
+    if existing is not None and made.tokens_sha256 != existing.tokens_sha256:
+        raise PlanMismatchError(
+            f"the store at {blobs.url} was planned over other tokens than {job.tokens} gives now; the text has "
+            "changed: choose another out, or delete that store"
+        )
+    run = PlannedRun(job, existing or made, blobs, packed, frozenset())
+    _check_space(run)
+    return run
+
+
+def _job(job: Job | str | None, fields: Mapping[str, Any]) -> Job:
+    if isinstance(job, Job):
+        return parse_job(job.model_dump() | dict(fields)) if fields else job
+    if job is not None:
+        return load_job(str(job), fields)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    return parse_job(given)
+
+
+def _check_context(job: Job, config: "PretrainedConfig") -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and job.context_length > longest:
+        raise JobError(
+            f"context_length {job.context_length} is longer than the {longest} positions of {job.model}; "
+            f"choose {longest} or less"
+        )
+
+
+def _saved_dtype(config: "PretrainedConfig") -> Any:
+    name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    if name not in ("float32", "float16", "bfloat16"):
+        raise JobError(f"the model was saved in {name}, which cannot be stored; choose a dtype")
+    return name
+
+
+def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
+    itemsize = dtype(request.dtype).itemsize
+    row_nbytes = [job.context_length * math.prod(hook.shape) * itemsize for hook in request.hooks]
+    step = segment_step(row_nbytes, batch_size=request.batch_size)
+    if job.segment_size is None:
+        return segment_size(row_nbytes, n_sequences=n_sequences, batch_size=request.batch_size)
+    if job.segment_size % step:
+        raise JobError(
+            f"segment_size {job.segment_size} must be a multiple of {step} (whole batches of "
+            f"{request.batch_size} and whole 4 KiB pages); choose {math.ceil(job.segment_size / step) * step}"
+        )
+    return job.segment_size
+
+
+def _check_space(run: PlannedRun) -> None:
+    free = run.blobs.free_nbytes()
+    needed = run.nbytes_to_write
+    if free is not None and needed > free:
+        raise StorageError(
+            f"{run.blobs.url} would need {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; store "
+            "fewer hooks or tokens, or choose another disk"
+        )
+
+
+# What may differ between two runs of one plan: only how something was spelled, not what it is.
+_SPELLINGS = {"model.name", "model.revision", "tokens.source", "tokens.tokenizer"}
+
+
+def _check_same(url: str, existing: Plan, request: Request, job: Job) -> None:
+    stored, asked = _flat(existing.request), _flat(request)
+    differences = [
+        f"{name} is {stored.get(name)} in the store, {asked.get(name)} was asked for"
+        for name in sorted(stored.keys() | asked.keys())
+        if name not in _SPELLINGS and stored.get(name) != asked.get(name)
+    ]
+    if job.segment_size is not None and job.segment_size != existing.segment_size:
+        differences.append(
+            f"segment_size is {existing.segment_size} in the store, {job.segment_size} was asked for"
+        )
+    if differences:
+        raise PlanMismatchError(
+            f"the store at {url} belongs to another plan: {'; '.join(differences)}. Choose another out, or run "
+            "the job it was made with"
+        )
+
+
+def _flat(request: Request) -> dict[str, str]:
+    def walk(value: Any, name: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                yield from walk(below, f"{name}.{key}" if name else key)
+        else:
+            yield name, value if isinstance(value, str) else json.dumps(value)
+
+    fields = request.model_dump(mode="json")
+    # One line each, not the whole record, for what has parts of its own.
+    fields["hooks"] = ", ".join(hook["name"] for hook in fields["hooks"])
+    fields["tokens"]["files"] = ", ".join(
+        f"{f['name']} ({f['nbytes']} bytes)" for f in fields["tokens"]["files"]
+    )
+    return dict(walk(fields, ""))

@@ -1,0 +1,70 @@
+"""What a run did, in figures."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Report:
+    """Result of `actstore.extract`; print it for a table."""
+
+    url: str
+    n_segments: int
+    n_segments_before: int
+    """Committed by earlier runs; nothing of these was computed again."""
+    n_tokens: int
+    """In the store, padding not counted."""
+    n_tokens_computed: int
+    """By this run, padding counted."""
+    nbytes_written: int
+    """By this run, of activations."""
+    seconds: float
+    """Wall time of this run without tokenising: start-up, forward, writing."""
+    seconds_tokenising: float
+    seconds_forward: float
+    """Sum over workers, in the model."""
+    seconds_waiting: float
+    """Sum over workers: the model stood still because storage was slower."""
+    seconds_running: float
+    """Wall time from the first segment's start of work to the last commit, start-up not counted."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.n_tokens_computed / self.seconds_running if self.seconds_running else 0.0
+
+    @property
+    def nbytes_per_second(self) -> float:
+        return self.nbytes_written / self.seconds_running if self.seconds_running else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields and rates as plain data."""
+        rates = {"tokens_per_second": self.tokens_per_second, "nbytes_per_second": self.nbytes_per_second}
+        return asdict(self) | rates
+
+    def __str__(self) -> str:
+        if self.n_segments == self.n_segments_before:
+            return table(
+                {
+                    "store": f"{self.url} (complete before: nothing to do)",
+                    "tokens": f"{self.n_tokens:,}",
+                }
+            )
+        before = f", {self.n_segments_before} of them by earlier runs" if self.n_segments_before else ""
+        return table(
+            {
+                "store": f"{self.url} (complete: {self.n_segments} segments{before})",
+                "tokens": f"{self.n_tokens:,} stored, {self.n_tokens_computed:,} computed now",
+                "written": f"{self.nbytes_written / 1e6:,.1f} MB",
+                "rate": f"{self.tokens_per_second:,.0f} tokens/s, {self.nbytes_per_second / 1e6:,.1f} MB/s",
+                "time": f"{self.seconds_tokenising:.1f} s tokenising, {self.seconds_forward:.1f} s in the forward, "
+                f"{self.seconds_waiting:.1f} s waiting for writes, {self.seconds:.1f} s in all",
+            }
+        )
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Names and values in two columns."""
+    width = max(len(name) for name in rows)
+    indent = "\n" + " " * (width + 2)
+    return "\n".join(f"{name:<{width}}  {value}".replace("\n", indent) for name, value in rows.items())

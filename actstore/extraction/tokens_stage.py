@@ -1,0 +1,199 @@
+"""The first stage: all text tokenised and packed, before the model is touched, so that the plan knows its size."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError, TokensError
+from actstore.extraction.events import OnEvent, Tokenised
+from actstore.extraction.job import Job
+from actstore.store.blobs import Blobs
+from actstore.store.commit import TOKENS_KEY, ShardRecord, TokensRecord, put
+from actstore.store.dtypes import dtype
+from actstore.store.layout import ArrayLayout
+from actstore.store.plan import Plan, SourceFileIdentity, TokensIdentity
+from actstore.store.shard import encode
+from actstore.tokens import (
+    Packing,
+    Rows,
+    Source,
+    Spool,
+    load_tokenizer,
+    open_source,
+    order,
+    pack,
+    special_id,
+    spool,
+    token_documents,
+    tokenizer_sha256,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TokenStage:
+    """A source, opened and checked, with nothing read yet."""
+
+    source: Source
+    tokenizer: "PreTrainedTokenizerBase | None"
+    packing: Packing
+    identity: TokensIdentity
+    vocab_size: int
+
+    @classmethod
+    def of(cls, job: Job, vocab_size: int) -> "TokenStage":
+        """Open the source and the tokenizer of a job.
+
+        Raises:
+            TokensError: either cannot be had, or the tokenizer lacks a token that packing needs.
+        """
+        source = open_source(job.tokens, column=job.column, documents=job.documents)
+        is_text = source.kind == "text"
+        default = "bos" if is_text else "none"
+        chosen = {
+            "begin_batch_token": job.begin_batch_token if job.begin_batch_token is not None else default,
+            "begin_sequence_token": job.begin_sequence_token,
+            "sequence_separator_token": (
+                job.sequence_separator_token if job.sequence_separator_token is not None else default
+            ),
+        }
+        pads = job.packing == "document"
+        needed = (
+            is_text or pads or any(isinstance(token, str) and token != "none" for token in chosen.values())
+        )
+        tokenizer = load_tokenizer(job.tokenizer or job.model, job.revision) if needed else None
+
+        def token_id(option: str) -> int | None:
+            token = chosen[option]
+            if token is None or token == "none":
+                return None
+            return token if tokenizer is None and isinstance(token, int) else _id(tokenizer, token, option)
+
+        packing = Packing(
+            mode=job.packing,
+            context_length=job.context_length,
+            begin_batch=token_id("begin_batch_token"),
+            begin_sequence=token_id("begin_sequence_token"),
+            separator=token_id("sequence_separator_token"),
+            pad=_pad_id(tokenizer) if pads else None,
+        )
+        identity = TokensIdentity(
+            source=job.tokens,
+            files=tuple(
+                SourceFileIdentity(name=file.url.rsplit("/", 1)[-1], nbytes=file.nbytes)
+                for file in source.files
+            ),
+            column=source.column,
+            documents=job.documents,
+            tokenizer=None if tokenizer is None else job.tokenizer or job.model,
+            tokenizer_sha256=None if tokenizer is None else tokenizer_sha256(tokenizer),
+            packing=job.packing,
+            context_length=job.context_length,
+            begin_batch_token=packing.begin_batch,
+            begin_sequence_token=packing.begin_sequence,
+            separator_token=packing.separator,
+            pad_token=packing.pad,
+            max_tokens=job.max_tokens,
+            seed=job.seed,
+        )
+        return cls(source, tokenizer, packing, identity, vocab_size)
+
+    def run(self, on_event: OnEvent) -> "PackedTokens":
+        """Read, tokenise and pack everything into a temporary folder.
+
+        Raises:
+            TokensError: unreadable or empty text, ids that the model does not have.
+        """
+        started = time.perf_counter()
+        length = self.packing.context_length
+        max_rows = None if self.identity.max_tokens is None else self.identity.max_tokens // length
+        if max_rows == 0:
+            raise TokensError(
+                f"max_tokens is {self.identity.max_tokens}, which is less than one sequence of {length} tokens"
+            )
+        folder = tempfile.TemporaryDirectory(prefix="actstore-tokens-")
+
+        def blocks() -> Iterator[Rows]:
+            n_sequences = 0
+            documents = token_documents(self.source, self.tokenizer)
+            for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.vocab_size):
+                n_sequences += len(block)
+                on_event(Tokenised(n_sequences, n_sequences * length))
+                yield block
+
+        packed = spool(blocks(), Path(folder.name))
+        permutation = order(packed.n_sequences, self.identity.seed)
+        return PackedTokens(packed, permutation, folder, time.perf_counter() - started)
+
+
+def _id(tokenizer: Any, token: int | str, option: str) -> int | None:
+    return special_id(tokenizer, token, option=option)
+
+
+def _pad_id(tokenizer: Any) -> int | None:
+    return special_id(
+        tokenizer, "eos" if tokenizer.pad_token_id is None else "pad", option="packing='document'"
+    )
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """All rows of a store, in the order in which they are stored."""
+
+    spool: Spool
+    permutation: NDArray[np.int64] | None
+    folder: "tempfile.TemporaryDirectory[str]"
+    """Holds the spool; it goes when this does."""
+    seconds: float
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        values: NDArray[Any] = getattr(self.spool, name)
+        return values[start:stop] if self.permutation is None else values[self.permutation[start:stop]]
+
+    def sha256(self) -> str:
+        """Of all token rows in stored order, little-endian int32."""
+        if self.permutation is None:
+            return self.spool.sha256
+        import hashlib
+
+        digest = hashlib.sha256()
+        for start in range(0, self.spool.n_sequences, 4096):
+            digest.update(np.ascontiguousarray(self.rows("tokens", start, start + 4096), "<i4").data)
+        return digest.hexdigest()
+
+    def store(self, blobs: Blobs, plan: Plan) -> None:
+        """Write the token arrays, then the record that says they are whole.
+
+        Raises:
+            StorageError: writing failed, or other tokens are in the place of these.
+        """
+        records = [
+            self._put(blobs, layout, shard)
+            for layout in plan.token_arrays()
+            for shard in range(layout.n_shards)
+        ]
+        blobs.create(TOKENS_KEY, [TokensRecord(shards=tuple(records)).to_bytes()])
+
+    def _put(self, blobs: Blobs, layout: ArrayLayout, shard: int) -> ShardRecord:
+        start = shard * layout.shard_rows
+        rows = self.rows(layout.path, start, start + layout.rows_in(shard))
+        stored = np.zeros(
+            (layout.chunks_in(shard) * layout.chunk_rows, *layout.shape[1:]), dtype(layout.dtype).storage
+        )
+        stored[: len(rows)] = rows
+        encoded = encode(layout, shard, stored)
+        record = put(blobs, encoded)
+        if record.crc32c != encoded.crc32c:
+            raise StorageError(
+                f"{blobs.url}/{record.key} holds other tokens than this plan; the store is damaged: delete it "
+                "and run the same command again"
+            )
+        return record

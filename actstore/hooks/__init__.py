@@ -1,0 +1,1 @@
+"""Hooks: names as TransformerLens users know them, on unmodified Hugging Face models."""

@@ -1,0 +1,1 @@
+"""The store: its bytes, its commits, and reading them. It knows nothing of models or of text."""

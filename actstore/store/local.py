@@ -1,0 +1,167 @@
+"""Blobs on a local or mounted file system: written to a temporary name, synced, then linked create-only."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from actstore.errors import StorageError
+from actstore.store.blobs import BlobNotFoundError
+from actstore.store.shard import Bytes, view
+
+PARTIAL = "_actstore/partial"
+"""Where files lie until they are whole. What a killed run leaves here is garbage that nobody reads."""
+
+
+class LocalBlobs:
+    """Files below one folder; a blob is one file.
+
+    Guarantees: after `create` returns, file and name survive a power cut; a file under its final name is whole.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+
+    def path(self, key: str) -> Path:
+        return self.root / key
+
+    def create(self, key: str, parts: Sequence[Bytes]) -> bool:
+        path = self.path(key)
+        partial = self.root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
+        try:
+            if path.exists():
+                return False
+            _make_folder(path.parent)
+            _make_folder(partial.parent)
+            _write(partial, parts)
+            try:
+                _link_new(partial, path)
+            except FileExistsError:
+                return False
+            finally:
+                partial.unlink()
+            _sync_folder(path.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise self._explained(error, key, "written") from error
+        return True
+
+    def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
+        """A view of the file's pages: nothing is copied until it is used."""
+        try:
+            size = self.path(key).stat().st_size
+            stop = size if nbytes is None else start + nbytes
+            if stop > size:
+                raise StorageError(
+                    f"{self.path(key)} has {size} bytes where {stop} were expected; the file is damaged"
+                )
+            if stop == start:
+                return b""
+            return np.memmap(self.path(key), dtype=np.uint8, mode="r", offset=start, shape=(stop - start,))
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise self._explained(error, key, "read") from error
+
+    def size(self, key: str) -> int | None:
+        try:
+            return self.path(key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise self._explained(error, key, "read") from error
+
+    def names(self, prefix: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path(prefix)))  # noqa: PTH208 - names are wanted, not paths
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise self._explained(error, prefix, "listed") from error
+
+    def delete(self, key: str) -> None:
+        path = self.path(key)
+        with contextlib.suppress(FileNotFoundError):
+            path.unlink()
+        # Folders are ours to make, so empty ones are ours to remove; a full one ends the climb.
+        with contextlib.suppress(OSError):
+            for folder in path.parents:
+                if not folder.is_relative_to(self.root):
+                    break
+                folder.rmdir()
+
+    def free_nbytes(self) -> int | None:
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    def _explained(self, error: OSError, key: str, verb: str) -> StorageError:
+        path = self.path(key)
+        if isinstance(error, FileNotFoundError):
+            return BlobNotFoundError(f"{path} does not exist")
+        if isinstance(error, PermissionError):
+            return StorageError(
+                f"{path} cannot be {verb}: no permission; choose a folder that this user may write"
+            )
+        if isinstance(error, NotADirectoryError | FileExistsError):
+            return StorageError(
+                f"{path} cannot be {verb}: a file is where a folder is needed; choose another path"
+            )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StorageError(
+                f"{path} cannot be written: the disk is full; free some space and run the same command again, "
+                "it goes on from what is committed"
+            )
+        return StorageError(f"{path} cannot be {verb}: {error.strerror or error}")
+
+
+def _write(path: Path, parts: Sequence[Bytes]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        for part in parts:
+            rest = view(part)
+            while rest:  # one write takes at most 2 GiB
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link_new(source: Path, target: Path) -> None:
+    """Give a finished file its final name, unless that name is taken."""
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        raise StorageError(
+            f"{target} cannot be created: this file system has no hard links, which create-only writes need; "
+            "use a local disk, NFS, or object storage"
+        ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    """``mkdir -p`` whose new names survive a power cut."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        _sync_folder(new.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,34 @@
+"""Tokens first: sources of documents, tokenising, packing to rows with provenance, and the spool that holds
+them.
+
+Nothing here imports torch; transformers and datasets are imported only where a tokenizer or a hub dataset
+is opened.
+"""
+
+from actstore.tokens.pack import Packing, Rows, pack
+from actstore.tokens.source import Source, SourceFile, open_source
+from actstore.tokens.spool import Spool, order, spool
+from actstore.tokens.tokenizer import (
+    encode_documents,
+    load_tokenizer,
+    special_id,
+    token_documents,
+    tokenizer_sha256,
+)
+
+__all__ = [
+    "Packing",
+    "Rows",
+    "Source",
+    "SourceFile",
+    "Spool",
+    "encode_documents",
+    "load_tokenizer",
+    "open_source",
+    "order",
+    "pack",
+    "special_id",
+    "spool",
+    "token_documents",
+    "tokenizer_sha256",
+]

@@ -1,0 +1,32 @@
+"""Documents in batches: enough at once to keep a tokenizer's threads busy, few enough to bound memory."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+TokenIds = NDArray[np.int32]
+Document = TypeVar("Document", str, TokenIds)
+
+TextBatch = tuple[int, list[str]]
+TokenBatch = tuple[int, list[TokenIds]]
+"""The number of the first document, and the documents from it on, without gaps."""
+
+BATCH_DOCUMENTS = 4096
+BATCH_SIZE = 1 << 20
+"""Characters or tokens; a single longer document is a batch of its own size."""
+
+
+def in_batches(documents: Iterable[Document]) -> Iterator[tuple[int, list[Document]]]:
+    """Numbers the documents from 0 and groups them; every document, also an empty one, has its number."""
+    first, size = 0, 0
+    batch: list[Document] = []
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= BATCH_SIZE or len(batch) == BATCH_DOCUMENTS:
+            yield first, batch
+            first, size, batch = first + len(batch), 0, []
+    if batch:
+        yield first, batch

@@ -1,0 +1,110 @@
+"""Which column holds the documents, and a chunk of that Arrow column as documents."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from actstore.errors import TokensError
+from actstore.tokens.batch import TokenIds
+
+Kind = Literal["text", "tokens"]
+"""What documents are: strings, or token ids already."""
+
+# In order of preference: what was tokenised before is used as it is.
+_DEFAULTS: tuple[tuple[str, Kind], ...] = (("input_ids", "tokens"), ("tokens", "tokens"), ("text", "text"))
+_INT32_MAX = 2**31 - 1
+
+
+def choose_column(
+    kinds: Mapping[str, Kind | None], column: str | None, name: str, *, types: Mapping[str, str] | None = None
+) -> tuple[str, Kind]:
+    """The column to read and its kind, out of `kinds` (None: neither strings nor lists of integers) in file
+    `name`.
+
+    `column` if given, else the first of input_ids, tokens (lists of integers) and text (strings).
+    Raises TokensError that lists the columns there are.
+    """
+    there = ", ".join(f"{key} ({types[key]})" if types else key for key in kinds) or "none at all"
+    if column is None:
+        for default, wanted in _DEFAULTS:
+            if kinds.get(default) == wanted:
+                return default, wanted
+        raise TokensError(
+            f"{name} has no column input_ids or tokens (lists of integers) nor text (strings); "
+            f"name one of its columns: {there}"
+        )
+    if column not in kinds:
+        raise TokensError(f"{name} has no column {column}; its columns are: {there}")
+    kind = kinds[column]
+    if kind is None:
+        raise TokensError(
+            f"column {column} of {name} holds neither strings nor lists of integers; its columns are: {there}"
+        )
+    return column, kind
+
+
+def choose_field(schema: pa.Schema, column: str | None, name: str) -> tuple[str, Kind]:
+    """`choose_column` for an Arrow schema."""
+    kinds = {field.name: _kind(field.type) for field in schema}
+    return choose_column(kinds, column, name, types={field.name: str(field.type) for field in schema})
+
+
+def _kind(type_: pa.DataType) -> Kind | None:
+    types = pa.types
+    if types.is_dictionary(type_):
+        return "text" if _kind(type_.value_type) == "text" else None
+    if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
+        return "text"
+    if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
+        return "tokens" if types.is_integer(type_.value_type) else None
+    return None
+
+
+def chunk_texts(chunk: "pa.Array[Any]", name: str) -> Iterator[str]:
+    """The strings of a chunk, null as empty. Raises TokensError for bytes that are not UTF-8."""
+    try:
+        values = chunk.to_pylist()
+    except UnicodeDecodeError as error:
+        raise TokensError(
+            f"{name} holds a string that is not UTF-8; write the column anew as UTF-8"
+        ) from error
+    return ("" if value is None else value for value in values)
+
+
+def chunk_tokens(chunk: "pa.Array[Any]", name: str, first_row: int) -> Iterator[TokenIds]:
+    """The lists of a chunk as int32 arrays, null as empty; `first_row` numbers its first row in the file.
+
+    Raises TokensError for a null id and for one that int32 does not hold.
+    """
+    lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    flat = pc.list_flatten(chunk)
+    if flat.null_count:
+        at = int(np.flatnonzero(flat.is_null().to_numpy(zero_copy_only=False))[0])
+        raise TokensError(f"row {_row(ends, at, first_row)} of {name} has a null among its token ids")
+    wide = flat.to_numpy(zero_copy_only=False)
+    ids = as_int32(wide)
+    if ids is None:
+        at = int(np.flatnonzero((wide < 0) | (wide > _INT32_MAX))[0])
+        raise TokensError(
+            f"row {_row(ends, at, first_row)} of {name} has the token id {wide[at]}, "
+            f"but token ids are 0 to {_INT32_MAX}"
+        )
+    return (ids[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True))
+
+
+def as_int32(ids: NDArray[Any]) -> TokenIds | None:
+    """Integers as int32; None when one of another width is outside 0 to 2**31 - 1."""
+    if ids.dtype == np.int32:
+        return ids
+    if ids.size and (ids.min() < 0 or ids.max() > _INT32_MAX):
+        return None
+    return ids.astype(np.int32)
+
+
+def _row(ends: NDArray[np.int64], at: int, first_row: int) -> int:
+    return first_row + int(np.searchsorted(ends, at, side="right"))

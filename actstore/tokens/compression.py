@@ -1,0 +1,79 @@
+"""Reading .gz and .zst files as plain bytes; a file that is cut short raises, and never just ends early."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from typing import BinaryIO, cast
+
+import zstandard
+
+CHUNK_NBYTES = 64 * 1024
+
+
+class _Chunks(io.RawIOBase):
+    """A file object over an iterator of non-empty byte strings; owns the file they come from."""
+
+    def __init__(self, chunks: Iterator[bytes], raw: BinaryIO) -> None:
+        self._chunks = chunks
+        self._raw = raw
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        if not self._left:
+            self._left = memoryview(next(self._chunks, b""))
+        n = min(len(buffer), len(self._left))
+        buffer[:n] = self._left[:n]
+        self._left = self._left[n:]
+        return n
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _zstd_chunks(raw: BinaryIO) -> Iterator[bytes]:
+    # zstandard's own stream_reader stops at the first frame by default, and takes a cut file for a whole one.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame = decompressor.decompressobj()
+    in_frame = False
+    while chunk := raw.read(CHUNK_NBYTES):
+        while chunk:
+            in_frame = True
+            if data := frame.decompress(chunk):
+                yield data
+            chunk = b""
+            if frame.eof:
+                chunk = frame.unused_data
+                frame = decompressor.decompressobj()
+                in_frame = False
+    if in_frame:
+        raise EOFError("the last zstd frame is incomplete")
+
+
+def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
+    """The plain bytes of `raw`, by the suffix of `path`: .gz and .zst with any number of members, or as it
+    is.
+
+    Reading raises EOFError when the file is cut short, gzip.BadGzipFile, zlib.error or zstandard.ZstdError
+    when it is damaged.
+    """
+    if path.lower().endswith(".gz"):
+        return cast(BinaryIO, io.BufferedReader(_GzipFile(raw)))
+    if path.lower().endswith(".zst"):
+        return cast(BinaryIO, io.BufferedReader(_Chunks(_zstd_chunks(raw), raw), 1 << 20))
+    return raw
+
+
+class _GzipFile(gzip.GzipFile):
+    """A GzipFile that closes the file it was given."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._raw = raw
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()

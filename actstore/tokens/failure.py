@@ -1,0 +1,52 @@
+"""Turns what other libraries raise while reading into one `TokensError` of one sentence."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+import zstandard
+
+from actstore.errors import TokensError
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's text without its full stop, or the name of its class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Raises TokensError, naming the file `name`, for failures of storage, decompression or Arrow inside."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TokensError(f"{name} is gone: it was there when the source was opened") from error
+    except PermissionError as error:
+        raise TokensError(f"no permission to read {name}: {reason(error)}") from error
+    except EOFError as error:
+        raise TokensError(
+            f"{name} is cut short: its compressed data ends too early, so fetch it again"
+        ) from error
+    except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
+        raise TokensError(
+            f"{name} is damaged or not compressed as its suffix says: {reason(error)}"
+        ) from error
+    except (pa.ArrowException, OSError) as error:
+        raise TokensError(f"{name} cannot be read: {reason(error)}") from error
+
+
+def decode(data: bytes, name: str, *, start: int = 0) -> str:
+    """`data` as UTF-8; `start` is where it lies in the (decompressed) file `name`.
+
+    Raises TokensError with the byte offset of what is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokensError(
+            f"{name} is not UTF-8: byte {data[error.start]:#04x} at byte offset {start + error.start} "
+            "(of the decompressed text); convert the file to UTF-8"
+        ) from error

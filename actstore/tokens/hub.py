@@ -1,0 +1,113 @@
+"""Datasets of the Hugging Face Hub, streamed through `datasets`."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from actstore.errors import MissingExtraError, TokensError
+from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
+from actstore.tokens.column import Kind, choose_field, chunk_texts, chunk_tokens
+from actstore.tokens.failure import reason
+from actstore.tokens.files import SourceFile
+from actstore.tokens.record import choose_key, text_of, tokens_of
+
+PREFIX = "hf:"
+_ROWS = 1024
+_SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "test"})
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What `hf:org/name[:config][:split]` names.
+
+    One part after the name is the split if it is called like one (train, validation, valid, val, dev,
+    test), else the config; `hf:org/name::split` gives any other split of the default config. The default
+    split is train.
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+
+    @classmethod
+    def parse(cls, spec: str) -> "HubName":
+        """Raises TokensError for a spec of another form."""
+        name, *parts = spec.removeprefix(PREFIX).split(":")
+        if not name or "//" in name or len(parts) > 2:
+            raise TokensError(
+                f"{spec} is no dataset name; give hf:org/name, hf:org/name:config or hf:org/name:config:split"
+            )
+        if len(parts) == 1 and parts[0] in _SPLITS:
+            parts.insert(0, "")
+        config, split = (*parts, "", "")[:2]
+        return cls(name, config or None, split or "train")
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.name}:{self.config or ''}:{self.split}"
+
+
+class HubSource:
+    """Documents of one column of a `datasets.IterableDataset`, in its order. A null is an empty document."""
+
+    kind: Kind
+    column: str
+
+    def __init__(self, dataset: Any, name: str, column: str | None) -> None:
+        """Raises TokensError when the dataset cannot be read or lacks the column; `name` is for messages."""
+        self.files = (SourceFile(name, None),)
+        self._dataset = dataset
+        if dataset.features is None:
+            self.column, self.kind = choose_key(self._read(dataset), column, name)
+        else:
+            self.column, self.kind = choose_field(dataset.features.arrow_schema, column, name)
+
+    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+        """Raises TokensError when the dataset cannot be read."""
+        name = self.files[0].url
+        if self._dataset.features is None:
+            # A stretch of nulls gives its Arrow table another schema, so records come one by one.
+            if self.kind == "text":
+                return in_batches(text_of(value, where) for where, value in self._values())
+            return in_batches(tokens_of(value, where) for where, value in self._values())
+        if self.kind == "text":
+            return in_batches(text for _, chunk in self._chunks() for text in chunk_texts(chunk, name))
+        return in_batches(ids for row, chunk in self._chunks() for ids in chunk_tokens(chunk, name, row))
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        for number, record in enumerate(self._read(self._dataset)):
+            yield f"{self.column} in row {number} of {self.files[0].url}", record.get(self.column)
+
+    def _chunks(self) -> "Iterator[tuple[int, pa.Array[Any]]]":
+        row = 0
+        tables = self._dataset.select_columns([self.column]).with_format("arrow").iter(batch_size=_ROWS)
+        for table in self._read(tables):
+            for chunk in table.column(self.column).chunks:
+                yield row, chunk
+                row += len(chunk)
+
+    def _read(self, items: Iterable[Any]) -> Iterator[Any]:
+        try:
+            yield from items
+        except Exception as error:  # network, builder and Arrow errors have no common class
+            raise TokensError(f"{self.files[0].url} cannot be read: {reason(error)}") from error
+
+
+def open_hub(spec: str, column: str | None) -> HubSource:
+    """Opens `hf:org/name[:config][:split]` for streaming.
+
+    Raises MissingExtraError without `datasets`, and TokensError when the dataset cannot be opened.
+    """
+    name = HubName.parse(spec)
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{spec} needs the package datasets, which is not installed; run pip install 'actstore[hf]'"
+        ) from error
+    try:
+        dataset = load_dataset(name.name, name.config, split=name.split, streaming=True)
+    except Exception as error:  # network, authorisation and builder errors have no common class
+        raise TokensError(f"{spec} cannot be opened: {reason(error)}") from error
+    return HubSource(dataset, str(name), column)

@@ -1,0 +1,61 @@
+"""JSON Lines files: one object a line, one of its keys as the document."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from actstore.errors import TokensError
+from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
+from actstore.tokens.column import Kind
+from actstore.tokens.failure import reading
+from actstore.tokens.files import LocatedFile
+from actstore.tokens.record import choose_key, text_of, tokens_of
+from actstore.tokens.text import lines
+
+
+class JsonlSource:
+    """Documents of one key: strings, or lists of token ids. A null is an empty document."""
+
+    kind: Kind
+    column: str
+
+    def __init__(self, files: tuple[LocatedFile, ...], column: str | None) -> None:
+        """Judges the key by the first records. Raises TokensError when they cannot be read or lack it."""
+        self.files = tuple(file.public for file in files)
+        self._located = files
+        self.column, self.kind = choose_key(
+            (record for _, record in _records(files[0])), column, files[0].name
+        )
+
+    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+        """Raises TokensError, with file and line, for bad JSON, a missing key or a value of another type."""
+        if self.kind == "text":
+            return in_batches(text_of(value, where) for where, value in self._values())
+        return in_batches(tokens_of(value, where) for where, value in self._values())
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        for file in self._located:
+            for number, record in _records(file):
+                if self.column not in record:
+                    raise TokensError(
+                        f"line {number} of {file.name} has no key {self.column}; "
+                        f"its keys are: {', '.join(record) or 'none'}"
+                    )
+                yield f"{self.column} in line {number} of {file.name}", record[self.column]
+
+
+def _records(file: LocatedFile) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The line number from 1, and the object in it."""
+    with reading(file.name), file.open() as stream:
+        for number, line in enumerate(lines(stream, file.name), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise TokensError(f"line {number} of {file.name} is not JSON: {error}") from error
+            if not isinstance(record, dict):
+                raise TokensError(
+                    f"line {number} of {file.name} is a JSON {type(record).__name__}, not an object with keys"
+                )
+            yield number, record

@@ -1,0 +1,295 @@
+"""Packing documents into rows of equal length, with the document and offset that each token came from."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import TokensError
+from actstore.tokens.batch import TokenIds
+
+Mode = Literal["concat", "document"]
+
+BLOCK_TOKENS = 1 << 20
+_MAX_LENGTH = 2**31 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How documents become rows.
+
+    "concat" joins documents and cuts rows from them, as SAELens 6.54 does, token for token: a document goes
+    on in the next row and the ragged tail of the source is dropped. "document" puts one document in a row,
+    cuts it to fit and pads it on the right.
+    """
+
+    mode: Mode = "concat"
+    context_length: int
+    """Tokens in a row, inserted ones included."""
+    begin_batch: int | None = None
+    """Put first in each row, unless the row's first token is it already."""
+    begin_sequence: int | None = None
+    """Put before each document, unless the document begins with it."""
+    separator: int | None = None
+    """Put before each document that does not begin a row, unless what follows begins with it."""
+    pad: int | None = None
+    """Fills the rows of mode "document", which needs it; mode "concat" has nothing to pad."""
+
+    def __post_init__(self) -> None:
+        """Raises TokensError when no row could be made this way."""
+        if self.mode not in get_args(Mode):
+            raise TokensError(f"the packing mode is {self.mode!r}; choose concat or document")
+        if self.context_length < 1:
+            raise TokensError(f"context_length is {self.context_length}; it must be 1 or more")
+        if self.mode == "document" and self.pad is None:
+            raise TokensError(
+                "packing one document a row needs a pad id, and none is given; the EOS id will do"
+            )
+        prefixed = self.begin_batch is not None or (
+            self.mode == "document" and self.begin_sequence is not None
+        )
+        if self.context_length == 1 and prefixed:
+            raise TokensError(
+                "context_length is 1, which the token at the start of each row would fill; choose 2 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed rows and where each token came from; n rows of L tokens."""
+
+    tokens: NDArray[np.int32]
+    """[n, L] token ids."""
+    lengths: NDArray[np.int32]
+    """[n] tokens of each row before its padding."""
+    documents: NDArray[np.int64]
+    """[n, L] number of the document a token came from; -1 for inserted tokens and padding."""
+    offsets: NDArray[np.int32]
+    """[n, L] index of a token within its document's tokens; -1 for inserted tokens and padding."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, rows: slice) -> "Rows":
+        return Rows(self.tokens[rows], self.lengths[rows], self.documents[rows], self.offsets[rows])
+
+
+@dataclass
+class _Seen:
+    """What went into the rows, for the message when none come out."""
+
+    documents: int = 0
+    tokens: int = 0
+
+
+class _Block:
+    """Rows being filled from the first on, through flat views; `position` is row * L + column."""
+
+    def __init__(self, n_rows: int, length: int, *, fill: int = 0) -> None:
+        shape = (n_rows, length)
+        self.rows = Rows(
+            np.full(shape, fill, np.int32),
+            np.full(n_rows, length, np.int32),
+            np.full(shape, -1, np.int64),
+            np.full(shape, -1, np.int32),
+        )
+        self.position = 0
+        self.end = n_rows * length
+        self._tokens = self.rows.tokens.reshape(-1)
+        self._documents = self.rows.documents.reshape(-1)
+        self._offsets = self.rows.offsets.reshape(-1)
+        self._ramp = np.arange(length, dtype=np.int32)
+
+    def insert(self, token: int) -> None:
+        self._tokens[self.position] = token
+        self.position += 1
+
+    def write(self, number: int, ids: TokenIds, at: int, n: int) -> None:
+        """The n tokens of a document from offset `at` on, within one row."""
+        span = slice(self.position, self.position + n)
+        self._tokens[span] = ids[at : at + n]
+        self._documents[span] = number
+        np.add(self._ramp[:n], at, out=self._offsets[span])
+        self.position += n
+
+    def write_rows(self, number: int, ids: TokenIds, at: int, n_rows: int, lead: int | None) -> int:
+        """Whole rows, each `lead` and then tokens of a document from offset `at` on; the tokens they took."""
+        length: int = self.rows.tokens.shape[1]
+        inserted = int(lead is not None)
+        row = self.position // length
+        rows, rest = slice(row, row + n_rows), slice(inserted, None)
+        stop = at + n_rows * (length - inserted)
+        if lead is not None:
+            self.rows.tokens[rows, 0] = lead
+        self.rows.tokens[rows, rest] = ids[at:stop].reshape(n_rows, -1)
+        self.rows.documents[rows, rest] = number
+        self.rows.offsets[rows, rest] = np.arange(at, stop, dtype=np.int32).reshape(n_rows, -1)
+        self.position += n_rows * length
+        return stop - at
+
+
+def pack(
+    documents: Iterable[tuple[int, TokenIds]],
+    packing: Packing,
+    *,
+    max_rows: int | None = None,
+    vocab_size: int | None = None,
+) -> Iterator[Rows]:
+    """Packs numbered documents (ids [n_tokens]) into blocks of about a million tokens; empty ones are
+    passed over.
+
+    Stops reading documents once `max_rows` rows are made. Raises TokensError for a token id that is
+    negative or not below `vocab_size`, and, at the end, when not one row came out.
+    """
+    if max_rows is not None and max_rows < 1:
+        raise TokensError(f"max_rows is {max_rows}; it must be 1 or more, or None for all rows")
+    return _packed(documents, packing, max_rows, vocab_size)
+
+
+def _packed(
+    documents: Iterable[tuple[int, TokenIds]], packing: Packing, max_rows: int | None, vocab_size: int | None
+) -> Iterator[Rows]:
+    seen = _Seen()
+    checked = _checked(documents, vocab_size, seen)
+    n_rows = 0
+    for rows in (_concat if packing.mode == "concat" else _one_per_row)(checked, packing, max_rows):
+        n_rows += len(rows)
+        yield rows
+    if n_rows == 0 and seen.tokens == 0:
+        found = f"all its {seen.documents} documents are empty" if seen.documents else "it has no documents"
+        raise TokensError(f"the source has nothing to pack: {found}")
+    if n_rows == 0:
+        raise TokensError(
+            f"the text packs to 0 rows of {packing.context_length} tokens: it has only {seen.tokens} tokens; "
+            "give more text or a smaller context_length"
+        )
+
+
+def _checked(
+    documents: Iterable[tuple[int, TokenIds]], vocab_size: int | None, seen: _Seen
+) -> Iterator[tuple[int, TokenIds]]:
+    """The documents that hold tokens, as int32 within the vocabulary."""
+    limit = 2**31 if vocab_size is None else vocab_size
+    for number, ids in documents:
+        seen.documents += 1
+        n = len(ids)
+        if n == 0:
+            continue
+        if n > _MAX_LENGTH:
+            raise TokensError(
+                f"document {number} has {n} tokens; split it, since a document has at most {_MAX_LENGTH}"
+            )
+        if ids.dtype != np.int32:
+            _check(number, ids, limit)
+            ids = ids.astype(np.int32)
+        # Read as unsigned, a negative id is a huge one: one pass finds both kinds of bad id.
+        elif int(ids.view(np.uint32).max()) >= limit:
+            _check(number, ids, limit)
+        seen.tokens += n
+        yield number, ids
+
+
+def _check(number: int, ids: NDArray[Any], limit: int) -> None:
+    bad = np.flatnonzero((ids < 0) | (ids >= limit))
+    if len(bad):
+        raise TokensError(
+            f"document {number} has the token id {ids[bad[0]]} at offset {bad[0]}, but ids must be 0 to "
+            f"{limit - 1}; use the model that these tokens were made for"
+        )
+
+
+def _block_sizes(packing: Packing, max_rows: int | None) -> Iterator[int]:
+    """Rows of one block after the other; endless, or `max_rows` in all."""
+    n = max(1, BLOCK_TOKENS // packing.context_length)
+    while max_rows is None or max_rows > 0:
+        yield n if max_rows is None else min(n, max_rows)
+        max_rows = None if max_rows is None else max_rows - n
+
+
+def _concat(
+    documents: Iterable[tuple[int, TokenIds]], packing: Packing, max_rows: int | None
+) -> Iterator[Rows]:
+    length = packing.context_length
+    sizes = _block_sizes(packing, max_rows)
+    block = _Block(next(sizes), length)
+    for number, ids in documents:
+        n, at, opens = len(ids), 0, True
+        while at < n:
+            column = block.position % length
+            n_rows = 0 if column or opens else _whole_rows(block, ids, at, packing)
+            if n_rows:
+                at += block.write_rows(number, ids, at, n_rows, packing.begin_batch)
+            else:
+                room = length - column
+                prefix = _prefix(int(ids[at]), packing, starts_row=column == 0, opens=opens)
+                for token in prefix[:room]:
+                    block.insert(token)
+                # A row's end cuts off begin_sequence, if anything, after a separator: it is due again.
+                opens = len(prefix) > room
+                taken = min(max(room - len(prefix), 0), n - at)
+                block.write(number, ids, at, taken)
+                at += taken
+            if block.position == block.end:
+                yield block.rows
+                size = next(sizes, 0)
+                if not size:
+                    return
+                block = _Block(size, length)
+    if block.position >= length:
+        yield block.rows[: block.position // length]
+
+
+def _prefix(first: int, packing: Packing, *, starts_row: bool, opens: bool) -> list[int]:
+    """What goes before a document's token `first` where a row or the document (`opens`) starts, or both."""
+    prefix: list[int] = []
+    opener = packing.begin_sequence
+    if opens and opener is not None and first != opener:
+        prefix, first = [opener], opener
+    lead = packing.begin_batch if starts_row else packing.separator
+    return prefix if lead is None or first == lead else [lead, *prefix]
+
+
+def _whole_rows(block: _Block, ids: TokenIds, at: int, packing: Packing) -> int:
+    """How many rows from the block's position on the document fills alike, all with begin_batch inserted.
+
+    A row where the document has that very token already takes one token more, so it is left to the caller;
+    so are single rows, which are faster written there.
+    """
+    length, lead = packing.context_length, packing.begin_batch
+    width = length - (lead is not None)
+    n_rows = min((len(ids) - at) // width, (block.end - block.position) // length)
+    if lead is not None and n_rows:
+        already = ids[at : at + n_rows * width : width] == lead
+        if already.any():
+            n_rows = int(already.argmax())
+    return n_rows if n_rows > 1 else 0
+
+
+def _one_per_row(
+    documents: Iterable[tuple[int, TokenIds]], packing: Packing, max_rows: int | None
+) -> Iterator[Rows]:
+    length, pad = packing.context_length, packing.pad
+    assert pad is not None  # Packing sees to it
+    opener = packing.begin_batch if packing.begin_sequence is None else packing.begin_sequence
+    sizes = _block_sizes(packing, max_rows)
+    block, row = _Block(next(sizes), length, fill=pad), 0
+    for number, ids in documents:
+        block.position = row * length
+        inserted = 0
+        if opener is not None and ids[0] != opener:
+            block.insert(opener)
+            inserted = 1
+        taken = min(len(ids), length - inserted)
+        block.write(number, ids, 0, taken)
+        block.rows.lengths[row] = inserted + taken
+        row += 1
+        if row == len(block.rows):
+            yield block.rows
+            size = next(sizes, 0)
+            if not size:
+                return
+            block, row = _Block(size, length, fill=pad), 0
+    if row:
+        yield block.rows[:row]

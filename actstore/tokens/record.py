@@ -1,0 +1,68 @@
+"""Records without a schema, as JSON gives them: which key holds the documents, and its values as documents."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from actstore.errors import TokensError
+from actstore.tokens.batch import TokenIds
+from actstore.tokens.column import Kind, as_int32, choose_column
+
+_PEEKED_RECORDS = 1000
+
+
+def choose_key(records: Iterable[dict[str, Any]], column: str | None, name: str) -> tuple[str, Kind]:
+    """The key to read and its kind, by the first records of file `name` up to where its type shows.
+
+    Raises TokensError that lists the keys there are.
+    """
+    wanted = {column} if column is not None else {"input_ids", "tokens", "text"}
+    kinds: dict[str, Kind | None] = {}
+    unclear: dict[str, Kind] = {}  # null or [] up to now, and what to take it for if nothing else comes
+    for record in islice(records, _PEEKED_RECORDS):
+        for key, value in record.items():
+            if key in kinds:
+                continue
+            if value is None or value == []:
+                guess: Kind = "tokens" if value == [] or key in ("input_ids", "tokens") else "text"
+                unclear.setdefault(key, guess)
+            else:
+                kinds[key] = _kind(value)
+                unclear.pop(key, None)
+        if wanted & kinds.keys() and not wanted & unclear.keys():
+            break
+    kinds |= unclear
+    return choose_column(kinds, column, name) if kinds else (column or "text", "text")
+
+
+def _kind(value: object) -> Kind | None:
+    if isinstance(value, str):
+        return "text"
+    integers = isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+    return "tokens" if integers else None
+
+
+def text_of(value: object, where: str) -> str:
+    """A value as a string, null as empty. Raises TokensError for another type; `where` says which value."""
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TokensError(f"{where} is a {type(value).__name__} where the records before have a string")
+    return value
+
+
+def tokens_of(value: object, where: str) -> TokenIds:
+    """A value as token ids, null as none. Raises TokensError for another type or an id out of range."""
+    if value is None:
+        return np.empty(0, np.int32)
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        raise TokensError(f"{where} is not a list of integers as in the records before")
+    try:
+        ids = as_int32(np.array(value, np.int64))
+    except OverflowError:
+        ids = None
+    if ids is None:
+        raise TokensError(f"{where} has a token id outside 0 to {2**31 - 1}")
+    return ids

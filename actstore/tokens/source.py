@@ -1,0 +1,65 @@
+"""Where documents come from: files of text or tables at any fsspec URL, or a Hugging Face Hub dataset."""
+
+from collections.abc import Iterator
+from typing import Protocol, get_args
+
+from actstore.errors import TokensError
+from actstore.tokens.batch import TextBatch, TokenBatch
+from actstore.tokens.column import Kind
+from actstore.tokens.files import SourceFile, locate
+from actstore.tokens.hub import PREFIX, open_hub
+from actstore.tokens.jsonl import JsonlSource
+from actstore.tokens.table import TableSource
+from actstore.tokens.text import TextSource, Unit
+
+__all__ = ["Source", "SourceFile", "open_source"]
+
+
+class Source(Protocol):
+    """Documents in a fixed order. A document's number is its index in the source, empty documents counted."""
+
+    @property
+    def kind(self) -> Kind:
+        """Whether documents are strings or token ids already."""
+
+    @property
+    def files(self) -> tuple[SourceFile, ...]:
+        """What is read, in reading order."""
+
+    @property
+    def column(self) -> str | None:
+        """The column that is read; None for plain text."""
+
+    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+        """The number of a batch's first document and its documents, from document 0 on; memory stays bounded.
+
+        Each call reads the source anew. Raises TokensError for what cannot be read, naming file and place.
+        """
+
+
+def open_source(spec: str, *, column: str | None = None, documents: Unit = "file") -> Source:
+    """Opens a path, fsspec URL, glob, directory or `hf:org/name[:config][:split]`; reads next to nothing yet.
+
+    `column` defaults to the first of input_ids, tokens (lists of integers) and text. `documents` says what
+    one document is in .txt files: the file, each paragraph (blank lines between), or each line.
+
+    Raises TokensError when nothing is there, the format is not supported or the first file lacks the
+    column, and MissingExtraError when a package for the protocol or the hub is not installed.
+    """
+    if documents not in get_args(Unit):
+        raise TokensError(f"documents is {documents!r}; choose file, paragraph or line")
+    if spec.startswith(PREFIX) and not spec.startswith("hf://"):
+        return open_hub(spec, column)
+    files = locate(spec)
+    if files[0].format == "text":
+        if column is not None:
+            raise TokensError(
+                f"column {column} is asked for, but {files[0].name} is plain text without columns"
+            )
+        return TextSource(files, documents)
+    if documents != "file":
+        raise TokensError(
+            f"documents={documents!r} splits plain text, but {files[0].name} is a {files[0].format} file, "
+            "where each row is a document"
+        )
+    return JsonlSource(files, column) if files[0].format == "jsonl" else TableSource(files, column)

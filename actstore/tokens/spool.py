@@ -1,0 +1,110 @@
+"""Packed rows in plain files, read back as memory maps: all of a corpus in bounded memory."""
+
+import hashlib
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError, TokensError
+from actstore.tokens.pack import Rows
+
+_FILES = {"tokens": "<i4", "lengths": "<i4", "documents": "<i8", "offsets": "<i4"}
+
+
+@dataclass(frozen=True)
+class Spool:
+    """All packed rows, N of L tokens, as read-only memory maps of little-endian files."""
+
+    tokens: NDArray[np.int32]
+    """[N, L], in tokens.i32."""
+    lengths: NDArray[np.int32]
+    """[N], in lengths.i32."""
+    documents: NDArray[np.int64]
+    """[N, L], in documents.i64."""
+    offsets: NDArray[np.int32]
+    """[N, L], in offsets.i32."""
+    n_tokens: int
+    """Sum of lengths: inserted tokens count, padding does not."""
+    n_documents: int
+    """Documents with at least one token in a row."""
+    sha256: str
+    """Hex SHA-256 of tokens.i32, which is all token rows in stored order."""
+
+    @property
+    def n_sequences(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Rows start to stop - 1 in stored order, as views of the maps."""
+        return Rows(self.tokens, self.lengths, self.documents, self.offsets)[start:stop]
+
+
+def spool(rows: Iterable[Rows], folder: Path) -> Spool:
+    """Writes the blocks that `pack` yields to `folder`, one after the other, replacing an earlier spool
+    there.
+
+    Document numbers must not descend, as they do not when they come from one source.
+    Raises TokensError when there is not one row, StorageError when the folder cannot be written.
+    """
+    digest = hashlib.sha256()
+    n_sequences = n_tokens = n_documents = length = 0
+    last = -1
+    paths = {
+        name: folder / f"{name}.{dtype[1:].replace('4', '32').replace('8', '64')}"
+        for name, dtype in _FILES.items()
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+            for block in rows:
+                for name, dtype in _FILES.items():
+                    files[name].write(_little_endian(getattr(block, name), dtype))
+                digest.update(_little_endian(block.tokens, _FILES["tokens"]))
+                n_sequences, length = n_sequences + len(block), block.tokens.shape[1]
+                n_tokens += int(block.lengths.sum(dtype=np.int64))
+                new, last = _count_after(block.documents, last)
+                n_documents += new
+    except TokensError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"the packed tokens cannot be written to {folder}: {error.strerror or error}"
+        ) from error
+    if n_sequences == 0:
+        raise TokensError("there is nothing to spool: the source packs to 0 rows; give more text")
+    shapes = {"lengths": (n_sequences,)}
+    maps = {
+        name: np.memmap(path, np.dtype(_FILES[name]), "r", shape=shapes.get(name, (n_sequences, length)))
+        for name, path in paths.items()
+    }
+    return Spool(**maps, n_tokens=n_tokens, n_documents=n_documents, sha256=digest.hexdigest())
+
+
+def order(n: int, seed: int | None) -> NDArray[np.int64] | None:
+    """The permutation [n] of rows that `seed` stands for: row i of the result is stored row order[i].
+
+    It is `numpy.random.Generator(numpy.random.PCG64(seed)).permutation(n)`; None, for no seed, is stored
+    order.
+    """
+    if seed is None:
+        return None
+    return np.random.Generator(np.random.PCG64(seed)).permutation(n)
+
+
+def _little_endian(values: NDArray[Any], dtype: str) -> memoryview:
+    return np.ascontiguousarray(values, dtype).reshape(-1).view(np.uint8).data
+
+
+def _count_after(documents: NDArray[np.int64], last: int) -> tuple[int, int]:
+    """How many document numbers above `last` there are, and the highest number."""
+    flat = documents.reshape(-1)
+    numbers = flat[flat > last]
+    if not len(numbers):
+        return 0, last
+    return 1 + int(np.count_nonzero(numbers[1:] != numbers[:-1])), int(numbers[-1])

@@ -1,0 +1,101 @@
+"""One column of Parquet and Arrow IPC files (both the file and the stream format), in bounded memory."""
+
+from collections.abc import Iterator
+from io import IOBase
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actstore.errors import TokensError
+from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
+from actstore.tokens.column import Kind, choose_field, chunk_texts, chunk_tokens
+from actstore.tokens.failure import reading
+from actstore.tokens.files import LocatedFile
+
+_ROWS = 1024
+_FILE_MAGIC = b"ARROW1"
+
+
+class TableSource:
+    """Documents of one column: strings, or lists of token ids. A null is an empty document."""
+
+    kind: Kind
+    column: str
+
+    def __init__(self, files: tuple[LocatedFile, ...], column: str | None) -> None:
+        """Raises TokensError when the first file cannot be read or lacks the column."""
+        self.files = tuple(file.public for file in files)
+        self._located = files
+        self.column, self.kind = choose_field(_schema(files[0]), column, files[0].name)
+
+    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+        """Raises TokensError for a later file that cannot be read, or has no such column of that type."""
+        if self.kind == "text":
+            return in_batches(
+                text
+                for file in self._located
+                for _, chunk in self._chunks(file)
+                for text in chunk_texts(chunk, file.name)
+            )
+        return in_batches(
+            ids
+            for file in self._located
+            for row, chunk in self._chunks(file)
+            for ids in chunk_tokens(chunk, file.name, row)
+        )
+
+    def _chunks(self, file: LocatedFile) -> "Iterator[tuple[int, pa.Array[Any]]]":
+        """The number of the first row of each chunk, and the chunk."""
+        _, kind = choose_field(_schema(file), self.column, file.name)
+        if kind != self.kind:
+            raise TokensError(
+                f"column {self.column} holds {self.kind} in {self.files[0].url} but {kind} in {file.name}; "
+                "read them as two sources"
+            )
+        row = 0
+        with reading(file.name), file.open() as stream:
+            chunks = (
+                _parquet(stream, self.column) if file.format == "parquet" else _arrow(stream, self.column)
+            )
+            for chunk in chunks:
+                yield row, chunk
+                row += len(chunk)
+
+
+def _schema(file: LocatedFile) -> pa.Schema:
+    with reading(file.name), file.open() as stream:
+        return pq.read_schema(stream) if file.format == "parquet" else _reader(stream, None).schema
+
+
+def _parquet(stream: BinaryIO, column: str) -> "Iterator[pa.Array[Any]]":
+    table = pq.ParquetFile(stream)
+    for batch in table.iter_batches(batch_size=_ROWS, columns=[column]):
+        yield batch.column(column)
+
+
+def _arrow(stream: BinaryIO, column: str) -> "Iterator[pa.Array[Any]]":
+    index = _reader(stream, None).schema.get_field_index(column)
+    stream.seek(0)
+    reader = _reader(stream, pa.ipc.IpcReadOptions(included_fields=[index]))
+    for batch in _record_batches(reader):
+        for start in range(0, batch.num_rows, _ROWS):
+            yield batch.column(0).slice(start, _ROWS)
+
+
+def _record_batches(
+    reader: pa.RecordBatchFileReader | pa.RecordBatchStreamReader,
+) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.RecordBatchFileReader):
+        return map(reader.get_batch, range(reader.num_record_batches))
+    return reader
+
+
+def _reader(
+    stream: BinaryIO, options: pa.ipc.IpcReadOptions | None
+) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
+    # `datasets` writes the stream format, Feather is the file format, and both are called .arrow.
+    magic = stream.read(len(_FILE_MAGIC))
+    stream.seek(0)
+    opener = pa.ipc.open_file if magic == _FILE_MAGIC else pa.ipc.open_stream
+    return opener(cast(IOBase, stream), options=options)

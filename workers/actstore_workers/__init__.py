@@ -1,0 +1,1 @@
+"""Extraction on Ray. The only code of actstore that imports ray."""

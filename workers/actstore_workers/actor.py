@@ -1,0 +1,56 @@
+"""The worker as a Ray actor."""
+
+import dataclasses
+from types import ModuleType
+from typing import Any
+
+from actstore.extraction.events import SegmentDone
+from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, Worker, WorkerSpec
+
+
+class WorkerActor:
+    """Holds a worker. It loads in `start`, not when it is made, so that its errors arrive as they are."""
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self._spec = spec
+        self._worker: Worker | None = None
+
+    def start(self) -> None:
+        """Load the model."""
+        self._worker = self._spec.start()
+
+    def run(self, index: int) -> SegmentDone:
+        """Compute and commit a segment; a few hundred bytes come back, activations never do."""
+        assert self._worker is not None
+        return self._worker.run(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorOptions:
+    """What one actor reserves."""
+
+    num_cpus: float
+    num_gpus: float
+
+    @classmethod
+    def choose(cls, ray: ModuleType, spec: WorkerSpec, num_workers: int) -> "ActorOptions":
+        """A GPU each if there are any or one is asked for by name; else an equal share of the CPUs."""
+        resources = ray.cluster_resources()
+        wants_gpu = (spec.device or "").startswith("cuda")
+        if wants_gpu or (spec.device is None and resources.get("GPU", 0) >= 1):
+            return cls(num_cpus=1, num_gpus=1)
+        return cls(num_cpus=max(1, int(resources.get("CPU", 1)) // num_workers), num_gpus=0)
+
+
+def make_actor(ray: ModuleType, spec: WorkerSpec, options: ActorOptions) -> Any:
+    """Start an actor. Ray neither restarts it nor repeats its calls: the driver does, and counts."""
+    if options.num_gpus == 0 and spec.n_threads is None:
+        spec = dataclasses.replace(spec, n_threads=int(options.num_cpus))
+    remote = ray.remote(
+        num_cpus=options.num_cpus,
+        num_gpus=options.num_gpus,
+        max_restarts=0,
+        max_task_retries=0,
+        max_concurrency=SEGMENTS_IN_FLIGHT,
+    )(WorkerActor)
+    return remote.remote(spec)

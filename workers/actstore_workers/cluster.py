@@ -1,0 +1,92 @@
+"""Joining a Ray cluster, or starting one on this machine for the length of a run."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+
+from actstore.errors import ExtractError, MissingExtraError
+
+# Only metadata travels through the object store; Ray would otherwise take 30 % of the memory for it.
+_OBJECT_STORE_NBYTES = 200 << 20
+
+
+def import_ray() -> ModuleType:
+    """Ray, with its telemetry off and its ``uv run`` hook off, unless the user has set them.
+
+    The hook would install the whole environment again for each worker.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Ray 2.60 announces a change of this default with a warning at each start.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError(
+            "the ray executor needs Ray, which is not installed; run `pip install 'actstore[ray]'`"
+        ) from error
+    found: ModuleType = ray
+    return found
+
+
+@contextlib.contextmanager
+def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[ModuleType]:
+    """Ray, connected; what was started here is stopped on leaving.
+
+    Args:
+        address: a running cluster (``auto``, ``host:port``); None starts one, unless this process is in one.
+        num_cpus: CPUs of a cluster that is started here; None counts them.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        ExtractError: there is no cluster at this address.
+    """
+    ray = import_ray()
+    if ray.is_initialized():
+        yield ray
+        return
+    own: dict[str, object] = {}
+    if address is None:
+        # The driver needs to be found by nobody, so neither a dashboard nor its port.
+        own = {
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_NBYTES,
+            "num_cpus": num_cpus,
+        }
+    with _keeping_sigterm():
+        try:
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level="ERROR",
+                configure_logging=True,
+                **own,
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ExtractError(
+                f"there is no Ray cluster to join at {address!r}: {str(error).splitlines()[0]}; start one with "
+                "`ray start --head`, or leave the address out"
+            ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """``ray.init`` puts its own handler in place of ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
