@@ -33,7 +33,7 @@ check: $(VENV)/.dev  ## Lint and types
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev  ## The benchmark table, into tests/benchmarks/RESULTS.md
-	$(BIN)/python tests/benchmarks/run.py
+	$(BIN)/python -m tests.benchmarks.run
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache actstore-demo

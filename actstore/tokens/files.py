@@ -114,6 +114,7 @@ def _listing(filesystem: Any, root: str) -> tuple[dict[str, int | None], bool]:
         }, False
     if info["type"] != "directory":
         return {root: info.get("size")}, False
+    filesystem.ls(root, detail=False)  # raises where find would pass over what it may not list
     below = filesystem.find(root, detail=True)
     return {path: info.get("size") for path, info in below.items()}, True
 

@@ -1,4 +1,4 @@
-"""Records without a schema, as JSON gives them: which key holds the documents, and its values as documents."""
+"""Records without a schema, as JSON gives them: which key holds documents, and its values as such."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -33,8 +33,10 @@ def choose_key(records: Iterable[dict[str, Any]], column: str | None, name: str)
                 unclear.pop(key, None)
         if wanted & kinds.keys() and not wanted & unclear.keys():
             break
-    kinds |= unclear
-    return choose_column(kinds, column, name) if kinds else (column or "text", "text")
+    if not any(kinds.get(key) for key in wanted):
+        kinds |= unclear
+    there: dict[str, Kind | None] = {**dict.fromkeys(unclear), **kinds}
+    return choose_column(there, column, name) if there else (column or "text", "text")
 
 
 def _kind(value: object) -> Kind | None:
@@ -50,6 +52,14 @@ def text_of(value: object, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise TokensError(f"{where} is a {type(value).__name__} where the records before have a string")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            # JSON may escape half of a surrogate pair; a tokenizer would fail on it, without saying where.
+            raise TokensError(
+                f"{where} has half a surrogate pair at character {error.start}; mend it"
+            ) from error
     return value
 
 

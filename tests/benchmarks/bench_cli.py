@@ -1,0 +1,27 @@
+"""How long the command line takes to answer."""
+
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.benchmarks.measure import Ratio
+
+
+def _seconds(*args: str) -> float:
+    command = [str(Path(sys.executable).parent / "actstore"), *args]
+    times = []
+    for _ in range(7):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def run(store: Path) -> list[Ratio]:
+    """Medians of whole processes."""
+    return [
+        Ratio("actstore --help", _seconds("--help"), 0, "s", 0.4, "", lower_is_better=True),
+        Ratio("actstore info, local store", _seconds("info", str(store)), 0, "s", 1.0, "", lower_is_better=True),
+    ]

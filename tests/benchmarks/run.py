@@ -1,0 +1,82 @@
+"""``make bench``: every benchmark in one run; prints one table and writes RESULTS.md beside this file."""
+
+import datetime
+import logging
+import os
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.benchmarks import bench_cli
+from tests.benchmarks import bench_forward
+from tests.benchmarks import bench_ray
+from tests.benchmarks import bench_storage
+from tests.benchmarks.measure import Ratio
+from tests.pretrained import smollm2
+
+from actstore.demo import TEXT_PATH
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+_PACKAGES = ("actstore", "torch", "transformers", "ray", "zarr", "sae-lens", "numpy")
+_HEAD = ("benchmark", "actstore", "compared with", "ratio", "target", "")
+
+
+def main(chosen: list[str]) -> int:
+    """Run all benchmarks, or those named; 1 if a target is missed."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    logging.disable(logging.WARNING)
+    ratios: list[Ratio] = []
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-", dir=Path.cwd()) as name:
+        folder = Path(name)
+        model = smollm2()
+        benches = {
+            "storage": lambda: bench_storage.run(folder),
+            "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
+            "ray": lambda: bench_ray.run(model, TEXT_PATH, folder),
+            "cli": lambda: bench_cli.run(_any_store(folder, model)),
+        }
+        for bench in chosen or list(benches):
+            ratios += benches[bench]()
+    text = _text(ratios)
+    print(text)
+    if not chosen:
+        RESULTS.write_text(text, encoding="utf-8")
+    return 0 if all(ratio.is_met for ratio in ratios) else 1
+
+
+def _any_store(folder: Path, model: Path) -> Path:
+    reference = folder / "forward-reference"
+    if not reference.exists():
+        import actstore
+
+        actstore.extract(
+            actstore.plan(
+                model=str(model),
+                tokens=str(TEXT_PATH),
+                hooks="blocks.0.hook_resid_post",
+                context_length=128,
+                max_tokens=4096,
+                out=str(reference),
+            )
+        )
+    return reference
+
+
+def _text(ratios: list[Ratio]) -> str:
+    rows = [_HEAD, *(ratio.row() for ratio in ratios)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
+    head = (
+        f"# Benchmarks\n\n{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), no GPU, "
+        f"Python {platform.python_version()}.\n{versions}.\n\n"
+        "Medians of runs in turns in one process; absolute figures drift with the machine, ratios are what counts.\n\n"
+    )
+    return head + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
