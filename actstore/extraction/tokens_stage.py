@@ -1,7 +1,9 @@
 """The first stage: all text tokenised and packed, before the model is touched, so that the plan knows its size."""
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +121,7 @@ class TokenStage:
             raise TokensError(
                 f"max_tokens is {self.identity.max_tokens}, which is less than one sequence of {length} tokens"
             )
-        folder = tempfile.TemporaryDirectory(prefix="actstore-tokens-")
+        folder = Path(tempfile.mkdtemp(prefix="actstore-tokens-"))
 
         def blocks() -> Iterator[Rows]:
             n_sequences = 0
@@ -129,9 +131,15 @@ class TokenStage:
                 on_event(Tokenised(n_sequences, n_sequences * length))
                 yield block
 
-        packed = spool(blocks(), Path(folder.name))
-        permutation = order(packed.n_sequences, self.identity.seed)
-        return PackedTokens(packed, permutation, folder, time.perf_counter() - started)
+        try:
+            spooled = spool(blocks(), folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        permutation = order(spooled.n_sequences, self.identity.seed)
+        packed = PackedTokens(spooled, permutation, time.perf_counter() - started)
+        weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
+        return packed
 
 
 def _id(tokenizer: Any, token: int | str, option: str) -> int | None:
@@ -146,12 +154,10 @@ def _pad_id(tokenizer: Any) -> int | None:
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """All rows of a store, in the order in which they are stored."""
+    """All rows of a store, in the order in which they are stored. The files of the spool go when this does."""
 
     spool: Spool
     permutation: NDArray[np.int64] | None
-    folder: "tempfile.TemporaryDirectory[str]"
-    """Holds the spool; it goes when this does."""
     seconds: float
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:

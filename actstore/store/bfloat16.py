@@ -2,6 +2,10 @@
 
 zarr-python has no bfloat16 of its own. With actstore installed, ``zarr.open`` returns such arrays as
 ``ml_dtypes.bfloat16``. Name and fill values follow the zarr-extensions entry ``data-types/bfloat16``.
+
+zarr-python 3.1, the newest for Python 3.11, collects ``zarr.data_type`` entry points but never loads them (3.4
+does). It does load ``zarr.buffer`` entry points whenever it opens anything, so this module is also named there,
+with zarr's own default buffer, and registers the type when imported.
 """
 
 from dataclasses import dataclass
@@ -9,9 +13,13 @@ from typing import Any, ClassVar, Literal, Self, TypeGuard, cast
 
 import ml_dtypes
 import numpy as np
+from zarr.core.buffer.cpu import Buffer
+from zarr.core.dtype import data_type_registry
 from zarr.core.dtype.common import DataTypeValidationError, HasEndianness, HasItemSize
 from zarr.core.dtype.npy.common import check_json_float_v3, float_from_json_v3, float_to_json_v3
 from zarr.core.dtype.wrapper import ZDType
+
+__all__ = ["BFloat16", "Buffer"]
 
 _NATIVE = np.dtype(ml_dtypes.bfloat16)
 
@@ -79,3 +87,6 @@ class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
         if check_json_float_v3(data):
             return ml_dtypes.bfloat16(float_from_json_v3(data))
         raise TypeError(f"Invalid fill value for bfloat16: {data!r}.")
+
+
+data_type_registry.register(BFloat16._zarr_v3_name, BFloat16)

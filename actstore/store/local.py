@@ -38,7 +38,6 @@ class LocalBlobs:
             if path.exists():
                 return False
             _make_folder(path.parent)
-            _make_folder(partial.parent)
             _write(partial, parts)
             try:
                 _link_new(partial, path)
@@ -92,6 +91,8 @@ class LocalBlobs:
             path.unlink()
         # Folders are ours to make, so empty ones are ours to remove; a full one ends the climb.
         with contextlib.suppress(OSError):
+            self.path(PARTIAL).rmdir()
+        with contextlib.suppress(OSError):
             for folder in path.parents:
                 if not folder.is_relative_to(self.root):
                     break
@@ -124,7 +125,7 @@ class LocalBlobs:
 
 
 def _write(path: Path, parts: Sequence[Bytes]) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = _open_new(path)
     try:
         for part in parts:
             rest = view(part)
@@ -133,6 +134,15 @@ def _write(path: Path, parts: Sequence[Bytes]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open_new(path: Path) -> int:
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileNotFoundError:
+            # Its folder is made when needed, and whoever deletes a blob may remove it again while empty.
+            _make_folder(path.parent)
 
 
 def _link_new(source: Path, target: Path) -> None:

@@ -12,8 +12,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from actstore.errors import HookError, ModelError
 from actstore.hooks.model import HookedModel, layers_needed, load_config, resolve_hooks
 
-TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt_neox_sequential")
-TinyModel = Callable[[str], Path]
+TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt_neox sequential")
+TinyModel = Callable[..., Path]
+
+
+@pytest.fixture(params=TYPES)
+def folder(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Path:
+    """A model of each type."""
+    model_type, _, sequential = request.param.partition(" ")
+    return tiny_model(model_type, use_parallel_residual=False) if sequential else tiny_model(model_type)
 
 
 def run(folder: Path, patterns: list[str], tokens: Tensor, **options: Any) -> dict[str, Tensor]:
@@ -30,9 +37,7 @@ def some_tokens(folder: Path, batch: int = 2, length: int = 16) -> Tensor:
     return torch.randint(0, vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_residual_stream_is_bit_equal_to_hidden_states(tiny_model: TinyModel, model_type: str) -> None:
-    folder = tiny_model(model_type)
+def test_residual_stream_is_bit_equal_to_hidden_states(folder: Path) -> None:
     tokens = some_tokens(folder)
     values = run(folder, ["blocks.*"], tokens)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -44,9 +49,7 @@ def test_residual_stream_is_bit_equal_to_hidden_states(tiny_model: TinyModel, mo
         assert torch.equal(values[f"blocks.{layer}.hook_resid_post"], states[layer + 1])
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_residual_identities(tiny_model: TinyModel, model_type: str) -> None:
-    folder = tiny_model(model_type)
+def test_residual_identities(folder: Path) -> None:
     values = run(folder, ["blocks.*"], some_tokens(folder))
     for layer in range(load_config(str(folder)).num_hidden_layers):
         before = f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
@@ -63,9 +66,7 @@ def test_residual_identities(tiny_model: TinyModel, model_type: str) -> None:
             )
 
 
-@pytest.mark.parametrize("model_type", TYPES)
-def test_a_model_loaded_only_as_far_as_needed_gives_the_same_bits(tiny_model: TinyModel, model_type: str) -> None:
-    folder = tiny_model(model_type)
+def test_a_model_loaded_only_as_far_as_needed_gives_the_same_bits(folder: Path) -> None:
     tokens = some_tokens(folder)
     pattern = ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"]
     short = run(folder, pattern, tokens, n_layers=2)

@@ -11,7 +11,7 @@ from actstore.hooks.model import HookedModel, load_config, resolve_hooks
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "llama", "gpt_neox"])
-def test_equal_to_transformer_lens(tiny_model: Callable[[str], Path], model_type: str) -> None:
+def test_equal_to_transformer_lens(tiny_model: Callable[..., Path], model_type: str) -> None:
     folder = tiny_model(model_type)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -11,6 +12,7 @@ from actstore.errors import ExtractError, MissingExtraError
 
 # Only metadata travels through the object store; Ray would otherwise take 30 % of the memory for it.
 _OBJECT_STORE_NBYTES = 200 << 20
+_CONNECT_S = 10.0
 
 
 def import_ray() -> ModuleType:
@@ -61,6 +63,7 @@ def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[Mod
         }
     with _keeping_sigterm():
         try:
+            _check_reachable(address)
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
@@ -68,7 +71,7 @@ def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[Mod
                 configure_logging=True,
                 **own,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ExtractError(
                 f"there is no Ray cluster to join at {address!r}: {str(error).splitlines()[0]}; start one with "
                 "`ray start --head`, or leave the address out"
@@ -77,6 +80,17 @@ def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[Mod
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        OSError: nobody listens at this host and port.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdecimal() and "://" not in host:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 @contextlib.contextmanager

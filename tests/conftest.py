@@ -1,0 +1,283 @@
+"""What every test can ask for: an S3 server, tiny models, one real model, a text.
+
+Fixtures are made when first used. Tests that need a server process are kept on one worker of pytest-xdist.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import pretrained
+
+# Before anything imports torch, transformers or ray; child processes inherit all of it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.pop("TOKENIZERS_PARALLELISM", None)
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+
+_BUCKET = "actstore-tests"
+_SERVER_START_S = 60.0
+_SERVER_STOP_S = 15.0
+_CACHE = Path(__file__).parents[1] / ".cache"
+
+TinyModel = Callable[..., Path]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures they use, and put all that start servers into one group."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "s3_server" in fixtures:
+            item.add_marker(pytest.mark.s3)
+        if "smollm2" in fixtures:
+            item.add_marker(pytest.mark.smollm2)
+        if item.get_closest_marker("s3") or item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("services"))
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A SeaweedFS server on the loopback interface."""
+
+    endpoint: str
+    bucket: str
+
+    def client(self) -> Any:
+        """A botocore client of the administrator, to look at objects without actstore."""
+        import botocore.session  # type: ignore[import-untyped]
+
+        return botocore.session.get_session().create_client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="admin",
+            aws_secret_access_key="secret",
+        )
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Starts the server and puts its address and the credentials ``admin``/``secret`` into the environment.
+
+    The credentials ``reader``/``secret`` may read and list, not write.
+    """
+    with tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as folder:
+        server, process = _start_weed(Path(folder))
+        with contextlib.ExitStack() as stack:
+            stack.callback(_stop, process)
+            _make_bucket(server, process, Path(folder))
+            environment = stack.enter_context(pytest.MonkeyPatch.context())
+            for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
+                environment.delenv(name, raising=False)
+            for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+                environment.setenv(name, os.devnull)
+            environment.setenv("AWS_ENDPOINT_URL", server.endpoint)
+            environment.setenv("AWS_ACCESS_KEY_ID", "admin")
+            environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+            environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            yield server
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server) -> str:
+    """A prefix on S3 that nothing else uses; nothing is there yet."""
+    return f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
+
+
+def _start_weed(folder: Path) -> tuple[S3Server, "subprocess.Popen[bytes]"]:
+    rights = {"admin": ["Admin", "Read", "Write", "List"], "reader": ["Read", "List"]}
+    identities = [
+        {"name": name, "credentials": [{"accessKey": name, "secretKey": "secret"}], "actions": actions}
+        for name, actions in rights.items()
+    ]
+    config = folder / "identities.json"
+    config.write_text(json.dumps({"identities": identities}))
+    data = folder / "data"
+    data.mkdir()
+    services = ("master", "volume", "filer", "s3", "admin")
+    names = [f"{service}.{port}" for service in services for port in ("port", "port.grpc")]
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
+    command = [
+        str(Path(sys.executable).parent / "weed"),
+        "-logtostderr=true",  # else it leaves files in /tmp
+        "mini",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.config={config}",
+        "-s3.autoCreateBucket=false",
+        f"-s3.localSocket={folder}/s3.sock",
+        f"-filer.localSocket={folder}/filer.sock",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-webdav=false",
+        "-admin.ui=false",
+        "-master.telemetry=false",
+        *(f"-{name}={port}" for name, port in ports.items()),
+    ]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    return S3Server(f"http://127.0.0.1:{ports['s3.port']}", _BUCKET), process
+
+
+def _make_bucket(server: S3Server, process: "subprocess.Popen[bytes]", folder: Path) -> None:
+    """Ask for a bucket and an object until both are there: the server is ready."""
+    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+
+    client = server.client()
+    deadline = time.monotonic() + _SERVER_START_S
+    while True:
+        try:
+            with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
+                client.create_bucket(Bucket=server.bucket)
+            client.put_object(Bucket=server.bucket, Key="ready", Body=b"ready")
+            return
+        except (BotoCoreError, ClientError) as error:
+            if process.poll() is not None or time.monotonic() > deadline:
+                log = (folder / "log").read_text(errors="replace")
+                raise RuntimeError(f"SeaweedFS did not start: {error}\n{log[-4000:]}") from error
+            time.sleep(0.1)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_SERVER_STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _free_ports(n: int) -> Sequence[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> TinyModel:
+    """``tiny_model("llama")`` gives a folder with a random model and a byte-level BPE tokenizer.
+
+    3 layers, d_model 64, 4 heads (2 of keys and values, where the family can), 300 token ids, context 128,
+    float32. ``gpt2``, ``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``gpt_neox``; keywords go to the config:
+    ``tiny_model("gpt_neox", use_parallel_residual=False)``. Equal arguments give the same folder.
+    """
+    folders: dict[str, Path] = {}
+
+    def make(model_type: str, **config: Any) -> Path:
+        key = json.dumps([model_type, config], sort_keys=True)
+        if key not in folders:
+            folder = tmp_path_factory.mktemp(model_type)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # nothing here is under test
+                _save_tiny_model(folder, model_type, config)
+                _save_tokenizer(folder, text_file.read_text())
+            folders[key] = folder
+        return folders[key]
+
+    return make
+
+
+def _save_tiny_model(folder: Path, model_type: str, config: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    if model_type == "gpt2":
+        shape |= {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 128}
+    else:
+        shape |= {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4}
+        shape |= {"intermediate_size": 128, "max_position_embeddings": 128}
+        if model_type != "gpt_neox":
+            shape |= {"num_key_value_heads": 2, "head_dim": 16}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(shape | config)))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.1
+            # Biases start at 0 and norms at 1; they are moved from there. Matrices are noise alone.
+            parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
+    model.to(torch.float32).save_pretrained(folder)
+
+
+def _save_tokenizer(folder: Path, text: str) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<bos>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator([text], trainer)
+    special = {"bos_token": "<bos>", "eos_token": "<|endoftext|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A folder with SmolLM2-135M-Instruct, bfloat16 safetensors, and its tokenizer; made once, then kept."""
+    _CACHE.mkdir(exist_ok=True)
+    with (_CACHE / "smollm2.lock").open("w") as lock, warnings.catch_warnings():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other pytest workers wait here while one makes it
+        warnings.simplefilter("ignore")
+        return pretrained.smollm2()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first 300 KB or so of the bundled text: whole paragraphs, separated by empty lines."""
+    from actstore.demo import TEXT_PATH
+
+    text = TEXT_PATH.read_text(encoding="utf-8")
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(text[: text.index("\n\n", 300_000) + 1], encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def fields(tiny_model: TinyModel, text_file: Path, tmp_path: Path) -> dict[str, Any]:
+    """Fields of a job: 100 sequences of 32 tokens, 4 hooks, 7 segments, the last one short."""
+    return {
+        "model": str(tiny_model("llama")),
+        "tokens": str(text_file),
+        "documents": "paragraph",
+        "hooks": ["blocks.*.hook_resid_post", "blocks.1.hook_mlp_out"],
+        "context_length": 32,
+        "max_tokens": 100 * 32,
+        "batch_size": 8,
+        "segment_size": 16,
+        "out": str(tmp_path / "store"),
+    }
+
+
+@pytest.fixture
+def options(fields: dict[str, Any]) -> list[str]:
+    """The same as options of the command line."""
+    found = []
+    for name, value in fields.items():
+        found += [f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, list) else str(value)]
+    return found

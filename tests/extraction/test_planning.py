@@ -1,0 +1,88 @@
+"""Everything is checked before anything is written: one sentence each, and nothing left behind."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+import actstore
+from actstore.errors import ActstoreError, HookError, JobError, ModelError, StorageError, TokensError
+
+Fields = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        pytest.param({"model": "no/such"}, ModelError, "neither a folder nor a model", id="unknown model"),
+        pytest.param({"hooks": ["blocks.0.hook_resid_pst"]}, HookError, "nearest names are blocks.0.hook_resid_post", id="no such hook"),  # noqa: E501
+        pytest.param({"context_length": 4096}, JobError, r"4096 is longer than the \d+ positions", id="context"),
+        pytest.param({"tokens": "/no/such.txt"}, TokensError, "such.txt", id="no text"),
+        pytest.param({"segment_size": 12}, JobError, r"segment_size 12 must be a multiple of 8.*choose 16", id="segment"),
+        pytest.param({"max_tokens": 8}, TokensError, "less than one sequence of 32", id="max_tokens"),
+        pytest.param({"executor": "slurm"}, JobError, "executor 'slurm' is not known; choose one of inline, ray", id="executor"),  # noqa: E501
+        pytest.param({"out": "nowhere://x/y"}, StorageError, "nowhere://x/y cannot be opened", id="scheme"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    fields: Fields, change: Fields, kind: type[ActstoreError], message: str
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        actstore.extract(actstore.plan(**fields | change))
+    assert "\n" not in str(caught.value)
+    assert not Path(fields["out"]).exists()
+
+
+def test_empty_text(fields: Fields, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(TokensError, match="empty|no document|0 rows"):
+        actstore.plan(**fields | {"tokens": str(tmp_path / "empty.txt")})
+    assert not Path(fields["out"]).exists()
+
+
+def test_missing_column_lists_the_columns(fields: Fields, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "some text"}\n')
+    wrong = fields | {"tokens": str(tmp_path / "a.jsonl"), "documents": "file"}
+    with pytest.raises(TokensError, match="body"):
+        actstore.plan(**wrong)
+
+
+def test_a_tokenizer_without_the_token_that_packing_needs(
+    fields: Fields, tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"))
+    tokenizer.bos_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(TokensError, match="has no BOS token, which begin_batch_token='bos' needs"):
+        actstore.plan(**fields | {"tokenizer": str(tmp_path / "tokenizer")})
+
+
+def test_a_file_where_the_store_should_be(fields: Fields, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="a file is where a folder is needed"):
+        actstore.plan(**fields | {"out": str(tmp_path / "file")})
+
+
+def test_a_disk_that_is_too_small(fields: Fields, monkeypatch: pytest.MonkeyPatch) -> None:
+    from actstore.store.local import LocalBlobs
+
+    # The disk cannot be made small here; what it says can.
+    monkeypatch.setattr(LocalBlobs, "free_nbytes", lambda _: 1000)
+    with pytest.raises(StorageError, match=r"would need 0\.00 GB and the disk has 0\.00 GB free"):
+        actstore.plan(**fields)
+    assert not Path(fields["out"]).exists()
+
+
+def test_planning_alone_writes_nothing(fields: Fields) -> None:
+    run = actstore.plan(**fields)
+    assert not Path(fields["out"]).exists()
+    shown = str(run)
+    for part in ("3,200 in 100 sequences of 32", "4: blocks.0.hook_resid_post", "7 of 16 sequences"):
+        assert part in shown
+    assert run.to_dict()["nbytes"] == run.plan.nbytes == run.nbytes_to_write
+
+
+def test_the_default_dtype_is_the_saved_one(fields: Fields) -> None:
+    assert actstore.plan(**fields).plan.request.dtype == "float32"

@@ -1,0 +1,285 @@
+"""``schemas/format.md`` is true: its example is a real store, read here by the page's arithmetic alone."""
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import actstore
+from actstore.errors import NotCommittedError
+
+PAGE = Path(__file__).parents[2] / "schemas" / "format.md"
+HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+LENGTH = 16
+N_DOCUMENTS = 10
+N_DOCUMENT_TOKENS = 45
+
+
+def _block(name: str) -> dict[str, Any]:
+    """A fenced block ``json <name>`` of the page."""
+    found = re.search(rf"^```json {name}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert found is not None, name
+    block: dict[str, Any] = json.loads(found[1])
+    return block
+
+
+def _document(number: int) -> list[int]:
+    return [1 + (7 * number + 3 * offset) % 299 for offset in range(N_DOCUMENT_TOKENS)]
+
+
+@dataclass(frozen=True)
+class _Example:
+    """The store of the example: 30 sequences, the last of 3 segments has 6."""
+
+    root: Path
+    fields: dict[str, Any]
+
+    def json(self, key: str) -> Any:
+        return json.loads((self.root / key).read_bytes())
+
+    def array(self, path: str) -> "_Reader":
+        return _Reader(self.root, path, self.json(f"{path}/zarr.json"))
+
+
+class _Reader:
+    """Sections 5 to 7 of the page; it uses nothing of actstore."""
+
+    def __init__(self, root: Path, path: str, metadata: dict[str, Any]) -> None:
+        self.root = root
+        self.path = path
+        self.shape = metadata["shape"]
+        self.shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        self.chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
+        itemsize = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8}[metadata["data_type"]]
+        self.row_nbytes = math.prod(self.shape[1:]) * itemsize
+        self.index_nbytes = 16 * (self.shard_rows // self.chunk_rows) + 4
+
+    def key(self, shard: int) -> str:
+        return f"{self.path}/c.{shard}" + ".0" * (len(self.shape) - 1)
+
+    def n_rows(self, shard: int) -> int:
+        rows: int = min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
+        return rows
+
+    def data_nbytes(self, shard: int) -> int:
+        return math.ceil(self.n_rows(shard) / self.chunk_rows) * self.chunk_rows * self.row_nbytes
+
+    def place(self, row: int) -> tuple[str, int, int]:
+        """(key, offset, length) of a row."""
+        shard, within = divmod(row, self.shard_rows)
+        return self.key(shard), within * self.row_nbytes, self.row_nbytes
+
+    def bytes_at(self, key: str, offset: int, length: int) -> bytes:
+        return (self.root / key).read_bytes()[offset : offset + length]
+
+    def index(self, shard: int) -> bytes:
+        chunk_nbytes = self.chunk_rows * self.row_nbytes
+        n_chunks = self.data_nbytes(shard) // chunk_nbytes
+        pairs = [
+            (k * chunk_nbytes, chunk_nbytes) if k < n_chunks else (2**64 - 1, 2**64 - 1)
+            for k in range(self.shard_rows // self.chunk_rows)
+        ]
+        encoded = b"".join(struct.pack("<QQ", *pair) for pair in pairs)
+        return encoded + struct.pack("<I", google_crc32c.value(encoded))
+
+    @property
+    def shards(self) -> range:
+        return range(math.ceil(self.shape[0] / self.shard_rows))
+
+
+@pytest.fixture(scope="module")
+def example(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> _Example:
+    folder = tmp_path_factory.mktemp("format")
+    lines = [json.dumps({"input_ids": _document(number)}) for number in range(N_DOCUMENTS)]
+    (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    fields = {
+        "model": str(tiny_model("llama")),
+        "tokens": str(folder / "corpus.jsonl"),
+        "hooks": HOOKS,
+        "context_length": LENGTH,
+        "begin_batch_token": 0,
+        "segment_size": 12,
+        "batch_size": 4,
+        "dtype": "bfloat16",
+        "device": "cpu",
+    }
+    actstore.extract(actstore.plan(out=str(folder / "store"), **fields))
+    return _Example(folder / "store", fields)
+
+
+def test_array_metadata(example: _Example) -> None:
+    assert example.json(f"acts/{HOOKS[1]}/zarr.json") == _block("zarr-json")
+    assert example.json("zarr.json")["attributes"] == _block("root-attributes")
+
+
+def test_example_activation(example: _Example) -> None:
+    said = _block("example-activation")
+    array = example.array(f"acts/{said['hook']}")
+    key, offset, length = array.place(said["sequence"])
+    position_length = length // LENGTH
+    assert said == {
+        "hook": said["hook"],
+        "sequence": said["sequence"],
+        "position": said["position"],
+        "segment": said["sequence"] // example.json("_actstore/runs/0000/plan.json")["segment_size"],
+        "key": key,
+        "row_nbytes": array.row_nbytes,
+        "sequence_offset": offset,
+        "sequence_length": length,
+        "position_offset": offset + said["position"] * position_length,
+        "position_length": position_length,
+    }
+    stored = actstore.open(str(example.root))[said["hook"]].numpy((said["sequence"], said["position"]))
+    assert array.bytes_at(key, said["position_offset"], position_length) == stored.tobytes()
+
+
+def test_example_last_shard(example: _Example) -> None:
+    said = _block("example-last-shard")
+    array = example.array(f"acts/{HOOKS[1]}")
+    last = array.shards[-1]
+    data = (example.root / said["key"]).read_bytes()
+    assert said["key"] == array.key(last)
+    assert said["rows"] == array.n_rows(last)
+    assert said["chunks_present"] * array.chunk_rows == said["rows"] + said["padding_rows"]
+    assert said["data_nbytes"] == array.data_nbytes(last)
+    assert said["index_nbytes"] == array.index_nbytes
+    assert said["object_nbytes"] == len(data) == said["data_nbytes"] + said["index_nbytes"]
+    assert bytes.fromhex("".join(said["index_hex"])) == data[said["data_nbytes"] :] == array.index(last)
+    padding = data[said["rows"] * array.row_nbytes : said["data_nbytes"]]
+    assert padding == bytes(said["padding_rows"] * array.row_nbytes)
+
+
+def test_example_tokens(example: _Example) -> None:
+    said = _block("example-tokens")
+    array = example.array("tokens")
+    key, offset, length = array.place(said["sequence"])
+    size = (example.root / key).stat().st_size
+    assert said == {
+        "sequence": said["sequence"],
+        "key": key,
+        "offset": offset,
+        "length": length,
+        "object_nbytes": size,
+    }
+    assert size == array.data_nbytes(0) + array.index_nbytes
+
+
+def test_a_reader_made_from_the_page_reads_what_actstore_reads(example: _Example) -> None:
+    store = actstore.open(str(example.root))
+    expected: dict[str, NDArray[Any]] = {f"acts/{hook}": store[hook].numpy() for hook in store.hooks}
+    expected |= {name: getattr(store, name)[:] for name in ("tokens", "lengths", "documents", "offsets")}
+    for path, values in expected.items():
+        array = example.array(path)
+        assert list(values.shape) == array.shape
+        for row in range(array.shape[0]):
+            assert array.bytes_at(*array.place(row)) == values[row].tobytes()
+        for shard in array.shards:
+            data = (example.root / array.key(shard)).read_bytes()
+            assert data[array.data_nbytes(shard) :] == array.index(shard)
+
+
+def test_every_key_is_on_the_page(example: _Example) -> None:
+    groups = {"zarr.json", "acts/zarr.json", "_actstore/zarr.json"}
+    arrays = [f"acts/{hook}" for hook in HOOKS] + ["tokens", "lengths", "documents", "offsets"]
+    metadata = {f"{path}/zarr.json" for path in arrays}
+    shards = {array.key(i) for array in map(example.array, arrays) for i in array.shards}
+    run = "_actstore/runs/0000"
+    commits = {f"{run}/commits/{segment:08d}.json" for segment in range(3)}
+    found = {path.relative_to(example.root).as_posix() for path in example.root.rglob("*") if path.is_file()}
+    assert found == groups | metadata | shards | commits | {f"{run}/plan.json", f"{run}/tokens.json"}
+
+
+def test_documents_are_spelled_as_the_page_says(example: _Example) -> None:
+    for path in example.root.rglob("*.json"):
+        document = json.loads(path.read_bytes())
+        assert path.read_bytes() == (json.dumps(document, indent=2, sort_keys=True) + "\n").encode("ascii")
+
+
+def test_records_describe_the_objects(example: _Example) -> None:
+    run = "_actstore/runs/0000"
+    plan = example.json(f"{run}/plan.json")
+    tokens = example.json(f"{run}/tokens.json")["shards"]
+    assert [record["key"] for record in tokens] == [
+        "tokens/c.0.0",
+        "lengths/c.0",
+        "documents/c.0.0",
+        "offsets/c.0.0",
+    ]
+    records = list(tokens)
+    for segment in range(3):
+        commit = example.json(f"{run}/commits/{segment:08d}.json")
+        assert commit["segment"] == segment
+        assert commit["n_sequences"] == min(12, 30 - 12 * segment)
+        assert set(commit["shards"]) == {hook["name"] for hook in plan["request"]["hooks"]}
+        for hook, record in commit["shards"].items():
+            assert record["key"] == f"acts/{hook}/c.{segment}.0.0"
+            records.append(record)
+    for record in records:
+        data = (example.root / record["key"]).read_bytes()
+        assert (len(data), google_crc32c.value(data)) == (record["nbytes"], record["crc32c"])
+    ids = actstore.open(str(example.root)).tokens[:]
+    assert plan["tokens_sha256"] == hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
+
+
+def test_provenance(example: _Example) -> None:
+    store = actstore.open(str(example.root))
+    ids, documents, offsets = store.tokens[:], store.documents[:], store.offsets[:]
+    inserted = documents == -1
+    assert np.array_equal(inserted, offsets == -1)
+    assert np.array_equal(inserted, np.broadcast_to(np.arange(LENGTH) == 0, inserted.shape))
+    assert np.all(ids[inserted] == 0)
+    for row, position in np.argwhere(~inserted):
+        assert ids[row, position] == _document(documents[row, position])[offsets[row, position]]
+    assert store.lengths[:].tolist() == [LENGTH] * 30
+
+
+@pytest.mark.parametrize("context_length", [1, 16, 100, 128, 1000, 2048, 4096])
+def test_rows_of_a_token_shard(context_length: int) -> None:
+    example = PAGE.parent / "examples" / "valid" / "plan-token-ids.json"
+    fields = json.loads(example.read_bytes())
+    fields["request"]["tokens"]["context_length"] = context_length
+    plan = actstore.store.plan.Plan.from_bytes(json.dumps(fields).encode(), example.name)
+    for layout in plan.token_arrays():
+        assert layout.shard_rows == 1024 * max(1, 16777216 // (8192 * context_length))
+        assert layout.shard_rows % layout.chunk_rows == 0
+
+
+def test_stored_order_is_the_permutation_of_the_seed(example: _Example, tmp_path: Path) -> None:
+    actstore.extract(actstore.plan(out=str(tmp_path / "seeded"), seed=7, **example.fields))
+    order = np.random.Generator(np.random.PCG64(7)).permutation(30)
+    plain, seeded = actstore.open(str(example.root)), actstore.open(str(tmp_path / "seeded"))
+    for name in ("tokens", "documents", "offsets", "lengths"):
+        assert np.array_equal(getattr(seeded, name)[:], getattr(plain, name)[:][order])
+
+
+def test_stores_of_one_plan_are_equal_byte_for_byte_also_after_an_interruption(
+    example: _Example, tmp_path: Path
+) -> None:
+    root = tmp_path / "store"
+    actstore.extract(actstore.plan(out=str(root), **example.fields))
+    # As if killed between the shards and the commit of one segment, and before the shards of another.
+    (root / "_actstore/runs/0000/commits/00000000.json").unlink()
+    (root / "_actstore/runs/0000/commits/00000002.json").unlink()
+    (root / f"acts/{HOOKS[0]}/c.2.0.0").unlink()
+    store = actstore.open(str(root))
+    with pytest.raises(NotCommittedError):
+        store[HOOKS[0]][0]
+    report = actstore.extract(actstore.plan(out=str(root), **example.fields))
+    assert report.n_segments_before == 1
+    assert _objects(root) == _objects(example.root)
+
+
+def _objects(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }

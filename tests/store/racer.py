@@ -1,0 +1,29 @@
+"""One of several processes that do the same thing at the same moment; started by `tests.store.race`.
+
+For each line it reads, it does what its first argument says to the storage at the URL of its second, and answers
+with one line: ``True`` or ``False`` for a create, ``done`` for a probe, or the error.
+"""
+
+import sys
+
+from actstore.store.blobs import check_writable, open_blobs
+
+
+def main(what: str, url: str, name: str) -> None:
+    blobs = open_blobs(url)
+    body = [name.encode() * 100_000, b"."]  # long enough that two writers would overlap
+    print("ready", flush=True)  # noqa: T201
+    for line in sys.stdin:
+        try:
+            if what == "create":
+                answer = str(blobs.create(line.strip(), body))
+            else:
+                check_writable(blobs)
+                answer = "done"
+        except Exception as error:  # noqa: BLE001 - the test wants to see it
+            answer = f"{type(error).__name__}: {error}"
+        print(answer, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

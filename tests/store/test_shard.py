@@ -1,0 +1,60 @@
+"""The bytes of a shard, read back by hand as the Zarr v3 text says."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from actstore.store.layout import ArrayLayout
+from actstore.store.shard import MISSING, crc32c, encode, index
+
+LAYOUT = ArrayLayout("acts/h", (37, 8, 16), "float32", ("sequence", "position", "d_model"), 16, 4)
+CHUNK = 4 * 8 * 16 * 4
+
+
+def test_crc_is_castagnoli() -> None:
+    assert crc32c(b"123456789") == 0xE3069283  # the check value of RFC 3720's polynomial
+
+
+def test_index_of_a_full_shard() -> None:
+    *pairs, crc = struct.unpack("<8QI", index(LAYOUT, 0))
+    assert pairs == [0, CHUNK, CHUNK, CHUNK, 2 * CHUNK, CHUNK, 3 * CHUNK, CHUNK]
+    assert crc == crc32c(index(LAYOUT, 0)[:-4])
+
+
+def test_chunks_past_the_end_are_marked_missing() -> None:
+    *pairs, crc = struct.unpack("<8QI", index(LAYOUT, 2))
+    assert pairs == [0, CHUNK, CHUNK, CHUNK, MISSING, MISSING, MISSING, MISSING]
+    assert crc == crc32c(index(LAYOUT, 2)[:-4])
+
+
+@pytest.mark.parametrize(("shard", "n_rows"), [(0, 16), (2, 8)])
+def test_shard_is_the_tensor_then_the_index(shard: int, n_rows: int) -> None:
+    rows = np.random.default_rng(0).standard_normal((n_rows, 8, 16), dtype=np.float32)
+    made = encode(LAYOUT, shard, rows)
+    whole = b"".join(bytes(part) for part in made.parts)
+    assert whole == rows.tobytes() + index(LAYOUT, shard)
+    assert made.key == LAYOUT.key(shard)
+    assert made.nbytes == len(whole) == LAYOUT.shard_nbytes(shard)
+    assert made.crc32c == crc32c(whole)
+
+
+def test_rows_are_not_copied() -> None:
+    rows = np.zeros((16, 8, 16), dtype=np.float32)
+    data = encode(LAYOUT, 0, rows).parts[0]
+    assert isinstance(data, np.ndarray)
+    assert np.shares_memory(data, rows)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(np.zeros((15, 8, 16), dtype=np.float32), id="too few"),
+        pytest.param(np.zeros((17, 8, 16), dtype=np.float32), id="too many"),
+        pytest.param(np.zeros((16, 16, 8), dtype=np.float32).transpose(0, 2, 1), id="not contiguous"),
+        pytest.param(np.zeros((16, 8, 16), dtype=np.float64), id="too wide"),
+    ],
+)
+def test_other_rows_than_planned_are_refused(rows: "np.typing.NDArray[np.float32]") -> None:
+    with pytest.raises(ValueError, match=f"shard 0 of acts/h needs {4 * CHUNK} contiguous bytes"):
+        encode(LAYOUT, 0, rows)

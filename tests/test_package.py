@@ -1,0 +1,50 @@
+"""The package as a whole: its public names, what it imports, what its wheel holds."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import actstore
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_public_names() -> None:
+    assert actstore.__all__ == sorted(actstore.__all__)
+    assert set(actstore.__all__) == {
+        "Activations", "Job", "PlannedRun", "Report", "Store", "__version__", "extract", "open", "plan"
+    }  # fmt: skip
+    for name in actstore.__all__:
+        assert getattr(actstore, name) is not None
+
+
+def test_actstore_never_imports_ray() -> None:
+    for path in (ROOT / "actstore").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] in ("ray", "actstore_workers")], path
+
+
+def test_dependencies_point_down() -> None:
+    below = {"store": {"store"}, "hooks": {"hooks"}, "tokens": {"tokens"}, "extraction": {"hooks", "store", "tokens"}}
+    below["extraction"].add("extraction")
+    for part, allowed in below.items():
+        for path in (ROOT / "actstore" / part).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+                if module.startswith("actstore.") and module not in ("actstore.errors", "actstore._version"):
+                    assert module.split(".")[1] in allowed, f"{path} imports {module}"
+
+
+def test_the_wheel_holds_the_two_packages_and_the_demo(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"actstore", "actstore_workers"}
+    assert "actstore/demo/model/model.safetensors" in names
+    assert "actstore/demo/text/shakespeare.txt" in names

@@ -1,0 +1,143 @@
+"""The ray executor on a real Ray: the same bytes as inline, whatever happens to workers and driver."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import actstore
+from actstore.errors import ExtractError, ModelError
+from actstore.extraction.events import Event, SegmentDone
+
+pytestmark = pytest.mark.ray
+Fields = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[ModuleType]:
+    """One cluster for this file; an executor joins it, since this process is connected already."""
+    from actstore_workers.cluster import cluster
+
+    with cluster(None, num_cpus=2) as connected:
+        yield connected
+
+
+def files(folder: str | Path) -> dict[str, bytes]:
+    root = Path(folder)
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and "partial" not in path.parts
+    }
+
+
+def worker_pids() -> list[int]:
+    """Processes of our actors, on this machine."""
+    pids = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                if b"ray::WorkerActor" in (folder / "cmdline").read_bytes():
+                    pids.append(int(folder.name))
+            except OSError:
+                continue
+    return pids
+
+
+def test_ray_and_inline_write_the_same_bytes(ray: ModuleType, fields: Fields, tmp_path: Path) -> None:
+    del ray
+    inline = tmp_path / "inline"
+    actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
+    report = actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2)
+    assert report.n_tokens_computed == 3200
+    assert files(fields["out"]) == files(inline)
+
+
+def test_killed_workers_are_replaced(ray: ModuleType, fields: Fields, tmp_path: Path) -> None:
+    del ray
+    fields |= {"max_tokens": 1000 * 32}
+    inline = tmp_path / "inline"
+    actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
+    killed: list[int] = []
+    done: list[int] = []
+
+    def kill_one(event: Event) -> None:
+        assert isinstance(event, SegmentDone)
+        done.append(event.segment)
+        if len(done) in (5, 25):
+            pid = worker_pids()[0]
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2, on_event=kill_one)
+    assert len(killed) == 2
+    assert sorted(done) == list(range(63))
+    assert files(fields["out"]) == files(inline)
+
+
+def test_a_worker_that_cannot_start_is_told_as_it_is(ray: ModuleType, fields: Fields, tmp_path: Path) -> None:
+    del ray
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(fields["model"], copy)
+    run = actstore.plan(**fields | {"model": str(copy)})
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\0\0\0\0")
+    with pytest.raises(ModelError, match="the weights of .* on this machine are crc32c") as caught:
+        actstore.extract(run, executor="ray", num_workers=1)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_segment_that_always_fails_ends_the_run(ray: ModuleType, fields: Fields) -> None:
+    del ray
+    run = actstore.plan(**fields)
+    # A folder is where a shard must go, so writing it fails each time, whoever tries.
+    Path(fields["out"], "acts/blocks.1.hook_mlp_out/c.4.0.0").mkdir(parents=True)
+    with pytest.raises(ExtractError, match=r"segment 4 failed 3 times, so the run is given up; the last time: "):
+        actstore.extract(run, executor="ray", num_workers=2)
+
+
+def test_no_cluster_at_the_address() -> None:
+    code = (
+        "import sys; from actstore_workers.cluster import cluster\n"
+        "from actstore.errors import ExtractError\n"
+        "try:\n"
+        "    with cluster('127.0.0.1:1'): pass\n"
+        "except ExtractError as error:\n"
+        "    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("there is no Ray cluster to join at '127.0.0.1:1'")
+
+
+def test_the_driver_is_killed_and_the_same_command_goes_on(
+    fields: Fields, options: list[str], tmp_path: Path
+) -> None:
+    fields |= {"max_tokens": 2000 * 32}
+    options += ["--max-tokens", str(2000 * 32)]
+    inline = tmp_path / "inline"
+    actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
+    command = [sys.executable, "-m", "actstore_workers.extract", *options, "--num-workers", "2"]
+    commits = Path(fields["out"], "_actstore/runs/0000/commits")
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 180
+    while len(list(commits.glob("*.json"))) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    n_before = len(list(commits.glob("*.json")))
+    assert n_before < 125
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"125 segments, {n_before} of them by earlier runs" in done.stdout
+    assert files(fields["out"]) == files(inline)
