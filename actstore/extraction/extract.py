@@ -2,7 +2,7 @@
 
 import time
 
-from actstore.errors import PlanMismatchError
+from actstore.errors import PlanMismatchError, StorageError
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
 from actstore.extraction.executor import Resources
 from actstore.extraction.executor import executor as find_executor
@@ -59,7 +59,7 @@ def extract(
         on_event(segment)
 
     if pending:
-        spec = WorkerSpec(run.blobs.url, run.job.model, device or job.device)
+        spec = WorkerSpec(run.blobs.url, job.model, job.revision, device or job.device)
         resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
         execute(spec, pending, resources, on_segment)
     ended = time.perf_counter()
@@ -83,6 +83,7 @@ def _claim(run: PlannedRun) -> None:
 
     Raises:
         PlanMismatchError: another run has claimed the place since this one was planned.
+        StorageError: another Zarr hierarchy is there.
     """
     blobs, plan = run.blobs, run.plan
     blobs.create(PLAN_KEY, [plan.to_bytes()])
@@ -90,9 +91,15 @@ def _claim(run: PlannedRun) -> None:
         raise PlanMismatchError(
             f"another run has just started a different plan at {blobs.url}; choose another out"
         )
-    for layout in (*plan.token_arrays(), *(plan.activations(hook) for hook in plan.request.hooks)):
-        blobs.create(layout.metadata_key, [to_json(layout.metadata())])
-    for group in ("acts", "_actstore"):
-        blobs.create(f"{group}/zarr.json", [to_json(group_metadata({}))])
+    layouts = (*plan.token_arrays(), *(plan.activations(hook) for hook in plan.request.hooks))
+    metadata = {layout.metadata_key: layout.metadata() for layout in layouts}
+    metadata |= {f"{group}/zarr.json": group_metadata({}) for group in ("acts", "_actstore")}
     summary = {"format": FORMAT, "plan": PLAN_KEY, "hooks": list(plan.hook_names)}
-    blobs.create(ROOT_METADATA, [to_json(group_metadata({"actstore": summary}))])
+    metadata[ROOT_METADATA] = group_metadata({"actstore": summary})
+    for key, document in metadata.items():
+        data = to_json(document)
+        if not blobs.create(key, [data]) and bytes(blobs.read(key)) != data:
+            raise StorageError(
+                f"{blobs.url}/{key} is not what this plan would write; something else is at this place: choose "
+                "another out"
+            )

@@ -20,6 +20,10 @@ def fingerprint(name: str, revision: str | None) -> str:
     """
     if not os.path.isdir(name):  # noqa: PTH112 - a Hub name is no path
         commit = getattr(load_config(name, revision=revision), "_commit_hash", None)
+        if commit is None:
+            raise ModelError(
+                f"the commit of model {name!r} on the Hub cannot be told; download it to a folder"
+            )
         return f"hub:{commit}"
     files = sorted(path for pattern in _WEIGHTS for path in Path(name).glob(pattern))
     if not any(path.suffix != ".json" for path in files):

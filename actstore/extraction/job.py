@@ -14,7 +14,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Job(BaseModel):
-    """One extraction. All but the last five fields decide what the store holds."""
+    """One extraction. All but the last four fields decide what the store holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), title="Job")
 
@@ -89,10 +89,10 @@ def parse_job(fields: Mapping[str, Any], where: str = "job") -> Job:
     """
     try:
         # Through JSON, so that Python, YAML and the schema agree on what a list or an integer is.
-        return Job.model_validate_json(json.dumps(dict(fields), default=repr))
+        return Job.model_validate_json(json.dumps(dict(fields), default=_not_json))
     except ValidationError as error:
-        problems = [_problem(dict(problem)) for problem in error.errors(include_url=False)]
-        lines = list(dict.fromkeys(problems))
+        problems = error.errors(include_url=False)
+        lines = list({problem["loc"][:1]: _problem(problem) for problem in problems}.values())
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise JobError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from error
 
@@ -110,9 +110,9 @@ def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
     """
     from actstore.store.blobs import open_blobs
 
-    folder, _, name = url.rpartition("/")
+    folder, slash, name = url.rpartition("/")
     try:
-        data = bytes(open_blobs(folder or ".").read(name))
+        data = bytes(open_blobs(folder or slash or ".").read(name))
     except StorageError as error:
         raise StorageError(f"the job file cannot be read: {error}") from error
     try:
@@ -126,20 +126,26 @@ def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
     return parse_job({str(key): value for key, value in fields.items()} | dict(overrides or {}), where=url)
 
 
+def _not_json(value: Any) -> dict[str, str]:
+    """Something that no field accepts, in place of what JSON cannot spell (a date in YAML, a set in Python)."""
+    return {type(value).__name__: str(value)}
+
+
 _KINDS = {"missing": "is required", "extra_forbidden": "is not a field of a job"}
 
 
-def _problem(problem: dict[str, Any]) -> str:
-    # Members of a union report themselves as further parts of the location.
-    place = ".".join(str(part) for part in problem["loc"] if not _is_union_member(part))
-    text = _KINDS.get(problem["type"]) or problem["msg"][0].lower() + problem["msg"][1:]
-    found = "" if problem["type"] in _KINDS else f", got {problem['input']!r}"
-    if place.endswith("_token"):
+def _problem(problem: Any) -> str:
+    """One line: where, what was expected, what was found."""
+    if not problem["loc"]:
+        return str(problem["msg"])
+    field = str(problem["loc"][0])
+    if problem["type"] in _KINDS:
+        return f"{field}: {_KINDS[problem['type']]}"
+    text = problem["msg"][0].lower() + problem["msg"][1:]
+    # A union tells what each of its members would have wanted; one sentence for both.
+    if field.endswith("_token"):
         text = "should be a token id, 'bos', 'eos', 'sep' or 'none'"
-    return f"{place}: {text}{found}"
-
-
-def _is_union_member(part: Any) -> bool:
-    return isinstance(part, str) and (
-        part in ("int", "none", "str") or part.startswith(("literal[", "constrained-", "tuple[", "function-"))
-    )
+    elif field == "hooks":
+        text = "should be hook names or globs: a list, or separated by commas"
+    found = repr(problem["input"])
+    return f"{field}: {text}, got {found if len(found) <= 80 else found[:77] + '...'}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.events import OnEvent, ignore
+from actstore.extraction.executor import executor as find_executor
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.job import Job, load_job, parse_job
 from actstore.extraction.tokens_stage import PackedTokens, TokenStage
@@ -107,6 +108,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         PlanMismatchError: the store at ``out`` is of another plan; the differences are named.
     """
     job = _job(job, fields)
+    find_executor(job.executor)
     config = load_config(job.model, revision=job.revision)
     _check_context(job, config)
     hook_names = resolve_hooks(config, job.hook_patterns)
@@ -132,7 +134,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     if existing is not None:
         _check_same(blobs.url, existing, request, job)
         if blobs.size(TOKENS_KEY) is not None:
-            return PlannedRun(job, existing, blobs, None, frozenset(committed(blobs)))
+            return PlannedRun(job, existing, blobs, None, frozenset(committed(blobs, existing.n_segments)))
     check_writable(blobs)
     packed = stage.run(on_event)
     made = Plan(

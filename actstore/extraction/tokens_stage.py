@@ -71,7 +71,7 @@ class TokenStage:
         needed = (
             is_text or pads or any(isinstance(token, str) and token != "none" for token in chosen.values())
         )
-        tokenizer = load_tokenizer(job.tokenizer or job.model, job.revision) if needed else None
+        tokenizer = _load_tokenizer(job) if needed else None
 
         def token_id(option: str) -> int | None:
             token = chosen[option]
@@ -140,6 +140,11 @@ class TokenStage:
         packed = PackedTokens(spooled, permutation, time.perf_counter() - started)
         weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
         return packed
+
+
+def _load_tokenizer(job: Job) -> "PreTrainedTokenizerBase":
+    # The revision is the model's; another repository has other ones.
+    return load_tokenizer(job.model, job.revision) if job.tokenizer is None else load_tokenizer(job.tokenizer)
 
 
 def _id(tokenizer: Any, token: int | str, option: str) -> int | None:

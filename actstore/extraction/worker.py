@@ -41,6 +41,8 @@ class WorkerSpec:
     """Of the store; the plan and the tokens are there."""
     model: str
     """Hub name or folder as this machine knows it; its weights must be those of the plan."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
     device: str | None = None
     n_threads: int | None = None
     """CPU threads of the forward; None leaves torch's choice."""
@@ -69,7 +71,7 @@ class Worker:
             raise StorageError(f"there is no plan at {spec.url}; run `actstore extract` to make it")
         self._plan: Plan = plan
         planned = plan.request.model
-        found = fingerprint(spec.model, planned.revision)
+        found = fingerprint(spec.model, spec.revision)
         if found != planned.fingerprint:
             raise ModelError(
                 f"the weights of {spec.model} on this machine are {found}, the plan was made with "
@@ -82,7 +84,7 @@ class Worker:
             spec.model,
             dtype=plan.request.dtype,
             device=str(self._device),
-            revision=planned.revision,
+            revision=spec.revision,
             n_layers=layers_needed(plan.hook_names),
         )
         layout = next(layout for layout in plan.token_arrays() if layout.path == "tokens")

@@ -7,7 +7,6 @@ from pydantic import Field
 from actstore.errors import StorageError
 from actstore.store.blobs import BlobNotFoundError, Blobs
 from actstore.store.document import Document
-from actstore.store.layout import ArrayLayout
 from actstore.store.plan import RUN, Plan
 from actstore.store.shard import Shard, crc32c
 
@@ -32,7 +31,9 @@ class TokensRecord(Document):
 
 
 class Environment(Document):
-    """What computed a segment; numbers can differ in the last bits from one environment to another."""
+    """What the worker that committed a segment ran on. Numbers can differ in the last bits from one environment to
+    another; shards that it adopted may come from an earlier one.
+    """
 
     actstore: str
     torch: str
@@ -58,10 +59,11 @@ def commit_key(segment: int) -> str:
     return f"{COMMITS}/{segment:08d}.json"
 
 
-def committed(blobs: Blobs) -> set[int]:
-    """Numbers of the committed segments, from one listing."""
-    names = blobs.names(COMMITS)
-    return {int(name.removesuffix(".json")) for name in names if name.endswith(".json")}
+def committed(blobs: Blobs, n_segments: int) -> set[int]:
+    """Numbers of the committed segments, from one listing; names that are no record are passed over."""
+    stems = (name.removesuffix(".json") for name in blobs.names(COMMITS) if name.endswith(".json"))
+    found = {int(stem) for stem in stems if len(stem) == 8 and stem.isdecimal()}
+    return {index for index in found if index < n_segments}
 
 
 def read_plan(blobs: Blobs) -> Plan | None:
@@ -99,15 +101,3 @@ def put(blobs: Blobs, shard: Shard) -> ShardRecord:
             "from this run; delete it and run the same command again"
         )
     return ShardRecord(key=shard.key, nbytes=nbytes, crc32c=crc32c(present))
-
-
-def check_tokens(layout: ArrayLayout, records: tuple[ShardRecord, ...]) -> None:
-    """A token record must name every shard of an array.
-
-    Raises:
-        StorageError: it does not.
-    """
-    keys = {record.key for record in records}
-    missing = [layout.key(i) for i in range(layout.n_shards) if layout.key(i) not in keys]
-    if missing:
-        raise StorageError(f"{TOKENS_KEY} does not name {missing[0]}; the store is damaged")

@@ -13,9 +13,11 @@ FORMAT = 1
 
 
 class Document(BaseModel):
-    """A frozen JSON document; unknown fields are errors."""
+    """A frozen JSON document; unknown fields and fields of another type are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     def to_bytes(self) -> bytes:
         return to_json(self.model_dump(mode="json"))
@@ -28,9 +30,8 @@ class Document(BaseModel):
             StorageError: it is damaged, or of a newer format.
         """
         try:
-            fields = json.loads(data)
-            check_format(fields, where)
-            return cls.model_validate(fields)
+            check_format(json.loads(data), where)
+            return cls.model_validate_json(data)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in problem["loc"])
@@ -46,7 +47,7 @@ def check_format(fields: Any, where: str) -> None:
         StorageError: it says so.
     """
     version = fields.get("format") if isinstance(fields, dict) else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or isinstance(version, bool):
         raise StorageError(f"{where} is not an actstore document: it has no integer field 'format'")
     if version > FORMAT:
         raise StorageError(

@@ -16,6 +16,7 @@ from actstore.store.shard import Bytes, view
 
 PARTIAL = "_actstore/partial"
 """Where files lie until they are whole. What a killed run leaves here is garbage that nobody reads."""
+_FOLDER_RETRIES = 20
 
 
 class LocalBlobs:
@@ -33,30 +34,41 @@ class LocalBlobs:
 
     def create(self, key: str, parts: Sequence[Bytes]) -> bool:
         path = self.path(key)
-        partial = self.root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
         try:
-            if path.exists():
-                return False
-            _make_folder(path.parent)
-            _write(partial, parts)
-            try:
-                _link_new(partial, path)
-            except FileExistsError:
-                return False
-            finally:
-                partial.unlink()
-            _sync_folder(path.parent)
+            for _ in range(_FOLDER_RETRIES):
+                with contextlib.suppress(FileNotFoundError):
+                    # Whoever deletes a blob removes the folders that it leaves empty, and they may be these.
+                    return self._create(path, parts)
+        except StorageError:
+            raise
         except OSError as error:
+            raise self._explained(error, key, "written") from error
+        raise StorageError(f"{path} cannot be written: its folder cannot be made; choose another path")
+
+    def _create(self, path: Path, parts: Sequence[Bytes]) -> bool:
+        partial = self.root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
+        if path.exists():
+            # Whoever linked it may have been killed before its name was on disk.
+            _sync_folder(path.parent)
+            return False
+        _make_folder(path.parent)
+        try:
+            _write(partial, parts)
+            _link_new(partial, path)
+        except FileExistsError:
+            _sync_folder(path.parent)
+            return False
+        finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
-            raise self._explained(error, key, "written") from error
+        _sync_folder(path.parent)
         return True
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
         """A view of the file's pages: nothing is copied until it is used."""
         try:
             size = self.path(key).stat().st_size
-            stop = size if nbytes is None else start + nbytes
+            stop = max(start, size) if nbytes is None else start + nbytes
             if stop > size:
                 raise StorageError(
                     f"{self.path(key)} has {size} bytes where {stop} were expected; the file is damaged"

@@ -3,27 +3,28 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from actstore.store.document import Document
 from actstore.store.dtypes import dtype as dtype_of
-from actstore.store.layout import ArrayLayout, chunk_rows, dividing_chunk_rows
+from actstore.store.layout import ArrayLayout, dividing_chunk_rows
 
 RUN = "0000"
 """Plans and commits are kept by run, so that later runs can add hooks or tokens to a store."""
 
 _TOKEN_SHARD_NBYTES = 16 << 20
+"""Part of the format: readers compute the layout of the token arrays from the plan alone."""
 
 
 class ModelIdentity(Document):
     """Which weights computed the activations."""
 
     name: str
-    """What the user typed: a Hub name or a folder."""
+    """Hub name, or the absolute path of the folder."""
     revision: str | None
-    """Commit on the Hub; None for a folder."""
+    """As asked for: branch, tag or commit on the Hub. The fingerprint says which commit that was."""
     fingerprint: str
     """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder."""
     model_type: str
@@ -61,9 +62,15 @@ class TokensIdentity(Document):
 class HookArray(Document):
     """One hook and the shape of its value at one position."""
 
-    name: str
-    shape: tuple[int, ...]
+    name: str = Field(min_length=1)
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
     axes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _one_axis_each(self) -> Self:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"{self.name} has {len(self.shape)} dimensions and {len(self.axes)} axes")
+        return self
 
 
 class Request(Document):
@@ -75,6 +82,13 @@ class Request(Document):
     dtype: Literal["bfloat16", "float16", "float32"]
     batch_size: int = Field(ge=1)
     """Sequences in one forward; the last is filled up, so that every forward has the same shape."""
+
+    @model_validator(mode="after")
+    def _each_hook_once(self) -> Self:
+        names = [hook.name for hook in self.hooks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a hook is listed twice in {', '.join(names)}")
+        return self
 
 
 @dataclass(frozen=True, order=True)
@@ -146,7 +160,7 @@ class Plan(Document):
 
         def layout(path: str, dtype: str, inner: tuple[int, ...]) -> ArrayLayout:
             row_nbytes = math.prod(inner) * dtype_of(dtype).itemsize
-            rows = min(shard_rows, chunk_rows(row_nbytes, target_nbytes=1 << 18))
+            rows = dividing_chunk_rows(row_nbytes, shard_rows, target_nbytes=1 << 18)
             axes = ("sequence", "position")[: 1 + len(inner)]
             return ArrayLayout(path, (self.n_sequences, *inner), dtype, axes, shard_rows, rows)
 

@@ -14,6 +14,8 @@ from actstore.store.shard import Bytes, view
 _S3_OPTIONS: dict[str, Any] = {
     # A cached listing would hide what other workers commit.
     "use_listings_cache": False,
+    # A cached client would keep the credentials it was made with, or none, after the environment has new ones.
+    "skip_instance_cache": True,
     "config_kwargs": {"max_pool_connections": 64, "retries": {"mode": "standard", "max_attempts": 5}},
 }
 _CONFLICT_RETRIES = 20
@@ -76,7 +78,10 @@ class RemoteBlobs:
                 entries = self._fs.ls(self._path(prefix), detail=False)
         except BlobNotFoundError:
             return []
-        return sorted(entry.rstrip("/").rsplit("/", 1)[1] for entry in entries)
+        # A blob, and on some servers an empty folder, lists itself.
+        folder = self._path(prefix).strip("/") + "/"
+        below = (entry.strip("/") for entry in entries)
+        return sorted(entry.removeprefix(folder) for entry in below if entry.startswith(folder))
 
     def delete(self, key: str) -> None:
         try:

@@ -78,7 +78,11 @@ def _split(key: Any, ndim: int) -> tuple[Any, tuple[Any, ...]]:
         parts[ellipses[0] : ellipses[0] + 1] = [slice(None)] * fill
     if len(parts) > ndim:
         raise IndexError(f"too many indices: the array has {ndim} axes, {len(parts)} were indexed")
-    return (parts[0], tuple(parts[1:])) if parts else (slice(None), ())
+    row, inner = (parts[0], tuple(parts[1:])) if parts else (slice(None), ())
+    if not all(isinstance(part, slice | int | np.integer) for part in inner):
+        # NumPy would pair a list with the list of rows; here they would cross. Neither is guessed.
+        raise IndexError("axes after the first are indexed by integers and slices; index the result for more")
+    return row, inner
 
 
 def _row_numbers(key: Any, n_rows: int) -> NDArray[np.int64]:

@@ -33,7 +33,7 @@ class Store:
 
     def refresh(self) -> None:
         """Look again at what is committed."""
-        self._committed = committed(self._blobs)
+        self._committed = committed(self._blobs, self.plan.n_segments)
         self._has_tokens = self._blobs.size(TOKENS_KEY) is not None
 
     @property

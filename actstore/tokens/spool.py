@@ -33,7 +33,7 @@ class Spool:
     n_documents: int
     """Documents with at least one token in a row."""
     sha256: str
-    """Hex SHA-256 of tokens.i32, which is all token rows in stored order."""
+    """Hex SHA-256 of tokens.i32, which is all token rows in packed order."""
 
     @property
     def n_sequences(self) -> int:
@@ -87,7 +87,7 @@ def spool(rows: Iterable[Rows], folder: Path) -> Spool:
 
 
 def order(n: int, seed: int | None) -> NDArray[np.int64] | None:
-    """The permutation [n] of rows that `seed` stands for: row i of the result is stored row order[i].
+    """The permutation [n] of rows that `seed` stands for: stored row i is packed row order[i].
 
     It is `numpy.random.Generator(numpy.random.PCG64(seed)).permutation(n)`; None, for no seed, is stored
     order.

@@ -23,5 +23,7 @@ def run(store: Path) -> list[Ratio]:
     """Medians of whole processes."""
     return [
         Ratio("actstore --help", _seconds("--help"), 0, "s", 0.4, "", lower_is_better=True),
-        Ratio("actstore info, local store", _seconds("info", str(store)), 0, "s", 1.0, "", lower_is_better=True),
+        Ratio(
+            "actstore info, local store", _seconds("info", str(store)), 0, "s", 1.0, "", lower_is_better=True
+        ),
     ]

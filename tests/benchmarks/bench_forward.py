@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ def bare_forward(model: Path, tokens: torch.Tensor) -> float:
 
 def run(model: Path, text: Path, folder: Path, *, repeats: int = 3) -> list[Ratio]:
     """Both in turns."""
-    job = {
+    job: dict[str, Any] = {
         "model": str(model),
         "tokens": str(text),
         "hooks": HOOK,

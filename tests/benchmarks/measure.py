@@ -29,7 +29,14 @@ class Ratio:
     def row(self) -> tuple[str, str, str, str, str, str]:
         """Cells of a table."""
         if self.lower_is_better:
-            return (self.name, f"{self.ours:.3g} {self.unit}", "-", "-", f"<= {self.target:g}", self._verdict())
+            return (
+                self.name,
+                f"{self.ours:.3g} {self.unit}",
+                "-",
+                "-",
+                f"<= {self.target:g}",
+                self._verdict(),
+            )
         return (
             self.name,
             f"{self.ours:,.4g} {self.unit}",

@@ -9,14 +9,10 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from tests.benchmarks import bench_cli
-from tests.benchmarks import bench_forward
-from tests.benchmarks import bench_ray
-from tests.benchmarks import bench_storage
+from actstore.demo import TEXT_PATH
+from tests.benchmarks import bench_cli, bench_forward, bench_ray, bench_storage
 from tests.benchmarks.measure import Ratio
 from tests.pretrained import smollm2
-
-from actstore.demo import TEXT_PATH
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
 _PACKAGES = ("actstore", "torch", "transformers", "ray", "zarr", "sae-lens", "numpy")
@@ -67,7 +63,10 @@ def _any_store(folder: Path, model: Path) -> Path:
 def _text(ratios: list[Ratio]) -> str:
     rows = [_HEAD, *(ratio.row() for ratio in ratios)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
     head = (

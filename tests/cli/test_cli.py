@@ -37,7 +37,13 @@ def test_extract_with_options(fields: Fields, options: list[str]) -> None:
     assert "extracted 100%: 100 of 100 sequences" in done.stderr
     assert "tokens/s" in done.stderr
     assert "MB/s" in done.stderr
-    for part in ("complete: 7 segments", "3,200 stored", "tokenising", "in the forward", "waiting for writes"):
+    for part in (
+        "complete: 7 segments",
+        "3,200 stored",
+        "tokenising",
+        "in the forward",
+        "waiting for writes",
+    ):
         assert part in done.stdout
     again = command("extract", *options, "--json", "--quiet")
     assert again.stderr == ""
@@ -71,8 +77,13 @@ def test_problems_of_a_job_come_all_at_once() -> None:
 def test_an_error_is_one_line_and_debug_shows_where(options: list[str]) -> None:
     done = command("extract", *options, "--hooks", "blocks.9.hook_resid_post")
     assert done.returncode == 1
-    assert done.stderr == "error: hook 'blocks.9.hook_resid_post' matches nothing: this model has layers 0 to 2\n"
-    assert "Traceback" in command("extract", *options, "--hooks", "blocks.9.hook_resid_post", "--debug").stderr
+    assert (
+        done.stderr
+        == "error: hook 'blocks.9.hook_resid_post' matches nothing: this model has layers 0 to 2\n"
+    )
+    assert (
+        "Traceback" in command("extract", *options, "--hooks", "blocks.9.hook_resid_post", "--debug").stderr
+    )
 
 
 def test_plan_is_a_dry_run(fields: Fields, options: list[str]) -> None:
@@ -113,7 +124,9 @@ def test_slice_as_npy_and_safetensors(store: actstore.Store, tmp_path: Path) -> 
 
 
 def test_slice_as_text(store: actstore.Store) -> None:
-    lines = command("slice", store.url, "blocks.0.hook_resid_post", "--seq", "7", "--pos", "-2:").stdout.splitlines()
+    lines = command(
+        "slice", store.url, "blocks.0.hook_resid_post", "--seq", "7", "--pos", "-2:"
+    ).stdout.splitlines()
     assert len(lines) == 4
     sequence, position, token, norm = lines[-1].split()[:4]
     assert (int(sequence), int(position), int(token)) == (7, 31, int(store.tokens[7, 31]))
@@ -127,7 +140,9 @@ def test_slice_as_text(store: actstore.Store) -> None:
         (("--seq", "a:b"), 2, "'a:b' is not a range"),
     ],
 )
-def test_slices_that_make_no_sense(store: actstore.Store, args: tuple[str, ...], code: int, message: str) -> None:
+def test_slices_that_make_no_sense(
+    store: actstore.Store, args: tuple[str, ...], code: int, message: str
+) -> None:
     done = command("slice", store.url, "blocks.0.hook_resid_post", *args)
     assert done.returncode == code
     assert message in done.stderr
@@ -139,7 +154,9 @@ def test_slice_of_a_hook_that_is_not_there(store: actstore.Store) -> None:
     assert "does not hold 'blocks.0.hook_attn_out'; it holds blocks.0.hook_resid_post, " in done.stderr
 
 
-@pytest.mark.parametrize("args", [["--help"], ["extract", "--help"], ["info", "STORE"], ["slice", "STORE", "HOOK"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["extract", "--help"], ["info", "STORE"], ["slice", "STORE", "HOOK"]]
+)
 def test_torch_is_not_imported_where_it_is_not_needed(store: actstore.Store, args: list[str]) -> None:
     given = [{"STORE": store.url, "HOOK": store.hooks[0]}.get(arg, arg) for arg in args]
     code = (

@@ -23,7 +23,12 @@ def test_hooks_are_a_list_or_separated_by_commas() -> None:
 
 
 def test_all_problems_are_told_at_once_with_their_location() -> None:
-    wrong = GOOD | {"context_length": "long", "dtype": "float8", "modle": "gpt2", "begin_batch_token": "start"}
+    wrong = GOOD | {
+        "context_length": "long",
+        "dtype": "float8",
+        "modle": "gpt2",
+        "begin_batch_token": "start",
+    }
     del wrong["out"]
     with pytest.raises(JobError) as caught:
         parse_job(wrong, where="job.yaml")
@@ -47,7 +52,9 @@ def test_context_length_is_a_positive_integer(value: object) -> None:
 
 def test_a_yaml_file_with_overrides(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text("model: gpt2\ntokens: text.txt\nhooks: [blocks.0.hook_mlp_out]\ncontext_length: 64\nout: a\n")
+    file.write_text(
+        "model: gpt2\ntokens: text.txt\nhooks: [blocks.0.hook_mlp_out]\ncontext_length: 64\nout: a\n"
+    )
     job = load_job(str(file), {"out": "b"})
     assert (job.out, job.context_length, job.hook_patterns) == ("b", 64, ("blocks.0.hook_mlp_out",))
 

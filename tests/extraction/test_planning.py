@@ -17,12 +17,29 @@ Fields = dict[str, Any]
     ("change", "kind", "message"),
     [
         pytest.param({"model": "no/such"}, ModelError, "neither a folder nor a model", id="unknown model"),
-        pytest.param({"hooks": ["blocks.0.hook_resid_pst"]}, HookError, "nearest names are blocks.0.hook_resid_post", id="no such hook"),  # noqa: E501
-        pytest.param({"context_length": 4096}, JobError, r"4096 is longer than the \d+ positions", id="context"),
+        pytest.param(
+            {"hooks": ["blocks.0.hook_resid_pst"]},
+            HookError,
+            "nearest names are blocks.0.hook_resid_post",
+            id="no such hook",
+        ),
+        pytest.param(
+            {"context_length": 4096}, JobError, r"4096 is longer than the \d+ positions", id="context"
+        ),
         pytest.param({"tokens": "/no/such.txt"}, TokensError, "such.txt", id="no text"),
-        pytest.param({"segment_size": 12}, JobError, r"segment_size 12 must be a multiple of 8.*choose 16", id="segment"),
+        pytest.param(
+            {"segment_size": 12},
+            JobError,
+            r"segment_size 12 must be a multiple of 8.*choose 16",
+            id="segment",
+        ),
         pytest.param({"max_tokens": 8}, TokensError, "less than one sequence of 32", id="max_tokens"),
-        pytest.param({"executor": "slurm"}, JobError, "executor 'slurm' is not known; choose one of inline, ray", id="executor"),  # noqa: E501
+        pytest.param(
+            {"executor": "slurm"},
+            JobError,
+            "executor 'slurm' is not known; choose one of inline, ray",
+            id="executor",
+        ),
         pytest.param({"out": "nowhere://x/y"}, StorageError, "nowhere://x/y cannot be opened", id="scheme"),
     ],
 )

@@ -129,7 +129,9 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
 
 def test_an_unsupported_family_says_which_are_supported(tmp_path: Path) -> None:
     AutoConfig.for_model("bert", hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="type 'bert' cannot be hooked yet; supported types are gpt2, gpt_neox"):
+    with pytest.raises(
+        ModelError, match="type 'bert' cannot be hooked yet; supported types are gpt2, gpt_neox"
+    ):
         resolve_hooks(load_config(str(tmp_path)), ["blocks.*"])
 
 

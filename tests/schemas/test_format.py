@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import NotCommittedError
+from actstore.store.plan import Plan
 
 PAGE = Path(__file__).parents[2] / "schemas" / "format.md"
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
@@ -57,19 +58,20 @@ class _Reader:
     def __init__(self, root: Path, path: str, metadata: dict[str, Any]) -> None:
         self.root = root
         self.path = path
-        self.shape = metadata["shape"]
-        self.shard_rows = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        self.chunk_rows = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
-        itemsize = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8}[metadata["data_type"]]
-        self.row_nbytes = math.prod(self.shape[1:]) * itemsize
+        self.shape: list[int] = metadata["shape"]
+        self.shard_rows: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        self.chunk_rows: int = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
+        itemsize: int = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8}[
+            metadata["data_type"]
+        ]
+        self.row_nbytes: int = math.prod(self.shape[1:]) * itemsize
         self.index_nbytes = 16 * (self.shard_rows // self.chunk_rows) + 4
 
     def key(self, shard: int) -> str:
         return f"{self.path}/c.{shard}" + ".0" * (len(self.shape) - 1)
 
     def n_rows(self, shard: int) -> int:
-        rows: int = min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
-        return rows
+        return min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
 
     def data_nbytes(self, shard: int) -> int:
         return math.ceil(self.n_rows(shard) / self.chunk_rows) * self.chunk_rows * self.row_nbytes
@@ -102,7 +104,7 @@ def example(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("format")
     lines = [json.dumps({"input_ids": _document(number)}) for number in range(N_DOCUMENTS)]
     (folder / "corpus.jsonl").write_text("\n".join(lines) + "\n")
-    fields = {
+    fields: dict[str, Any] = {
         "model": str(tiny_model("llama")),
         "tokens": str(folder / "corpus.jsonl"),
         "hooks": HOOKS,
@@ -243,12 +245,12 @@ def test_provenance(example: _Example) -> None:
     assert store.lengths[:].tolist() == [LENGTH] * 30
 
 
-@pytest.mark.parametrize("context_length", [1, 16, 100, 128, 1000, 2048, 4096])
+@pytest.mark.parametrize("context_length", [1, 3, 10, 16, 24, 40, 62, 100, 128, 1000, 2048, 4096])
 def test_rows_of_a_token_shard(context_length: int) -> None:
     example = PAGE.parent / "examples" / "valid" / "plan-token-ids.json"
     fields = json.loads(example.read_bytes())
     fields["request"]["tokens"]["context_length"] = context_length
-    plan = actstore.store.plan.Plan.from_bytes(json.dumps(fields).encode(), example.name)
+    plan = Plan.from_bytes(json.dumps(fields).encode(), example.name)
     for layout in plan.token_arrays():
         assert layout.shard_rows == 1024 * max(1, 16777216 // (8192 * context_length))
         assert layout.shard_rows % layout.chunk_rows == 0

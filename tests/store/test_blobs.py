@@ -117,7 +117,7 @@ def test_writable_storage_is_left_as_it_was(blobs: Blobs) -> None:
     assert blobs.names("_actstore/probe") == []
 
 
-@pytest.mark.parametrize(("kind", "n_rounds"), [("local", 30), pytest.param("s3", 15, marks=pytest.mark.s3)])
+@pytest.mark.parametrize(("kind", "n_rounds"), [("local", 30), pytest.param("s3", 5, marks=pytest.mark.s3)])
 def test_one_of_eight_creators_wins(
     kind: str, n_rounds: int, tmp_path: object, request: pytest.FixtureRequest
 ) -> None:

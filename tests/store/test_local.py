@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from actstore.errors import StorageError
-from actstore.store.blobs import check_writable
+from actstore.store.blobs import BlobNotFoundError, check_writable
 from actstore.store.local import PARTIAL, LocalBlobs
 
 NOBODY = 65_534
@@ -51,17 +51,33 @@ def test_no_permission_to_read(foreign: Path) -> None:
         LocalBlobs(foreign).read("closed")
 
 
-@pytest.mark.parametrize("verb", ["written", "read"])
-def test_file_in_the_place_of_a_folder(local: LocalBlobs, verb: str) -> None:
+def test_file_in_the_place_of_a_folder(local: LocalBlobs) -> None:
     local.create("a", [b"file"])
+    with pytest.raises(StorageError, match="a/b cannot be written: a file is where a folder is needed"):
+        local.create("a/b", [b"x"])
+    with pytest.raises(StorageError, match="a/b cannot be read: a file is where a folder is needed"):
+        local.read("a/b")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a place where nobody can make folders")
+def test_place_where_no_folder_can_be_made() -> None:
+    with pytest.raises(StorageError, match="/proc/run/a cannot be written: ") as caught:
+        LocalBlobs("/proc/run").create("a", [b"x"])
+    assert not isinstance(caught.value, BlobNotFoundError)
+
+
+def test_file_system_without_hard_links(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # what vfat answers
+
+    monkeypatch.setattr(os, "link", link)
     with pytest.raises(StorageError) as caught:
-        if verb == "written":
-            local.create("a/b", [b"x"])
-        else:
-            local.read("a/b")
+        local.create("a", [b"x"])
     assert str(caught.value) == (
-        f"{local.url}/a/b cannot be {verb}: a file is where a folder is needed; choose another path"
+        f"{local.url}/a cannot be created: this file system has no hard links, which create-only writes need; "
+        "use a local disk, NFS, or object storage"
     )
+    assert local.names(PARTIAL) == []
 
 
 def test_full_disk_leaves_nothing_behind(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:

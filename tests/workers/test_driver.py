@@ -102,7 +102,9 @@ def test_a_segment_that_always_fails_ends_the_run(ray: ModuleType, fields: Field
     run = actstore.plan(**fields)
     # A folder is where a shard must go, so writing it fails each time, whoever tries.
     Path(fields["out"], "acts/blocks.1.hook_mlp_out/c.4.0.0").mkdir(parents=True)
-    with pytest.raises(ExtractError, match=r"segment 4 failed 3 times, so the run is given up; the last time: "):
+    with pytest.raises(
+        ExtractError, match=r"segment 4 failed 3 times, so the run is given up; the last time: "
+    ):
         actstore.extract(run, executor="ray", num_workers=2)
 
 
@@ -115,7 +117,9 @@ def test_no_cluster_at_the_address() -> None:
         "except ExtractError as error:\n"
         "    print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.startswith("there is no Ray cluster to join at '127.0.0.1:1'")
 
 
@@ -128,13 +132,17 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
     command = [sys.executable, "-m", "actstore_workers.extract", *options, "--num-workers", "2"]
     commits = Path(fields["out"], "_actstore/runs/0000/commits")
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 180
     while len(list(commits.glob("*.json"))) < 3:
         assert process.poll() is None
         assert time.monotonic() < deadline
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    while worker_pids():  # they notice that their driver is gone; until then they may still commit
+        assert time.monotonic() < deadline
     n_before = len(list(commits.glob("*.json")))
     assert n_before < 125
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -22,7 +22,9 @@ from actstore.extraction.events import SegmentDone
 from actstore.extraction.executor import Resources
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
 from actstore_workers.actor import ActorOptions, make_actor
-from actstore_workers.cluster import cluster
+from actstore_workers.cluster import cluster, import_ray
+
+import_ray()  # fails here, when the executor is looked up and before any work, if Ray is not installed
 
 _log = logging.getLogger("actstore")
 

@@ -1,0 +1,55 @@
+"""``python schemas/export.py``: writes the JSON Schemas of this folder from the models of the library."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema
+
+from actstore.extraction.job import Job
+from actstore.store.commit import CommitRecord, TokensRecord
+from actstore.store.plan import Plan
+
+FOLDER = Path(__file__).parent
+
+Mode = Literal["validation", "serialization"]
+
+# A job may leave out what has a default. A writer of a store writes every field, so there all are required.
+_MODELS: dict[str, tuple[type[BaseModel], str, Mode]] = {
+    "job": (Job, "actstore job", "validation"),
+    "plan": (Plan, "actstore plan, store format 1", "serialization"),
+    "tokens": (TokensRecord, "actstore tokens record, store format 1", "serialization"),
+    "commit": (CommitRecord, "actstore commit record, store format 1", "serialization"),
+}
+
+
+class _Generator(GenerateJsonSchema):
+    """Pydantic's own, which leaves fields with defaults optional even in what it writes itself."""
+
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return self.mode == "serialization" or super().field_is_required(field, total)
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """The schemas by kind: job, plan, tokens, commit."""
+    found = {}
+    for kind, (model, title, mode) in _MODELS.items():
+        schema = model.model_json_schema(mode=mode, schema_generator=_Generator)
+        head = {
+            "$schema": GenerateJsonSchema.schema_dialect,
+            "$id": f"urn:actstore:schema:{kind}:1",
+            "title": title,
+        }
+        found[kind] = head | {key: value for key, value in schema.items() if key not in head}
+    return found
+
+
+def files() -> dict[str, str]:
+    """The text of each file, by name."""
+    return {f"{kind}.schema.json": json.dumps(schema, indent=2) + "\n" for kind, schema in schemas().items()}
+
+
+if __name__ == "__main__":
+    for name, text in files().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,192 @@
+"""A store, open for reading: what it holds, and what it refuses to show."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import actstore
+from actstore.errors import HookError, NotCommittedError, StorageError
+from actstore.store.blobs import BlobNotFoundError, Blobs
+from actstore.store.commit import COMMITS, PLAN_KEY, TOKENS_KEY
+from actstore.store.local import LocalBlobs
+from tests.store.example import (
+    D_MODEL,
+    HOOKS,
+    LENGTH,
+    SEGMENT,
+    N,
+    bits,
+    commit_segment,
+    example_plan,
+    example_tokens,
+    example_values,
+    write_store,
+)
+
+RESID_0, RESID_1, HOOK_Z = HOOKS
+
+
+def make(blobs: Blobs, dtype: str = "float32", segments: tuple[int, ...] = (0, 1, 2)) -> actstore.Store:
+    plan = example_plan(dtype)
+    write_store(blobs, plan, example_values(plan), segments)
+    return actstore.open(blobs.url)
+
+
+def test_store_opens_anywhere(blobs: Blobs) -> None:
+    store = make(blobs, "bfloat16")
+    assert store.is_complete
+    values = example_values(store.plan)
+    for hook in HOOKS:
+        found = store[hook][14:33]
+        assert found.dtype == torch.bfloat16
+        np.testing.assert_array_equal(bits(found.view(torch.uint16)), bits(values[hook][14:33]))
+    for name, expected in example_tokens(store.plan).items():
+        np.testing.assert_array_equal(getattr(store, name)[...], expected)
+
+
+def test_path_objects_open(local: LocalBlobs) -> None:
+    make(local)
+    assert actstore.open(local.root).hooks == HOOKS  # type: ignore[arg-type]
+
+
+def test_what_a_store_says_of_itself(local: LocalBlobs) -> None:
+    store = make(local, segments=(0, 2))
+    assert store.hooks == HOOKS == tuple(store)
+    assert store.shape == (N, LENGTH)
+    assert (store.n_committed, store.is_complete) == (2, False)
+    assert store.metadata["request"]["model"]["model_type"] == "gpt2"
+    assert repr(store) == f"<actstore.Store {local.url}: tiny, 3 hooks, 37 x 8 tokens, 2/3 segments>"
+    expected = np.ones(N, dtype=bool)
+    expected[SEGMENT : 2 * SEGMENT] = False
+    np.testing.assert_array_equal(store.committed_rows(), expected)
+    store.metadata["request"] = None
+    assert store.metadata["request"] is not None
+
+
+def test_place_without_a_store(blobs: Blobs) -> None:
+    with pytest.raises(StorageError) as caught:
+        actstore.open(blobs.url)
+    assert str(caught.value) == f"there is no actstore store at {blobs.url} ({PLAN_KEY} does not exist)"
+
+
+def test_rows_appear_when_they_are_committed(blobs: Blobs) -> None:
+    store = make(blobs, segments=(0, 2))
+    values = example_values(store.plan)
+    with pytest.raises(NotCommittedError, match=r"rows 16:17 of acts/blocks.0.hook_resid_post \(segment 1\)"):
+        store[RESID_0][16]
+    commit_segment(blobs, store.plan, 1, values)
+    store.refresh()
+    assert store.is_complete
+    np.testing.assert_array_equal(bits(store[RESID_0][...]), bits(values[RESID_0]))
+
+
+def test_shards_without_their_commit_are_absent(local: LocalBlobs) -> None:
+    store = make(local)
+    local.delete(f"{COMMITS}/00000001.json")
+    store.refresh()
+    with pytest.raises(NotCommittedError, match="run the extraction again to complete them"):
+        store[RESID_0][16]
+    assert np.isnan(
+        np.asarray(make(LocalBlobs(local.root / "b"), segments=(0, 2))[RESID_0].zarr[16:32])
+    ).all()
+
+
+def test_tokens_without_their_record_are_absent(local: LocalBlobs) -> None:
+    store = make(local)
+    local.delete(TOKENS_KEY)
+    store.refresh()
+    with pytest.raises(NotCommittedError, match="the tokens of .* are not committed"):
+        _ = store.tokens
+
+
+def test_missing_shard_is_damage(blobs: Blobs) -> None:
+    store = make(blobs)
+    blobs.delete(store.plan.activations(store.plan.request.hooks[0]).key(1))
+    with pytest.raises(BlobNotFoundError, match="is committed but missing; the store is damaged"):
+        store[RESID_0][:]
+    assert store[RESID_1][:].shape == (N, LENGTH, D_MODEL)
+
+
+def test_truncated_shard_is_damage(local: LocalBlobs) -> None:
+    store = make(local)
+    path = local.root / "acts" / RESID_0 / "c.2.0.0"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(StorageError, match=r"c\.2\.0\.0 has 100 bytes where 512 were expected; .* damaged"):
+        store[RESID_0][32]
+
+
+def test_store_of_a_newer_format_is_refused(local: LocalBlobs) -> None:
+    make(local)
+    path = local.path(PLAN_KEY)
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(StorageError) as caught:
+        actstore.open(local.url)
+    assert str(caught.value) == (
+        f"{local.url}/{PLAN_KEY} is of store format 2, and this actstore reads up to 1; "
+        "upgrade with `pip install -U actstore`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored"),
+    [
+        (RESID_0, RESID_0),
+        (("resid_post", 1), RESID_1),
+        ("blocks.1.hook_resid_pre", RESID_0),
+        ("blocks.2.hook_resid_pre", RESID_1),
+        (("resid_pre", 2), RESID_1),
+    ],
+)
+def test_other_names_of_a_hook(local: LocalBlobs, asked: Any, stored: str) -> None:
+    store = make(local)
+    assert asked in store
+    assert store[asked].hook == stored
+    np.testing.assert_array_equal(bits(store[asked][:]), bits(example_values(store.plan)[stored]))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "blocks.0.hook_resid_pre",  # the embedding: nothing else holds it
+        "blocks.3.hook_resid_pre",
+        "blocks.2.hook_resid_post",
+        "blocks.1.mlp.hook_resid_pre",
+        "resid_post",
+        "",
+        ("resid_mid", 0),
+    ],
+)
+def test_unknown_hook_lists_what_there_is(local: LocalBlobs, asked: Any) -> None:
+    store = make(local)
+    assert asked not in store
+    with pytest.raises(HookError) as caught:
+        store[asked]
+    assert str(caught.value) == f"{local.url} does not hold {asked!r}; it holds {', '.join(HOOKS)}"
+    assert isinstance(caught.value, KeyError)
+
+
+def test_zarr_sees_the_same_store(blobs: Blobs) -> None:
+    store = make(blobs)
+    values = example_values(store.plan)
+    assert set(store.zarr.keys()) >= {"acts", "tokens", "lengths", "documents", "offsets"}
+    np.testing.assert_array_equal(bits(store[HOOK_Z].zarr[10:20]), bits(values[HOOK_Z][10:20]))
+
+
+def test_opening_a_store_needs_no_torch(local: LocalBlobs, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    make(local)
+    script = f"""
+import sys, actstore
+store = actstore.open({local.url!r})
+store.tokens[0:2], store[{RESID_0!r}].numpy(0)
+print([name for name in ("torch", "transformers", "ray", "zarr") if name in sys.modules])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.strip() == "[]"
