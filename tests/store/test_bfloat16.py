@@ -13,7 +13,7 @@ import tensorstore
 import zarr
 
 from actstore.store.bfloat16 import BFloat16
-from actstore.store.layout import ArrayLayout
+from actstore.store.layout import ROOT_METADATA, ArrayLayout, group_metadata, to_json
 from actstore.store.local import LocalBlobs
 from tests.store.example import bits, random_bits, write_array
 
@@ -21,16 +21,36 @@ EVERY = np.arange(1 << 16, dtype="<u2")
 """Every bit pattern: both zeros, both infinities, all subnormals, all NaNs."""
 
 
-def test_zarr_finds_it_by_itself(tmp_path: Path) -> None:
+ZARR_LOADS_TYPES = tuple(int(part) for part in zarr.__version__.split(".")[:2]) >= (3, 4)
+DIRECT = pytest.mark.xfail(
+    not ZARR_LOADS_TYPES,
+    reason="zarr-python 3.1 loads no data type of others when an array is opened directly",
+)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        'zarr.open_group(root, mode="r")["a"]',
+        'zarr.open(root, mode="r")["a"]',
+        pytest.param('zarr.open_array(root, path="a", mode="r")', marks=DIRECT),
+        pytest.param('zarr.open(root + "/a", mode="r")', marks=DIRECT),
+    ],
+)
+def test_zarr_finds_it_by_itself(tmp_path: Path, opened: str) -> None:
     layout = ArrayLayout("a", (5, 4), "bfloat16", ("sequence", "position"), 4, 2)
     values = random_bits(layout)
-    write_array(LocalBlobs(tmp_path), layout, values, range(2))
-    script = """
+    blobs = LocalBlobs(tmp_path)
+    blobs.create(ROOT_METADATA, [to_json(group_metadata({}))])
+    write_array(blobs, layout, values, range(2))
+    # Nothing here imports actstore; it only has to be installed.
+    script = f"""
 import sys, zarr
-a = zarr.open_array(sys.argv[1], mode="r")
+root = sys.argv[1]
+a = {opened}
 print(a.dtype, a[:].view("<u2").tobytes().hex(), "torch" in sys.modules)
 """
-    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path / "a")]
+    command = [sys.executable, "-W", "error", "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.stdout.split() == ["bfloat16", values.tobytes().hex(), "False"], done.stderr
 
@@ -38,7 +58,12 @@ print(a.dtype, a[:].view("<u2").tobytes().hex(), "torch" in sys.modules)
 @pytest.mark.parametrize("shards", [None, (16_384,)])
 def test_every_bit_pattern_survives_zarr(tmp_path: Path, shards: Any) -> None:
     made = zarr.create_array(
-        tmp_path / "a", shape=(1 << 16,), chunks=(4096,), shards=shards, dtype=ml_dtypes.bfloat16
+        tmp_path / "a",
+        shape=(1 << 16,),
+        chunks=(4096,),
+        shards=shards,
+        dtype=ml_dtypes.bfloat16,
+        config={"write_empty_chunks": True},  # else zarr compares NaNs, of which NumPy warns
     )
     made[:] = EVERY.view(ml_dtypes.bfloat16)
     read = np.asarray(zarr.open_array(tmp_path / "a", mode="r")[:])
@@ -81,7 +106,7 @@ def test_zarr_2_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [np.float16, np.uint16, np.float32])
 def test_other_types_are_not_taken_for_it(other: Any) -> None:
-    with pytest.raises(ValueError, match="Expected ml_dtypes.bfloat16"):
+    with pytest.raises(ValueError, match="Expected ml_dtypes"):
         BFloat16.from_native_dtype(np.dtype(other))
 
 

@@ -1,5 +1,7 @@
 """A store, open for reading: what it holds, and what it refuses to show."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -176,9 +178,6 @@ def test_zarr_sees_the_same_store(blobs: Blobs) -> None:
 
 
 def test_opening_a_store_needs_no_torch(local: LocalBlobs, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     make(local)
     script = f"""
 import sys, actstore

@@ -1,0 +1,30 @@
+"""``actstore demo``: what a newcomer sees."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.image import imread
+
+import actstore
+from actstore.cli.demo import residual_norms
+
+
+def test_demo(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "actstore"), "demo", "--out", str(tmp_path / "demo")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for part in ("51,200 in 400 sequences of 128", "complete: ", "tokens/s", "actstore.open(", "Next:"):
+        assert part in done.stdout
+    store = actstore.open(str(tmp_path / "demo/store"))
+    assert store.is_complete
+    norms = residual_norms(store, 8)
+    by_torch = np.stack([store[hook][:8].double().norm(dim=-1).mean(dim=0).numpy() for hook in store.hooks])
+    assert np.allclose(norms, by_torch, rtol=1e-6)
+    picture = imread(tmp_path / "demo/residual-norms.png")
+    assert picture.shape[1] > 1000
+    assert picture.std() > 0.05  # not a blank page
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert "nothing to do" in again.stdout

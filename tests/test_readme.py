@@ -1,0 +1,81 @@
+"""The examples of the README, run as they stand; only names of places are replaced by what is there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+
+
+def examples(page: str) -> dict[str, str]:
+    """Python of each section of a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    sections = {title: "\n".join(BLOCK.findall(body)) for title, body in SECTION.findall(text)}
+    return {title: code for title, code in sections.items() if code}
+
+
+def run(code: str, folder: Path) -> str:
+    """Run an example in a fresh process; what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which ``actstore demo`` has run."""
+    folder = tmp_path_factory.mktemp("demo")
+    subprocess.run(
+        [str(Path(sys.executable).parent / "actstore"), "demo"], cwd=folder, check=True, capture_output=True
+    )
+    return folder
+
+
+def test_every_example_is_run_here() -> None:
+    assert set(examples("README.md")) == {"Extract", "Read", "Train an SAE", "Patch"}
+
+
+@pytest.mark.ray
+@pytest.mark.s3
+def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path: Path) -> None:
+    code = examples("README.md")
+    both = code["Extract"] + code["Read"]
+    places = {
+        "HuggingFaceTB/SmolLM2-135M": str(smollm2),
+        "corpus.jsonl": str(text_file),
+        "s3://my-bucket/run": s3_url,
+    }
+    for name, place in places.items():
+        assert name in both
+        both = both.replace(name, place)
+    shown = run(both, tmp_path)
+    assert "4,096 in 32 sequences of 128" in shown
+    assert "complete: " in shown
+
+
+def test_train_an_sae(demo: Path) -> None:
+    os.environ["WANDB_MODE"] = "disabled"
+    run(examples("README.md")["Train an SAE"] + "\nassert sae.W_dec.isfinite().all()", demo)
+
+
+def test_patch(demo: Path) -> None:
+    before, after = re.findall(r"tensor\(([\d.]+)\)", run(examples("README.md")["Patch"], demo))
+    assert float(after) < 0.5 * float(before)
+
+
+def test_reading_page(demo: Path) -> None:
+    text = (ROOT / "docs/read.md").read_text(encoding="utf-8")
+    run("\n".join(BLOCK.findall(text)), demo)
