@@ -56,13 +56,14 @@ def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path:
     places = {
         "HuggingFaceTB/SmolLM2-135M": str(smollm2),
         "corpus.jsonl": str(text_file),
+        "max_tokens=4096": "max_tokens=1024",
         "s3://my-bucket/run": s3_url,
     }
     for name, place in places.items():
         assert name in both
         both = both.replace(name, place)
     shown = run(both, tmp_path)
-    assert "4,096 in 32 sequences of 128" in shown
+    assert "1,024 in 8 sequences of 128" in shown
     assert "complete: " in shown
 
 

@@ -14,6 +14,7 @@ from actstore.errors import ActstoreError, ExtractError, ModelError, StorageErro
 from actstore.extraction.buffers import SegmentBuffers
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.heap import keep_large_blocks
 from actstore.hooks.model import HookedModel, layers_needed
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import CommitRecord, Environment, ShardRecord, commit_key, put, read_plan
@@ -80,6 +81,8 @@ class Worker:
         if spec.n_threads is not None:
             torch.set_num_threads(spec.n_threads)
         self._device = torch.device(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self._device.type == "cpu":
+            keep_large_blocks()
         self._model = HookedModel.from_pretrained(
             spec.model,
             dtype=plan.request.dtype,

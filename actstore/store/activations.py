@@ -75,6 +75,8 @@ class Activations:
         """The array through zarr-python. It shows rows that are not committed as NaN."""
         import zarr
 
+        import actstore.store.bfloat16  # noqa: F401 - registers the type
+
         return zarr.open_array(self._url, path=self.rows.layout.path, mode="r")
 
     def __repr__(self) -> str:

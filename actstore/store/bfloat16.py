@@ -4,8 +4,9 @@ zarr-python has no bfloat16 of its own. With actstore installed, ``zarr.open`` r
 ``ml_dtypes.bfloat16``. Name and fill values follow the zarr-extensions entry ``data-types/bfloat16``.
 
 zarr-python 3.1, the newest for Python 3.11, collects ``zarr.data_type`` entry points but never loads them (3.4
-does). It does load ``zarr.buffer`` entry points whenever it opens anything, so this module is also named there,
-with zarr's own default buffer, and registers the type when imported.
+does). It does load ``zarr.buffer`` entry points when it opens a group, so this module is also named there, with
+zarr's own default buffer, and registers the type when imported. Opening an array by its own path with zarr 3.1
+takes ``import actstore.store.bfloat16`` first.
 """
 
 from dataclasses import dataclass

@@ -2,21 +2,25 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from actstore.errors import StorageError
 from actstore.store.blobs import BlobNotFoundError
+from actstore.store.layout import PAGE
 from actstore.store.shard import Bytes, view
 
 PARTIAL = "_actstore/partial"
 """Where files lie until they are whole. What a killed run leaves here is garbage that nobody reads."""
 _FOLDER_RETRIES = 20
+_DIRECT_NBYTES = 1 << 20
+"""Less than this is not worth a trip to the disk of its own."""
 
 
 class LocalBlobs:
@@ -140,12 +144,37 @@ def _write(path: Path, parts: Sequence[Bytes]) -> None:
     descriptor = _open_new(path)
     try:
         for part in parts:
-            rest = view(part)
-            while rest:  # one write takes at most 2 GiB
-                rest = rest[os.write(descriptor, rest) :]
+            with _past_the_cache(descriptor, part):
+                rest = view(part)
+                while rest:  # one write takes at most 2 GiB
+                    rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _past_the_cache(descriptor: int, part: Bytes) -> Iterator[None]:
+    """Write whole pages straight from their memory to the disk, where the file system can.
+
+    It must reach the disk anyway before the commit. The copy to the page cache would cost the forward memory
+    bandwidth, and a run larger than memory would push everybody else's files out of it.
+    """
+    direct = getattr(os, "O_DIRECT", 0)
+    if not direct or isinstance(part, bytes) or part.nbytes < _DIRECT_NBYTES:
+        yield
+        return
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    is_whole_pages = not (
+        part.ctypes.data % PAGE or part.nbytes % PAGE or os.lseek(descriptor, 0, os.SEEK_CUR) % PAGE
+    )
+    try:
+        if is_whole_pages:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
+    except OSError:
+        pass  # this file system cannot
+    yield
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
 
 def _open_new(path: Path) -> int:

@@ -55,6 +55,8 @@ class RemoteBlobs:
         raise StorageError(f"{self.url}/{key} stays locked by other writers; run the same command again")
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
+        if nbytes == 0:
+            return b""  # no range of bytes is empty
         with self._explaining(key, "read"):
             # An explicit end spares s3fs a HEAD.
             stop = None if nbytes is None else start + nbytes

@@ -79,9 +79,11 @@ def _split(key: Any, ndim: int) -> tuple[Any, tuple[Any, ...]]:
     if len(parts) > ndim:
         raise IndexError(f"too many indices: the array has {ndim} axes, {len(parts)} were indexed")
     row, inner = (parts[0], tuple(parts[1:])) if parts else (slice(None), ())
-    if not all(isinstance(part, slice | int | np.integer) for part in inner):
-        # NumPy would pair a list with the list of rows; here they would cross. Neither is guessed.
-        raise IndexError("axes after the first are indexed by integers and slices; index the result for more")
+    basic = (slice, int, np.integer)
+    # NumPy pairs two lists, where ours would cross; and it moves the axis of a list that an integer precedes.
+    late = inner if not isinstance(row, basic) else inner[1:] if not isinstance(row, slice) else ()
+    if not all(isinstance(part, basic) for part in late):
+        raise IndexError("only one axis can be indexed by a list; index the result for the other")
     return row, inner
 
 

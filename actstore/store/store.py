@@ -85,7 +85,7 @@ class Store:
     def __contains__(self, hook: object) -> bool:
         try:
             self._find(hook)  # type: ignore[arg-type]
-        except HookError:
+        except (HookError, TypeError, ValueError):
             return False
         return True
 
@@ -134,6 +134,8 @@ class Store:
     def zarr(self) -> "zarr.Group":
         """The same store through zarr-python. It shows rows that are not committed as NaN."""
         import zarr
+
+        import actstore.store.bfloat16  # noqa: F401 - registers the type
 
         return zarr.open_group(self.url, mode="r")
 

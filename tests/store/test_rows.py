@@ -70,6 +70,8 @@ KEYS: dict[str, Any] = {
     "list and slices": ([1, 36, 20], slice(0, 2), slice(4, 6)),
     "mask and position": (MASK, slice(None), 2),
     "empty list and position": ([], 3),
+    "a list of positions": (slice(14, 18), [0, 2]),
+    "a list of positions of a row": (20, [5, 2, 5]),
     "empty inside": (slice(0, 20), slice(4, 4)),
 }
 
@@ -112,9 +114,8 @@ def test_indexing_every_storage(blobs: Blobs, name: str) -> None:
         (None, "rows are chosen by"),
         ([[0, 1]], "rows are chosen by"),
         (np.ones(N - 1, dtype=bool), r"a mask of rows must have shape \(37,\), got \(36,\)"),
-        (([0, 1], [2, 3]), "axes after the first are indexed by integers and slices"),
-        ((slice(0, 4), [0, 2]), "axes after the first are indexed by integers and slices"),
-        ((0, None), "axes after the first are indexed by integers and slices"),
+        (([0, 1], [2, 3]), "only one axis can be indexed by a list"),
+        ((3, slice(None), [0, 1]), "only one axis can be indexed by a list"),
     ],
 )
 def test_wrong_index_is_explained(local: LocalBlobs, key: Any, words: str) -> None:
