@@ -11,20 +11,21 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import actstore
+from actstore.demo import TEXT_PATH
 
 LAYERS = (0, 2, 4)
 
 
-def job(model: Path, text: Path, n_tokens: int, **more: Any) -> dict[str, Any]:
+def job(model: Path, n_tokens: int, dtype: str, **more: Any) -> dict[str, Any]:
     return {
         "model": str(model),
-        "tokens": str(text),
+        "tokens": str(TEXT_PATH),
         "documents": "paragraph",
         "hooks": [f"blocks.{layer}.hook_resid_post" for layer in LAYERS],
         "context_length": 128,
         "batch_size": 8,
         "max_tokens": n_tokens,
-        "dtype": "bfloat16",
+        "dtype": dtype,
     } | more
 
 
@@ -37,7 +38,9 @@ def contents(url: str) -> dict[str, bytes]:
 def sampled_rows_of_the_plain_forward(store: actstore.Store, batch: int) -> dict[str, torch.Tensor]:
     """One batch through transformers alone, with its language-model head and all its layers."""
     request = store.plan.request
-    model = AutoModelForCausalLM.from_pretrained(request.model.name, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        request.model.name, dtype=getattr(torch, request.dtype)
+    ).eval()
     rows = store.tokens[batch * request.batch_size : (batch + 1) * request.batch_size]
     filled = np.concatenate([rows, rows[-1:].repeat(request.batch_size - len(rows), axis=0)])
     with torch.inference_mode():
@@ -54,7 +57,7 @@ def check(local: str, remote: str, endpoint: str) -> None:
         store = actstore.open(url)
         assert store.is_complete
         for hook in store.hooks:
-            ours = store[hook].numpy().view(np.uint16)
+            ours = store[hook].numpy().view(np.uint16)  # bits, whatever the type
             assert np.array_equal(np.asarray(store[hook].zarr[...]).view(np.uint16), ours)
             by_tensorstore = tensorstore.open(spec(url, hook, endpoint)).result().read().result()
             assert np.array_equal(by_tensorstore.view(np.uint16), ours)
@@ -78,15 +81,17 @@ def spec(url: str, hook: str, endpoint: str) -> dict[str, Any]:
 @pytest.mark.ray
 @pytest.mark.s3
 @pytest.mark.parametrize(
-    "n_tokens", [3_000, pytest.param(100_096, marks=pytest.mark.soak)], ids=["3k tokens", "100k tokens"]
+    ("n_tokens", "dtype"),
+    [(3_000, "bfloat16"), pytest.param(100_096, "float32", marks=pytest.mark.soak)],
+    ids=["3k tokens", "100k tokens"],
 )
 def test_ray_to_s3_equals_inline_to_disk(
-    smollm2: Path, text_file: Path, s3_server: Any, s3_url: str, tmp_path: Path, n_tokens: int
+    smollm2: Path, s3_server: Any, s3_url: str, tmp_path: Path, n_tokens: int, dtype: str
 ) -> None:
     local = str(tmp_path / "store")
-    inline = actstore.extract(actstore.plan(**job(smollm2, text_file, n_tokens, out=local)))
+    inline = actstore.extract(actstore.plan(**job(smollm2, n_tokens, dtype, out=local)))
     on_ray = actstore.extract(
-        actstore.plan(**job(smollm2, text_file, n_tokens, out=s3_url)), executor="ray", num_workers=2
+        actstore.plan(**job(smollm2, n_tokens, dtype, out=s3_url)), executor="ray", num_workers=2
     )
     assert inline.n_tokens_computed == on_ray.n_tokens_computed == n_tokens // 128 * 128
     check(local, s3_url, s3_server.endpoint)

@@ -74,7 +74,7 @@ class Progress:
             )
         self._done += event.n_sequences
         self._nbytes += event.nbytes
-        seconds = time.monotonic() - self._started
+        seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (
             f"{self._done * self._length / seconds:,.0f} tokens/s, {self._nbytes / 1e6 / seconds:,.1f} MB/s"
         )

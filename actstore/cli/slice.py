@@ -26,7 +26,7 @@ class _Slice(click.ParamType[slice]):
             parts = []
         if len(parts) == 1 and parts[0] is not None:
             return slice(parts[0], parts[0] + 1 or None)
-        if len(parts) in (2, 3):
+        if len(parts) in (2, 3) and parts[2:] != [0]:
             return slice(*parts)
         return self.fail(f"{value!r} is not a range; write A:B, A: or :B, or one number", param, ctx)
 
@@ -50,6 +50,10 @@ def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str, output
 
     safetensors files also hold the token ids of the rows.
     """
+    if output is not None and not output.absolute().parent.is_dir():
+        raise JobError(
+            f"{output} cannot be written: there is no folder {output.absolute().parent}; make it first"
+        )
     store = open_store(url)
     acts = store[hook]
     values = acts.numpy((seq, pos))

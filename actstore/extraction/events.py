@@ -28,6 +28,8 @@ class SegmentDone:
     """The model stood still before this segment: storage was slower, or tokens were not there."""
     seconds_writing: float
     """From the end of the forward to the commit; overlaps the forward of later segments."""
+    is_new: bool = True
+    """False if another run had committed it before we came to it; nothing was computed."""
 
 
 Event = Tokenised | SegmentDone

@@ -1,13 +1,14 @@
 """Running a plan: claim the store, write the tokens, then the segments that are missing."""
 
 import time
+from pathlib import Path
 
-from actstore.errors import PlanMismatchError, StorageError
+from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
 from actstore.extraction.executor import Resources
 from actstore.extraction.executor import executor as find_executor
 from actstore.extraction.job import Job
-from actstore.extraction.planning import PlannedRun
+from actstore.extraction.planning import PlannedRun, check_device, is_same
 from actstore.extraction.planning import plan as make_plan
 from actstore.extraction.report import Report
 from actstore.extraction.worker import WorkerSpec
@@ -45,6 +46,9 @@ def extract(
     job = run.job
     started = time.perf_counter()
     execute = find_executor(executor or job.executor)
+    device = check_device(device or job.device)
+    if num_workers is not None and num_workers < 1:
+        raise JobError(f"num_workers is {num_workers}; it must be 1 or more")
     pending = run.pending
     if run.packed is not None:
         _claim(run)
@@ -59,7 +63,7 @@ def extract(
         on_event(segment)
 
     if pending:
-        spec = WorkerSpec(run.blobs.url, job.model, job.revision, device or job.device)
+        spec = WorkerSpec(run.blobs.url, _place(job.model), job.revision, device)
         resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
         execute(spec, pending, resources, on_segment)
     ended = time.perf_counter()
@@ -68,7 +72,8 @@ def extract(
         n_segments=run.plan.n_segments,
         n_segments_before=len(run.committed),
         n_tokens=run.plan.n_tokens,
-        n_tokens_computed=sum(segment.n_sequences for segment in done) * run.plan.context_length,
+        n_tokens_computed=sum(segment.n_sequences for segment in done if segment.is_new)
+        * run.plan.context_length,
         nbytes_written=sum(segment.nbytes for segment in done),
         seconds=ended - started,
         seconds_tokenising=0.0 if run.packed is None else run.packed.seconds,
@@ -76,6 +81,11 @@ def extract(
         seconds_waiting=sum(segment.seconds_waiting for segment in done),
         seconds_running=ended - min(first_started, default=ended),
     )
+
+
+def _place(model: str) -> str:
+    """A folder as workers in other working directories find it."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def _claim(run: PlannedRun) -> None:
@@ -87,7 +97,8 @@ def _claim(run: PlannedRun) -> None:
     """
     blobs, plan = run.blobs, run.plan
     blobs.create(PLAN_KEY, [plan.to_bytes()])
-    if read_plan(blobs) != plan:
+    claimed = read_plan(blobs)
+    if claimed is None or not is_same(claimed, plan):
         raise PlanMismatchError(
             f"another run has just started a different plan at {blobs.url}; choose another out"
         )

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     """
     job = _job(job, fields)
     find_executor(job.executor)
+    check_device(job.device)
     config = load_config(job.model, revision=job.revision)
     _check_context(job, config)
     hook_names = resolve_hooks(config, job.hook_patterns)
@@ -134,7 +136,11 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     if existing is not None:
         _check_same(blobs.url, existing, request, job)
         if blobs.size(TOKENS_KEY) is not None:
-            return PlannedRun(job, existing, blobs, None, frozenset(committed(blobs, existing.n_segments)))
+            run = PlannedRun(job, existing, blobs, None, frozenset(committed(blobs, existing.n_segments)))
+            _check_space(run)
+            return run
+    else:
+        _check_empty(blobs, hook_names)
     check_writable(blobs)
     packed = stage.run(on_event)
     made = Plan(
@@ -156,12 +162,10 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
 
 
 def _job(job: Job | str | None, fields: Mapping[str, Any]) -> Job:
-    if isinstance(job, Job):
-        return parse_job(job.model_dump() | dict(fields)) if fields else job
-    if job is not None:
-        return load_job(str(job), fields)
     given = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
-    return parse_job(given)
+    if isinstance(job, Job):
+        return parse_job(job.model_dump() | given) if given else job
+    return parse_job(given) if job is None else load_job(str(job), given)
 
 
 def _check_context(job: Job, config: "PretrainedConfig") -> None:
@@ -192,6 +196,39 @@ def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
             f"{request.batch_size} and whole 4 KiB pages); choose {math.ceil(job.segment_size / step) * step}"
         )
     return job.segment_size
+
+
+def check_device(name: str | None) -> str | None:
+    """The name itself, if this torch knows such a device.
+
+    Raises:
+        JobError: it does not.
+    """
+    if name is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise JobError(f"device {name!r} is not known; choose cpu, cuda, or one of several such as cuda:0")
+    return name
+
+
+def is_same(stored: Plan, made: Plan) -> bool:
+    """Whether two plans mean the same store, however names in them were spelled."""
+    a, b = _flat(stored.request), _flat(made.request)
+    names = (a.keys() | b.keys()) - _SPELLINGS
+    rest = {"request": stored.request}
+    return all(a.get(name) == b.get(name) for name in names) and stored == made.model_copy(update=rest)
+
+
+def _check_empty(blobs: Blobs, hook_names: Sequence[str]) -> None:
+    """Shards without a plan are from a store that was half deleted; they must not be taken for our own.
+
+    Raises:
+        StorageError: there are some.
+    """
+    for name in hook_names:
+        if any(key.startswith("c.") for key in blobs.names(f"acts/{name}")):
+            raise StorageError(
+                f"{blobs.url} has no plan but holds shards of {name}, the rest of a store that was deleted in "
+                "part; delete it whole, or choose another out"
+            )
 
 
 def _check_space(run: PlannedRun) -> None:

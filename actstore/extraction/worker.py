@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,7 @@ class Worker:
         """
         segment = self._plan.segment(index)
         if self._blobs.size(commit_key(index)) is not None:
-            return SegmentDone(index, segment.n_sequences, 0, 0.0, 0.0, 0.0)
+            return SegmentDone(index, segment.n_sequences, 0, 0.0, 0.0, 0.0, is_new=False)
         tokens = self._tokens[segment.start : segment.stop]
         buffers = self._free.get()
         try:
@@ -177,8 +177,10 @@ class Worker:
         def write(hook: Any) -> ShardRecord:
             return put(self._blobs, encode(self._plan.activations(hook), segment.index, rows[hook.name]))
 
-        hooks = self._plan.request.hooks
-        shards = dict(zip(self._plan.hook_names, self._writers.map(write, hooks), strict=True))
+        writes = {hook.name: self._writers.submit(write, hook) for hook in self._plan.request.hooks}
+        # All of them, also when one fails: the buffers must not be filled again while another is still reading.
+        wait(writes.values())
+        shards = {name: done.result() for name, done in writes.items()}
         record = CommitRecord(
             segment=segment.index,
             n_sequences=segment.n_sequences,

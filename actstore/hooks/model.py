@@ -52,10 +52,20 @@ class HookedModel:
         if n_layers is not None:
             _truncate(config, n_layers)
         with _explaining(name), _quiet_loading():
-            base = AutoModel.from_pretrained(
-                name, config=config, revision=revision, dtype=getattr(torch, dtype), trust_remote_code=False
+            base, loaded = AutoModel.from_pretrained(
+                name,
+                config=config,
+                revision=revision,
+                dtype=getattr(torch, dtype),
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-        base.to(device).eval().requires_grad_(False)
+        _check_loaded(name, loaded)
+        try:
+            base.to(device).eval().requires_grad_(False)
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(f"model {name!r} cannot be put on device {device!r}: {first}") from error
         return cls(base, config)
 
     @property
@@ -164,12 +174,28 @@ def _truncate(config: Any, n_layers: int) -> None:
         config.layer_types = config.layer_types[:n_layers]
 
 
+def _check_loaded(name: str, loaded: dict[str, Any]) -> None:
+    """transformers fills weights that a checkpoint lacks with random numbers, other ones each time.
+
+    Raises:
+        ModelError: there are such weights.
+    """
+    lacking = sorted(str(key) for key in [*loaded["missing_keys"], *loaded["mismatched_keys"]])
+    if lacking:
+        raise ModelError(
+            f"the checkpoint of {name} lacks {len(lacking)} weights that the model needs, such as {lacking[0]}; it is "
+            "damaged, or not of this architecture"
+        )
+
+
 @contextlib.contextmanager
 def _explaining(name: str) -> Iterator[None]:
     """One sentence in place of what the Hub client raises."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if os.path.isdir(name):  # noqa: PTH112 - a Hub name is no path
             raise ModelError(
                 f"the folder {name} does not hold a model that transformers can load: {error}"

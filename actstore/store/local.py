@@ -32,6 +32,8 @@ class LocalBlobs:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser().absolute()
         self.url = str(self.root)
+        self._made_root = not self.root.exists()
+        """The user's own folder is not ours to remove, even when empty."""
 
     def path(self, key: str) -> Path:
         return self.root / key
@@ -110,7 +112,7 @@ class LocalBlobs:
             self.path(PARTIAL).rmdir()
         with contextlib.suppress(OSError):
             for folder in path.parents:
-                if not folder.is_relative_to(self.root):
+                if (folder == self.root and not self._made_root) or not folder.is_relative_to(self.root):
                     break
                 folder.rmdir()
 
@@ -144,36 +146,45 @@ def _write(path: Path, parts: Sequence[Bytes]) -> None:
     descriptor = _open_new(path)
     try:
         for part in parts:
-            with _past_the_cache(descriptor, part):
-                rest = view(part)
-                while rest:  # one write takes at most 2 GiB
-                    rest = rest[os.write(descriptor, rest) :]
+            rest = view(part)
+            with _past_the_cache(descriptor, part) as is_direct:
+                while rest and is_direct:  # one write takes at most 2 GiB
+                    try:
+                        n_written = os.write(descriptor, rest)
+                    except OSError as error:
+                        if error.errno not in (errno.EINVAL, errno.EFAULT):
+                            raise
+                        break  # this file system takes the flag and not the write
+                    rest = rest[n_written:]
+                    is_direct = n_written % PAGE == 0
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def _past_the_cache(descriptor: int, part: Bytes) -> Iterator[None]:
-    """Write whole pages straight from their memory to the disk, where the file system can.
+def _past_the_cache(descriptor: int, part: Bytes) -> Iterator[bool]:
+    """Whether whole pages can go straight from their memory to the disk here, and the setting for it meanwhile.
 
     It must reach the disk anyway before the commit. The copy to the page cache would cost the forward memory
     bandwidth, and a run larger than memory would push everybody else's files out of it.
     """
     direct = getattr(os, "O_DIRECT", 0)
     if not direct or isinstance(part, bytes) or part.nbytes < _DIRECT_NBYTES:
-        yield
+        yield False
         return
+    places = (part.ctypes.data, part.nbytes, os.lseek(descriptor, 0, os.SEEK_CUR))
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    is_whole_pages = not (
-        part.ctypes.data % PAGE or part.nbytes % PAGE or os.lseek(descriptor, 0, os.SEEK_CUR) % PAGE
-    )
     try:
-        if is_whole_pages:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
+        if any(place % PAGE for place in places):
+            raise OSError(errno.EINVAL, "not whole pages")
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
     except OSError:
-        pass  # this file system cannot
-    yield
+        yield False
+        return
+    yield True
     fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
 
 

@@ -23,6 +23,17 @@ class Rows:
         self._blobs = blobs
         self._is_committed = is_committed
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.layout.shape
+
+    def __len__(self) -> int:
+        return self.layout.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        del copy  # reading always makes a new array
+        return np.asarray(self[:], dtype=dtype)
+
     def __getitem__(self, key: Any) -> NDArray[Any]:
         """Rows, in the storage type (bfloat16 as uint16).
 
@@ -33,11 +44,17 @@ class Rows:
         """
         row_key, inner_key = _split(key, ndim=len(self.layout.shape))
         rows = _row_numbers(row_key, self.layout.shape[0])
-        pieces = [piece[(slice(None), *inner_key)] for piece in self._pieces(rows)]
-        inner = np.empty((0, *self.layout.shape[1:]), dtype(self.layout.dtype).storage)[
-            (slice(None), *inner_key)
+        inner = (slice(None), *inner_key)
+        # An array of the right shape that takes no memory.
+        like = np.broadcast_to(np.zeros((), dtype(self.layout.dtype).storage), (1, *self.layout.shape[1:]))[
+            inner
         ]
-        values = np.concatenate(pieces) if pieces else inner
+        values = np.empty((len(rows), *like.shape[1:]), like.dtype)
+        done = 0
+        for piece in self._pieces(rows):
+            # Copied at once: each piece may be a map of a file, and there can be as many as rows.
+            values[done : done + len(piece)] = piece[inner]
+            done += len(piece)
         return values[0] if isinstance(row_key, int | np.integer) else values
 
     def _pieces(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
@@ -99,7 +116,8 @@ def _row_numbers(key: Any, n_rows: int) -> NDArray[np.int64]:
         return np.empty(0, dtype=np.int64)
     if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
         raise IndexError(f"rows are chosen by an integer, a slice, or a list of integers, not {key!r}")
+    rows = rows.astype(np.int64)
     outside = rows[(rows < -n_rows) | (rows >= n_rows)]
     if outside.size:
         raise IndexError(f"row {outside[0]} is out of bounds for {n_rows} rows")
-    return np.where(rows < 0, rows + n_rows, rows).astype(np.int64)
+    return np.where(rows < 0, rows + n_rows, rows)

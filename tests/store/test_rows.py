@@ -1,6 +1,8 @@
 """Indexing, against NumPy on the same values."""
 
+import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -177,3 +179,20 @@ def test_only_the_rows_asked_for_are_read(local: LocalBlobs) -> None:
     replaced(lambda whole: whole[: 4 * LAYOUT.row_nbytes])(local)
     expected: NDArray[Any] = VALUES[16:20]
     np.testing.assert_array_equal(rows[16:20], expected)
+
+
+def test_many_scattered_rows_need_few_open_files(local: LocalBlobs) -> None:
+    rows = rows_of(local)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 8, hard))
+    try:
+        values = rows[np.tile([0, 20], 30)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert np.array_equal(values, VALUES[np.tile([0, 20], 30)])
+
+
+def test_rows_are_arrays(local: LocalBlobs) -> None:
+    rows = rows_of(local)
+    assert np.array_equal(np.asarray(rows), VALUES)
+    assert (rows.shape, len(rows)) == (VALUES.shape, N)

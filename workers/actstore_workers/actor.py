@@ -39,7 +39,11 @@ class ActorOptions:
         wants_gpu = (spec.device or "").startswith("cuda")
         if wants_gpu or (spec.device is None and resources.get("GPU", 0) >= 1):
             return cls(num_cpus=1, num_gpus=1)
-        return cls(num_cpus=max(1, int(resources.get("CPU", 1)) // num_workers), num_gpus=0)
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        # The largest share with which all workers find a place; an actor cannot span nodes.
+        shares = range(max(nodes, default=1), 0, -1)
+        fits = (share for share in shares if sum(cpus // share for cpus in nodes) >= num_workers)
+        return cls(num_cpus=next(fits, 1), num_gpus=0)
 
 
 def make_actor(ray: ModuleType, spec: WorkerSpec, options: ActorOptions) -> Any:

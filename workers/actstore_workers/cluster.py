@@ -72,6 +72,10 @@ def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[Mod
                 **own,
             )
         except (OSError, ValueError, RuntimeError) as error:
+            if address is None:
+                raise ExtractError(
+                    f"Ray cannot be started on this machine: {str(error).splitlines()[0]}"
+                ) from error
             raise ExtractError(
                 f"there is no Ray cluster to join at {address!r}: {str(error).splitlines()[0]}; start one with "
                 "`ray start --head`, or leave the address out"

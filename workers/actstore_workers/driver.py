@@ -48,7 +48,8 @@ def run(
     segments are given out again; exactly once is the store's promise, not Ray's.
     """
     asked = resources.num_workers
-    cpus = max(os.cpu_count() or 1, asked or 1)
+    # Ray counts the CPUs that this container may use; only more workers than CPUs need to be asked for.
+    cpus = asked if asked is not None and asked > len(os.sched_getaffinity(0)) else None
     with cluster(resources.ray_address, num_cpus=cpus) as ray:
         size = asked or max(1, int(ray.cluster_resources().get("GPU", 0)))
         _Pool(ray, spec, min(size, len(pending)), pending, on_segment).run()
@@ -93,10 +94,12 @@ class _Pool:
                 for call in done:
                     self._finish(call)
                     stalled_since = time.monotonic()
-                if time.monotonic() - stalled_since > _STALL_WARNING_S and not self._any_ready():
+                if time.monotonic() - stalled_since > _STALL_WARNING_S and not all(
+                    s.is_ready for s in self._slots
+                ):
                     _log.warning(
-                        "no worker has started yet: %d are waiting for %g CPUs and %g GPUs each; the cluster has %s",
-                        len(self._slots),
+                        "%d workers have not started yet, waiting for %g CPUs and %g GPUs each; the cluster has %s",
+                        sum(not slot.is_ready for slot in self._slots),
                         self._options.num_cpus,
                         self._options.num_gpus,
                         {
@@ -135,8 +138,10 @@ class _Pool:
         except errors.RayActorError as error:
             self._replace(slot, index, error)
         except errors.RayTaskError as error:
-            slot.n_running -= index is not None
             self._retry(slot, index, error.cause)
+        except errors.RayError as error:
+            # Killed for memory, node lost, never placed: Ray has a class for each, the cure is the same.
+            self._replace(slot, index, error)
         else:
             if index is None:
                 slot.is_ready = True
@@ -146,18 +151,15 @@ class _Pool:
                 self._on_segment(result)
 
     def _retry(self, slot: _Slot, index: int | None, cause: Exception) -> None:
-        """The worker lives and has told what went wrong."""
+        """The worker lives and has told what went wrong. It is replaced all the same: a GPU in a bad state would
+        fail every segment at once, and be the first to ask for the next.
+        """
         if isinstance(cause, _HOPELESS):
             raise cause
-        if index is None:
-            self._count_start(cause)
-            self._calls[slot.actor.start.remote()] = (slot, None)
-        else:
-            self._count_attempt(index, cause)
-            self._pending.append(index)
+        self._replace(slot, index, cause)
 
-    def _replace(self, slot: _Slot, index: int | None, error: Any) -> None:
-        """The worker is dead; each of its calls comes here, the first one fills its place."""
+    def _replace(self, slot: _Slot, index: int | None, error: Exception) -> None:
+        """The worker is given up; each of its calls comes here, the first one fills its place."""
         preempted = bool(getattr(error, "preempted", False))
         if index is not None:
             if not preempted:
@@ -166,7 +168,9 @@ class _Pool:
         if slot in self._slots:
             if not slot.is_ready and not preempted:
                 self._count_start(error)
-            _log.warning("a worker died and is replaced: %s", _first_line(error))
+            _log.warning("a worker failed and is replaced: %s", _first_line(error))
+            # It may still live and hold its GPU. What else it had in hand comes back as a dead actor's calls.
+            self._ray.kill(slot.actor)
             self._slots[self._slots.index(slot)] = self._fill()
 
     def _count_attempt(self, index: int, cause: Exception) -> None:
@@ -179,7 +183,7 @@ class _Pool:
 
     def _count_start(self, cause: Exception) -> None:
         self._failed_starts += 1
-        if self._failed_starts >= MAX_ATTEMPTS:
+        if self._failed_starts >= MAX_ATTEMPTS and not self._any_ready():
             raise ExtractError(
                 f"workers failed to start {MAX_ATTEMPTS} times in a row; the last time: {_first_line(cause)}"
             ) from cause
