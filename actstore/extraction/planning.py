@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from actstore.extraction.executor import executor as find_executor
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.job import Job, load_job, parse_job
 from actstore.extraction.tokens_stage import PackedTokens, TokenStage
+from actstore.extraction.worker import SEGMENTS_IN_FLIGHT
 from actstore.hooks.model import load_config, resolve_hooks
 from actstore.store.blobs import Blobs, check_writable, open_blobs
 from actstore.store.commit import TOKENS_KEY, committed, read_plan
@@ -52,6 +54,15 @@ class PlannedRun:
         tokens = sum(layout.nbytes for layout in self.plan.token_arrays()) if self.packed else 0
         return tokens + sum(layout.shard_nbytes(index) for layout in layouts for index in self.pending)
 
+    @property
+    def worker_nbytes(self) -> int:
+        """Memory that a worker holds for activations on their way to storage."""
+        segment = sum(
+            layout.shard_rows * layout.row_nbytes
+            for layout in (self.plan.activations(hook) for hook in self.plan.request.hooks)
+        )
+        return segment * min(SEGMENTS_IN_FLIGHT, self.plan.n_segments)
+
     def to_dict(self) -> dict[str, Any]:
         """The summary as plain data."""
         plan = self.plan
@@ -70,6 +81,7 @@ class PlannedRun:
             "segment_size": plan.segment_size,
             "batch_size": plan.request.batch_size,
             "nbytes_to_write": self.nbytes_to_write,
+            "worker_nbytes": self.worker_nbytes,
         }
 
     def __str__(self) -> str:
@@ -89,6 +101,7 @@ class PlannedRun:
                 "size": f"{plan.nbytes / 1e6:,.1f} MB in {plan.n_objects:,} objects",
                 "segments": f"{plan.n_segments:,} of {plan.segment_size} sequences, batches of "
                 f"{plan.request.batch_size}",
+                "memory": f"{self.worker_nbytes / 1e6:,.1f} MB in each worker, besides the model",
             }
         )
 
@@ -138,6 +151,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         if blobs.size(TOKENS_KEY) is not None:
             run = PlannedRun(job, existing, blobs, None, frozenset(committed(blobs, existing.n_segments)))
             _check_space(run)
+            _check_memory(run)
             return run
     else:
         _check_empty(blobs, hook_names)
@@ -158,6 +172,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         )
     run = PlannedRun(job, existing or made, blobs, packed, frozenset())
     _check_space(run)
+    _check_memory(run)
     return run
 
 
@@ -238,6 +253,17 @@ def _check_space(run: PlannedRun) -> None:
         raise StorageError(
             f"{run.blobs.url} would need {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; store "
             "fewer hooks or tokens, or choose another disk"
+        )
+
+
+def _check_memory(run: PlannedRun) -> None:
+    if run.job.executor != "inline":
+        return  # workers have other machines
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if run.worker_nbytes > memory:
+        raise JobError(
+            f"a worker would hold {run.worker_nbytes / 1e9:.1f} GB of activations in memory and this machine has "
+            f"{memory / 1e9:.1f} GB; choose a smaller batch_size or segment_size, or fewer hooks"
         )
 
 

@@ -92,11 +92,24 @@ def test_a_disk_that_is_too_small(fields: Fields, monkeypatch: pytest.MonkeyPatc
     assert not Path(fields["out"]).exists()
 
 
+def test_more_memory_than_there_is(fields: Fields, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The machine cannot be made small here; what it says can.
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}[name])
+    with pytest.raises(JobError, match=r"hold 0\.0 GB of activations .* smaller batch_size or segment_size"):
+        actstore.plan(**fields)
+    assert not Path(fields["out"]).exists()
+
+
 def test_planning_alone_writes_nothing(fields: Fields) -> None:
     run = actstore.plan(**fields)
     assert not Path(fields["out"]).exists()
     shown = str(run)
-    for part in ("3,200 in 100 sequences of 32", "4: blocks.0.hook_resid_post", "7 of 16 sequences"):
+    for part in (
+        "3,200 in 100 sequences of 32",
+        "4: blocks.0.hook_resid_post",
+        "7 of 16 sequences",
+        "1.6 MB in each worker",
+    ):
         assert part in shown
     assert run.to_dict()["nbytes"] == run.plan.nbytes == run.nbytes_to_write
 

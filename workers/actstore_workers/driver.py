@@ -55,7 +55,7 @@ def run(
         _Pool(ray, spec, min(size, len(pending)), pending, on_segment).run()
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """A place in the pool, with the actor that fills it."""
 
@@ -162,10 +162,11 @@ class _Pool:
         """The worker is given up; each of its calls comes here, the first one fills its place."""
         preempted = bool(getattr(error, "preempted", False))
         if index is not None:
-            if not preempted:
-                self._count_attempt(index, error)
             self._pending.append(index)
         if slot in self._slots:
+            # Only the first call that fails is to blame; the others fell with their worker.
+            if index is not None and not preempted:
+                self._count_attempt(index, error)
             if not slot.is_ready and not preempted:
                 self._count_start(error)
             _log.warning("a worker failed and is replaced: %s", _first_line(error))
