@@ -10,10 +10,6 @@ from actstore.cli.job_options import job_fields, job_options
 
 @click.command("extract")
 @job_options
-@click.option("--executor", help="inline (default) or ray.")
-@click.option("--num-workers", type=int, help="Workers of the ray executor (default: one a GPU).")
-@click.option("--ray-address", help="Ray cluster to join, such as auto (default: start one here).")
-@click.option("--device", help="Device of a worker, such as cuda:0 (default: a GPU if there is one).")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No plan and no progress.")
 def extract_command(job_file: str | None, as_json: bool, quiet: bool, **options: Any) -> None:

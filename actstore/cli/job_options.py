@@ -19,7 +19,12 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="What one document is in a .txt file (default: file).",
     ),
     click.option("--tokenizer", help="Hub name or folder (default: the model's)."),
-    click.option("--hooks", metavar="GLOB[,GLOB]", help="Such as 'blocks.*.hook_resid_post'."),
+    click.option(
+        "--hooks",
+        metavar="GLOB[,GLOB]",
+        multiple=True,
+        help="Such as 'blocks.*.hook_resid_post'; can be repeated.",
+    ),
     click.option("--context-length", type=int, help="Tokens in a stored sequence."),
     click.option("--out", metavar="URL", help="The store: a path, s3://bucket/prefix, any fsspec URL."),
     click.option(
@@ -41,6 +46,10 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--batch-size", type=int, help="Sequences in one forward (default: about 4,096 tokens)."),
     click.option("--segment-size", type=int, help="Sequences in a unit of work (default: 64 MiB shards)."),
     click.option("--seed", type=int, help="Store sequences in an order drawn from this seed."),
+    click.option("--executor", help="inline (default) or ray."),
+    click.option("--num-workers", type=int, help="Workers of the ray executor (default: one a GPU)."),
+    click.option("--ray-address", help="Ray cluster to join, such as auto (default: start one here)."),
+    click.option("--device", help="Device of a worker, such as cuda:0 (default: a GPU if there is one)."),
 ]
 
 
@@ -53,8 +62,10 @@ def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def job_fields(options: dict[str, Any]) -> dict[str, Any]:
     """The fields of a job that were given on the command line."""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    if "hooks" in given:
+        given["hooks"] = ",".join(given["hooks"])
     return {
         name: int(value) if name.endswith("_token") and str(value).isdecimal() else value
-        for name, value in options.items()
-        if value is not None
+        for name, value in given.items()
     }

@@ -51,7 +51,10 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="actstore")
 def cli() -> None:
-    """Cache the activations of language models once, and read them everywhere."""
+    """Cache the activations of language models once, and read them everywhere.
+
+    Errors are one sentence; add --debug to any command to see where one comes from.
+    """
 
 
 def main() -> None:

@@ -40,12 +40,10 @@ class _Slice(click.ParamType[slice]):
     "--format",
     "form",
     type=click.Choice(["text", "npy", "safetensors"]),
-    default="text",
-    show_default=True,
-    help="npy has no bfloat16 and gets float32, which holds it exactly.",
+    help="Default: by the suffix of -o, else text. npy has no bfloat16 and gets float32, which holds it exactly.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
-def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str, output: Path | None) -> None:
+def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str | None, output: Path | None) -> None:
     """Print activations of HOOK in the store at URL, or save them.
 
     safetensors files also hold the token ids of the rows.
@@ -54,6 +52,7 @@ def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str, output
         raise JobError(
             f"{output} cannot be written: there is no folder {output.absolute().parent}; make it first"
         )
+    form = form or {".npy": "npy", ".safetensors": "safetensors"}.get(output.suffix if output else "", "text")
     store = open_store(url)
     acts = store[hook]
     values = acts.numpy((seq, pos))

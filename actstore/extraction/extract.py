@@ -46,7 +46,7 @@ def extract(
     job = run.job
     started = time.perf_counter()
     execute = find_executor(executor or job.executor)
-    device = check_device(device or job.device)
+    device = check_device(device or job.device, executor or job.executor)
     if num_workers is not None and num_workers < 1:
         raise JobError(f"num_workers is {num_workers}; it must be 1 or more")
     pending = run.pending

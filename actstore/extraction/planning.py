@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _BATCH_TOKENS = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlannedRun:
     """A job that has been checked against model, text and storage, and is ready to run. Made by `actstore.plan`;
     print it to see what it would write.
@@ -42,6 +42,9 @@ class PlannedRun:
     """None where the tokens are in the store already."""
     committed: frozenset[int]
     """Segments that an earlier run has committed."""
+
+    def __repr__(self) -> str:
+        return f"<PlannedRun {self.blobs.url}: {len(self.pending)} of {self.plan.n_segments} segments to do>"
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -88,9 +91,7 @@ class PlannedRun:
         from actstore.extraction.report import table
 
         plan = self.plan
-        state = (
-            f"{len(self.committed)} of {plan.n_segments} segments are committed" if self.committed else "new"
-        )
+        state = "new" if self.packed else f"{len(self.committed)} of {plan.n_segments} segments are committed"
         hooks = plan.hook_names
         return table(
             {
@@ -123,7 +124,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     """
     job = _job(job, fields)
     find_executor(job.executor)
-    check_device(job.device)
+    check_device(job.device, job.executor)
     config = load_config(job.model, revision=job.revision)
     _check_context(job, config)
     hook_names = resolve_hooks(config, job.hook_patterns)
@@ -213,14 +214,21 @@ def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
     return job.segment_size
 
 
-def check_device(name: str | None) -> str | None:
-    """The name itself, if this torch knows such a device.
+def check_device(name: str | None, executor: str) -> str | None:
+    """The name itself, if torch knows such a device; and has it, where the work is done in this process.
 
     Raises:
         JobError: it does not.
     """
     if name is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
         raise JobError(f"device {name!r} is not known; choose cpu, cuda, or one of several such as cuda:0")
+    if executor == "inline" and (name or "").startswith("cuda"):
+        import torch
+
+        if not torch.cuda.is_available():
+            raise JobError(
+                f"device {name!r} was asked for, and torch finds no GPU on this machine; choose cpu"
+            )
     return name
 
 

@@ -55,7 +55,7 @@ class Report:
             {
                 "store": f"{self.url} (complete: {self.n_segments} segments{before})",
                 "tokens": f"{self.n_tokens:,} stored, {self.n_tokens_computed:,} computed now",
-                "written": f"{self.nbytes_written / 1e6:,.1f} MB",
+                "written": f"{self.nbytes_written / 1e6:,.1f} MB of activations",
                 "rate": f"{self.tokens_per_second:,.0f} tokens/s, {self.nbytes_per_second / 1e6:,.1f} MB/s",
                 "time": f"{self.seconds_tokenising:.1f} s tokenising, {self.seconds_forward:.1f} s in the forward, "
                 f"{self.seconds_waiting:.1f} s waiting for writes, {self.seconds:.1f} s in all",

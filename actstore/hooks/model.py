@@ -140,6 +140,12 @@ def load_config(name: str, *, revision: str | None = None) -> "PretrainedConfig"
     """
     from transformers import AutoConfig
 
+    if os.path.isfile(name):  # noqa: PTH113 - a Hub name is no path
+        raise ModelError(f"{name} is a file; give the folder that it is in")
+    if name.startswith((".", "/", "~")) and not os.path.isdir(name):  # noqa: PTH112
+        raise ModelError(
+            f"there is no folder {name}; give the folder of a saved model, or its name on the Hub"
+        )
     with _explaining(name):
         config: PretrainedConfig = AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=False

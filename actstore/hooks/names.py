@@ -71,5 +71,13 @@ def _explain(pattern: str, names: Sequence[str], *, n_layers: int, undefined: Ma
     asked = _BLOCK.fullmatch(pattern)
     if asked and int(asked[1]) >= n_layers:
         return f"hook {pattern!r} matches nothing: this model has layers 0 to {n_layers - 1}"
-    nearest = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-    return f"hook {pattern!r} matches nothing in this model; the nearest names are {', '.join(nearest)}"
+    parts = re.fullmatch(r"blocks\.([^.]+)\.(.+)", pattern)
+    layer, wanted = (parts[1], parts[2]) if parts else ("*", pattern)
+    leaves = list(dict.fromkeys(split(name)[1] for name in names))
+    nearest = [
+        f"blocks.{layer}.{leaf}" for leaf in difflib.get_close_matches(wanted, leaves, n=2, cutoff=0.0)
+    ]
+    return (
+        f"hook {pattern!r} matches nothing in this model; the nearest names are {' and '.join(nearest)}, and it has "
+        f"{', '.join(leaves)}"
+    )

@@ -93,7 +93,7 @@ class Store:
         return iter(self.hooks)
 
     def _find(self, hook: str | tuple[str, int]) -> HookArray:
-        name = hook if isinstance(hook, str) else _long_name(hook)
+        name = hook if isinstance(hook, str) else _long_name(hook, self.plan.request.model.n_layers)
         by_name = {stored.name: stored for stored in self.plan.request.hooks}
         layer, leaf = _layer_and_leaf(name)
         if name not in by_name and leaf == "hook_resid_pre" and layer > 0:
@@ -161,10 +161,10 @@ def open_store(url: str) -> Store:
     return Store(blobs, plan)
 
 
-def _long_name(short: tuple[str, int]) -> str:
-    """``("resid_post", 5)`` as ``blocks.5.hook_resid_post``."""
+def _long_name(short: tuple[str, int], n_layers: int) -> str:
+    """``("resid_post", 5)`` as ``blocks.5.hook_resid_post``; -1 is the last layer of the model."""
     name, layer = short
-    return f"blocks.{layer}.hook_{name}"
+    return f"blocks.{layer + n_layers if layer < 0 else layer}.hook_{name}"
 
 
 def _layer_and_leaf(name: str) -> tuple[int, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import actstore
 from tests.benchmarks.measure import Ratio, in_turns
 
-N_TOKENS = 4_096
+N_TOKENS = 2_048
 
 
 def run(model: Path, text: Path, folder: Path, *, repeats: int = 3) -> list[Ratio]:

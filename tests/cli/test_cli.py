@@ -123,6 +123,23 @@ def test_slice_as_npy_and_safetensors(store: actstore.Store, tmp_path: Path) -> 
     assert np.array_equal(saved["tokens"].numpy(), store.tokens[2:4, 5:])
 
 
+def test_the_suffix_decides_the_format(store: actstore.Store, tmp_path: Path) -> None:
+    file = tmp_path / "a.npy"
+    assert command("slice", store.url, "blocks.1.hook_mlp_out", "-o", str(file)).returncode == 0
+    assert np.load(file, allow_pickle=False).shape == (1, 32, 64)
+    missing = command("slice", store.url, "blocks.1.hook_mlp_out", "-o", str(tmp_path / "no" / "a.npy"))
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+
+
+def test_hooks_can_be_repeated(options: list[str]) -> None:
+    hooks = options.index("--hooks")
+    options[hooks + 1] = "blocks.0.hook_mlp_out"
+    done = command("plan", *options, "--hooks", "blocks.2.hook_attn_out", "--executor", "inline", "--json")
+    assert json.loads(done.stdout)["hooks"] == ["blocks.0.hook_mlp_out", "blocks.2.hook_attn_out"], (
+        done.stderr
+    )
+
+
 def test_slice_as_text(store: actstore.Store) -> None:
     lines = command(
         "slice", store.url, "blocks.0.hook_resid_post", "--seq", "7", "--pos", "-2:"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import actstore
@@ -78,6 +79,13 @@ def test_shards_of_a_half_deleted_store_are_not_taken_for_our_own(fields: Fields
 def test_an_unknown_device_is_told_before_anything_is_written(fields: Fields, device: str) -> None:
     with pytest.raises(JobError, match="is not known; choose cpu, cuda"):
         actstore.plan(**fields, device=device)
+    assert not Path(fields["out"]).exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(fields: Fields) -> None:
+    with pytest.raises(JobError, match="torch finds no GPU on this machine; choose cpu"):
+        actstore.extract(actstore.plan(**fields, device="cuda"))
     assert not Path(fields["out"]).exists()
 
 

@@ -122,6 +122,14 @@ def test_an_unknown_model_is_one_sentence() -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_is_not_taken_for_a_hub_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="there is no folder"):
+        load_config(str(tmp_path / "no-such"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config\.json is a file; give the folder"):
+        load_config(str(tmp_path / "config.json"))
+
+
 def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not hold a model"):
         load_config(str(tmp_path))
