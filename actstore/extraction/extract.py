@@ -1,14 +1,13 @@
 """Running a plan: claim the store, write the tokens, then the segments that are missing."""
 
 import time
-from pathlib import Path
 
 from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
 from actstore.extraction.executor import Resources
 from actstore.extraction.executor import executor as find_executor
 from actstore.extraction.job import Job
-from actstore.extraction.planning import PlannedRun, check_device, is_same
+from actstore.extraction.planning import PlannedRun, absolute_model, check_device, is_same
 from actstore.extraction.planning import plan as make_plan
 from actstore.extraction.report import Report
 from actstore.extraction.worker import WorkerSpec
@@ -63,7 +62,7 @@ def extract(
         on_event(segment)
 
     if pending:
-        spec = WorkerSpec(run.blobs.url, _place(job.model), job.revision, device)
+        spec = WorkerSpec(run.blobs.url, absolute_model(job.model), job.revision, device)
         resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
         execute(spec, pending, resources, on_segment)
     ended = time.perf_counter()
@@ -81,11 +80,6 @@ def extract(
         seconds_waiting=sum(segment.seconds_waiting for segment in done),
         seconds_running=ended - min(first_started, default=ended),
     )
-
-
-def _place(model: str) -> str:
-    """A folder as workers in other working directories find it."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def _claim(run: PlannedRun) -> None:

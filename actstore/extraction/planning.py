@@ -131,7 +131,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     stage = TokenStage.of(job, config.vocab_size)
     request = Request(
         model=ModelIdentity(
-            name=str(Path(job.model).absolute()) if Path(job.model).is_dir() else job.model,
+            name=absolute_model(job.model),
             revision=job.revision,
             fingerprint=fingerprint(job.model, job.revision),
             model_type=config.model_type,
@@ -214,6 +214,11 @@ def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
     return job.segment_size
 
 
+def absolute_model(model: str) -> str:
+    """A Hub name as it is; a folder as processes in other working directories find it."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
 def check_device(name: str | None, executor: str) -> str | None:
     """The name itself, if torch knows such a device; and has it, where the work is done in this process.
 
@@ -234,10 +239,8 @@ def check_device(name: str | None, executor: str) -> str | None:
 
 def is_same(stored: Plan, made: Plan) -> bool:
     """Whether two plans mean the same store, however names in them were spelled."""
-    a, b = _flat(stored.request), _flat(made.request)
-    names = (a.keys() | b.keys()) - _SPELLINGS
-    rest = {"request": stored.request}
-    return all(a.get(name) == b.get(name) for name in names) and stored == made.model_copy(update=rest)
+    rest = made.model_copy(update={"request": stored.request})
+    return not _differences(stored.request, made.request) and stored == rest
 
 
 def _check_empty(blobs: Blobs, hook_names: Sequence[str]) -> None:
@@ -280,12 +283,7 @@ _SPELLINGS = {"model.name", "model.revision", "tokens.source", "tokens.tokenizer
 
 
 def _check_same(url: str, existing: Plan, request: Request, job: Job) -> None:
-    stored, asked = _flat(existing.request), _flat(request)
-    differences = [
-        f"{name} is {stored.get(name)} in the store, {asked.get(name)} was asked for"
-        for name in sorted(stored.keys() | asked.keys())
-        if name not in _SPELLINGS and stored.get(name) != asked.get(name)
-    ]
+    differences = _differences(existing.request, request)
     if job.segment_size is not None and job.segment_size != existing.segment_size:
         differences.append(
             f"segment_size is {existing.segment_size} in the store, {job.segment_size} was asked for"
@@ -295,6 +293,16 @@ def _check_same(url: str, existing: Plan, request: Request, job: Job) -> None:
             f"the store at {url} belongs to another plan: {'; '.join(differences)}. Choose another out, or run "
             "the job it was made with"
         )
+
+
+def _differences(existing: Request, request: Request) -> list[str]:
+    """What two requests do not agree on, spelling aside."""
+    stored, asked = _flat(existing), _flat(request)
+    return [
+        f"{name} is {stored.get(name)} in the store, {asked.get(name)} was asked for"
+        for name in sorted(stored.keys() | asked.keys())
+        if name not in _SPELLINGS and stored.get(name) != asked.get(name)
+    ]
 
 
 def _flat(request: Request) -> dict[str, str]:

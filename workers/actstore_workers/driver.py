@@ -135,12 +135,10 @@ class _Pool:
         errors = self._ray.exceptions
         try:
             result = self._ray.get(call)
-        except errors.RayActorError as error:
-            self._replace(slot, index, error)
         except errors.RayTaskError as error:
             self._retry(slot, index, error.cause)
         except errors.RayError as error:
-            # Killed for memory, node lost, never placed: Ray has a class for each, the cure is the same.
+            # Died, killed for memory, node lost, never placed: Ray has a class for each, the cure is the same.
             self._replace(slot, index, error)
         else:
             if index is None:
