@@ -138,7 +138,11 @@ def test_shards_that_a_killed_run_left_are_adopted_not_replaced(fields: Fields) 
     assert len(files(store)) == len(before) + 2
 
 
-COMMAND = "from actstore.cli.main import main; main()"
+# A shell gives its background jobs an ignored SIGINT, and Python keeps it so; a terminal does not.
+COMMAND = """
+import signal; signal.signal(signal.SIGINT, signal.default_int_handler)
+from actstore.cli.main import main; main()
+"""
 
 
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda kill: kill.name)
