@@ -13,14 +13,33 @@ if TYPE_CHECKING:
     from actstore.extraction.job import Job
     from actstore.extraction.planning import PlannedRun, plan
     from actstore.extraction.report import Report
+    from actstore.hooks.cache import ActivationCache
+    from actstore.hooks.factored_matrix import FactoredMatrix
+    from actstore.hooks.model import HookedModel
     from actstore.store.activations import Activations
     from actstore.store.store import Store
     from actstore.store.store import open_store as open  # noqa: A004 - actstore.open is its name
 
-__all__ = ["Activations", "Job", "PlannedRun", "Report", "Store", "__version__", "extract", "open", "plan"]
+__all__ = [
+    "ActivationCache",
+    "Activations",
+    "FactoredMatrix",
+    "HookedModel",
+    "Job",
+    "PlannedRun",
+    "Report",
+    "Store",
+    "__version__",
+    "extract",
+    "open",
+    "plan",
+]
 
 # Imported when first used, so that `actstore --help` and `actstore info` do not wait for torch.
 _HOMES = {
+    "ActivationCache": ("actstore.hooks.cache", "ActivationCache"),
+    "FactoredMatrix": ("actstore.hooks.factored_matrix", "FactoredMatrix"),
+    "HookedModel": ("actstore.hooks.model", "HookedModel"),
     "Activations": ("actstore.store.activations", "Activations"),
     "Job": ("actstore.extraction.job", "Job"),
     "PlannedRun": ("actstore.extraction.planning", "PlannedRun"),

@@ -177,8 +177,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Tin
     """``tiny_model("llama")`` gives a folder with a random model and a byte-level BPE tokenizer.
 
     3 layers, d_model 64, 4 heads (2 of keys and values, where the family can), 300 token ids, context 128,
-    float32. ``gpt2``, ``llama``, ``mistral``, ``qwen2``, ``qwen3``, ``gpt_neox``; keywords go to the config:
-    ``tiny_model("gpt_neox", use_parallel_residual=False)``. Equal arguments give the same folder.
+    float32. ``gpt2``, ``gpt_neo``, ``gptj``, ``gpt_neox``, ``llama``, ``mistral``, ``mixtral``, ``phi``, ``phi3``,
+    ``qwen2``, ``qwen2_moe``, ``qwen3``, ``qwen3_moe``, ``opt``, ``gemma``, ``gemma2``, ``gemma3_text``; keywords go
+    to the config: ``tiny_model("gpt_neox", use_parallel_residual=False)``. Equal arguments give the same folder.
     """
     folders: dict[str, Path] = {}
 
@@ -200,15 +201,8 @@ def _save_tiny_model(folder: Path, model_type: str, config: dict[str, Any]) -> N
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-    if model_type == "gpt2":
-        shape |= {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 128}
-    else:
-        shape |= {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4}
-        shape |= {"intermediate_size": 128, "max_position_embeddings": 128}
-        if model_type != "gpt_neox":
-            shape |= {"num_key_value_heads": 2, "head_dim": 16}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **(shape | config)))
+    fields = _tiny_config(model_type) | config
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **fields))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -216,6 +210,43 @@ def _save_tiny_model(folder: Path, model_type: str, config: dict[str, Any]) -> N
             # Biases start at 0 and norms at 1; they are moved from there. Matrices are noise alone.
             parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
     model.to(torch.float32).save_pretrained(folder)
+
+
+def _tiny_config(model_type: str) -> dict[str, Any]:
+    """Fields of the config. Sliding windows are the family's default: none, or longer than the context."""
+    shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    if model_type == "gpt2":
+        return shape | {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 128}
+    if model_type == "gptj":
+        shape |= {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 128}
+        return shape | {"n_inner": 128, "rotary_dim": 8}
+    shape |= {"num_hidden_layers": 3, "hidden_size": 64, "num_attention_heads": 4}
+    shape |= {"max_position_embeddings": 128}
+    if model_type == "opt":
+        return shape | {"ffn_dim": 128, "word_embed_proj_dim": 64, "do_layer_norm_before": True}
+    shape |= {"intermediate_size": 128}
+    if model_type == "gpt_neo":
+        return shape | {"attention_types": [[["global", "local"], 1], [["global"], 1]]}
+    if model_type == "gpt_neox":
+        return shape
+    shape |= {"num_key_value_heads": 2, "head_dim": 16}
+    own: dict[str, dict[str, Any]] = {
+        "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 96},
+        "qwen2_moe": {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 96,
+            "shared_expert_intermediate_size": 80,
+        },
+        "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+        # Attention is not scaled by the head's width, and scores and logits are large enough to feel their caps.
+        "gemma2": {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        "gemma3_text": {
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    }
+    return shape | own.get(model_type, {})
 
 
 def _save_tokenizer(folder: Path, text: str) -> None:

@@ -7,7 +7,7 @@ import google_crc32c
 import numpy as np
 
 from actstore.errors import ModelError
-from actstore.hooks.model import load_config
+from actstore.hooks.loading import load_config
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 

@@ -14,14 +14,15 @@ from actstore.extraction.events import OnEvent, ignore
 from actstore.extraction.executor import executor as find_executor
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.job import Job, load_job, parse_job
+from actstore.extraction.stored_hooks import stored_hooks
 from actstore.extraction.tokens_stage import PackedTokens, TokenStage
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT
-from actstore.hooks.model import load_config, resolve_hooks
+from actstore.hooks.loading import load_config
 from actstore.store.blobs import Blobs, check_writable, open_blobs
 from actstore.store.commit import TOKENS_KEY, committed, read_plan
 from actstore.store.dtypes import dtype
 from actstore.store.layout import segment_size, segment_step
-from actstore.store.plan import HookArray, ModelIdentity, Plan, Request
+from actstore.store.plan import ModelIdentity, Plan, Request
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -127,7 +128,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     check_device(job.device, job.executor)
     config = load_config(job.model, revision=job.revision)
     _check_context(job, config)
-    hook_names = resolve_hooks(config, job.hook_patterns)
+    hooks = stored_hooks(config, job.hook_patterns, job.context_length)
     stage = TokenStage.of(job, config.vocab_size)
     request = Request(
         model=ModelIdentity(
@@ -136,12 +137,10 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
             fingerprint=fingerprint(job.model, job.revision),
             model_type=config.model_type,
             n_layers=config.num_hidden_layers,
-            d_model=config.hidden_size,
+            config=json.loads(config.to_json_string()),
         ),
         tokens=stage.identity,
-        hooks=tuple(
-            HookArray(name=name, shape=(config.hidden_size,), axes=("d_model",)) for name in hook_names
-        ),
+        hooks=hooks,
         dtype=job.dtype or _saved_dtype(config),
         batch_size=job.batch_size or max(1, _BATCH_TOKENS // job.context_length),
     )
@@ -155,7 +154,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
             _check_memory(run)
             return run
     else:
-        _check_empty(blobs, hook_names)
+        _check_empty(blobs, [hook.name for hook in hooks])
     check_writable(blobs)
     packed = stage.run(on_event)
     made = Plan(
@@ -314,6 +313,8 @@ def _flat(request: Request) -> dict[str, str]:
             yield name, value if isinstance(value, str) else json.dumps(value)
 
     fields = request.model_dump(mode="json")
+    # The fingerprint covers it; how it is spelled depends on the version of transformers.
+    del fields["model"]["config"]
     # One line each, not the whole record, for what has parts of its own.
     fields["hooks"] = ", ".join(hook["name"] for hook in fields["hooks"])
     fields["tokens"]["files"] = ", ".join(

@@ -16,6 +16,7 @@ from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.heap import keep_large_blocks
 from actstore.hooks.model import HookedModel, layers_needed
+from actstore.hooks.point import point_of
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import CommitRecord, Environment, ShardRecord, commit_key, put, read_plan
 from actstore.store.plan import Plan, Segment
@@ -88,7 +89,8 @@ class Worker:
             dtype=plan.request.dtype,
             device=str(self._device),
             revision=spec.revision,
-            n_layers=layers_needed(plan.hook_names),
+            n_layers=layers_needed(plan.hook_names, plan.request.model.n_layers),
+            has_head=False,
         )
         layout = next(layout for layout in plan.token_arrays() if layout.path == "tokens")
         self._tokens = Rows(self._blobs, layout, lambda _: True)
@@ -166,7 +168,10 @@ class Worker:
             rows = torch.cat([rows, rows[-1:].expand(size - n_sequences, -1)])
 
         def take(hook: str, value: "torch.Tensor") -> None:
-            buffers.put(hook, start, n_sequences, value)
+            # Stores have the position in front; patterns have heads there.
+            point = point_of(hook)
+            assert point is not None
+            buffers.put(hook, start, n_sequences, value.movedim(point.position_axis, 1))
 
         self._model.run(rows, self._plan.hook_names, take)
 

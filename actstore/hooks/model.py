@@ -1,231 +1,477 @@
-"""A Hugging Face model with hooks: the unmodified forward, as far as the last hook that is asked for."""
+"""A Hugging Face model with TransformerLens' names: run it, keep what passes its hooks, and change it on the way."""
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from actstore.errors import ModelError
-from actstore.hooks.architecture import Architecture, Site, architecture
-from actstore.hooks.names import layer_of, resolve, split
+from actstore.errors import HookError, ModelError, TokensError
+from actstore.hooks.architecture import Architecture, architecture
+from actstore.hooks.cache import ActivationCache
+from actstore.hooks.config import HookedConfig
+from actstore.hooks.forward import Finished, Forward
+from actstore.hooks.functions import (
+    HookFunction,
+    HookFunctions,
+    Keeping,
+    NameFilter,
+    in_forward_order,
+    selected,
+)
+from actstore.hooks.loading import load_config, load_model, load_tokenizer
+from actstore.hooks.loss import ReturnType, output
+from actstore.hooks.model_names import names_of
+from actstore.hooks.names import layer_of
+from actstore.hooks.point import point_of
+from actstore.hooks.position import PositionSlice, at_positions
+from actstore.hooks.prompts import PaddingSide, Prompts
+from actstore.hooks.self_check import self_check
+from actstore.hooks.weights import Weights
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import PretrainedConfig
 
 Sink = Callable[[str, "torch.Tensor"], None]
-"""Takes (hook name, value [batch, position, ...]). The value must be copied before the sink returns."""
+"""Takes (hook name, value [batch, ...]). The value must be copied before the sink returns."""
 
 
 class HookedModel:
-    """Computes hook values; no language-model head, no KV cache, nothing after the last hook."""
+    """Runs an unmodified Hugging Face model; its attention kernels and its numbers stay what they are.
 
-    def __init__(self, base: "nn.Module", config: "PretrainedConfig") -> None:
-        """Wrap a base model (one without a head) that is already loaded; the model is not changed."""
-        self.base = base
-        self.config = config
-        self.architecture: Architecture = architecture(config.model_type)
-        self._layers: Any = base.get_submodule(self.architecture.layers)
+    Gradients are off unless a call asks for them. Hooks are on the model only while one of its methods runs.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None, check: bool = True
+    ) -> None:
+        """Wrap a model that is already loaded. The model is not changed; put it into evaluation mode yourself.
+
+        Args:
+            model: a causal language model of transformers, or a base model without a head.
+            tokenizer: for methods that take text.
+            prepend_bos: whether text begins with the BOS token by default; None for yes, if there is one.
+            check: compare hook values by identities that must hold, in one forward over 8 tokens.
+
+        Raises:
+            ModelError: its family is not known, or it fails the check.
+        """
+        config = model.config
+        self.hf = model
+        self.base: nn.Module = model.base_model
+        self.architecture: Architecture = architecture(config)
+        self.cfg = HookedConfig.of(config, self.architecture)
+        self.names = names_of(self.architecture, self.cfg)
+        self.has_head = self.base is not model and model.get_output_embeddings() is not None
+        self._forward = Forward(model, self.base, self.architecture, self.cfg)
+        self._functions = HookFunctions(self.names)
+        self._prompts = None if tokenizer is None else Prompts(tokenizer, prepend_bos=prepend_bos)
+        if check:
+            self_check(self)
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, dtype: str, device: str, revision: str | None = None, n_layers: int | None = None
+        cls,
+        name: str,
+        *,
+        dtype: str | None = None,
+        device: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        prepend_bos: bool | None = None,
+        attention: str | None = None,
+        n_layers: int | None = None,
+        has_head: bool = True,
     ) -> Self:
-        """Load a model by its Hub name or folder.
+        """Load a model by its Hub name or folder, with its tokenizer if it has one.
 
         Args:
             name: Hub name or folder.
-            dtype: ``float32``, ``bfloat16`` or ``float16``.
-            device: where to put it, as torch spells it.
+            dtype: ``float32``, ``bfloat16`` or ``float16``; None for the one it was saved in.
+            device: where to put it, as torch spells it; None for a GPU if there is one.
             revision: branch, tag or commit on the Hub.
-            n_layers: load only this many layers; the weights of the others are never read into memory.
+            trust_remote_code: run Python code that comes with the model. Only if you trust it.
+            prepend_bos: whether text begins with the BOS token by default; None for yes, if there is one.
+            attention: implementation, such as ``sdpa`` or ``flash_attention_2``; None for the family's default.
+            n_layers: load only the first layers; the weights of the others are never read into memory.
+            has_head: load the language-model head and the tokenizer, for logits and text.
 
         Raises:
-            ModelError: not found, not loadable, or not of a supported family.
+            ModelError: not found, not loadable, not of a known family, or it fails the check of its hooks.
         """
-        import torch
-        from transformers import AutoModel
+        config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
+        architecture(config)
+        model = load_model(
+            name,
+            config,
+            dtype=dtype,
+            device=device,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            n_layers=n_layers,
+            has_head=has_head,
+            attention=attention,
+        )
+        tokenizer = load_tokenizer(name, revision) if has_head else None
+        return cls(model, tokenizer, prepend_bos=prepend_bos)
 
-        config = load_config(name, revision=revision)
-        architecture(config.model_type)
-        if n_layers is not None:
-            _truncate(config, n_layers)
-        with _explaining(name), _quiet_loading():
-            base, loaded = AutoModel.from_pretrained(
-                name,
-                config=config,
-                revision=revision,
-                dtype=getattr(torch, dtype),
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        _check_loaded(name, loaded)
-        try:
-            base.to(device).eval().requires_grad_(False)
-        except (RuntimeError, AssertionError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise ModelError(f"model {name!r} cannot be put on device {device!r}: {first}") from error
-        return cls(base, config)
+    @property
+    def device(self) -> "torch.device":
+        return next(self.base.parameters()).device
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        return next(self.base.parameters()).dtype
+
+    @property
+    def layers(self) -> Any:
+        """The layers, as transformers has them."""
+        return self._forward.layers
 
     @property
     def attention(self) -> str:
         """The attention implementation in use: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
         return str(getattr(self.base.config, "_attn_implementation", None) or "eager")
 
-    def run(self, tokens: "torch.Tensor", hooks: Sequence[str], sink: Sink) -> None:
-        """One forward over [batch, position] token ids; every hook's value is handed to ``sink`` once.
+    # Text
 
-        Rows are taken as full: positions attend to all earlier positions of their row. Padding on the right needs
-        no mask, since no earlier position sees it.
+    @property
+    def tokenizer(self) -> Any:
+        return self._text().tokenizer
+
+    def to_tokens(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "right",
+        truncate: bool = True,
+    ) -> "torch.Tensor":
+        """Ids, int64 [batch, position], on the device of the model; shorter rows are padded.
+
+        Args:
+            text: one text, or several.
+            prepend_bos: begin with the BOS token; None for the default of this model.
+            padding_side: where shorter rows are filled up.
+            truncate: cut to the longest row that the model is made for.
+        """
+        limit = self.cfg.n_ctx if truncate else None
+        ids, _ = self._text().to_tokens(
+            text, prepend_bos=prepend_bos, padding_side=padding_side, truncate=limit
+        )
+        return ids.to(self.device)
+
+    def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
+        """The text of ids [position], or of each row of ids [batch, position]."""
+        return self._text().to_string(tokens)
+
+    def to_str_tokens(
+        self, text: "str | torch.Tensor | Sequence[int]", prepend_bos: bool | None = None
+    ) -> list[str]:
+        """The pieces of one text, or of ids [position], each as text."""
+        return self._text().to_str_tokens(text, prepend_bos=prepend_bos)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token; an error that shows the pieces, if it is several."""
+        return self._text().to_single_token(text)
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one id."""
+        return self._text().to_str_tokens([token])[0]
+
+    def get_token_position(
+        self,
+        token: str | int,
+        text: "str | torch.Tensor",
+        mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None,
+    ) -> int:
+        """Where a token stands in a text or in ids [position]."""
+        return self._text().get_token_position(token, text, mode=mode, prepend_bos=prepend_bos)
+
+    # Running
+
+    def __call__(
+        self,
+        tokens: "str | Sequence[str] | torch.Tensor",
+        *,
+        return_type: ReturnType = "logits",
+        stop_at_layer: int | None = None,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "right",
+        attention_mask: "torch.Tensor | None" = None,
+        loss_per_token: bool = False,
+        grad: bool = False,
+    ) -> Any:
+        """Run the model, with the functions that hang on its hooks.
+
+        Args:
+            tokens: ids [batch, position] or [position], or text.
+            return_type: ``logits`` [batch, position, d_vocab], ``loss`` (mean cross-entropy of the next token),
+                ``both``, or None.
+            stop_at_layer: end before this layer and give the residual stream into it; -1 leaves out the last.
+            prepend_bos: begin text with the BOS token; None for the default of this model.
+            padding_side: where shorter texts are filled up. Padding is masked.
+            attention_mask: [batch, position] for ids that are padded, 0 at padding.
+            loss_per_token: loss as [batch, position - 1].
+            grad: record a graph, so that gradients with respect to hook values can be asked for.
+        """
+        ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
+        visitor = Keeping(self._functions, (), copy=lambda _name, value: value, keep_graph=grad)
+        return self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)
+
+    def run_with_cache(
+        self,
+        tokens: "str | Sequence[str] | torch.Tensor",
+        *,
+        names_filter: NameFilter | None = None,
+        device: "str | torch.device | None" = None,
+        remove_batch_dim: bool = False,
+        stop_at_layer: int | None = None,
+        pos_slice: PositionSlice = None,
+        return_type: ReturnType = "logits",
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "right",
+        attention_mask: "torch.Tensor | None" = None,
+        loss_per_token: bool = False,
+        grad: bool = False,
+    ) -> tuple[Any, ActivationCache]:
+        """Run the model and keep the values of its hooks.
+
+        With ``return_type=None`` and few hooks the forward ends as soon as the last one has its value.
+
+        Args:
+            names_filter: a name, names, globs, or a function of the name; None for all hooks.
+            device: where values are kept; None for the device of the model.
+            remove_batch_dim: keep values of a single row without their batch axis.
+            pos_slice: keep only these positions: an integer, a list, or a (start, stop) pair.
+
+        The other arguments are those of a call of the model.
+
+        Returns:
+            (output, cache)
+
+        Raises:
+            HookError: a name matches nothing.
+        """
+        ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
+        if grad and (pos_slice is not None or device is not None):
+            raise HookError("grad=True keeps whole values where they are; leave out pos_slice and device, and choose after")
+        if remove_batch_dim and len(ids) != 1:
+            raise HookError(f"remove_batch_dim needs one row, and there are {len(ids)}")
+        wanted = selected(self.names, "*" if names_filter is None else names_filter)
+        if stop_at_layer is not None:
+            wanted = self._before(stop_at_layer, wanted, is_default=names_filter is None)
+
+        def copy(name: str, value: "torch.Tensor") -> "torch.Tensor":
+            point = point_of(name)
+            assert point is not None
+            value = at_positions(value, pos_slice, axis=point.position_axis)
+            if device is not None and value.device != _device(device):
+                return value.to(device)
+            return value.clone()
+
+        visitor = Keeping(self._functions, wanted, copy=copy, keep_graph=grad)
+        result = self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)
+        cache = ActivationCache(
+            in_forward_order(visitor.values, self.names), names=self.names, cfg=self.cfg, model=self
+        )
+        return result, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def run_with_hooks(
+        self,
+        tokens: "str | Sequence[str] | torch.Tensor",
+        *,
+        fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
+        **arguments: Any,
+    ) -> Any:
+        """Run the model with functions on its hooks, for this one call.
+
+        Args:
+            fwd_hooks: pairs of names and functions; a function is called as ``function(value, hook=point)`` and gives
+                a new value, or None to keep the one that it may have edited in place.
+            arguments: those of a call of the model.
+        """
+        with self.hooks(fwd_hooks):
+            return self(tokens, **arguments)
+
+    def hooks(
+        self, fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = ()
+    ) -> AbstractContextManager[None]:
+        """A context in which functions hang on hooks; they are gone after it, whatever happens in it."""
+        return self._functions.added(fwd_hooks)
+
+    def add_hook(self, name: NameFilter, function: HookFunction) -> None:
+        """Hang a function on hooks until `reset_hooks`."""
+        self._functions.add(name, function)
+
+    def reset_hooks(self) -> None:
+        """Remove all functions, and forget what they kept in ``hook.ctx``."""
+        self._functions.clear()
+
+    def run(self, tokens: "torch.Tensor", hooks: Sequence[str], sink: Sink) -> None:
+        """One forward over ids [batch, position] of full rows; hands every value to ``sink``, and ends after the last.
+
+        What extraction uses: functions on hooks are not called, nothing is kept.
+
+        Raises:
+            ModelError: the forward never reached a hook.
         """
         import torch
 
-        waiting = set(hooks)
-
-        def take(name: str, value: "torch.Tensor") -> None:
-            sink(name, value)
-            waiting.discard(name)
-            if not waiting:
-                raise _Finished
-
-        with self._tapped(hooks, take), torch.inference_mode(), contextlib.suppress(_Finished):
-            self.base(input_ids=tokens, use_cache=False)
-        if waiting:
+        visitor = _Handing(hooks, sink)
+        with torch.inference_mode():
+            self._forward.run(tokens, visitor, hooks, has_logits=False)
+        if visitor.waiting:
             raise ModelError(
-                f"the forward of this {self.config.model_type} model never reached {sorted(waiting)[0]}; "
-                "its modules are not where actstore expects them"
+                f"the forward of this {self.cfg.model_type} model never reached {sorted(visitor.waiting)[0]}; its "
+                "modules are not where actstore expects them"
             )
 
-    @contextlib.contextmanager
-    def _tapped(self, hooks: Sequence[str], take: Sink) -> Iterator[None]:
-        """Forward hooks on just the modules that are asked for, gone afterwards whatever happens."""
-        handles = []
-        try:
-            for name in hooks:
-                layer, leaf = split(name)
-                site = self.architecture.sites[leaf]
-                module = self._layers[layer].get_submodule(site.module)
-                handles.append(_tap(module, site, name, take))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    @cached_property
+    def weights(self) -> Weights:
+        """Views of the weights in TransformerLens' shapes; also reachable as ``model.W_Q`` and so on."""
+        head = self.hf.get_output_embeddings() if self.has_head else None
+        return Weights(self.base, head, self.architecture, self.cfg)
 
+    def __getattr__(self, name: str) -> Any:
+        # Only what is not found otherwise comes here.
+        if name.startswith("_") or not hasattr(Weights, name):
+            raise AttributeError(f"a HookedModel has no attribute {name!r}")
+        return getattr(self.weights, name)
 
-def _tap(module: "nn.Module", site: Site, name: str, take: Sink) -> Any:
-    if site.side == "input":
-
-        def before(_module: "nn.Module", args: tuple[Any, ...]) -> None:
-            take(name, args[0])
-
-        return module.register_forward_pre_hook(before)
-
-    def after(_module: "nn.Module", _args: Any, output: Any) -> None:
-        # Attention modules and older layers return (value, weights).
-        take(name, output[0] if isinstance(output, tuple) else output)
-
-    return module.register_forward_hook(after)
-
-
-class _Finished(Exception):  # noqa: N818 - not an error
-    """Raised inside the forward when the last hook has its value; ends it there."""
-
-
-def load_config(name: str, *, revision: str | None = None) -> "PretrainedConfig":
-    """The configuration of a model, without its weights.
-
-    Raises:
-        ModelError: there is no such model.
-    """
-    from transformers import AutoConfig
-
-    if os.path.isfile(name):  # noqa: PTH113 - a Hub name is no path
-        raise ModelError(f"{name} is a file; give the folder that it is in")
-    if name.startswith((".", "/", "~")) and not os.path.isdir(name):  # noqa: PTH112
-        raise ModelError(
-            f"there is no folder {name}; give the folder of a saved model, or its name on the Hub"
-        )
-    with _explaining(name):
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=False
-        )
-        return config
-
-
-def resolve_hooks(config: "PretrainedConfig", patterns: Sequence[str]) -> tuple[str, ...]:
-    """The canonical names that the patterns select in a model of this configuration.
-
-    Raises:
-        ModelError: the family is not supported.
-        HookError: a pattern selects nothing.
-    """
-    family = architecture(config.model_type)
-    return resolve(
-        patterns,
-        n_layers=config.num_hidden_layers,
-        leaves=family.leaves(config),
-        undefined=family.undefined(config),
-    )
-
-
-def layers_needed(hooks: Sequence[str]) -> int:
-    """Layers that a forward for these hooks enters."""
-    return 1 + max(layer_of(name) for name in hooks)
-
-
-def _truncate(config: Any, n_layers: int) -> None:
-    config.num_hidden_layers = n_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:n_layers]
-
-
-def _check_loaded(name: str, loaded: dict[str, Any]) -> None:
-    """transformers fills weights that a checkpoint lacks with random numbers, other ones each time.
-
-    Raises:
-        ModelError: there are such weights.
-    """
-    lacking = sorted(str(key) for key in [*loaded["missing_keys"], *loaded["mismatched_keys"]])
-    if lacking:
-        raise ModelError(
-            f"the checkpoint of {name} lacks {len(lacking)} weights that the model needs, such as {lacking[0]}; it is "
-            "damaged, or not of this architecture"
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        return (
+            f"<HookedModel {cfg.model_name}: {cfg.model_type}, {cfg.n_layers} layers, d_model {cfg.d_model}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention>"
         )
 
+    def _text(self) -> Prompts:
+        if self._prompts is None:
+            raise TokensError("this model was loaded without a tokenizer; give token ids, or pass tokenizer=")
+        return self._prompts
 
-@contextlib.contextmanager
-def _explaining(name: str) -> Iterator[None]:
-    """One sentence in place of what the Hub client raises."""
-    from safetensors import SafetensorError
+    def _input(
+        self, given: Any, prepend_bos: bool | None, padding_side: PaddingSide, mask: "torch.Tensor | None"
+    ) -> tuple["torch.Tensor", "torch.Tensor | None"]:
+        """(ids [batch, position], mask or None) on the device of the model."""
+        import torch
 
-    try:
-        yield
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        if os.path.isdir(name):  # noqa: PTH112 - a Hub name is no path
-            raise ModelError(
-                f"the folder {name} does not hold a model that transformers can load: {error}"
-            ) from error
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        offline = " (HF_HUB_OFFLINE is set, so only folders and cached models can be used)"
-        raise ModelError(
-            f"model {name!r} is neither a folder nor a model on the Hugging Face Hub that can be reached: {first}"
-            + (offline if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "True") else "")
-        ) from error
+        if isinstance(given, torch.Tensor):
+            ids = given if given.ndim == 2 else given[None]
+        else:
+            if mask is not None:
+                raise TokensError("attention_mask is made from the text; give it only with token ids")
+            ids, mask = self._text().to_tokens(
+                given, prepend_bos=prepend_bos, padding_side=padding_side, truncate=self.cfg.n_ctx
+            )
+        if ids.ndim != 2 or ids.dtype.is_floating_point or ids.numel() == 0:
+            raise TokensError(
+                f"expected token ids [batch, position], found {ids.dtype} of shape {tuple(given.shape)}"
+            )
+        if mask is not None and mask.shape != ids.shape:
+            raise TokensError(
+                f"attention_mask has shape {tuple(mask.shape)}, and the token ids {tuple(ids.shape)}; give one "
+                "entry for each token"
+            )
+        for found in (int(ids.min()), int(ids.max())):
+            if not 0 <= found < self.cfg.d_vocab:
+                raise TokensError(f"token id {found} is outside of the {self.cfg.d_vocab} ids of this model")
+        return ids.to(self.device), None if mask is None else mask.to(self.device)
+
+    def _run(
+        self,
+        ids: "torch.Tensor",
+        mask: "torch.Tensor | None",
+        visitor: Keeping,
+        return_type: ReturnType,
+        stop_at_layer: int | None,
+        loss_per_token: bool,
+        grad: bool,
+    ) -> Any:
+        if return_type not in ("logits", "loss", "both", None):
+            raise ModelError(f"return_type is {return_type!r}; choose 'logits', 'loss', 'both' or None")
+        stop = None if stop_at_layer is None else self._layer(stop_at_layer)
+        has_logits = return_type is not None and stop is None
+        if has_logits and not self.has_head:
+            raise ModelError("this model was loaded without its head; choose return_type=None")
+        result = self._forward.run(
+            ids,
+            visitor if has_logits or stop is not None else _Ending(visitor),
+            visitor.names,
+            mask=mask,
+            stop_at_layer=stop,
+            has_logits=has_logits,
+            has_graph=grad,
+        )
+        if not has_logits or result is None:
+            return result
+        return output(result, ids, mask, return_type, per_token=loss_per_token)
+
+    def _layer(self, layer: int) -> int:
+        found = layer + self.cfg.n_layers if layer < 0 else layer
+        if not 0 <= found <= self.cfg.n_layers:
+            raise HookError(f"stop_at_layer is {layer}; this model has layers 0 to {self.cfg.n_layers - 1}")
+        return found
+
+    def _before(self, stop_at_layer: int, wanted: Sequence[str], *, is_default: bool) -> tuple[str, ...]:
+        """Those hooks that a forward reaches that ends before a layer."""
+        stop = self._layer(stop_at_layer)
+        reached = self.names.before(stop)
+        if not is_default:
+            missed = [name for name in wanted if name not in reached]
+            if missed and len(missed) == len(wanted):
+                raise HookError(
+                    f"{missed[0]} comes after stop_at_layer={stop_at_layer}; nothing would be kept"
+                )
+        return tuple(name for name in wanted if name in reached)
 
 
-@contextlib.contextmanager
-def _quiet_loading() -> Iterator[None]:
-    """A truncated model leaves weights unused on purpose; transformers would warn about each of them."""
-    from transformers.utils import logging
+class _Handing:
+    """Visitor that hands values on, and ends the forward after the last."""
 
-    before = logging.get_verbosity()
-    had_bar = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if had_bar:
-            logging.enable_progress_bar()
+    def __init__(self, hooks: Sequence[str], sink: Sink) -> None:
+        self.waiting = set(hooks)
+        self._sink = sink
+
+    def edits(self, name: str) -> bool:
+        del name
+        return False
+
+    def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
+        self._sink(name, value)
+        self.waiting.discard(name)
+        if not self.waiting:
+            raise Finished
+        return value
+
+
+class _Ending:
+    """Visitor that ends the forward when another has seen all it wants."""
+
+    def __init__(self, inner: Keeping) -> None:
+        self._inner = inner
+        self._waiting = set(inner.names)
+
+    def edits(self, name: str) -> bool:
+        return self._inner.edits(name)
+
+    def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
+        value = self._inner.visit(name, value)
+        self._waiting.discard(name)
+        if not self._waiting:
+            raise Finished
+        return value
+
+
+def layers_needed(hooks: Sequence[str], n_layers: int) -> int:
+    """Layers that a forward for these hooks enters, of the layers that the model has."""
+    if any(name.startswith("ln_final.") for name in hooks):
+        return n_layers
+    return 1 + max((layer for name in hooks if (layer := layer_of(name)) is not None), default=0)
+
+
+def _device(device: "str | torch.device") -> "torch.device":
+    import torch
+
+    return torch.device(device)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from actstore.store.document import Document
 from actstore.store.dtypes import dtype as dtype_of
@@ -29,7 +29,8 @@ class ModelIdentity(Document):
     """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder."""
     model_type: str
     n_layers: int = Field(ge=1)
-    d_model: int = Field(ge=1)
+    config: dict[str, JsonValue]
+    """Hugging Face's configuration of the model, which says what the axes of hooks are."""
 
 
 class SourceFileIdentity(Document):

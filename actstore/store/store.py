@@ -1,12 +1,16 @@
 """A store, open for reading."""
 
+import contextlib
 import json
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import HookError, NotCommittedError, StorageError
+from actstore.hooks.names import HookName, long_name, stored_as
 from actstore.store.activations import Activations
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import PLAN_KEY, TOKENS_KEY, committed, read_plan
@@ -15,6 +19,11 @@ from actstore.store.rows import Rows
 
 if TYPE_CHECKING:
     import zarr
+
+    from actstore.hooks.cache import ActivationCache
+    from actstore.hooks.config import HookedConfig
+    from actstore.hooks.model import HookedModel
+    from actstore.hooks.names import HookNames
 
 
 class Store:
@@ -69,8 +78,8 @@ class Store:
             rows[segment.start : segment.stop] = True
         return rows
 
-    def __getitem__(self, hook: str | tuple[str, int]) -> Activations:
-        """The activations of a hook: its name, or ``("resid_post", 5)``.
+    def __getitem__(self, hook: HookName) -> Activations:
+        """The activations of a hook, whose name can be spelled as everywhere: ``("resid_post", 5)``, ...
 
         ``blocks.5.hook_resid_pre`` is served from ``blocks.4.hook_resid_post``, the same tensor.
 
@@ -92,15 +101,69 @@ class Store:
     def __iter__(self) -> Any:
         return iter(self.hooks)
 
-    def _find(self, hook: str | tuple[str, int]) -> HookArray:
-        name = hook if isinstance(hook, str) else _long_name(hook, self.plan.request.model.n_layers)
+    def _find(self, hook: HookName) -> HookArray:
         by_name = {stored.name: stored for stored in self.plan.request.hooks}
-        layer, leaf = _layer_and_leaf(name)
-        if name not in by_name and leaf == "hook_resid_pre" and layer > 0:
-            name = f"blocks.{layer - 1}.hook_resid_post"
+        name = stored_as(long_name(hook, self.plan.request.model.n_layers))
+        if name not in by_name:
+            # Only other spellings need to know the model, which takes transformers.
+            with contextlib.suppress(HookError):
+                name = stored_as(self.names.one(hook))
         if name not in by_name:
             raise HookError(f"{self.url} does not hold {hook!r}; it holds {', '.join(self.hooks)}")
         return by_name[name]
+
+    @property
+    def names(self) -> "HookNames":
+        """All hooks of the model, stored or not."""
+        names, _ = self._model_hooks
+        return names
+
+    @cached_property
+    def _model_hooks(self) -> "tuple[HookNames, HookedConfig]":
+        from transformers import AutoConfig
+
+        from actstore.hooks.model_names import hooks_of
+
+        fields: dict[str, Any] = dict(self.plan.request.model.config)
+        return hooks_of(AutoConfig.for_model(**fields))
+
+    def cache(
+        self,
+        sequences: int | slice | Sequence[int],
+        *,
+        names_filter: "HookName | Sequence[HookName] | None" = None,
+        model: "HookedModel | None" = None,
+    ) -> "ActivationCache":
+        """The stored values of some sequences, as `HookedModel.run_with_cache` gives them for the same tokens.
+
+        Args:
+            sequences: rows of the store.
+            names_filter: hooks to read, names or globs; None for all that are stored.
+            model: for methods of the cache that need weights.
+
+        Raises:
+            HookError: a hook is not stored.
+            NotCommittedError: a row is not committed.
+        """
+        from actstore.hooks.cache import ActivationCache
+        from actstore.hooks.point import point_of
+
+        names, cfg = self._model_hooks
+        rows = [sequences] if isinstance(sequences, int) else sequences
+        wanted = self.hooks
+        if names_filter is not None:
+            chosen = {stored_as(name) for name in names.select(names_filter)}
+            wanted = tuple(name for name in self.hooks if name in chosen)
+            if not wanted:
+                raise HookError(
+                    f"{self.url} holds none of {names_filter!r}; it holds {', '.join(self.hooks)}"
+                )
+        values = {}
+        for name in wanted:
+            point = point_of(name)
+            axis = 1 if point is None else point.position_axis
+            values[name] = self[name][rows].movedim(1, axis)
+        return ActivationCache(values, names=names, cfg=cfg, model=model)
 
     @property
     def tokens(self) -> Rows:
@@ -159,16 +222,3 @@ def open_store(url: str) -> Store:
     if plan is None:
         raise StorageError(f"there is no actstore store at {blobs.url} ({PLAN_KEY} does not exist)")
     return Store(blobs, plan)
-
-
-def _long_name(short: tuple[str, int], n_layers: int) -> str:
-    """``("resid_post", 5)`` as ``blocks.5.hook_resid_post``; -1 is the last layer of the model."""
-    name, layer = short
-    return f"blocks.{layer + n_layers if layer < 0 else layer}.hook_{name}"
-
-
-def _layer_and_leaf(name: str) -> tuple[int, str]:
-    parts = name.split(".", 2)
-    if len(parts) == 3 and parts[0] == "blocks" and parts[1].isdecimal():
-        return int(parts[1]), parts[2]
-    return -1, name

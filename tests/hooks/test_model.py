@@ -1,4 +1,4 @@
-"""Hook values against the plain Hugging Face forward."""
+"""A hooked model as people use it: caching what they name, changing values on the way, leaving nothing behind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,141 +7,378 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from actstore.errors import HookError, ModelError
-from actstore.hooks.model import HookedModel, layers_needed, load_config, resolve_hooks
+import actstore
+from actstore.errors import HookError, ModelError, TokensError
+from actstore.hooks.functions import HookPoint
+from actstore.hooks.model import HookedModel
+from tests.parity.families import FAMILIES
 
-TYPES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "gpt_neox", "gpt_neox sequential")
 TinyModel = Callable[..., Path]
+TOKENS = torch.randint(2, 300, (2, 10), generator=torch.Generator().manual_seed(0))
+POST = "blocks.1.hook_resid_post"
 
 
-@pytest.fixture(params=TYPES)
-def folder(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Path:
-    """A model of each type."""
-    model_type, _, sequential = request.param.partition(" ")
-    return tiny_model(model_type, use_parallel_residual=False) if sequential else tiny_model(model_type)
+def load(folder: Path) -> HookedModel:
+    return actstore.HookedModel.from_pretrained(str(folder), dtype="float32", device="cpu")
 
 
-def run(folder: Path, patterns: list[str], tokens: Tensor, **options: Any) -> dict[str, Tensor]:
-    hooks = resolve_hooks(load_config(str(folder)), patterns)
-    model = HookedModel.from_pretrained(str(folder), dtype="float32", device="cpu", **options)
-    values: dict[str, Tensor] = {}
-    model.run(tokens, hooks, lambda name, value: values.update({name: value.clone()}))
-    assert list(values) == list(hooks)
-    return values
+@pytest.fixture(scope="module")
+def llama(tiny_model: TinyModel) -> HookedModel:
+    return load(tiny_model("llama"))
 
 
-def some_tokens(folder: Path, batch: int = 2, length: int = 16) -> Tensor:
-    vocab_size = AutoConfig.from_pretrained(folder).vocab_size
-    return torch.randint(0, vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
+@pytest.fixture(scope="module")
+def gpt2(tiny_model: TinyModel) -> HookedModel:
+    return load(tiny_model("gpt2"))
 
 
-def test_residual_stream_is_bit_equal_to_hidden_states(folder: Path) -> None:
-    tokens = some_tokens(folder)
-    values = run(folder, ["blocks.*"], tokens)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        states = plain(tokens, output_hidden_states=True).hidden_states
-    assert torch.equal(values["blocks.0.hook_resid_pre"], states[0])
-    # The last hidden state that transformers returns has the final norm applied.
-    for layer in range(plain.config.num_hidden_layers - 1):
-        assert torch.equal(values[f"blocks.{layer}.hook_resid_post"], states[layer + 1])
+def has_hooks(model: HookedModel) -> bool:
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.modules())
 
 
-def test_residual_identities(folder: Path) -> None:
-    values = run(folder, ["blocks.*"], some_tokens(folder))
-    for layer in range(load_config(str(folder)).num_hidden_layers):
-        before = f"blocks.{layer - 1}.hook_resid_post" if layer else "blocks.0.hook_resid_pre"
-        attn = values[f"blocks.{layer}.hook_attn_out"]
-        mlp = values[f"blocks.{layer}.hook_mlp_out"]
-        assert attn.abs().max() > 1e-3
-        assert mlp.abs().max() > 1e-3
-        torch.testing.assert_close(
-            values[before] + attn + mlp, values[f"blocks.{layer}.hook_resid_post"], atol=1e-5, rtol=1e-5
-        )
-        if f"blocks.{layer}.hook_resid_mid" in values:
-            torch.testing.assert_close(
-                values[before] + attn, values[f"blocks.{layer}.hook_resid_mid"], atol=1e-5, rtol=1e-5
-            )
+# Caching
 
 
-def test_a_model_loaded_only_as_far_as_needed_gives_the_same_bits(folder: Path) -> None:
-    tokens = some_tokens(folder)
-    pattern = ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"]
-    short = run(folder, pattern, tokens, n_layers=2)
-    whole = run(folder, pattern, tokens)
-    for name, value in whole.items():
-        assert torch.equal(short[name], value)
+def test_everything_is_cached_by_default(llama: HookedModel) -> None:
+    logits, cache = llama.run_with_cache(TOKENS)
+    assert tuple(cache.keys()) == llama.names.select("*")
+    assert torch.equal(logits, llama.hf(TOKENS).logits)
+    assert not any(value.requires_grad for value in cache.values())
 
 
-def test_nothing_after_the_last_hook_runs(tiny_model: TinyModel) -> None:
-    folder = tiny_model("llama")
-    model = HookedModel.from_pretrained(str(folder), dtype="float32", device="cpu")
-    ran: list[str] = []
-    for name, module in model.base.named_modules():
-        module.register_forward_hook(lambda *_args, name=name: ran.append(name))
-    model.run(some_tokens(folder), ["blocks.1.hook_attn_out"], lambda *_: None)
-    assert "layers.1.self_attn.o_proj" in ran
-    assert not [name for name in ran if name.startswith(("layers.1.mlp", "layers.2", "norm"))]
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        POST,
+        [POST],
+        ("resid_post", 1),
+        [("resid_post", -2)],
+        "blocks.1.hook_out",
+        "model.layers.1",
+        "*.1.hook_resid_post",
+        lambda name: name == POST,
+    ],
+)
+def test_only_what_is_named_is_cached(llama: HookedModel, chosen: Any) -> None:
+    _, cache = llama.run_with_cache(TOKENS, names_filter=chosen)
+    assert list(cache.keys()) == [POST]
 
 
-def test_hooks_are_gone_after_an_error_in_the_middle(tiny_model: TinyModel) -> None:
-    folder = tiny_model("gpt2")
-    model = HookedModel.from_pretrained(str(folder), dtype="float32", device="cpu")
-
-    def fail(_name: str, _value: Tensor) -> None:
-        raise RuntimeError("the sink failed")
-
-    with pytest.raises(RuntimeError, match="the sink failed"):
-        model.run(some_tokens(folder), ["blocks.1.hook_resid_post"], fail)
-    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.base.modules())
+def test_a_filter_that_matches_nothing_is_an_error(llama: HookedModel) -> None:
+    with pytest.raises(HookError, match="nearest names are blocks.1.hook_resid_post"):
+        llama.run_with_cache(TOKENS, names_filter="blocks.1.hook_resid_pots")
+    with pytest.raises(HookError, match="says no to every hook"):
+        llama.run_with_cache(TOKENS, names_filter=lambda _: False)
 
 
-def test_padding_on_the_right_does_not_change_what_comes_before(tiny_model: TinyModel) -> None:
-    folder = tiny_model("llama")
-    tokens = some_tokens(folder)
-    padded = tokens.clone()
-    padded[:, 10:] = 0
-    hook = "blocks.1.hook_resid_post"
-    a, b = run(folder, [hook], tokens)[hook], run(folder, [hook], padded)[hook]
-    assert torch.equal(a[:, :10], b[:, :10])
-    assert not torch.equal(a[:, 10:], b[:, 10:])
-
-
-def test_parallel_blocks_have_no_resid_mid(tiny_model: TinyModel) -> None:
-    config = load_config(str(tiny_model("gpt_neox")))
-    with pytest.raises(HookError, match="blocks.1.hook_resid_mid.*in parallel"):
-        resolve_hooks(config, ["blocks.1.hook_resid_mid"])
-    assert not [name for name in resolve_hooks(config, ["blocks.*"]) if "mid" in name]
-
-
-def test_an_unknown_model_is_one_sentence() -> None:
-    with pytest.raises(ModelError, match="'no/such-model' is neither a folder nor a model") as caught:
-        load_config("no/such-model")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_path_is_not_taken_for_a_hub_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no folder"):
-        load_config(str(tmp_path / "no-such"))
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"config\.json is a file; give the folder"):
-        load_config(str(tmp_path / "config.json"))
-
-
-def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="does not hold a model"):
-        load_config(str(tmp_path))
-
-
-def test_an_unsupported_family_says_which_are_supported(tmp_path: Path) -> None:
-    AutoConfig.for_model("bert", hidden_size=16, num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(
-        ModelError, match="type 'bert' cannot be hooked yet; supported types are gpt2, gpt_neox"
+def test_positions(llama: HookedModel) -> None:
+    _, whole = llama.run_with_cache(TOKENS)
+    for positions, index in (
+        (3, 3),
+        (-1, -1),
+        ([2, 5], [2, 5]),
+        ((2, 6), slice(2, 6)),
+        (slice(None, 4), slice(4)),
     ):
-        resolve_hooks(load_config(str(tmp_path)), ["blocks.*"])
+        _, cache = llama.run_with_cache(TOKENS, pos_slice=positions)
+        assert torch.equal(cache[POST], whole[POST][:, index])
+        assert torch.equal(cache["z", 0], whole["z", 0][:, index])
+        assert torch.equal(cache["pattern", 0], whole["pattern", 0][:, :, index])
+    with pytest.raises(HookError, match="position 10 is outside of the 10 positions"):
+        llama.run_with_cache(TOKENS, pos_slice=10)
 
 
-def test_layers_needed() -> None:
-    assert layers_needed(["blocks.0.hook_resid_pre", "blocks.4.hook_mlp_out"]) == 5
+def test_stopping_at_a_layer_gives_the_stream_into_it(llama: HookedModel) -> None:
+    _, whole = llama.run_with_cache(TOKENS)
+    for layer, name in (
+        (0, ("resid_pre", 0)),
+        (1, ("resid_pre", 1)),
+        (-1, ("resid_pre", 2)),
+        (3, ("resid_post", 2)),
+    ):
+        stream, cache = llama.run_with_cache(TOKENS, stop_at_layer=layer)
+        assert torch.equal(stream, whole[name])
+        assert {int(key.split(".")[1]) for key in cache if key.startswith("blocks")} == set(
+            range(layer % 3 or layer)
+        )
+    with pytest.raises(HookError, match="comes after stop_at_layer=1"):
+        llama.run_with_cache(TOKENS, stop_at_layer=1, names_filter=POST)
+    with pytest.raises(HookError, match="stop_at_layer is 4; this model has layers 0 to 2"):
+        llama(TOKENS, stop_at_layer=4)
+
+
+def test_remove_batch_dim(llama: HookedModel) -> None:
+    _, cache = llama.run_with_cache(TOKENS[:1], remove_batch_dim=True)
+    assert cache[POST].shape == (10, 64)
+    with pytest.raises(HookError, match="needs one row, and there are 2"):
+        llama.run_with_cache(TOKENS, remove_batch_dim=True)
+
+
+def test_loss(llama: HookedModel) -> None:
+    mask = torch.ones_like(TOKENS)
+    mask[1, 6:] = 0
+    logits, loss = llama(TOKENS, return_type="both", attention_mask=mask)
+    labels = TOKENS.masked_fill(mask == 0, -100)
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected)
+    each = llama(TOKENS, return_type="loss", loss_per_token=True)
+    torch.testing.assert_close(each.mean(), llama.hf(TOKENS, labels=TOKENS).loss)
+    assert llama(TOKENS, return_type=None) is None
+
+
+def test_values_are_copies(gpt2: HookedModel) -> None:
+    def zero(value: Tensor, hook: HookPoint) -> None:
+        value.zero_()
+
+    _, before = gpt2.run_with_cache(TOKENS, names_filter=POST)
+    with gpt2.hooks([("blocks.2.hook_resid_pre", zero)]):
+        _, cache = gpt2.run_with_cache(TOKENS, names_filter=[POST, "blocks.2.hook_resid_pre"])
+    assert torch.equal(cache[POST], before[POST])
+    assert (cache["resid_pre", 2] == 0).all()
+
+
+# Changing values
+
+
+def test_a_replaced_stream_is_what_later_layers_see(llama: HookedModel) -> None:
+    other = TOKENS.flip(0)
+    _, source = llama.run_with_cache(other)
+
+    def swap(_value: Tensor, hook: HookPoint) -> Tensor:
+        return source[hook.name]
+
+    expected = llama(other)
+    for name in (
+        "blocks.0.hook_resid_pre",
+        POST,
+        "blocks.2.hook_resid_pre",
+        "hook_embed",
+        "blocks.2.hook_resid_mid",
+    ):
+        found = llama.run_with_hooks(TOKENS, fwd_hooks=[(name, swap)])
+        # From resid_mid of the last layer on, all is the other run; from the others as well.
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, msg=name)
+    assert not torch.equal(llama(TOKENS), expected)
+
+
+EDITABLE = ("gpt2", "llama", "gpt_neox", "gptj", "phi3", "opt", "gemma2", "mixtral")
+
+
+@pytest.mark.parametrize("family", EDITABLE)
+def test_an_edit_of_any_hook_reaches_the_output(tiny_model: TinyModel, family: str) -> None:
+    """Replacing a value by itself changes nothing; by another one, the logits; in place or returned alike."""
+    model = load(tiny_model(family))
+    plain, cache = model.run_with_cache(TOKENS, names_filter=[*model.names])
+    for name in model.names:
+        if "expert" in name:
+            continue
+        same = model.run_with_hooks(TOKENS, fwd_hooks=[(name, lambda value, hook: value.clone())])
+        torch.testing.assert_close(same, plain, atol=2e-4, rtol=1e-4, msg=name)
+        value = cache[name]
+        # Not a multiple of the value, which norms would take out again.
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+        noise *= value[value.isfinite()].abs().mean()
+
+        def shifted(value: Tensor, hook: HookPoint, noise: Tensor = noise) -> Tensor:
+            return value + noise
+
+        def in_place(value: Tensor, hook: HookPoint, noise: Tensor = noise) -> None:
+            value.add_(noise)
+
+        returned = model.run_with_hooks(TOKENS, fwd_hooks=[(name, shifted)])
+        assert (returned - plain).abs().max() > 1e-3, name
+        edited = model.run_with_hooks(TOKENS, fwd_hooks=[(name, in_place)])
+        torch.testing.assert_close(edited, returned, atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_routers_can_be_read_and_not_changed(tiny_model: TinyModel) -> None:
+    model = load(tiny_model("mixtral"))
+    with pytest.raises(HookError, match="can be read but not changed"):
+        model.run_with_hooks(
+            TOKENS, fwd_hooks=[("blocks.0.mlp.hook_expert_weights", lambda value, hook: value * 2)]
+        )
+
+
+def test_the_input_of_the_mlp_alone_can_be_changed(llama: HookedModel) -> None:
+    """hook_resid_mid is the stream itself, hook_mlp_in only what the MLP reads of it."""
+
+    def zero(value: Tensor, hook: HookPoint) -> Tensor:
+        return torch.zeros_like(value)
+
+    _, plain = llama.run_with_cache(TOKENS)
+    names = ["blocks.1.hook_mlp_out", POST]
+    with llama.hooks([("blocks.1.hook_mlp_in", zero)]):
+        _, alone = llama.run_with_cache(TOKENS, names_filter=names)
+    torch.testing.assert_close(alone[POST], plain["resid_mid", 1] + alone["mlp_out", 1])
+    with llama.hooks([("blocks.1.hook_resid_mid", zero)]):
+        _, stream = llama.run_with_cache(TOKENS, names_filter=names)
+    torch.testing.assert_close(stream[POST], stream["mlp_out", 1])
+
+
+def test_functions_are_called_in_order_with_their_hook(llama: HookedModel) -> None:
+    seen: list[tuple[str, str, int]] = []
+
+    def first(value: Tensor, hook: HookPoint) -> Tensor:
+        hook.ctx["n"] = hook.ctx.get("n", 0) + 1
+        seen.append(("first", hook.name, hook.layer()))
+        return value + 1
+
+    def second(value: Tensor, hook: HookPoint) -> None:
+        seen.append(("second", hook.name, hook.ctx["n"]))
+
+    llama.run_with_hooks(TOKENS, fwd_hooks=[("*.hook_mlp_out", first), (("mlp_out", 1), second)])
+    assert seen == [
+        ("first", "blocks.0.hook_mlp_out", 0),
+        ("first", "blocks.1.hook_mlp_out", 1),
+        ("second", "blocks.1.hook_mlp_out", 1),
+        ("first", "blocks.2.hook_mlp_out", 2),
+    ]
+    llama.reset_hooks()
+
+
+def test_what_a_function_may_give(llama: HookedModel) -> None:
+    for given, message in (
+        (lambda value, hook: value[:1], "gave shape"),
+        (lambda value, hook: 3, "gave int"),
+    ):
+        with pytest.raises(HookError, match=f"{message}.*give a tensor of shape"):
+            llama.run_with_hooks(TOKENS, fwd_hooks=[(POST, given)])
+    assert not has_hooks(llama)
+
+
+# Leaking
+
+
+def test_hooks_do_not_leak(llama: HookedModel) -> None:
+    plain = llama(TOKENS)
+
+    def fail(value: Tensor, hook: HookPoint) -> None:
+        raise RuntimeError("inside of a hook")
+
+    def double(value: Tensor, hook: HookPoint) -> Tensor:
+        return value * 2
+
+    for name in (POST, "blocks.1.attn.hook_pattern", "blocks.1.attn.hook_q", "ln_final.hook_scale"):
+        with pytest.raises(RuntimeError, match="inside of a hook"):
+            llama.run_with_hooks(TOKENS, fwd_hooks=[(name, double), (name, fail)])
+        assert not has_hooks(llama)
+        assert torch.equal(llama(TOKENS), plain)
+    with pytest.raises(RuntimeError, match="elsewhere"), llama.hooks([(POST, double)]):
+        assert not torch.equal(llama(TOKENS), plain)
+        raise RuntimeError("elsewhere")
+    assert torch.equal(llama(TOKENS), plain)
+
+
+def test_contexts_nest(llama: HookedModel) -> None:
+    plain = llama(TOKENS)
+
+    def double(value: Tensor, hook: HookPoint) -> Tensor:
+        return value * 2
+
+    llama.add_hook(POST, double)
+    once = llama(TOKENS)
+    with llama.hooks([(POST, double)]):
+        twice = llama(TOKENS)
+        assert not torch.equal(twice, once)
+        llama.add_hook(("mlp_out", 0), double)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(llama(TOKENS), once)  # what was added inside of a context stays
+    llama.reset_hooks()
+    llama.add_hook(POST, double)
+    assert torch.equal(llama(TOKENS), once)
+    llama.reset_hooks()
+    assert torch.equal(llama(TOKENS), plain)
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_with_respect_to_any_hook(tiny_model: TinyModel, family: str) -> None:
+    """Against a finite difference through an edit of the same hook."""
+    model = load(tiny_model(family))
+    tokens = TOKENS[:1, :6]
+    wanted = [
+        name
+        for name in model.names.select("*")
+        if "expert" not in name and (name.startswith(("blocks.1.", "hook_", "ln_final.")))
+    ]
+    logits, cache = model.run_with_cache(tokens, names_filter=wanted, grad=True)
+    target = logits[0, -1, 7]
+    gradients = torch.autograd.grad(target, [cache[name] for name in wanted])
+    for name, gradient in zip(wanted, gradients, strict=True):
+        value = cache[name].detach()
+        direction = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+        direction = torch.where(value.isfinite(), direction, 0.0)
+        step = 1e-2 / direction.norm()
+
+        def moved(sign: int) -> Tensor:
+            edit = value + sign * step * direction
+            found: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda _value, hook: edit)])
+            return found[0, -1, 7]
+
+        expected = (moved(1).double() - moved(-1).double()) / (2 * step)
+        found = (gradient.double().nan_to_num() * direction.double()).sum()
+        assert abs(found - expected) <= 0.03 * abs(expected) + 0.02 * gradient.norm(), (name, found, expected)
+
+
+def test_gradients_are_off_unless_asked_for(llama: HookedModel) -> None:
+    logits, cache = llama.run_with_cache(TOKENS)
+    assert not logits.requires_grad
+    assert not cache[POST].requires_grad
+    # What is cached can be trained on.
+    weight = torch.zeros(64, requires_grad=True)
+    (cache[POST] @ weight).sum().backward()
+    assert weight.grad is not None
+
+
+# Input
+
+
+def test_text(llama: HookedModel) -> None:
+    tokens = llama.to_tokens("To be, or not")
+    assert tokens[0, 0] == llama.tokenizer.bos_token_id
+    assert torch.equal(llama("To be, or not"), llama(tokens))
+    bare = llama.to_tokens("To be, or not", prepend_bos=False)
+    assert torch.equal(bare, tokens[:, 1:])
+    assert torch.equal(llama("To be, or not", prepend_bos=False), llama(bare))
+    assert llama.to_string(bare) == ["To be, or not"]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_of_different_length_are_padded_and_masked(llama: HookedModel, side: Any) -> None:
+    texts = ["To be, or not to be: that is the question", "To be"]
+    logits = llama(texts, padding_side=side)
+    for row, text in zip(logits, texts, strict=True):
+        alone = llama(text)[0]
+        real = row[-len(alone) :] if side == "left" else row[: len(alone)]
+        torch.testing.assert_close(real, alone, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(1, 3), "expected token ids"),
+        (torch.zeros(1, 2, 3, dtype=torch.int64), "expected token ids"),
+        (torch.zeros(1, 0, dtype=torch.int64), "expected token ids"),
+        (torch.tensor([[1, 300]]), "token id 300 is outside of the 300 ids"),
+    ],
+)
+def test_what_is_no_input(llama: HookedModel, tokens: Tensor, message: str) -> None:
+    with pytest.raises(TokensError, match=message):
+        llama(tokens)
+
+
+def test_a_model_without_tokenizer_or_head(tiny_model: TinyModel) -> None:
+    model = HookedModel.from_pretrained(str(tiny_model("llama")), device="cpu", has_head=False)
+    with pytest.raises(TokensError, match="without a tokenizer"):
+        model("text")
+    with pytest.raises(ModelError, match="without its head; choose return_type=None"):
+        model(TOKENS)
+    _, cache = model.run_with_cache(TOKENS, return_type=None)
+    assert POST in cache
+
+
+def test_repr(llama: HookedModel) -> None:
+    assert "llama, 3 layers, d_model 64, float32 on cpu, sdpa attention>" in repr(llama)

@@ -18,6 +18,12 @@ def _export() -> dict[str, str]:
     return files()
 
 
+def _records(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schema and its parts; but not any JSON at all, which a model's configuration is made of."""
+    parts: dict[str, dict[str, Any]] = schema.get("$defs", {})
+    return [schema, *(part for name, part in parts.items() if name != "JsonValue")]
+
+
 def test_schemas_are_those_of_the_models() -> None:
     for name, text in _export().items():
         path = FOLDER / name
@@ -33,12 +39,12 @@ def test_schema_is_valid_and_closed(kind: str) -> None:
     schema = json.loads((FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8"))
     Draft202012Validator.check_schema(schema)
     assert schema["$id"] == f"urn:actstore:schema:{kind}:1"
-    for record in (schema, *schema.get("$defs", {}).values()):
+    for record in _records(schema):
         assert record["additionalProperties"] is False
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "job"])
 def test_every_field_of_a_store_document_is_required(kind: str) -> None:
     schema: dict[str, Any] = json.loads((FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8"))
-    for record in (schema, *schema["$defs"].values()):
+    for record in _records(schema):
         assert set(record["required"]) == set(record["properties"])

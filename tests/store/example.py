@@ -36,7 +36,12 @@ def example_plan(dtype: Any = "float32", **changes: Any) -> Plan:
     heads = HookArray(name=HOOKS[2], shape=(2, D_MODEL // 2), axes=("head", "d_head"))
     residuals = [HookArray(name=name, shape=(D_MODEL,), axes=("d_model",)) for name in HOOKS[:2]]
     model = ModelIdentity(
-        name="tiny", revision=None, fingerprint="crc32c:0", model_type="gpt2", n_layers=2, d_model=D_MODEL
+        name="tiny",
+        revision=None,
+        fingerprint="crc32c:0",
+        model_type="gpt2",
+        n_layers=2,
+        config={"model_type": "gpt2", "n_embd": D_MODEL, "n_head": 2, "n_layer": 2},
     )
     tokens = TokensIdentity(
         source="text.txt",

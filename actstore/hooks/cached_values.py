@@ -1,0 +1,238 @@
+"""The values of hooks, by name."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Self
+
+from actstore.errors import HookError, ModelError
+from actstore.hooks.config import HookedConfig
+from actstore.hooks.derived import Derivation, Way
+from actstore.hooks.names import HookName, HookNames, join, split
+from actstore.hooks.point import point_of
+from actstore.hooks.position import PositionSlice, at_positions
+
+if TYPE_CHECKING:
+    import torch
+
+    from actstore.hooks.model import HookedModel
+    from actstore.hooks.weights import Weights
+
+_WHERE = "to names_filter (in a store: to its hooks)"
+
+
+class CachedValues(Mapping[str, "torch.Tensor"]):
+    """Hook values [batch, ...] under every spelling of their names, and values that follow from them.
+
+    ``in``, `keys`, `values`, `items`, ``iter`` and ``len`` are about the values that are held. Indexing also computes
+    what follows from those by one or two operations; it is not kept.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, "torch.Tensor"],
+        *,
+        names: HookNames,
+        cfg: HookedConfig,
+        model: "HookedModel | None" = None,
+        has_batch_dim: bool = True,
+    ) -> None:
+        """
+        Args:
+            values: by canonical name.
+            names: all hooks of the model.
+            cfg: its sizes.
+            model: for what needs weights.
+            has_batch_dim: whether the first axis of the values is the row.
+        """
+        self.cache_dict = dict(values)
+        self.names = names
+        self.cfg = cfg
+        self.model = model
+        self.has_batch_dim = has_batch_dim
+        self._derivation = Derivation(names, cfg, self._weights)
+
+    def __getitem__(self, name: HookName) -> "torch.Tensor":
+        """The value of a hook.
+
+        Raises:
+            HookError: the model does not have the hook; or the cache does not have the value, nor what it follows
+                from. It is a KeyError.
+            ModelError: the value needs weights, and the cache has no model.
+        """
+        canonical = self.names.one(name)
+        way = self._way(canonical)
+        if way is None:
+            raise HookError(self._advice(canonical))
+        return way.make(*(self.cache_dict[need] for need in way.needs))
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return self.names.one(name) in self.cache_dict  # type: ignore[arg-type]
+        except HookError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache_dict)
+
+    def __len__(self) -> int:
+        return len(self.cache_dict)
+
+    # A mapping would compare tensors, which have no truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        layers: dict[tuple[str, tuple[int, ...]], list[int | None]] = defaultdict(list)
+        for name, value in self.cache_dict.items():
+            layer, leaf = split(name)
+            layers[leaf, tuple(value.shape)].append(layer)
+        rows = [
+            (_listing([join(layer, leaf) for layer in found], self.names), str(list(shape)))
+            for (leaf, shape), found in layers.items()
+        ]
+        width = max((len(names) for names, _ in rows), default=0)
+        kinds = {
+            f"{str(value.dtype).removeprefix('torch.')} on {value.device}"
+            for value in self.cache_dict.values()
+        }
+        head = f"{type(self).__name__}: {len(self)} hooks of {self.cfg.model_name}"
+        lines = [
+            ", ".join([head, *sorted(kinds)]),
+            *(f"  {names:<{width}}  {shape}" for names, shape in rows),
+        ]
+        return f"<{chr(10).join(lines)}>"
+
+    @property
+    def has_embed(self) -> bool:
+        return "hook_embed" in self.cache_dict
+
+    @property
+    def has_pos_embed(self) -> bool:
+        return "hook_pos_embed" in self.cache_dict
+
+    def to(self, device: "str | torch.device") -> Self:
+        """Move all values to a device. Gives this cache itself."""
+        self.cache_dict = {name: value.to(device) for name, value in self.cache_dict.items()}
+        return self
+
+    def remove_batch_dim(self) -> Self:
+        """Drop the first axis of all values. Gives this cache itself.
+
+        Raises:
+            HookError: there is more than one row.
+        """
+        if self.has_batch_dim:
+            rows = self._rows()
+            if rows != 1:
+                raise HookError(f"remove_batch_dim needs one row, and there are {rows}")
+            self.cache_dict = {name: value[0] for name, value in self.cache_dict.items()}
+            self.has_batch_dim = False
+        return self
+
+    def apply_slice_to_batch_dim(self, batch_slice: PositionSlice) -> Self:
+        """Another cache of some rows; of a single one without batch axis, if an integer is given.
+
+        Raises:
+            HookError: there is no such row, or no batch axis.
+        """
+        if not self.has_batch_dim:
+            raise HookError("this cache holds one row without a batch axis, so rows cannot be chosen")
+        indices(batch_slice, self._rows(), "row")
+        return type(self)(
+            {name: at_positions(value, batch_slice, axis=0) for name, value in self.cache_dict.items()},
+            names=self.names,
+            cfg=self.cfg,
+            model=self.model,
+            has_batch_dim=not isinstance(batch_slice, int),
+        )
+
+    def _rows(self) -> int:
+        return next((value.shape[0] for value in self.cache_dict.values()), 1)
+
+    def _way(self, name: str) -> Way | None:
+        """A way to a value from those that are held."""
+        return next(
+            (
+                way
+                for way in self._derivation.ways(name)
+                if all(need in self.cache_dict for need in way.needs)
+            ),
+            None,
+        )
+
+    def _lacking(self, name: str) -> list[str]:
+        """The fewest values by which another one, which is neither held nor follows, would follow."""
+        ways = self._derivation.ways(name)[1:]
+        found = [[need for need in way.needs if need not in self.cache_dict] for way in ways]
+        return min(found, key=len, default=[])
+
+    def _advice(self, name: str) -> str:
+        point, lacking = point_of(name), self._lacking(name)
+        others = f"{' and '.join(lacking)}, from which it is computed," if lacking else ""
+        if point is not None and point.why_not_stored and lacking:
+            add = others
+        else:
+            add = f"{name}, or {others}" if lacking else name
+        return f"this cache does not hold {name}; add {add} {_WHERE}"
+
+    def _require(self, what: str, names: Iterable[str]) -> None:
+        """
+        Raises:
+            HookError: some values are not to be had; the message names all of them.
+        """
+        missing: list[str] = []
+        for name in names:
+            if self._way(name) is None:
+                point = point_of(name)
+                too_large = point is not None and point.why_not_stored is not None
+                missing += (self._lacking(name) if too_large else []) or [name]
+        if missing:
+            listing = _listing(list(dict.fromkeys(missing)), self.names)
+            raise HookError(f"{what} needs {listing}, which this cache does not hold; add them {_WHERE}")
+
+    def _weights(self, what: str) -> "Weights":
+        return self._model(what).weights
+
+    def _model(self, what: str) -> "HookedModel":
+        if self.model is None:
+            raise ModelError(f"{what} needs the weights; pass model=HookedModel.from_pretrained(...)")
+        return self.model
+
+
+def indices(chosen: PositionSlice, size: int, noun: str) -> list[int]:
+    """What a slice chooses of 0 ... size - 1.
+
+    Raises:
+        HookError: there is no such index; the message calls it by the noun.
+    """
+    every = range(size)
+    if chosen is None:
+        return list(every)
+    if isinstance(chosen, tuple):
+        chosen = slice(*chosen)
+    if isinstance(chosen, slice):
+        return list(every[chosen])
+    wanted: Sequence[int] = [chosen] if isinstance(chosen, int) else chosen
+    for each in wanted:
+        if not -size <= each < size:
+            raise HookError(f"{noun} {each} is outside of the {size} {noun}s that there are")
+    return [every[each] for each in wanted]
+
+
+def _listing(missing: Sequence[str], names: HookNames) -> str:
+    """Names in a few words: a glob where every layer that has a hook is meant, the ends of long runs."""
+    layers: dict[str, list[int | None]] = defaultdict(list)
+    for name in missing:
+        layer, leaf = split(name)
+        layers[leaf].append(layer)
+    parts: list[str] = []
+    for leaf, found in layers.items():
+        n_all = sum(split(name)[1] == leaf for name in names.all)
+        each = [join(layer, leaf) for layer in found]
+        if 1 < len(found) == n_all:
+            parts.append(f"blocks.*.{leaf}")
+        elif len(found) > 4:
+            parts.append(f"{each[0]} ... {each[-1]} ({len(found)} layers)")
+        else:
+            parts += each
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

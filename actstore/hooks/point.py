@@ -1,0 +1,123 @@
+"""The hook points: TransformerLens' names, the shape of each value, and what each one is.
+
+A name is ``blocks.{layer}.{leaf}`` or stands alone (``hook_embed``). Values have the axes ``batch`` and ``position``
+first, except where a point says otherwise. The order of the table is that of the forward pass.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Point:
+    """A kind of hook."""
+
+    leaf: str
+    """The name without its ``blocks.{i}.``."""
+    axes: tuple[str, ...]
+    """After ``batch``. Sizes come from the model, but for ``position`` and ``source_position``."""
+    meaning: str
+    aliases: tuple[str, ...] = ()
+    """Spellings of TransformerLens' Bridge that mean the same in every family."""
+    in_layer: bool = True
+    is_default: bool = True
+    """Whether it is captured when everything is asked for by a glob or by no filter at all."""
+    why_not_stored: str | None = None
+    """Why a store cannot hold it, where it can only be had live."""
+
+    @property
+    def position_axis(self) -> int:
+        """Which axis of a value [batch, ...] is the position."""
+        return 1 + self.axes.index("position")
+
+    @property
+    def axes_in_store(self) -> tuple[str, ...]:
+        """Axes of one position: stores keep ``sequence`` and ``position`` in front of all others."""
+        return tuple(axis for axis in self.axes if axis != "position")
+
+
+_STREAM = ("position", "d_model")
+_QUERY = ("position", "head", "d_head")
+_KEY = ("position", "kv_head", "d_head")
+_PATTERN = ("head", "position", "source_position")
+_NEURONS = ("position", "d_mlp")
+_SCALE = ("position", "one")
+
+POINTS: Final = (
+    Point("hook_embed", _STREAM, "token embedding", ("embed.hook_out",), in_layer=False),
+    Point("hook_pos_embed", _STREAM, "position embedding", ("pos_embed.hook_out",), in_layer=False),
+    Point("hook_resid_pre", _STREAM, "residual stream into the layer", ("hook_in", "ln1.hook_in")),
+    Point("ln1.hook_scale", _SCALE, "what the norm before attention divides by"),
+    Point("ln1.hook_normalized", _STREAM, "input of attention before gain and bias of its norm"),
+    Point("ln1.hook_out", _STREAM, "input of attention"),
+    Point("attn.hook_q", _QUERY, "queries, before any norm and rotation", ("attn.q.hook_out",)),
+    Point("attn.hook_k", _KEY, "keys, before any norm and rotation", ("attn.k.hook_out",)),
+    Point("attn.hook_v", _KEY, "values", ("attn.v.hook_out",)),
+    Point("attn.hook_rot_q", _QUERY, "queries as attention takes them, normed and rotated"),
+    Point("attn.hook_rot_k", _KEY, "keys as attention takes them, normed and rotated"),
+    Point("attn.hook_attn_scores", _PATTERN, "scaled logits of attention; -inf where masked"),
+    Point("attn.hook_pattern", _PATTERN, "softmax of the scores; 0 in rows that are masked whole"),
+    Point("attn.hook_z", _QUERY, "mix of values, before the output projection", ("attn.o.hook_in",)),
+    Point(
+        "attn.hook_result",
+        ("position", "head", "d_model"),
+        "what each head writes to the residual stream",
+        is_default=False,
+        why_not_stored="it is d_model values for each head; store attn.hook_z, from which a cache computes it",
+    ),
+    Point("hook_attn_out", _STREAM, "what attention adds to the residual stream"),
+    Point("hook_resid_mid", _STREAM, "residual stream between attention and MLP", ("ln2.hook_in",)),
+    Point(
+        "hook_mlp_in",
+        _STREAM,
+        "the residual stream as the MLP alone sees it, before its norm",
+        is_default=False,
+        why_not_stored="it equals hook_resid_mid; it is there to edit the input of the MLP alone",
+    ),
+    Point("ln2.hook_scale", _SCALE, "what the norm before the MLP divides by"),
+    Point("ln2.hook_normalized", _STREAM, "input of the MLP before gain and bias of its norm"),
+    Point("ln2.hook_out", _STREAM, "input of the MLP"),
+    Point(
+        "mlp.hook_expert_weights",
+        ("position", "expert"),
+        "probability of each expert, over all of them",
+    ),
+    Point(
+        "mlp.hook_expert_indices",
+        ("position", "expert_choice"),
+        "experts that are used, best first",
+        why_not_stored="it holds integers, and a store has one floating-point dtype; store mlp.hook_expert_weights",
+    ),
+    Point("mlp.hook_pre", _NEURONS, "neurons before the activation function"),
+    Point("mlp.hook_pre_linear", _NEURONS, "the factor of gated neurons"),
+    Point("mlp.hook_post", _NEURONS, "neurons, the input of the last projection", ("mlp.out.hook_in",)),
+    Point("hook_mlp_out", _STREAM, "what the MLP adds to the residual stream"),
+    Point("hook_resid_post", _STREAM, "residual stream out of the layer", ("hook_out",)),
+    Point("ln_final.hook_scale", _SCALE, "what the final norm divides by", in_layer=False),
+    Point(
+        "ln_final.hook_normalized",
+        _STREAM,
+        "final residual stream, normed, before gain and bias",
+        in_layer=False,
+    ),
+)
+
+BY_LEAF: Final[Mapping[str, Point]] = {point.leaf: point for point in POINTS}
+
+UNSUPPORTED: Final[Mapping[str, str]] = dict.fromkeys(
+    ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"),
+    "it is a copy of the residual stream for each head; hook_resid_pre has the value, and attn.hook_q, attn.hook_k and "
+    "attn.hook_v can be edited for each head",
+) | {"hook_tokens": "token ids are `store.tokens`, and the input of a live forward"}
+"""Names of TransformerLens that actstore does not have, with the reason."""
+
+
+def point_of(name: str) -> Point | None:
+    """The kind of a canonical name; None if it is none."""
+    if name.startswith("blocks."):
+        leaf = name.split(".", 2)[-1]
+        point = BY_LEAF.get(leaf)
+        return point if point is not None and point.in_layer else None
+    point = BY_LEAF.get(name)
+    return point if point is not None and not point.in_layer else None
