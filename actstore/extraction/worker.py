@@ -15,7 +15,8 @@ from actstore.extraction.buffers import SegmentBuffers
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.heap import keep_large_blocks
-from actstore.hooks.model import HookedModel, layers_needed
+from actstore.hooks.model import HookedModel
+from actstore.hooks.names import layers_needed
 from actstore.hooks.point import point_of
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import CommitRecord, Environment, ShardRecord, commit_key, put, read_plan

@@ -10,15 +10,11 @@ from actstore.hooks.names import join
 from actstore.hooks.point import POINTS
 from actstore.hooks.site import AnySite, sites_in_layer, sites_outside
 from actstore.hooks.taps import tapped
-from actstore.hooks.visitor import Visitor
+from actstore.hooks.visitor import Finished, Visitor
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-class Finished(Exception):  # noqa: N818 - not an error
-    """Raised by a visitor that has seen enough; ends the forward there."""
 
 
 class Forward:

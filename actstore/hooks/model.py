@@ -1,15 +1,15 @@
 """A Hugging Face model with TransformerLens' names: run it, keep what passes its hooks, and change it on the way."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from actstore.errors import HookError, ModelError, TokensError
+from actstore.errors import HookError, ModelError
 from actstore.hooks.architecture import Architecture, architecture
 from actstore.hooks.cache import ActivationCache
 from actstore.hooks.config import HookedConfig
-from actstore.hooks.forward import Finished, Forward
+from actstore.hooks.forward import Forward
 from actstore.hooks.functions import (
     HookFunction,
     HookFunctions,
@@ -21,22 +21,20 @@ from actstore.hooks.functions import (
 from actstore.hooks.loading import load_config, load_model, load_tokenizer
 from actstore.hooks.loss import ReturnType, output
 from actstore.hooks.model_names import names_of
-from actstore.hooks.names import layer_of
 from actstore.hooks.point import point_of
 from actstore.hooks.position import PositionSlice, at_positions
 from actstore.hooks.prompts import PaddingSide, Prompts
 from actstore.hooks.self_check import self_check
+from actstore.hooks.text import WithText
+from actstore.hooks.visitor import Ending, Handing, Sink
 from actstore.hooks.weights import Weights
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Sink = Callable[[str, "torch.Tensor"], None]
-"""Takes (hook name, value [batch, ...]). The value must be copied before the sink returns."""
 
-
-class HookedModel:
+class HookedModel(WithText):
     """Runs an unmodified Hugging Face model; its attention kernels and its numbers stay what they are.
 
     Gradients are off unless a call asks for them. Hooks are on the model only while one of its methods runs.
@@ -65,7 +63,7 @@ class HookedModel:
         self.has_head = self.base is not model and model.get_output_embeddings() is not None
         self._forward = Forward(model, self.base, self.architecture, self.cfg)
         self._functions = HookFunctions(self.names)
-        self._prompts = None if tokenizer is None else Prompts(tokenizer, prepend_bos=prepend_bos)
+        super().__init__(None if tokenizer is None else Prompts(tokenizer, prepend_bos=prepend_bos))
         if check:
             self_check(self)
 
@@ -132,61 +130,6 @@ class HookedModel:
     def attention(self) -> str:
         """The attention implementation in use: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
         return str(getattr(self.base.config, "_attn_implementation", None) or "eager")
-
-    # Text
-
-    @property
-    def tokenizer(self) -> Any:
-        return self._text().tokenizer
-
-    def to_tokens(
-        self,
-        text: str | Sequence[str],
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "right",
-        truncate: bool = True,
-    ) -> "torch.Tensor":
-        """Ids, int64 [batch, position], on the device of the model; shorter rows are padded.
-
-        Args:
-            text: one text, or several.
-            prepend_bos: begin with the BOS token; None for the default of this model.
-            padding_side: where shorter rows are filled up.
-            truncate: cut to the longest row that the model is made for.
-        """
-        limit = self.cfg.n_ctx if truncate else None
-        ids, _ = self._text().to_tokens(
-            text, prepend_bos=prepend_bos, padding_side=padding_side, truncate=limit
-        )
-        return ids.to(self.device)
-
-    def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
-        """The text of ids [position], or of each row of ids [batch, position]."""
-        return self._text().to_string(tokens)
-
-    def to_str_tokens(
-        self, text: "str | torch.Tensor | Sequence[int]", prepend_bos: bool | None = None
-    ) -> list[str]:
-        """The pieces of one text, or of ids [position], each as text."""
-        return self._text().to_str_tokens(text, prepend_bos=prepend_bos)
-
-    def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token; an error that shows the pieces, if it is several."""
-        return self._text().to_single_token(text)
-
-    def to_single_str_token(self, token: int) -> str:
-        """The text of one id."""
-        return self._text().to_str_tokens([token])[0]
-
-    def get_token_position(
-        self,
-        token: str | int,
-        text: "str | torch.Tensor",
-        mode: Literal["first", "last"] = "first",
-        prepend_bos: bool | None = None,
-    ) -> int:
-        """Where a token stands in a text or in ids [position]."""
-        return self._text().get_token_position(token, text, mode=mode, prepend_bos=prepend_bos)
 
     # Running
 
@@ -255,7 +198,9 @@ class HookedModel:
         """
         ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
         if grad and (pos_slice is not None or device is not None):
-            raise HookError("grad=True keeps whole values where they are; leave out pos_slice and device, and choose after")
+            raise HookError(
+                "grad=True keeps whole values where they are; leave out pos_slice and device, and choose after"
+            )
         if remove_batch_dim and len(ids) != 1:
             raise HookError(f"remove_batch_dim needs one row, and there are {len(ids)}")
         wanted = selected(self.names, "*" if names_filter is None else names_filter)
@@ -318,13 +263,13 @@ class HookedModel:
         """
         import torch
 
-        visitor = _Handing(hooks, sink)
+        visitor = Handing(hooks, sink)
         with torch.inference_mode():
             self._forward.run(tokens, visitor, hooks, has_logits=False)
         if visitor.waiting:
             raise ModelError(
-                f"the forward of this {self.cfg.model_type} model never reached {sorted(visitor.waiting)[0]}; its "
-                "modules are not where actstore expects them"
+                f"the forward of this {self.cfg.model_type} model never reached {min(visitor.waiting)}; its modules "
+                "are not where actstore expects them"
             )
 
     @cached_property
@@ -346,39 +291,6 @@ class HookedModel:
             f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention>"
         )
 
-    def _text(self) -> Prompts:
-        if self._prompts is None:
-            raise TokensError("this model was loaded without a tokenizer; give token ids, or pass tokenizer=")
-        return self._prompts
-
-    def _input(
-        self, given: Any, prepend_bos: bool | None, padding_side: PaddingSide, mask: "torch.Tensor | None"
-    ) -> tuple["torch.Tensor", "torch.Tensor | None"]:
-        """(ids [batch, position], mask or None) on the device of the model."""
-        import torch
-
-        if isinstance(given, torch.Tensor):
-            ids = given if given.ndim == 2 else given[None]
-        else:
-            if mask is not None:
-                raise TokensError("attention_mask is made from the text; give it only with token ids")
-            ids, mask = self._text().to_tokens(
-                given, prepend_bos=prepend_bos, padding_side=padding_side, truncate=self.cfg.n_ctx
-            )
-        if ids.ndim != 2 or ids.dtype.is_floating_point or ids.numel() == 0:
-            raise TokensError(
-                f"expected token ids [batch, position], found {ids.dtype} of shape {tuple(given.shape)}"
-            )
-        if mask is not None and mask.shape != ids.shape:
-            raise TokensError(
-                f"attention_mask has shape {tuple(mask.shape)}, and the token ids {tuple(ids.shape)}; give one "
-                "entry for each token"
-            )
-        for found in (int(ids.min()), int(ids.max())):
-            if not 0 <= found < self.cfg.d_vocab:
-                raise TokensError(f"token id {found} is outside of the {self.cfg.d_vocab} ids of this model")
-        return ids.to(self.device), None if mask is None else mask.to(self.device)
-
     def _run(
         self,
         ids: "torch.Tensor",
@@ -397,7 +309,7 @@ class HookedModel:
             raise ModelError("this model was loaded without its head; choose return_type=None")
         result = self._forward.run(
             ids,
-            visitor if has_logits or stop is not None else _Ending(visitor),
+            visitor if has_logits or stop is not None else Ending(visitor, visitor.names),
             visitor.names,
             mask=mask,
             stop_at_layer=stop,
@@ -425,50 +337,6 @@ class HookedModel:
                     f"{missed[0]} comes after stop_at_layer={stop_at_layer}; nothing would be kept"
                 )
         return tuple(name for name in wanted if name in reached)
-
-
-class _Handing:
-    """Visitor that hands values on, and ends the forward after the last."""
-
-    def __init__(self, hooks: Sequence[str], sink: Sink) -> None:
-        self.waiting = set(hooks)
-        self._sink = sink
-
-    def edits(self, name: str) -> bool:
-        del name
-        return False
-
-    def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
-        self._sink(name, value)
-        self.waiting.discard(name)
-        if not self.waiting:
-            raise Finished
-        return value
-
-
-class _Ending:
-    """Visitor that ends the forward when another has seen all it wants."""
-
-    def __init__(self, inner: Keeping) -> None:
-        self._inner = inner
-        self._waiting = set(inner.names)
-
-    def edits(self, name: str) -> bool:
-        return self._inner.edits(name)
-
-    def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
-        value = self._inner.visit(name, value)
-        self._waiting.discard(name)
-        if not self._waiting:
-            raise Finished
-        return value
-
-
-def layers_needed(hooks: Sequence[str], n_layers: int) -> int:
-    """Layers that a forward for these hooks enters, of the layers that the model has."""
-    if any(name.startswith("ln_final.") for name in hooks):
-        return n_layers
-    return 1 + max((layer for name in hooks if (layer := layer_of(name)) is not None), default=0)
 
 
 def _device(device: "str | torch.device") -> "torch.device":

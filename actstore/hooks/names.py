@@ -3,7 +3,7 @@
 A canonical name is TransformerLens' ``blocks.{layer}.{leaf}``, such as ``blocks.5.hook_resid_post``, or stands alone
 (``hook_embed``). Accepted as well are TransformerLens' shorthand (``("resid_post", 5)``, ``k6``), the names of its
 Bridge (``blocks.5.hook_out``) and module paths of Hugging Face (``model.layers.5``, the output of that module).
-In every string ``*`` stands for any text and ``?`` for any character; a ``*`` between two dots for what is between them.
+In every string ``*`` stands for any text and ``?`` for any character; between two dots ``*`` is what is between them.
 """
 
 import difflib
@@ -53,6 +53,13 @@ def join(layer: int | None, leaf: str) -> str:
     return leaf if layer is None else f"blocks.{layer}.{leaf}"
 
 
+def layers_needed(hooks: Sequence[str], n_layers: int) -> int:
+    """Layers that a forward for these hooks enters, of the layers that the model has."""
+    if any(name.startswith("ln_final.") for name in hooks):
+        return n_layers
+    return 1 + max((layer for name in hooks if (layer := layer_of(name)) is not None), default=0)
+
+
 def stored_as(name: str) -> str:
     """The name under which a value is stored: the stream into layer i is the stream out of layer i-1."""
     layer, leaf = split(name)
@@ -94,7 +101,11 @@ def _parts_of(name: HookName) -> tuple[str, int | None, str | None]:
     if isinstance(name, str):
         return name, None, None
     is_pair = isinstance(name, tuple) and 2 <= len(name) <= 3 and isinstance(name[0], str)
-    if not is_pair or not isinstance(name[1], int | None) or not all(isinstance(part, str) for part in name[2:]):
+    if (
+        not is_pair
+        or not isinstance(name[1], int | None)
+        or not all(isinstance(part, str) for part in name[2:])
+    ):
         raise HookError(f"{name!r} is not a hook; give a name, or a pair such as ('resid_post', 5)")
     return name[0], name[1], (name[2] if len(name) == 3 else None)
 

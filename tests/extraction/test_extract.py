@@ -301,8 +301,12 @@ def test_events_add_up_to_the_report(fields: Fields) -> None:
 def test_a_failing_forward_names_the_segment(fields: Fields, monkeypatch: pytest.MonkeyPatch) -> None:
     from actstore.hooks.model import HookedModel
 
-    def fail(*_: object) -> None:
-        raise RuntimeError("CUDA out of memory")
+    run = HookedModel.run
+
+    def fail(model: HookedModel, tokens: Any, hooks: Any, sink: Any) -> None:
+        if len(tokens) > 1:  # not the check of a model that is loaded
+            raise RuntimeError("CUDA out of memory")
+        run(model, tokens, hooks, sink)
 
     monkeypatch.setattr(HookedModel, "run", fail)
     with pytest.raises(ExtractError, match=r"segment \d+ \(sequences \d+:\d+\) failed .* smaller batch_size"):

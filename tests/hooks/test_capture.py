@@ -87,7 +87,7 @@ def test_a_tap_on_attention_changes_no_bit(model: HookedModel) -> None:
         plain = model(tokens, attention_mask=mask)
         tapped, cache = model.run_with_cache(tokens, attention_mask=mask)
         assert torch.equal(plain, tapped)
-        assert ("pattern", 0) in cache
+        assert cache["pattern", 0].shape == (2, 4, LENGTH, LENGTH)
     with torch.no_grad():
         assert torch.equal(plain, model(tokens, attention_mask=MASK))
         assert torch.equal(model(tokens), model.hf(tokens, use_cache=False).logits)

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from actstore.errors import ModelError
 from actstore.hooks.loading import load_config
-from actstore.hooks.model import HookedModel, layers_needed
+from actstore.hooks.model import HookedModel
+from actstore.hooks.names import layers_needed
 
 TinyModel = Callable[..., Path]
 
@@ -83,7 +84,7 @@ def test_sizes_have_the_names_of_transformer_lens(tiny_model: TinyModel) -> None
     assert cfg.parallel_attn_mlp
 
 
-def test_a_variant_that_no_entry_describes_is_refused(tmp_path: Path) -> None:
+def test_a_variant_that_no_entry_describes_is_refused() -> None:
     config = AutoConfig.for_model(
         "opt", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, do_layer_norm_before=False
     )

@@ -13,8 +13,9 @@ from transformers.activations import ACT2FN
 
 from actstore.errors import ModelError
 from actstore.hooks.architecture import ARCHITECTURES
+from actstore.hooks.block_weights import NormWeights
 from actstore.hooks.config import HookedConfig
-from actstore.hooks.weights import NormWeights, Weights
+from actstore.hooks.weights import Weights
 
 TinyModel = Callable[..., Path]
 

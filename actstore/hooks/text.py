@@ -1,0 +1,111 @@
+"""The part of a hooked model that takes text and gives text."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from actstore.errors import TokensError
+from actstore.hooks.config import HookedConfig
+from actstore.hooks.prompts import PaddingSide, Prompts
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WithText:
+    """Methods of TransformerLens around a tokenizer; errors say so, if the model was loaded without one."""
+
+    cfg: HookedConfig
+
+    def __init__(self, prompts: Prompts | None) -> None:
+        self._prompts = prompts
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model is."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._text().tokenizer
+
+    def to_tokens(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "right",
+        truncate: bool = True,
+    ) -> "torch.Tensor":
+        """Ids, int64 [batch, position], on the device of the model; shorter rows are padded.
+
+        Args:
+            text: one text, or several.
+            prepend_bos: begin with the BOS token; None for the default of this model.
+            padding_side: where shorter rows are filled up.
+            truncate: cut to the longest row that the model is made for.
+        """
+        limit = self.cfg.n_ctx if truncate else None
+        ids, _ = self._text().to_tokens(
+            text, prepend_bos=prepend_bos, padding_side=padding_side, truncate=limit
+        )
+        return ids.to(self.device)
+
+    def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
+        """The text of ids [position], or of each row of ids [batch, position]."""
+        return self._text().to_string(tokens)
+
+    def to_str_tokens(
+        self, text: "str | torch.Tensor | Sequence[int]", prepend_bos: bool | None = None
+    ) -> list[str]:
+        """The pieces of one text, or of ids [position], each as text."""
+        return self._text().to_str_tokens(text, prepend_bos=prepend_bos)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token; an error that shows the pieces, if it is several."""
+        return self._text().to_single_token(text)
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one id."""
+        return self._text().to_str_tokens([token])[0]
+
+    def get_token_position(
+        self,
+        token: str | int,
+        text: "str | torch.Tensor",
+        mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None,
+    ) -> int:
+        """Where a token stands in a text or in ids [position]."""
+        return self._text().get_token_position(token, text, mode=mode, prepend_bos=prepend_bos)
+
+    def _text(self) -> Prompts:
+        if self._prompts is None:
+            raise TokensError("this model was loaded without a tokenizer; give token ids, or pass tokenizer=")
+        return self._prompts
+
+    def _input(
+        self, given: Any, prepend_bos: bool | None, padding_side: PaddingSide, mask: "torch.Tensor | None"
+    ) -> tuple["torch.Tensor", "torch.Tensor | None"]:
+        """(ids [batch, position], mask or None) on the device of the model."""
+        import torch
+
+        if isinstance(given, torch.Tensor):
+            ids = given if given.ndim == 2 else given[None]
+        else:
+            if mask is not None:
+                raise TokensError("attention_mask is made from the text; give it only with token ids")
+            ids, mask = self._text().to_tokens(
+                given, prepend_bos=prepend_bos, padding_side=padding_side, truncate=self.cfg.n_ctx
+            )
+        if ids.ndim != 2 or ids.dtype.is_floating_point or ids.numel() == 0:
+            raise TokensError(
+                f"expected token ids [batch, position], found {ids.dtype} of shape {tuple(given.shape)}"
+            )
+        if mask is not None and mask.shape != ids.shape:
+            raise TokensError(
+                f"attention_mask has shape {tuple(mask.shape)}, and the token ids {tuple(ids.shape)}; give one "
+                "entry for each token"
+            )
+        for found in (int(ids.min()), int(ids.max())):
+            if not 0 <= found < self.cfg.d_vocab:
+                raise TokensError(f"token id {found} is outside of the {self.cfg.d_vocab} ids of this model")
+        return ids.to(self.device), None if mask is None else mask.to(self.device)
