@@ -45,7 +45,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_run_here() -> None:
-    assert set(examples("README.md")) == {"Extract", "Read", "Train an SAE", "Patch"}
+    assert set(examples("README.md")) == {"Extract", "Read", "Train an SAE", "Look inside, and patch"}
 
 
 @pytest.mark.ray
@@ -73,7 +73,9 @@ def test_train_an_sae(demo: Path) -> None:
 
 
 def test_patch(demo: Path) -> None:
-    before, after = re.findall(r"tensor\(([\d.e+-]+)\)", run(examples("README.md")["Patch"], demo))
+    before, after = re.findall(
+        r"tensor\(([\d.e+-]+)\)", run(examples("README.md")["Look inside, and patch"], demo)
+    )
     assert float(before) > 1
     assert float(after) < 1e-3 * float(before)
 
@@ -81,3 +83,30 @@ def test_patch(demo: Path) -> None:
 def test_reading_page(demo: Path) -> None:
     text = (ROOT / "docs/read.md").read_text(encoding="utf-8")
     run("\n".join(BLOCK.findall(text)), demo)
+
+
+def test_hooks_page(smollm2: Path, tmp_path: Path) -> None:
+    code = examples("docs/hooks.md")["Models"]
+    name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert name in code
+    checks = """
+assert cache["z", 4].shape == (1, tokens.shape[1], 9, 64)
+assert len(gradients) == 30 and all(gradient.abs().max() > 0 for gradient in gradients)
+assert torch.equal(outside, model(tokens)) and not torch.equal(inside, outside)
+"""
+    run(code.replace(name, str(smollm2)) + checks, tmp_path)
+
+
+def test_hooks_page_names_every_hook() -> None:
+    from actstore.hooks.point import POINTS
+
+    page = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
+    for point in POINTS:
+        assert point.leaf.rsplit(".", 1)[-1] in page, point.leaf
+
+
+def test_hooks_page_names_every_family() -> None:
+    from actstore.hooks.architecture import ARCHITECTURES
+
+    page = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
+    assert all(f"`{family}`" in page for family in ARCHITECTURES)

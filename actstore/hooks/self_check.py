@@ -67,14 +67,14 @@ def _values(model: "HookedModel", tokens: "torch.Tensor") -> tuple[Values, list[
     outputs: list[torch.Tensor] = []
     handles = []
     attention = model.architecture.attention
-    if attention is not None:
-        handles = [
-            layer.get_submodule(attention.module).register_forward_hook(
-                lambda _module, _args, output: outputs.append(output[0].clone())
-            )
-            for layer in model.layers
-        ]
     try:
+        if attention is not None:
+            handles = [
+                layer.get_submodule(attention.module).register_forward_hook(
+                    lambda _module, _args, output: outputs.append(output[0].clone())
+                )
+                for layer in model.layers
+            ]
         model.run(tokens, wanted, lambda name, value: values.update({name: value.clone()}))
     except (TypeError, AttributeError, IndexError, KeyError, RuntimeError) as error:
         raise ModelError(
@@ -128,7 +128,7 @@ def _identities(
 def _compare(
     model: "HookedModel", layer: int, what: str, left: "torch.Tensor", right: "torch.Tensor"
 ) -> None:
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = _dtype(model)
     tolerance = _TOLERANCE[dtype]
     error = float((left - right).abs().max() / right.abs().max().clamp(min=1e-12))
     if not error <= tolerance:  # also when it is not a number
@@ -139,6 +139,10 @@ def _compare(
         )
 
 
+def _dtype(model: "HookedModel") -> str:
+    return str(model.dtype).removeprefix("torch.")
+
+
 def _check_causal(model: "HookedModel", tokens: "torch.Tensor", values: Values) -> None:
     """Positions must not see later ones, or rows that are padded or cut would mean something else."""
     changed = tokens.clone()
@@ -146,5 +150,6 @@ def _check_causal(model: "HookedModel", tokens: "torch.Tensor", values: Values) 
     last = join(model.cfg.n_layers - 1, "hook_resid_post")
     again: Values = {}
     model.run(changed, [last], lambda name, value: again.update({name: value.clone()}))
-    if not (values[last][:, :-1] - again[last][:, :-1]).abs().max() <= 1e-2 * values[last].abs().max():
+    before, after = values[last][:, :-1], again[last][:, :-1]
+    if not (before - after).abs().max() <= _TOLERANCE[_dtype(model)] * before.abs().max():
         raise cannot_hook(model.cfg.model_type, "its positions see later ones")

@@ -1,0 +1,120 @@
+"""What is refused when a model is loaded: modules that are not what the table says, and families without an entry."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from actstore.errors import HookError, ModelError
+from actstore.hooks import architecture
+from actstore.hooks.architecture import ARCHITECTURES, Architecture, Attention, Mlp
+from actstore.hooks.model import HookedModel
+
+TinyModel = Callable[..., Path]
+LLAMA = ARCHITECTURES["llama"]
+GPT2 = ARCHITECTURES["gpt2"]
+assert LLAMA.attention is not None
+assert GPT2.attention is not None
+
+
+@pytest.mark.parametrize(
+    ("family", "wrong", "message"),
+    [
+        (
+            "llama",
+            replace(LLAMA, attention=replace(LLAMA.attention, value="k_proj")),
+            "attn.hook_pattern @ attn.hook_v == attn.hook_z is off",
+        ),
+        (
+            "llama",
+            replace(LLAMA, ln2="input_layernorm"),
+            "hook_resid_pre \\+ hook_attn_out == hook_resid_mid is off",
+        ),
+        (
+            "llama",
+            replace(LLAMA, mlp=replace(Mlp(), module="post_attention_layernorm")),
+            "hook_resid_mid \\+ hook_mlp_out == hook_resid_post is off",
+        ),
+        (
+            "gpt2",
+            replace(GPT2, attention=replace(GPT2.attention, fused="heads")),
+            "attn.hook_pattern @ attn.hook_v == attn.hook_z is off",
+        ),
+        ("gemma2", LLAMA, "hook_resid_pre \\+ hook_attn_out == hook_resid_mid is off"),
+        ("llama", replace(LLAMA, is_parallel=lambda _config: True), None),
+        ("llama", replace(LLAMA, attention=Attention(module="attention")), "has no attribute `attention`"),
+    ],
+)
+def test_a_wrong_entry_is_found(
+    tiny_model: TinyModel,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    wrong: Architecture,
+    message: str | None,
+) -> None:
+    monkeypatch.setattr(architecture, "ARCHITECTURES", {family: wrong})
+    folder = str(tiny_model(family))
+    if message is None:
+        # The sum is the same; only the name of the middle is missing.
+        assert "blocks.0.hook_resid_mid" not in HookedModel.from_pretrained(folder, device="cpu").names
+        return
+    with pytest.raises(ModelError, match=f"this {family} model cannot be hooked: .*{message}"):
+        HookedModel.from_pretrained(folder, device="cpu")
+
+
+def test_a_model_that_gives_no_numbers_is_refused(tiny_model: TinyModel) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_model("llama"))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="in layer 1 hook_resid_mid .* is off by nan"):
+        HookedModel(model.eval())
+
+
+def small(model_type: str, **fields: Any) -> nn.Module:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(model_type, **({"vocab_size": 100} | fields))
+    model: nn.Module = AutoModelForCausalLM.from_config(config).eval()
+    return model
+
+
+OLMO = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def test_a_family_without_an_entry_has_its_residual_stream() -> None:
+    model = HookedModel(small("olmo2", **OLMO, pad_token_id=None))
+    assert set(model.names) == {"hook_embed"} | {
+        f"blocks.{layer}.hook_resid_{end}" for layer in range(3) for end in ("pre", "post")
+    }
+    tokens = torch.randint(0, 100, (2, 9))
+    logits, cache = model.run_with_cache(tokens)
+    with torch.no_grad():
+        states = model.hf(tokens, output_hidden_states=True).hidden_states
+    for layer in range(3):
+        assert torch.equal(cache["resid_pre", layer], states[layer])
+    assert torch.equal(logits, model.hf(tokens).logits)
+    with pytest.raises(HookError, match="only the residual stream is known for this architecture"):
+        model.run_with_cache(tokens, names_filter="blocks.0.attn.hook_z")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "message"),
+    [
+        ("bert", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}, "see later ones"),
+        ("t5", {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 8}, "not a causal language model"),
+    ],
+)
+def test_a_family_that_cannot_be_hooked_says_why_and_how_to_add_it(
+    model_type: str, fields: dict[str, Any], message: str
+) -> None:
+    from transformers import AutoModel
+
+    config = AutoConfig.for_model(model_type, **({"vocab_size": 100} | fields))
+    with pytest.raises(
+        ModelError, match=f"type '{model_type}' cannot be hooked: .*{message}.*how to add one"
+    ):
+        HookedModel(AutoModel.from_config(config).eval())
