@@ -96,12 +96,21 @@ class _Tapped:
         attention_mask: "torch.Tensor | None",
         **kwargs: Any,
     ) -> Any:
+        import torch
+
         original = self.original or sys.modules[type(module).__module__].eager_attention_forward
         found = _taps.get(id(module))
         if found is None:
             return original(module, query, key, value, attention_mask, **kwargs)
         names, visitor = found
         query, key = _visit_rotated(names, visitor, query, key)
+        if not names.keys() & {"scores", "pattern"}:
+            return original(module, query, key, value, attention_mask, **kwargs)
+        if not isinstance(attention_mask, torch.Tensor | None):
+            raise ModelError(
+                f"scores and patterns cannot be had from {module.config._attn_implementation}, whose mask is a "
+                f"{type(attention_mask).__name__}; load the model with attention='sdpa' or 'eager'"
+            )
         scaling = kwargs.get("scaling")
         rule = _Rule(
             scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -134,7 +143,8 @@ def _wrapped_method(module: Any, names: Names, visitor: Visitor, *, is_scaled: b
         if _edits(names, visitor):
             out, pattern = _by_hand(names, visitor, rule, query, key, value)
             return out.transpose(1, 2), pattern
-        _show(names, visitor, rule, query, key)
+        if names.keys() & {"scores", "pattern"}:
+            _show(names, visitor, rule, query, key)
         return original(query, key, value, attention_mask)
 
     module._attn = tapped
@@ -244,8 +254,6 @@ def _show(names: Names, visitor: Visitor, rule: _Rule, query: "torch.Tensor", ke
     """Scores and pattern beside the fused kernel, one row at a time: their float32 would be twice their size."""
     import torch
 
-    if not names.keys() & {"scores", "pattern"}:
-        return
     batch, n_heads, length, _ = query.shape
     shape = (batch, n_heads, length, key.shape[-2])
     kept = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actstore.errors import HookError
-from actstore.hooks.names import HookName, HookNames, layer_of
+from actstore.hooks.names import HookName, HookNames, defaults_of, layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -43,16 +43,16 @@ NameFilter = HookName | Iterable[HookName] | Callable[[str], bool]
 
 
 def selected(names: HookNames, chosen: NameFilter) -> tuple[str, ...]:
-    """Canonical names, in the order of the forward.
+    """Canonical names, in the order of the forward; as with globs, what is captured by default goes first.
 
     Raises:
         HookError: a name or glob matches nothing, or the function says no to every hook.
     """
     if callable(chosen):
-        found = tuple(name for name in names.all if chosen(name))
+        found = {name for name in names.all if chosen(name)}
         if not found:
             raise HookError("the function that filters hooks says no to every hook of this model")
-        return found
+        return names.ordered(defaults_of(found))
     return names.select(chosen)
 
 

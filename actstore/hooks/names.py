@@ -167,7 +167,11 @@ class HookNames:
             if not matches:
                 raise HookError(self._explain(pattern, text))
             chosen |= matches
-        return tuple(sorted(chosen, key=self._order.__getitem__))
+        return self.ordered(chosen)
+
+    def ordered(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Canonical names in the order of the forward."""
+        return tuple(sorted(names, key=self._order.__getitem__))
 
     def before(self, layer: int) -> frozenset[str]:
         """Names that a forward reaches which ends before a layer."""
@@ -189,8 +193,7 @@ class HookNames:
         found = {name for name in self.all if matches(name)}
         if not found:
             found = {name for alias, name in self._aliases.items() if matches(alias)}
-        defaults = {name for name in found if _is_default(name)}
-        return defaults or found
+        return defaults_of(found)
 
     def _explain(self, given: object, text: str) -> str:
         matches = _glob(text)
@@ -232,9 +235,10 @@ def _regex(glob: str) -> str:
     return translate(glob).removesuffix(r"\Z")
 
 
-def _is_default(name: str) -> bool:
-    point = point_of(name)
-    return point is not None and point.is_default
+def defaults_of(names: set[str]) -> set[str]:
+    """Those that are captured by default; all, if none is."""
+    defaults = {name for name in names if (point := point_of(name)) is not None and point.is_default}
+    return defaults or names
 
 
 def _each(patterns: Any) -> list[HookName]:

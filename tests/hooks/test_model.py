@@ -65,6 +65,14 @@ def test_only_what_is_named_is_cached(llama: HookedModel, chosen: Any) -> None:
     assert list(cache.keys()) == [POST]
 
 
+def test_a_function_selects_what_is_captured_by_default(llama: HookedModel) -> None:
+    _, cache = llama.run_with_cache(TOKENS, names_filter=lambda name: name.startswith("blocks.0."))
+    assert tuple(cache.keys()) == llama.names.select("blocks.0.*")
+    assert "blocks.0.attn.hook_result" not in cache
+    _, cache = llama.run_with_cache(TOKENS, names_filter=lambda name: name.endswith("hook_result"))
+    assert len(cache) == 3
+
+
 def test_a_filter_that_matches_nothing_is_an_error(llama: HookedModel) -> None:
     with pytest.raises(HookError, match="nearest names are blocks.1.hook_resid_post"):
         llama.run_with_cache(TOKENS, names_filter="blocks.1.hook_resid_pots")

@@ -1,4 +1,4 @@
-"""A real pretrained model: the stream is bit-equal to plain Hugging Face hooks, patterns are those of eager attention."""
+"""A real pretrained model: its stream is bit-equal to plain hooks, its patterns are those of eager attention."""
 
 from pathlib import Path
 from typing import Any
