@@ -40,6 +40,10 @@ class HookedConfig:
     """Positions that layers with a sliding window attend to."""
     attn_scores_soft_cap: float | None = None
     output_logits_soft_cap: float | None = None
+    device: str = "cpu"
+    """Where the model is; functions of TransformerLens ask for it."""
+    dtype: str = "float32"
+    """Of weights and values."""
     original: Any = None
     """The configuration of Hugging Face."""
 

@@ -126,7 +126,8 @@ class Decomposition(CachedValues):
             has_batch_dim: whether the stack has a batch axis.
 
         Raises:
-            HookError: hook_scale is missing, as is the stream from which it would follow.
+            HookError: hook_scale is missing, as is the stream from which it would follow; or the stack has other rows
+                or positions.
         """
         end = self._end(layer)
         scale = at_positions(self[self._scale(end, mlp_input)], pos_slice, axis=-2)
@@ -135,6 +136,13 @@ class Decomposition(CachedValues):
                 residual_stack = at_positions(residual_stack, batch_slice, axis=1)
             if self.has_batch_dim:
                 scale = at_positions(scale, batch_slice, axis=0)
+        rows, scales = residual_stack.shape[1:-1], scale.shape[:-1]
+        fits = rows == scales or (self.has_batch_dim and scales[0] == 1 and rows == scales[1:])
+        if not fits and (self.has_batch_dim or rows[1:] != scales):
+            raise HookError(
+                f"the stack has shape {tuple(residual_stack.shape)} and the scale of its norm {tuple(scale.shape)}; "
+                "give the pos_slice and the batch_slice here with which the stack was made"
+            )
         if self.cfg.normalization_type == "LN":
             residual_stack = residual_stack - residual_stack.mean(-1, keepdim=True)
         return residual_stack / scale.to(residual_stack.device)

@@ -79,7 +79,10 @@ class HookFunctions:
         """Functions for the duration of a context. Those that hung there before stay."""
         added: list[tuple[str, HookFunction]] = []
         try:
-            for chosen, function in pairs:
+            for pair in pairs:
+                if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
+                    raise HookError(f"expected pairs of (name, function), found {pair!r}")
+                chosen, function = pair
                 for name in selected(self._names, chosen):
                     self._functions.setdefault(name, []).append(function)
                     added.append((name, function))
@@ -116,7 +119,14 @@ class HookFunctions:
 
         point = self._points.setdefault(name, HookPoint(name))
         for function in self._functions.get(name, ()):
-            found: Any = function(value, hook=point)
+            try:
+                found: Any = function(value, hook=point)
+            except TypeError as error:
+                if "hook" not in str(error) or "argument" not in str(error):
+                    raise
+                raise HookError(
+                    f"the function on {name} cannot be called as function(value, hook=point): {error}"
+                ) from error
             if found is None:
                 continue
             if not isinstance(found, torch.Tensor) or found.shape != value.shape:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,6 +31,8 @@ from actstore.hooks.visitor import Ending, Handing, Sink
 from actstore.hooks.weights import Weights
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import nn
 
@@ -60,6 +63,7 @@ class HookedModel(WithText):
         self.architecture: Architecture = architecture(config)
         self.cfg = HookedConfig.of(config, self.architecture)
         self.names = names_of(self.architecture, self.cfg)
+        self.cfg = replace(self.cfg, device=str(self.device), dtype=str(self.dtype).removeprefix("torch."))
         self.has_head = self.base is not model and model.get_output_embeddings() is not None
         self._forward = Forward(model, self.base, self.architecture, self.cfg)
         self._functions = HookFunctions(self.names)
@@ -70,9 +74,9 @@ class HookedModel(WithText):
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: "str | Path",
         *,
-        dtype: str | None = None,
+        dtype: "str | torch.dtype | None" = None,
         device: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -94,9 +98,14 @@ class HookedModel(WithText):
             n_layers: load only the first layers; the weights of the others are never read into memory.
             has_head: load the language-model head and the tokenizer, for logits and text.
 
+        Parameters require no gradients: ``model.hf.requires_grad_(True)`` to train it.
+
         Raises:
             ModelError: not found, not loadable, not of a known family, or it fails the check of its hooks.
         """
+        name = str(name)
+        if dtype is not None:
+            dtype = str(dtype).removeprefix("torch.")
         config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
         architecture(config)
         model = load_model(

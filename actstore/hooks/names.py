@@ -207,9 +207,10 @@ class HookNames:
             return f"hook {given!r} matches nothing: this model has layers 0 to {self.n_layers - 1}"
         if leaf in BY_LEAF and (layer is None) == BY_LEAF[leaf].in_layer:
             example = join(0 if BY_LEAF[leaf].in_layer else None, leaf)
-            return f"hook {given!r} matches nothing; its name is {example}" + (
-                ", or with another layer" if BY_LEAF[leaf].in_layer else ""
+            everywhere = (
+                f", and in all layers {join(0, leaf).replace('0', '*', 1)}" if BY_LEAF[leaf].in_layer else ""
             )
+            return f"hook {given!r} matches nothing; its name is {example}{everywhere}"
         return f"hook {given!r} matches nothing in this model; the nearest names are {self._nearest(text)}"
 
     def _nearest(self, text: str) -> str:

@@ -42,8 +42,8 @@ class Prompts:
         import torch
 
         texts = [text] if isinstance(text, str) else list(text)
-        if not texts:
-            raise TokensError("there is no text to tokenize; give a string, or a list of strings")
+        if not texts or not all(isinstance(each, str) for each in texts):
+            raise TokensError(f"expected a text or a list of texts to tokenize, found {text!r}")
         begin = self._begin(prepend_bos)
         rows = [begin + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         rows = [row if truncate is None else row[:truncate] for row in rows]
@@ -84,6 +84,8 @@ class Prompts:
         Raises:
             TokensError: it is several; the message shows the pieces.
         """
+        if not isinstance(text, str):
+            raise TokensError(f"expected a text of one token, found {text!r}")
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             pieces = " + ".join(repr(self._decode([token])) for token in ids) or "nothing"
@@ -106,7 +108,11 @@ class Prompts:
         Raises:
             TokensError: it is not there.
         """
-        ids = self.to_tokens(text, prepend_bos=prepend_bos)[0][0] if isinstance(text, str) else text.flatten()
+        ids = (
+            self.to_tokens(text, prepend_bos=prepend_bos)[0][0] if isinstance(text, str) else text.squeeze(0)
+        )
+        if ids.ndim != 1:
+            raise TokensError(f"a position is looked for in one row, found ids of shape {tuple(ids.shape)}")
         wanted = self.to_single_token(token) if isinstance(token, str) else token
         places = [place for place, found in enumerate(ids.tolist()) if found == wanted]
         if not places:

@@ -37,17 +37,30 @@ class WithText:
     ) -> "torch.Tensor":
         """Ids, int64 [batch, position], on the device of the model; shorter rows are padded.
 
+        The model cannot tell padding from tokens: give it the texts, or `to_tokens_and_mask`, if they differ in length.
+
         Args:
             text: one text, or several.
             prepend_bos: begin with the BOS token; None for the default of this model.
             padding_side: where shorter rows are filled up.
             truncate: cut to the longest row that the model is made for.
         """
+        ids, _ = self.to_tokens_and_mask(text, prepend_bos, padding_side, truncate)
+        return ids
+
+    def to_tokens_and_mask(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "right",
+        truncate: bool = True,
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """The same with the mask that a call of the model needs for them, 0 where a row is padded."""
         limit = self.cfg.n_ctx if truncate else None
-        ids, _ = self._text().to_tokens(
+        ids, mask = self._text().to_tokens(
             text, prepend_bos=prepend_bos, padding_side=padding_side, truncate=limit
         )
-        return ids.to(self.device)
+        return ids.to(self.device), mask.to(self.device)
 
     def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
         """The text of ids [position], or of each row of ids [batch, position]."""
@@ -88,17 +101,22 @@ class WithText:
         """(ids [batch, position], mask or None) on the device of the model."""
         import torch
 
+        if isinstance(given, list) and given and not isinstance(given[0], str):
+            given = torch.tensor(given)
         if isinstance(given, torch.Tensor):
             ids = given if given.ndim == 2 else given[None]
         else:
             if mask is not None:
                 raise TokensError("attention_mask is made from the text; give it only with token ids")
-            ids, mask = self._text().to_tokens(
-                given, prepend_bos=prepend_bos, padding_side=padding_side, truncate=self.cfg.n_ctx
-            )
+            ids, mask = self._text().to_tokens(given, prepend_bos=prepend_bos, padding_side=padding_side)
         if ids.ndim != 2 or ids.dtype.is_floating_point or ids.numel() == 0:
             raise TokensError(
                 f"expected token ids [batch, position], found {ids.dtype} of shape {tuple(given.shape)}"
+            )
+        if self.cfg.n_ctx is not None and ids.shape[1] > self.cfg.n_ctx:
+            raise TokensError(
+                f"rows of {ids.shape[1]} tokens are longer than the {self.cfg.n_ctx} that this model is made for; "
+                "cut them, as to_tokens does"
             )
         if mask is not None and mask.shape != ids.shape:
             raise TokensError(

@@ -1,8 +1,10 @@
 """What all benchmarks share: a ratio of two figures taken in turns in one run, as medians."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+
+_HEAD = ("benchmark", "actstore", "compared with", "ratio", "target", "")
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,26 @@ def in_turns(ours: Callable[[], float], other: Callable[[], float], *, repeats: 
         # Each goes first half of the time: the first of a pair finds the caches of the last.
         pairs.append((ours(), other()) if turn % 2 == 0 else tuple(reversed((other(), ours()))))
     return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+
+
+def all_in_turns(measurements: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, float]:
+    """Medians of several measurements, in rounds that each begin with another one."""
+    figures: dict[str, list[float]] = {name: [] for name in measurements}
+    names = list(measurements)
+    for turn in range(repeats):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            figures[name].append(measurements[name]())
+    return {name: statistics.median(found) for name, found in figures.items()}
+
+
+def table(ratios: Sequence[Ratio]) -> str:
+    """As Markdown, its columns aligned."""
+    rows = [_HEAD, *(ratio.row() for ratio in ratios)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"

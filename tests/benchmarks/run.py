@@ -10,13 +10,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 from actstore.demo import TEXT_PATH
-from tests.benchmarks import bench_cli, bench_forward, bench_ray, bench_storage
-from tests.benchmarks.measure import Ratio
+from tests.benchmarks import (
+    bench_cli,
+    bench_forward,
+    bench_hooks,
+    bench_hooks_memory,
+    bench_ray,
+    bench_storage,
+)
+from tests.benchmarks.measure import Ratio, table
 from tests.pretrained import smollm2
 
 RESULTS = Path(__file__).parent / "RESULTS.md"
-_PACKAGES = ("actstore", "torch", "transformers", "ray", "zarr", "sae-lens", "numpy")
-_HEAD = ("benchmark", "actstore", "compared with", "ratio", "target", "")
+_PACKAGES = ("actstore", "torch", "transformers", "ray", "zarr", "transformer-lens", "sae-lens", "numpy")
 
 
 def main(chosen: list[str]) -> int:
@@ -30,6 +36,10 @@ def main(chosen: list[str]) -> int:
         benches = {
             "storage": lambda: bench_storage.run(folder),
             "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
+            "hooks": lambda: [
+                *bench_hooks.run(bench_hooks.on_cpu(model)),
+                *bench_hooks_memory.run(bench_hooks_memory.on_cpu(model)),
+            ],
             "ray": lambda: bench_ray.run(model, TEXT_PATH, folder),
             "cli": lambda: bench_cli.run(_any_store(folder, model)),
         }
@@ -61,20 +71,14 @@ def _any_store(folder: Path, model: Path) -> Path:
 
 
 def _text(ratios: list[Ratio]) -> str:
-    rows = [_HEAD, *(ratio.row() for ratio in ratios)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
     head = (
         f"# Benchmarks\n\n{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), no GPU, "
         f"Python {platform.python_version()}.\n{versions}.\n\n"
-        "Medians of runs in turns in one process; absolute figures drift with the machine, ratios are what counts.\n\n"
+        "Medians of runs in turns in one process; absolute figures drift with the machine, ratios are what counts.\n"
+        "Memory is the growth of the resident peak over that of the bare forward, each in a process of its own.\n\n"
     )
-    return head + "\n".join(lines) + "\n"
+    return head + table(ratios)
 
 
 if __name__ == "__main__":

@@ -614,3 +614,13 @@ def test_it_computes_what_transformer_lens_computes(tiny_model: TinyModel, load:
                 assert ours[1] == expected[1], name
                 ours, expected = ours[0], expected[0]
             assert_near(ours, expected, 5e-5)
+
+
+def test_a_stack_of_other_positions_is_refused(tiny_model: TinyModel) -> None:
+    """A scale of all positions would be broadcast over a stack of one, and nobody would see it."""
+    model = HookedModel.from_pretrained(str(tiny_model("llama")), device="cpu")
+    _, cache = model.run_with_cache(torch.arange(7)[None])
+    parts = cache.decompose_resid(pos_slice=-1)
+    assert cache.logit_attrs(parts, 5, pos_slice=-1).shape == (len(parts), 1)
+    with pytest.raises(HookError, match="give the pos_slice and the batch_slice here"):
+        cache.logit_attrs(parts, 5)

@@ -254,6 +254,12 @@ def test_what_a_function_may_give(llama: HookedModel) -> None:
         with pytest.raises(HookError, match=f"{message}.*give a tensor of shape"):
             llama.run_with_hooks(TOKENS, fwd_hooks=[(POST, given)])
     assert not has_hooks(llama)
+    other: Any = lambda value, point: value  # noqa: E731 - it has another name than `hook`
+    with pytest.raises(HookError, match=r"cannot be called as function\(value, hook=point\)"):
+        llama.run_with_hooks(TOKENS, fwd_hooks=[(POST, other)])
+    no_list: Any = (POST, other)
+    with pytest.raises(HookError, match=r"expected pairs of \(name, function\)"):
+        llama.run_with_hooks(TOKENS, fwd_hooks=no_list)
 
 
 # Leaking
@@ -372,6 +378,16 @@ def test_texts_of_different_length_are_padded_and_masked(llama: HookedModel, sid
         torch.testing.assert_close(real, alone, atol=1e-5, rtol=1e-4)
 
 
+def test_lists_of_ids_and_masks(llama: HookedModel) -> None:
+    assert torch.equal(llama(TOKENS.tolist()), llama(TOKENS))
+    assert torch.equal(llama(TOKENS[0].tolist()), llama(TOKENS[:1]))
+    texts = ["To be, or not to be", "To be"]
+    ids, mask = llama.to_tokens_and_mask(texts, padding_side="left")
+    assert torch.equal(llama(ids, attention_mask=mask), llama(texts, padding_side="left"))
+    with pytest.raises(TokensError, match="attention_mask is made from the text"):
+        llama(texts, attention_mask=mask)
+
+
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
@@ -379,9 +395,12 @@ def test_texts_of_different_length_are_padded_and_masked(llama: HookedModel, sid
         (torch.zeros(1, 2, 3, dtype=torch.int64), "expected token ids"),
         (torch.zeros(1, 0, dtype=torch.int64), "expected token ids"),
         (torch.tensor([[1, 300]]), "token id 300 is outside of the 300 ids"),
+        (torch.tensor([[1, -2]]), "token id -2 is outside of the 300 ids"),
+        (torch.zeros(1, 129, dtype=torch.int64), "rows of 129 tokens are longer than the 128"),
+        (["a", 3], "expected a text or a list of texts"),
     ],
 )
-def test_what_is_no_input(llama: HookedModel, tokens: Tensor, message: str) -> None:
+def test_what_is_no_input(llama: HookedModel, tokens: Any, message: str) -> None:
     with pytest.raises(TokensError, match=message):
         llama(tokens)
 

@@ -146,7 +146,9 @@ def test_the_same_tensor_is_stored_once() -> None:
         pytest.param(("resid_post", 3), "layers 0 to 2", id="layer too high, short"),
         pytest.param("blocks.*.hook_nothing", "matches nothing", id="unknown leaf"),
         pytest.param(
-            "resid_post", "its name is blocks.0.hook_resid_post, or with another layer", id="no layer"
+            "resid_post",
+            r"its name is blocks.0.hook_resid_post, and in all layers blocks.\*.hook_resid_post",
+            id="no layer",
         ),
         pytest.param("", "matches nothing", id="empty"),
         pytest.param(

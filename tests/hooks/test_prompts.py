@@ -84,7 +84,7 @@ def test_where_a_token_is(prompts: Prompts) -> None:
 
 
 def test_what_is_no_text(prompts: Prompts) -> None:
-    with pytest.raises(TokensError, match="there is no text"):
+    with pytest.raises(TokensError, match="expected a text or a list of texts"):
         prompts.to_tokens([])
     with pytest.raises(TokensError, match="text 1 gives no token"):
         prompts.to_tokens(["a", ""], prepend_bos=False)

@@ -1,0 +1,79 @@
+"""The table of live capture on a GPU: ``python -m tests.benchmarks.bench_gpu``. Needs no more than torch and
+transformers; peers that are not installed are left out.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+
+from actstore.hooks.model import HookedModel
+from tests.benchmarks import bench_hooks, bench_hooks_memory
+from tests.benchmarks.bench_hooks import Setting
+from tests.benchmarks.measure import Ratio, table
+from tests.gpu import llama, transfer
+
+
+def main() -> int:
+    """1 if a target is missed."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if not torch.cuda.is_available():
+        print("there is no CUDA device; nothing was run")
+        return 0
+    with tempfile.TemporaryDirectory(prefix="actstore-bench-") as name:
+        setting = on_gpu(save(Path(name)))
+        ratios = [
+            *bench_hooks.run(setting),
+            *bench_hooks_memory.run(setting),
+            *transfers(),
+        ]
+    print(
+        f"{torch.cuda.get_device_name()}, Python {platform.python_version()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}.\n\n{table(ratios)}"
+    )
+    return 0 if all(ratio.is_met for ratio in ratios) else 1
+
+
+def on_gpu(model: Path) -> Setting:
+    """Half of the layers: all hooks of all layers would be 70 GB."""
+    return Setting(
+        model,
+        "Llama 1B bf16",
+        "bfloat16",
+        "cuda",
+        n_layers=8,
+        batch=llama.BATCH,
+        context=llama.CONTEXT,
+        repeats=7,
+        n_forwards=10,
+    )
+
+
+def save(folder: Path, device: str = "cuda") -> Path:
+    """The random Llama, with the tokenizer that peers insist on."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    llama.build(device).save_pretrained(folder)
+    vocabulary = {f"t{index}": index for index in range(llama.N_IDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="t0", eos_token="t1", pad_token="t1"
+    ).save_pretrained(folder)
+    return folder
+
+
+def transfers(device: str = "cuda") -> list[Ratio]:
+    """Three residual streams to pinned host memory, of all layers."""
+    model = HookedModel(llama.build(device))
+    a, b = transfer.rates(model, llama.some_tokens(device), n_batches=8, repeats=7)
+    name = f"Llama 1B bf16, {llama.BATCH}x{llama.CONTEXT}: 3 residual streams to pinned host memory"
+    return [Ratio(name, a, b, "tokens/s", 0.95, "bare forward")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

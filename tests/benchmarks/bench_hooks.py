@@ -1,0 +1,197 @@
+"""Live capture against the bare forward, TransformerLens' Bridge and SAELens' wrapper of Hugging Face models."""
+
+import logging
+import multiprocessing
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from actstore.hooks.model import HookedModel
+from tests.benchmarks.measure import Ratio, all_in_turns
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is run, and how often."""
+
+    model: Path
+    title: str
+    dtype: str
+    device: str
+    n_layers: int
+    """Every forward of every side ends after this many."""
+    batch: int
+    context: int
+    repeats: int
+    n_forwards: int = 1
+    """In one figure."""
+
+    def tokens(self) -> Tensor:
+        """Random ids of the model's vocabulary [batch, context]."""
+        from transformers import AutoConfig
+
+        n_ids = AutoConfig.from_pretrained(self.model).vocab_size
+        ids = torch.randint(0, n_ids, (self.batch, self.context), generator=torch.Generator().manual_seed(0))
+        return ids.to(self.device)
+
+
+def on_cpu(model: Path) -> Setting:
+    """SmolLM2-135M up to its layer 3: CPUs without bfloat16 arithmetic are slow."""
+    return Setting(model, "SmolLM2-135M bf16", "bfloat16", "cpu", 4, 8, 128, repeats=7)
+
+
+def run(setting: Setting) -> list[Ratio]:
+    """In a process of its own: a worker may have changed how the heap of this one behaves."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, setting).result()
+
+
+def measure(setting: Setting) -> list[Ratio]:
+    """All ratios that the packages here allow."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    ratios = _few_hooks(setting)
+    if find_spec("transformer_lens"):
+        ratios += _everything(setting)
+        if setting.device == "cpu":
+            # Where bfloat16 is emulated, products of matrices take nearly all of the time of both.
+            ratios += _everything(
+                replace(setting, dtype="float32", title=setting.title.replace("bf16", "float32"))
+            )
+    return ratios
+
+
+def bare(setting: Setting) -> Callable[[], object]:
+    """The forward of the plain Hugging Face base model, cut after the last layer that is hooked."""
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(setting.model)
+    config.num_hidden_layers = setting.n_layers
+    model = AutoModel.from_pretrained(setting.model, config=config, dtype=getattr(torch, setting.dtype))
+    model.to(setting.device).eval()
+    tokens = setting.tokens()
+    return lambda: model(input_ids=tokens, use_cache=False)
+
+
+def actstore_model(setting: Setting) -> HookedModel:
+    return HookedModel.from_pretrained(str(setting.model), dtype=setting.dtype, device=setting.device)
+
+
+def _few_hooks(setting: Setting) -> list[Ratio]:
+    model = actstore_model(setting)
+    tokens = setting.tokens()
+    stop = setting.n_layers
+    last = f"blocks.{stop - 1}.hook_resid_post"
+
+    def capture(names: str) -> Callable[[], object]:
+        return lambda: model.run_with_cache(tokens, names_filter=names, stop_at_layer=stop, return_type=None)
+
+    runs = {
+        "bare": bare(setting),
+        "one": capture(last),
+        "all": capture("blocks.*.hook_resid_post"),
+        "pattern": capture(f"blocks.{stop - 1}.attn.hook_pattern"),
+    }
+    if find_spec("transformer_lens"):
+        runs["bridge"] = _bridge_run(setting, names_filter=last)
+    if find_spec("sae_lens"):
+        runs["saelens"] = _saelens_run(setting)
+    found = all_in_turns(_rates(setting, runs), repeats=setting.repeats)
+    pairs = (
+        ("resid_post of the last layer", "one", 0.97, "bare", "bare forward of the same layers"),
+        ("resid_post of all layers", "all", 0.93, "bare", "bare forward of the same layers"),
+        ("pattern of the last layer", "pattern", 0.90, "bare", "bare forward of the same layers"),
+        ("resid_post of the last layer", "one", 1.0, "bridge", "TransformerLens run_with_cache"),
+        ("resid_post of the last layer", "one", 1.0, "saelens", "SAELens HookedProxyLM"),
+    )
+    return [
+        Ratio(_name(setting, what), found[ours], found[other], "tokens/s", target, against)
+        for what, ours, target, other, against in pairs
+        if other in found
+    ]
+
+
+def _everything(setting: Setting) -> list[Ratio]:
+    model = actstore_model(setting)
+    tokens = setting.tokens()
+    theirs = _bridge_run(setting)
+    with torch.inference_mode():
+        cached = frozenset(theirs()[1].keys())
+    names = [name for name in model.names.all if name in cached]
+
+    def ours() -> object:
+        return model.run_with_cache(
+            tokens, names_filter=names, stop_at_layer=setting.n_layers, return_type=None
+        )
+
+    runs = {"ours": ours, "theirs": theirs, "bare": bare(setting)}
+    found = all_in_turns(_rates(setting, runs), repeats=setting.repeats)
+    # No capture is faster than a forward that captures nothing.
+    limit = found["bare"] / found["theirs"]
+    against = f"TransformerLens caching everything; bare forward: {limit:.3g} times that"
+    name = _name(setting, f"all {len(names)} hooks that both have")
+    return [Ratio(name, found["ours"], found["theirs"], "tokens/s", 3, against)]
+
+
+def _name(setting: Setting, what: str) -> str:
+    return f"{setting.title}, {setting.n_layers} layers, {setting.batch}x{setting.context}: {what}"
+
+
+def _bridge_run(setting: Setting, **options: Any) -> Callable[[], Any]:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(
+        str(setting.model), dtype=getattr(torch, setting.dtype), device=setting.device
+    )
+    tokens = setting.tokens()
+    return lambda: bridge.run_with_cache(tokens, stop_at_layer=setting.n_layers, **options)
+
+
+def _saelens_run(setting: Setting) -> Callable[[], object]:
+    """As `ActivationsStore` does it: only the module of the hook is instrumented, and the forward ends after it."""
+    from sae_lens.load_model import load_model
+
+    module = f"model.layers.{setting.n_layers - 1}"
+    model = load_model(
+        "AutoModelForCausalLM",
+        str(setting.model),
+        device=setting.device,
+        model_from_pretrained_kwargs={"dtype": getattr(torch, setting.dtype)},
+        hook_names=[module],
+    )
+    tokens = setting.tokens()
+    return lambda: model.run_with_cache(
+        tokens, names_filter=[module], stop_at_layer=setting.n_layers, prepend_bos=False
+    )
+
+
+def _rates(setting: Setting, runs: dict[str, Callable[[], object]]) -> dict[str, Callable[[], float]]:
+    """Each as tokens/s. All have run once before."""
+
+    def rate(run: Callable[[], object]) -> float:
+        with torch.inference_mode():
+            synchronize(setting.device)
+            started = time.perf_counter()
+            for _ in range(setting.n_forwards):
+                run()
+            synchronize(setting.device)
+        n_tokens = setting.n_forwards * setting.batch * setting.context
+        return n_tokens / (time.perf_counter() - started)
+
+    for each in runs.values():
+        rate(each)
+    return {name: lambda each=each: rate(each) for name, each in runs.items()}  # type: ignore[misc]
+
+
+def synchronize(device: str) -> None:
+    """Wait for all that runs on a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
