@@ -190,7 +190,7 @@ class _Rule:
         bias = self.mask
         if bias is not None and bias.dtype.is_floating_point and bias.ndim == 4:
             scores = scores + _of(bias, rows)[..., : scores.shape[-1]].float().clamp(min=-1e30)
-        return scores if hidden is None else scores.masked_fill(hidden, -math.inf)
+        return scores if hidden is None else scores.masked_fill_(hidden, -math.inf)
 
     def _hidden(
         self, rows: slice, length: int, n_sources: int, device: "torch.device"
@@ -225,7 +225,9 @@ class _Rule:
         import torch
 
         if self.sinks is None:
-            return torch.softmax(scores, dim=-1, dtype=torch.float32).nan_to_num(0.0)
+            whole = torch.softmax(scores, dim=-1, dtype=torch.float32)
+            # Only padding leaves a position with nothing to see.
+            return whole if self.mask is None else whole.nan_to_num(0.0)
         # A sink is one more source, which takes its share of the weight and gives nothing.
         sinks = self.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
         whole = torch.softmax(torch.cat([scores.float(), sinks], dim=-1), dim=-1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actstore.errors import HookError
-from actstore.hooks.names import HookName, HookNames, defaults_of, layer_of
+from actstore.hooks.names import HookName, HookNames, defaults_of, layer_of, stored_as
 
 if TYPE_CHECKING:
     import torch
@@ -177,8 +177,14 @@ class Keeping:
         if name in self._functions:
             value = self._functions.call(name, value)
         if name in self._wanted:
-            # With a graph, the very tensor that the forward goes on with, or nothing would flow back to it.
-            self.values[name] = value if self._keep_graph else self._copy(name, value)
+            same = self.values.get(stored_as(name))
+            if self._keep_graph:
+                # The very tensor that the forward goes on with, or nothing would flow back to it.
+                self.values[name] = value
+            elif same is not None and name not in self._functions:
+                self.values[name] = same  # the stream out of the layer before is the stream into this one
+            else:
+                self.values[name] = self._copy(name, value)
         return value
 
 

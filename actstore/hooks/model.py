@@ -222,7 +222,7 @@ class HookedModel(WithText):
             value = at_positions(value, pos_slice, axis=point.position_axis)
             if device is not None and value.device != _device(device):
                 return value.to(device)
-            return value.clone()
+            return value if point.is_computed and pos_slice is None else value.clone()
 
         visitor = Keeping(self._functions, wanted, copy=copy, keep_graph=grad)
         result = self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)

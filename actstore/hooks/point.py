@@ -23,6 +23,8 @@ class Point:
     in_layer: bool = True
     is_default: bool = True
     """Whether it is captured when everything is asked for by a glob or by no filter at all."""
+    is_computed: bool = False
+    """Whether the value is computed for the hook alone, so that no module holds the same memory."""
     why_not_stored: str | None = None
     """Why a store cannot hold it, where it can only be had live."""
 
@@ -48,22 +50,35 @@ POINTS: Final = (
     Point("hook_embed", _STREAM, "token embedding", ("embed.hook_out",), in_layer=False),
     Point("hook_pos_embed", _STREAM, "position embedding", ("pos_embed.hook_out",), in_layer=False),
     Point("hook_resid_pre", _STREAM, "residual stream into the layer", ("hook_in", "ln1.hook_in")),
-    Point("ln1.hook_scale", _SCALE, "what the norm before attention divides by"),
-    Point("ln1.hook_normalized", _STREAM, "input of attention before gain and bias of its norm"),
+    Point("ln1.hook_scale", _SCALE, "what the norm before attention divides by", is_computed=True),
+    Point(
+        "ln1.hook_normalized",
+        _STREAM,
+        "input of attention before gain and bias of its norm",
+        is_computed=True,
+    ),
     Point("ln1.hook_out", _STREAM, "input of attention"),
     Point("attn.hook_q", _QUERY, "queries, before any norm and rotation", ("attn.q.hook_out",)),
     Point("attn.hook_k", _KEY, "keys, before any norm and rotation", ("attn.k.hook_out",)),
     Point("attn.hook_v", _KEY, "values", ("attn.v.hook_out",)),
     Point("attn.hook_rot_q", _QUERY, "queries as attention takes them, normed and rotated"),
     Point("attn.hook_rot_k", _KEY, "keys as attention takes them, normed and rotated"),
-    Point("attn.hook_attn_scores", _PATTERN, "scaled logits of attention; -inf where masked"),
-    Point("attn.hook_pattern", _PATTERN, "softmax of the scores; 0 in rows that are masked whole"),
+    Point(
+        "attn.hook_attn_scores", _PATTERN, "scaled logits of attention; -inf where masked", is_computed=True
+    ),
+    Point(
+        "attn.hook_pattern",
+        _PATTERN,
+        "softmax of the scores; 0 in rows that are masked whole",
+        is_computed=True,
+    ),
     Point("attn.hook_z", _QUERY, "mix of values, before the output projection", ("attn.o.hook_in",)),
     Point(
         "attn.hook_result",
         ("position", "head", "d_model"),
         "what each head writes to the residual stream",
         is_default=False,
+        is_computed=True,
         why_not_stored="it is d_model values for each head; store attn.hook_z, from which a cache computes it",
     ),
     Point("hook_attn_out", _STREAM, "what attention adds to the residual stream"),
@@ -75,13 +90,16 @@ POINTS: Final = (
         is_default=False,
         why_not_stored="it equals hook_resid_mid; it is there to edit the input of the MLP alone",
     ),
-    Point("ln2.hook_scale", _SCALE, "what the norm before the MLP divides by"),
-    Point("ln2.hook_normalized", _STREAM, "input of the MLP before gain and bias of its norm"),
+    Point("ln2.hook_scale", _SCALE, "what the norm before the MLP divides by", is_computed=True),
+    Point(
+        "ln2.hook_normalized", _STREAM, "input of the MLP before gain and bias of its norm", is_computed=True
+    ),
     Point("ln2.hook_out", _STREAM, "input of the MLP"),
     Point(
         "mlp.hook_expert_weights",
         ("position", "expert"),
         "probability of each expert, over all of them",
+        is_computed=True,
     ),
     Point(
         "mlp.hook_expert_indices",
@@ -94,12 +112,13 @@ POINTS: Final = (
     Point("mlp.hook_post", _NEURONS, "neurons, the input of the last projection", ("mlp.out.hook_in",)),
     Point("hook_mlp_out", _STREAM, "what the MLP adds to the residual stream"),
     Point("hook_resid_post", _STREAM, "residual stream out of the layer", ("hook_out",)),
-    Point("ln_final.hook_scale", _SCALE, "what the final norm divides by", in_layer=False),
+    Point("ln_final.hook_scale", _SCALE, "what the final norm divides by", in_layer=False, is_computed=True),
     Point(
         "ln_final.hook_normalized",
         _STREAM,
         "final residual stream, normed, before gain and bias",
         in_layer=False,
+        is_computed=True,
     ),
 )
 

@@ -123,7 +123,7 @@ class WithText:
                 f"attention_mask has shape {tuple(mask.shape)}, and the token ids {tuple(ids.shape)}; give one "
                 "entry for each token"
             )
-        for found in (int(ids.min()), int(ids.max())):
+        for found in torch.stack(torch.aminmax(ids)).tolist():
             if not 0 <= found < self.cfg.d_vocab:
                 raise TokensError(f"token id {found} is outside of the {self.cfg.d_vocab} ids of this model")
         return ids.to(self.device), None if mask is None else mask.to(self.device)

@@ -21,6 +21,7 @@ from tests.benchmarks import (
 from tests.benchmarks.measure import Ratio, table
 from tests.pretrained import smollm2
 
+NOTES = Path(__file__).parent / "NOTES.md"
 RESULTS = Path(__file__).parent / "RESULTS.md"
 _PACKAGES = ("actstore", "torch", "transformers", "ray", "zarr", "transformer-lens", "sae-lens", "numpy")
 
@@ -78,7 +79,7 @@ def _text(ratios: list[Ratio]) -> str:
         "Medians of runs in turns in one process; absolute figures drift with the machine, ratios are what counts.\n"
         "Memory is the growth of the resident peak over that of the bare forward, each in a process of its own.\n\n"
     )
-    return head + table(ratios)
+    return f"{head}{table(ratios)}\n{NOTES.read_text(encoding='utf-8')}"
 
 
 if __name__ == "__main__":
