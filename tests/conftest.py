@@ -27,7 +27,10 @@ from tests import pretrained
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("TOKENIZERS_PARALLELISM", None)
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores; more threads would wait for each other
+else:
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 _BUCKET = "actstore-tests"
 _SERVER_START_S = 60.0

@@ -66,7 +66,7 @@ class SegmentBuffers:
         import torch
 
         # The clone is ordered before anything that later layers may do to the value in place.
-        clone = value[:n_sequences].clone()
+        clone = value[:n_sequences].clone(memory_format=torch.contiguous_format)
         self._stream.wait_stream(torch.cuda.current_stream(value.device))
         with torch.cuda.stream(self._stream):
             rows.copy_(clone, non_blocking=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
-from actstore.hooks.visitor import Visitor
+from actstore.hooks.visitor import Visitor, shown
 
 if TYPE_CHECKING:
     import torch
@@ -120,10 +120,8 @@ class _Tapped:
             is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)),
             mask=attention_mask,
         )
-        if _edits(names, visitor):
-            return _by_hand(names, visitor, rule, query, key, value)
-        _show(names, visitor, rule, query, key)
-        return original(module, query, key, value, attention_mask, **kwargs)
+        by_hand = _through(names, visitor, rule, query, key, value)
+        return by_hand or original(module, query, key, value, attention_mask, **kwargs)
 
 
 @contextlib.contextmanager
@@ -140,12 +138,15 @@ def _wrapped_method(module: Any, names: Names, visitor: Visitor, *, is_scaled: b
             mask=attention_mask,
             local=None if local is None else local[:, :, : query.shape[-2], : key.shape[-2]],
         )
-        if _edits(names, visitor):
-            out, pattern = _by_hand(names, visitor, rule, query, key, value)
-            return out.transpose(1, 2), pattern
-        if names.keys() & {"scores", "pattern"}:
-            _show(names, visitor, rule, query, key)
-        return original(query, key, value, attention_mask)
+        by_hand = (
+            _through(names, visitor, rule, query, key, value)
+            if names.keys() & {"scores", "pattern"}
+            else None
+        )
+        if by_hand is None:
+            return original(query, key, value, attention_mask)
+        out, pattern = by_hand
+        return out.transpose(1, 2), pattern
 
     module._attn = tapped
     try:
@@ -224,14 +225,16 @@ class _Rule:
         """float32; rows of positions that see nothing are 0."""
         import torch
 
-        if self.sinks is None:
-            whole = torch.softmax(scores, dim=-1, dtype=torch.float32)
-            # Only padding leaves a position with nothing to see.
-            return whole if self.mask is None else whole.nan_to_num(0.0)
-        # A sink is one more source, which takes its share of the weight and gives nothing.
-        sinks = self.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
-        whole = torch.softmax(torch.cat([scores.float(), sinks], dim=-1), dim=-1)
-        return whole[..., :-1].nan_to_num(0.0)
+        scores = scores.float()
+        if self.sinks is not None:
+            # A sink is one more source, which takes its share of the weight and gives nothing.
+            sinks = self.sinks.float().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+            return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+        if self.mask is None:
+            return torch.softmax(scores, dim=-1)
+        # Only padding leaves a position with nothing to see; its softmax would be no number, and its gradient neither.
+        blind = scores.isneginf().all(-1, keepdim=True)
+        return torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0)
 
 
 def _of(mask: "torch.Tensor", rows: slice) -> "torch.Tensor":
@@ -241,15 +244,45 @@ def _of(mask: "torch.Tensor", rows: slice) -> "torch.Tensor":
 def _visit_rotated(
     names: Names, visitor: Visitor, query: "torch.Tensor", key: "torch.Tensor"
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
-    if "rot_q" in names:
-        query = visitor.visit(names["rot_q"], query.transpose(1, 2)).transpose(1, 2)
-    if "rot_k" in names:
-        key = visitor.visit(names["rot_k"], key.transpose(1, 2)).transpose(1, 2)
+    import torch
+
+    def visit(name: str, value: "torch.Tensor") -> "torch.Tensor":
+        rows = value.transpose(1, 2)
+        if visitor.edits(name) and torch.is_grad_enabled():
+            rows = rows.clone()  # an edit in place must not reach what autograd has saved
+        return visitor.visit(name, rows).transpose(1, 2)
+
+    query = visit(names["rot_q"], query) if "rot_q" in names else query
+    key = visit(names["rot_k"], key) if "rot_k" in names else key
     return query, key
 
 
-def _edits(names: Names, visitor: Visitor) -> bool:
-    return any(visitor.edits(names[what]) for what in ("scores", "pattern") if what in names)
+def _through(
+    names: Names,
+    visitor: Visitor,
+    rule: _Rule,
+    query: "torch.Tensor",
+    key: "torch.Tensor",
+    value: "torch.Tensor",
+) -> tuple["torch.Tensor", "torch.Tensor"] | None:
+    """Show scores and pattern; if they are changed on the way, attention by hand, (what it gives, the pattern)."""
+    if not any(visitor.edits(names[what]) for what in ("scores", "pattern") if what in names):
+        _show(names, visitor, rule, query, key)
+        return None
+    exact = rule.scores(query, key, slice(None))
+    changed = False
+    if "scores" in names:
+        scores, changed = shown(visitor, names["scores"], exact.to(query.dtype, copy=True))
+        exact = scores if changed else exact
+    pattern = rule.pattern(exact).to(query.dtype)
+    if "pattern" in names:
+        pattern, is_other = shown(visitor, names["pattern"], pattern)
+        changed = changed or is_other
+    if not changed:
+        return None
+    groups = query.shape[1] // value.shape[1]
+    out = pattern @ value.repeat_interleave(groups, dim=1)
+    return out.transpose(1, 2).contiguous(), pattern
 
 
 def _show(names: Names, visitor: Visitor, rule: _Rule, query: "torch.Tensor", key: "torch.Tensor") -> None:
@@ -272,23 +305,3 @@ def _show(names: Names, visitor: Visitor, rule: _Rule, query: "torch.Tensor", ke
             kept["pattern"][rows] = rule.pattern(scores)
     for what, value in kept.items():
         visitor.visit(names[what], value)
-
-
-def _by_hand(
-    names: Names,
-    visitor: Visitor,
-    rule: _Rule,
-    query: "torch.Tensor",
-    key: "torch.Tensor",
-    value: "torch.Tensor",
-) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """The whole of attention, through scores and pattern that may be changed on the way."""
-    scores = rule.scores(query, key, slice(None)).to(query.dtype)
-    if "scores" in names:
-        scores = visitor.visit(names["scores"], scores)
-    pattern = rule.pattern(scores).to(query.dtype)
-    if "pattern" in names:
-        pattern = visitor.visit(names["pattern"], pattern)
-    groups = query.shape[1] // value.shape[1]
-    out = pattern @ value.repeat_interleave(groups, dim=1)
-    return out.transpose(1, 2).contiguous(), pattern

@@ -40,6 +40,8 @@ class HookedConfig:
     """Positions that layers with a sliding window attend to."""
     attn_scores_soft_cap: float | None = None
     output_logits_soft_cap: float | None = None
+    default_prepend_bos: bool | None = None
+    """Whether text begins with the BOS token unless told otherwise; None without a tokenizer."""
     device: str = "cpu"
     """Where the model is; functions of TransformerLens ask for it."""
     dtype: str = "float32"

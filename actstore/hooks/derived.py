@@ -150,4 +150,5 @@ def _itself(value: Any) -> Any:
 
 def _softmax(scores: "torch.Tensor") -> "torch.Tensor":
     """Rows in which everything is masked are 0."""
-    return scores.float().softmax(-1).nan_to_num(0.0).to(scores.dtype)
+    blind = scores.isneginf().all(-1, keepdim=True)
+    return scores.float().masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0).to(scores.dtype)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.hooks.architecture import Architecture
 from actstore.hooks.config import HookedConfig
+from actstore.hooks.exclusive import exclusive
 from actstore.hooks.names import join
 from actstore.hooks.point import POINTS
 from actstore.hooks.site import AnySite, sites_in_layer, sites_outside
@@ -69,14 +70,15 @@ class Forward:
         Returns:
             Logits [batch, position, d_vocab]; or the residual stream into ``stop_at_layer``; or None.
         """
-        sites = {name: self._sites[name] for name in self._sites if name in frozenset(names)}
+        wanted = frozenset(names)
+        sites = {name: site for name, site in self._sites.items() if name in wanted}
         given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
         if mask is not None and not bool(mask.all()):
             given["attention_mask"] = mask
             given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         import torch
 
-        with contextlib.ExitStack() as stack:
+        with exclusive(self._base), contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad() if has_graph else torch.no_grad())
             if has_graph:
                 for embedding in self._embeddings:

@@ -43,16 +43,19 @@ NameFilter = HookName | Iterable[HookName] | Callable[[str], bool]
 
 
 def selected(names: HookNames, chosen: NameFilter) -> tuple[str, ...]:
-    """Canonical names, in the order of the forward; as with globs, what is captured by default goes first.
+    """Canonical names, in the order of the forward.
 
     Raises:
         HookError: a name or glob matches nothing, or the function says no to every hook.
     """
+    if chosen is None or isinstance(chosen, int | float):
+        raise HookError(f"expected names of hooks or a function of the name, found {chosen!r}")
     if callable(chosen):
         found = {name for name in names.all if chosen(name)}
         if not found:
             raise HookError("the function that filters hooks says no to every hook of this model")
-        return names.ordered(defaults_of(found))
+        # A function that says yes to everything means what is captured by default.
+        return names.ordered(defaults_of(found) if len(found) == len(names.all) else found)
     return names.select(chosen)
 
 
@@ -137,7 +140,7 @@ class HookFunctions:
                     f"the function on {name} gave {got}; give a tensor of shape {tuple(value.shape)}, or None to keep "
                     "the value"
                 )
-            value = found.to(value.dtype)
+            value = found.to(value)
         return value
 
 

@@ -67,6 +67,8 @@ def load_model(
     from transformers import AutoModel, AutoModelForCausalLM
 
     if n_layers is not None:
+        if not 1 <= n_layers <= config.num_hidden_layers:
+            raise ModelError(f"n_layers is {n_layers}; {name} has layers 1 to {config.num_hidden_layers}")
         _truncate(config, n_layers)
     if dtype is not None and dtype not in ("float32", "bfloat16", "float16"):
         raise ModelError(f"dtype {dtype!r} is not supported; choose float32, bfloat16 or float16")
@@ -93,18 +95,20 @@ def load_model(
     return found
 
 
-def load_tokenizer(name: str, revision: str | None) -> Any:
-    """The tokenizer that comes with a model; None if there is none."""
+def load_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that comes with a model; the reason as text, if there is none."""
     from transformers import AutoTokenizer
 
     try:
         with _quiet_loading():
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception:  # noqa: BLE001 - the Rust tokenizers raise bare Exception
-        return None
+            tokenizer = AutoTokenizer.from_pretrained(
+                name, revision=revision, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # noqa: BLE001 - the Rust tokenizers raise bare Exception
+        return " ".join(str(error).split()) or type(error).__name__
     # Given only a config.json, transformers makes an empty tokenizer that turns any text into nothing.
     has_words = not set(tokenizer.get_vocab()) <= set(tokenizer.get_added_vocab())
-    return tokenizer if has_words else None
+    return tokenizer if has_words else "its folder lacks the files of a tokenizer"
 
 
 def _truncate(config: Any, n_layers: int) -> None:

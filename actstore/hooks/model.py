@@ -22,7 +22,7 @@ from actstore.hooks.functions import (
 from actstore.hooks.loading import load_config, load_model, load_tokenizer
 from actstore.hooks.loss import ReturnType, output
 from actstore.hooks.model_names import names_of
-from actstore.hooks.point import point_of
+from actstore.hooks.point import is_read_only, point_of
 from actstore.hooks.position import PositionSlice, at_positions
 from actstore.hooks.prompts import PaddingSide, Prompts
 from actstore.hooks.self_check import self_check
@@ -50,24 +50,39 @@ class HookedModel(WithText):
 
         Args:
             model: a causal language model of transformers, or a base model without a head.
-            tokenizer: for methods that take text.
+            tokenizer: for methods that take text; or the reason why there is none.
             prepend_bos: whether text begins with the BOS token by default; None for yes, if there is one.
             check: compare hook values by identities that must hold, in one forward over 8 tokens.
 
         Raises:
             ModelError: its family is not known, or it fails the check.
         """
-        config = model.config
+        config = getattr(model, "config", None)
+        if config is None:
+            raise ModelError(
+                f"expected a model of transformers, found {model!r}; names and folders are for "
+                "HookedModel.from_pretrained"
+            )
+        if model.training:
+            raise ModelError(
+                "the model is in training mode, where dropout makes its values random; call model.eval()"
+            )
         self.hf = model
         self.base: nn.Module = model.base_model
         self.architecture: Architecture = architecture(config)
-        self.cfg = HookedConfig.of(config, self.architecture)
+        missing = tokenizer if isinstance(tokenizer, str) else None
+        has_text = tokenizer is not None and missing is None
+        super().__init__(Prompts(tokenizer, prepend_bos=prepend_bos) if has_text else None, missing)
+        self.cfg = replace(
+            HookedConfig.of(config, self.architecture),
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            default_prepend_bos=None if self._prompts is None else self._prompts.prepend_bos,
+        )
         self.names = names_of(self.architecture, self.cfg)
-        self.cfg = replace(self.cfg, device=str(self.device), dtype=str(self.dtype).removeprefix("torch."))
         self.has_head = self.base is not model and model.get_output_embeddings() is not None
         self._forward = Forward(model, self.base, self.architecture, self.cfg)
         self._functions = HookFunctions(self.names)
-        super().__init__(None if tokenizer is None else Prompts(tokenizer, prepend_bos=prepend_bos))
         if check:
             self_check(self)
 
@@ -119,7 +134,7 @@ class HookedModel(WithText):
             has_head=has_head,
             attention=attention,
         )
-        tokenizer = load_tokenizer(name, revision) if has_head else None
+        tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code) if has_head else None
         return cls(model, tokenizer, prepend_bos=prepend_bos)
 
     @property
@@ -165,7 +180,8 @@ class HookedModel(WithText):
             padding_side: where shorter texts are filled up. Padding is masked.
             attention_mask: [batch, position] for ids that are padded, 0 at padding.
             loss_per_token: loss as [batch, position - 1].
-            grad: record a graph, so that gradients with respect to hook values can be asked for.
+            grad: record a graph, so that gradients with respect to hook values can be asked for. The only way to have
+                gradients: without it, the forward runs under ``torch.no_grad``.
         """
         ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
         visitor = Keeping(self._functions, (), copy=lambda _name, value: value, keep_graph=grad)
@@ -213,19 +229,22 @@ class HookedModel(WithText):
         if remove_batch_dim and len(ids) != 1:
             raise HookError(f"remove_batch_dim needs one row, and there are {len(ids)}")
         wanted = selected(self.names, "*" if names_filter is None else names_filter)
+        if grad and names_filter is None:
+            wanted = tuple(name for name in wanted if not is_read_only(name))
         if stop_at_layer is not None:
-            wanted = self._before(stop_at_layer, wanted, is_default=names_filter is None)
+            wanted = self._before(stop_at_layer, wanted, is_default=_is_open(names_filter))
 
         def copy(name: str, value: "torch.Tensor") -> "torch.Tensor":
             point = point_of(name)
             assert point is not None
             value = at_positions(value, pos_slice, axis=point.position_axis)
-            if device is not None and value.device != _device(device):
-                return value.to(device)
+            if device is not None:
+                return value.to(_device(device), copy=True)
             return value if point.is_computed and pos_slice is None else value.clone()
 
         visitor = Keeping(self._functions, wanted, copy=copy, keep_graph=grad)
         result = self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)
+        self._check_reached(set(wanted) - visitor.values.keys())
         cache = ActivationCache(
             in_forward_order(visitor.values, self.names), names=self.names, cfg=self.cfg, model=self
         )
@@ -275,10 +294,13 @@ class HookedModel(WithText):
         visitor = Handing(hooks, sink)
         with torch.inference_mode():
             self._forward.run(tokens, visitor, hooks, has_logits=False)
-        if visitor.waiting:
+        self._check_reached(visitor.waiting)
+
+    def _check_reached(self, missing: set[str]) -> None:
+        if missing:
             raise ModelError(
-                f"the forward of this {self.cfg.model_type} model never reached {min(visitor.waiting)}; its modules "
-                "are not where actstore expects them"
+                f"the forward of this {self.cfg.model_type} model never reached {min(missing)}; its modules are not "
+                "where actstore expects them"
             )
 
     @cached_property
@@ -330,6 +352,8 @@ class HookedModel(WithText):
         return output(result, ids, mask, return_type, per_token=loss_per_token)
 
     def _layer(self, layer: int) -> int:
+        if not isinstance(layer, int):
+            raise HookError(f"stop_at_layer is {layer!r}; give the number of a layer")
         found = layer + self.cfg.n_layers if layer < 0 else layer
         if not 0 <= found <= self.cfg.n_layers:
             raise HookError(f"stop_at_layer is {layer}; this model has layers 0 to {self.cfg.n_layers - 1}")
@@ -339,16 +363,24 @@ class HookedModel(WithText):
         """Those hooks that a forward reaches that ends before a layer."""
         stop = self._layer(stop_at_layer)
         reached = self.names.before(stop)
-        if not is_default:
-            missed = [name for name in wanted if name not in reached]
-            if missed and len(missed) == len(wanted):
-                raise HookError(
-                    f"{missed[0]} comes after stop_at_layer={stop_at_layer}; nothing would be kept"
-                )
+        missed = [name for name in wanted if name not in reached]
+        if missed and not is_default:
+            raise HookError(
+                f"{missed[0]} comes after stop_at_layer={stop_at_layer}; stop later, or leave it out"
+            )
         return tuple(name for name in wanted if name in reached)
+
+
+def _is_open(names_filter: NameFilter | None) -> bool:
+    """Whether it names no hook in particular, but a kind that may be cut off."""
+    each = [names_filter] if isinstance(names_filter, str) else names_filter
+    return each is None or callable(each) or any(isinstance(name, str) and "*" in name for name in each)
 
 
 def _device(device: "str | torch.device") -> "torch.device":
     import torch
 
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device {device!r} is not known; choose cpu, or cuda if there is a GPU") from error

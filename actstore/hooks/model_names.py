@@ -36,10 +36,11 @@ def names_of(architecture: Architecture, cfg: HookedConfig) -> HookNames:
         reasons = architecture.undefined(cfg.original, layer)
         undefined |= {join(layer, leaf): reason for leaf, reason in reasons.items()}
     aliases = dict(_bridge(architecture, cfg, names)) | dict(_hugging_face(architecture, cfg))
+    known = set(names)
     return HookNames(
         names,
         n_layers=cfg.n_layers,
-        aliases={alias: name for alias, name in aliases.items() if name in set(names)},
+        aliases={alias: name for alias, name in aliases.items() if name in known},
         undefined=undefined,
     )
 

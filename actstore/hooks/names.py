@@ -86,6 +86,10 @@ def long_name(name: HookName, n_layers: int | None = None) -> str:
     if layer is not None and layer < 0:
         if n_layers is None:
             raise HookError(f"the layer of {name!r} counts from the end; give it from the beginning here")
+        if layer + n_layers < 0:
+            raise HookError(
+                f"the layer of {name!r} counts from the end of {n_layers} layers, and there are not so many"
+            )
         layer += n_layers
     part = _PARTS.get(part, part) if part else ""
     leaf = _LEAVES.get(text, text)

@@ -25,6 +25,8 @@ class Point:
     """Whether it is captured when everything is asked for by a glob or by no filter at all."""
     is_computed: bool = False
     """Whether the value is computed for the hook alone, so that no module holds the same memory."""
+    is_read_only: bool = False
+    """Whether functions can see the value but not change it; it has no gradient either."""
     why_not_stored: str | None = None
     """Why a store cannot hold it, where it can only be had live."""
 
@@ -100,11 +102,13 @@ POINTS: Final = (
         ("position", "expert"),
         "probability of each expert, over all of them",
         is_computed=True,
+        is_read_only=True,
     ),
     Point(
         "mlp.hook_expert_indices",
         ("position", "expert_choice"),
         "experts that are used, best first",
+        is_read_only=True,
         why_not_stored="it holds integers, and a store has one floating-point dtype; store mlp.hook_expert_weights",
     ),
     Point("mlp.hook_pre", _NEURONS, "neurons before the activation function"),
@@ -128,7 +132,11 @@ UNSUPPORTED: Final[Mapping[str, str]] = dict.fromkeys(
     ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"),
     "it is a copy of the residual stream for each head; hook_resid_pre has the value, and attn.hook_q, attn.hook_k and "
     "attn.hook_v can be edited for each head",
-) | {"hook_tokens": "token ids are `store.tokens`, and the input of a live forward"}
+) | {
+    "hook_tokens": "token ids are `store.tokens`, and the input of a live forward",
+    "unembed.hook_out": "logits are what a call of the model gives",
+    "lm_head": "logits are what a call of the model gives",
+}
 """Names of TransformerLens that actstore does not have, with the reason."""
 
 
@@ -140,3 +148,9 @@ def point_of(name: str) -> Point | None:
         return point if point is not None and point.in_layer else None
     point = BY_LEAF.get(name)
     return point if point is not None and not point.in_layer else None
+
+
+def is_read_only(name: str) -> bool:
+    """Whether functions on this hook can only look."""
+    point = point_of(name)
+    return point is not None and point.is_read_only

@@ -1,7 +1,8 @@
 """Choosing positions of a value."""
 
+import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError
 
@@ -21,17 +22,26 @@ def at_positions(value: "torch.Tensor", positions: PositionSlice, *, axis: int) 
     if positions is None:
         return value
     if isinstance(positions, tuple):
+        if len(positions) > 3:
+            raise HookError(f"{positions} is no (start, stop, step); give single positions as a list")
         positions = slice(*positions)
     if isinstance(positions, slice):
         return value[(slice(None),) * (axis % value.ndim) + (positions,)]
     import torch
 
     length = value.shape[axis]
-    wanted = [positions] if isinstance(positions, int) else list(positions)
+    is_one = not hasattr(positions, "__len__")
+    each_of: Any = [positions] if is_one else positions
+    try:
+        wanted = [operator.index(each) for each in each_of]
+    except TypeError as error:
+        raise HookError(
+            f"positions are {positions!r}; give an integer, a (start, stop) pair, a slice or a list of integers"
+        ) from error
     for each in wanted:
         if not -length <= each < length:
             raise HookError(f"position {each} is outside of the {length} positions of this row")
-    if isinstance(positions, int):
-        return value.select(axis, positions)
+    if is_one:
+        return value.select(axis, wanted[0])
     index = torch.tensor([each % length for each in wanted], device=value.device)
     return value.index_select(axis, index)

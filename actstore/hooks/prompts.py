@@ -41,6 +41,8 @@ class Prompts:
         """
         import torch
 
+        if padding_side not in ("left", "right"):
+            raise TokensError(f"padding_side is {padding_side!r}; choose 'left' or 'right'")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts or not all(isinstance(each, str) for each in texts):
             raise TokensError(f"expected a text or a list of texts to tokenize, found {text!r}")
@@ -111,6 +113,8 @@ class Prompts:
         ids = (
             self.to_tokens(text, prepend_bos=prepend_bos)[0][0] if isinstance(text, str) else text.squeeze(0)
         )
+        if mode not in ("first", "last"):
+            raise TokensError(f"mode is {mode!r}; choose 'first' or 'last'")
         if ids.ndim != 1:
             raise TokensError(f"a position is looked for in one row, found ids of shape {tuple(ids.shape)}")
         wanted = self.to_single_token(token) if isinstance(token, str) else token

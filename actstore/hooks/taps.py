@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from actstore.errors import HookError
 from actstore.hooks.attention import tap
 from actstore.hooks.site import AnySite, AttentionSite, NormSite, ResultSite, RouterSite, Site
-from actstore.hooks.visitor import Visitor
+from actstore.hooks.visitor import Visitor, shown
 
 if TYPE_CHECKING:
     import torch
@@ -86,11 +86,14 @@ class _Shown:
         return module.register_forward_hook(after)
 
     def _passing(self, value: "torch.Tensor", found: list[tuple[str, Site]]) -> "torch.Tensor":
+        import torch
+
         for name, site in found:
             edits = self._visitor.edits(name)
             rows = self._rows(value)
             is_shared = rows.shape[0] != self._batch or site.is_apart or (site.in_place and rows is not value)
-            if edits and is_shared:
+            # With a graph, an edit in place would reach what autograd has saved.
+            if edits and (is_shared or torch.is_grad_enabled()):
                 rows = rows.expand(self._batch, *rows.shape[1:]).clone()
             seen = site.part.view(rows)
             if seen.shape[0] != self._batch:  # position embeddings, the same in every row
@@ -115,18 +118,20 @@ class _Shown:
         rows = self._rows(value)
         names = {site.what: name for name, site in found}
         scale, normalized = normalize(rows, eps_of(module), norm=self._norm)
+        changed = False
         if "scale" in names:
-            new = self._visitor.visit(names["scale"], scale.to(value.dtype, copy=True))
-            if self._visitor.edits(names["scale"]):
+            new, changed = shown(self._visitor, names["scale"], scale.to(value.dtype, copy=True))
+            if changed:
                 normalized = normalized * scale / new.float()
-        normalized = normalized.to(value.dtype)
         if "normalized" in names:
-            normalized = self._visitor.visit(names["normalized"], normalized)
-        if not any(self._visitor.edits(name) for name in names.values()):
+            normalized, is_other = shown(self._visitor, names["normalized"], normalized.to(value.dtype))
+            changed = changed or is_other
+        if not changed:
             return None
-        out = normalized * (1.0 + module.weight if self._norm == "rms_plus_one" else module.weight)
+        weight = module.weight.float()
+        out = normalized.float() * (1.0 + weight if self._norm == "rms_plus_one" else weight)
         if getattr(module, "bias", None) is not None:
-            out = out + module.bias
+            out = out + module.bias.float()
         new_value: torch.Tensor = out.to(value.dtype).reshape(value.shape)
         return new_value
 
@@ -139,8 +144,8 @@ class _Shown:
         per_head = z.view(*z.shape[:-1], site.n_heads, -1)
         weight = projection(module)
         weight = weight.view(site.n_heads, -1, weight.shape[-1])
-        result = self._visitor.visit(name, torch.einsum("bphe,hed->bphd", per_head, weight))
-        if not self._visitor.edits(name):
+        result, changed = shown(self._visitor, name, torch.einsum("bphe,hed->bphd", per_head, weight))
+        if not changed:
             return None
         out = result.sum(-2)
         return out if module.bias is None else out + module.bias
@@ -149,8 +154,10 @@ class _Shown:
         logits, _, indices = output
         for name, site in found:
             value = logits.float().softmax(-1).to(logits.dtype) if site.what == "weights" else indices
-            rows = self._rows(value)
-            if self._visitor.visit(name, rows) is not rows:
+            rows = self._rows(value).detach().clone()
+            version = 0 if rows.is_inference() else rows._version
+            is_same = self._visitor.visit(name, rows) is rows
+            if not is_same or (not rows.is_inference() and rows._version != version):
                 raise HookError(
                     f"{name} can be read but not changed; change the input or the output of the MLP"
                 )

@@ -16,8 +16,14 @@ class WithText:
 
     cfg: HookedConfig
 
-    def __init__(self, prompts: Prompts | None) -> None:
+    def __init__(self, prompts: Prompts | None, why_none: str | None = None) -> None:
+        """
+        Args:
+            prompts: None for a model without a tokenizer.
+            why_none: the reason.
+        """
         self._prompts = prompts
+        self._why_none = why_none
 
     @property
     def device(self) -> "torch.device":
@@ -92,7 +98,10 @@ class WithText:
 
     def _text(self) -> Prompts:
         if self._prompts is None:
-            raise TokensError("this model was loaded without a tokenizer; give token ids, or pass tokenizer=")
+            reason = f" ({self._why_none})" if self._why_none else ""
+            raise TokensError(
+                f"this model was loaded without a tokenizer{reason}; give token ids, or HookedModel(model, tokenizer)"
+            )
         return self._prompts
 
     def _input(
@@ -102,7 +111,7 @@ class WithText:
         import torch
 
         if isinstance(given, list) and given and not isinstance(given[0], str):
-            given = torch.tensor(given)
+            given = _as_ids(given)
         if isinstance(given, torch.Tensor):
             ids = given if given.ndim == 2 else given[None]
         else:
@@ -118,6 +127,7 @@ class WithText:
                 f"rows of {ids.shape[1]} tokens are longer than the {self.cfg.n_ctx} that this model is made for; "
                 "cut them, as to_tokens does"
             )
+        mask = None if mask is None else torch.as_tensor(mask)
         if mask is not None and mask.shape != ids.shape:
             raise TokensError(
                 f"attention_mask has shape {tuple(mask.shape)}, and the token ids {tuple(ids.shape)}; give one "
@@ -127,3 +137,12 @@ class WithText:
             if not 0 <= found < self.cfg.d_vocab:
                 raise TokensError(f"token id {found} is outside of the {self.cfg.d_vocab} ids of this model")
         return ids.to(self.device), None if mask is None else mask.to(self.device)
+
+
+def _as_ids(given: Any) -> "torch.Tensor":
+    import torch
+
+    try:
+        return torch.tensor(given)
+    except (ValueError, TypeError) as error:
+        raise TokensError(f"expected token ids in rows of one length, found {given!r}") from error

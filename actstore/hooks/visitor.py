@@ -22,6 +22,23 @@ class Visitor(Protocol):
         ...
 
 
+def shown(visitor: Visitor, name: str, value: "torch.Tensor") -> tuple["torch.Tensor", bool]:
+    """Show a value that was computed for the hook alone; (what comes of it, whether it is another now).
+
+    With a graph it always counts as another one: what follows must be computed from it, or it would have no gradient.
+    """
+    import torch
+
+    if not visitor.edits(name):
+        return visitor.visit(name, value), False
+    if torch.is_grad_enabled():
+        value = value.clone()  # an edit in place must not reach what autograd has saved
+        return visitor.visit(name, value), True
+    version = value._version
+    new = visitor.visit(name, value)
+    return new, new is not value or value._version != version
+
+
 Sink = Callable[[str, "torch.Tensor"], None]
 """Takes (hook name, value [batch, ...]). The value must be copied before the sink returns."""
 

@@ -112,6 +112,16 @@ class Store:
             raise HookError(f"{self.url} does not hold {hook!r}; it holds {', '.join(self.hooks)}")
         return by_name[name]
 
+    def _matching(self, pattern: HookName) -> list[HookArray]:
+        """Stored hooks that a name or a glob selects; one at least."""
+        if not isinstance(pattern, str) or "*" not in pattern:
+            return [self._find(pattern)]
+        chosen = {stored_as(name) for name in self.names.select(pattern)}
+        found = [stored for stored in self.plan.request.hooks if stored.name in chosen]
+        if not found:
+            raise HookError(f"{self.url} does not hold {pattern!r}; it holds {', '.join(self.hooks)}")
+        return found
+
     @property
     def names(self) -> "HookNames":
         """All hooks of the model, stored or not."""
@@ -152,12 +162,10 @@ class Store:
         rows = [sequences] if isinstance(sequences, int) else sequences
         wanted = self.hooks
         if names_filter is not None:
-            chosen = {stored_as(name) for name in names.select(names_filter)}
+            each: Any = names_filter
+            each = [each] if isinstance(each, str) or _is_pair(each) else each
+            chosen = {found.name for pattern in each for found in self._matching(pattern)}
             wanted = tuple(name for name in self.hooks if name in chosen)
-            if not wanted:
-                raise HookError(
-                    f"{self.url} holds none of {names_filter!r}; it holds {', '.join(self.hooks)}"
-                )
         values = {}
         for name in wanted:
             point = point_of(name)
@@ -222,3 +230,8 @@ def open_store(url: str) -> Store:
     if plan is None:
         raise StorageError(f"there is no actstore store at {blobs.url} ({PLAN_KEY} does not exist)")
     return Store(blobs, plan)
+
+
+def _is_pair(name: object) -> bool:
+    """Whether it is one name with its layer, and not several names."""
+    return isinstance(name, tuple) and len(name) > 1 and isinstance(name[1], int)

@@ -1,6 +1,7 @@
 """A hooked model as people use it: caching what they name, changing values on the way, leaving nothing behind."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,9 @@ def test_only_what_is_named_is_cached(llama: HookedModel, chosen: Any) -> None:
     assert list(cache.keys()) == [POST]
 
 
-def test_a_function_selects_what_is_captured_by_default(llama: HookedModel) -> None:
-    _, cache = llama.run_with_cache(TOKENS, names_filter=lambda name: name.startswith("blocks.0."))
-    assert tuple(cache.keys()) == llama.names.select("blocks.0.*")
+def test_a_function_selects_just_what_it_says(llama: HookedModel) -> None:
+    _, cache = llama.run_with_cache(TOKENS, names_filter=lambda name: True)
+    assert tuple(cache.keys()) == llama.names.select("*")
     assert "blocks.0.attn.hook_result" not in cache
     _, cache = llama.run_with_cache(TOKENS, names_filter=lambda name: name.endswith("hook_result"))
     assert len(cache) == 3
@@ -110,8 +111,10 @@ def test_stopping_at_a_layer_gives_the_stream_into_it(llama: HookedModel) -> Non
         assert {int(key.split(".")[1]) for key in cache if key.startswith("blocks")} == set(
             range(layer % 3 or layer)
         )
-    with pytest.raises(HookError, match="comes after stop_at_layer=1"):
-        llama.run_with_cache(TOKENS, stop_at_layer=1, names_filter=POST)
+    both: Any = [("resid_post", 0), POST]
+    for chosen in (POST, both):
+        with pytest.raises(HookError, match="blocks.1.hook_resid_post comes after stop_at_layer=1"):
+            llama.run_with_cache(TOKENS, stop_at_layer=1, names_filter=chosen)
     with pytest.raises(HookError, match="stop_at_layer is 4; this model has layers 0 to 2"):
         llama(TOKENS, stop_at_layer=4)
 
@@ -206,6 +209,53 @@ def test_routers_can_be_read_and_not_changed(tiny_model: TinyModel) -> None:
         model.run_with_hooks(
             TOKENS, fwd_hooks=[("blocks.0.mlp.hook_expert_weights", lambda value, hook: value * 2)]
         )
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj", "gemma2", "qwen3_moe"])
+def test_a_function_that_only_looks_changes_no_bit(tiny_model: TinyModel, family: str) -> None:
+    model = HookedModel.from_pretrained(str(tiny_model(family)), dtype="bfloat16", device="cpu")
+    plain = model(TOKENS)
+    seen: list[str] = []
+    names = [*model.names]
+    looked = model.run_with_hooks(TOKENS, fwd_hooks=[(names, lambda value, hook: seen.append(hook.name))])
+    assert torch.equal(looked, plain)
+    assert seen == names
+
+
+def test_routers_cannot_be_edited_in_place_either(tiny_model: TinyModel) -> None:
+    model = load(tiny_model("mixtral"))
+    for leaf in ("hook_expert_weights", "hook_expert_indices"):
+        with pytest.raises(HookError, match="can be read but not changed"):
+            model.run_with_hooks(
+                TOKENS, fwd_hooks=[(f"blocks.0.mlp.{leaf}", lambda value, hook: value.zero_())]
+            )
+
+
+def test_threads_take_turns(llama: HookedModel) -> None:
+    """Hooks on modules belong to one forward; two at once would fill each other's caches."""
+    rows = [
+        torch.randint(2, 300, (2, 10), generator=torch.Generator().manual_seed(seed)) for seed in range(2)
+    ]
+    expected = [llama.run_with_cache(row)[1].cache_dict for row in rows]
+
+    def run(index: int) -> bool:
+        _, cache = llama.run_with_cache(rows[index % 2])
+        found = cache.cache_dict
+        return found.keys() == expected[index % 2].keys() and all(
+            torch.equal(value, expected[index % 2][name]) for name, value in found.items()
+        )
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(run, range(40)))
+
+
+def test_a_function_cannot_run_its_own_model(llama: HookedModel) -> None:
+    other = HookedModel(llama.hf)
+    for model in (llama, other):
+        with pytest.raises(HookError, match="runs the model that it hangs on"):
+            llama.run_with_hooks(TOKENS, fwd_hooks=[(POST, lambda value, hook, model=model: model(TOKENS))])
+    assert not has_hooks(llama)
+    assert torch.equal(llama(TOKENS), other(TOKENS))
 
 
 def test_the_input_of_the_mlp_alone_can_be_changed(llama: HookedModel) -> None:
@@ -343,6 +393,46 @@ def _last_logit(model: HookedModel, tokens: Tensor, name: str, value: Tensor) ->
     """With one hook set to a value."""
     logits: Tensor = model.run_with_hooks(tokens, fwd_hooks=[(name, lambda _value, hook: value)])
     return logits[0, -1, 7].double()
+
+
+@pytest.mark.parametrize(
+    "name", ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "z1", "pattern1", "q0"]
+)
+def test_edits_and_gradients_go_together(llama: HookedModel, name: str) -> None:
+    """Edits in place, and functions that keep what they were given, must not reach what autograd has saved."""
+
+    def in_place(value: Tensor, hook: HookPoint) -> None:
+        value[:, -1] = 0
+
+    def squared(value: Tensor, hook: HookPoint) -> Tensor:
+        found: Tensor = value * value.norm(dim=-1, keepdim=True)
+        return found
+
+    for function in (in_place, squared):
+        with llama.hooks([(name, function)]):
+            logits, cache = llama.run_with_cache(TOKENS, names_filter=["hook_embed", POST], grad=True)
+            plain = llama(TOKENS)
+        torch.testing.assert_close(logits.detach(), plain, atol=1e-5, rtol=1e-4)
+        gradients = torch.autograd.grad(logits[0, 3].sum(), list(cache.values()))
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_a_later_edit_does_not_reach_a_cached_value_with_a_graph(llama: HookedModel) -> None:
+    def zero(value: Tensor, hook: HookPoint) -> None:
+        value.zero_()
+
+    with llama.hooks([("blocks.2.hook_resid_pre", zero)]):
+        _, cache = llama.run_with_cache(TOKENS, names_filter=POST, grad=True)
+    assert (cache[POST] != 0).any()
+
+
+def test_gradients_of_padded_rows_are_numbers(llama: HookedModel) -> None:
+    mask = torch.ones_like(TOKENS)
+    mask[0, :4] = 0
+    logits, cache = llama.run_with_cache(TOKENS, attention_mask=mask, grad=True)
+    gradients = torch.autograd.grad(logits[:, -1].sum(), list(cache.values()))
+    for name, gradient in zip(cache.keys(), gradients, strict=True):
+        assert gradient.isfinite().all(), name
 
 
 def test_gradients_are_off_unless_asked_for(llama: HookedModel) -> None:
