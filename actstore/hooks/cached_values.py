@@ -35,6 +35,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         cfg: HookedConfig,
         model: "HookedModel | None" = None,
         has_batch_dim: bool = True,
+        edited: Iterable[str] = (),
     ) -> None:
         """
         Args:
@@ -43,12 +44,18 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             cfg: its sizes.
             model: for what needs weights.
             has_batch_dim: whether the first axis of the values is the row.
+            edited: hooks that functions may have changed; what follows from others in their layer is not computed.
+
+        Raises:
+            ModelError: the model is none, or another one than that of the values.
         """
+        _check_model(model, cfg)
         self.cache_dict = dict(values)
         self.names = names
         self.cfg = cfg
         self.model = model
         self.has_batch_dim = has_batch_dim
+        self._edited = frozenset(edited)
         self._derivation = Derivation(names, cfg, self._weights)
 
     def __getitem__(self, name: HookName) -> "torch.Tensor":
@@ -144,6 +151,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             cfg=self.cfg,
             model=self.model,
             has_batch_dim=not isinstance(batch_slice, int),
+            edited=self._edited,
         )
 
     def _rows(self) -> int:
@@ -155,10 +163,17 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             (
                 way
                 for way in self._derivation.ways(name)
-                if all(need in self.cache_dict for need in way.needs)
+                if all(need in self.cache_dict for need in way.needs) and not self._between(name, way)
             ),
             None,
         )
+
+    def _between(self, name: str, way: Way) -> set[str]:
+        """Edited hooks that a value would have passed on its way, had it not been computed from others."""
+        if name in self.cache_dict:
+            return set()
+        layer, _ = split(name)
+        return {each for each in self._edited - set(way.needs) if split(each)[0] == layer}
 
     def _lacking(self, name: str) -> list[str]:
         """The fewest values by which another one, which is neither held nor follows, would follow."""
@@ -167,6 +182,13 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return min(found, key=len, default=[])
 
     def _advice(self, name: str) -> str:
+        for way in self._derivation.ways(name):
+            between = self._between(name, way)
+            if between and all(need in self.cache_dict for need in way.needs):
+                return (
+                    f"this cache does not hold {name}, and it cannot be computed, since a function hung on "
+                    f"{min(between)}; add {name} {_WHERE}"
+                )
         point, lacking = point_of(name), self._lacking(name)
         others = f"{' and '.join(lacking)}, from which it is computed," if lacking else ""
         if point is not None and point.why_not_stored and lacking:
@@ -187,6 +209,9 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
                 too_large = point is not None and point.why_not_stored is not None
                 missing += (self._lacking(name) if too_large else []) or [name]
         if missing:
+            for name in missing:
+                if "since a function hung" in (advice := self._advice(name)):
+                    raise HookError(advice)
             listing = _listing(list(dict.fromkeys(missing)), self.names)
             raise HookError(f"{what} needs {listing}, which this cache does not hold; add them {_WHERE}")
 
@@ -197,6 +222,19 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         if self.model is None:
             raise ModelError(f"{what} needs the weights; pass model=HookedModel.from_pretrained(...)")
         return self.model
+
+
+def _check_model(model: object, cfg: HookedConfig) -> None:
+    if model is None:
+        return
+    given = getattr(model, "cfg", None)
+    if not isinstance(given, HookedConfig):
+        raise ModelError(f"model is {type(model).__name__}; wrap it in HookedModel(...)")
+    sizes = ("model_type", "n_layers", "d_model", "n_heads", "d_vocab")
+    differing = [size for size in sizes if getattr(given, size) != getattr(cfg, size)]
+    if differing:
+        what = ", ".join(f"{each} {getattr(given, each)} and not {getattr(cfg, each)}" for each in differing)
+        raise ModelError(f"these values are of another model than {given.model_name}, which has {what}")
 
 
 def indices(chosen: PositionSlice, size: int, noun: str) -> list[int]:

@@ -246,7 +246,11 @@ class HookedModel(WithText):
         result = self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)
         self._check_reached(set(wanted) - visitor.values.keys())
         cache = ActivationCache(
-            in_forward_order(visitor.values, self.names), names=self.names, cfg=self.cfg, model=self
+            in_forward_order(visitor.values, self.names),
+            names=self.names,
+            cfg=self.cfg,
+            model=self,
+            edited=self._functions.names,
         )
         return result, cache.remove_batch_dim() if remove_batch_dim else cache
 

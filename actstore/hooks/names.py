@@ -205,6 +205,10 @@ class HookNames:
             if matches(name):
                 return f"hook {given!r} does not exist in this model: {reason}"
         layer, leaf = split(text)
+        from_end = re.fullmatch(r"blocks\.-(\d+)\.(.+)", text)
+        if from_end:
+            short = from_end[2].rsplit(".", 1)[-1].removeprefix("hook_")
+            return f"hook {given!r} matches nothing; counted from the end it is ({short!r}, -{from_end[1]})"
         if leaf in UNSUPPORTED:
             return f"hook {given!r} is not offered: {UNSUPPORTED[leaf]}"
         if layer is not None and layer >= self.n_layers:

@@ -77,6 +77,8 @@ class Prompts:
             ids = self.to_tokens(text, prepend_bos=prepend_bos)[0][0].tolist()
         else:
             ids = _plain(text)
+            if ids and isinstance(ids[0], str):
+                raise TokensError("pieces are those of one text; call to_str_tokens for each of several")
             ids = ids[0] if ids and isinstance(ids[0], list) else ids
         return [self._decode([token]) for token in ids]
 
@@ -110,6 +112,8 @@ class Prompts:
         Raises:
             TokensError: it is not there.
         """
+        if not isinstance(text, str) and not hasattr(text, "squeeze"):
+            raise TokensError(f"a position is looked for in one text or in ids, found {type(text).__name__}")
         ids = (
             self.to_tokens(text, prepend_bos=prepend_bos)[0][0] if isinstance(text, str) else text.squeeze(0)
         )

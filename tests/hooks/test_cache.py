@@ -624,3 +624,42 @@ def test_a_stack_of_other_positions_is_refused(tiny_model: TinyModel) -> None:
     assert cache.logit_attrs(parts, 5, pos_slice=-1).shape == (len(parts), 1)
     with pytest.raises(HookError, match="give the pos_slice and the batch_slice here"):
         cache.logit_attrs(parts, 5)
+
+
+def test_what_a_function_changed_is_not_computed_from_what_came_before(tiny_model: TinyModel) -> None:
+    model = HookedModel.from_pretrained(str(tiny_model("gpt2")), device="cpu")
+    tokens = torch.arange(7)[None]
+
+    def zero(value: Tensor, hook: Any) -> Tensor:
+        return torch.zeros_like(value)
+
+    for name, held, derived in (
+        (("result", 1), "*", ("result", 1)),
+        (("pattern", 1), "*attn_scores", ("pattern", 1)),
+        (("resid_mid", 1), ["*.hook_resid_pre", "*.hook_attn_out"], ("resid_mid", 1)),
+        (("scale", 1, "ln1"), "*.hook_resid_*", ("normalized", 1, "ln1")),
+        ("ln_final.hook_scale", "*.hook_resid_*", "ln_final.hook_scale"),
+    ):
+        function = zero if "scale" not in str(name) else (lambda value, hook: value * 2)
+        with model.hooks([(name, function)]):
+            _, cache = model.run_with_cache(tokens, names_filter=held)
+        with pytest.raises(HookError, match="cannot be computed, since a function hung on"):
+            cache[derived]
+        if name == ("result", 1):
+            with pytest.raises(HookError, match="cannot be computed, since a function hung on"):
+                cache.stack_head_results()
+            assert cache["result", 0].shape == (1, 7, 4, 64)  # other layers are as they were
+
+
+def test_a_cache_takes_only_its_own_model(tiny_model: TinyModel) -> None:
+    model = HookedModel.from_pretrained(str(tiny_model("gpt2")), device="cpu")
+    other = HookedModel.from_pretrained(str(tiny_model("llama")), device="cpu")
+    _, cache = model.run_with_cache(torch.arange(7)[None])
+    given: Any
+    for given, message in (
+        (other, "of another model than .*, which has model_type llama and not gpt2"),
+        (model.hf, "model is GPT2LMHeadModel; wrap it in HookedModel"),
+        ("gpt2", "model is str; wrap it in HookedModel"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            ActivationCache(cache.cache_dict, names=cache.names, cfg=cache.cfg, model=given)

@@ -144,6 +144,9 @@ def test_the_same_tensor_is_stored_once() -> None:
         pytest.param("blocks.1.atn.hook_z", "nearest names are blocks.1.attn.hook_z", id="part misspelt"),
         pytest.param("blocks.7.hook_resid_post", "layers 0 to 2", id="layer too high"),
         pytest.param(("resid_post", 3), "layers 0 to 2", id="layer too high, short"),
+        pytest.param(
+            "blocks.-1.hook_resid_post", r"counted from the end it is \('resid_post', -1\)", id="negative"
+        ),
         pytest.param("blocks.*.hook_nothing", "matches nothing", id="unknown leaf"),
         pytest.param(
             "resid_post",
