@@ -138,11 +138,7 @@ def _wrapped_method(module: Any, names: Names, visitor: Visitor, *, is_scaled: b
             mask=attention_mask,
             local=None if local is None else local[:, :, : query.shape[-2], : key.shape[-2]],
         )
-        by_hand = (
-            _through(names, visitor, rule, query, key, value)
-            if names.keys() & {"scores", "pattern"}
-            else None
-        )
+        by_hand = _through(names, visitor, rule, query, key, value)
         if by_hand is None:
             return original(query, key, value, attention_mask)
         out, pattern = by_hand
@@ -266,6 +262,8 @@ def _through(
     value: "torch.Tensor",
 ) -> tuple["torch.Tensor", "torch.Tensor"] | None:
     """Show scores and pattern; if they are changed on the way, attention by hand, (what it gives, the pattern)."""
+    if not names.keys() & {"scores", "pattern"}:
+        return None
     if not any(visitor.edits(names[what]) for what in ("scores", "pattern") if what in names):
         _show(names, visitor, rule, query, key)
         return None

@@ -67,10 +67,12 @@ class HookFunctions:
         self._functions: dict[str, list[HookFunction]] = {}
         self._points: dict[str, HookPoint] = {}
 
-    def add(self, chosen: NameFilter, function: HookFunction) -> None:
-        """Hang a function on hooks; functions of one hook are called in the order in which they were added."""
-        for name in selected(self._names, chosen):
+    def add(self, chosen: NameFilter, function: HookFunction) -> tuple[str, ...]:
+        """Hang a function on hooks, whose names are given back; those of one hook are called in the order of adding."""
+        names = selected(self._names, chosen)
+        for name in names:
             self._functions.setdefault(name, []).append(function)
+        return names
 
     def clear(self) -> None:
         """Remove all functions, and forget what they have kept in ``hook.ctx``."""
@@ -86,9 +88,7 @@ class HookFunctions:
                 if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
                     raise HookError(f"expected pairs of (name, function), found {pair!r}")
                 chosen, function = pair
-                for name in selected(self._names, chosen):
-                    self._functions.setdefault(name, []).append(function)
-                    added.append((name, function))
+                added += [(name, function) for name in self.add(chosen, function)]
             yield
         finally:
             for name, function in added:

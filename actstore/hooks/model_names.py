@@ -1,13 +1,13 @@
 """The hook names of one model, with the spellings of the Bridge and of Hugging Face."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from actstore.hooks.architecture import Architecture, architecture
 from actstore.hooks.config import HookedConfig
 from actstore.hooks.names import HookNames, join, leaves_in_order
 from actstore.hooks.point import BY_LEAF, POINTS
-from actstore.hooks.site import Site, sites_in_layer, sites_outside
+from actstore.hooks.site import AnySite, Site, sites_in_layer, sites_outside
 
 
 def hooks_of(config: Any) -> tuple[HookNames, HookedConfig]:
@@ -35,7 +35,7 @@ def names_of(architecture: Architecture, cfg: HookedConfig) -> HookNames:
     for layer in range(cfg.n_layers):
         reasons = architecture.undefined(cfg.original, layer)
         undefined |= {join(layer, leaf): reason for leaf, reason in reasons.items()}
-    aliases = dict(_bridge(architecture, cfg, names)) | dict(_hugging_face(architecture, cfg))
+    aliases = dict(_bridge(architecture, cfg, names)) | dict(_hugging_face(architecture, outside, in_layers))
     known = set(names)
     return HookNames(
         names,
@@ -54,19 +54,21 @@ def _bridge(architecture: Architecture, cfg: HookedConfig, names: list[str]) -> 
             yield alias, leaf
 
 
-def _hugging_face(architecture: Architecture, cfg: HookedConfig) -> Iterator[tuple[str, str]]:
+def _hugging_face(
+    architecture: Architecture, outside: Mapping[str, AnySite], in_layers: Sequence[Mapping[str, AnySite]]
+) -> Iterator[tuple[str, str]]:
     """The output of a module, where a hook is exactly that, under the path of the module."""
 
     def spellings(path: str, name: str) -> Iterator[tuple[str, str]]:
         yield path, name
         yield f"{architecture.prefix}.{path}", name
 
-    for leaf, site in sites_outside(architecture).items():
+    for leaf, site in outside.items():
         if isinstance(site, Site) and site.side == "output":
             yield from spellings(site.module, leaf)
-    for layer in range(cfg.n_layers):
+    for layer, sites in enumerate(in_layers):
         root = f"{architecture.layers}.{layer}"
-        for leaf, site in sites_in_layer(architecture, cfg, layer).items():
+        for leaf, site in sites.items():
             is_whole = isinstance(site, Site) and site.part.columns is None and site.part.of_three is None
             if isinstance(site, Site) and is_whole and site.side == "output":
                 path = f"{root}.{site.module}" if site.module else root

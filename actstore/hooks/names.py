@@ -165,7 +165,7 @@ class HookNames:
             HookError: a pattern selects nothing; the message says why, or names what comes nearest.
         """
         chosen: set[str] = set()
-        for pattern in _each(patterns):
+        for pattern in each_name(patterns):
             text = long_name(pattern, self.n_layers)
             matches = self._matches(text)
             if not matches:
@@ -250,7 +250,7 @@ def defaults_of(names: set[str]) -> set[str]:
     return defaults or names
 
 
-def _each(patterns: Any) -> list[HookName]:
+def each_name(patterns: Any) -> list[HookName]:
     """One name as a list; a tuple is one, if its second item is a layer, and else several."""
     if isinstance(patterns, str):
         return [patterns]

@@ -43,12 +43,12 @@ def tapped(
         else:
             kind = site.side if isinstance(site, Site) else type(site).__name__
             taps.setdefault((module, kind), []).append((name, site))
-    shown = _Shown(visitor, batch, norm)
+    places = _Shown(visitor, batch, norm)
     with contextlib.ExitStack() as stack:
         stack.enter_context(tap(attention, visitor, is_scaled=is_scaled))
         # Inner values of a module before its output, which they decide.
         for (module, kind), found in sorted(taps.items(), key=lambda item: item[0][1] == "output"):
-            stack.callback(shown.register(module, kind, found).remove)
+            stack.callback(places.register(module, kind, found).remove)
         yield
 
 

@@ -1,5 +1,6 @@
 """The part of a hooked model that takes text and gives text."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class WithText:
+class WithText(ABC):
     """Methods of TransformerLens around a tokenizer; errors say so, if the model was loaded without one."""
 
     cfg: HookedConfig
@@ -26,9 +27,9 @@ class WithText:
         self._why_none = why_none
 
     @property
+    @abstractmethod
     def device(self) -> "torch.device":
         """Where the model is."""
-        raise NotImplementedError
 
     @property
     def tokenizer(self) -> Any:

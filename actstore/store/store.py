@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import HookError, NotCommittedError, StorageError
-from actstore.hooks.names import HookName, long_name, stored_as
+from actstore.hooks.names import HookName, each_name, long_name, stored_as
 from actstore.store.activations import Activations
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import PLAN_KEY, TOKENS_KEY, committed, read_plan
@@ -162,9 +162,8 @@ class Store:
         rows = [sequences] if isinstance(sequences, int) else sequences
         wanted = self.hooks
         if names_filter is not None:
-            each: Any = names_filter
-            each = [each] if isinstance(each, str) or _is_pair(each) else each
-            chosen = {found.name for pattern in each for found in self._matching(pattern)}
+            patterns = each_name(names_filter)
+            chosen = {found.name for pattern in patterns for found in self._matching(pattern)}
             wanted = tuple(name for name in self.hooks if name in chosen)
         values = {}
         for name in wanted:
@@ -230,8 +229,3 @@ def open_store(url: str) -> Store:
     if plan is None:
         raise StorageError(f"there is no actstore store at {blobs.url} ({PLAN_KEY} does not exist)")
     return Store(blobs, plan)
-
-
-def _is_pair(name: object) -> bool:
-    """Whether it is one name with its layer, and not several names."""
-    return isinstance(name, tuple) and len(name) > 1 and isinstance(name[1], int)
