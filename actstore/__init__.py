@@ -13,12 +13,15 @@ if TYPE_CHECKING:
     from actstore.extraction.job import Job
     from actstore.extraction.planning import PlannedRun, plan
     from actstore.extraction.report import Report
+    from actstore.extraction.verify import verify
     from actstore.hooks.cache import ActivationCache
     from actstore.hooks.factored_matrix import FactoredMatrix
     from actstore.hooks.model import HookedModel
     from actstore.store.activations import Activations
+    from actstore.store.statistics import Statistics
     from actstore.store.store import Store
     from actstore.store.store import open_store as open  # noqa: A004 - actstore.open is its name
+    from actstore.store.verification import Verification
 
 __all__ = [
     "ActivationCache",
@@ -28,11 +31,14 @@ __all__ = [
     "Job",
     "PlannedRun",
     "Report",
+    "Statistics",
     "Store",
+    "Verification",
     "__version__",
     "extract",
     "open",
     "plan",
+    "verify",
 ]
 
 # Imported when first used, so that `actstore --help` and `actstore info` do not wait for torch.
@@ -44,10 +50,13 @@ _HOMES = {
     "Job": ("actstore.extraction.job", "Job"),
     "PlannedRun": ("actstore.extraction.planning", "PlannedRun"),
     "Report": ("actstore.extraction.report", "Report"),
+    "Statistics": ("actstore.store.statistics", "Statistics"),
     "Store": ("actstore.store.store", "Store"),
+    "Verification": ("actstore.store.verification", "Verification"),
     "extract": ("actstore.extraction.extract", "extract"),
     "open": ("actstore.store.store", "open_store"),
     "plan": ("actstore.extraction.planning", "plan"),
+    "verify": ("actstore.extraction.verify", "verify"),
 }
 
 

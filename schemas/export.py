@@ -9,6 +9,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from actstore.extraction.job import Job
 from actstore.store.commit import CommitRecord, TokensRecord
+from actstore.store.manifest import Manifest, RunStatistics
 from actstore.store.plan import Plan
 
 FOLDER = Path(__file__).parent
@@ -21,6 +22,18 @@ _MODELS: dict[str, tuple[type[BaseModel], str, Mode]] = {
     "plan": (Plan, "actstore plan, store format 1", "serialization"),
     "tokens": (TokensRecord, "actstore tokens record, store format 1", "serialization"),
     "commit": (CommitRecord, "actstore commit record, store format 1", "serialization"),
+    "statistics": (RunStatistics, "actstore statistics of a run, store format 1", "serialization"),
+    "manifest": (Manifest, "actstore manifest, store format 1", "serialization"),
+}
+
+
+# Not a field of the models: it is about the bytes around them.
+_CHECKSUM = {
+    "description": "CRC-32C of all bytes behind the line of this field, which is the second one.",
+    "maximum": 2**32 - 1,
+    "minimum": 0,
+    "title": "Checksum",
+    "type": "integer",
 }
 
 
@@ -32,7 +45,7 @@ class _Generator(GenerateJsonSchema):
 
 
 def schemas() -> dict[str, dict[str, Any]]:
-    """The schemas by kind: job, plan, tokens, commit."""
+    """The schemas by kind: job, plan, tokens, ..."""
     found = {}
     for kind, (model, title, mode) in _MODELS.items():
         schema = model.model_json_schema(mode=mode, schema_generator=_Generator)
@@ -41,6 +54,9 @@ def schemas() -> dict[str, dict[str, Any]]:
             "$id": f"urn:actstore:schema:{kind}:1",
             "title": title,
         }
+        if mode == "serialization":
+            schema["properties"] = {"checksum": _CHECKSUM} | schema["properties"]
+            schema["required"] = ["checksum", *schema["required"]]
         found[kind] = head | {key: value for key, value in schema.items() if key not in head}
     return found
 

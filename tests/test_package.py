@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 def test_public_names() -> None:
     assert actstore.__all__ == sorted(actstore.__all__)
     assert set(actstore.__all__) == {
-        "ActivationCache", "Activations", "FactoredMatrix", "HookedModel", "Job", "PlannedRun", "Report", "Store",
-        "__version__", "extract", "open", "plan",
+        "ActivationCache", "Activations", "FactoredMatrix", "HookedModel", "Job", "PlannedRun", "Report",
+        "Statistics", "Store", "Verification", "__version__", "extract", "open", "plan", "verify",
     }  # fmt: skip
     for name in actstore.__all__:
         assert getattr(actstore, name) is not None

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from actstore.store.run import Run
 from actstore.store.store import Store, open_store
 
 
@@ -18,22 +19,34 @@ def info_command(url: str, as_json: bool) -> None:
 
 
 def _fields(store: Store) -> dict[str, Any]:
-    plan = store.plan
     return {
         "url": store.url,
         "complete": store.is_complete,
-        "n_segments": plan.n_segments,
+        "n_segments": store.n_segments,
         "n_segments_committed": store.n_committed,
-        "n_sequences": plan.n_sequences,
+        "n_sequences": store.shape[0],
         "n_sequences_committed": int(store.committed_rows().sum()),
-        "n_tokens": plan.n_tokens,
-        "nbytes": plan.nbytes,
+        "n_tokens": store.n_tokens,
+        "nbytes": store.nbytes,
         "shape": list(store.shape),
         "hooks": {
-            hook.name: {"shape": list(plan.activations(hook).shape), "dtype": plan.request.dtype}
-            for hook in plan.request.hooks
+            name: {"shape": list(store[name].shape), "dtype": store.plan.request.dtype}
+            for name in store.hooks
         },
         "plan": store.metadata,
+        "runs": [
+            {
+                "run": run.plan.run,
+                "tokens_of": run.plan.tokens_of,
+                "hooks": list(run.plan.hook_names),
+                "n_sequences": run.plan.n_sequences,
+                "n_segments": run.plan.n_segments,
+                "n_segments_committed": len(run.committed),
+                "compression": run.plan.request.compression,
+                "finished": run.finished is not None,
+            }
+            for run in store.runs
+        ],
     }
 
 
@@ -46,16 +59,31 @@ def _text(store: Store) -> str:
     n, length = store.shape
     state = "complete" if store.is_complete else "not complete"
     first = plan.activations(request.hooks[0])
+    compressed = f", {request.compression}" if request.compression else ""
     rows = {
-        "store": f"{store.url} ({state}: {store.n_committed} of {plan.n_segments} segments)",
+        "store": f"{store.url} ({state}: {store.n_committed} of {store.n_segments} segments)",
         "model": f"{request.model.name} ({request.model.model_type}, {request.model.n_layers} layers, "
         f"{request.model.fingerprint})",
-        "tokens": f"{plan.n_tokens:,} in {n:,} sequences of {length}, from {plan.n_documents:,} documents of "
+        "tokens": f"{store.n_tokens:,} in {n:,} sequences of {length}, from {plan.n_documents:,} documents of "
         f"{tokens.source}",
         "packing": tokens.packing
         + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else ""),
-        "size": f"{plan.nbytes / 1e6:,.1f} MB",
-        "arrays": f"{list(first.shape)} {first.dtype}, {first.shard_rows} sequences a shard",
+        "size": f"{'at most ' if compressed else ''}{store.nbytes / 1e6:,.1f} MB",
+        "arrays": f"{list(first.shape)} {first.dtype}, {first.shard_rows} sequences a shard{compressed}",
         "hooks": "\n".join(store.hooks),
     }
+    if len(store.runs) > 1:
+        rows["runs"] = "\n".join(_line(run) for run in store.runs)
     return table(rows)
+
+
+def _line(run: Run) -> str:
+    plan = run.plan
+    n_hooks = len(plan.hook_names)
+    hooks = plan.hook_names[0] if n_hooks == 1 else f"{n_hooks} hooks"
+    over = (
+        f"of {plan.request.tokens.source}"
+        if plan.has_own_tokens
+        else f"over the tokens of run {plan.tokens_of}"
+    )
+    return f"{plan.run}: {hooks} {over}, {len(run.committed)} of {plan.n_segments} segments"

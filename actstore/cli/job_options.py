@@ -46,6 +46,21 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--batch-size", type=int, help="Sequences in one forward (default: about 4,096 tokens)."),
     click.option("--segment-size", type=int, help="Sequences in a unit of work (default: 64 MiB shards)."),
     click.option("--seed", type=int, help="Store sequences in an order drawn from this seed."),
+    click.option(
+        "--compression",
+        type=click.Choice(["lz4", "zstd"]),
+        help="Of activations (default: none, so that any row is one read).",
+    ),
+    click.option("--covariance", is_flag=True, default=None, help="Keep second moments in the statistics."),
+    click.option(
+        "--append", is_flag=True, default=None, help="Add these tokens to a store that holds other ones."
+    ),
+    click.option(
+        "--strict",
+        is_flag=True,
+        default=None,
+        help="Never mix shards of different attempts in a segment, even if they differ only in the last bits.",
+    ),
     click.option("--executor", help="inline (default) or ray."),
     click.option("--num-workers", type=int, help="Workers of the ray executor (default: one a GPU)."),
     click.option("--ray-address", help="Ray cluster to join, such as auto (default: start one here)."),

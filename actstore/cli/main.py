@@ -20,6 +20,8 @@ _COMMANDS = {
     "info": "Say what a store holds.",
     "plan": "Say what an extraction would write, without writing it.",
     "slice": "Print activations, or save them as npy or safetensors.",
+    "stats": "Print statistics of hooks.",
+    "verify": "Check every byte of a store; repair what is damaged.",
 }
 
 

@@ -77,6 +77,10 @@ class SegmentBuffers:
         if self._stream is not None:
             self._stream.synchronize()
 
+    def sequence(self, row: int) -> "Mapping[str, torch.Tensor]":
+        """Each hook's values of one sequence, [context_length, *shape]; nothing is copied."""
+        return {name: tensor[row] for name, tensor in self._tensors.items()}
+
     def rows(self, segment: Segment) -> Mapping[str, NDArray[Any]]:
         """Each hook's rows in the storage type, padded with zeros to whole inner chunks; nothing is copied."""
         import torch

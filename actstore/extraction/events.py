@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from actstore.store.commit import CommitRecord
+
 
 @dataclass(frozen=True)
 class Tokenised:
@@ -30,6 +32,10 @@ class SegmentDone:
     """From the end of the forward to the commit; overlaps the forward of later segments."""
     is_new: bool = True
     """False if another run had committed it before we came to it; nothing was computed."""
+    n_retries: int = 0
+    """Requests to storage that were repeated since the last segment of this worker."""
+    record: CommitRecord | None = None
+    """To be committed by whoever hears of it, where storage cannot decide between several workers."""
 
 
 Event = Tokenised | SegmentDone

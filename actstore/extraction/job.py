@@ -14,7 +14,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 class Job(BaseModel):
-    """One extraction. All but the last four fields decide what the store holds."""
+    """One extraction. All but the last six fields decide what the store holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=(), title="Job")
 
@@ -64,6 +64,21 @@ class Job(BaseModel):
     )
     seed: Annotated[int, Field(ge=0)] | None = Field(
         None, description="Store the sequences in an order drawn from this seed. Default: source order."
+    )
+    compression: Literal["lz4", "zstd"] | None = Field(
+        None,
+        description="Of activations: lz4 for speed, zstd for size. Default: none, so that any row is one read.",
+    )
+    covariance: bool = Field(
+        False,
+        description="Keep second moments in the statistics: d_model squared numbers a hook and segment.",
+    )
+    append: bool = Field(
+        False, description="If the store is there and holds other tokens: add these as a further run."
+    )
+    strict: bool = Field(
+        False,
+        description="Compute a segment again rather than take over shards of an interrupted attempt that differ.",
     )
     executor: Text = Field("inline", description="inline (this process) or ray.")
     num_workers: Annotated[int, Field(ge=1)] | None = Field(

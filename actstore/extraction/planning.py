@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,21 +13,25 @@ from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.events import OnEvent, ignore
 from actstore.extraction.executor import executor as find_executor
 from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.growth import Place, find_place
 from actstore.extraction.job import Job, load_job, parse_job
 from actstore.extraction.stored_hooks import stored_hooks
 from actstore.extraction.tokens_stage import PackedTokens, TokenStage
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT
 from actstore.hooks.loading import load_config
-from actstore.store.blobs import Blobs, check_writable, open_blobs
-from actstore.store.commit import TOKENS_KEY, committed, read_plan
+from actstore.store.blobs import Blobs, open_blobs, probe
+from actstore.store.compression import check_chunk
 from actstore.store.dtypes import dtype
 from actstore.store.layout import segment_size, segment_step
-from actstore.store.plan import ModelIdentity, Plan, Request
+from actstore.store.moments import has_statistics
+from actstore.store.plan import FIRST_RUN, HookArray, ModelIdentity, Plan, Request
+from actstore.store.run import read_runs
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _BATCH_TOKENS = 4096
+_MAX_COVARIANCE = 4096
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,7 +46,13 @@ class PlannedRun:
     packed: PackedTokens | None
     """None where the tokens are in the store already."""
     committed: frozenset[int]
-    """Segments that an earlier run has committed."""
+    """Segments that are committed already."""
+    is_new: bool
+    """Whether the store does not have this run yet."""
+    is_finished: bool = False
+    """Whether the run is in the manifest: there is nothing to do."""
+    is_conditional: bool = True
+    """Whether storage refuses a second create of a key; if not, only this process commits."""
 
     def __repr__(self) -> str:
         return f"<PlannedRun {self.blobs.url}: {len(self.pending)} of {self.plan.n_segments} segments to do>"
@@ -56,7 +66,7 @@ class PlannedRun:
     def nbytes_to_write(self) -> int:
         layouts = [self.plan.activations(hook) for hook in self.plan.request.hooks]
         tokens = sum(layout.nbytes for layout in self.plan.token_arrays()) if self.packed else 0
-        return tokens + sum(layout.shard_nbytes(index) for layout in layouts for index in self.pending)
+        return tokens + sum(layout.max_shard_nbytes(index) for layout in layouts for index in self.pending)
 
     @property
     def worker_nbytes(self) -> int:
@@ -72,6 +82,8 @@ class PlannedRun:
         plan = self.plan
         return {
             "out": self.blobs.url,
+            "run": plan.run,
+            "adds": None if plan.run == FIRST_RUN else "tokens" if plan.has_own_tokens else "hooks",
             "model": plan.request.model.name,
             "dtype": plan.request.dtype,
             "hooks": list(plan.hook_names),
@@ -92,7 +104,8 @@ class PlannedRun:
         from actstore.extraction.report import table
 
         plan = self.plan
-        state = "new" if self.packed else f"{len(self.committed)} of {plan.n_segments} segments are committed"
+        done = f"{len(self.committed)} of {plan.n_segments} segments are committed"
+        state = ("new" if plan.run == FIRST_RUN else f"new run {plan.run}") if self.is_new else done
         hooks = plan.hook_names
         return table(
             {
@@ -129,6 +142,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     config = load_config(job.model, revision=job.revision)
     _check_context(job, config)
     hooks = stored_hooks(config, job.hook_patterns, job.context_length)
+    _check_covariance(job, hooks)
     stage = TokenStage.of(job, config.vocab_size)
     request = Request(
         model=ModelIdentity(
@@ -143,21 +157,42 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         hooks=hooks,
         dtype=job.dtype or _saved_dtype(config),
         batch_size=job.batch_size or max(1, _BATCH_TOKENS // job.context_length),
+        compression=job.compression,
+        covariance=job.covariance,
     )
     blobs = open_blobs(job.out)
-    existing = read_plan(blobs)
-    if existing is not None:
-        _check_same(blobs.url, existing, request, job)
-        if blobs.size(TOKENS_KEY) is not None:
-            run = PlannedRun(job, existing, blobs, None, frozenset(committed(blobs, existing.n_segments)))
-            _check_space(run)
-            _check_memory(run)
-            return run
-    else:
-        _check_empty(blobs, [hook.name for hook in hooks])
-    check_writable(blobs)
+    place = find_place(blobs.url, read_runs(blobs), request, segment_size=job.segment_size, append=job.append)
+    run = _planned(job, request, blobs, place, stage, on_event)
+    _check_space(run)
+    _check_memory(run)
+    return run
+
+
+def _planned(
+    job: Job, request: Request, blobs: Blobs, place: Place, stage: TokenStage, on_event: OnEvent
+) -> PlannedRun:
+    existing = place.run
+    if existing is not None and existing.finished is not None:
+        return PlannedRun(
+            job, existing.plan, blobs, None, frozenset(existing.committed), is_new=False, is_finished=True
+        )
+    is_conditional = probe(blobs)
+    if existing is not None and (existing.has_tokens or not existing.plan.has_own_tokens):
+        done = frozenset(existing.committed)
+        return PlannedRun(job, existing.plan, blobs, None, done, is_new=False, is_conditional=is_conditional)
+    if existing is None:
+        _check_empty(blobs, place)
+    if place.over is not None:
+        hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
+        added = request.model_copy(update={"hooks": hooks, "tokens": place.over.request.tokens})
+        size = _segment_size(job, added, place.over.n_sequences)
+        changes = {"run": place.name, "request": added, "segment_size": size}
+        made = place.over.model_copy(update=changes)
+        return PlannedRun(job, made, blobs, None, frozenset(), is_new=True, is_conditional=is_conditional)
     packed = stage.run(on_event)
     made = Plan(
+        run=place.name,
+        tokens_of=place.name,
         request=request,
         n_sequences=packed.spool.n_sequences,
         n_tokens=packed.spool.n_tokens,
@@ -165,15 +200,14 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         tokens_sha256=packed.sha256(),
         segment_size=_segment_size(job, request, packed.spool.n_sequences),
     )
-    if existing is not None and made.tokens_sha256 != existing.tokens_sha256:
+    if existing is not None and made.tokens_sha256 != existing.plan.tokens_sha256:
         raise PlanMismatchError(
             f"the store at {blobs.url} was planned over other tokens than {job.tokens} gives now; the text has "
             "changed: choose another out, or delete that store"
         )
-    run = PlannedRun(job, existing or made, blobs, packed, frozenset())
-    _check_space(run)
-    _check_memory(run)
-    return run
+    plan = made if existing is None else existing.plan
+    done = frozenset() if existing is None else frozenset(existing.committed)
+    return PlannedRun(job, plan, blobs, packed, done, is_new=existing is None, is_conditional=is_conditional)
 
 
 def _job(job: Job | str | None, fields: Mapping[str, Any]) -> Job:
@@ -181,6 +215,16 @@ def _job(job: Job | str | None, fields: Mapping[str, Any]) -> Job:
     if isinstance(job, Job):
         return parse_job(job.model_dump() | given) if given else job
     return parse_job(given) if job is None else load_job(str(job), given)
+
+
+def _check_covariance(job: Job, hooks: Sequence[HookArray]) -> None:
+    widest = max(hooks, key=lambda hook: math.prod(hook.shape) if has_statistics(hook) else 0)
+    size = math.prod(widest.shape)
+    if job.covariance and has_statistics(widest) and size > _MAX_COVARIANCE:
+        raise JobError(
+            f"covariance of {widest.name} would be {size} x {size} numbers in every commit record; choose hooks of at "
+            f"most {_MAX_COVARIANCE} values a token, or leave covariance out"
+        )
 
 
 def _check_context(job: Job, config: "PretrainedConfig") -> None:
@@ -202,6 +246,8 @@ def _saved_dtype(config: "PretrainedConfig") -> Any:
 def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
     itemsize = dtype(request.dtype).itemsize
     row_nbytes = [job.context_length * math.prod(hook.shape) * itemsize for hook in request.hooks]
+    if request.compression is not None:
+        check_chunk(max(row_nbytes))
     step = segment_step(row_nbytes, batch_size=request.batch_size)
     if job.segment_size is None:
         return segment_size(row_nbytes, n_sequences=n_sequences, batch_size=request.batch_size)
@@ -236,23 +282,17 @@ def check_device(name: str | None, executor: str) -> str | None:
     return name
 
 
-def is_same(stored: Plan, made: Plan) -> bool:
-    """Whether two plans mean the same store, however names in them were spelled."""
-    rest = made.model_copy(update={"request": stored.request})
-    return not _differences(stored.request, made.request) and stored == rest
-
-
-def _check_empty(blobs: Blobs, hook_names: Sequence[str]) -> None:
+def _check_empty(blobs: Blobs, place: Place) -> None:
     """Shards without a plan are from a store that was half deleted; they must not be taken for our own.
 
     Raises:
         StorageError: there are some.
     """
-    for name in hook_names:
-        if any(key.startswith("c.") for key in blobs.names(f"acts/{name}")):
+    for path in place.arrays:
+        if any(key.startswith("c.") for key in blobs.names(path)):
             raise StorageError(
-                f"{blobs.url} has no plan but holds shards of {name}, the rest of a store that was deleted in "
-                "part; delete it whole, or choose another out"
+                f"{blobs.url} has no plan for {path} but holds shards of it, the rest of a store that was deleted "
+                "in part; delete it whole, or choose another out"
             )
 
 
@@ -275,49 +315,3 @@ def _check_memory(run: PlannedRun) -> None:
             f"a worker would hold {run.worker_nbytes / 1e9:.1f} GB of activations in memory and this machine has "
             f"{memory / 1e9:.1f} GB; choose a smaller batch_size or segment_size, or fewer hooks"
         )
-
-
-# What may differ between two runs of one plan: only how something was spelled, not what it is.
-_SPELLINGS = {"model.name", "model.revision", "tokens.source", "tokens.tokenizer"}
-
-
-def _check_same(url: str, existing: Plan, request: Request, job: Job) -> None:
-    differences = _differences(existing.request, request)
-    if job.segment_size is not None and job.segment_size != existing.segment_size:
-        differences.append(
-            f"segment_size is {existing.segment_size} in the store, {job.segment_size} was asked for"
-        )
-    if differences:
-        raise PlanMismatchError(
-            f"the store at {url} belongs to another plan: {'; '.join(differences)}. Choose another out, or run "
-            "the job it was made with"
-        )
-
-
-def _differences(existing: Request, request: Request) -> list[str]:
-    """What two requests do not agree on, spelling aside."""
-    stored, asked = _flat(existing), _flat(request)
-    return [
-        f"{name} is {stored.get(name)} in the store, {asked.get(name)} was asked for"
-        for name in sorted(stored.keys() | asked.keys())
-        if name not in _SPELLINGS and stored.get(name) != asked.get(name)
-    ]
-
-
-def _flat(request: Request) -> dict[str, str]:
-    def walk(value: Any, name: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, dict):
-            for key, below in value.items():
-                yield from walk(below, f"{name}.{key}" if name else key)
-        else:
-            yield name, value if isinstance(value, str) else json.dumps(value)
-
-    fields = request.model_dump(mode="json")
-    # The fingerprint covers it; how it is spelled depends on the version of transformers.
-    del fields["model"]["config"]
-    # One line each, not the whole record, for what has parts of its own.
-    fields["hooks"] = ", ".join(hook["name"] for hook in fields["hooks"])
-    fields["tokens"]["files"] = ", ".join(
-        f"{f['name']} ({f['nbytes']} bytes)" for f in fields["tokens"]["files"]
-    )
-    return dict(walk(fields, ""))

@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from actstore.store.plan import FIRST_RUN
+
 
 @dataclass(frozen=True)
 class Report:
     """Result of `actstore.extract`; print it for a table."""
 
     url: str
+    run: str
+    """Name of the run within the store."""
     n_segments: int
     n_segments_before: int
     """Committed by earlier runs; nothing of these was computed again."""
@@ -19,6 +23,8 @@ class Report:
     """By this run, padding counted."""
     nbytes_written: int
     """By this run, of activations."""
+    n_retries: int
+    """Requests to storage that failed for a passing reason and were repeated."""
     seconds: float
     """Wall time of this run without tokenising: start-up, forward, writing."""
     seconds_tokenising: float
@@ -51,11 +57,13 @@ class Report:
                 }
             )
         before = f", {self.n_segments_before} of them by earlier runs" if self.n_segments_before else ""
+        run = "" if self.run == FIRST_RUN else f"run {self.run} "
+        retries = f", {self.n_retries} requests repeated" if self.n_retries else ""
         return table(
             {
-                "store": f"{self.url} (complete: {self.n_segments} segments{before})",
+                "store": f"{self.url} ({run}complete: {self.n_segments} segments{before})",
                 "tokens": f"{self.n_tokens:,} stored, {self.n_tokens_computed:,} computed now",
-                "written": f"{self.nbytes_written / 1e6:,.1f} MB of activations",
+                "written": f"{self.nbytes_written / 1e6:,.1f} MB of activations{retries}",
                 "rate": f"{self.tokens_per_second:,.0f} tokens/s, {self.nbytes_per_second / 1e6:,.1f} MB/s",
                 "time": f"{self.seconds_tokenising:.1f} s tokenising, {self.seconds_forward:.1f} s in the forward, "
                 f"{self.seconds_waiting:.1f} s waiting for writes, {self.seconds:.1f} s in all",

@@ -16,7 +16,7 @@ from actstore.errors import StorageError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
 from actstore.extraction.job import Job
 from actstore.store.blobs import Blobs
-from actstore.store.commit import TOKENS_KEY, ShardRecord, TokensRecord, put
+from actstore.store.commit import ObjectRecord, TokensRecord, put, tokens_key
 from actstore.store.dtypes import dtype
 from actstore.store.layout import ArrayLayout
 from actstore.store.plan import Plan, SourceFileIdentity, TokensIdentity
@@ -191,20 +191,21 @@ class PackedTokens:
             for layout in plan.token_arrays()
             for shard in range(layout.n_shards)
         ]
-        blobs.create(TOKENS_KEY, [TokensRecord(shards=tuple(records)).to_bytes()])
+        blobs.create(tokens_key(plan.run), [TokensRecord(shards=tuple(records)).to_bytes()])
 
-    def _put(self, blobs: Blobs, layout: ArrayLayout, shard: int) -> ShardRecord:
+    def _put(self, blobs: Blobs, layout: ArrayLayout, shard: int) -> ObjectRecord:
         start = shard * layout.shard_rows
-        rows = self.rows(layout.path, start, start + layout.rows_in(shard))
+        name = layout.path.rsplit("/", 1)[-1]
+        rows = self.rows(name, start, start + layout.rows_in(shard))
         stored = np.zeros(
             (layout.chunks_in(shard) * layout.chunk_rows, *layout.shape[1:]), dtype(layout.dtype).storage
         )
         stored[: len(rows)] = rows
         encoded = encode(layout, shard, stored)
-        record = put(blobs, encoded)
+        record = put(blobs, layout, shard, encoded).record
         if record.crc32c != encoded.crc32c:
             raise StorageError(
-                f"{blobs.url}/{record.key} holds other tokens than this plan; the store is damaged: delete it "
-                "and run the same command again"
+                f"{blobs.url}/{record.key} holds other tokens than this plan; the store is damaged: run "
+                f"`actstore verify {blobs.url} --repair`, then the same command again"
             )
         return record

@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +14,35 @@ from actstore.errors import ActstoreError, ExtractError, ModelError, StorageErro
 from actstore.extraction.buffers import SegmentBuffers
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.golden import golden, sampled_row
 from actstore.extraction.heap import keep_large_blocks
+from actstore.extraction.segment_writer import SegmentWriter
 from actstore.hooks.model import HookedModel
 from actstore.hooks.names import layers_needed
 from actstore.hooks.point import point_of
 from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.commit import CommitRecord, Environment, ShardRecord, commit_key, put, read_plan
-from actstore.store.plan import Plan, Segment
-from actstore.store.rows import Rows
-from actstore.store.shard import encode
+from actstore.store.commit import CommitRecord, Environment, Golden, commit_key, has_golden, read_plan
+from actstore.store.moments import Moments
+from actstore.store.plan import FIRST_RUN, Plan, Segment
+from actstore.store.rows import Rows, Section
 
 if TYPE_CHECKING:
     import torch
 
 SEGMENTS_IN_FLIGHT = 3
 """One in the forward, two being written. Each costs the memory of a whole segment."""
-_WRITERS = 4
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A segment that is in the buffers."""
+
+    record: CommitRecord
+    """All but its shards."""
+    seconds: float
+    """In the model."""
+    seconds_waiting: float
+    """The model stood still before."""
 
 
 class InterruptedRunError(ActstoreError):
@@ -47,8 +60,14 @@ class WorkerSpec:
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     device: str | None = None
+    run: str = FIRST_RUN
+    """Of the store."""
     n_threads: int | None = None
     """CPU threads of the forward; None leaves torch's choice."""
+    is_strict: bool = False
+    """Whether all shards of a segment must be of one attempt, bit for bit."""
+    is_conditional: bool = True
+    """Whether storage refuses a second create of a key; if not, whoever called the worker commits."""
 
     def start(self) -> "Worker":
         return Worker(self)
@@ -69,39 +88,35 @@ class Worker:
         import torch
 
         self._blobs: Blobs = open_blobs(spec.url)
-        plan = read_plan(self._blobs)
+        plan = read_plan(self._blobs, spec.run)
         if plan is None:
-            raise StorageError(f"there is no plan at {spec.url}; run `actstore extract` to make it")
-        self._plan: Plan = plan
-        planned = plan.request.model
-        found = fingerprint(spec.model, spec.revision)
-        if found != planned.fingerprint:
-            raise ModelError(
-                f"the weights of {spec.model} on this machine are {found}, the plan was made with "
-                f"{planned.fingerprint}; use the same model files everywhere"
+            raise StorageError(
+                f"there is no plan of run {spec.run} at {spec.url}; run `actstore extract` to make it"
             )
+        self._plan: Plan = plan
         if spec.n_threads is not None:
             torch.set_num_threads(spec.n_threads)
-        self._device = torch.device(spec.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = load_planned_model(plan, spec)
+        self._device = self._model.device
         if self._device.type == "cpu":
             keep_large_blocks()
-        self._model = HookedModel.from_pretrained(
-            spec.model,
-            dtype=plan.request.dtype,
-            device=str(self._device),
-            revision=spec.revision,
-            n_layers=layers_needed(plan.hook_names, plan.request.model.n_layers),
-            has_head=False,
+        self._tokens, self._lengths = (
+            Rows(self._blobs, [Section(plan.token_array(name), lambda _: True)])
+            for name in ("tokens", "lengths")
         )
-        layout = next(layout for layout in plan.token_arrays() if layout.path == "tokens")
-        self._tokens = Rows(self._blobs, layout, lambda _: True)
+        self._moments = Moments(plan.request.hooks, self._device, covariance=plan.request.covariance)
+        self._is_checked = False
         self._free: queue.SimpleQueue[SegmentBuffers] = queue.SimpleQueue()
         for _ in range(min(SEGMENTS_IN_FLIGHT, plan.n_segments)):
             self._free.put(SegmentBuffers(plan, self._device))
         # One thread, so that torch keeps one pool of threads of its own, and segments go first in, first out.
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="write")
+        self._writer = SegmentWriter(
+            self._blobs, plan, is_strict=spec.is_strict, is_conditional=spec.is_conditional
+        )
         self._stopped = threading.Event()
+        self._counting = threading.Lock()
+        self._n_retries = 0
         self._idle_since = time.perf_counter()
 
     def run(self, index: int) -> SegmentDone:
@@ -113,19 +128,34 @@ class Worker:
             InterruptedRunError: `stop` was called.
         """
         segment = self._plan.segment(index)
-        if self._blobs.size(commit_key(index)) is not None:
+        if self._blobs.head(commit_key(self._plan.run, index)) is not None:
             return SegmentDone(index, segment.n_sequences, 0, 0.0, 0.0, 0.0, is_new=False)
         tokens = self._tokens[segment.start : segment.stop]
+        lengths = self._lengths[segment.start : segment.stop]
         buffers = self._free.get()
         try:
-            forward, waiting = self._forward.submit(self._compute, segment, tokens, buffers).result()
+            computed = self._forward.submit(self._compute, segment, tokens, lengths, buffers).result()
             started = time.perf_counter()
-            nbytes = self._commit(segment, buffers)
+            record = self._writer.write(segment, buffers.rows(segment), computed.record, lengths)
         finally:
             self._free.put(buffers)
         return SegmentDone(
-            index, segment.n_sequences, nbytes, forward, waiting, time.perf_counter() - started
+            index,
+            segment.n_sequences,
+            sum(shard.nbytes for shard in record.shards.values()),
+            computed.seconds,
+            computed.seconds_waiting,
+            time.perf_counter() - started,
+            n_retries=self._new_retries(),
+            record=None if self._writer.is_conditional else record,
         )
+
+    def _new_retries(self) -> int:
+        """Requests to storage that were repeated since this was last asked."""
+        with self._counting:
+            new = self._blobs.n_retries - self._n_retries
+            self._n_retries += new
+            return new
 
     def stop(self) -> None:
         """Give up the forward that is running and those that wait; a segment being written is finished."""
@@ -134,20 +164,30 @@ class Worker:
     def close(self) -> None:
         """End the threads."""
         self._forward.shutdown(cancel_futures=True)
-        self._writers.shutdown()
+        self._writer.close()
 
     def _compute(
-        self, segment: Segment, tokens: NDArray[Any], buffers: SegmentBuffers
-    ) -> tuple[float, float]:
-        """Forward all batches of a segment; (seconds in it, seconds the model stood still before it)."""
+        self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any], buffers: SegmentBuffers
+    ) -> "_Computed":
+        """Forward all batches of a segment."""
         started = time.perf_counter()
         waiting = started - self._idle_since
+        self._moments.reset()
         try:
             for start in range(0, segment.n_sequences, self._plan.request.batch_size):
                 if self._stopped.is_set():
                     raise InterruptedRunError("the run was asked to stop")
-                self._batch(tokens, start, buffers)
+                self._batch(tokens, lengths, start, buffers)
             buffers.finish()
+            record = CommitRecord(
+                segment=segment.index,
+                n_sequences=segment.n_sequences,
+                n_tokens=int(lengths.sum()),
+                shards={},
+                statistics=self._moments.records(),
+                golden=self._check(segment, tokens, lengths, buffers),
+                environment=self._environment(),
+            )
         except ActstoreError:
             raise
         except Exception as error:
@@ -156,14 +196,36 @@ class Worker:
                 f"{self._device}: {error}" + _advice(error)
             ) from error
         self._idle_since = time.perf_counter()
-        return self._idle_since - started, waiting
+        return _Computed(record, self._idle_since - started, waiting)
 
-    def _batch(self, tokens: NDArray[Any], start: int, buffers: SegmentBuffers) -> None:
+    def _check(
+        self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any], buffers: SegmentBuffers
+    ) -> Golden | None:
+        """Compute one row again by the plain forward; for the first segment of this worker, and for those whose
+        records hold the result.
+
+        Raises:
+            ModelError: it gives other values.
+        """
+        is_recorded = has_golden(segment.index)
+        if self._is_checked and not is_recorded:
+            return None
+        sequence = sampled_row(self._plan.tokens_sha256, segment)
+        row = sequence - segment.start
+        found = golden(self._model, tokens[row], int(lengths[row]), buffers.sequence(row), sequence)
+        self._is_checked = True
+        return found if is_recorded else None
+
+    def _batch(
+        self, tokens: NDArray[Any], lengths: NDArray[Any], start: int, buffers: SegmentBuffers
+    ) -> None:
         import torch
 
         size = self._plan.request.batch_size
         rows = torch.from_numpy(tokens[start : start + size]).to(self._device, torch.int64)
         n_sequences = len(rows)
+        positions = torch.arange(rows.shape[1], device=self._device)
+        is_real = positions < torch.from_numpy(lengths[start : start + size]).to(self._device)[:, None]
         if n_sequences < size:
             # Kernels choose their order of summation by shape: the last batch has the shape of all others.
             rows = torch.cat([rows, rows[-1:].expand(size - n_sequences, -1)])
@@ -172,30 +234,11 @@ class Worker:
             # Stores have the position in front; patterns have heads there.
             point = point_of(hook)
             assert point is not None
-            buffers.put(hook, start, n_sequences, value.movedim(point.position_axis, 1))
+            value = value.movedim(point.position_axis, 1)
+            buffers.put(hook, start, n_sequences, value)
+            self._moments.add(hook, value[:n_sequences], is_real)
 
         self._model.run(rows, self._plan.hook_names, take)
-
-    def _commit(self, segment: Segment, buffers: SegmentBuffers) -> int:
-        """Write every hook's shard, then the record that makes them part of the store; bytes written."""
-        rows = buffers.rows(segment)
-
-        def write(hook: Any) -> ShardRecord:
-            return put(self._blobs, encode(self._plan.activations(hook), segment.index, rows[hook.name]))
-
-        writes = {hook.name: self._writers.submit(write, hook) for hook in self._plan.request.hooks}
-        # All of them, also when one fails: the buffers must not be filled again while another is still reading.
-        wait(writes.values())
-        shards = {name: done.result() for name, done in writes.items()}
-        record = CommitRecord(
-            segment=segment.index,
-            n_sequences=segment.n_sequences,
-            shards=shards,
-            environment=self._environment(),
-        )
-        # False: another worker was first. Its record names the same objects, for none is ever replaced.
-        self._blobs.create(commit_key(segment.index), [record.to_bytes()])
-        return sum(shard.nbytes for shard in shards.values())
 
     def _environment(self) -> Environment:
         import torch
@@ -204,11 +247,36 @@ class Worker:
         is_gpu = self._device.type == "cuda"
         return Environment(
             actstore=__version__,
+            engine="transformers",
             torch=str(torch.__version__),
             transformers=transformers.__version__,
             device=torch.cuda.get_device_name(self._device) if is_gpu else self._device.type,
             attention=self._model.attention,
+            batch=(self._plan.request.batch_size, self._plan.context_length),
         )
+
+
+def load_planned_model(plan: Plan, spec: WorkerSpec) -> HookedModel:
+    """The model of a plan as this machine has it, with the layers that the plan needs.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights are not the planned ones.
+    """
+    planned = plan.request.model
+    found = fingerprint(spec.model, spec.revision)
+    if found != planned.fingerprint:
+        raise ModelError(
+            f"the weights of {spec.model} on this machine are {found}, the plan was made with "
+            f"{planned.fingerprint}; use the same model files everywhere"
+        )
+    return HookedModel.from_pretrained(
+        spec.model,
+        dtype=plan.request.dtype,
+        device=spec.device,
+        revision=spec.revision,
+        n_layers=layers_needed(plan.hook_names, planned.n_layers),
+        has_head=False,
+    )
 
 
 def _advice(error: Exception) -> str:

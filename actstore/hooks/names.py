@@ -7,6 +7,7 @@ In every string ``*`` stands for any text and ``?`` for any character; between t
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
@@ -51,6 +52,14 @@ def split(name: str) -> tuple[int | None, str]:
 def join(layer: int | None, leaf: str) -> str:
     """The reverse of `split`."""
     return leaf if layer is None else f"blocks.{layer}.{leaf}"
+
+
+def forward_order(name: str) -> tuple[float, int, str]:
+    """Sorts canonical names into the order of the forward pass; a leaf that is not known comes last in its layer."""
+    layer, leaf = split(name)
+    place = next((i for i, point in enumerate(POINTS) if point.leaf == leaf), len(POINTS))
+    outside = math.inf if leaf.startswith("ln_final.") else -1
+    return outside if layer is None else layer, place, name
 
 
 def layers_needed(hooks: Sequence[str], n_layers: int) -> int:

@@ -26,24 +26,24 @@ class Activations:
     @property
     def shape(self) -> tuple[int, ...]:
         """(sequences, positions, *shape of the hook)."""
-        return self.rows.layout.shape
+        return self.rows.shape
 
     @property
     def axes(self) -> tuple[str, ...]:
         """Name of each axis."""
-        return self.rows.layout.axes
+        return self.rows.axes
 
     @property
     def dtype(self) -> "torch.dtype":
         import torch
 
-        found: torch.dtype = getattr(torch, self.rows.layout.dtype)
+        found: torch.dtype = getattr(torch, self.rows.dtype)
         return found
 
     @property
     def nbytes(self) -> int:
         """Bytes of all shards, committed or not."""
-        return self.rows.layout.nbytes
+        return self.rows.nbytes
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -64,7 +64,7 @@ class Activations:
     def numpy(self, key: Any = ...) -> NDArray[Any]:
         """The same as a NumPy array, without torch; bfloat16 becomes ``ml_dtypes.bfloat16``."""
         values = np.asarray(self.rows[key], order="C")
-        if self.rows.layout.dtype == "bfloat16":
+        if self.rows.dtype == "bfloat16":
             import ml_dtypes
 
             return values.view(ml_dtypes.bfloat16)
@@ -72,12 +72,14 @@ class Activations:
 
     @property
     def zarr(self) -> "zarr.Array[Any]":
-        """The array through zarr-python. It shows rows that are not committed as NaN."""
+        """The array through zarr-python, of the first part where a store has several. It shows rows that are not
+        committed as NaN.
+        """
         import zarr
 
         import actstore.store.bfloat16  # noqa: F401 - registers the type
 
-        return zarr.open_array(self._url, path=self.rows.layout.path, mode="r")
+        return zarr.open_array(self._url, path=self.rows.path, mode="r")
 
     def __repr__(self) -> str:
-        return f"<Activations {self.hook} {self.shape} {self.rows.layout.dtype}>"
+        return f"<Activations {self.hook} {self.shape} {self.rows.dtype}>"

@@ -1,36 +1,88 @@
-"""The little that a store asks of storage: create-only writes, ranged reads, sizes, names, deletion."""
+"""The little that a store asks of storage: conditional writes, ranged reads, listings, deletion."""
 
 import contextlib
+import importlib.util
+import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from actstore.errors import StorageError
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import MissingExtraError, StorageError
 from actstore.store.shard import Bytes
+from actstore.store.storage_errors import BlobNotFoundError
+
+__all__ = ["BlobInfo", "BlobNotFoundError", "Blobs", "check_key", "open_blobs", "probe"]
 
 
-class BlobNotFoundError(StorageError, FileNotFoundError):
-    """There is no blob of this key. Any other failure to read raises a plain `StorageError`."""
+@dataclass(frozen=True)
+class BlobInfo:
+    """What storage knows of one blob without reading it."""
+
+    nbytes: int
+    tag: str
+    """Another one whenever the content was replaced by other content. S3: the ETag, which equal content may share;
+    files: inode, time of change and size."""
+    metadata: Mapping[str, str]
+    """What `Blobs.create` was given, where storage keeps it; on S3 also ``actstore-attempt``, the id of the call
+    that wrote it. Empty on a file system."""
 
 
 class Blobs(Protocol):
-    """Named byte strings below one URL. Keys are relative, with ``/`` between their parts."""
+    """Named byte strings below one URL. Keys are as `check_key` wants them. Threads may share one; a forked process
+    must open its own."""
 
-    url: str
+    @property
+    def url(self) -> str: ...
 
-    def create(self, key: str, parts: Sequence[Bytes]) -> bool:
+    @property
+    def n_retries(self) -> int:
+        """Requests repeated so far after a transient failure."""
+        ...
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether a condition had to be checked by looking first, since storage knows no conditional writes.
+
+        Two processes can then both be told that they created a blob.
+        """
+        ...
+
+    def create(self, key: str, parts: Sequence[Bytes], *, metadata: Mapping[str, str] | None = None) -> bool:
         """Write a new blob, whole or not at all; it is durable when this returns.
 
+        Args:
+            key: where.
+            parts: written one after the other.
+            metadata: kept with the blob where storage can. ASCII; names in lower case.
+
         Returns:
-            False if a blob of this key was there before. It is never overwritten, nor touched.
+            False if another call created a blob of this key. It is never overwritten, nor touched. A call whose
+            reply got lost finds its own blob and returns True.
 
         Raises:
             StorageError: no permission, no space, no credentials, no such bucket, not reachable.
         """
         ...
 
+    def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
+        """Put new content in the place of the blob whose tag is ``expected``, atomically; durable when this returns.
+
+        Readers find the old content or the new, whole.
+
+        Returns:
+            False if the blob has another tag or is gone; then nothing was changed.
+
+        Raises:
+            StorageError: as for `create`.
+        """
+        ...
+
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """Bytes ``start:start + nbytes`` of a blob, or all of it.
+        """Bytes ``start:start + nbytes`` of a blob, or all from ``start`` on.
 
         Raises:
             BlobNotFoundError: there is no such blob.
@@ -38,12 +90,33 @@ class Blobs(Protocol):
         """
         ...
 
-    def size(self, key: str) -> int | None:
-        """Bytes of a blob; None if there is none."""
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with bytes ``start:start + len(out)`` of a blob.
+
+        Args:
+            key: of the blob.
+            start: first byte.
+            out: contiguous [nbytes]; its content is undefined after an error.
+
+        Raises:
+            BlobNotFoundError: there is no such blob.
+            StorageError: it is shorter than asked for, or could not be read.
+        """
+        ...
+
+    def head(self, key: str) -> BlobInfo | None:
+        """Size and tag of a blob; None if there is none."""
         ...
 
     def names(self, prefix: str) -> list[str]:
-        """Names directly below ``prefix/``, sorted; empty if there are none."""
+        """Names of files and folders directly below ``prefix/``, sorted; empty if there are none.
+
+        An empty ``prefix`` stands for the root.
+        """
+        ...
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Names of the files directly below ``prefix/``, each with its bytes, in one listing."""
         ...
 
     def delete(self, key: str) -> None:
@@ -55,36 +128,84 @@ class Blobs(Protocol):
         ...
 
 
+def check_key(key: str) -> str:
+    """The key itself, if it names something below the root: parts joined by ``/``, none of them empty, ``.`` or ``..``.
+
+    Raises:
+        StorageError: it does not, or has a backslash or NUL, which some file systems take for something else.
+    """
+    if any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key or "\0" in key:
+        raise StorageError(
+            f"{key!r} is no key of a blob; expected names joined by '/' that stay below the root, as 'a/b'"
+        )
+    return key
+
+
 def open_blobs(url: str) -> Blobs:
     """The storage below a path or URL: ``runs/a``, ``file:///runs/a``, ``s3://bucket/a``, any fsspec URL.
 
+    S3 is served by obstore where it is installed, else by s3fs; the environment variable ``ACTSTORE_S3`` may name
+    one of the two.
+
     Raises:
-        StorageError: the URL has a scheme that no installed package serves.
+        StorageError: the URL has a scheme that no installed package serves, or ``ACTSTORE_S3`` another value.
+        MissingExtraError: ``ACTSTORE_S3`` is ``obstore``, and that is not installed.
     """
     if "://" not in url or url.startswith(("file://", "local://")):
         from actstore.store.local import LocalBlobs
 
         return LocalBlobs(url.removeprefix("file://").removeprefix("local://"))
+    if url.startswith(("s3://", "s3a://")):
+        return _open_s3(url)
     from actstore.store.remote import RemoteBlobs
 
     return RemoteBlobs(url)
 
 
-def check_writable(blobs: Blobs) -> None:
-    """Prove, before any work, that blobs can be created here and that a second create of a key is refused.
+def _open_s3(url: str) -> Blobs:
+    chosen = os.environ.get("ACTSTORE_S3") or None
+    if chosen not in (None, "s3fs", "obstore"):
+        raise StorageError(f"ACTSTORE_S3 is {chosen!r}; expected 's3fs' or 'obstore', or leave it unset")
+    is_there = importlib.util.find_spec("obstore") is not None
+    if chosen == "obstore" and not is_there:
+        raise MissingExtraError(
+            "ACTSTORE_S3 is 'obstore', which is not installed; pip install 'actstore[s3-fast]', or unset it"
+        )
+    if chosen == "s3fs" or not is_there:
+        from actstore.store.s3fs_store import S3fsBlobs
+
+        return S3fsBlobs(url)
+    from actstore.store.object_store import ObjectBlobs
+
+    return ObjectBlobs(url)
+
+
+def probe(blobs: Blobs) -> bool:
+    """Prove, before any work, that blobs can be written and read here; nothing is left behind.
+
+    Returns:
+        Whether a second create of a key is refused by the storage itself. Where it is not, two workers could both
+        believe that they committed a segment, so only one process may commit.
 
     Raises:
-        StorageError: it cannot be written, or create-only writes are silently treated as overwrites, which would
-            let two workers write the same segment.
+        StorageError: it cannot be written or read, or gives other bytes than were written.
     """
     key = f"_actstore/probe/{uuid.uuid4().hex}"
-    first = blobs.create(key, [b"probe"])
-    second = blobs.create(key, [b"again"])
-    with contextlib.suppress(StorageError):
-        # A role that may create but not delete is a good one to have; it leaves a few bytes here.
-        blobs.delete(key)
-    if not first or second:
+    is_first = blobs.create(key, [b"probe"])
+    try:
+        _check_content(blobs, key, b"probe")
+        is_second = blobs.create(key, [b"again"])
+        _check_content(blobs, key, b"again" if is_second else b"probe")
+    finally:
+        with contextlib.suppress(StorageError):
+            # A role that may create but not delete is a good one to have; it leaves a few bytes here.
+            blobs.delete(key)
+    return is_first and not is_second and not blobs.is_emulated
+
+
+def _check_content(blobs: Blobs, key: str, written: bytes) -> None:
+    found = bytes(blobs.read(key))
+    if found != written:
         raise StorageError(
-            f"{blobs.url} does not enforce create-only writes (S3: If-None-Match), which keep workers from "
-            "overwriting each other; use a storage that does"
+            f"{blobs.url}/{key} gives {found!r} where {written!r} was written; use storage that keeps what it is given"
         )

@@ -1,33 +1,56 @@
 """Commits: the records that make shards part of a store. What no record names does not exist."""
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError, Blobs
+from actstore.store.blobs import Blobs
 from actstore.store.document import Document
-from actstore.store.plan import RUN, Plan
+from actstore.store.layout import ArrayLayout
+from actstore.store.plan import RUNS, Plan
 from actstore.store.shard import Shard, crc32c
+from actstore.store.shard_reader import decode
+from actstore.store.statistics import HookStatistics
 
-PLAN_KEY = f"_actstore/runs/{RUN}/plan.json"
-TOKENS_KEY = f"_actstore/runs/{RUN}/tokens.json"
-COMMITS = f"_actstore/runs/{RUN}/commits"
+_CRC32C: Final = "actstore-crc32c"
+"""Metadata of a shard, where storage has any."""
+
+Crc32c = Annotated[int, Field(ge=0, lt=2**32)]
+Count = Annotated[int, Field(ge=0, le=1 << 62)]
 
 
-class ShardRecord(Document):
+def plan_key(run: str) -> str:
+    return f"{RUNS}/{run}/plan.json"
+
+
+def tokens_key(run: str) -> str:
+    return f"{RUNS}/{run}/tokens.json"
+
+
+def commits_folder(run: str) -> str:
+    return f"{RUNS}/{run}/commits"
+
+
+def commit_key(run: str, segment: int) -> str:
+    return f"{commits_folder(run)}/{segment:08d}.json"
+
+
+class ObjectRecord(Document):
     """One object, as it lies in storage."""
 
     key: str
-    nbytes: int = Field(ge=0)
-    crc32c: int = Field(ge=0, lt=2**32)
+    nbytes: Count
+    crc32c: Crc32c
 
 
 class TokensRecord(Document):
     """Every token shard is in its place: work can start."""
 
     format: Literal[1] = 1
-    shards: tuple[ShardRecord, ...]
+    shards: tuple[ObjectRecord, ...]
 
 
 class Environment(Document):
@@ -36,10 +59,25 @@ class Environment(Document):
     """
 
     actstore: str
+    engine: Literal["transformers"]
+    """What ran the forward."""
     torch: str
     transformers: str
     device: str
     attention: str
+    """Kernel of attention: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
+    batch: tuple[Count, Count]
+    """Sequences and positions of every forward."""
+
+
+class Golden(Document):
+    """One row, computed again by the plain forward of Hugging Face, with the row alone in its batch."""
+
+    sequence: Count
+    errors: dict[str, Annotated[float, Field(ge=0)]]
+    """By hook: root mean square over positions of the difference's norm over that of the plain value, or over the
+    median of those of all positions where that is larger.
+    """
 
 
 class CommitRecord(Document):
@@ -48,56 +86,117 @@ class CommitRecord(Document):
     """
 
     format: Literal[1] = 1
-    segment: int = Field(ge=0)
-    n_sequences: int = Field(ge=1)
-    shards: dict[str, ShardRecord]
+    segment: Count
+    n_sequences: int = Field(ge=1, le=1 << 48)
+    n_tokens: Count
+    """Real tokens, without padding."""
+    shards: dict[str, ObjectRecord]
     """By hook name."""
+    statistics: dict[str, HookStatistics]
+    """By hook name; attention scores and patterns have none."""
+    golden: Golden | None
+    """Of segments 0, 1, 2, 4, 8, ...; None for others. A worker checks the first segment that it computes anyway."""
     environment: Environment
 
 
-def commit_key(segment: int) -> str:
-    return f"{COMMITS}/{segment:08d}.json"
+def has_golden(segment: int) -> bool:
+    """Whether the record of a segment holds the errors of its golden row: 0 and the powers of two, so that what the
+    store says does not depend on which worker began where.
+    """
+    return segment & (segment - 1) == 0
 
 
-def committed(blobs: Blobs, n_segments: int) -> set[int]:
+def committed(blobs: Blobs, plan: Plan) -> set[int]:
     """Numbers of the committed segments, from one listing; names that are no record are passed over."""
-    stems = (name.removesuffix(".json") for name in blobs.names(COMMITS) if name.endswith(".json"))
+    names = blobs.names(commits_folder(plan.run))
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
     found = {int(stem) for stem in stems if len(stem) == 8 and stem.isdecimal()}
-    return {index for index in found if index < n_segments}
+    return {index for index in found if index < plan.n_segments}
 
 
-def read_plan(blobs: Blobs) -> Plan | None:
-    """The plan of the store below this URL; None if there is no store."""
-    try:
-        data = bytes(blobs.read(PLAN_KEY))
-    except BlobNotFoundError:
-        return None
-    return Plan.from_bytes(data, f"{blobs.url}/{PLAN_KEY}")
-
-
-def read_commit(blobs: Blobs, segment: int) -> CommitRecord:
-    """The record of a committed segment."""
-    key = commit_key(segment)
-    return CommitRecord.from_bytes(bytes(blobs.read(key)), f"{blobs.url}/{key}")
-
-
-def put(blobs: Blobs, shard: Shard) -> ShardRecord:
-    """Write a shard, or adopt the one that is already under its name.
-
-    A shard can be there because an earlier attempt was killed before its commit, because our own request got
-    through and its reply was lost, or because another worker has the same segment. Its bytes are read back in
-    all three cases, and the record describes what is really there: nothing is ever overwritten.
+def read_plan(blobs: Blobs, run: str) -> Plan | None:
+    """The plan of a run; None if there is no such run.
 
     Raises:
-        StorageError: what is there has the wrong size; it is damaged.
+        StorageError: it is damaged, or that of another run.
     """
-    if blobs.create(shard.key, shard.parts):
-        return ShardRecord(key=shard.key, nbytes=shard.nbytes, crc32c=shard.crc32c)
+    plan = Plan.read_if_there(blobs, plan_key(run))
+    if plan is not None and plan.run != run:
+        raise StorageError(f"{blobs.url}/{plan_key(run)} is damaged: it is the plan of run {plan.run}")
+    return plan
+
+
+def read_commit(blobs: Blobs, plan: Plan, segment: int) -> CommitRecord:
+    """The record of a committed segment.
+
+    Raises:
+        BlobNotFoundError: the segment is not committed.
+        StorageError: the record is damaged, or not that of this segment.
+    """
+    key = commit_key(plan.run, segment)
+    record = CommitRecord.read(blobs, key)
+    problem = _mismatch(plan, segment, record)
+    if problem is not None:
+        raise StorageError(f"{blobs.url}/{key} is damaged: {problem}")
+    return record
+
+
+def _mismatch(plan: Plan, segment: int, record: CommitRecord) -> str | None:
+    """What in a record contradicts the plan."""
+    planned = plan.segment(segment)
+    if (record.segment, record.n_sequences) != (segment, planned.n_sequences):
+        return f"it is of segment {record.segment} with {record.n_sequences} sequences"
+    keys: Mapping[str, str] = {h.name: plan.activations(h).key(segment) for h in plan.request.hooks}
+    if {name: shard.key for name, shard in record.shards.items()} != keys:
+        return "its shards are not those of the plan"
+    return None
+
+
+@dataclass(frozen=True)
+class Put:
+    """A shard that is in its place."""
+
+    record: ObjectRecord
+    """Of what is really there."""
+    is_own: bool
+    """Whether its bytes are those that were to be written, whoever wrote them."""
+
+
+def put(blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard, *, is_conditional: bool = True) -> Put:
+    """Write a shard, or adopt the one that is already under its name.
+
+    A shard can be there because an earlier attempt was killed before its commit, or because another worker has the
+    same segment. (That our own request got through and its reply was lost, `Blobs.create` finds out.) Its bytes are
+    read back, and the record describes what is really there: nothing is ever overwritten.
+
+    Args:
+        blobs: the store.
+        layout: the array.
+        index: number of the shard.
+        shard: its bytes.
+        is_conditional: whether storage refuses a second create of a key; if not, it is looked at first.
+
+    Raises:
+        StorageError: what is there is no such shard, or has not the checksum that its writer gave it.
+    """
+    metadata = {_CRC32C: str(shard.crc32c)}
+    own = ObjectRecord(key=shard.key, nbytes=shard.nbytes, crc32c=shard.crc32c)
+    is_free = is_conditional or blobs.head(shard.key) is None
+    if is_free and blobs.create(shard.key, shard.parts, metadata=metadata):
+        return Put(own, is_own=True)
     present = blobs.read(shard.key)
-    nbytes = len(present)
-    if nbytes != shard.nbytes:
+    found = ObjectRecord(key=shard.key, nbytes=len(present), crc32c=crc32c(present))
+    if found == own:
+        return Put(own, is_own=True)
+    info = blobs.head(shard.key)
+    said = None if info is None else info.metadata.get(_CRC32C)
+    try:
+        if said not in (None, str(found.crc32c)):
+            raise StorageError(f"its crc32c is {found.crc32c}, and its writer gave it {said}")
+        decode(layout, index, present)
+    except StorageError as error:
         raise StorageError(
-            f"{blobs.url}/{shard.key} has {nbytes} bytes where {shard.nbytes} were expected, so it is not "
-            "from this run; delete it and run the same command again"
-        )
-    return ShardRecord(key=shard.key, nbytes=nbytes, crc32c=crc32c(present))
+            f"{blobs.url}/{shard.key} was there before and cannot be taken over: {error}; run `actstore verify "
+            f"{blobs.url} --repair`, then the same command again"
+        ) from error
+    return Put(found, is_own=False)

@@ -1,15 +1,22 @@
 """The JSON documents of a store: what they have in common."""
 
 import json
-from typing import Any, Self
+import re
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actstore.errors import StorageError
+from actstore.store.blobs import BlobNotFoundError, Blobs
 from actstore.store.layout import to_json
+from actstore.store.shard import crc32c
 
-FORMAT = 1
+FORMAT: Final = 1
 """Version of the store format. A reader refuses a higher one."""
+_MAX_NBYTES: Final = 1 << 30
+"""No document is near it; parsed JSON takes several times its size in memory."""
+_HEAD = re.compile(rb'\{\n  "checksum": (0|[1-9][0-9]{0,9}),\n')
+"""Every document begins with the CRC-32C of all bytes behind this line."""
 
 
 class Document(BaseModel):
@@ -20,7 +27,9 @@ class Document(BaseModel):
     )
 
     def to_bytes(self) -> bytes:
-        return to_json(self.model_dump(mode="json"))
+        """The one spelling of this document, with its checksum in front."""
+        body = to_json(self.model_dump(mode="json")).removeprefix(b"{\n")
+        return b'{\n  "checksum": %d,\n' % crc32c(body) + body
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
@@ -30,14 +39,43 @@ class Document(BaseModel):
             StorageError: it is damaged, or of a newer format.
         """
         try:
+            if len(data) > _MAX_NBYTES:
+                raise StorageError(f"{where} has {len(data)} bytes, more than any document of a store has")
             check_format(json.loads(data), where)
-            return cls.model_validate_json(data)
+            head = _HEAD.match(data)
+            if head is None:
+                raise StorageError(f"{where} is damaged: it does not begin with its checksum")
+            found = crc32c(data[head.end() :])
+            if found != int(head[1]):
+                raise StorageError(
+                    f"{where} is damaged: its checksum is {int(head[1])} and its content gives {found}"
+                )
+            return cls.model_validate_json(b"{" + data[head.end() :])
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             place = ".".join(str(part) for part in problem["loc"])
             raise StorageError(f"{where} is damaged: {place}: {problem['msg']}") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (ValueError, RecursionError) as error:
+            # Not UTF-8, not JSON, a number of a million digits, lists in lists in lists.
             raise StorageError(f"{where} is damaged: it is not JSON ({error})") from error
+
+    @classmethod
+    def read(cls, blobs: Blobs, key: str) -> Self:
+        """Read and parse a document.
+
+        Raises:
+            BlobNotFoundError: there is none.
+            StorageError: it is damaged, of a newer format, or cannot be read.
+        """
+        return cls.from_bytes(bytes(blobs.read(key)), f"{blobs.url}/{key}")
+
+    @classmethod
+    def read_if_there(cls, blobs: Blobs, key: str) -> Self | None:
+        """The same; None if there is none."""
+        try:
+            return cls.read(blobs, key)
+        except BlobNotFoundError:
+            return None
 
 
 def check_format(fields: Any, where: str) -> None:

@@ -2,7 +2,8 @@
 
 An array is split on its first axis only: shards of ``shard_rows`` rows, each made of inner chunks of
 ``chunk_rows`` rows. Uncompressed, a shard is then the C-order tensor followed by its index, and row ``r`` is at
-byte ``(r % shard_rows) * row_nbytes`` of shard ``r // shard_rows``. `schemas/format.md` is the normative text.
+byte ``(r % shard_rows) * row_nbytes`` of shard ``r // shard_rows``. Compressed, only the index knows where a chunk
+is. `schemas/format.md` is the normative text.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from actstore.store.compression import OVERHEAD, Compression, check_chunk, codec
 from actstore.store.dtypes import dtype
 
 ROOT_METADATA: Final = "zarr.json"
@@ -42,10 +44,25 @@ class ArrayLayout:
     """Name of each axis; becomes ``dimension_names``."""
     shard_rows: int
     chunk_rows: int
+    compression: Compression | None = None
+    """Of each inner chunk by itself; None stores the tensor as it lies in memory."""
+
+    def __post_init__(self) -> None:
+        if self.compression is not None:
+            check_chunk(self.chunk_nbytes)
+
+    @property
+    def itemsize(self) -> int:
+        return dtype(self.dtype).itemsize
 
     @property
     def row_nbytes(self) -> int:
-        return math.prod(self.shape[1:]) * dtype(self.dtype).itemsize
+        return math.prod(self.shape[1:]) * self.itemsize
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """Bytes of an inner chunk in memory."""
+        return self.chunk_rows * self.row_nbytes
 
     @property
     def n_shards(self) -> int:
@@ -72,18 +89,32 @@ class ArrayLayout:
         return math.ceil(self.rows_in(shard) / self.chunk_rows)
 
     def data_nbytes(self, shard: int) -> int:
-        """Bytes of data before the index; the last chunk is padded to its full size."""
-        return self.chunks_in(shard) * self.chunk_rows * self.row_nbytes
+        """Bytes of its chunks in memory, where the last one is padded to its full size.
+
+        Uncompressed, these are the bytes before the index.
+        """
+        return self.chunks_in(shard) * self.chunk_nbytes
 
     def shard_nbytes(self, shard: int) -> int:
-        """Size of the whole object."""
+        """Size of the whole object.
+
+        Raises:
+            ValueError: the array is compressed, so that only the object itself can tell.
+        """
+        if self.compression is not None:
+            raise ValueError(f"shards of {self.path} are compressed; their size follows from their values")
         return self.data_nbytes(shard) + self.index_nbytes
+
+    def max_shard_nbytes(self, shard: int) -> int:
+        """The most that the object can take: its size, where the array is not compressed."""
+        overhead = OVERHEAD * self.chunks_in(shard) if self.compression is not None else 0
+        return self.data_nbytes(shard) + overhead + self.index_nbytes
 
     @property
     def nbytes(self) -> int:
-        """Size of all shards together."""
+        """Size of all shards together; the most it can be, where the array is compressed."""
         last = self.n_shards - 1
-        return last * self.shard_nbytes(0) + self.shard_nbytes(last) if self.n_shards else 0
+        return last * self.max_shard_nbytes(0) + self.max_shard_nbytes(last) if self.n_shards else 0
 
     def split(self, start: int, stop: int) -> Iterator[RowRange]:
         """Cut rows ``start:stop`` of the array at shard borders."""
@@ -102,9 +133,10 @@ class ArrayLayout:
         """The array's ``zarr.json`` (Zarr v3 with the ``sharding_indexed`` codec)."""
         inner = list(self.shape[1:])
         little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+        compressor = [] if self.compression is None else [codec(self.compression, self.itemsize)]
         sharding = {
             "chunk_shape": [self.chunk_rows, *inner],
-            "codecs": [little_endian],
+            "codecs": [little_endian, *compressor],
             "index_codecs": [little_endian, {"name": "crc32c"}],
             "index_location": "end",
         }

@@ -1,33 +1,42 @@
-"""Blobs on a local or mounted file system: written to a temporary name, synced, then linked create-only."""
+"""Blobs on a local or mounted file system: written to a temporary name, synced, then linked or renamed."""
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError
-from actstore.store.layout import PAGE
-from actstore.store.shard import Bytes, view
+from actstore.store.blobs import BlobInfo, check_key
+from actstore.store.durable import link_new, locked, make_folder, sync_folder, write
+from actstore.store.shard import Bytes
+from actstore.store.storage_errors import BlobNotFoundError, damaged
 
 PARTIAL = "_actstore/partial"
 """Where files lie until they are whole. What a killed run leaves here is garbage that nobody reads."""
+LOCK = f"{PARTIAL}/lock"
+"""Held while a blob is replaced, and removed again; one that a killed process left locks nothing."""
 _FOLDER_RETRIES = 20
-_DIRECT_NBYTES = 1 << 20
-"""Less than this is not worth a trip to the disk of its own."""
+_MAPPED_NBYTES = 1 << 20
+"""Less than this is faster read than mapped."""
 
 
 class LocalBlobs:
     """Files below one folder; a blob is one file.
 
-    Guarantees: after `create` returns, file and name survive a power cut; a file under its final name is whole.
+    Guarantees: after `create` or `replace` returns, file and name survive a power cut; a file under its final name is
+    whole. Links in the folder are followed, also to other disks. `replace` locks a file, which keeps processes apart
+    on local disks and, across machines, on NFSv4.
     """
+
+    n_retries = 0
+    is_emulated = False
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -36,77 +45,157 @@ class LocalBlobs:
         """The user's own folder is not ours to remove, even when empty."""
 
     def path(self, key: str) -> Path:
-        return self.root / key
+        return self.root / check_key(key) if key else self.root
 
-    def create(self, key: str, parts: Sequence[Bytes]) -> bool:
-        path = self.path(key)
+    def create(
+        self,
+        key: str,
+        parts: Sequence[Bytes],
+        *,
+        metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - a file system keeps none
+    ) -> bool:
+        return self._until_folders_stay(key, lambda path, partial: self._create(path, partial, parts))
+
+    def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
+        return self._until_folders_stay(
+            key, lambda path, partial: self._replace(path, partial, parts, expected)
+        )
+
+    def _until_folders_stay(self, key: str, attempt: Callable[[Path, Path], bool]) -> bool:
+        path = self.root / check_key(key)
         try:
             for _ in range(_FOLDER_RETRIES):
-                with contextlib.suppress(FileNotFoundError):
-                    # Whoever deletes a blob removes the folders that it leaves empty, and they may be these.
-                    return self._create(path, parts)
+                partial = self.root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
+                try:
+                    return attempt(path, partial)
+                except FileNotFoundError:
+                    # Whoever deletes a blob removes the folders that it leaves empty, and they may be these. Whoever
+                    # cleans up after killed writers may have taken our partial file for one of theirs.
+                    continue
+                finally:
+                    with contextlib.suppress(OSError):
+                        partial.unlink()
         except StorageError:
             raise
         except OSError as error:
             raise self._explained(error, key, "written") from error
-        raise StorageError(f"{path} cannot be written: its folder cannot be made; choose another path")
+        raise StorageError(
+            f"{path} cannot be written: its folder cannot be made or does not stay; choose another"
+        )
 
-    def _create(self, path: Path, parts: Sequence[Bytes]) -> bool:
-        partial = self.root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
+    def _create(self, path: Path, partial: Path, parts: Sequence[Bytes]) -> bool:
         if path.exists():
             # Whoever linked it may have been killed before its name was on disk.
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
             return False
-        _make_folder(path.parent)
+        make_folder(path.parent)
+        write(partial, parts)
+        is_ours = True
         try:
-            _write(partial, parts)
-            _link_new(partial, path)
+            link_new(partial, path)
         except FileExistsError:
-            _sync_folder(path.parent)
+            # NFS: the link was made, its reply got lost, and the kernel asked again.
+            is_ours = path.samefile(partial)
+        sync_folder(path.parent)
+        return is_ours
+
+    def _replace(self, path: Path, partial: Path, parts: Sequence[Bytes], expected: str) -> bool:
+        if _tag(path) != expected:
             return False
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-        _sync_folder(path.parent)
+        write(partial, parts)
+        with locked(self.root / LOCK):
+            if _tag(path) != expected:
+                return False
+            partial.replace(path)
+        sync_folder(path.parent)
         return True
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """A view of the file's pages: nothing is copied until it is used."""
+        """Large ranges are a view of the file's pages: nothing is copied until it is used."""
+        with self._opened(key) as descriptor:
+            n_left = self._check_range(descriptor, key, start, nbytes)
+            nbytes = n_left if nbytes is None else nbytes
+            if nbytes >= _MAPPED_NBYTES:
+                with open(descriptor, "rb", closefd=False) as file:
+                    return np.memmap(file, dtype=np.uint8, mode="r", offset=start, shape=(nbytes,))
+            data = os.pread(descriptor, nbytes, start)
+            if len(data) != nbytes:
+                raise damaged(str(self.path(key)), start + len(data), start, nbytes)
+            return data
+
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        rest, place = memoryview(out.data), start
+        with self._opened(key) as descriptor:
+            self._check_range(descriptor, key, start, out.nbytes)
+            while rest:  # one read gives at most 2 GiB
+                n_read = os.preadv(descriptor, [rest], place)
+                if not n_read:
+                    raise damaged(str(self.path(key)), place, start, out.nbytes)
+                rest, place = rest[n_read:], place + n_read
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[int]:
+        path = self.root / check_key(key)
         try:
-            size = self.path(key).stat().st_size
-            stop = max(start, size) if nbytes is None else start + nbytes
-            if stop > size:
-                raise StorageError(
-                    f"{self.path(key)} has {size} bytes where {stop} were expected; the file is damaged"
-                )
-            if stop == start:
-                return b""
-            return np.memmap(self.path(key), dtype=np.uint8, mode="r", offset=start, shape=(stop - start,))
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+        except StorageError:
+            raise
         except OSError as error:
-            if isinstance(error, StorageError):
-                raise
             raise self._explained(error, key, "read") from error
 
-    def size(self, key: str) -> int | None:
+    def _check_range(self, descriptor: int, key: str, start: int, nbytes: int | None) -> int:
+        """Bytes that there are from ``start`` on; an error if fewer than asked for."""
+        size = os.fstat(descriptor).st_size
+        if size < start + (nbytes or 0):
+            raise damaged(str(self.path(key)), size, start, nbytes)
+        return size - start
+
+    def head(self, key: str) -> BlobInfo | None:
         try:
-            return self.path(key).stat().st_size
+            status = (self.root / check_key(key)).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise self._explained(error, key, "read") from error
+        return BlobInfo(status.st_size, _tag_of(status), {}) if stat.S_ISREG(status.st_mode) else None
 
     def names(self, prefix: str) -> list[str]:
+        return sorted(entry.name for entry in self._entries(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        found = {}
+        for entry in self._entries(prefix):
+            with contextlib.suppress(FileNotFoundError):  # deleted since
+                if entry.is_file():
+                    found[entry.name] = entry.stat().st_size
+        return found
+
+    def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
         try:
-            return sorted(os.listdir(self.path(prefix)))  # noqa: PTH208 - names are wanted, not paths
+            with os.scandir(self.path(prefix)) as entries:
+                return list(entries)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise self._explained(error, prefix, "listed") from error
 
     def delete(self, key: str) -> None:
-        path = self.path(key)
-        with contextlib.suppress(FileNotFoundError):
+        path = self.root / check_key(key)
+        if path == self.root / LOCK:
+            # Not while somebody holds it: another would make and lock a new one.
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), locked(path, waits=False):
+                pass
+            return
+        try:
             path.unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise self._explained(error, key, "deleted") from error
         # Folders are ours to make, so empty ones are ours to remove; a full one ends the climb.
         with contextlib.suppress(OSError):
             self.path(PARTIAL).rmdir()
@@ -142,88 +231,12 @@ class LocalBlobs:
         return StorageError(f"{path} cannot be {verb}: {error.strerror or error}")
 
 
-def _write(path: Path, parts: Sequence[Bytes]) -> None:
-    descriptor = _open_new(path)
+def _tag(path: Path) -> str | None:
     try:
-        for part in parts:
-            rest = view(part)
-            with _past_the_cache(descriptor, part) as is_direct:
-                while rest and is_direct:  # one write takes at most 2 GiB
-                    try:
-                        n_written = os.write(descriptor, rest)
-                    except OSError as error:
-                        if error.errno not in (errno.EINVAL, errno.EFAULT):
-                            raise
-                        break  # this file system takes the flag and not the write
-                    rest = rest[n_written:]
-                    is_direct = n_written % PAGE == 0
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return _tag_of(path.stat())
+    except FileNotFoundError:
+        return None
 
 
-@contextlib.contextmanager
-def _past_the_cache(descriptor: int, part: Bytes) -> Iterator[bool]:
-    """Whether whole pages can go straight from their memory to the disk here, and the setting for it meanwhile.
-
-    It must reach the disk anyway before the commit. The copy to the page cache would cost the forward memory
-    bandwidth, and a run larger than memory would push everybody else's files out of it.
-    """
-    direct = getattr(os, "O_DIRECT", 0)
-    if not direct or isinstance(part, bytes) or part.nbytes < _DIRECT_NBYTES:
-        yield False
-        return
-    places = (part.ctypes.data, part.nbytes, os.lseek(descriptor, 0, os.SEEK_CUR))
-    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-    try:
-        if any(place % PAGE for place in places):
-            raise OSError(errno.EINVAL, "not whole pages")
-        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
-    except OSError:
-        yield False
-        return
-    yield True
-    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
-
-
-def _open_new(path: Path) -> int:
-    while True:
-        try:
-            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileNotFoundError:
-            # Its folder is made when needed, and whoever deletes a blob may remove it again while empty.
-            _make_folder(path.parent)
-
-
-def _link_new(source: Path, target: Path) -> None:
-    """Give a finished file its final name, unless that name is taken."""
-    try:
-        target.hardlink_to(source)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-            raise
-        raise StorageError(
-            f"{target} cannot be created: this file system has no hard links, which create-only writes need; "
-            "use a local disk, NFS, or object storage"
-        ) from error
-
-
-def _make_folder(folder: Path) -> None:
-    """``mkdir -p`` whose new names survive a power cut."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for new in reversed(missing):
-        new.mkdir(exist_ok=True)
-        _sync_folder(new.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _tag_of(status: os.stat_result) -> str:
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"

@@ -7,13 +7,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
+from actstore.store.compression import Compression
 from actstore.store.document import Document
 from actstore.store.dtypes import dtype as dtype_of
 from actstore.store.layout import ArrayLayout, dividing_chunk_rows
 
-RUN = "0000"
-"""Plans and commits are kept by run, so that later runs can add hooks or tokens to a store."""
+RUNS = "_actstore/runs"
+FIRST_RUN = "0000"
+"""Plans and commits are kept by run: later runs add hooks or tokens to a store."""
 
+RunName = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
 _TOKEN_SHARD_NBYTES = 16 << 20
 """Part of the format: readers compute the layout of the token arrays from the plan alone."""
 
@@ -28,7 +31,7 @@ class ModelIdentity(Document):
     fingerprint: str
     """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder."""
     model_type: str
-    n_layers: int = Field(ge=1)
+    n_layers: int = Field(ge=1, le=10_000)
     config: dict[str, JsonValue]
     """Hugging Face's configuration of the model, which says what the axes of hooks are."""
 
@@ -50,7 +53,7 @@ class TokensIdentity(Document):
     tokenizer: str | None
     tokenizer_sha256: str | None
     packing: Literal["concat", "document"]
-    context_length: int = Field(ge=1)
+    context_length: int = Field(ge=1, le=1 << 24)
     begin_batch_token: int | None
     begin_sequence_token: int | None
     separator_token: int | None
@@ -63,8 +66,9 @@ class TokensIdentity(Document):
 class HookArray(Document):
     """One hook and the shape of its value at one position."""
 
-    name: str = Field(min_length=1)
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)
+    """Part of keys, so it can hold nothing that leaves its folder."""
+    shape: tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...] = Field(max_length=8)
     axes: tuple[str, ...]
 
     @model_validator(mode="after")
@@ -81,8 +85,12 @@ class Request(Document):
     tokens: TokensIdentity
     hooks: tuple[HookArray, ...] = Field(min_length=1)
     dtype: Literal["bfloat16", "float16", "float32"]
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=1 << 24)
     """Sequences in one forward; the last is filled up, so that every forward has the same shape."""
+    compression: Compression | None
+    """Of activations, chunk by chunk; None stores them as they lie in memory."""
+    covariance: bool
+    """Whether commit records hold second moments."""
 
     @model_validator(mode="after")
     def _each_hook_once(self) -> Self:
@@ -106,17 +114,49 @@ class Segment:
 
 
 class Plan(Document):
-    """What a run will write. Stored before anything else, and never changed."""
+    """What a run will write. Stored before anything else of the run, and never changed."""
 
     format: Literal[1] = 1
+    run: RunName
+    tokens_of: RunName
+    """The run whose token arrays say what the rows are: itself, or an earlier one to which this one adds hooks."""
     request: Request
-    n_sequences: int = Field(ge=1)
-    n_tokens: int = Field(ge=1)
+    n_sequences: int = Field(ge=1, le=1 << 48)
+    n_tokens: int = Field(ge=1, le=1 << 62)
     """Real tokens, without padding."""
-    n_documents: int = Field(ge=1)
+    n_documents: int = Field(ge=1, le=1 << 62)
     tokens_sha256: str
     """Of all stored rows of token ids, little-endian int32, padding included."""
-    segment_size: int = Field(ge=1)
+    segment_size: int = Field(ge=1, le=1 << 40)
+
+    @model_validator(mode="after")
+    def _tokens_come_first(self) -> Self:
+        if self.tokens_of > self.run:
+            raise ValueError(f"run {self.run} cannot be over the tokens of the later run {self.tokens_of}")
+        return self
+
+    @property
+    def has_own_tokens(self) -> bool:
+        return self.tokens_of == self.run
+
+    @property
+    def folder(self) -> str:
+        """Of the documents of this run."""
+        return f"{RUNS}/{self.run}"
+
+    @property
+    def part(self) -> str:
+        """Path of the group of its arrays; the root, but for runs that added tokens."""
+        return "" if self.tokens_of == FIRST_RUN else f"parts/{self.tokens_of}"
+
+    def _path(self, name: str) -> str:
+        return f"{self.part}/{name}" if self.part else name
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Paths of the Zarr groups that its arrays lie in, the root and ours not among them."""
+        above = ("parts", self.part) if self.part else ()
+        return (*above, self._path("acts"))
 
     @property
     def context_length(self) -> int:
@@ -141,12 +181,13 @@ class Plan(Document):
         """Layout of a hook's array: [n_sequences, context_length, *hook.shape], one shard a segment."""
         row_nbytes = self.context_length * math.prod(hook.shape) * dtype_of(self.request.dtype).itemsize
         return ArrayLayout(
-            path=f"acts/{hook.name}",
+            path=self._path(f"acts/{hook.name}"),
             shape=(self.n_sequences, self.context_length, *hook.shape),
             dtype=self.request.dtype,
             axes=("sequence", "position", *hook.axes),
             shard_rows=self.segment_size,
             chunk_rows=dividing_chunk_rows(row_nbytes, self.segment_size),
+            compression=self.request.compression,
         )
 
     def token_arrays(self) -> tuple[ArrayLayout, ...]:
@@ -163,7 +204,7 @@ class Plan(Document):
             row_nbytes = math.prod(inner) * dtype_of(dtype).itemsize
             rows = dividing_chunk_rows(row_nbytes, shard_rows, target_nbytes=1 << 18)
             axes = ("sequence", "position")[: 1 + len(inner)]
-            return ArrayLayout(path, (self.n_sequences, *inner), dtype, axes, shard_rows, rows)
+            return ArrayLayout(self._path(path), (self.n_sequences, *inner), dtype, axes, shard_rows, rows)
 
         return (
             layout("tokens", "int32", (length,)),
@@ -172,6 +213,10 @@ class Plan(Document):
             layout("offsets", "int32", (length,)),
         )
 
+    def token_array(self, name: str) -> ArrayLayout:
+        """The one of them that has this name, such as ``tokens``."""
+        return next(layout for layout in self.token_arrays() if layout.path == self._path(name))
+
     @property
     def activation_nbytes(self) -> int:
         """Bytes of all shards of all hooks."""
@@ -179,14 +224,18 @@ class Plan(Document):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all shards, tokens included; metadata and commit records add a few KB."""
-        return self.activation_nbytes + sum(layout.nbytes for layout in self.token_arrays())
+        """Bytes of all shards, tokens included; metadata and commit records add a few KB each."""
+        tokens = self.token_arrays() if self.has_own_tokens else ()
+        return self.activation_nbytes + sum(layout.nbytes for layout in tokens)
 
     @property
     def n_objects(self) -> int:
-        """Files or objects in the finished store."""
-        arrays = [*self.token_arrays(), *(self.activations(hook) for hook in self.request.hooks)]
+        """Files or objects that the run makes."""
+        tokens = self.token_arrays() if self.has_own_tokens else ()
+        arrays = [*tokens, *(self.activations(hook) for hook in self.request.hooks)]
         shards = sum(layout.n_shards for layout in arrays)
-        groups = 3
-        plan_and_token_record = 2
-        return shards + len(arrays) + groups + plan_and_token_record + self.n_segments
+        is_first = self.run == FIRST_RUN
+        groups = 2 + len(self.groups) if is_first else len(self.groups) if self.has_own_tokens else 0
+        # The plan, the record of the tokens, the two files of the manifest, and the manifest itself.
+        documents = 3 + self.has_own_tokens + is_first
+        return shards + len(arrays) + groups + documents + self.n_segments

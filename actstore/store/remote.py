@@ -1,152 +1,187 @@
-"""Blobs on any fsspec file system; S3 through s3fs is the one that is proven."""
+"""Blobs on any fsspec file system but the local one and S3."""
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
 
+import aiohttp
 import fsspec
+import numpy as np
+from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError
+from actstore.store.blobs import BlobInfo, check_key
+from actstore.store.retries import Retries
 from actstore.store.shard import Bytes, view
+from actstore.store.storage_errors import BlobNotFoundError, Kind, RequestError, damaged
 
-_S3_OPTIONS: dict[str, Any] = {
-    # A cached listing would hide what other workers commit.
-    "use_listings_cache": False,
-    # A cached client would keep the credentials it was made with, or none, after the environment has new ones.
-    "skip_instance_cache": True,
-    "config_kwargs": {"max_pool_connections": 64, "retries": {"mode": "standard", "max_attempts": 5}},
-}
-_CONFLICT_RETRIES = 20
+_REFUSES_ITSELF: Final = ("gs", "gcs", "az", "abfs", "abfss")
+"""Schemes whose fsspec class passes the condition of a create on to the storage."""
+_LOCKS: Final = tuple(threading.Lock() for _ in range(64))
+_TAGS: Final = ("ETag", "etag", "generation", "mtime", "last_modified", "LastModified", "created")
+"""Where the fsspec classes say which version of a file it is."""
 
 
 class RemoteBlobs:
-    """Objects below ``scheme://bucket/prefix``. Credentials and endpoint come from the environment
-    (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, an instance role), never from the URL.
+    """Files below any fsspec URL.
+
+    Where the storage cannot refuse a create itself, and in every `replace`, it is looked first and written then:
+    atomic among the threads of this process, not among processes, which `is_emulated` tells. ``memory://`` belongs to
+    one process alone.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self.scheme = url.split("://", 1)[0]
-        options = _S3_OPTIONS if self.scheme in ("s3", "s3a") else {}
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, **options)
+            self._fs, root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
             raise StorageError(f"{url} cannot be opened: {error}") from error
+        self._root = root.rstrip("/")
+        self._retries = Retries(self.url)
+        scheme = url.split("://", 1)[0]
+        self._refuses_itself = scheme in _REFUSES_ITSELF
+        self.is_emulated = scheme not in (*_REFUSES_ITSELF, "memory")
 
-    def _path(self, key: str) -> str:
-        return f"{self._root}/{key}"
+    @property
+    def n_retries(self) -> int:
+        return self._retries.n
 
-    def create(self, key: str, parts: Sequence[Bytes]) -> bool:
-        body = b"".join(view(part) for part in parts)
-        for attempt in range(_CONFLICT_RETRIES):
-            try:
-                with self._explaining(key, "written"):
-                    # One PUT whatever the size: the condition on a multipart upload is not atomic everywhere.
-                    single = {"chunksize": max(len(body), 1)} if self.scheme in ("s3", "s3a") else {}
-                    self._fs.pipe_file(self._path(key), body, mode="create", **single)
-                    return True
-            except _ExistsError:
+    def create(
+        self,
+        key: str,
+        parts: Sequence[Bytes],
+        *,
+        metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - file systems keep none
+    ) -> bool:
+        path, body = self._path(key), b"".join(map(view, parts))
+
+        def write() -> bool:
+            if self._refuses_itself:
+                try:
+                    with _translated():
+                        self._fs.pipe_file(path, body, mode="create")
+                except RequestError as error:
+                    if error.kind is Kind.TAKEN:
+                        return False
+                    raise
+                return True
+            return self._write_if(path, body, None)
+
+        return self._retries.run(key, "written", write)
+
+    def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
+        path, body = self._path(key), b"".join(map(view, parts))
+        return self._retries.run(key, "written", lambda: self._write_if(path, body, expected))
+
+    def _write_if(self, path: str, body: bytes, expected: str | None) -> bool:
+        with _LOCKS[hash(path) % len(_LOCKS)]:
+            found = self._head(path)
+            if (found.tag if found else None) != expected:
                 return False
-            except _ConflictError:
-                # 409: another create of this key is under way. It may still fail, so ask again.
-                time.sleep(0.05 * (attempt + 1))
-        raise StorageError(f"{self.url}/{key} stays locked by other writers; run the same command again")
+            with _translated():
+                self._fs.pipe_file(path, body)
+            return True
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
+        path = self._path(key)
         if nbytes == 0:
-            return b""  # no range of bytes is empty
-        with self._explaining(key, "read"):
-            # An explicit end spares s3fs a HEAD.
-            stop = None if nbytes is None else start + nbytes
-            data: bytes = self._fs.cat_file(self._path(key), start=start, end=stop)
+            return b""
+        stop = None if nbytes is None else start + nbytes
+
+        def ask() -> bytes:
+            with _translated():
+                data: bytes = self._fs.cat_file(path, start=start, end=stop)
+            return data
+
+        data = self._retries.run(key, "read", ask)
+        if nbytes is None and start and not data:
+            found = self.head(key)
+            if found is not None and found.nbytes < start:
+                raise damaged(f"{self.url}/{key}", found.nbytes, start, None)
         if nbytes is not None and len(data) != nbytes:
-            raise StorageError(
-                f"{self.url}/{key} gave {len(data)} bytes from {start} where {nbytes} were expected; it is damaged"
-            )
+            raise damaged(f"{self.url}/{key}", start + len(data), start, nbytes)
         return data
 
-    def size(self, key: str) -> int | None:
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        data = self.read(key, start, out.nbytes)
+        if out.nbytes:
+            out[:] = np.frombuffer(data, np.uint8)
+
+    def head(self, key: str) -> BlobInfo | None:
+        path = self._path(key)
+        return self._retries.run(key, "read", lambda: self._head(path))
+
+    def _head(self, path: str) -> BlobInfo | None:
+        # A cached listing would hide what other workers commit.
+        self._fs.invalidate_cache()
         try:
-            with self._explaining(key, "read"):
-                return int(self._fs.size(self._path(key)))
-        except BlobNotFoundError:
+            with _translated():
+                info: dict[str, Any] = self._fs.info(path)
+        except RequestError as error:
+            if error.kind is Kind.MISSING:
+                return None
+            raise
+        if info["type"] != "file":
             return None
+        version = "|".join(str(info[name]) for name in _TAGS if name in info)
+        return BlobInfo(info["size"], f"{info['size']}|{version}", {})
 
     def names(self, prefix: str) -> list[str]:
+        return sorted(self._listed(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        return {name: info["size"] for name, info in self._listed(prefix).items() if info["type"] == "file"}
+
+    def _listed(self, prefix: str) -> dict[str, dict[str, Any]]:
+        path = self._path(prefix) if prefix else self._root
+
+        def ask() -> list[dict[str, Any]]:
+            self._fs.invalidate_cache()
+            with _translated():
+                found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+            return found
+
         try:
-            with self._explaining(prefix, "listed"):
-                entries = self._fs.ls(self._path(prefix), detail=False)
+            entries = self._retries.run(prefix, "listed", ask)
         except BlobNotFoundError:
-            return []
-        # A blob, and on some servers an empty folder, lists itself.
-        folder = self._path(prefix).strip("/") + "/"
-        below = (entry.strip("/") for entry in entries)
-        return sorted(entry.removeprefix(folder) for entry in below if entry.startswith(folder))
+            return {}
+        # A file lists itself.
+        folder = path.strip("/") + "/"
+        below = ((entry["name"].strip("/"), entry) for entry in entries)
+        return {name.removeprefix(folder): entry for name, entry in below if name.startswith(folder)}
 
     def delete(self, key: str) -> None:
-        try:
-            with self._explaining(key, "deleted"):
-                self._fs.rm_file(self._path(key))
-        except BlobNotFoundError:
-            pass
+        path = self._path(key)
+
+        def remove() -> None:
+            with _translated():
+                self._fs.rm_file(path)
+
+        with contextlib.suppress(BlobNotFoundError):
+            self._retries.run(key, "deleted", remove)
 
     def free_nbytes(self) -> int | None:
         return None
 
-    @contextmanager
-    def _explaining(self, key: str, verb: str) -> Iterator[None]:
-        """Turn what botocore and fsspec raise into our errors, one sentence each."""
-        where = f"{self.url}/{key}"
-        try:
-            yield
-        except Exception as error:
-            code = _error_code(error)
-            if code in ("PreconditionFailed", "412") or isinstance(error, FileExistsError):
-                raise _ExistsError from error
-            if code in ("ConditionalRequestConflict", "409"):
-                raise _ConflictError from error
-            if code == "NoSuchBucket" or "bucket does not exist" in str(error):
-                raise StorageError(
-                    f"{self.url}: the bucket does not exist; create it first, or correct the name"
-                ) from error
-            if isinstance(error, FileNotFoundError):
-                raise BlobNotFoundError(f"{where} does not exist") from error
-            name = type(error).__name__
-            if name in ("NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError"):
-                raise StorageError(
-                    f"{where} cannot be {verb}: no credentials found; set AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role"
-                ) from error
-            if isinstance(error, PermissionError):
-                raise StorageError(
-                    f"{where} cannot be {verb}: access denied to these credentials ({error})"
-                ) from error
-            if name in ("EndpointConnectionError", "ConnectTimeoutError", "ClientConnectorError"):
-                raise StorageError(
-                    f"{where} cannot be {verb}: the server is not reachable ({error})"
-                ) from error
-            if isinstance(error, OSError) or "botocore" in type(error).__module__:
-                raise StorageError(f"{where} cannot be {verb}: {error}") from error
-            raise
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}"
 
 
-class _ExistsError(Exception):
-    pass
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what fsspec classes raise into `RequestError`."""
+    try:
+        yield
+    except (OSError, NotImplementedError, aiohttp.ClientError) as error:
+        kind = next((kind for kind, types in _KINDS if isinstance(error, types)), Kind.OTHER)
+        raise RequestError(kind, str(error) or type(error).__name__) from error
 
 
-class _ConflictError(Exception):
-    pass
-
-
-def _error_code(error: BaseException) -> str | None:
-    """The S3 error code below an exception that s3fs translated, if there is one."""
-    below: BaseException | None = error
-    while below is not None:
-        response = getattr(below, "response", None)
-        if isinstance(response, dict):
-            code = response.get("Error", {}).get("Code")
-            return None if code is None else str(code)
-        below = below.__cause__
-    return None
+_KINDS: Final[tuple[tuple[Kind, tuple[type[Exception], ...]], ...]] = (
+    (Kind.MISSING, (FileNotFoundError,)),
+    (Kind.TAKEN, (FileExistsError,)),
+    (Kind.DENIED, (PermissionError,)),
+    (Kind.UNREACHABLE, (ConnectionRefusedError, aiohttp.ClientConnectorError)),
+    (Kind.BROKEN, (ConnectionError, TimeoutError, aiohttp.ClientError)),
+)

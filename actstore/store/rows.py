@@ -1,34 +1,103 @@
 """Rows of one array, as NumPy arrays in the storage type."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import bisect
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import NotCommittedError
-from actstore.store.blobs import BlobNotFoundError, Blobs
+from actstore.store.blobs import Blobs
 from actstore.store.dtypes import dtype
 from actstore.store.layout import ArrayLayout, RowRange
+from actstore.store.local import LocalBlobs
+from actstore.store.row_index import RowIndex, Selection
+from actstore.store.shard_reader import CompressedShards
+from actstore.store.storage_errors import BlobNotFoundError
+
+_PIECE: Final = 8 << 20
+"""Bytes. Larger reads are cut, so that threads can share them."""
+_REQUESTS: Final = 16
+"""Requests to remote storage under way at once."""
+_FEW: Final = 64
+"""Rows of which a part is always read alone."""
+_REQUEST_NBYTES: Final = 1 << 20
+"""A request to remote storage takes about as long as reading this much more."""
+_MAX_NBYTES: Final = 1 << 62
+
+
+@dataclass(frozen=True)
+class Section:
+    """Consecutive rows of an array that one run wrote (or has yet to write)."""
+
+    layout: ArrayLayout
+    is_committed: Callable[[int], bool]
+    """By shard of this layout."""
+    why_absent: str = ""
+    """Told when a row is not committed."""
+    nbytes_of: Callable[[int], int] | None = None
+    """Size of a shard's object, where the array is compressed; None has it asked for once a shard."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows of one shard, and where they go."""
+
+    section: int
+    rows: RowRange
+    at: int
+    """First row of the result."""
 
 
 class Rows:
     """Reads an array as ``rows[key]`` with NumPy's basic indexing, and lists of rows on the first axis.
 
-    Only the rows asked for are read: one range of bytes for each run of neighbouring rows in a shard.
+    Only the rows asked for are read, straight into the array that is returned: one range of bytes for each run of
+    neighbouring rows in a shard. Of few rows, or of wide ones, only the range of positions asked for is read.
     """
 
-    def __init__(self, blobs: Blobs, layout: ArrayLayout, is_committed: Callable[[int], bool]) -> None:
-        self.layout = layout
+    def __init__(self, blobs: Blobs, sections: Sequence[Section]) -> None:
+        if not sections:
+            raise ValueError("an array needs one section at least")
         self._blobs = blobs
-        self._is_committed = is_committed
+        self._is_local = isinstance(blobs, LocalBlobs)
+        self._sections = tuple(sections)
+        first = sections[0].layout
+        for section in sections:
+            kind = (section.layout.shape[1:], section.layout.dtype, section.layout.axes)
+            if kind != (first.shape[1:], first.dtype, first.axes):
+                raise ValueError(f"{section.layout.path} has other rows than {first.path}")
+        ends = itertools.accumulate(section.layout.shape[0] for section in sections)
+        self._starts = (0, *ends)
+        self.shape: tuple[int, ...] = (self._starts[-1], *first.shape[1:])
+        self.axes = first.axes
+        self.dtype = first.dtype
+        """Name of the type, such as ``bfloat16``."""
+        self.path = first.path
+        """Of the first section."""
+        self._storage = dtype(first.dtype).storage
+        self._max_rows = tuple(_piece_rows(section.layout) for section in sections)
+        self._compressed = tuple(
+            CompressedShards(blobs, section.layout, section.nbytes_of)
+            if section.layout.compression is not None
+            else None
+            for section in sections
+        )
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        return self.layout.shape
+    def nbytes(self) -> int:
+        """Bytes of all shards, committed or not; the most it can be, where they are compressed."""
+        return sum(section.layout.nbytes for section in self._sections)
 
     def __len__(self) -> int:
-        return self.layout.shape[0]
+        return self.shape[0]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         del copy  # reading always makes a new array
@@ -42,82 +111,235 @@ class Rows:
             NotCommittedError: a row whose segment is not committed.
             StorageError: a shard is damaged or cannot be read.
         """
-        row_key, inner_key = _split(key, ndim=len(self.layout.shape))
-        rows = _row_numbers(row_key, self.layout.shape[0])
-        inner = (slice(None), *inner_key)
-        # An array of the right shape that takes no memory.
-        like = np.broadcast_to(np.zeros((), dtype(self.layout.dtype).storage), (1, *self.layout.shape[1:]))[
-            inner
-        ]
-        values = np.empty((len(rows), *like.shape[1:]), like.dtype)
-        done = 0
-        for piece in self._pieces(rows):
-            # Copied at once: each piece may be a map of a file, and there can be as many as rows.
-            values[done : done + len(piece)] = piece[inner]
-            done += len(piece)
-        return values[0] if isinstance(row_key, int | np.integer) else values
+        return self._read(RowIndex.parse(key, self.shape), None)
 
-    def _pieces(self, rows: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
-        """The rows, one piece for each run of consecutive numbers within a shard."""
-        breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-        for run in np.split(rows, breaks):
-            if len(run):
-                for part in self.layout.split(int(run[0]), int(run[-1]) + 1):
-                    yield self._read(part)
+    def read(self, key: Any, out: NDArray[Any]) -> NDArray[Any]:
+        """The same into memory that is there already, which spares the system the making of new memory.
 
-    def _read(self, part: RowRange) -> NDArray[Any]:
-        layout = self.layout
-        if not self._is_committed(part.shard):
+        Args:
+            key: as for ``rows[key]``; it does not go backwards.
+            out: C-contiguous, of the storage type and the shape of ``rows[key]``; undefined after an error.
+
+        Returns:
+            ``out``.
+        """
+        return self._read(RowIndex.parse(key, self.shape), out)
+
+    def _read(self, index: RowIndex, out: NDArray[Any] | None) -> NDArray[Any]:
+        piece = self._one_piece(index.rows)
+        # Before anything takes memory: there may be far more rows in a plan than in the store.
+        for section, part in self._shards(index.rows) if piece is None else [(piece.section, piece.rows)]:
+            self._check_committed(section, part)
+        shape = (len(index.rows), *index.inner_shape)
+        if out is None:
+            if math.prod(shape) * self._storage.itemsize > _MAX_NBYTES:
+                raise MemoryError(f"rows of shape {shape} of {self.path} do not fit into memory")
+            values = np.empty(shape, self._storage)
+        else:
+            wanted = index.result_shape
+            if out.shape != wanted or out.dtype != self._storage or not out.flags.c_contiguous:
+                raise ValueError(
+                    f"out must be C-contiguous {self._storage} of shape {wanted}, "
+                    f"got {out.dtype} of shape {out.shape}"
+                )
+            if index.is_reversed:
+                raise ValueError("rows cannot be read backwards into out; read them forwards")
+            values = out.reshape(shape)
+        if values.size:
+            self._fill(index, values, piece)
+        if out is not None:
+            return out
+        if index.is_reversed:
+            values = values[::-1]
+        return values[0] if index.is_single else values
+
+    def _check_committed(self, section: int, part: RowRange) -> None:
+        where = self._sections[section]
+        if not where.is_committed(part.shard):
+            first = self._starts[section] + part.first_row
+            hint = f"; {where.why_absent}" if where.why_absent else ""
             raise NotCommittedError(
-                f"rows {part.first_row}:{part.first_row + part.n_rows} of {layout.path} (segment {part.shard}) "
-                f"are not committed in {self._blobs.url}; run the extraction again to complete them"
+                f"rows {first}:{first + part.n_rows} of {where.layout.path} (segment {part.shard}) are not "
+                f"committed in {self._blobs.url}{hint}"
             )
-        start = part.start * layout.row_nbytes
-        try:
-            data = self._blobs.read(layout.key(part.shard), start, part.n_rows * layout.row_nbytes)
-        except BlobNotFoundError as error:
-            # A committed shard that is gone must never look like one that was not written yet.
-            raise BlobNotFoundError(
-                f"{self._blobs.url}/{layout.key(part.shard)} is committed but missing; the store is damaged"
-            ) from error
-        values = np.frombuffer(data, dtype=dtype(layout.dtype).storage)
-        return values.reshape(part.n_rows, *layout.shape[1:])
+
+    def _shards(self, rows: Selection) -> Iterator[tuple[int, RowRange]]:
+        """Every (section, shard) that the rows lie in, with rows that are there; some of them more than once."""
+        if not isinstance(rows, range) or rows.step == 1:
+            yield from ((piece.section, piece.rows) for piece in self._pieces(rows, None))
+            return
+        at = 0
+        while at < len(rows):
+            section, row = self._find(rows[at])
+            layout = self._sections[section].layout
+            shard, within = divmod(row, layout.shard_rows)
+            yield section, RowRange(shard, within, 1, row)
+            # On to the first one past this shard: there may be very many in it.
+            end = self._starts[section] + min((shard + 1) * layout.shard_rows, layout.shape[0])
+            at += -(-(end - rows[at]) // rows.step)
+
+    def _find(self, row: int) -> tuple[int, int]:
+        """The section of a row, and its number there."""
+        section = bisect.bisect_right(self._starts, row) - 1
+        return section, row - self._starts[section]
+
+    def _one_piece(self, rows: Selection) -> _Piece | None:
+        """All of the rows, where they are few neighbours in one shard; None otherwise."""
+        if not isinstance(rows, range) or rows.step != 1 or not rows:
+            return None
+        section, row = self._find(rows.start)
+        shard, within = divmod(row, self._sections[section].layout.shard_rows)
+        n_rows = len(rows)
+        is_in_shard = within + n_rows <= self._sections[section].layout.rows_in(shard)
+        if not is_in_shard or n_rows > self._max_rows[section]:
+            return None
+        return _Piece(section, RowRange(shard, within, n_rows, row), 0)
+
+    def _pieces(self, rows: Selection, max_rows: Sequence[int] | None) -> Iterator[_Piece]:
+        """The rows in order: one piece for each run of neighbours in a shard.
+
+        Args:
+            rows: their numbers.
+            max_rows: the most in a piece, by section.
+        """
+        at = 0
+        for start, stop in _runs(rows):
+            row = start
+            while row < stop:
+                section, first = self._find(row)
+                end = min(stop, self._starts[section + 1]) - self._starts[section]
+                for part in self._sections[section].layout.split(first, end):
+                    for piece in _cut(part, part.n_rows if max_rows is None else max_rows[section]):
+                        yield _Piece(section, piece, at)
+                        at += piece.n_rows
+                row = self._starts[section] + end
+
+    def _fill(self, index: RowIndex, values: NDArray[Any], piece: _Piece | None) -> None:
+        is_sparse = self._reads_ranges(index)
+
+        def read(piece: _Piece) -> None:
+            try:
+                self._read_piece(piece, index, values[piece.at : piece.at + piece.rows.n_rows], is_sparse)
+            except BlobNotFoundError as error:
+                # A committed shard that is gone must never look like one that was not written yet.
+                key = self._sections[piece.section].layout.key(piece.rows.shard)
+                raise BlobNotFoundError(
+                    f"{self._blobs.url}/{key} is committed but missing; the store is damaged"
+                ) from error
+
+        if piece is not None and (len(index.rows) == 1 or not is_sparse):
+            read(piece)
+            return
+        pieces = self._pieces(index.rows, (1,) * len(self._sections) if is_sparse else self._max_rows)
+        if not self._is_local:
+            n_threads = min(_REQUESTS, len(index.rows))
+        elif len(index.rows) * self._sections[0].layout.row_nbytes > _PIECE:
+            n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        else:
+            n_threads = 1
+        _each(read, pieces, n_threads)
+
+    def _reads_ranges(self, index: RowIndex) -> bool:
+        """Whether to ask for a part of each row rather than for whole rows."""
+        first = self._sections[0].layout
+        if index.span is None or any(reader is not None for reader in self._compressed):
+            return False
+        if self._is_local:
+            # Files are mapped, so that what is not looked at is not read; that takes longer than one small read.
+            return len(index.rows) == 1
+        unwanted = first.row_nbytes * (1 - (index.span.stop - index.span.start) / self.shape[1])
+        return len(index.rows) <= _FEW or unwanted >= _REQUEST_NBYTES
+
+    def _read_piece(self, piece: _Piece, index: RowIndex, out: NDArray[Any], is_sparse: bool) -> None:
+        layout, part = self._sections[piece.section].layout, piece.rows
+        key, start = layout.key(part.shard), part.start * layout.row_nbytes
+        compressed = self._compressed[piece.section]
+        if is_sparse and index.span is not None:
+            position_nbytes = layout.row_nbytes // self.shape[1]
+            start += index.span.start * position_nbytes
+            shape = (part.n_rows, len(index.span), *self.shape[2:])
+            inner = index.within_span
+        else:
+            shape, inner = (part.n_rows, *self.shape[1:]), index.inner
+        if index.is_whole or (is_sparse and index.span_is_whole):
+            if compressed is None:
+                self._blobs.read_into(key, start, _bytes_of(out))
+            else:
+                compressed.read_into(part, _bytes_of(out))
+            return
+        nbytes = math.prod(shape) * self._storage.itemsize
+        if compressed is None:
+            data = self._blobs.read(key, start, nbytes)
+        else:
+            data = np.empty(nbytes, np.uint8)
+            compressed.read_into(part, data)
+        out[...] = np.frombuffer(data, self._storage).reshape(shape)[inner]
 
 
-def _split(key: Any, ndim: int) -> tuple[Any, tuple[Any, ...]]:
-    """An index as (first axis, all other axes), without an ellipsis."""
-    parts = list(key) if isinstance(key, tuple) else [key]
-    ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
-    if len(ellipses) > 1:
-        raise IndexError("an index can only have a single ellipsis ('...')")
-    if ellipses:
-        fill = ndim - (len(parts) - 1)
-        parts[ellipses[0] : ellipses[0] + 1] = [slice(None)] * fill
-    if len(parts) > ndim:
-        raise IndexError(f"too many indices: the array has {ndim} axes, {len(parts)} were indexed")
-    row, inner = (parts[0], tuple(parts[1:])) if parts else (slice(None), ())
-    basic = (slice, int, np.integer)
-    # NumPy pairs two lists, where ours would cross; and it moves the axis of a list that an integer precedes.
-    late = inner if not isinstance(row, basic) else inner[1:] if not isinstance(row, slice) else ()
-    if not all(isinstance(part, basic) for part in late):
-        raise IndexError("only one axis can be indexed by a list; index the result for the other")
-    return row, inner
+def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return values.reshape(-1).view(np.uint8)
 
 
-def _row_numbers(key: Any, n_rows: int) -> NDArray[np.int64]:
-    if isinstance(key, slice):
-        return np.arange(*key.indices(n_rows), dtype=np.int64)
-    rows = np.atleast_1d(np.asarray(key))
-    if rows.dtype == bool:
-        if rows.shape != (n_rows,):
-            raise IndexError(f"a mask of rows must have shape ({n_rows},), got {rows.shape}")
-        return np.flatnonzero(rows)
-    if rows.size == 0:
-        return np.empty(0, dtype=np.int64)
-    if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
-        raise IndexError(f"rows are chosen by an integer, a slice, or a list of integers, not {key!r}")
-    rows = rows.astype(np.int64)
-    outside = rows[(rows < -n_rows) | (rows >= n_rows)]
-    if outside.size:
-        raise IndexError(f"row {outside[0]} is out of bounds for {n_rows} rows")
-    return np.where(rows < 0, rows + n_rows, rows)
+def _runs(rows: Selection) -> Iterator[tuple[int, int]]:
+    """(start, stop) of consecutive numbers, in order."""
+    if isinstance(rows, range):
+        if rows.step == 1:
+            yield rows.start, rows.stop
+        else:
+            yield from ((row, row + 1) for row in rows)
+        return
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    firsts, lasts = rows[np.concatenate([[0], breaks])], rows[np.concatenate([breaks - 1, [-1]])]
+    yield from zip(firsts.tolist(), (lasts + 1).tolist(), strict=True)
+
+
+def _piece_rows(layout: ArrayLayout) -> int:
+    """Rows that are read at once: whole chunks where they are compressed, so that none is decompressed twice."""
+    n_rows = max(1, _PIECE // layout.row_nbytes)
+    if layout.compression is None:
+        return n_rows
+    return max(1, n_rows // layout.chunk_rows) * layout.chunk_rows
+
+
+def _cut(part: RowRange, max_rows: int) -> Iterator[RowRange]:
+    """At multiples of ``max_rows``, counted from the start of the shard."""
+    if part.n_rows <= 1:
+        yield part
+        return
+    start, stop = part.start, part.start + part.n_rows
+    while start < stop:
+        end = min(stop, (start // max_rows + 1) * max_rows)
+        yield RowRange(part.shard, start, end - start, part.first_row + start - part.start)
+        start = end
+
+
+def _each(read: Callable[[_Piece], None], pieces: Iterable[_Piece], n_threads: int) -> None:
+    """Read all pieces; the first error ends it.
+
+    Threads are made when they are needed: some that wait would be gone, and waited for, in a forked process.
+    """
+    todo = iter(pieces)
+    begun = list(itertools.islice(todo, n_threads))
+    todo = itertools.chain(begun, todo)
+    if len(begun) <= 1:
+        for piece in todo:
+            read(piece)
+        return
+    lock = threading.Lock()
+    failed = threading.Event()
+
+    def work() -> None:
+        while not failed.is_set():
+            with lock:
+                piece = next(todo, None)
+            if piece is None:
+                return
+            try:
+                read(piece)
+            except BaseException:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(len(begun), thread_name_prefix="rows") as threads:
+        for done in [threads.submit(work) for _ in begun]:
+            done.result()

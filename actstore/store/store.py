@@ -1,21 +1,25 @@
 """A store, open for reading."""
 
 import contextlib
-import json
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import HookError, NotCommittedError, StorageError
-from actstore.hooks.names import HookName, each_name, long_name, stored_as
+from actstore.hooks.names import HookName, each_name, forward_order, long_name, stored_as
 from actstore.store.activations import Activations
 from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.commit import PLAN_KEY, TOKENS_KEY, committed, read_plan
-from actstore.store.plan import HookArray, Plan
-from actstore.store.rows import Rows
+from actstore.store.commit import plan_key, read_commit
+from actstore.store.manifest import RunStatistics
+from actstore.store.moments import has_statistics
+from actstore.store.plan import FIRST_RUN, HookArray, Plan
+from actstore.store.rows import Rows, Section
+from actstore.store.run import Run, read_runs
+from actstore.store.statistics import HookStatistics, Statistics, merge
 
 if TYPE_CHECKING:
     import zarr
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.names import HookNames
 
+_READERS: Final = 16
+
 
 class Store:
     """Committed activations of one model over one set of tokens. Open one with `actstore.open`.
@@ -32,50 +38,90 @@ class Store:
     A store that is still being written can be read: what is committed is there, all else raises.
     """
 
-    def __init__(self, blobs: Blobs, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, blobs: Blobs, runs: tuple[Run, ...]) -> None:
         self.url = blobs.url
         self._blobs = blobs
-        self._committed: set[int] = set()
-        self._has_tokens = False
-        self.refresh()
+        self.runs = runs
+        """What was extracted, in the order in which it was begun."""
 
     def refresh(self) -> None:
         """Look again at what is committed."""
-        self._committed = committed(self._blobs, self.plan.n_segments)
-        self._has_tokens = self._blobs.size(TOKENS_KEY) is not None
+        self.runs = read_runs(self._blobs)
+
+    @property
+    def plan(self) -> Plan:
+        """Of the first run."""
+        return self.runs[0].plan
+
+    @property
+    def _parts(self) -> tuple[Run, ...]:
+        """The runs that brought tokens. Their sequences follow each other."""
+        return tuple(run for run in self.runs if run.plan.has_own_tokens)
+
+    def _runs_over(self, part: Run) -> list[Run]:
+        return [run for run in self.runs if run.plan.tokens_of == part.plan.run]
 
     @property
     def hooks(self) -> tuple[str, ...]:
         """Names of the stored hooks, in model order."""
-        return self.plan.hook_names
+        return tuple(self._arrays)
+
+    @property
+    def _arrays(self) -> dict[str, HookArray]:
+        """The stored hooks of all runs, by name, in model order."""
+        found: dict[str, HookArray] = {}
+        for run in self.runs:
+            for hook in run.plan.request.hooks:
+                found.setdefault(hook.name, hook)
+        return {name: found[name] for name in sorted(found, key=forward_order)}
 
     @property
     def shape(self) -> tuple[int, int]:
         """(sequences, positions) of every array."""
-        return self.plan.n_sequences, self.plan.context_length
+        return sum(part.plan.n_sequences for part in self._parts), self.plan.context_length
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The plan as plain data: model, tokens, packing, hooks, dtype, batch shape."""
-        fields: dict[str, Any] = json.loads(self.plan.to_bytes())
-        return fields
+        """The plan of the first run as plain data: model, tokens, packing, hooks, dtype, batch shape."""
+        return self.plan.model_dump(mode="json")
+
+    @property
+    def n_segments(self) -> int:
+        """Of all runs."""
+        return sum(run.plan.n_segments for run in self.runs)
 
     @property
     def n_committed(self) -> int:
-        """Committed segments, out of ``plan.n_segments``."""
-        return len(self._committed)
+        """Committed segments, out of `n_segments`."""
+        return sum(len(run.committed) for run in self.runs)
+
+    @property
+    def n_tokens(self) -> int:
+        """Real tokens, without padding."""
+        return sum(part.plan.n_tokens for part in self._parts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards, committed or not; for compressed ones the most that they can take."""
+        return sum(run.plan.nbytes for run in self.runs)
 
     @property
     def is_complete(self) -> bool:
-        return self.n_committed == self.plan.n_segments
+        """Whether all that was planned is committed."""
+        return all(run.is_complete for run in self.runs)
 
     def committed_rows(self) -> NDArray[np.bool_]:
-        """[n_sequences] True where every hook of the sequence can be read."""
-        rows = np.zeros(self.plan.n_sequences, dtype=bool)
-        for index in self._committed:
-            segment = self.plan.segment(index)
-            rows[segment.start : segment.stop] = True
+        """[n_sequences] True where every hook of the store can be read."""
+        rows = np.zeros(self.shape[0], dtype=bool)
+        first = 0
+        for part in self._parts:
+            runs = self._runs_over(part)
+            here = rows[first : first + part.plan.n_sequences]
+            first += part.plan.n_sequences
+            if {hook.name for run in runs for hook in run.plan.request.hooks} == self._arrays.keys():
+                here[:] = True
+                for run in runs:
+                    here &= run.committed_rows()
         return rows
 
     def __getitem__(self, hook: HookName) -> Activations:
@@ -87,9 +133,47 @@ class Store:
             HookError: this store does not hold it.
         """
         found = self._find(hook)
-        layout = self.plan.activations(found)
-        rows = Rows(self._blobs, layout, self._committed.__contains__)
-        return Activations(found.name, rows, self._blobs.url)
+        sections = [self._section(part, found) for part in self._parts]
+        return Activations(found.name, Rows(self._blobs, sections), self._blobs.url)
+
+    def _section(self, part: Run, hook: HookArray) -> Section:
+        """The rows of a hook over the tokens of one part."""
+        for run in self._runs_over(part):
+            if run.hook(hook.name) is not None:
+                layout = run.plan.activations(hook)
+                return Section(
+                    layout, run.committed.__contains__, "run the extraction again to complete them"
+                )
+        why = f"this hook was not extracted over the tokens of run {part.plan.run}; extract it over them"
+        return Section(part.plan.activations(hook), lambda _: False, why)
+
+    def stats(self, hook: HookName) -> Statistics:
+        """Statistics of a hook over all committed tokens, padding left out; no activations are read.
+
+        Raises:
+            HookError: this store does not hold it, or has no statistics of it (attention scores and patterns).
+            NotCommittedError: nothing of it is committed yet.
+            StorageError: a record is damaged.
+        """
+        found = self._find(hook)
+        if not has_statistics(found):
+            raise HookError(f"{found.name} has no statistics: its values are not those of one token alone")
+        records: list[HookStatistics] = []
+        for run in self.runs:
+            if run.hook(found.name) is not None:
+                records += self._records(run, found.name)
+        if not records:
+            raise NotCommittedError(
+                f"nothing of {found.name} is committed in {self.url} yet; run the extraction again to complete it"
+            )
+        return merge(records, found.shape)
+
+    def _records(self, run: Run, hook: str) -> list[HookStatistics]:
+        if run.finished is not None:
+            return [RunStatistics.read(self._blobs, run.finished.statistics.key).hooks[hook]]
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
+            found = threads.map(lambda index: read_commit(self._blobs, run.plan, index), run.committed)
+            return [record.statistics[hook] for record in found]
 
     def __contains__(self, hook: object) -> bool:
         try:
@@ -102,7 +186,7 @@ class Store:
         return iter(self.hooks)
 
     def _find(self, hook: HookName) -> HookArray:
-        by_name = {stored.name: stored for stored in self.plan.request.hooks}
+        by_name = self._arrays
         name = stored_as(long_name(hook, self.plan.request.model.n_layers))
         if name not in by_name:
             # Only other spellings need to know the model, which takes transformers.
@@ -117,7 +201,7 @@ class Store:
         if not isinstance(pattern, str) or "*" not in pattern:
             return [self._find(pattern)]
         chosen = {stored_as(name) for name in self.names.select(pattern)}
-        found = [stored for stored in self.plan.request.hooks if stored.name in chosen]
+        found = [stored for stored in self._arrays.values() if stored.name in chosen]
         if not found:
             raise HookError(f"{self.url} does not hold {pattern!r}; it holds {', '.join(self.hooks)}")
         return found
@@ -193,12 +277,7 @@ class Store:
         return self._token_rows("offsets")
 
     def _token_rows(self, path: str) -> Rows:
-        if not self._has_tokens:
-            raise NotCommittedError(
-                f"the tokens of {self.url} are not committed; run the extraction again to complete them"
-            )
-        layout = next(layout for layout in self.plan.token_arrays() if layout.path == path)
-        return Rows(self._blobs, layout, lambda _: True)
+        return Rows(self._blobs, [_token_section(part, path) for part in self._parts])
 
     @property
     def zarr(self) -> "zarr.Group":
@@ -212,10 +291,17 @@ class Store:
     def __repr__(self) -> str:
         model = self.plan.request.model.name
         n, length = self.shape
-        state = "complete" if self.is_complete else f"{self.n_committed}/{self.plan.n_segments} segments"
+        state = "complete" if self.is_complete else f"{self.n_committed}/{self.n_segments} segments"
         return (
             f"<actstore.Store {self.url}: {model}, {len(self.hooks)} hooks, {n} x {length} tokens, {state}>"
         )
+
+
+def _token_section(part: Run, path: str) -> Section:
+    def is_committed(_shard: int) -> bool:
+        return part.has_tokens
+
+    return Section(part.plan.token_array(path), is_committed, "run the extraction again to complete them")
 
 
 def open_store(url: str) -> Store:
@@ -225,7 +311,9 @@ def open_store(url: str) -> Store:
         StorageError: there is no store, or it cannot be read.
     """
     blobs = open_blobs(str(url))
-    plan = read_plan(blobs)
-    if plan is None:
-        raise StorageError(f"there is no actstore store at {blobs.url} ({PLAN_KEY} does not exist)")
-    return Store(blobs, plan)
+    runs = read_runs(blobs)
+    if not runs:
+        raise StorageError(
+            f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
+        )
+    return Store(blobs, runs)

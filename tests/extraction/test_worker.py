@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import actstore
 from actstore.errors import JobError, ModelError, StorageError
-from actstore.extraction.extract import _claim
+from actstore.extraction.claim import claim
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
 from actstore.store.local import LocalBlobs
 from actstore.store.shard import Bytes
@@ -28,24 +28,26 @@ class TroubledDisk(LocalBlobs):
         super().__init__(root)
         self.failed, self.held, self.go_on = threading.Event(), threading.Event(), threading.Event()
 
-    def create(self, key: str, parts: Sequence[Bytes]) -> bool:
+    def create(
+        self, key: str, parts: Sequence[Bytes], *, metadata: Mapping[str, str] | None = None
+    ) -> bool:
         if key.startswith("acts/blocks.0.hook_resid_post/c.0.") and not self.failed.is_set():
             self.failed.set()
             raise StorageError("the disk had a bad moment")
         if key.startswith("acts/blocks.2.hook_resid_post/c.0."):
             self.held.set()
             assert self.go_on.wait(60)
-        return super().create(key, parts)
+        return super().create(key, parts, metadata=metadata)
 
 
 def test_memory_is_not_reused_while_it_is_still_being_written(fields: Fields) -> None:
     run = actstore.plan(**fields)
-    _claim(run)
+    claim(run.blobs, run.plan)
     assert run.packed is not None
     run.packed.store(run.blobs, run.plan)
     worker = WorkerSpec(fields["out"], fields["model"]).start()
     disk = TroubledDisk(fields["out"])
-    worker._blobs = disk
+    worker._writer._blobs = disk
     with ThreadPoolExecutor(1) as thread:
         segment = thread.submit(worker.run, 0)
         assert disk.failed.wait(60)
@@ -71,7 +73,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(fields: Fields, tmp_path: Pa
 def test_shards_of_a_half_deleted_store_are_not_taken_for_our_own(fields: Fields) -> None:
     actstore.extract(actstore.plan(**fields))
     shutil.rmtree(Path(fields["out"], "_actstore"))
-    with pytest.raises(StorageError, match="has no plan but holds shards of blocks.0.hook_resid_post"):
+    with pytest.raises(StorageError, match="has no plan for acts/blocks.0.hook_resid_post but holds shards of it"):
         actstore.plan(**fields)
 
 

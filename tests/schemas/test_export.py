@@ -10,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 FOLDER = Path(__file__).parents[2] / "schemas"
-KINDS = ("job", "plan", "tokens", "commit")
+KINDS = ("job", "plan", "tokens", "commit", "statistics", "manifest")
 
 
 def _export() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """``schemas/format.md`` is true: its example is a real store, read here by the page's arithmetic alone."""
 
+import base64
 import hashlib
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -198,13 +200,19 @@ def test_every_key_is_on_the_page(example: _Example) -> None:
     run = "_actstore/runs/0000"
     commits = {f"{run}/commits/{segment:08d}.json" for segment in range(3)}
     found = {path.relative_to(example.root).as_posix() for path in example.root.rglob("*") if path.is_file()}
-    assert found == groups | metadata | shards | commits | {f"{run}/plan.json", f"{run}/tokens.json"}
+    files = ("plan.json", "tokens.json", "shards.parquet", "statistics.json")
+    documents = {"_actstore/manifest.json", *(f"{run}/{name}" for name in files)}
+    assert found == groups | metadata | shards | commits | documents
 
 
 def test_documents_are_spelled_as_the_page_says(example: _Example) -> None:
     for path in example.root.rglob("*.json"):
         document = json.loads(path.read_bytes())
-        assert path.read_bytes() == (json.dumps(document, indent=2, sort_keys=True) + "\n").encode("ascii")
+        data = path.read_bytes()
+        assert data == (json.dumps(document, indent=2, sort_keys=True) + "\n").encode("ascii")
+        if path.name != "zarr.json":
+            first, second, rest = data.split(b"\n", 2)
+            assert (first, second) == (b"{", b'  "checksum": %d,' % google_crc32c.value(rest))
 
 
 def test_records_describe_the_objects(example: _Example) -> None:
@@ -233,6 +241,44 @@ def test_records_describe_the_objects(example: _Example) -> None:
     assert plan["tokens_sha256"] == hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
 
 
+def test_manifest_sums_up_the_records(example: _Example) -> None:
+    manifest = example.json("_actstore/manifest.json")
+    assert manifest["sealed"]
+    run = manifest["runs"][0]
+    folder = "_actstore/runs/0000"
+    assert run["plan"] == {k: v for k, v in example.json(f"{folder}/plan.json").items() if k != "checksum"}
+    for name in ("shards", "statistics"):
+        data = (example.root / run[name]["key"]).read_bytes()
+        assert (len(data), google_crc32c.value(data)) == (run[name]["nbytes"], run[name]["crc32c"])
+    shards = list(example.json(f"{folder}/tokens.json")["shards"])
+    commits = [example.json(f"{folder}/commits/{segment:08d}.json") for segment in range(3)]
+    shards += [commit["shards"][hook] for hook in HOOKS for commit in commits]
+    rows = pq.read_table(example.root / run["shards"]["key"]).to_pylist()
+    assert [{key: row[key] for key in ("crc32c", "key", "nbytes")} for row in rows] == shards
+    assert all(row["key"].startswith(f"{row['array']}/c.{row['shard']}") for row in rows)
+
+
+def test_statistics_are_what_the_page_says(example: _Example) -> None:
+    store = actstore.open(str(example.root))
+    for segment in range(3):
+        record = example.json(f"_actstore/runs/0000/commits/{segment:08d}.json")
+        for hook in HOOKS:
+            said = record["statistics"][hook]
+            values = store[hook][12 * segment : min(30, 12 * segment + 12)].double().numpy().reshape(-1, 64)
+            norms = np.linalg.norm(values, axis=1)
+            assert said["count"] == record["n_tokens"] == len(values)
+            total = np.frombuffer(base64.b64decode(said["sum"]), "<f8")
+            np.testing.assert_allclose(total, values.sum(axis=0), atol=1e-9)
+            assert said["sum_of_norms"] == pytest.approx(norms.sum())
+            assert said["sum_of_squared_norms"] == pytest.approx((norms**2).sum())
+            assert (said["max_abs"], said["n_not_finite"]) == (np.abs(values).max(), 0)
+            g = 1.01 / 0.99
+            buckets = np.unique(np.ceil(np.log(norms) / np.log(g)).astype(int), return_counts=True)
+            assert said["norms"]["buckets"] == [
+                list(pair) for pair in zip(*(x.tolist() for x in buckets), strict=True)
+            ]
+
+
 def test_provenance(example: _Example) -> None:
     store = actstore.open(str(example.root))
     ids, documents, offsets = store.tokens[:], store.documents[:], store.offsets[:]
@@ -250,7 +296,7 @@ def test_rows_of_a_token_shard(context_length: int) -> None:
     example = PAGE.parent / "examples" / "valid" / "plan-token-ids.json"
     fields = json.loads(example.read_bytes())
     fields["request"]["tokens"]["context_length"] = context_length
-    plan = Plan.from_bytes(json.dumps(fields).encode(), example.name)
+    plan = Plan.model_validate_json(json.dumps({k: v for k, v in fields.items() if k != "checksum"}))
     for layout in plan.token_arrays():
         assert layout.shard_rows == 1024 * max(1, 16777216 // (8192 * context_length))
         assert layout.shard_rows % layout.chunk_rows == 0
@@ -270,6 +316,7 @@ def test_stores_of_one_plan_are_equal_byte_for_byte_also_after_an_interruption(
     root = tmp_path / "store"
     actstore.extract(actstore.plan(out=str(root), **example.fields))
     # As if killed between the shards and the commit of one segment, and before the shards of another.
+    (root / "_actstore/manifest.json").unlink()
     (root / "_actstore/runs/0000/commits/00000000.json").unlink()
     (root / "_actstore/runs/0000/commits/00000002.json").unlink()
     (root / f"acts/{HOOKS[0]}/c.2.0.0").unlink()

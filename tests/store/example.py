@@ -1,5 +1,6 @@
 """Small stores written without a model, through the same functions that extraction uses."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,30 +10,42 @@ from numpy.typing import NDArray
 
 from actstore.store.blobs import Blobs
 from actstore.store.commit import (
-    PLAN_KEY,
-    TOKENS_KEY,
     CommitRecord,
     Environment,
-    ShardRecord,
+    Golden,
+    ObjectRecord,
     TokensRecord,
     commit_key,
+    has_golden,
+    plan_key,
     put,
+    tokens_key,
 )
 from actstore.store.dtypes import dtype
-from actstore.store.layout import ROOT_METADATA, ArrayLayout, group_metadata, to_json
+from actstore.store.layout import ArrayLayout
+from actstore.store.moments import has_statistics, of_rows
 from actstore.store.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
 from actstore.store.shard import Shard, encode
+from actstore.store.zarr_documents import zarr_documents
 
 N, LENGTH, D_MODEL, SEGMENT = 37, 8, 16, 16
 """Three segments; the last has 5 of 16 sequences."""
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z")
-ENVIRONMENT = Environment(actstore="0", torch="2.9.0", transformers="5.9.0", device="cpu", attention="sdpa")
+ENVIRONMENT = Environment(
+    actstore="0",
+    engine="transformers",
+    torch="2.9.0",
+    transformers="5.9.0",
+    device="cpu",
+    attention="sdpa",
+    batch=(8, LENGTH),
+)
 
 Columns = Mapping[str, NDArray[Any]]
 """Arrays by name: of each hook, or of the tokens."""
 
 
-def example_plan(dtype: Any = "float32", **changes: Any) -> Plan:
+def example_plan(dtype: Any = "float32", compression: Any = None, **changes: Any) -> Plan:
     heads = HookArray(name=HOOKS[2], shape=(2, D_MODEL // 2), axes=("head", "d_head"))
     residuals = [HookArray(name=name, shape=(D_MODEL,), axes=("d_model",)) for name in HOOKS[:2]]
     model = ModelIdentity(
@@ -59,12 +72,22 @@ def example_plan(dtype: Any = "float32", **changes: Any) -> Plan:
         max_tokens=None,
         seed=None,
     )
-    request = Request(model=model, tokens=tokens, hooks=(*residuals, heads), dtype=dtype, batch_size=8)
+    request = Request(
+        model=model,
+        tokens=tokens,
+        hooks=(*residuals, heads),
+        dtype=dtype,
+        batch_size=8,
+        compression=compression,
+        covariance=False,
+    )
     fields: dict[str, Any] = {
+        "run": "0000",
+        "tokens_of": "0000",
         "n_sequences": N,
         "n_tokens": N * LENGTH,
         "n_documents": 3,
-        "tokens_sha256": "0" * 64,
+        "tokens_sha256": tokens_sha256(),
         "segment_size": SEGMENT,
     }
     return Plan(request=request, **(fields | changes))
@@ -88,6 +111,10 @@ def example_values(plan: Plan) -> Columns:
     }
 
 
+def tokens_sha256() -> str:
+    return hashlib.sha256(np.arange(N * LENGTH, dtype="<i4").tobytes()).hexdigest()
+
+
 def example_tokens(plan: Plan) -> Columns:
     shape = (plan.n_sequences, plan.context_length)
     return {
@@ -108,38 +135,50 @@ def encoded(layout: ArrayLayout, shard: int, values: NDArray[Any]) -> Shard:
 
 def write_array(
     blobs: Blobs, layout: ArrayLayout, values: NDArray[Any], shards: Iterable[int]
-) -> list[ShardRecord]:
-    """Metadata and some of the shards of one array."""
-    blobs.create(layout.metadata_key, [to_json(layout.metadata())])
-    return [put(blobs, encoded(layout, shard, values)) for shard in shards]
+) -> list[ObjectRecord]:
+    """Some of the shards of one array."""
+    return [put(blobs, layout, shard, encoded(layout, shard, values)).record for shard in shards]
 
 
 def commit_segment(blobs: Blobs, plan: Plan, index: int, values: Columns) -> CommitRecord:
-    shards = {
-        hook.name: put(blobs, encoded(plan.activations(hook), index, values[hook.name]))
-        for hook in plan.request.hooks
-    }
+    segment = plan.segment(index)
+    hooks = plan.request.hooks
+    lengths = example_tokens(plan)["lengths"][segment.start : segment.stop]
+    shards = {}
+    for hook in hooks:
+        layout = plan.activations(hook)
+        shards[hook.name] = put(blobs, layout, index, encoded(layout, index, values[hook.name])).record
     record = CommitRecord(
         segment=index,
-        n_sequences=plan.segment(index).n_sequences,
+        n_sequences=segment.n_sequences,
+        n_tokens=int(lengths.sum()),
         shards=shards,
+        statistics={
+            hook.name: of_rows(
+                hook,
+                values[hook.name][segment.start : segment.stop],
+                plan.request.dtype,
+                lengths,
+                plan.request.batch_size,
+            )
+            for hook in hooks
+            if has_statistics(hook)
+        },
+        golden=Golden(sequence=segment.start, errors={}) if has_golden(index) else None,
         environment=ENVIRONMENT,
     )
-    assert blobs.create(commit_key(index), [record.to_bytes()])
+    assert blobs.create(commit_key(plan.run, index), [record.to_bytes()])
     return record
 
 
 def write_store(blobs: Blobs, plan: Plan, values: Columns, segments: Iterable[int]) -> None:
     """A store of which only these segments are committed."""
-    blobs.create(PLAN_KEY, [plan.to_bytes()])
-    blobs.create(ROOT_METADATA, [to_json(group_metadata({}))])
-    for group in ("acts", "_actstore"):
-        blobs.create(f"{group}/{ROOT_METADATA}", [to_json(group_metadata({}))])
-    for hook in plan.request.hooks:
-        write_array(blobs, plan.activations(hook), values[hook.name], shards=())
-    records: list[ShardRecord] = []
+    blobs.create(plan_key(plan.run), [plan.to_bytes()])
+    for key, data in zarr_documents(plan).items():
+        blobs.create(key, [data])
+    records: list[ObjectRecord] = []
     for layout in plan.token_arrays():
         records += write_array(blobs, layout, example_tokens(plan)[layout.path], range(layout.n_shards))
-    blobs.create(TOKENS_KEY, [TokensRecord(shards=tuple(records)).to_bytes()])
+    blobs.create(tokens_key(plan.run), [TokensRecord(shards=tuple(records)).to_bytes()])
     for index in segments:
         commit_segment(blobs, plan, index, values)

@@ -1,12 +1,12 @@
 """One of several processes that do the same thing at the same moment; started by `tests.store.race`.
 
 For each line it reads, it does what its first argument says to the storage at the URL of its second, and answers
-with one line: ``True`` or ``False`` for a create, ``done`` for a probe, or the error.
+with one line: ``True`` or ``False``, or the error.
 """
 
 import sys
 
-from actstore.store.blobs import check_writable, open_blobs
+from actstore.store.blobs import open_blobs, probe
 
 
 def main(what: str, url: str, name: str) -> None:
@@ -16,13 +16,16 @@ def main(what: str, url: str, name: str) -> None:
     for line in sys.stdin:
         try:
             if what == "create":
-                answer = str(blobs.create(line.strip(), body))
+                answer = blobs.create(line.strip(), body)
+            elif what == "replace":
+                key, tag = line.split()
+                answer = blobs.replace(key, [*body, tag.encode()], expected=tag)
             else:
-                check_writable(blobs)
-                answer = "done"
+                answer = probe(blobs)
         except Exception as error:  # noqa: BLE001 - the test wants to see it
-            answer = f"{type(error).__name__}: {error}"
-        print(answer, flush=True)  # noqa: T201
+            print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201
+        else:
+            print(answer, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def test_shape_and_names(local: LocalBlobs) -> None:
     assert acts.shape == (N, LENGTH, 2, 8)
     assert acts.axes == ("sequence", "position", "head", "d_head")
     assert len(acts) == N
-    assert acts.nbytes == acts.rows.layout.nbytes
+    plan = example_plan("bfloat16")
+    assert acts.nbytes == plan.activations(plan.request.hooks[2]).nbytes
     assert repr(acts) == "<Activations blocks.1.attn.hook_z (37, 8, 2, 8) bfloat16>"
 
 

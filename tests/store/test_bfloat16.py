@@ -15,7 +15,7 @@ import zarr
 from actstore.store.bfloat16 import BFloat16
 from actstore.store.layout import ROOT_METADATA, ArrayLayout, group_metadata, to_json
 from actstore.store.local import LocalBlobs
-from tests.store.example import bits, random_bits, write_array
+from tests.store.arrays import bits, random_bits, write_array
 
 EVERY = np.arange(1 << 16, dtype="<u2")
 """Every bit pattern: both zeros, both infinities, all subnormals, all NaNs."""

@@ -1,15 +1,30 @@
-"""What every kind of storage must do, run against a folder, fsspec's memory and an S3 server."""
+"""The conformance suite against a folder, fsspec's memory and an S3 server through both clients; races of processes."""
 
-import numpy as np
+import re
+import sys
+from pathlib import Path
+
 import pytest
 
-from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError, Blobs, check_writable, open_blobs
+from actstore.errors import MissingExtraError, StorageError
+from actstore.store.blobs import Blobs, open_blobs, probe
 from actstore.store.local import LocalBlobs
+from actstore.store.object_store import ObjectBlobs
 from actstore.store.remote import RemoteBlobs
+from actstore.store.s3fs_store import S3fsBlobs
+from actstore.testing.blobs import BlobsConformance
 from tests.store.race import N_RACERS, racers
 
-DIGITS = b"0123456789"
+RACES = [
+    ("local", 30),
+    *(pytest.param(client, 5, marks=pytest.mark.s3) for client in ("s3fs", "obstore")),
+]
+
+
+class TestConformance(BlobsConformance):
+    @pytest.fixture
+    def blobs(self, blobs: Blobs) -> Blobs:
+        return blobs
 
 
 @pytest.mark.parametrize(
@@ -20,11 +35,39 @@ DIGITS = b"0123456789"
         ("file:///runs/a", LocalBlobs),
         ("local:///runs/a", LocalBlobs),
         ("memory://a", RemoteBlobs),
-        ("s3://bucket/a", RemoteBlobs),
+        ("s3://bucket/a", ObjectBlobs),
+        ("s3a://bucket/a", ObjectBlobs),
     ],
 )
 def test_url_decides_the_storage(url: str, kind: type) -> None:
     assert isinstance(open_blobs(url), kind)
+
+
+@pytest.mark.parametrize(("client", "kind"), [("s3fs", S3fsBlobs), ("obstore", ObjectBlobs)])
+def test_environment_decides_the_client(client: str, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACTSTORE_S3", client)
+    assert isinstance(open_blobs("s3://bucket/a"), kind)
+
+
+def test_unknown_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACTSTORE_S3", "boto9")
+    with pytest.raises(StorageError, match="ACTSTORE_S3 is 'boto9'; expected 's3fs' or 'obstore'"):
+        open_blobs("s3://bucket/a")
+
+
+@pytest.fixture
+def without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra is not installed: what Python finds of packages lies in this list."""
+    monkeypatch.delitem(sys.modules, "obstore", raising=False)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "obstore").is_dir()])
+
+
+@pytest.mark.usefixtures("without_obstore")
+def test_s3fs_is_taken_where_obstore_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(open_blobs("s3://bucket/a"), S3fsBlobs)
+    monkeypatch.setenv("ACTSTORE_S3", "obstore")
+    with pytest.raises(MissingExtraError, match=re.escape("pip install 'actstore[s3-fast]'")):
+        open_blobs("s3://bucket/a")
 
 
 def test_file_urls_are_folders() -> None:
@@ -36,92 +79,51 @@ def test_unknown_scheme_is_named() -> None:
         open_blobs("ftps3://x")
 
 
-def test_created_blob_reads_back(blobs: Blobs) -> None:
-    assert blobs.create("a/b/c", [DIGITS])
-    assert bytes(blobs.read("a/b/c")) == DIGITS
-    assert blobs.size("a/b/c") == 10
-
-
-def test_parts_are_written_one_after_the_other(blobs: Blobs) -> None:
-    data = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8)
-    frozen = data[:100].copy()
-    frozen.flags.writeable = False
-    assert blobs.create("parts", [data, b"", frozen, DIGITS])
-    assert bytes(blobs.read("parts")) == data.tobytes() + frozen.tobytes() + DIGITS
-
-
-def test_second_create_loses_and_changes_nothing(blobs: Blobs) -> None:
-    assert blobs.create("a", [DIGITS])
-    assert not blobs.create("a", [b"other"])
-    assert not blobs.create("a", [DIGITS])
-    assert bytes(blobs.read("a")) == DIGITS
-
-
-def test_key_can_be_created_again_after_delete(blobs: Blobs) -> None:
-    assert blobs.create("a/b", [b"first"])
-    blobs.delete("a/b")
-    assert blobs.create("a/b", [b"second"])
-    assert bytes(blobs.read("a/b")) == b"second"
-
-
-@pytest.mark.parametrize(("start", "nbytes"), [(0, 10), (0, 1), (3, 4), (9, 1), (0, None), (4, None)])
-def test_ranges(blobs: Blobs, start: int, nbytes: int | None) -> None:
-    blobs.create("a", [DIGITS])
-    stop = None if nbytes is None else start + nbytes
-    assert bytes(blobs.read("a", start, nbytes)) == DIGITS[start:stop]
-
-
-@pytest.mark.parametrize(("start", "nbytes"), [(0, 11), (8, 5), (10, 1), (80, 5)])
-def test_range_past_the_end_is_damage(blobs: Blobs, start: int, nbytes: int) -> None:
-    blobs.create("short", [DIGITS])
-    with pytest.raises(StorageError, match="short") as caught:
-        blobs.read("short", start, nbytes)
-    assert not isinstance(caught.value, BlobNotFoundError)
-
-
-@pytest.mark.parametrize(("start", "nbytes"), [(0, None), (3, 4)])
-def test_missing_blob_is_told_from_other_failures(blobs: Blobs, start: int, nbytes: int | None) -> None:
-    blobs.create("there", [DIGITS])
-    with pytest.raises(BlobNotFoundError, match="a/gone does not exist"):
-        blobs.read("a/gone", start, nbytes)
-    assert blobs.size("a/gone") is None
-    blobs.delete("a/gone")  # fine
-
-
-def test_deleted_blob_is_gone(blobs: Blobs) -> None:
-    blobs.create("a/b", [DIGITS])
-    blobs.delete("a/b")
-    assert blobs.size("a/b") is None
-    assert blobs.names("a") == []
-    with pytest.raises(BlobNotFoundError):
-        blobs.read("a/b")
-
-
-def test_names_are_those_directly_below(blobs: Blobs) -> None:
-    for key in ("a/2", "a/10", "a/sub/x", "ab/y", "z"):
-        blobs.create(key, [DIGITS])
-    assert blobs.names("a") == ["10", "2", "sub"]
-    assert blobs.names("nothing") == []
-    assert blobs.names("a/2") == []
-
-
-def test_names_show_what_another_client_wrote(blobs: Blobs) -> None:
-    blobs.create("a/1", [DIGITS])
+def test_listings_show_what_another_client_wrote(blobs: Blobs) -> None:
+    blobs.create("a/1", [b"1"])
     assert blobs.names("a") == ["1"]
-    open_blobs(blobs.url).create("a/2", [DIGITS])
+    open_blobs(blobs.url).create("a/2", [b"22"])
     assert blobs.names("a") == ["1", "2"]
+    assert blobs.sizes("a") == {"1": 1, "2": 2}
 
 
-def test_writable_storage_is_left_as_it_was(blobs: Blobs) -> None:
-    check_writable(blobs)
-    assert blobs.names("_actstore/probe") == []
+class Forgetful(LocalBlobs):
+    """Storage that takes a second create for an overwrite, or gives back something else."""
+
+    def __init__(self, root: Path, gives: bytes | None) -> None:
+        super().__init__(root)
+        self.gives = gives
+
+    def create(self, key: str, parts: object, *, metadata: object = None) -> bool:  # noqa: ARG002
+        self.delete(key)
+        return super().create(key, [self.gives] if self.gives else parts)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("kind", "n_rounds"), [("local", 30), pytest.param("s3", 5, marks=pytest.mark.s3)])
+def test_probe_sees_that_creates_overwrite(tmp_path: Path) -> None:
+    blobs = Forgetful(tmp_path, None)
+    assert probe(blobs) is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probe_sees_that_other_bytes_come_back(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="gives b'junk!' where b'probe' was written"):
+        probe(Forgetful(tmp_path, b"junk!"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def _url(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    if kind == "local":
+        return str(tmp_path)
+    # Racers inherit it.
+    request.getfixturevalue("monkeypatch").setenv("ACTSTORE_S3", kind)
+    return str(request.getfixturevalue("s3_url"))
+
+
+@pytest.mark.parametrize(("kind", "n_rounds"), RACES)
 def test_one_of_eight_creators_wins(
-    kind: str, n_rounds: int, tmp_path: object, request: pytest.FixtureRequest
+    kind: str, n_rounds: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    url = str(tmp_path) if kind == "local" else request.getfixturevalue("s3_url")
+    url = _url(kind, tmp_path, request)
     blobs = open_blobs(url)
     with racers("create", url) as race:
         for i in range(n_rounds):
@@ -131,11 +133,30 @@ def test_one_of_eight_creators_wins(
             assert bytes(blobs.read(f"round/{i}")) == winner * 100_000 + b"."
 
 
-@pytest.mark.parametrize(("kind", "n_rounds"), [("local", 30), pytest.param("s3", 5, marks=pytest.mark.s3)])
-def test_eight_can_probe_at_once(
-    kind: str, n_rounds: int, tmp_path: object, request: pytest.FixtureRequest
+@pytest.mark.parametrize(("kind", "n_rounds"), RACES)
+def test_one_of_eight_replacers_wins(
+    kind: str, n_rounds: int, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    url = str(tmp_path) if kind == "local" else request.getfixturevalue("s3_url")
-    with racers("probe", url) as race:
+    url = _url(kind, tmp_path, request)
+    blobs = open_blobs(url)
+    blobs.create("a", [b"first"])
+    with racers("replace", url) as race:
         for _ in range(n_rounds):
-            assert race.run("") == ["done"] * N_RACERS
+            before = blobs.head("a")
+            assert before is not None
+            # Content that differs from turn to turn, so that its ETag does.
+            answers = race.run(f"a {before.tag}")
+            assert sorted(answers) == ["False"] * (N_RACERS - 1) + ["True"]
+            winner = str(answers.index("True")).encode()
+            assert bytes(blobs.read("a")) == winner * 100_000 + b"." + before.tag.encode()
+    if kind == "local":
+        assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]
+
+
+@pytest.mark.parametrize(("kind", "n_rounds"), RACES)
+def test_eight_can_probe_at_once(
+    kind: str, n_rounds: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    with racers("probe", _url(kind, tmp_path, request)) as race:
+        for _ in range(n_rounds):
+            assert race.run("") == ["True"] * N_RACERS

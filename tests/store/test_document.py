@@ -6,10 +6,18 @@ from typing import Any
 import pytest
 
 from actstore.errors import StorageError
+from actstore.store.layout import to_json
 from actstore.store.plan import Plan
+from actstore.store.shard import crc32c
 from tests.store.example import example_plan
 
-FIELDS: dict[str, Any] = json.loads(example_plan().to_bytes())
+FIELDS: dict[str, Any] = example_plan().model_dump(mode="json")
+
+
+def with_checksum(fields: dict[str, Any]) -> bytes:
+    """A document of these fields, right or wrong, that was not damaged since it was written."""
+    body = to_json(fields).removeprefix(b"{\n")
+    return b'{\n  "checksum": %d,\n' % crc32c(body) + body
 
 
 def complaint(data: bytes) -> str:
@@ -41,7 +49,7 @@ def test_newer_format_says_what_to_do() -> None:
     ],
 )
 def test_wrong_field_is_named(changes: dict[str, Any], words: str) -> None:
-    assert complaint(json.dumps(FIELDS | changes).encode()).startswith(f"plan.json is damaged: {words}")
+    assert complaint(with_checksum(FIELDS | changes)).startswith(f"plan.json is damaged: {words}")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xff", b'{"format": 1'])
@@ -52,3 +60,30 @@ def test_what_is_not_json_is_damaged(data: bytes) -> None:
 @pytest.mark.parametrize("data", [b"[]", b"1", b"null", b"{}", b'{"format": "1"}'])
 def test_other_json_is_not_a_document(data: bytes) -> None:
     assert complaint(data) == "plan.json is not an actstore document: it has no integer field 'format'"
+
+
+def test_every_flipped_bit_is_found() -> None:
+    data = example_plan().to_bytes()
+    for place in range(0, 8 * len(data), 37):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        assert complaint(bytes(flipped))
+
+
+def test_content_that_does_not_fit_its_checksum() -> None:
+    data = example_plan().to_bytes().replace(b'"n_documents": 3', b'"n_documents": 4')
+    assert " is damaged: its checksum is " in complaint(data)
+
+
+@pytest.mark.parametrize("head", [b'{\n  "checksum": 007,\n', b'{"checksum": 7,\n', b"{\n"])
+def test_document_that_does_not_begin_with_its_checksum(head: bytes) -> None:
+    rest = example_plan().to_bytes().split(b"\n", 2)[2]
+    words = complaint(head + rest)
+    assert words.startswith(
+        ("plan.json is damaged: it does not begin with its checksum", "plan.json is damaged: it is")
+    )
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b'{"format": ' + b"9" * 5000 + b"}"])
+def test_json_that_would_break_the_parser_is_damaged(data: bytes) -> None:
+    assert complaint(data).startswith("plan.json is damaged: it is not JSON")

@@ -9,9 +9,11 @@ import pytest
 import tensorstore
 import zarr
 
+from actstore.store.compression import Compression
 from actstore.store.layout import ArrayLayout
 from actstore.store.local import LocalBlobs
-from tests.store.example import bits, example_plan, example_tokens, example_values, random_bits, write_array
+from tests.store.arrays import bits, random_bits, write_array
+from tests.store.example import example_plan, example_tokens, example_values
 from tests.store.example import write_store as write
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -30,16 +32,23 @@ def with_tensorstore(path: Path) -> Any:
 READERS = pytest.mark.parametrize("read", [with_zarr, with_tensorstore])
 
 
-def layout(dtype: str, n_rows: int = 37) -> ArrayLayout:
+COMPRESSIONS = pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
+
+
+def layout(dtype: str, n_rows: int = 37, compression: Compression | None = None) -> ArrayLayout:
     """The last of three shards has 5 of 16 rows: two of its four inner chunks, the second one padded."""
-    return ArrayLayout("acts/h", (n_rows, 8, 16), dtype, ("sequence", "position", "d_model"), 16, 4)
+    axes = ("sequence", "position", "d_model")
+    return ArrayLayout("acts/h", (n_rows, 8, 16), dtype, axes, 16, 4, compression)
 
 
 @READERS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n_rows", [37, 32, 3, 48])
-def test_bits_are_equal(local: LocalBlobs, dtype: str, n_rows: int, read: Reader) -> None:
-    array = layout(dtype, n_rows)
+@COMPRESSIONS
+def test_bits_are_equal(
+    local: LocalBlobs, dtype: str, n_rows: int, read: Reader, compression: Compression | None
+) -> None:
+    array = layout(dtype, n_rows, compression)
     values = random_bits(array)
     write_array(local, array, values, range(array.n_shards))
     found = read(local.path(array.path))
@@ -49,8 +58,11 @@ def test_bits_are_equal(local: LocalBlobs, dtype: str, n_rows: int, read: Reader
 
 @READERS
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_shards_that_are_not_there_read_as_nan(local: LocalBlobs, dtype: str, read: Reader) -> None:
-    array = layout(dtype)
+@COMPRESSIONS
+def test_shards_that_are_not_there_read_as_nan(
+    local: LocalBlobs, dtype: str, read: Reader, compression: Compression | None
+) -> None:
+    array = layout(dtype, compression=compression)
     values = random_bits(array)
     write_array(local, array, values, shards=(0, 2))
     found = read(local.path(array.path))
@@ -60,8 +72,9 @@ def test_shards_that_are_not_there_read_as_nan(local: LocalBlobs, dtype: str, re
 
 
 @READERS
-def test_single_rows_and_slices(local: LocalBlobs, read: Reader) -> None:
-    array = layout("float32")
+@COMPRESSIONS
+def test_single_rows_and_slices(local: LocalBlobs, read: Reader, compression: Compression | None) -> None:
+    array = layout("float32", compression=compression)
     values = random_bits(array)
     write_array(local, array, values, range(3))
     if read is with_zarr:

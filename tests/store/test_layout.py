@@ -1,11 +1,13 @@
 """The arithmetic of layouts, against numbers worked out by hand and against properties that hold for all."""
 
+import dataclasses
 import itertools
 import json
 import math
 
 import pytest
 
+from actstore.store.compression import Compression
 from actstore.store.dtypes import dtype
 from actstore.store.layout import (
     PAGE,
@@ -31,9 +33,20 @@ def test_numbers_by_hand() -> None:
     assert [LAYOUT.chunks_in(i) for i in range(3)] == [4, 4, 2]
     assert [LAYOUT.data_nbytes(i) for i in range(3)] == [4096, 4096, 2048]
     assert [LAYOUT.shard_nbytes(i) for i in range(3)] == [4164, 4164, 2116]
+    assert [LAYOUT.max_shard_nbytes(i) for i in range(3)] == [4164, 4164, 2116]
     assert LAYOUT.nbytes == 4164 + 4164 + 2116
     assert LAYOUT.key(2) == "acts/h/c.2.0.0"
     assert LAYOUT.metadata_key == "acts/h/zarr.json"
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_size_of_compressed_shards_has_a_limit(compression: Compression) -> None:
+    layout = dataclasses.replace(LAYOUT, compression=compression)
+    assert [layout.data_nbytes(i) for i in range(3)] == [4096, 4096, 2048]
+    assert [layout.max_shard_nbytes(i) for i in range(3)] == [4164 + 4 * 16, 4164 + 4 * 16, 2116 + 2 * 16]
+    assert layout.nbytes == sum(layout.max_shard_nbytes(i) for i in range(3))
+    with pytest.raises(ValueError, match="shards of acts/h are compressed; their size follows"):
+        layout.shard_nbytes(0)
 
 
 def test_key_has_one_number_an_axis() -> None:

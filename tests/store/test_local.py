@@ -1,17 +1,20 @@
 """Blobs on the local disk: what is particular to files."""
 
 import errno
+import fcntl
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError, check_writable
-from actstore.store.local import PARTIAL, LocalBlobs
+from actstore.store.blobs import BlobNotFoundError, probe
+from actstore.store.local import LOCK, PARTIAL, LocalBlobs
 
 NOBODY = 65_534
 
@@ -40,7 +43,7 @@ def test_no_permission_to_write(foreign: Path) -> None:
     blobs = LocalBlobs(foreign)
     assert bytes(blobs.read("there")) == b"there"
     with pytest.raises(StorageError) as caught:
-        check_writable(blobs)
+        probe(blobs)
     message = str(caught.value)
     assert message.startswith(f"{foreign}/_actstore/probe/")
     assert message.endswith("cannot be written: no permission; choose a folder that this user may write")
@@ -96,7 +99,7 @@ def test_full_disk_leaves_nothing_behind(local: LocalBlobs, monkeypatch: pytest.
         local.create("a", [b"0123456789"])
     monkeypatch.undo()
     assert written == [3]
-    assert local.size("a") is None
+    assert local.head("a") is None
     assert local.names(PARTIAL) == []
     assert local.create("a", [b"0123456789"])
 
@@ -104,7 +107,7 @@ def test_full_disk_leaves_nothing_behind(local: LocalBlobs, monkeypatch: pytest.
 def test_nothing_but_blobs_is_left(local: LocalBlobs) -> None:
     local.create("a/b", [b"x"])
     local.create("a/b", [b"y"])
-    check_writable(local)
+    probe(local)
     assert [path for path in local.root.rglob("*") if path.is_file()] == [local.root / "a/b"]
     local.delete("a/b")
     assert not (local.root / "a").exists()
@@ -118,5 +121,110 @@ def test_free_space_is_that_of_the_disk(tmp_path: Path) -> None:
 
 def test_reading_past_the_start_is_damage(local: LocalBlobs) -> None:
     local.create("a", [b"0123456789"])
-    with pytest.raises(StorageError, match="a has 10 bytes where 80 were expected; the file is damaged"):
+    with pytest.raises(StorageError, match="a has 10 bytes where 80 were expected; it is damaged"):
         local.read("a", 80)
+
+
+# Lost replies of NFS, and cleaners.
+
+
+def test_link_that_was_made_though_it_failed_is_ours(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*args: Any, **options: Any) -> None:
+        real(*args, **options)
+        raise FileExistsError(
+            errno.EEXIST, os.strerror(errno.EEXIST)
+        )  # the repeated request finds the first's
+
+    real = os.link
+    monkeypatch.setattr(os, "link", link)
+    assert local.create("a", [b"ours"]) is True
+    monkeypatch.undo()
+    assert bytes(local.read("a")) == b"ours"
+    assert local.names(PARTIAL) == []
+
+
+def test_partial_file_that_was_cleaned_up_is_written_again(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cleaned_up(*args: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        (partial,) = local.names(PARTIAL)
+        local.delete(f"{PARTIAL}/{partial}")
+        os.link(*args, **options)
+
+    monkeypatch.setattr(os, "link", cleaned_up)
+    assert local.create("a", [b"0123456789"]) is True
+    assert bytes(local.read("a")) == b"0123456789"
+
+
+def test_replace_survives_a_cleaner(local: LocalBlobs) -> None:
+    local.create("a", [b"0"])
+    replaced = threading.Semaphore(0)
+
+    def clean() -> None:
+        for _ in range(40):
+            replaced.acquire()  # while the other writers are at work
+            for name in local.names(PARTIAL):
+                local.delete(f"{PARTIAL}/{name}")
+
+    def count() -> None:
+        for _ in range(10):
+            is_done = False
+            while not is_done:
+                info = local.head("a")
+                assert info is not None
+                more = str(int(bytes(local.read("a"))) + 1).encode()
+                is_done = local.replace("a", [more], expected=info.tag)
+            replaced.release()
+
+    threads = [threading.Thread(target=clean), *(threading.Thread(target=count) for _ in range(4))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bytes(local.read("a")) == b"40"  # no count was lost
+
+
+def test_lock_of_a_killed_process_locks_nothing_and_goes(local: LocalBlobs) -> None:
+    local.create("a", [b"old"])
+    lock = local.path(LOCK)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    info = local.head("a")
+    assert info is not None
+    assert local.replace("a", [b"new"], expected=info.tag)
+    assert not lock.exists()
+
+
+def test_held_lock_is_not_deleted(local: LocalBlobs) -> None:
+    lock = local.path(LOCK)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        local.delete(LOCK)
+        assert lock.exists()
+    local.delete(LOCK)
+    assert not lock.exists()
+
+
+def test_links_to_other_places_are_followed(local: LocalBlobs, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "there").write_bytes(b"there")
+    local.root.mkdir()
+    local.path("disk").symlink_to(tmp_path / "other")
+    assert bytes(local.read("disk/there")) == b"there"
+    assert local.create("disk/new", [b"new"])
+    assert local.sizes("disk") == {"there": 5, "new": 3}
+
+
+def test_read_of_more_than_one_call_gives(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The kernel gives at most 2 GiB at once.
+    data = np.random.default_rng(0).integers(0, 256, 10_000, dtype=np.uint8)
+    local.create("a", [data])
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, place: real(fd, [buffers[0][:999]], place))
+    out = np.zeros(9_000, np.uint8)
+    local.read_into("a", 500, out)
+    assert np.array_equal(out, data[500:9_500])

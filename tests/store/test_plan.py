@@ -7,6 +7,7 @@ import pytest
 from actstore.store.layout import PAGE
 from actstore.store.local import PARTIAL, LocalBlobs
 from actstore.store.plan import Plan
+from actstore.store.seal import seal
 from tests.store.example import HOOKS, N, example_plan, example_values, write_store
 
 
@@ -14,6 +15,7 @@ from tests.store.example import HOOKS, N, example_plan, example_values, write_st
 def test_counts_are_those_of_the_finished_store(local: LocalBlobs, n_sequences: int) -> None:
     plan = example_plan("bfloat16", n_sequences=n_sequences)
     write_store(local, plan, example_values(plan), range(plan.n_segments))
+    seal(local)
     files = [path for path in local.root.rglob("*") if path.is_file()]
     assert not list((local.root / PARTIAL).glob("*"))
     assert len(files) == plan.n_objects

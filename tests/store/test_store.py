@@ -12,7 +12,7 @@ import torch
 import actstore
 from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.store.blobs import BlobNotFoundError, Blobs
-from actstore.store.commit import COMMITS, PLAN_KEY, TOKENS_KEY
+from actstore.store.commit import commit_key, plan_key, tokens_key
 from actstore.store.local import LocalBlobs
 from tests.store.example import (
     D_MODEL,
@@ -28,7 +28,11 @@ from tests.store.example import (
     write_store,
 )
 
-RESID_0, RESID_1, HOOK_Z = HOOKS
+HOOK_Z = HOOKS[2]
+RESID_0, RESID_1 = HOOKS[:2]
+PLAN_KEY = plan_key("0000")
+IN_ORDER = (RESID_0, HOOK_Z, RESID_1)
+"""Of the forward."""
 
 
 def make(blobs: Blobs, dtype: str = "float32", segments: tuple[int, ...] = (0, 1, 2)) -> actstore.Store:
@@ -51,12 +55,12 @@ def test_store_opens_anywhere(blobs: Blobs) -> None:
 
 def test_path_objects_open(local: LocalBlobs) -> None:
     make(local)
-    assert actstore.open(local.root).hooks == HOOKS  # type: ignore[arg-type]
+    assert actstore.open(local.root).hooks == IN_ORDER  # type: ignore[arg-type]
 
 
 def test_what_a_store_says_of_itself(local: LocalBlobs) -> None:
     store = make(local, segments=(0, 2))
-    assert store.hooks == HOOKS == tuple(store)
+    assert store.hooks == IN_ORDER == tuple(store)
     assert store.shape == (N, LENGTH)
     assert (store.n_committed, store.is_complete) == (2, False)
     assert store.metadata["request"]["model"]["model_type"] == "gpt2"
@@ -87,7 +91,7 @@ def test_rows_appear_when_they_are_committed(blobs: Blobs) -> None:
 
 def test_shards_without_their_commit_are_absent(local: LocalBlobs) -> None:
     store = make(local)
-    local.delete(f"{COMMITS}/00000001.json")
+    local.delete(commit_key("0000", 1))
     store.refresh()
     with pytest.raises(NotCommittedError, match="run the extraction again to complete them"):
         store[RESID_0][16]
@@ -98,10 +102,10 @@ def test_shards_without_their_commit_are_absent(local: LocalBlobs) -> None:
 
 def test_tokens_without_their_record_are_absent(local: LocalBlobs) -> None:
     store = make(local)
-    local.delete(TOKENS_KEY)
+    local.delete(tokens_key("0000"))
     store.refresh()
-    with pytest.raises(NotCommittedError, match="the tokens of .* are not committed"):
-        _ = store.tokens
+    with pytest.raises(NotCommittedError, match="rows 0:1 of tokens .* are not committed"):
+        store.tokens[0]
 
 
 def test_missing_shard_is_damage(blobs: Blobs) -> None:
@@ -166,7 +170,7 @@ def test_unknown_hook_lists_what_there_is(local: LocalBlobs, asked: Any) -> None
     assert asked not in store
     with pytest.raises(HookError) as caught:
         store[asked]
-    assert str(caught.value) == f"{local.url} does not hold {asked!r}; it holds {', '.join(HOOKS)}"
+    assert str(caught.value) == f"{local.url} does not hold {asked!r}; it holds {', '.join(IN_ORDER)}"
     assert isinstance(caught.value, KeyError)
 
 

@@ -1,0 +1,104 @@
+"""Where a job belongs in a store: a new run, a run to go on with, or nowhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actstore.errors import PlanMismatchError
+from actstore.extraction.differences import OF_A_RUN, differences
+from actstore.store.plan import FIRST_RUN, Plan, Request
+from actstore.store.run import Run
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of a store."""
+
+    name: str
+    hooks: tuple[str, ...]
+    """That the run stores."""
+    run: Run | None = None
+    """The run itself, if the store has it."""
+    over: Plan | None = None
+    """For a new run that adds hooks: the plan over whose tokens it goes."""
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Paths that a new run will write to."""
+        part = self.name if self.over is None else self.over.tokens_of
+        prefix = "" if part == FIRST_RUN else f"parts/{part}/"
+        return tuple(f"{prefix}acts/{hook}" for hook in self.hooks)
+
+
+def find_place(
+    url: str, runs: Sequence[Run], request: Request, *, segment_size: int | None = None, append: bool = False
+) -> Place:
+    """The run that a request is.
+
+    Args:
+        url: of the store, for messages.
+        runs: what the store has.
+        request: of the job.
+        segment_size: if the job demands one.
+        append: whether other tokens become a further run.
+
+    Raises:
+        PlanMismatchError: none that could be; it names the differences.
+    """
+    hooks = tuple(hook.name for hook in request.hooks)
+    if not runs:
+        return Place(FIRST_RUN, hooks)
+    for run in runs:
+        if not differences(run.plan.request, request):
+            return _continued(url, run, segment_size)
+    name = f"{int(runs[-1].plan.run) + 1:04d}"
+    for run in runs:
+        if run.plan.has_own_tokens and not differences(run.plan.request, request, but=OF_A_RUN):
+            over = [other for other in runs if other.plan.tokens_of == run.plan.run]
+            return _over(url, run, over, request, name, segment_size)
+    first = runs[0].plan.request
+    found = differences(first, request)
+    tokens = {line.split(" is ")[0] for line in found if line.startswith("tokens.")}
+    others = differences(first, request, but=OF_A_RUN | (tokens - {"tokens.context_length"}))
+    if append and not others:
+        return Place(name, hooks)
+    advice = "Choose another out, or run the job it was made with"
+    if not others:
+        found = differences(first, request, but=OF_A_RUN)
+        advice += "; to add these tokens to the store as a further run, give --append"
+    raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(found)}. {advice}")
+
+
+def _continued(url: str, run: Run, segment_size: int | None) -> Place:
+    if segment_size not in (None, run.plan.segment_size):
+        raise PlanMismatchError(
+            f"the store at {url} belongs to another plan: segment_size is {run.plan.segment_size} in the store, "
+            f"{segment_size} was asked for. Choose another out, or run the job it was made with"
+        )
+    return Place(run.plan.run, run.plan.hook_names, run)
+
+
+def _over(
+    url: str, part: Run, runs: Sequence[Run], request: Request, name: str, segment_size: int | None
+) -> Place:
+    """Over tokens that the store has: hooks that it has, in whole or in part."""
+    asked = [hook.name for hook in request.hooks]
+    missing = tuple(hook for hook in asked if not any(run.hook(hook) for run in runs))
+    unfinished = [run for run in runs if not run.is_complete or (run is part and not run.has_tokens)]
+    if missing and unfinished:
+        raise PlanMismatchError(
+            f"run {unfinished[0].plan.run} of the store at {url} is not complete; complete it with the job it was "
+            f"made with (hooks {', '.join(unfinished[0].plan.hook_names)}), then add {', '.join(missing)}"
+        )
+    if missing:
+        return Place(name, missing, over=part.plan)
+    holding = [run for run in runs if any(run.hook(hook) for hook in asked)]
+    needed = next((run for run in holding if run in unfinished), holding[0])
+    found = differences(needed.plan.request, request, but={"hooks"})
+    if needed in unfinished and not set(needed.plan.hook_names) <= set(asked):
+        found += differences(needed.plan.request, request)
+    if found:
+        raise PlanMismatchError(
+            f"the store at {url} belongs to another plan: {'; '.join(found)}. Choose another out, or run the job it "
+            "was made with"
+        )
+    return _continued(url, needed, segment_size)

@@ -1,0 +1,118 @@
+"""`actstore.verify`: a store against its own records, and on request against the model."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from actstore.errors import StorageError
+from actstore.extraction.deep import deep_check
+from actstore.extraction.golden import sampled_row
+from actstore.extraction.worker import WorkerSpec, load_planned_model
+from actstore.store.blobs import Blobs, open_blobs
+from actstore.store.commit import plan_key, read_plan
+from actstore.store.plan import FIRST_RUN, Plan
+from actstore.store.repair import repair as remove_damage
+from actstore.store.rows import Rows, Section
+from actstore.store.verification import Finding, Verification
+from actstore.store.verify import Check
+
+
+def verify(
+    url: str,
+    *,
+    deep: bool = False,
+    repair: bool = False,
+    n_rows: int = 16,
+    model: str | None = None,
+    revision: str | None = None,
+    device: str | None = None,
+    on_object: Callable[[int], None] = lambda _nbytes: None,
+) -> Verification:
+    """Read everything that is committed and compare it with every record that vouches for it.
+
+    Args:
+        url: of the store.
+        deep: also run the model again on some rows of each run.
+        repair: remove what is damaged, so that the next extraction makes exactly that again. Nobody may write
+            to the store meanwhile.
+        n_rows: how many rows of each run to run again.
+        model: where the model is on this machine, if not where it was; its weights must be those of the plan.
+        revision: branch, tag or commit on the Hub.
+        device: to run it on.
+        on_object: called with the size of each object that was read.
+
+    Raises:
+        StorageError: there is no store, or storage cannot be reached.
+        ModelError: the model cannot be loaded, or its weights are others.
+    """
+    started = time.perf_counter()
+    blobs = open_blobs(str(url))
+    check = Check(blobs, on_object)
+    check.run()
+    if not check.plans and not check.findings:
+        raise StorageError(
+            f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
+        )
+    findings = list(check.findings)
+    n_recomputed = 0
+    if deep and not any(finding.severity == "damage" for finding in findings):
+        for plan in check.plans.values():
+            rows = _sampled_rows(plan, check.committed[plan.run], n_rows)
+            spec = WorkerSpec(
+                blobs.url, model or plan.request.model.name, revision or plan.request.model.revision, device
+            )
+            findings += _recomputed(blobs, plan, rows, spec)
+            n_recomputed += len(rows)
+    removed = remove_damage(blobs, findings, check.plans) if repair else []
+    return Verification(
+        url=blobs.url,
+        is_complete=check.is_complete,
+        n_segments=sum(plan.n_segments for plan in check.plans.values()),
+        n_committed=sum(len(done) for done in check.committed.values()),
+        n_objects=check.n_objects,
+        nbytes=check.nbytes,
+        n_rows_recomputed=n_recomputed,
+        findings=tuple(findings),
+        n_removed=len(removed),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int) -> list[int]:
+    """Rows of committed segments, spread over all of them; the same ones at every call."""
+    chosen = np.unique(np.linspace(0, len(committed) - 1, n_rows).round().astype(int)) if committed else ()
+    segments = [plan.segment(sorted(committed)[i]) for i in chosen]
+    rows = {sampled_row(plan.tokens_sha256, segment) for segment in segments}
+    rng = np.random.default_rng(0)
+    while segments and len(rows) < min(n_rows, sum(segment.n_sequences for segment in segments)):
+        segment = segments[int(rng.integers(len(segments)))]
+        rows.add(int(rng.integers(segment.start, segment.stop)))
+    return sorted(rows)
+
+
+def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> list[Finding]:
+    """What does not come out of the model again."""
+    model = load_planned_model(plan, spec)
+    part = read_plan(blobs, plan.tokens_of)
+    assert part is not None
+    tokens, lengths = (
+        Rows(blobs, [Section(part.token_array(name), lambda _: True)]) for name in ("tokens", "lengths")
+    )
+    arrays = {
+        hook.name: Rows(blobs, [Section(plan.activations(hook), lambda _: True)])
+        for hook in plan.request.hooks
+    }
+    found = deep_check(
+        model, plan, rows, tokens=tokens, lengths=lengths, stored=lambda hook, some: arrays[hook][some]
+    )
+    layouts = {hook.name: plan.activations(hook) for hook in plan.request.hooks}
+    return [
+        Finding(
+            layouts[problem.hook].key(problem.sequence // plan.segment_size),
+            f"is not what the model computes: {problem}",
+            run=plan.run,
+            segment=problem.sequence // plan.segment_size,
+        )
+        for problem in found.problems
+    ]

@@ -1,0 +1,147 @@
+"""Files and names that survive a power cut, and locks among processes."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from actstore.errors import StorageError
+from actstore.store.layout import PAGE
+from actstore.store.shard import Bytes, view
+
+_DIRECT_NBYTES = 1 << 20
+"""Less than this is not worth a trip to the disk of its own."""
+
+
+def write(path: Path, parts: Sequence[Bytes]) -> None:
+    """A new file of these parts, on the disk when this returns. Its folder is made if needed."""
+    descriptor = _open_new(path)
+    try:
+        for part in parts:
+            rest = view(part)
+            with _past_the_cache(descriptor, part) as is_direct:
+                while rest and is_direct:  # one write takes at most 2 GiB
+                    try:
+                        n_written = os.write(descriptor, rest)
+                    except OSError as error:
+                        if error.errno not in (errno.EINVAL, errno.EFAULT):
+                            raise
+                        break  # this file system takes the flag and not the write
+                    rest = rest[n_written:]
+                    is_direct = n_written % PAGE == 0
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _past_the_cache(descriptor: int, part: Bytes) -> Iterator[bool]:
+    """Whether whole pages can go straight from their memory to the disk here, and the setting for it meanwhile.
+
+    It must reach the disk anyway before the commit. The copy to the page cache would cost the forward memory
+    bandwidth, and a run larger than memory would push everybody else's files out of it.
+    """
+    direct = getattr(os, "O_DIRECT", 0)
+    if not direct or isinstance(part, bytes) or part.nbytes < _DIRECT_NBYTES:
+        yield False
+        return
+    places = (part.ctypes.data, part.nbytes, os.lseek(descriptor, 0, os.SEEK_CUR))
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        if any(place % PAGE for place in places):
+            raise OSError(errno.EINVAL, "not whole pages")
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
+    except OSError:
+        yield False
+        return
+    yield True
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+
+
+def _open_new(path: Path) -> int:
+    while True:
+        try:
+            return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileNotFoundError:
+            # Its folder is made when needed, and whoever deletes a blob may remove it again while empty.
+            make_folder(path.parent)
+
+
+def link_new(source: Path, target: Path) -> None:
+    """Give a finished file its final name, unless that name is taken."""
+    try:
+        target.hardlink_to(source)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        raise StorageError(
+            f"{target} cannot be created: this file system has no hard links, which create-only writes need; "
+            "use a local disk, NFS, or object storage"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """``mkdir -p`` whose new names survive a power cut."""
+    missing = []
+    while not folder.exists():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        try:
+            new.mkdir()
+        except FileExistsError:
+            if _is_no_folder(new):
+                raise
+        sync_folder(new.parent)
+
+
+def _is_no_folder(path: Path) -> bool:
+    """Whether there is something else. What was removed since is nothing."""
+    try:
+        return not stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Return when the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
+    """Keep all other threads and processes out, by a file that is there only meanwhile.
+
+    Raises:
+        BlockingIOError: somebody else is in, and ``waits`` is false.
+        FileNotFoundError: its folder is gone.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            if not _is_named(descriptor, path):
+                continue  # whoever was in has removed it
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is_named(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,89 @@
+"""The same request again after a transient failure: counted, with growing random pauses, a limited number of times."""
+
+import threading
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import tenacity
+
+from actstore.errors import StorageError
+from actstore.store.storage_errors import TRANSIENT, Kind, RequestError, explained
+
+MAX_TRIES: Final = 8
+MAX_SECONDS: Final = 60.0
+"""No further try begins after this, except that each request gets at least a second one."""
+FIRST_PAUSE_S = 0.2
+"""The n-th pause is random between 0 and ``FIRST_PAUSE_S * 2**n``, so that workers that failed together do not
+return together. Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/"""
+MAX_PAUSE_S = 10.0
+_TRIES_OF_A_STRANGER: Final = 3
+"""A server that never answered is more likely a wrong address than a fault that passes."""
+
+_T = TypeVar("_T")
+
+
+class Retries:
+    """Runs requests to one storage; any number of threads may share it.
+
+    The clients' own retries must be off, so that every repeated request is counted here.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._n = 0
+        self._lock = threading.Lock()
+        self._has_answered = False
+
+    @property
+    def n(self) -> int:
+        """Requests repeated so far."""
+        with self._lock:
+            return self._n
+
+    def run(self, key: str, verb: str, request: Callable[[], _T]) -> _T:
+        """The result of a request that raises `RequestError` when it fails.
+
+        Args:
+            key: of the blob, for the error.
+            verb: what it is for: "written", "read", "listed", "deleted".
+            request: does no harm when repeated.
+
+        Raises:
+            StorageError: it failed for good, or too often; `BlobNotFoundError` where there is no such blob.
+        """
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self._is_transient),
+            stop=self._is_enough,
+            wait=tenacity.wait_random_exponential(multiplier=FIRST_PAUSE_S, max=MAX_PAUSE_S),
+            before_sleep=self._count,
+            reraise=True,
+        )
+        try:
+            result = retrying(request)
+        except RequestError as error:
+            found = explained(error, self._url, key, verb)
+            if error.kind not in TRANSIENT:
+                raise found from error.__cause__
+            statistics = retrying.statistics
+            raise StorageError(
+                f"{found}; tried {statistics['attempt_number']} times in {statistics['delay_since_first_attempt']:.1f} "
+                "s; the same command goes on from what is committed"
+            ) from error.__cause__
+        self._has_answered = True
+        return result
+
+    def _is_transient(self, error: BaseException) -> bool:
+        if not isinstance(error, RequestError):
+            return False
+        if error.kind is not Kind.UNREACHABLE:
+            self._has_answered = True
+        return error.kind in TRANSIENT
+
+    def _is_enough(self, state: tenacity.RetryCallState) -> bool:
+        limit = MAX_TRIES if self._has_answered else _TRIES_OF_A_STRANGER
+        seconds = state.seconds_since_start or 0.0
+        return state.attempt_number >= limit or (state.attempt_number > 1 and seconds >= MAX_SECONDS)
+
+    def _count(self, _: tenacity.RetryCallState) -> None:
+        with self._lock:
+            self._n += 1

@@ -1,0 +1,119 @@
+"""Sealing: what the commit records of a finished run say, in two files, and the manifest that points to them."""
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from actstore.errors import StorageError
+from actstore.store.blobs import Blobs
+from actstore.store.commit import (
+    ObjectRecord,
+    TokensRecord,
+    committed,
+    read_commit,
+    read_plan,
+    tokens_key,
+)
+from actstore.store.manifest import (
+    FinishedRun,
+    Manifest,
+    RunStatistics,
+    read_manifest,
+    shards_key,
+    statistics_key,
+    update_manifest,
+)
+from actstore.store.moments import has_statistics
+from actstore.store.plan import Plan
+from actstore.store.run import run_names
+from actstore.store.shard import crc32c
+from actstore.store.statistics import Merging
+
+SCRATCH: Final = ("_actstore/partial", "_actstore/probe", "_actstore/leases")
+"""Folders that are never part of a store."""
+_READERS: Final = 16
+_RECORDS_AT_ONCE: Final = 64
+
+
+def seal(blobs: Blobs) -> None:
+    """Add every run that is complete to the manifest. Can be repeated after an interruption at any point.
+
+    Raises:
+        StorageError: a record is damaged, or writing failed.
+    """
+    present = read_manifest(blobs)
+    if present is not None and present.sealed:
+        return
+    known = set() if present is None else {finished.plan.run for finished in present.runs}
+    new = {}
+    for name in run_names(blobs):
+        plan = read_plan(blobs, name)
+        if name not in known and plan is not None and _is_complete(blobs, plan):
+            new[name] = _compact(blobs, plan)
+
+    def with_new(manifest: Manifest) -> Manifest:
+        runs = {finished.plan.run: finished for finished in manifest.runs} | new
+        is_all = set(runs) == set(run_names(blobs))
+        return Manifest(sealed=is_all, runs=tuple(runs[name] for name in sorted(runs)))
+
+    update_manifest(blobs, with_new)
+
+
+def unseal(blobs: Blobs) -> None:
+    """Say that a further run begins; readers then look for it."""
+    if read_manifest(blobs) is not None:
+        update_manifest(blobs, lambda manifest: manifest.model_copy(update={"sealed": False}))
+
+
+def remove_scratch(blobs: Blobs) -> None:
+    """Remove what killed writers left. A writer that is still at work writes its file again."""
+    for folder in SCRATCH:
+        for name in blobs.names(folder):
+            with contextlib.suppress(StorageError):  # a role that may not delete
+                blobs.delete(f"{folder}/{name}")
+
+
+def _is_complete(blobs: Blobs, plan: Plan) -> bool:
+    has_tokens = not plan.has_own_tokens or blobs.head(tokens_key(plan.run)) is not None
+    return has_tokens and len(committed(blobs, plan)) == plan.n_segments
+
+
+def _compact(blobs: Blobs, plan: Plan) -> FinishedRun:
+    """Write what the records of a complete run say into two files."""
+    from actstore.store.shards_table import shards_table, to_parquet
+
+    shards: dict[int, dict[str, ObjectRecord]] = {}
+    statistics = merging(plan)
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
+        # A few at a time: with statistics they are large, and there can be 100,000.
+        for start in range(0, plan.n_segments, _RECORDS_AT_ONCE):
+            some = range(start, min(start + _RECORDS_AT_ONCE, plan.n_segments))
+            for record in threads.map(lambda index: read_commit(blobs, plan, index), some):
+                shards[record.segment] = record.shards
+                for name, found in record.statistics.items():
+                    statistics[name].add(found)
+    tokens = TokensRecord.read(blobs, tokens_key(plan.run)) if plan.has_own_tokens else None
+    table = shards_table(plan, shards, tokens)
+    merged = RunStatistics(hooks={name: total.record() for name, total in statistics.items()})
+    return FinishedRun(
+        plan=plan,
+        shards=_create(blobs, shards_key(plan.run), to_parquet(table)),
+        statistics=_create(blobs, statistics_key(plan.run), merged.to_bytes()),
+    )
+
+
+def merging(plan: Plan) -> dict[str, Merging]:
+    """An empty sum for each hook of a run that has statistics."""
+    return {hook.name: Merging(hook.shape) for hook in plan.request.hooks if has_statistics(hook)}
+
+
+def _create(blobs: Blobs, key: str, data: bytes) -> ObjectRecord:
+    """Write a file of the manifest. One that an interrupted run left is taken only if it is the same."""
+    if not blobs.create(key, [data]) and bytes(blobs.read(key)) != data:
+        # It was never pointed to, or `seal` would not be here; so nobody reads it.
+        blobs.delete(key)
+        if not blobs.create(key, [data]):
+            raise StorageError(
+                f"{blobs.url}/{key} is being written by another process; run the same command again"
+            )
+    return ObjectRecord(key=key, nbytes=len(data), crc32c=crc32c(data))

@@ -1,0 +1,75 @@
+"""The table of all shards of a run, as Parquet."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actstore.errors import StorageError
+from actstore.store.commit import ObjectRecord, TokensRecord
+from actstore.store.plan import Plan
+
+_FIELDS: Final[Any] = [
+    ("array", pa.string()),
+    ("shard", pa.int32()),
+    ("key", pa.string()),
+    ("nbytes", pa.int64()),
+    ("crc32c", pa.uint32()),
+]
+SHARDS_SCHEMA: Final = pa.schema(_FIELDS)
+"""Columns of ``shards.parquet``."""
+
+
+def shards_table(
+    plan: Plan, shards: Mapping[int, Mapping[str, ObjectRecord]], tokens: TokensRecord | None
+) -> pa.Table:
+    """Every shard of a run: token arrays first, then hooks, each by number.
+
+    Args:
+        plan: of the run.
+        shards: by segment and hook.
+        tokens: for a run that brings tokens.
+    """
+    rows: list[tuple[str, int, ObjectRecord]] = []
+    if tokens is not None:
+        places = [(layout.path, i) for layout in plan.token_arrays() for i in range(layout.n_shards)]
+        if len(places) != len(tokens.shards):
+            raise StorageError(
+                f"the record of the tokens of run {plan.run} names {len(tokens.shards)} shards where "
+                f"{len(places)} were expected; it is damaged"
+            )
+        rows += [(path, i, shard) for (path, i), shard in zip(places, tokens.shards, strict=True)]
+    for hook in plan.request.hooks:
+        path = plan.activations(hook).path
+        rows += [(path, index, shards[index][hook.name]) for index in sorted(shards)]
+    columns = {
+        "array": [path for path, _, _ in rows],
+        "shard": [index for _, index, _ in rows],
+        "key": [shard.key for _, _, shard in rows],
+        "nbytes": [shard.nbytes for _, _, shard in rows],
+        "crc32c": [shard.crc32c for _, _, shard in rows],
+    }
+    return pa.table(columns, schema=SHARDS_SCHEMA)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Equal tables are equal bytes, for one version of pyarrow."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue().to_pybytes()
+
+
+def from_parquet(data: bytes, *, n_rows: int) -> pa.Table:
+    """The reverse, for a table that has so many rows; nothing is unpacked if it has not.
+
+    Raises:
+        StorageError: it is not such a table.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if file.metadata.num_rows == n_rows and file.schema_arrow.equals(SHARDS_SCHEMA):
+            return file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"table of shards cannot be read as Parquet: {error}") from error
+    raise StorageError(f"table of shards has not the columns and the {n_rows} rows that were expected")

@@ -1,0 +1,56 @@
+"""What a check of a store found."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it should be."""
+
+    key: str
+    """Object it was found in, below the root of the store."""
+    problem: str
+    run: str | None = None
+    segment: int | None = None
+    severity: Literal["damage", "warning"] = "damage"
+    """A warning is about values that the model computed, such as NaN; the bytes are as they were written."""
+    is_repairable: bool = True
+    """Whether the object can be removed, so that the next extraction makes it again."""
+
+    def __str__(self) -> str:
+        return f"{self.severity}: {self.key} {self.problem}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result of `actstore.verify`."""
+
+    url: str
+    is_complete: bool
+    """Whether all that was planned is committed."""
+    n_segments: int
+    n_committed: int
+    n_objects: int
+    """Objects that were read and checked."""
+    nbytes: int
+    """Their size together."""
+    n_rows_recomputed: int
+    """Rows that were compared with the model again; 0 unless asked for."""
+    findings: tuple[Finding, ...]
+    n_removed: int
+    """Objects that a repair has removed."""
+    seconds: float
+
+    @property
+    def damage(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.severity == "damage")
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether everything that is committed is as it was written."""
+        return not self.damage
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain data."""
+        return asdict(self) | {"is_clean": self.is_clean}

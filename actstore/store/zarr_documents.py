@@ -1,0 +1,17 @@
+"""The ``zarr.json`` files of a store, which let any Zarr reader open it."""
+
+from actstore.store.document import FORMAT
+from actstore.store.layout import ROOT_METADATA, group_metadata, to_json
+from actstore.store.manifest import MANIFEST_KEY
+from actstore.store.plan import RUNS, Plan
+
+
+def zarr_documents(plan: Plan) -> dict[str, bytes]:
+    """The ``zarr.json`` of every group and array that a run needs, by key."""
+    tokens = plan.token_arrays() if plan.has_own_tokens else ()
+    layouts = (*tokens, *(plan.activations(hook) for hook in plan.request.hooks))
+    metadata = {layout.metadata_key: layout.metadata() for layout in layouts}
+    metadata |= {f"{group}/zarr.json": group_metadata({}) for group in (*plan.groups, "acts", "_actstore")}
+    summary = {"format": FORMAT, "manifest": MANIFEST_KEY, "runs": RUNS}
+    metadata[ROOT_METADATA] = group_metadata({"actstore": summary})
+    return {key: to_json(document) for key, document in metadata.items()}

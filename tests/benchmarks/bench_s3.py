@@ -1,0 +1,130 @@
+"""Shards to and from S3, through SeaweedFS on this machine: ours against boto3, obstore and s3fs moving the same bytes."""
+
+import itertools
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from actstore.store.blobs import Blobs
+from actstore.store.object_store import ObjectBlobs
+from actstore.store.s3fs_store import S3fsBlobs
+from tests import conftest
+from tests.benchmarks.measure import Ratio, all_in_turns
+
+NBYTES = 64 << 20
+TAIL = bytes(1036)
+"""What follows the data of a shard: its index."""
+Act = Callable[[str], object]
+
+
+@contextmanager
+def server() -> Iterator[conftest.S3Server]:
+    """SeaweedFS, with its address in the environment."""
+    with (
+        tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as folder,
+        ExitStack() as stack,
+    ):
+        started, process = conftest._start_weed(Path(folder))
+        stack.callback(conftest._stop, process)
+        conftest._make_bucket(started, process, Path(folder))
+        environment = stack.enter_context(pytest.MonkeyPatch.context())
+        environment.setenv("AWS_ENDPOINT_URL", started.endpoint)
+        environment.setenv("AWS_ACCESS_KEY_ID", "admin")
+        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            environment.setenv(name, os.devnull)
+        yield started
+
+
+def raw_clients(started: conftest.S3Server) -> dict[str, tuple[Callable[[str, bytes], object], Act]]:
+    """Put and get of each library, as its manual has it."""
+    import boto3
+    import obstore
+    from obstore.store import S3Store
+
+    boto = boto3.client("s3")
+    store = S3Store(started.bucket, client_options={"allow_http": True}, virtual_hosted_style_request=False)
+    files: Any = fsspec.filesystem("s3")
+    bucket = started.bucket
+    return {
+        "boto3": (
+            lambda key, body: boto.put_object(Bucket=bucket, Key=key, Body=body),
+            lambda key: boto.get_object(Bucket=bucket, Key=key)["Body"].read(),
+        ),
+        "obstore": (
+            lambda key, body: obstore.put(store, key, body, use_multipart=False),
+            lambda key: obstore.get(store, key).bytes(),
+        ),
+        "s3fs": (
+            lambda key, body: files.pipe_file(f"{bucket}/{key}", body, chunksize=len(body)),
+            lambda key: files.cat_file(f"{bucket}/{key}"),
+        ),
+    }
+
+
+def run(*, repeats: int = 9) -> list[Ratio]:
+    """All in turns. Ours put two parts, create-only, and get into memory that is there, as a store does."""
+    data: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, NBYTES, dtype=np.uint8)
+    whole = data.tobytes() + TAIL
+    out = np.zeros(len(whole), np.uint8)
+    numbers = itertools.count()
+
+    def rate(act: Act, *, fresh: bool) -> float:
+        key = f"run/{next(numbers)}" if fresh else "run/there"
+        started_at = time.perf_counter()
+        act(key)
+        return len(whole) / (time.perf_counter() - started_at) / 1e6
+
+    def put(blobs: Blobs, key: str) -> None:
+        if not blobs.create(key, [data, TAIL]):
+            raise RuntimeError(f"{key} was there before")
+
+    with server() as started:
+        ours: dict[str, Blobs] = {
+            "obstore": ObjectBlobs(f"s3://{started.bucket}"),
+            "s3fs": S3fsBlobs(f"s3://{started.bucket}"),
+        }
+        raw = raw_clients(started)
+        put(ours["obstore"], "run/there")
+        puts: dict[str, Callable[[], float]] = {}
+        gets: dict[str, Callable[[], float]] = {}
+        for name, blobs in ours.items():
+            puts[f"ours {name}"] = partial(rate, partial(put, blobs), fresh=True)
+            gets[f"ours {name}"] = partial(rate, partial(_get, blobs, out), fresh=False)
+        for name, (raw_put, raw_get) in raw.items():
+            puts[name] = partial(rate, lambda key, raw_put=raw_put: raw_put(key, whole), fresh=True)
+            gets[name] = partial(rate, raw_get, fresh=False)
+        ratios = []
+        for verb, measurements in (("put", puts), ("get", gets)):
+            figures = all_in_turns(measurements, repeats=repeats)
+            best = max(raw, key=lambda name: figures[name])
+            what = f"S3 {verb} of 64 MiB, SeaweedFS"
+            ratios += [
+                Ratio(
+                    f"{what}: obstore",
+                    figures["ours obstore"],
+                    figures[best],
+                    "MB/s",
+                    0.9,
+                    f"best raw: {best}",
+                ),
+                Ratio(f"{what}: s3fs", figures["ours s3fs"], figures["s3fs"], "MB/s", 0.9, "raw s3fs"),
+            ]
+        if out.tobytes() != whole:
+            raise RuntimeError("other bytes came back than were put")
+    return ratios
+
+
+def _get(blobs: Blobs, out: NDArray[np.uint8], key: str) -> None:
+    blobs.read_into(key, 0, out)

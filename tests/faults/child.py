@@ -1,0 +1,180 @@
+"""Extractions in processes of their own, which can be killed. They start fast: a server forks them, imports done."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Literal
+
+from tests.faults.crash import Point, Step, Watch
+
+_LIMIT_S = 120.0
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tests.faults.preload"])
+
+Stop = Literal["start", "planned"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a process."""
+
+    exitcode: int
+    report: dict[str, Any] = field(default_factory=dict)
+    """Of the extraction, if it ended well."""
+    error: str = ""
+    """Class and text of what it raised."""
+    steps: tuple[Step, ...] = ()
+    missed: tuple[str, ...] = ()
+    peak_nbytes: int = 0
+    """Most memory it held at once."""
+    seconds: float = 0.0
+    """From the start of planning to the end."""
+
+
+class Child:
+    """A process that plans and runs one extraction, with one thread for torch."""
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        environment: Mapping[str, str] | None = None,
+        *,
+        stop: Stop | None = None,
+        watch: bool = False,
+        point: Point | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            fields: of the job.
+            environment: in place of what begins with ``AWS_`` or ``ACTSTORE_``.
+            stop: where it waits until it is told to `go`.
+            watch: report the steps on the disk.
+            point: where to crash.
+        """
+        _start_server()
+        self._connection, theirs = _CONTEXT.Pipe()
+        is_watched = watch or point is not None
+        arguments = (dict(fields), dict(environment or {}), theirs, stop, is_watched, point)
+        self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        assert self._process.pid is not None
+        self.pid: int = self._process.pid
+        self.started = time.monotonic()
+
+    def reached(self) -> None:
+        """Wait until it stands where it was to stop."""
+        assert self._connection.poll(_LIMIT_S), "the process has not come to its stop"
+        assert self._connection.recv() == "stopped"
+
+    def go(self) -> None:
+        self._connection.send("go")
+
+    def kill(self) -> None:
+        """SIGKILL; nothing happens to one that has ended."""
+        if self._process.is_alive():
+            os.kill(self.pid, signal.SIGKILL)
+
+    def ends_within(self, seconds: float) -> bool:
+        self._process.join(max(0.0, seconds))
+        return not self._process.is_alive()
+
+    def outcome(self, limit_s: float = _LIMIT_S) -> Outcome:
+        """Wait for its end; one that does not end in time is killed, and the test fails."""
+        found = None
+        try:
+            if self._connection.poll(limit_s):
+                found = self._connection.recv()
+        except (EOFError, ConnectionResetError):
+            pass  # killed
+        self._process.join(limit_s)
+        is_late = self._process.is_alive()
+        self.kill()
+        self._process.join()
+        self._connection.close()
+        assert not is_late, f"the process did not end within {limit_s} s"
+        assert self._process.exitcode is not None
+        return found if isinstance(found, Outcome) else Outcome(self._process.exitcode)
+
+
+def run(fields: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Outcome:
+    """An extraction that must end well."""
+    outcome = Child(fields, environment).outcome()
+    assert outcome.exitcode == 0, outcome
+    assert not outcome.error, outcome.error
+    return outcome
+
+
+def _start_server() -> None:
+    """The server keeps the environment that it starts in; torch reads the number of threads when imported."""
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
+def _main(
+    fields: dict[str, Any],
+    environment: dict[str, str],
+    connection: Connection,
+    stop: Stop | None,
+    is_watched: bool,
+    point: Point | None,
+) -> None:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    import actstore
+    from actstore.errors import ActstoreError
+
+    for name in [name for name in os.environ if name.startswith(("AWS_", "ACTSTORE_"))]:
+        del os.environ[name]
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    watch = Watch(Path(fields["out"]), point) if is_watched else None
+    report: dict[str, Any] = {}
+    error = ""
+
+    def reach(place: Stop) -> None:
+        if stop == place:
+            connection.send("stopped")
+            connection.recv()
+
+    reach("start")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of memory counts from here
+    started = time.monotonic()
+    try:
+        planned = actstore.plan(**fields)
+        reach("planned")
+        report = actstore.extract(planned).to_dict()
+    except ActstoreError as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    seconds = time.monotonic() - started
+    connection.send(
+        Outcome(
+            exitcode=0,
+            report=report,
+            error=error,
+            steps=tuple(watch.steps) if watch else (),
+            missed=tuple(watch.missed) if watch else (),
+            peak_nbytes=_peak_nbytes(),
+            seconds=seconds,
+        )
+    )
+    connection.close()
+
+
+def _peak_nbytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024

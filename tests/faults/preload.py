@@ -1,0 +1,26 @@
+"""What takes a process long to import or build, done once before it is forked. Nothing here may start threads."""
+
+import contextlib
+import importlib
+
+for name in (
+    "torch",
+    "transformers.models.gpt2.modeling_gpt2",
+    "pandas",  # pyarrow imports it in many places
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "pyarrow.vendored.version",
+    "fsspec.implementations.chained",
+    "s3fs",
+    "obstore.store",
+    "actstore.extraction.extract",
+    "actstore.extraction.inline",
+    "actstore.store.local",
+    "tests.faults.child",
+):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)
+
+with contextlib.suppress(ImportError, AttributeError):
+    # Loading any model asks for this table of hundreds of patterns, which transformers builds and keeps.
+    importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("gpt2")

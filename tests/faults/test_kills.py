@@ -1,0 +1,115 @@
+"""SIGKILL at random times, again and again, for workers that share a store."""
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import actstore
+from tests.faults.child import Child, run
+from tests.faults.conftest import Fields, MakeFields, Undisturbed
+from tests.faults.finished import check_finished
+
+N_SEGMENTS = 40
+N_KILLS = 11
+"""In each of the tests."""
+KILLS_A_STORE = 4
+
+
+def kill_some(fields: Fields, rng: random.Random, seconds: float) -> int:
+    """Let two workers loose on a store and kill one or both; how many were killed before they had ended."""
+    workers = [Child(fields), Child(fields)]
+    times = sorted((rng.uniform(0, seconds), i) for i in range(rng.choice([1, 2])))
+    killed = []
+    for after, i in times:
+        if not workers[i].ends_within(workers[i].started + after - time.monotonic()):
+            workers[i].kill()
+            killed.append(i)
+    outcomes = [worker.outcome() for worker in workers]
+    for i, outcome in enumerate(outcomes):
+        assert not outcome.error, outcome.error
+        assert outcome.exitcode in ((-signal.SIGKILL, 0) if i in killed else (0,))
+    return sum(outcome.exitcode == -signal.SIGKILL for outcome in outcomes)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(5))
+def test_two_workers_killed_at_random_times(
+    make_fields: MakeFields, undisturbed: Undisturbed, tmp_path: Path, seed: int
+) -> None:
+    rng = random.Random(seed)
+    expected = undisturbed(make_fields(tmp_path, N_SEGMENTS))
+    started = time.monotonic()
+    run(make_fields(tmp_path / "timed", N_SEGMENTS))
+    seconds = time.monotonic() - started
+    n_kills, n_stores = 0, 0
+    while n_kills < N_KILLS:
+        fields = make_fields(tmp_path / str(n_stores), N_SEGMENTS)
+        n_stores += 1
+        here = 0
+        while here < KILLS_A_STORE:
+            n = kill_some(fields, rng, seconds)
+            here += n
+            if n == 0:
+                break  # all was done before the time came
+        n_kills += here
+        run(fields)
+        check_finished(fields["out"], expected)
+        assert n_stores < 10 * N_KILLS
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[ModuleType]:
+    """A cluster of its own for this file."""
+    from actstore_workers.cluster import cluster
+
+    with cluster(None, num_cpus=2) as connected:
+        yield connected
+
+
+def worker_pids() -> list[int]:
+    """Processes of our actors, on this machine."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                if b"ray::WorkerActor" in (folder / "cmdline").read_bytes():
+                    found.append(int(folder.name))
+            except OSError:
+                continue
+    return sorted(found)
+
+
+@pytest.mark.faults
+@pytest.mark.ray
+def test_ray_workers_killed_at_random_times(
+    ray: ModuleType, make_fields: MakeFields, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    del ray
+    fields = make_fields(tmp_path / "store", 120)
+    rng = random.Random(0)
+    killed: list[int] = []
+    is_over = threading.Event()
+
+    def kill() -> None:
+        while len(killed) < 4 and not is_over.wait(rng.uniform(0, 1)):
+            pids = [pid for pid in worker_pids() if pid not in killed]
+            if pids:
+                killed.append(rng.choice(pids))
+                os.kill(killed[-1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2)
+    finally:
+        is_over.set()
+        killer.join()
+    assert killed
+    check_finished(fields["out"], undisturbed(fields))

@@ -1,0 +1,118 @@
+"""S3 that is busy, loses replies, is slow, cuts bodies, fails for good, or ignores conditions."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import actstore
+from tests.conftest import S3Server
+from tests.faults.child import Child, run
+from tests.faults.conftest import MakeFields, Undisturbed
+from tests.faults.finished import check_finished
+from tests.faults.proxy import Fault, FaultProxy, after, always, at_random
+
+RATE = 0.1
+GIVES_UP_WITHIN_S = 60.0
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    "503": ("refuse", "GET HEAD PUT POST DELETE"),
+    "500": ("break", "GET HEAD PUT POST DELETE"),
+    "lost replies": ("lose reply", "GET HEAD PUT POST DELETE"),
+    "cut bodies": ("cut body", "GET"),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_a_run_over_a_bad_network_completes(
+    make_fields: MakeFields,
+    undisturbed: Undisturbed,
+    s3_url: str,
+    s3_server: S3Server,
+    proxy: FaultProxy,
+    proxied: dict[str, str],
+    what: str,
+) -> None:
+    fields = make_fields(s3_url)
+    fault, methods = FAULTS[what]
+    # Tokens are most of what a run reads; of these few, more must suffer.
+    proxy.plan = at_random(RATE if "PUT" in methods else 0.4, fault, seed=2, methods=methods)
+    child = Child(fields, proxied, stop="planned")
+    child.reached()
+    while_planning = proxy.faults[fault]
+    child.go()
+    outcome = child.outcome()
+    proxy.plan = None
+    assert outcome.report, outcome.error
+    struck = proxy.faults[fault] - while_planning
+    assert struck > 0
+    check_finished(s3_url, undisturbed(fields), s3_server)
+    assert outcome.report["n_retries"] >= struck
+
+
+@pytest.mark.parametrize("fault", ["cut body", "slow body", "refuse", "lose reply"])
+def test_reading_over_a_bad_network(
+    make_fields: MakeFields,
+    s3_url: str,
+    s3_environment: dict[str, str],
+    proxy: FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Any,
+) -> None:
+    local = make_fields(tmp_path / "store")
+    run(local)
+    run(make_fields(s3_url), s3_environment)
+    monkeypatch.setenv("ACTSTORE_S3", s3_environment["ACTSTORE_S3"])
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    proxy.plan = at_random(0.2, fault, seed=1, methods="GET")
+    expected, store = actstore.open(local["out"]), actstore.open(s3_url)
+    for hook in expected.hooks:
+        assert torch.equal(store[hook][:], expected[hook][:])
+        for row in (0, 17, 90):
+            assert torch.equal(store[hook][row], expected[hook][row])
+    assert proxy.faults[fault] > 0
+
+
+@pytest.mark.parametrize("fault", ["refuse", "break", "lose reply"])
+@pytest.mark.parametrize("n_writes", [0, 20])
+def test_a_store_that_fails_for_good_and_recovers(
+    make_fields: MakeFields,
+    undisturbed: Undisturbed,
+    s3_url: str,
+    s3_server: S3Server,
+    proxy: FaultProxy,
+    proxied: dict[str, str],
+    fault: Any,
+    n_writes: int,
+) -> None:
+    fields = make_fields(s3_url)
+    proxy.plan = after(n_writes, always(fault))
+    started = time.monotonic()
+    outcome = Child(fields, proxied).outcome(GIVES_UP_WITHIN_S)
+    assert time.monotonic() - started < GIVES_UP_WITHIN_S
+    assert outcome.error.startswith("StorageError: ")
+    assert s3_url in outcome.error
+    assert "\n" not in outcome.error
+    proxy.plan = None
+    run(fields, proxied)
+    check_finished(s3_url, undisturbed(fields), s3_server)
+
+
+def test_a_server_that_ignores_conditions(
+    make_fields: MakeFields,
+    undisturbed: Undisturbed,
+    s3_url: str,
+    s3_server: S3Server,
+    proxy: FaultProxy,
+    proxied: dict[str, str],
+) -> None:
+    fields = make_fields(s3_url)
+    proxy.without = ("If-None-Match", "If-Match")
+    run(fields, proxied)
+    check_finished(s3_url, undisturbed(fields), s3_server)
+    # Each object was written once all the same, but for the probe that found it out.
+    again = [request for request in proxy.requests if request.method == "PUT" and request.turn > 0]
+    assert {request.key.split("/")[1] for request in again} <= {"probe", "manifest.json"}
