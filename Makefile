@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c deploy/con
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test check bench clean
+.PHONY: demo test faults check bench clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -26,6 +26,9 @@ demo: $(VENV)/.user  ## Extract the activations of a bundled model, read them ba
 
 test: $(VENV)/.dev  ## The whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m faults tests/faults
 
 check: $(VENV)/.dev  ## Lint and types
 	$(BIN)/ruff check .

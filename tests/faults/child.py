@@ -14,6 +14,8 @@ from typing import Any, Literal
 from tests.faults.crash import Point, Step, Watch
 
 _LIMIT_S = 120.0
+_EXIT_S = 30.0
+"""From its last word to its end."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.faults.preload"])
 
@@ -88,13 +90,13 @@ class Child:
 
     def outcome(self, limit_s: float = _LIMIT_S) -> Outcome:
         """Wait for its end; one that does not end in time is killed, and the test fails."""
-        found = None
+        found, is_over = None, True
         try:
-            if self._connection.poll(limit_s):
-                found = self._connection.recv()
+            is_over = self._connection.poll(max(0.0, limit_s))
+            found = self._connection.recv() if is_over else None
         except (EOFError, ConnectionResetError):
             pass  # killed
-        self._process.join(limit_s)
+        self._process.join(_EXIT_S if is_over else 0)
         is_late = self._process.is_alive()
         self.kill()
         self._process.join()

@@ -3,6 +3,7 @@
 Requests pass unchanged, ``Host`` included, so that their signatures hold; a plan says which of them suffer what.
 """
 
+import contextlib
 import http.client
 import os
 import re
@@ -13,10 +14,9 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 _CHUNK = 1 << 16
@@ -157,7 +157,7 @@ class FaultProxy:
             self.has_killed.clear()
 
 
-@contextmanager
+@contextlib.contextmanager
 def proxy(target: str) -> Iterator[FaultProxy]:
     """A proxy on a free port of the loopback interface, until the block ends."""
     state = FaultProxy(target)
@@ -171,12 +171,31 @@ def proxy(target: str) -> Iterator[FaultProxy]:
         server.shutdown()
         server.server_close()
         thread.join()
+        server.end_connections()
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 128
+
+    def __init__(self, *args: Any) -> None:
+        self.connections: set[socket.socket] = set()
+        super().__init__(*args)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self.connections.discard(request)
+        super().shutdown_request(request)
+
+    def end_connections(self) -> None:
+        """Clients keep theirs open, and each keeps one to the server open, which could not stop in peace."""
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that was killed is nothing to report."""
