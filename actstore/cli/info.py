@@ -25,7 +25,7 @@ def _fields(store: Store) -> dict[str, Any]:
         "n_segments": store.n_segments,
         "n_segments_committed": store.n_committed,
         "n_sequences": store.shape[0],
-        "n_sequences_committed": int(store.committed_rows().sum()),
+        "n_sequences_committed": store.n_sequences_committed,
         "n_tokens": store.n_tokens,
         "nbytes": store.nbytes,
         "shape": list(store.shape),

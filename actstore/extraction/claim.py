@@ -34,6 +34,9 @@ def claim(blobs: Blobs, plan: Plan) -> None:
                 f"another run has just started a different plan at {blobs.url}; choose another out, or wait until it "
                 "is complete"
             )
+    if plan.run != FIRST_RUN:
+        # Whoever finished an earlier run meanwhile may not have seen this one, and have sealed the store.
+        unseal(blobs)
     documents = zarr_documents(plan)
     last = documents.pop(ROOT_METADATA)
     with ThreadPoolExecutor(_WRITERS, thread_name_prefix="metadata") as threads:

@@ -8,6 +8,8 @@ from actstore.store.plan import Plan, Request
 
 # What may differ between two runs of one plan: only how something was spelled, not what it is.
 _SPELLINGS: Final = frozenset({"model.name", "model.revision", "tokens.source", "tokens.tokenizer"})
+# Follows from what the store has; a job does not know it.
+_DERIVED: Final = "tokens.skip_sequences"
 OF_A_RUN: Final = frozenset({"hooks", "compression", "covariance"})
 """What two runs over the same tokens can have different."""
 
@@ -30,7 +32,10 @@ def differences(stored: Request, asked: Request, *, but: Collection[str] = ()) -
     return [
         f"{name} is {there.get(name)} in the store, {here.get(name)} was asked for"
         for name in sorted(there.keys() | here.keys())
-        if name not in _SPELLINGS and name not in but and there.get(name) != here.get(name)
+        if name not in _SPELLINGS
+        and name != _DERIVED
+        and name not in but
+        and there.get(name) != here.get(name)
     ]
 
 

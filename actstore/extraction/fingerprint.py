@@ -3,11 +3,11 @@
 import os
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 
 from actstore.errors import ModelError
 from actstore.hooks.loading import load_config
+from actstore.store.shard import crc32c
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 
@@ -31,5 +31,5 @@ def fingerprint(name: str, revision: str | None) -> str:
     crc = 0
     for path in files:
         if path.stat().st_size:
-            crc = google_crc32c.extend(crc, np.memmap(path, dtype=np.uint8, mode="r"))
+            crc = crc32c(np.memmap(path, dtype=np.uint8, mode="r"), crc)
     return f"crc32c:{crc:08x}"

@@ -20,6 +20,8 @@ class Place:
     """The run itself, if the store has it."""
     over: Plan | None = None
     """For a new run that adds hooks: the plan over whose tokens it goes."""
+    skip_sequences: int = 0
+    """For a new run that adds tokens: sequences of its text that the store has."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -60,12 +62,35 @@ def find_place(
     tokens = {line.split(" is ")[0] for line in found if line.startswith("tokens.")}
     others = differences(first, request, but=OF_A_RUN | (tokens - {"tokens.context_length"}))
     if append and not others:
-        return Place(name, hooks)
+        return Place(name, hooks, skip_sequences=_sequences_of(url, runs, request))
     advice = "Choose another out, or run the job it was made with"
     if not others:
         found = differences(first, request, but=OF_A_RUN)
         advice += "; to add these tokens to the store as a further run, give --append"
     raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(found)}. {advice}")
+
+
+def _sequences_of(url: str, runs: Sequence[Run], request: Request) -> int:
+    """How many sequences of the text of a job the store has; they must be the first ones of it.
+
+    Raises:
+        PlanMismatchError: it has some in another packing, or of files that have changed since.
+    """
+    asked = request.tokens
+    parts = [
+        run.plan for run in runs if run.plan.has_own_tokens and run.plan.request.tokens.source == asked.source
+    ]
+    for plan in parts:
+        stored = plan.request.tokens
+        found = differences(plan.request, request, but=OF_A_RUN | {"tokens.files", "tokens.max_tokens"})
+        if stored.files != asked.files[: len(stored.files)]:
+            found.append("its files are no longer those that were read")
+        if found:
+            raise PlanMismatchError(
+                f"the store at {url} has sequences of {asked.source} already, and cannot tell which of them this job "
+                f"would repeat: {'; '.join(found)}. Name only the new files, or choose another out"
+            )
+    return sum(plan.n_sequences for plan in parts)
 
 
 def _continued(url: str, run: Run, segment_size: int | None) -> Place:
@@ -75,6 +100,12 @@ def _continued(url: str, run: Run, segment_size: int | None) -> Place:
             f"{segment_size} was asked for. Choose another out, or run the job it was made with"
         )
     return Place(run.plan.run, run.plan.hook_names, run)
+
+
+def _is_stored_so(run: Run, request: Request, segment_size: int | None) -> bool:
+    return segment_size in (None, run.plan.segment_size) and not differences(
+        run.plan.request, request, but={"hooks"}
+    )
 
 
 def _over(
@@ -92,7 +123,12 @@ def _over(
     if missing:
         return Place(name, missing, over=part.plan)
     holding = [run for run in runs if any(run.hook(hook) for hook in asked)]
-    needed = next((run for run in holding if run in unfinished), holding[0])
+    needed = next((run for run in holding if run in unfinished), None)
+    if needed is None:
+        # Nothing is left to do. A job that once added hooks spells out how they were to be stored: the runs that had
+        # the others already need not be stored so.
+        fitting = (run for run in holding if _is_stored_so(run, request, segment_size))
+        needed = next(fitting, holding[0])
     found = differences(needed.plan.request, request, but={"hooks"})
     if needed in unfinished and not set(needed.plan.hook_names) <= set(asked):
         found += differences(needed.plan.request, request)

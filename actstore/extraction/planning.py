@@ -189,7 +189,10 @@ def _planned(
         changes = {"run": place.name, "request": added, "segment_size": size}
         made = place.over.model_copy(update=changes)
         return PlannedRun(job, made, blobs, None, frozenset(), is_new=True, is_conditional=is_conditional)
-    packed = stage.run(on_event)
+    skip = place.skip_sequences if existing is None else existing.plan.request.tokens.skip_sequences
+    packed = stage.run(on_event, skip_sequences=skip)
+    tokens = request.tokens.model_copy(update={"skip_sequences": skip})
+    request = request.model_copy(update={"tokens": tokens})
     made = Plan(
         run=place.name,
         tokens_of=place.name,

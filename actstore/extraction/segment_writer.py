@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import StorageError
 from actstore.store.blobs import Blobs
-from actstore.store.commit import CommitRecord, Put, commit_key, put
+from actstore.store.commit import CommitRecord, Put, commit_key, put, read_commit
 from actstore.store.lease import Lease, lease
 from actstore.store.moments import has_statistics, of_rows
 from actstore.store.plan import HookArray, Plan, Segment
@@ -52,7 +52,10 @@ class SegmentWriter:
             StorageError: writing failed; or, in strict mode, another worker took the segment over.
         """
         with self._lease(segment) as held:
-            puts = self._put_strictly(segment, values) if self._is_strict else self._put(segment, values)
+            key = commit_key(self._plan.run, segment.index)
+            if held is not None and self._blobs.head(key) is not None:
+                return read_commit(self._blobs, self._plan, segment.index)  # by whoever had the lease before
+            puts = self._put(segment, values) if held is None else self._put_strictly(segment, values, held)
             statistics = {
                 name: self._statistics(segment, name, lengths, found, puts[name])
                 for name, found in record.statistics.items()
@@ -63,7 +66,7 @@ class SegmentWriter:
                 if held is not None:
                     held.check()
                 # False: another worker was first. Its record names the same objects, for none is ever replaced.
-                self._blobs.create(commit_key(self._plan.run, segment.index), [record.to_bytes()])
+                self._blobs.create(key, [record.to_bytes()])
         return record
 
     def close(self) -> None:
@@ -86,13 +89,15 @@ class SegmentWriter:
         wait(writes.values())
         return {name: done.result() for name, done in writes.items()}
 
-    def _put_strictly(self, segment: Segment, values: Values) -> dict[str, Put]:
+    def _put_strictly(self, segment: Segment, values: Values, held: Lease) -> dict[str, Put]:
         """Nobody else writes this segment meanwhile, so what differs is left from an attempt that was given up."""
         for _ in range(_STRICT_ATTEMPTS):
             puts = self._put(segment, values)
             foreign = [name for name, done in puts.items() if not done.is_own]
-            if not foreign or self._blobs.head(commit_key(self._plan.run, segment.index)) is not None:
+            if not foreign:
                 return puts
+            # Not those of who took the lease over while this process stood still.
+            held.check()
             for name in foreign:
                 self._blobs.delete(puts[name].record.key)
         raise StorageError(

@@ -104,12 +104,13 @@ class TokenStage:
             separator_token=packing.separator,
             pad_token=packing.pad,
             max_tokens=job.max_tokens,
+            skip_sequences=0,
             seed=job.seed,
         )
         return cls(source, tokenizer, packing, identity, vocab_size)
 
-    def run(self, on_event: OnEvent) -> "PackedTokens":
-        """Read, tokenise and pack everything into a temporary folder.
+    def run(self, on_event: OnEvent, *, skip_sequences: int = 0) -> "PackedTokens":
+        """Read, tokenise and pack everything into a temporary folder, but for the first sequences.
 
         Raises:
             TokensError: unreadable or empty text, ids that the model does not have.
@@ -125,11 +126,19 @@ class TokenStage:
 
         def blocks() -> Iterator[Rows]:
             n_sequences = 0
+            n_left = skip_sequences
             documents = token_documents(self.source, self.tokenizer)
             for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.vocab_size):
                 n_sequences += len(block)
                 on_event(Tokenised(n_sequences, n_sequences * length))
-                yield block
+                if len(block) > n_left:
+                    yield block[n_left:]
+                n_left = max(0, n_left - len(block))
+            if skip_sequences >= n_sequences:
+                raise TokensError(
+                    f"the store holds {skip_sequences} sequences of this text, and it has {n_sequences} up to "
+                    "max_tokens; there is nothing to add"
+                )
 
         try:
             spooled = spool(blocks(), folder)

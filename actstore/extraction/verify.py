@@ -54,7 +54,7 @@ def verify(
         raise StorageError(
             f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
         )
-    findings = list(check.findings)
+    findings = check.findings
     n_recomputed = 0
     if deep and not any(finding.severity == "damage" for finding in findings):
         for plan in check.plans.values():
@@ -64,7 +64,7 @@ def verify(
             )
             findings += _recomputed(blobs, plan, rows, spec)
             n_recomputed += len(rows)
-    removed = remove_damage(blobs, findings, check.plans) if repair else []
+    removed = remove_damage(blobs, check, findings) if repair else []
     return Verification(
         url=blobs.url,
         is_complete=check.is_complete,

@@ -110,7 +110,7 @@ def committed(blobs: Blobs, plan: Plan) -> set[int]:
     """Numbers of the committed segments, from one listing; names that are no record are passed over."""
     names = blobs.names(commits_folder(plan.run))
     stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-    found = {int(stem) for stem in stems if len(stem) == 8 and stem.isdecimal()}
+    found = {int(stem) for stem in stems if len(stem) == 8 and stem.isascii() and stem.isdecimal()}
     return {index for index in found if index < plan.n_segments}
 
 
@@ -135,14 +135,14 @@ def read_commit(blobs: Blobs, plan: Plan, segment: int) -> CommitRecord:
     """
     key = commit_key(plan.run, segment)
     record = CommitRecord.read(blobs, key)
-    problem = _mismatch(plan, segment, record)
+    problem = mismatch(plan, segment, record)
     if problem is not None:
         raise StorageError(f"{blobs.url}/{key} is damaged: {problem}")
     return record
 
 
-def _mismatch(plan: Plan, segment: int, record: CommitRecord) -> str | None:
-    """What in a record contradicts the plan."""
+def mismatch(plan: Plan, segment: int, record: CommitRecord) -> str | None:
+    """What in the record of a segment contradicts the plan; None if nothing."""
     planned = plan.segment(segment)
     if (record.segment, record.n_sequences) != (segment, planned.n_sequences):
         return f"it is of segment {record.segment} with {record.n_sequences} sequences"

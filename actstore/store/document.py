@@ -15,6 +15,8 @@ FORMAT: Final = 1
 """Version of the store format. A reader refuses a higher one."""
 _MAX_NBYTES: Final = 1 << 30
 """No document is near it; parsed JSON takes several times its size in memory."""
+_SHOWN: Final = 100
+"""Characters of a damaged document that a message repeats."""
 _HEAD = re.compile(rb'\{\n  "checksum": (0|[1-9][0-9]{0,9}),\n')
 """Every document begins with the CRC-32C of all bytes behind this line."""
 
@@ -41,7 +43,8 @@ class Document(BaseModel):
         try:
             if len(data) > _MAX_NBYTES:
                 raise StorageError(f"{where} has {len(data)} bytes, more than any document of a store has")
-            check_format(json.loads(data), where)
+            fields = json.loads(data, object_pairs_hook=_once, parse_constant=_no_number)
+            check_format(fields, where)
             head = _HEAD.match(data)
             if head is None:
                 raise StorageError(f"{where} is damaged: it does not begin with its checksum")
@@ -53,7 +56,7 @@ class Document(BaseModel):
             return cls.model_validate_json(b"{" + data[head.end() :])
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            place = ".".join(str(part) for part in problem["loc"])
+            place = _shown(".".join(str(part) for part in problem["loc"]))
             raise StorageError(f"{where} is damaged: {place}: {problem['msg']}") from error
         except (ValueError, RecursionError) as error:
             # Not UTF-8, not JSON, a number of a million digits, lists in lists in lists.
@@ -76,6 +79,23 @@ class Document(BaseModel):
             return cls.read(blobs, key)
         except BlobNotFoundError:
             return None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of two equal keys, readers take one or the other."""
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("an object has a key twice")
+    return fields
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _shown(text: str) -> str:
+    """What a message says of text that anybody may have written."""
+    return "".join(c if c.isprintable() else "?" for c in text[:_SHOWN])
 
 
 def check_format(fields: Any, where: str) -> None:

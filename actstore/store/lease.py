@@ -51,11 +51,12 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give it back."""
+        """Give it back. If storage does not let us, others wait for as long as for a process that is gone."""
         self._released.set()
         self._thread.join()
-        if not self._is_lost and self._is_ours():
-            self._blobs.delete(self._key)
+        with contextlib.suppress(StorageError):
+            if not self._is_lost and self._is_ours():
+                self._blobs.delete(self._key)
 
     def _is_ours(self) -> bool:
         record = LeaseRecord.read_if_there(self._blobs, self._key)
@@ -67,14 +68,12 @@ class Lease:
             n_renewals += 1
             try:
                 info = self._blobs.head(self._key)
-                record = LeaseRecord(holder=self._holder, n_renewals=n_renewals)
-                if (
-                    info is None
-                    or not self._is_ours()
-                    or not self._blobs.replace(self._key, [record.to_bytes()], expected=info.tag)
-                ):
+                if info is None or not self._is_ours():
                     self._is_lost = True
                     return
+                record = LeaseRecord(holder=self._holder, n_renewals=n_renewals)
+                # If it was taken over in between, nothing is replaced, and the next renewal sees it.
+                self._blobs.replace(self._key, [record.to_bytes()], expected=info.tag)
             except StorageError:
                 continue  # the next renewal may get through; if none does, `check` will tell
 

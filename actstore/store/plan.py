@@ -59,6 +59,8 @@ class TokensIdentity(Document):
     separator_token: int | None
     pad_token: int | None
     max_tokens: int | None
+    skip_sequences: int = Field(ge=0, le=1 << 48)
+    """Rows at the beginning of the text that are left out, because earlier runs of the store have them."""
     seed: int | None
     """Rows are stored in a permutation drawn from this seed; None keeps the order of the source."""
 

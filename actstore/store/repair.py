@@ -1,33 +1,37 @@
 """Repair: what is damaged is removed, so that the next extraction makes exactly that again."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator
+from typing import Final
 
 from actstore.store.blobs import Blobs
-from actstore.store.commit import commit_key, plan_key, tokens_key
+from actstore.store.commit import commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.manifest import MANIFEST_KEY, Manifest, shards_key, statistics_key, update_manifest
 from actstore.store.plan import Plan
 from actstore.store.verification import Finding
+from actstore.store.verify import Check
+
+_SHARD: Final = re.compile(r"c\.(0|[1-9][0-9]{0,15})(\.0)*")
 
 
-def repair(blobs: Blobs, findings: Iterable[Finding], plans: Mapping[str, Plan]) -> list[str]:
-    """Remove damaged objects, and every record that vouches for one of them. Nobody may write meanwhile.
+def repair(blobs: Blobs, check: Check, findings: Iterable[Finding]) -> list[str]:
+    """Remove damaged objects, every record that vouches for one of them, and shards that no record vouches for: nobody
+    can tell whether they are whole, and an extraction would take them over. Nobody may write meanwhile.
 
     A damaged plan is written again from its copy in the manifest.
 
     Args:
         blobs: the store.
-        findings: of `actstore.store.verify.Check`.
-        plans: the plans that it could trust.
+        check: that was run.
+        findings: its own, and those of a deep check.
 
     Returns:
-        Keys of the removed objects.
+        Keys of the objects that were removed, or written again.
 
     Raises:
         StorageError: removing failed; repeat the repair.
     """
-    damage = [f for f in findings if f.severity == "damage" and f.is_repairable]
-    if not damage:
-        return []
+    damage = [found for found in findings if found.severity == "damage" and found.is_repairable]
     removed: list[str] = []
 
     def remove(key: str) -> None:
@@ -35,36 +39,64 @@ def repair(blobs: Blobs, findings: Iterable[Finding], plans: Mapping[str, Plan])
             blobs.delete(key)
             removed.append(key)
 
-    # First what is trusted most: whoever is killed in between leaves a store that says less, never more.
-    runs = {finding.run for finding in damage if finding.run is not None}
-    if any(finding.key == MANIFEST_KEY for finding in damage):
+    # The manifest has the only copy of a plan, so plans come before it.
+    for found in damage:
+        plan = check.plans.get(found.run or "")
+        if plan is not None and found.key == plan_key(plan.run):
+            blobs.delete(found.key)
+            blobs.create(found.key, [plan.to_bytes()])
+            removed.append(found.key)
+    damage = [found for found in damage if found.key not in removed]
+    # Then what is trusted most: whoever is killed in between leaves a store that says less, never more.
+    runs = {found.run for found in damage if found.run is not None and not _is_stray(found)}
+    if any(found.key == MANIFEST_KEY for found in damage):
         remove(MANIFEST_KEY)
-    elif blobs.head(MANIFEST_KEY) is not None:
+    elif runs and blobs.head(MANIFEST_KEY) is not None:
         update_manifest(blobs, lambda manifest: _without(manifest, runs))
     for run in sorted(runs):
         remove(shards_key(run))
         remove(statistics_key(run))
-    for finding in damage:
-        if finding.run is not None and finding.segment is not None:
-            remove(commit_key(finding.run, finding.segment))
-        if finding.run is not None and _is_token_shard(finding, plans):
-            remove(tokens_key(finding.run))
-    for finding in damage:
-        remove(finding.key)
-        plan = plans.get(finding.run or "")
-        if plan is not None and finding.key == plan_key(plan.run):
-            blobs.create(finding.key, [plan.to_bytes()])
+    for found in damage:
+        if found.run is not None and found.segment is not None:
+            remove(commit_key(found.run, found.segment))
+        if _is_token_shard(found, check.plans.get(found.run or "")):
+            remove(tokens_key(found.run or ""))
+    for found in damage:
+        remove(found.key)
+    for key in _without_record(blobs, check):
+        remove(key)
     return removed
 
 
-def _without(manifest: Manifest, runs: Iterable[str]) -> Manifest:
-    gone = set(runs)
-    kept = tuple(finished for finished in manifest.runs if finished.plan.run not in gone)
-    return Manifest(sealed=False, runs=kept)
+def _without(manifest: Manifest, runs: Collection[str]) -> Manifest:
+    kept = tuple(finished for finished in manifest.runs if finished.plan.run not in runs)
+    return Manifest(sealed=manifest.sealed and len(kept) == len(manifest.runs), runs=kept)
 
 
-def _is_token_shard(finding: Finding, plans: Mapping[str, Plan]) -> bool:
-    plan = plans.get(finding.run or "")
-    return plan is not None and any(
-        finding.key.startswith(f"{layout.path}/c.") for layout in plan.token_arrays()
+def _is_stray(found: Finding) -> bool:
+    """Whether it is about something that never belonged to the store, so that nothing need be made again."""
+    return (
+        found.run is not None
+        and found.segment is None
+        and found.key.startswith(f"{commits_folder(found.run)}/")
     )
+
+
+def _is_token_shard(found: Finding, plan: Plan | None) -> bool:
+    return plan is not None and any(
+        found.key.startswith(f"{layout.path}/c.") for layout in plan.token_arrays()
+    )
+
+
+def _without_record(blobs: Blobs, check: Check) -> Iterator[str]:
+    """Keys of shards that no readable record names: left by killed writers, or their record is damaged."""
+    for plan in check.plans.values():
+        layouts = [(plan.activations(hook), check.vouched[plan.run]) for hook in plan.request.hooks]
+        if plan.has_own_tokens and check.tokens.get(plan.run) is None:
+            layouts += [(layout, set()) for layout in plan.token_arrays()]
+        for layout, vouched in layouts:
+            for name in blobs.names(layout.path):
+                parts = _SHARD.fullmatch(name)
+                key = f"{layout.path}/{name}"
+                if parts is not None and key == layout.key(int(parts[1])) and int(parts[1]) not in vouched:
+                    yield key

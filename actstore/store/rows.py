@@ -1,13 +1,11 @@
 """Rows of one array, as NumPy arrays in the storage type."""
 
-import bisect
 import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,44 +14,24 @@ from numpy.typing import NDArray
 from actstore.errors import NotCommittedError
 from actstore.store.blobs import Blobs
 from actstore.store.dtypes import dtype
-from actstore.store.layout import ArrayLayout, RowRange
+from actstore.store.layout import RowRange
 from actstore.store.local import LocalBlobs
-from actstore.store.row_index import RowIndex, Selection
+from actstore.store.row_index import RowIndex
+from actstore.store.sections import PIECE_NBYTES, Piece, Section, Sections
 from actstore.store.shard_reader import CompressedShards
 from actstore.store.storage_errors import BlobNotFoundError
 
-_PIECE: Final = 8 << 20
-"""Bytes. Larger reads are cut, so that threads can share them."""
 _REQUESTS: Final = 16
 """Requests to remote storage under way at once."""
+_READERS: Final = 8
+"""Threads that read local files, where there are so many cores."""
 _FEW: Final = 64
 """Rows of which a part is always read alone."""
 _REQUEST_NBYTES: Final = 1 << 20
 """A request to remote storage takes about as long as reading this much more."""
 _MAX_NBYTES: Final = 1 << 62
 
-
-@dataclass(frozen=True)
-class Section:
-    """Consecutive rows of an array that one run wrote (or has yet to write)."""
-
-    layout: ArrayLayout
-    is_committed: Callable[[int], bool]
-    """By shard of this layout."""
-    why_absent: str = ""
-    """Told when a row is not committed."""
-    nbytes_of: Callable[[int], int] | None = None
-    """Size of a shard's object, where the array is compressed; None has it asked for once a shard."""
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Rows of one shard, and where they go."""
-
-    section: int
-    rows: RowRange
-    at: int
-    """First row of the result."""
+__all__ = ["Rows", "Section"]
 
 
 class Rows:
@@ -74,16 +52,14 @@ class Rows:
             kind = (section.layout.shape[1:], section.layout.dtype, section.layout.axes)
             if kind != (first.shape[1:], first.dtype, first.axes):
                 raise ValueError(f"{section.layout.path} has other rows than {first.path}")
-        ends = itertools.accumulate(section.layout.shape[0] for section in sections)
-        self._starts = (0, *ends)
-        self.shape: tuple[int, ...] = (self._starts[-1], *first.shape[1:])
+        self._places = Sections([section.layout for section in sections])
+        self.shape: tuple[int, ...] = (self._places.starts[-1], *first.shape[1:])
         self.axes = first.axes
         self.dtype = first.dtype
         """Name of the type, such as ``bfloat16``."""
         self.path = first.path
         """Of the first section."""
         self._storage = dtype(first.dtype).storage
-        self._max_rows = tuple(_piece_rows(section.layout) for section in sections)
         self._compressed = tuple(
             CompressedShards(blobs, section.layout, section.nbytes_of)
             if section.layout.compression is not None
@@ -126,9 +102,10 @@ class Rows:
         return self._read(RowIndex.parse(key, self.shape), out)
 
     def _read(self, index: RowIndex, out: NDArray[Any] | None) -> NDArray[Any]:
-        piece = self._one_piece(index.rows)
+        piece = self._places.one_piece(index.rows)
         # Before anything takes memory: there may be far more rows in a plan than in the store.
-        for section, part in self._shards(index.rows) if piece is None else [(piece.section, piece.rows)]:
+        shards = self._places.shards(index.rows) if piece is None else [(piece.section, piece.rows)]
+        for section, part in shards:
             self._check_committed(section, part)
         shape = (len(index.rows), *index.inner_shape)
         if out is None:
@@ -156,68 +133,17 @@ class Rows:
     def _check_committed(self, section: int, part: RowRange) -> None:
         where = self._sections[section]
         if not where.is_committed(part.shard):
-            first = self._starts[section] + part.first_row
+            first = self._places.starts[section] + part.first_row
             hint = f"; {where.why_absent}" if where.why_absent else ""
             raise NotCommittedError(
                 f"rows {first}:{first + part.n_rows} of {where.layout.path} (segment {part.shard}) are not "
                 f"committed in {self._blobs.url}{hint}"
             )
 
-    def _shards(self, rows: Selection) -> Iterator[tuple[int, RowRange]]:
-        """Every (section, shard) that the rows lie in, with rows that are there; some of them more than once."""
-        if not isinstance(rows, range) or rows.step == 1:
-            yield from ((piece.section, piece.rows) for piece in self._pieces(rows, None))
-            return
-        at = 0
-        while at < len(rows):
-            section, row = self._find(rows[at])
-            layout = self._sections[section].layout
-            shard, within = divmod(row, layout.shard_rows)
-            yield section, RowRange(shard, within, 1, row)
-            # On to the first one past this shard: there may be very many in it.
-            end = self._starts[section] + min((shard + 1) * layout.shard_rows, layout.shape[0])
-            at += -(-(end - rows[at]) // rows.step)
-
-    def _find(self, row: int) -> tuple[int, int]:
-        """The section of a row, and its number there."""
-        section = bisect.bisect_right(self._starts, row) - 1
-        return section, row - self._starts[section]
-
-    def _one_piece(self, rows: Selection) -> _Piece | None:
-        """All of the rows, where they are few neighbours in one shard; None otherwise."""
-        if not isinstance(rows, range) or rows.step != 1 or not rows:
-            return None
-        section, row = self._find(rows.start)
-        shard, within = divmod(row, self._sections[section].layout.shard_rows)
-        n_rows = len(rows)
-        is_in_shard = within + n_rows <= self._sections[section].layout.rows_in(shard)
-        if not is_in_shard or n_rows > self._max_rows[section]:
-            return None
-        return _Piece(section, RowRange(shard, within, n_rows, row), 0)
-
-    def _pieces(self, rows: Selection, max_rows: Sequence[int] | None) -> Iterator[_Piece]:
-        """The rows in order: one piece for each run of neighbours in a shard.
-
-        Args:
-            rows: their numbers.
-            max_rows: the most in a piece, by section.
-        """
-        at = 0
-        for start, stop in _runs(rows):
-            row = start
-            while row < stop:
-                section, first = self._find(row)
-                end = min(stop, self._starts[section + 1]) - self._starts[section]
-                for part in self._sections[section].layout.split(first, end):
-                    for piece in _cut(part, part.n_rows if max_rows is None else max_rows[section]):
-                        yield _Piece(section, piece, at)
-                        at += piece.n_rows
-                row = self._starts[section] + end
-
-    def _fill(self, index: RowIndex, values: NDArray[Any], piece: _Piece | None) -> None:
+    def _fill(self, index: RowIndex, values: NDArray[Any], piece: Piece | None) -> None:
         is_sparse = self._reads_ranges(index)
 
-        def read(piece: _Piece) -> None:
+        def read(piece: Piece) -> None:
             try:
                 self._read_piece(piece, index, values[piece.at : piece.at + piece.rows.n_rows], is_sparse)
             except BlobNotFoundError as error:
@@ -230,14 +156,14 @@ class Rows:
         if piece is not None and (len(index.rows) == 1 or not is_sparse):
             read(piece)
             return
-        pieces = self._pieces(index.rows, (1,) * len(self._sections) if is_sparse else self._max_rows)
+        max_rows = (1,) * len(self._sections) if is_sparse else self._places.max_rows
         if not self._is_local:
             n_threads = min(_REQUESTS, len(index.rows))
-        elif len(index.rows) * self._sections[0].layout.row_nbytes > _PIECE:
-            n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        elif len(index.rows) * self._sections[0].layout.row_nbytes > PIECE_NBYTES:
+            n_threads = min(os.cpu_count() or 1, _READERS)
         else:
             n_threads = 1
-        _each(read, pieces, n_threads)
+        _each(read, self._places.pieces(index.rows, max_rows), n_threads)
 
     def _reads_ranges(self, index: RowIndex) -> bool:
         """Whether to ask for a part of each row rather than for whole rows."""
@@ -250,7 +176,7 @@ class Rows:
         unwanted = first.row_nbytes * (1 - (index.span.stop - index.span.start) / self.shape[1])
         return len(index.rows) <= _FEW or unwanted >= _REQUEST_NBYTES
 
-    def _read_piece(self, piece: _Piece, index: RowIndex, out: NDArray[Any], is_sparse: bool) -> None:
+    def _read_piece(self, piece: Piece, index: RowIndex, out: NDArray[Any], is_sparse: bool) -> None:
         layout, part = self._sections[piece.section].layout, piece.rows
         key, start = layout.key(part.shard), part.start * layout.row_nbytes
         compressed = self._compressed[piece.section]
@@ -280,40 +206,7 @@ def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
     return values.reshape(-1).view(np.uint8)
 
 
-def _runs(rows: Selection) -> Iterator[tuple[int, int]]:
-    """(start, stop) of consecutive numbers, in order."""
-    if isinstance(rows, range):
-        if rows.step == 1:
-            yield rows.start, rows.stop
-        else:
-            yield from ((row, row + 1) for row in rows)
-        return
-    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
-    firsts, lasts = rows[np.concatenate([[0], breaks])], rows[np.concatenate([breaks - 1, [-1]])]
-    yield from zip(firsts.tolist(), (lasts + 1).tolist(), strict=True)
-
-
-def _piece_rows(layout: ArrayLayout) -> int:
-    """Rows that are read at once: whole chunks where they are compressed, so that none is decompressed twice."""
-    n_rows = max(1, _PIECE // layout.row_nbytes)
-    if layout.compression is None:
-        return n_rows
-    return max(1, n_rows // layout.chunk_rows) * layout.chunk_rows
-
-
-def _cut(part: RowRange, max_rows: int) -> Iterator[RowRange]:
-    """At multiples of ``max_rows``, counted from the start of the shard."""
-    if part.n_rows <= 1:
-        yield part
-        return
-    start, stop = part.start, part.start + part.n_rows
-    while start < stop:
-        end = min(stop, (start // max_rows + 1) * max_rows)
-        yield RowRange(part.shard, start, end - start, part.first_row + start - part.start)
-        start = end
-
-
-def _each(read: Callable[[_Piece], None], pieces: Iterable[_Piece], n_threads: int) -> None:
+def _each(read: Callable[[Piece], None], pieces: Iterable[Piece], n_threads: int) -> None:
     """Read all pieces; the first error ends it.
 
     Threads are made when they are needed: some that wait would be gone, and waited for, in a forked process.

@@ -1,12 +1,12 @@
 """One run of a store: what it planned, and what of it is committed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import StorageError
+from actstore.errors import JobError, StorageError
 from actstore.store.blobs import Blobs
 from actstore.store.commit import committed, plan_key, read_plan, tokens_key
 from actstore.store.manifest import FinishedRun, read_manifest
@@ -37,13 +37,20 @@ class Run:
             rows[segment.start : segment.stop] = True
         return rows
 
+    def committed_ranges(self) -> list[range]:
+        """The same as ranges in order, which take no memory for each row."""
+        if self.is_complete:
+            return [range(self.plan.n_sequences)]
+        segments = (self.plan.segment(index) for index in sorted(self.committed))
+        return [range(segment.start, segment.stop) for segment in segments]
+
     def hook(self, name: str) -> HookArray | None:
         return next((hook for hook in self.plan.request.hooks if hook.name == name), None)
 
 
 def run_names(blobs: Blobs) -> list[str]:
     """Names of all runs, from one listing. A folder without a plan is none: a writer was killed before it began."""
-    names = [name for name in blobs.names(RUNS) if len(name) == 4 and name.isdecimal()]
+    names = [name for name in blobs.names(RUNS) if len(name) == 4 and name.isascii() and name.isdecimal()]
     return [name for name in names if blobs.head(plan_key(name)) is not None]
 
 
@@ -68,13 +75,68 @@ def read_runs(blobs: Blobs) -> tuple[Run, ...]:
         raise StorageError(
             f"{blobs.url} is damaged: {plan_key(FIRST_RUN)} is missing, and other runs are there"
         )
-    for run in runs.values():
-        if run.plan.tokens_of not in runs:
-            raise StorageError(
-                f"{blobs.url} is damaged: run {run.plan.run} is over the tokens of run {run.plan.tokens_of}, which is "
-                "missing"
-            )
+    for name, problem in contradictions({name: run.plan for name, run in runs.items()}).items():
+        raise StorageError(f"{blobs.url} is damaged: run {name} {problem}")
     return tuple(runs[name] for name in sorted(runs))
+
+
+def contradictions(plans: Mapping[str, Plan]) -> dict[str, str]:
+    """What in plans cannot be, given the others of the store: by run, the rest of a sentence that begins with it."""
+    found: dict[str, str] = {}
+    shapes: dict[str, HookArray] = {}
+    stored: set[tuple[str, str]] = set()
+    for name in sorted(plans):
+        plan = plans[name]
+        problem = _contradiction(plan, plans.get(plan.tokens_of), plans[min(plans)])
+        for hook in plan.request.hooks:
+            place = (plan.tokens_of, hook.name)
+            if problem is None and place in stored:
+                problem = f"has {hook.name}, which an earlier run has over the same tokens"
+            if problem is None and shapes.setdefault(hook.name, hook) != hook:
+                problem = f"has {hook.name} of another shape than an earlier run"
+            stored.add(place)
+        if problem is not None:
+            found[name] = problem
+    return found
+
+
+def _contradiction(plan: Plan, over: Plan | None, first: Plan) -> str | None:
+    if over is None:
+        return f"is over the tokens of run {plan.tokens_of}, which is missing"
+    if not over.has_own_tokens:
+        return f"is over the tokens of run {over.run}, which brings none"
+    for field in ("n_sequences", "n_tokens", "n_documents", "tokens_sha256"):
+        if getattr(plan, field) != getattr(over, field):
+            return f"has another {field} than run {over.run}, over whose tokens it is"
+    alike = {
+        "dtype": (plan.request.dtype, first.request.dtype),
+        "model": (plan.request.model.fingerprint, first.request.model.fingerprint),
+        "context_length": (plan.context_length, first.context_length),
+    }
+    for field, (here, there) in alike.items():
+        if here != there:
+            return f"has another {field} than run {first.run}: {here} and {there}"
+    try:
+        for hook in plan.request.hooks:
+            plan.activations(hook)
+    except JobError as error:
+        return f"cannot be: {error}"
+    return None
+
+
+def overlap(left: Sequence[range], right: Sequence[range]) -> list[range]:
+    """What two lists of ranges have in common; each is in order, and so is the result."""
+    found = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        common = range(max(left[i].start, right[j].start), min(left[i].stop, right[j].stop))
+        if common:
+            found.append(common)
+        if left[i].stop < right[j].stop:
+            i += 1
+        else:
+            j += 1
+    return found
 
 
 def _finished(entry: FinishedRun) -> Run:

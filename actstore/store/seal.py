@@ -14,6 +14,7 @@ from actstore.store.commit import (
     read_plan,
     tokens_key,
 )
+from actstore.store.lease import LEASES
 from actstore.store.manifest import (
     FinishedRun,
     Manifest,
@@ -29,7 +30,7 @@ from actstore.store.run import run_names
 from actstore.store.shard import crc32c
 from actstore.store.statistics import Merging
 
-SCRATCH: Final = ("_actstore/partial", "_actstore/probe", "_actstore/leases")
+SCRATCH: Final = ("_actstore/partial", "_actstore/probe", LEASES)
 """Folders that are never part of a store."""
 _READERS: Final = 16
 _RECORDS_AT_ONCE: Final = 64
@@ -42,11 +43,12 @@ def seal(blobs: Blobs) -> None:
         StorageError: a record is damaged, or writing failed.
     """
     present = read_manifest(blobs)
-    if present is not None and present.sealed:
-        return
     known = set() if present is None else {finished.plan.run for finished in present.runs}
+    names = run_names(blobs)
+    if present is not None and present.sealed and known.issuperset(names):
+        return
     new = {}
-    for name in run_names(blobs):
+    for name in names:
         plan = read_plan(blobs, name)
         if name not in known and plan is not None and _is_complete(blobs, plan):
             new[name] = _compact(blobs, plan)
@@ -56,18 +58,30 @@ def seal(blobs: Blobs) -> None:
         is_all = set(runs) == set(run_names(blobs))
         return Manifest(sealed=is_all, runs=tuple(runs[name] for name in sorted(runs)))
 
-    update_manifest(blobs, with_new)
+    manifest = update_manifest(blobs, with_new)
+    if manifest.sealed and not {finished.plan.run for finished in manifest.runs}.issuperset(run_names(blobs)):
+        # A run began between the listing and the manifest, and whoever began it may have looked just before.
+        unseal(blobs)
 
 
 def unseal(blobs: Blobs) -> None:
-    """Say that a further run begins; readers then look for it."""
+    """Say that a further run begins; readers then look for it. To be called before its plan is written, and again
+    after: somebody may have sealed the store in between.
+    """
     if read_manifest(blobs) is not None:
         update_manifest(blobs, lambda manifest: manifest.model_copy(update={"sealed": False}))
 
 
 def remove_scratch(blobs: Blobs) -> None:
-    """Remove what killed writers left. A writer that is still at work writes its file again."""
+    """Remove what killed writers left. A writer that is still at work writes its file again.
+
+    Leases go once the store is sealed: then no segment is left that one could be for.
+    """
+    manifest = read_manifest(blobs)
+    is_sealed = manifest is not None and manifest.sealed
     for folder in SCRATCH:
+        if folder == LEASES and not is_sealed:
+            continue
         for name in blobs.names(folder):
             with contextlib.suppress(StorageError):  # a role that may not delete
                 blobs.delete(f"{folder}/{name}")

@@ -20,6 +20,10 @@ _FIELDS: Final[Any] = [
 SHARDS_SCHEMA: Final = pa.schema(_FIELDS)
 """Columns of ``shards.parquet``."""
 
+_ROW_NBYTES: Final = 1024
+_SLACK_NBYTES: Final = 1 << 20
+"""More than a row takes, whose key has some 300 bytes, and more than everything around the rows."""
+
 
 def shards_table(
     plan: Plan, shards: Mapping[int, Mapping[str, ObjectRecord]], tokens: TokensRecord | None
@@ -61,15 +65,29 @@ def to_parquet(table: pa.Table) -> bytes:
 
 
 def from_parquet(data: bytes, *, n_rows: int) -> pa.Table:
-    """The reverse, for a table that has so many rows; nothing is unpacked if it has not.
+    """The reverse, for a table that has so many rows; nothing is unpacked if it says that it has more in it.
 
     Raises:
         StorageError: it is not such a table.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        if file.metadata.num_rows == n_rows and file.schema_arrow.equals(SHARDS_SCHEMA):
+        if _is_expected(file, n_rows):
             return file.read()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"table of shards cannot be read as Parquet: {error}") from error
     raise StorageError(f"table of shards has not the columns and the {n_rows} rows that were expected")
+
+
+def _is_expected(file: Any, n_rows: int) -> bool:
+    """Whether a file has the columns and rows that are wanted, by its own account in every place that has one."""
+    metadata = file.metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return bool(
+        metadata.num_rows == n_rows
+        and sum(group.num_rows for group in groups) == n_rows
+        and sum(chunk.num_values for chunk in chunks) == n_rows * len(SHARDS_SCHEMA)
+        and sum(chunk.total_uncompressed_size for chunk in chunks) <= _SLACK_NBYTES + n_rows * _ROW_NBYTES
+        and file.schema_arrow.equals(SHARDS_SCHEMA)
+    )

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from actstore.store.manifest import RunStatistics
 from actstore.store.moments import has_statistics
 from actstore.store.plan import FIRST_RUN, HookArray, Plan
 from actstore.store.rows import Rows, Section
-from actstore.store.run import Run, read_runs
+from actstore.store.run import Run, overlap, read_runs
 from actstore.store.statistics import HookStatistics, Statistics, merge
 
 if TYPE_CHECKING:
@@ -124,6 +124,17 @@ class Store:
                     here &= run.committed_rows()
         return rows
 
+    @property
+    def n_sequences_committed(self) -> int:
+        """How many of `committed_rows` there are; no memory is taken for each row."""
+        n_rows = 0
+        for part in self._parts:
+            runs = self._runs_over(part)
+            if {hook.name for run in runs for hook in run.plan.request.hooks} == self._arrays.keys():
+                ranges = reduce(overlap, (run.committed_ranges() for run in runs))
+                n_rows += sum(len(rows) for rows in ranges)
+        return n_rows
+
     def __getitem__(self, hook: HookName) -> Activations:
         """The activations of a hook, whose name can be spelled as everywhere: ``("resid_post", 5)``, ...
 
@@ -214,12 +225,9 @@ class Store:
 
     @cached_property
     def _model_hooks(self) -> "tuple[HookNames, HookedConfig]":
-        from transformers import AutoConfig
+        from actstore.hooks.stored_config import hooks_of_stored
 
-        from actstore.hooks.model_names import hooks_of
-
-        fields: dict[str, Any] = dict(self.plan.request.model.config)
-        return hooks_of(AutoConfig.for_model(**fields))
+        return hooks_of_stored(self.plan.request.model.config)
 
     def cache(
         self,

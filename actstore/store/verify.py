@@ -1,44 +1,25 @@
 """Checking a store: every byte that is committed, against every record that vouches for it."""
 
-import hashlib
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError, Blobs
-from actstore.store.commit import (
-    CommitRecord,
-    ObjectRecord,
-    TokensRecord,
-    commit_key,
-    commits_folder,
-    has_golden,
-    plan_key,
-    read_commit,
-    tokens_key,
-)
-from actstore.store.layout import ArrayLayout
-from actstore.store.manifest import MANIFEST_KEY, FinishedRun, Manifest, RunStatistics, read_manifest
-from actstore.store.moments import agree, has_statistics, of_rows
-from actstore.store.plan import HookArray, Plan
-from actstore.store.run import run_names
-from actstore.store.seal import merging
-from actstore.store.shard import crc32c
-from actstore.store.shard_reader import check_index, decode
-from actstore.store.shards_table import from_parquet, shards_table
-from actstore.store.statistics import HookStatistics
+from actstore.store.blobs import Blobs
+from actstore.store.commit import commit_key, commits_folder, plan_key, tokens_key
+from actstore.store.inspection import Inspection, OnObject
+from actstore.store.manifest import MANIFEST_KEY, FinishedRun, Manifest
+from actstore.store.plan import FIRST_RUN, Plan
+from actstore.store.run import contradictions, run_names
+from actstore.store.segment_check import check_segment
+from actstore.store.summary_check import RecordSums, check_summary
+from actstore.store.token_check import CheckedTokens, check_tokens
 from actstore.store.verification import Finding
 from actstore.store.zarr_documents import zarr_documents
 
 _READERS: Final = 4
-
-OnObject = Callable[[int], None]
-"""Called with the size of each object that was checked."""
+_SEGMENTS_AT_ONCE: Final = 64
+"""Their records are in memory together."""
+_MISSING_NAMED: Final = 1000
+"""Missing records that are told one by one. A damaged plan can announce more of them than there are bytes."""
 
 
 class Check:
@@ -46,296 +27,160 @@ class Check:
 
     def __init__(self, blobs: Blobs, on_object: OnObject = lambda _nbytes: None) -> None:
         self._blobs = blobs
-        self._on_object = on_object
-        self.findings: list[Finding] = []
+        self._inspection = Inspection(blobs, on_object)
         self.plans: dict[str, Plan] = {}
+        """By run: those that could be trusted."""
         self.committed: dict[str, list[int]] = {}
         """By run: segments that have a record, damaged or not."""
-        self.has_tokens: dict[str, bool] = {}
-        self._counting = threading.Lock()
-        self.n_objects = 0
-        self.nbytes = 0
+        self.vouched: dict[str, set[int]] = {}
+        """By run: segments with a record that says what their shards are."""
+        self.tokens: dict[str, CheckedTokens | None] = {}
+        """By run that has a tokens record; None where that is damaged."""
+
+    @property
+    def findings(self) -> list[Finding]:
+        """By run, then by segment; what belongs to no segment comes first."""
+        return sorted(
+            self._inspection.findings,
+            key=lambda found: (found.run or "", -1 if found.segment is None else found.segment, found.key),
+        )
+
+    @property
+    def n_objects(self) -> int:
+        """That were read."""
+        return self._inspection.n_objects
+
+    @property
+    def nbytes(self) -> int:
+        """Of them."""
+        return self._inspection.nbytes
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that was planned is committed."""
+        return bool(self.plans) and all(
+            len(self.committed[name]) == plan.n_segments and (not plan.has_own_tokens or name in self.tokens)
+            for name, plan in self.plans.items()
+        )
 
     def run(self) -> None:
-        """Check everything.
+        """Check everything. A store that grows meanwhile is not damaged by that.
 
         Raises:
             StorageError: storage cannot be listed or reached.
         """
-        manifest = self._manifest()
+        # What vouches is looked at after what it vouches for was listed: so nothing new can seem to be too much, and
+        # nothing that is not there yet can seem to be missing.
+        names = run_names(self._blobs)
+        manifest = self._inspection.document(Manifest, MANIFEST_KEY) if self._has(MANIFEST_KEY) else None
         finished = {} if manifest is None else {entry.plan.run: entry for entry in manifest.runs}
-        names = sorted({*run_names(self._blobs), *finished})
-        if manifest is not None and manifest.sealed and names != sorted(finished):
-            self._found(MANIFEST_KEY, "is sealed, and does not name all runs of the store")
-        for name in names:
+        if manifest is not None and manifest.sealed and not finished.keys() >= set(names):
+            self._inspection.found(MANIFEST_KEY, "is sealed, and does not name all runs of the store")
+        for name in sorted({*names, *finished}):
             plan = self._plan(name, finished.get(name))
             if plan is not None:
                 self.plans[name] = plan
+        self._drop_contradictions()
         for name, plan in self.plans.items():
-            self._metadata(plan)
-            tokens = self._tokens(plan) if plan.has_own_tokens else None
-            whole = _Whole(plan)
-            self._segments(plan, whole)
+            self.committed[name] = self._committed(plan, is_finished=name in finished)
+        checked_keys: set[str] = set()
+        for name, plan in self.plans.items():
+            self._metadata(plan, checked_keys)
+            if plan.has_own_tokens:
+                self._tokens(plan, is_finished=name in finished)
+            sums = self._segments(plan)
             if name in finished:
-                self._summary(finished[name], whole, tokens)
-        self.findings.sort(key=lambda finding: (finding.run or "", finding.segment or -1, finding.key))
+                check_summary(self._inspection, finished[name], sums)
 
-    @property
-    def is_complete(self) -> bool:
-        return bool(self.plans) and all(
-            len(self.committed[name]) == plan.n_segments
-            and (not plan.has_own_tokens or self.has_tokens[name])
-            for name, plan in self.plans.items()
-        )
-
-    def _found(self, key: str, problem: str, **fields: Any) -> None:
-        self.findings.append(Finding(key, problem, **fields))
-
-    def _read(self, key: str) -> Any:
-        """Bytes of an object, counted."""
-        data = self._blobs.read(key)
-        with self._counting:
-            self.n_objects += 1
-            self.nbytes += len(data)
-            self._on_object(len(data))
-        return data
-
-    def _problem(self, error: StorageError) -> str:
-        """A sentence about a key, from one that names the whole URL."""
-        if isinstance(error, BlobNotFoundError):
-            return "is missing"
-        return str(error).split(" ", 1)[-1]
-
-    def _manifest(self) -> Manifest | None:
-        try:
-            manifest = read_manifest(self._blobs)
-            if manifest is not None:
-                self._same_spelling(MANIFEST_KEY, manifest.to_bytes())
-        except StorageError as error:
-            self._found(MANIFEST_KEY, self._problem(error))
-            return None
-        return manifest
-
-    def _same_spelling(self, key: str, expected: bytes, **fields: Any) -> None:
-        if bytes(self._read(key)) != expected:
-            self._found(key, "is not spelled as this format spells it", **fields)
+    def _has(self, key: str) -> bool:
+        return self._blobs.head(key) is not None
 
     def _plan(self, name: str, finished: FinishedRun | None) -> Plan | None:
         """The plan of a run; where it is damaged, its copy in the manifest."""
         copy = None if finished is None else finished.plan
-        key = plan_key(name)
-        try:
-            plan = Plan.from_bytes(bytes(self._read(key)), key)
-        except StorageError as error:
-            self._found(key, self._problem(error), run=name, is_repairable=copy is not None)
+        key, is_repairable = plan_key(name), copy is not None
+        plan = self._inspection.document(Plan, key, run=name, is_repairable=is_repairable)
+        if plan is not None and (plan.run != name or copy not in (None, plan)):
+            self._inspection.found(key, "is not the plan of this run", run=name, is_repairable=is_repairable)
             return copy
-        if plan.run != name or (copy is not None and copy != plan):
-            self._found(key, "is not the plan of this run", run=name, is_repairable=copy is not None)
-            return copy
-        self._same_spelling(key, plan.to_bytes(), run=name)
-        return plan
+        return plan or copy
 
-    def _metadata(self, plan: Plan) -> None:
-        for key, expected in zarr_documents(plan).items():
-            try:
-                if bytes(self._read(key)) != expected:
-                    self._found(key, "is not what the plan says", run=plan.run)
-            except StorageError as error:
-                self._found(key, self._problem(error), run=plan.run)
+    def _drop_contradictions(self) -> None:
+        """Plans that cannot be of one store together."""
+        if self.plans and FIRST_RUN not in self.plans and not self._is_found(plan_key(FIRST_RUN)):
+            self._inspection.found(
+                plan_key(FIRST_RUN),
+                "is missing, and other runs are there",
+                run=FIRST_RUN,
+                is_repairable=False,
+            )
+        for name, problem in contradictions(self.plans).items():
+            plan = self.plans.pop(name)
+            if not self._is_found(plan_key(plan.tokens_of)):
+                self._inspection.found(plan_key(name), problem, run=name, is_repairable=False)
 
-    # Tokens
+    def _is_found(self, key: str) -> bool:
+        return any(found.key == key for found in self._inspection.findings)
 
-    def _tokens(self, plan: Plan) -> TokensRecord | None:
-        key = tokens_key(plan.run)
-        self.has_tokens[plan.run] = self._blobs.head(key) is not None
-        if not self.has_tokens[plan.run]:
-            return None
-        try:
-            record = TokensRecord.from_bytes(bytes(self._read(key)), key)
-        except StorageError as error:
-            self._found(key, self._problem(error), run=plan.run)
-            return None
-        places = [(layout, i) for layout in plan.token_arrays() for i in range(layout.n_shards)]
-        if [shard.key for shard in record.shards] != [layout.key(i) for layout, i in places]:
-            self._found(key, "does not name the shards of the token arrays", run=plan.run)
-            return None
-        ids, n_tokens = hashlib.sha256(), 0
-        before = len(self.findings)
-        for (layout, index), shard in zip(places, record.shards, strict=True):
-            rows = self._shard(layout, index, shard, run=plan.run)
-            if rows is not None and layout == plan.token_array("tokens"):
-                ids.update(np.ascontiguousarray(rows).data)
-            elif rows is not None and layout == plan.token_array("lengths"):
-                n_tokens += int(rows.sum())
-        if len(self.findings) == before:
-            if ids.hexdigest() != plan.tokens_sha256:
-                self._found(key, "is over other tokens than the plan: not each packed row once", run=plan.run)
-            if n_tokens != plan.n_tokens:
-                self._found(
-                    key, f"is over {n_tokens} tokens where {plan.n_tokens} were planned", run=plan.run
-                )
-        return record
-
-    def _lengths(self, plan: Plan) -> NDArray[Any] | None:
-        """Real tokens of each sequence; None where they cannot be read."""
-        own = self.plans.get(plan.tokens_of)
-        if own is None:
-            return None
-        layout = own.token_array("lengths")
-        try:
-            shards = [decode(layout, i, self._blobs.read(layout.key(i))) for i in range(layout.n_shards)]
-        except StorageError:
-            return None  # told when the tokens were checked
-        return np.concatenate(shards)
-
-    # Segments
-
-    def _segments(self, plan: Plan, whole: "_Whole") -> None:
-        """Check the committed segments of a run."""
-        self.committed[plan.run] = []
+    def _committed(self, plan: Plan, *, is_finished: bool) -> list[int]:
+        """Segments that have a record, from one listing."""
+        found = []
         for name in self._blobs.names(commits_folder(plan.run)):
             stem = name.removesuffix(".json")
-            is_known = len(name) == 13 and stem.isdecimal() and int(stem) < plan.n_segments
-            if is_known and name == f"{int(stem):08d}.json":
-                self.committed[plan.run].append(int(stem))
+            index = int(stem) if stem.isascii() and stem.isdecimal() and len(stem) <= 20 else -1
+            if 0 <= index < plan.n_segments and commit_key(plan.run, index).endswith(f"/{name}"):
+                found.append(index)
             else:
-                self._found(f"{commits_folder(plan.run)}/{name}", "is no commit record", run=plan.run)
-        lengths = self._lengths(plan)
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="verify") as threads:
-            checks = [
-                threads.submit(self._segment, plan, index, lengths) for index in self.committed[plan.run]
-            ]
-            for done in as_completed(checks):
-                record = done.result()
-                checks.remove(done)  # it holds the record
-                if record is not None:
-                    whole.add(record)
+                self._inspection.found(
+                    f"{commits_folder(plan.run)}/{name}", "is no commit record", run=plan.run
+                )
+        n_missing = plan.n_segments - len(found)
+        if is_finished and n_missing > _MISSING_NAMED:
+            problem = f"says that run {plan.run} is finished, and {n_missing} of its records are missing"
+            self._inspection.found(MANIFEST_KEY, problem, run=plan.run)
+        elif is_finished and n_missing:
+            there = set(found)
+            for index in range(plan.n_segments):
+                if index not in there:
+                    problem = "is missing, and the manifest says that the run is finished"
+                    self._inspection.found(commit_key(plan.run, index), problem, run=plan.run, segment=index)
+        return found
 
-    def _segment(self, plan: Plan, index: int, lengths: NDArray[Any] | None) -> CommitRecord | None:
-        key = commit_key(plan.run, index)
-        where: dict[str, Any] = {"run": plan.run, "segment": index}
-        try:
-            record = read_commit(self._blobs, plan, index)
-        except StorageError as error:
-            self._found(key, self._problem(error), **where)
-            return None
-        self._same_spelling(key, record.to_bytes(), **where)
-        segment = plan.segment(index)
-        here = None if lengths is None else lengths[segment.start : segment.stop]
-        if here is not None and record.n_tokens != int(here.sum()):
-            self._found(key, f"counts {record.n_tokens} tokens, and there are {int(here.sum())}", **where)
-        if (record.golden is not None) != has_golden(index):
-            self._found(key, "has a golden row where none belongs, or none where one does", **where)
-        counted = {hook.name for hook in plan.request.hooks if has_statistics(hook)}
-        if record.statistics.keys() != counted:
-            self._found(key, "does not have the statistics of the hooks of the plan", **where)
-            return None
-        for hook in plan.request.hooks:
-            rows = self._shard(plan.activations(hook), index, record.shards[hook.name], **where)
-            if rows is not None and here is not None and hook.name in record.statistics:
-                self._statistics(plan, index, hook, rows, here, record.statistics[hook.name])
-        return record
+    def _metadata(self, plan: Plan, checked_keys: set[str]) -> None:
+        """The ``zarr.json`` files that a run needs, those that earlier ones need left out."""
+        for key, expected in zarr_documents(plan).items():
+            if key in checked_keys:
+                continue
+            checked_keys.add(key)
+            self._inspection.same(key, expected, "is not what the plan says", run=plan.run)
 
-    def _statistics(
-        self,
-        plan: Plan,
-        index: int,
-        hook: HookArray,
-        rows: NDArray[Any],
-        lengths: NDArray[Any],
-        stored: HookStatistics,
-    ) -> None:
-        key = commit_key(plan.run, index)
-        request = plan.request
-        try:
-            stored.check(hook.shape, key)
-        except StorageError as error:
-            self._found(key, self._problem(error), run=plan.run, segment=index)
+    def _tokens(self, plan: Plan, *, is_finished: bool) -> None:
+        key = tokens_key(plan.run)
+        if self._has(key):
+            self.tokens[plan.run] = check_tokens(self._inspection, plan)
             return
-        recomputed = of_rows(
-            hook, rows, request.dtype, lengths, request.batch_size, covariance=request.covariance
-        )
-        problem = agree(stored, recomputed)
-        if problem is not None:
-            self._found(
-                key,
-                f"has other statistics of {hook.name} than its values: {problem}",
-                run=plan.run,
-                segment=index,
-            )
-        if stored.n_not_finite:
-            self._found(
-                plan.activations(hook).key(index),
-                f"holds NaN or infinity in {stored.n_not_finite} tokens, as the model computed them",
-                run=plan.run,
-                segment=index,
-                severity="warning",
+        over = [name for name, other in self.plans.items() if other.tokens_of == plan.run]
+        if is_finished or any(self.committed[name] for name in over):
+            self._inspection.found(
+                key, "is missing, and segments over these tokens are committed", run=plan.run
             )
 
-    def _shard(
-        self, layout: ArrayLayout, index: int, record: ObjectRecord, **where: Any
-    ) -> NDArray[Any] | None:
-        """Check one shard; its rows, without padding, if they can be trusted."""
-        key = layout.key(index)
-        try:
-            data = np.frombuffer(self._read(key), dtype=np.uint8)
-            if len(data) != record.nbytes:
-                self._found(key, f"has {len(data)} bytes where {record.nbytes} were committed", **where)
-                return None
-            found = crc32c(data)
-            if found != record.crc32c:
-                self._found(key, f"has crc32c {found} where {record.crc32c} was committed", **where)
-                return None
-            check_index(layout, index, data)
-            return decode(layout, index, data)
-        except StorageError as error:
-            self._found(key, self._problem(error), **where)
-            return None
-
-    # The manifest
-
-    def _summary(self, finished: FinishedRun, whole: "_Whole", tokens: TokensRecord | None) -> None:
-        """Check the files of a finished run against its records, if these are whole themselves."""
-        plan = finished.plan
-        where = {"run": plan.run}
-        n_missing = plan.n_segments - len(self.committed[plan.run])
-        if n_missing:
-            self._found(
-                MANIFEST_KEY,
-                f"says that run {plan.run} is finished, and {n_missing} of its records are missing",
-                **where,
-            )
-        is_whole = len(whole.shards) == plan.n_segments and (tokens is not None) == plan.has_own_tokens
-        for record in (finished.shards, finished.statistics):
-            try:
-                data = bytes(self._read(record.key))
-                if (len(data), crc32c(data)) != (record.nbytes, record.crc32c):
-                    self._found(record.key, "is not what the manifest points to", **where)
-                elif is_whole and not whole.agrees(record.key, data, tokens):
-                    self._found(record.key, "does not say what the commit records say", **where)
-            except StorageError as error:
-                self._found(record.key, self._problem(error), **where)
-
-
-class _Whole:
-    """What the records of a run say together, without the records."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.shards: dict[int, dict[str, ObjectRecord]] = {}
-        """By segment and hook."""
-        self._statistics = merging(plan)
-
-    def add(self, record: CommitRecord) -> None:
-        self.shards[record.segment] = record.shards
-        for name, found in record.statistics.items():
-            self._statistics[name].add(found)
-
-    def agrees(self, key: str, data: bytes, tokens: TokensRecord | None) -> bool:
-        """Whether a file of the manifest says the same."""
-        if key.endswith(".parquet"):
-            expected = shards_table(self._plan, self.shards, tokens)
-            # Parquet of another version of pyarrow has other bytes.
-            return bool(expected.equals(from_parquet(data, n_rows=expected.num_rows)))
-        statistics = {name: total.record() for name, total in self._statistics.items()}
-        return data == RunStatistics(hooks=statistics).to_bytes()
+    def _segments(self, plan: Plan) -> RecordSums:
+        """Check the committed segments of a run."""
+        of_tokens = self.tokens.get(plan.tokens_of)
+        lengths = None if of_tokens is None else of_tokens.lengths
+        sums = RecordSums(plan)
+        sums.tokens = of_tokens.record if of_tokens is not None and plan.has_own_tokens else None
+        vouched = self.vouched[plan.run] = set()
+        todo = self.committed[plan.run]
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="verify") as threads:
+            for start in range(0, len(todo), _SEGMENTS_AT_ONCE):
+                some = todo[start : start + _SEGMENTS_AT_ONCE]
+                for done in threads.map(
+                    lambda index: check_segment(self._inspection, plan, index, lengths), some
+                ):
+                    if done.record is not None:
+                        vouched.add(done.index)
+                        if done.is_sound:
+                            sums.add(done.record)
+        return sums

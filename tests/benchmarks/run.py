@@ -15,8 +15,11 @@ from tests.benchmarks import (
     bench_forward,
     bench_hooks,
     bench_hooks_memory,
+    bench_open,
     bench_ray,
+    bench_s3,
     bench_storage,
+    bench_store,
 )
 from tests.benchmarks.measure import Ratio, table
 from tests.pretrained import smollm2
@@ -36,6 +39,9 @@ def main(chosen: list[str]) -> int:
         model = smollm2()
         benches = {
             "storage": lambda: bench_storage.run(folder),
+            "store": lambda: bench_store.run(folder),
+            "s3": bench_s3.run,
+            "open": bench_open.run,
             "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),

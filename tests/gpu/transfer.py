@@ -22,6 +22,8 @@ def buffers(model: HookedModel, hooks: Sequence[str], tokens: Tensor, n_batches:
     """Host memory for some batches of residual streams."""
     batch, context = tokens.shape
     planned = Plan(
+        run="0000",
+        tokens_of="0000",
         request=Request(
             model=ModelIdentity(
                 name="model",
@@ -45,6 +47,7 @@ def buffers(model: HookedModel, hooks: Sequence[str], tokens: Tensor, n_batches:
                 separator_token=None,
                 pad_token=None,
                 max_tokens=None,
+                skip_sequences=0,
                 seed=None,
             ),
             hooks=tuple(
@@ -52,6 +55,8 @@ def buffers(model: HookedModel, hooks: Sequence[str], tokens: Tensor, n_batches:
             ),
             dtype=str(model.dtype).removeprefix("torch."),  # type: ignore[arg-type]
             batch_size=batch,
+            compression=None,
+            covariance=False,
         ),
         n_sequences=n_batches * batch,
         n_tokens=n_batches * tokens.numel(),

@@ -70,6 +70,7 @@ def example_plan(dtype: Any = "float32", compression: Any = None, **changes: Any
         separator_token=0,
         pad_token=None,
         max_tokens=None,
+        skip_sequences=0,
         seed=None,
     )
     request = Request(

@@ -12,12 +12,12 @@ _LIMIT_S = 60.0
 
 
 @contextlib.contextmanager
-def racers(what: str, url: str) -> Iterator["Race"]:
+def racers(url: str) -> Iterator["Race"]:
     """Start them and wait until each has opened the storage. All are gone at the end; a hang ends them, too."""
     script = str(Path(__file__).with_name("racer.py"))
     processes = [
         subprocess.Popen(
-            [sys.executable, script, what, url, str(i)],
+            [sys.executable, script, url, str(i)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -1,7 +1,7 @@
 """One of several processes that do the same thing at the same moment; started by `tests.store.race`.
 
-For each line it reads, it does what its first argument says to the storage at the URL of its second, and answers
-with one line: ``True`` or ``False``, or the error.
+For each line it reads, it does what that says to the storage at the URL of its first argument: ``create KEY``,
+``replace KEY TAG`` or ``probe``. It answers with one line: ``True`` or ``False``, or the error.
 """
 
 import sys
@@ -9,19 +9,19 @@ import sys
 from actstore.store.blobs import open_blobs, probe
 
 
-def main(what: str, url: str, name: str) -> None:
+def main(url: str, name: str) -> None:
     blobs = open_blobs(url)
     body = [name.encode() * 100_000, b"."]  # long enough that two writers would overlap
     print("ready", flush=True)  # noqa: T201
     for line in sys.stdin:
         try:
-            if what == "create":
-                answer = blobs.create(line.strip(), body)
-            elif what == "replace":
-                key, tag = line.split()
-                answer = blobs.replace(key, [*body, tag.encode()], expected=tag)
-            else:
-                answer = probe(blobs)
+            match line.split():
+                case ["create", key]:
+                    answer = blobs.create(key, body)
+                case ["replace", key, tag]:
+                    answer = blobs.replace(key, [*body, tag.encode()], expected=tag)
+                case _:
+                    answer = probe(blobs)
         except Exception as error:  # noqa: BLE001 - the test wants to see it
             print(f"{type(error).__name__}: {error}", flush=True)  # noqa: T201
         else:

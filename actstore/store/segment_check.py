@@ -1,0 +1,121 @@
+"""Checking one committed segment: its record, its shards, and whether the statistics are those of the values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError
+from actstore.store.commit import CommitRecord, commit_key, has_golden, mismatch
+from actstore.store.inspection import Inspection
+from actstore.store.moments import agree, has_statistics, of_rows
+from actstore.store.plan import HookArray, Plan
+from actstore.store.statistics import HookStatistics
+
+
+@dataclass(frozen=True)
+class CheckedSegment:
+    """What is known of one segment."""
+
+    index: int
+    record: CommitRecord | None
+    """None if it cannot be read, or is not that of the segment: then nobody vouches for its shards."""
+    is_sound: bool
+    """Whether all that the record says can be used."""
+
+
+def check_segment(
+    inspection: Inspection, plan: Plan, index: int, lengths: NDArray[Any] | None
+) -> CheckedSegment:
+    """Check the record of a segment and every shard that it names.
+
+    Args:
+        inspection: takes what is found.
+        plan: of the run.
+        index: number of the segment; it has a record.
+        lengths: [n_sequences] real tokens of each row; None where they are not known, and statistics cannot be
+            computed again.
+    """
+    key = commit_key(plan.run, index)
+    where = {"run": plan.run, "segment": index}
+    record = inspection.document(CommitRecord, key, **where)
+    problem = None if record is None else mismatch(plan, index, record)
+    if record is None or problem is not None:
+        if problem is not None:
+            inspection.found(key, f"is damaged: {problem}", **where)
+        return CheckedSegment(index, None, is_sound=False)
+    segment = plan.segment(index)
+    here = None if lengths is None else lengths[segment.start : segment.stop]
+    problems = _contradictions(plan, index, record, here)
+    for problem in problems:
+        inspection.found(key, problem, **where)
+    is_sound = not problems
+    for hook in plan.request.hooks:
+        stored = record.statistics.get(hook.name)
+        if stored is not None and has_statistics(hook):
+            is_sound &= _fits(inspection, plan, index, hook, stored)
+        rows = inspection.shard(plan.activations(hook), index, record.shards[hook.name], **where)
+        if rows is None or here is None or stored is None or not is_sound:
+            continue
+        is_sound &= _is_of_values(inspection, plan, index, hook, stored, rows, here)
+        if stored.n_not_finite:
+            inspection.found(
+                plan.activations(hook).key(index),
+                f"holds NaN or infinity in {stored.n_not_finite} tokens, as the model computed them",
+                severity="warning",
+                **where,
+            )
+    return CheckedSegment(index, record, is_sound)
+
+
+def _contradictions(plan: Plan, index: int, record: CommitRecord, lengths: NDArray[Any] | None) -> list[str]:
+    """What in a record cannot be, but for the numbers of its statistics."""
+    found = []
+    if lengths is not None and record.n_tokens != int(lengths.sum()):
+        found.append(f"counts {record.n_tokens} tokens, and there are {int(lengths.sum())}")
+    if (record.golden is not None) != has_golden(index):
+        found.append("has a golden row where none belongs, or none where one does")
+    segment = plan.segment(index)
+    if record.golden is not None and not segment.start <= record.golden.sequence < segment.stop:
+        found.append(f"has a golden row of another segment: sequence {record.golden.sequence}")
+    counted = {hook.name for hook in plan.request.hooks if has_statistics(hook)}
+    if record.statistics.keys() != counted:
+        found.append("does not have the statistics of the hooks of the plan")
+    return found
+
+
+def _fits(inspection: Inspection, plan: Plan, index: int, hook: HookArray, stored: HookStatistics) -> bool:
+    """Whether statistics are such as a hook can have at all."""
+    key = commit_key(plan.run, index)
+    try:
+        stored.check(hook.shape, key)
+    except StorageError as error:
+        inspection.failed(key, error, run=plan.run, segment=index)
+        return False
+    return True
+
+
+def _is_of_values(
+    inspection: Inspection,
+    plan: Plan,
+    index: int,
+    hook: HookArray,
+    stored: HookStatistics,
+    rows: NDArray[Any],
+    lengths: NDArray[Any],
+) -> bool:
+    """Whether statistics are those of the stored values."""
+    request = plan.request
+    recomputed = of_rows(
+        hook, rows, request.dtype, lengths, request.batch_size, covariance=request.covariance
+    )
+    problem = agree(stored, recomputed)
+    if problem is None:
+        return True
+    inspection.found(
+        commit_key(plan.run, index),
+        f"has other statistics of {hook.name} than its values: {problem}",
+        run=plan.run,
+        segment=index,
+    )
+    return False

@@ -1,0 +1,83 @@
+"""Checking the token arrays of a run: each packed row once, as the plan says."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.store.commit import TokensRecord, tokens_key
+from actstore.store.inspection import Inspection
+from actstore.store.plan import Plan
+
+
+@dataclass(frozen=True)
+class CheckedTokens:
+    """What is known of the tokens of a run."""
+
+    record: TokensRecord
+    lengths: NDArray[Any] | None
+    """[n_sequences] Real tokens of each row; None where they are damaged."""
+
+
+def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
+    """Check the tokens record of a run and every shard that it names.
+
+    Args:
+        inspection: takes what is found.
+        plan: of a run that brings tokens; its record exists.
+
+    Returns:
+        None if the record cannot be trusted.
+    """
+    key = tokens_key(plan.run)
+    record = inspection.document(TokensRecord, key, run=plan.run)
+    if record is None:
+        return None
+    layouts = plan.token_arrays()
+    # Counted first: a plan can announce more shards than a list can hold.
+    if len(record.shards) != sum(layout.n_shards for layout in layouts) or any(
+        shard.key != layout.key(index)
+        for shard, (layout, index) in zip(
+            record.shards, ((layout, i) for layout in layouts for i in range(layout.n_shards)), strict=True
+        )
+    ):
+        inspection.found(key, "does not name the shards of the token arrays", run=plan.run)
+        return None
+    shards = iter(record.shards)
+    ids, lengths = hashlib.sha256(), []
+    n_damaged = dict.fromkeys((layout.path for layout in layouts), 0)
+    of_ids, of_lengths = plan.token_array("tokens"), plan.token_array("lengths")
+    for layout in layouts:
+        for index in range(layout.n_shards):
+            rows = inspection.shard(layout, index, next(shards), run=plan.run)
+            if rows is None:
+                n_damaged[layout.path] += 1
+            elif layout == of_ids:
+                ids.update(np.ascontiguousarray(rows).data)
+            elif layout == of_lengths:
+                lengths.append(rows)
+    if not n_damaged[of_ids.path] and ids.hexdigest() != plan.tokens_sha256:
+        # One hash over all rows cannot tell which of them are wrong.
+        for index in range(of_ids.n_shards):
+            problem = "is part of other tokens than those of the plan: not each packed row once, in order"
+            inspection.found(of_ids.key(index), problem, run=plan.run)
+    if n_damaged[of_lengths.path]:
+        return CheckedTokens(record, None)
+    return CheckedTokens(record, _checked_lengths(inspection, plan, np.concatenate(lengths)))
+
+
+def _checked_lengths(inspection: Inspection, plan: Plan, lengths: NDArray[Any]) -> NDArray[Any] | None:
+    problem = None
+    n_tokens = int(lengths.sum(dtype=np.int64))
+    if lengths.min() < 1 or lengths.max() > plan.context_length:
+        problem = f"holds lengths that are not between 1 and {plan.context_length}"
+    elif n_tokens != plan.n_tokens:
+        problem = f"is part of {n_tokens} tokens where {plan.n_tokens} were planned"
+    if problem is None:
+        return lengths
+    layout = plan.token_array("lengths")
+    for index in range(layout.n_shards):
+        inspection.found(layout.key(index), problem, run=plan.run)
+    return None
