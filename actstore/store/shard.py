@@ -94,4 +94,4 @@ def crc32c(data: Bytes, crc: int = 0) -> int:
         data: the bytes.
         crc: of what lies before them.
     """
-    return int(_crc32c(data, crc))
+    return int(_crc32c(view(data), crc))
