@@ -85,6 +85,15 @@ def test_reading_page(demo: Path) -> None:
     run("\n".join(BLOCK.findall(text)), demo)
 
 
+def test_verify_page(demo: Path) -> None:
+    text = (ROOT / "docs/verify.md").read_text(encoding="utf-8")
+    run("\n".join(BLOCK.findall(text)), demo)
+    for command in re.findall(r"^actstore verify .*$", text, re.MULTILINE):
+        program, *args = command.split()
+        done = subprocess.run([Path(sys.executable).parent / program, *args], cwd=demo, check=False)
+        assert done.returncode == 0, command
+
+
 def test_hooks_page(smollm2: Path, tmp_path: Path) -> None:
     code = examples("docs/hooks.md")["Models"]
     name = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -54,8 +54,8 @@ def _check_sizes(fields: Mapping[str, Any]) -> None:
         limit = min((n for name, n in _MAX_COUNTS.items() if name in place), default=_MAX_INTEGER)
         if abs(value) > limit:
             raise ModelError(
-                f"the configuration of the model in the store has {place[:100]!r} larger than {limit:,}, which no model "
-                "has; the store is damaged"
+                f"the configuration of the model in the store has {place[:100]!r} larger than {limit:,}, which no "
+                "model has; the store is damaged"
             )
 
 
@@ -66,8 +66,8 @@ def _check_names(fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name.startswith("__") or callable(getattr(PretrainedConfig, name, None)):
             raise ModelError(
-                f"the configuration of the model in the store has a field {name[:100]!r}, which no model has; the store "
-                "is damaged"
+                f"the configuration of the model in the store has a field {name[:100]!r}, which no model has; the "
+                "store is damaged"
             )
 
 

@@ -19,6 +19,8 @@ class CheckedTokens:
     record: TokensRecord
     lengths: NDArray[Any] | None
     """[n_sequences] Real tokens of each row; None where they are damaged."""
+    is_sound: bool
+    """Whether the record names the shards of the tokens that were planned."""
 
 
 def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
@@ -58,14 +60,16 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
                 ids.update(np.ascontiguousarray(rows).data)
             elif layout == of_lengths:
                 lengths.append(rows)
-    if not n_damaged[of_ids.path] and ids.hexdigest() != plan.tokens_sha256:
+    is_other = not n_damaged[of_ids.path] and ids.hexdigest() != plan.tokens_sha256
+    if is_other:
         # One hash over all rows cannot tell which of them are wrong.
         for index in range(of_ids.n_shards):
             problem = "is part of other tokens than those of the plan: not each packed row once, in order"
             inspection.found(of_ids.key(index), problem, run=plan.run)
-    if n_damaged[of_lengths.path]:
-        return CheckedTokens(record, None)
-    return CheckedTokens(record, _checked_lengths(inspection, plan, np.concatenate(lengths)))
+    checked = None
+    if not n_damaged[of_lengths.path]:
+        checked = _checked_lengths(inspection, plan, np.concatenate(lengths))
+    return CheckedTokens(record, checked, is_sound=checked is not None and not is_other)
 
 
 def _checked_lengths(inspection: Inspection, plan: Plan, lengths: NDArray[Any]) -> NDArray[Any] | None:

@@ -170,7 +170,8 @@ class Check:
         of_tokens = self.tokens.get(plan.tokens_of)
         lengths = None if of_tokens is None else of_tokens.lengths
         sums = RecordSums(plan)
-        sums.tokens = of_tokens.record if of_tokens is not None and plan.has_own_tokens else None
+        if of_tokens is not None and of_tokens.is_sound and plan.has_own_tokens:
+            sums.tokens = of_tokens.record
         vouched = self.vouched[plan.run] = set()
         todo = self.committed[plan.run]
         with ThreadPoolExecutor(_READERS, thread_name_prefix="verify") as threads:

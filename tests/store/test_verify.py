@@ -82,7 +82,8 @@ def checked(blobs: Blobs) -> Check:
 
 def found_in(blobs: Blobs) -> Expected:
     """Where damage is, by run, segment and key."""
-    return [(found.key, found.run, found.segment) for found in checked(blobs).findings]
+    findings = [found for found in checked(blobs).findings if found.severity == "damage"]
+    return [(found.key, found.run, found.segment) for found in findings]
 
 
 def overwrite(blobs: Blobs, key: str, data: bytes) -> None:
@@ -125,7 +126,7 @@ def test_whole_store_is_clean(anywhere: Blobs, dtype: str, compression: Any) -> 
     assert check.committed == {RUN: [0, 1, 2]}
     # Every object once: 9 shards of activations, 4 of tokens, 3 records and the one of tokens, 7 arrays and 3
     # groups, the plan, the manifest and its two files.
-    assert check.n_objects == plan.n_objects == len(sizes) == 30
+    assert check.n_objects == plan.n_objects == len(sizes) == 31
     assert check.nbytes == sum(sizes)
 
 
@@ -272,12 +273,13 @@ def change_plan(blobs: Blobs, plan: Plan) -> None:
 
 
 RECORD = commit_key(RUN, 1)
+LOOK_ALIKE = commit_key(RUN, 1).replace("00000001", "0000000\N{FULLWIDTH DIGIT ONE}")
 IN_RUN = (RUN, None)
 IN_SEGMENT = (RUN, 1)
 
 DAMAGE: dict[str, tuple[Damage, Expected]] = {
     "shard missing": (lambda b, _: b.delete(SHARD), [(SHARD, *IN_SEGMENT)]),
-    "shard short": (lambda b, _: cut(b, SHARD, 5000), [(SHARD, *IN_SEGMENT)]),
+    "shard short": (lambda b, _: cut(b, SHARD, 1000), [(SHARD, *IN_SEGMENT)]),
     "shard empty": (lambda b, _: cut(b, SHARD, 0), [(SHARD, *IN_SEGMENT)]),
     "shard long": (
         lambda b, _: overwrite(b, SHARD, bytes(b.read(SHARD)) + b"\0"),
@@ -314,8 +316,8 @@ DAMAGE: dict[str, tuple[Damage, Expected]] = {
         [(commit_key(RUN, 3), *IN_RUN)],
     ),
     "record in other digits": (
-        lambda b, _: b.create(f"{commits_folder(RUN)}/{'٠' * 8}.json", [b"{}"]),
-        [(f"{commits_folder(RUN)}/{'٠' * 8}.json", *IN_RUN)],
+        lambda b, _: b.create(LOOK_ALIKE, [b"{}"]),
+        [(LOOK_ALIKE, *IN_RUN)],
     ),
     "tokens shard missing": (lambda b, _: b.delete("tokens/c.0.0"), [("tokens/c.0.0", *IN_RUN)]),
     "tokens shard flipped": (lambda b, _: flip(b, "documents/c.0.0", 9), [("documents/c.0.0", *IN_RUN)]),
@@ -415,8 +417,8 @@ def test_all_damage_is_told_at_once(memory: Blobs) -> None:
     ("kind", "sentence"),
     [
         ("shard missing", f"damage: {SHARD} is missing"),
-        ("shard short", f"damage: {SHARD} has 5000 bytes where 8212 were committed"),
-        ("record flipped", f"damage: {RECORD} is damaged: its checksum is "),
+        ("shard short", f"damage: {SHARD} has 1000 bytes where 8212 were committed"),
+        ("record flipped", f"damage: {RECORD} is damaged: it"),
         ("record of another segment", f"damage: {RECORD} is damaged: it is of segment 0 with 16 sequences"),
         (
             "other statistics",
@@ -440,18 +442,12 @@ def test_damage_of_a_further_run_is_in_that_run(memory: Blobs) -> None:
     make_store(memory)
     unseal(memory)
     write_run(memory, hooks_run("0001", MLP_OUT))
-    more = tokens_run("0002")
-    write_store(memory, more, numbers(more), ())
+    write_run(memory, tokens_run("0002"))
     memory.delete("parts/0002/lengths/c.0")
     seal(memory)
     flip(memory, f"acts/{MLP_OUT}/c.2.0.0", 3)
     memory.delete("zarr.json")
-    damage = [
-        (found.key, found.run, found.segment)
-        for found in checked(memory).findings
-        if found.severity == "damage"
-    ]
-    assert damage == [
+    assert found_in(memory) == [
         ("zarr.json", RUN, None),
         (f"acts/{MLP_OUT}/c.2.0.0", "0001", 2),
         ("parts/0002/lengths/c.0", "0002", None),
@@ -484,12 +480,12 @@ def test_first_plan_missing(memory: Blobs) -> None:
     [
         ({"n_sequences": 38}, "has another n_sequences than run 0000, over whose tokens it is"),
         ({"tokens_sha256": "1" * 64}, "has another tokens_sha256 than run 0000"),
-        ({"tokens_of": "0001", "run": "0002"}, "is over the tokens of run 0001, which is missing"),
+        ({"tokens_of": "0001"}, "is over the tokens of run 0001, which is missing"),
     ],
 )
 def test_plans_that_contradict_each_other(memory: Blobs, change: dict[str, Any], problem: str) -> None:
     make_store(memory, sealed=False)
-    plan = hooks_run("0001", MLP_OUT, **change)
+    plan = hooks_run("0002", MLP_OUT, **change)
     memory.create(plan_key(plan.run), [plan.to_bytes()])
     (found,) = checked(memory).findings
     assert (found.key, found.run, found.is_repairable) == (plan_key(plan.run), plan.run, False)

@@ -1,0 +1,262 @@
+"""Writing a segment: what was there before, whose it is then, and when it is committed."""
+
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError
+from actstore.extraction.segment_writer import SegmentWriter
+from actstore.store import lease as lease_module
+from actstore.store.blobs import Blobs, open_blobs
+from actstore.store.commit import CommitRecord, Golden, commit_key, put, read_commit
+from actstore.store.lease import LEASES, LeaseRecord, lease
+from actstore.store.local import LocalBlobs
+from actstore.store.moments import of_rows
+from actstore.store.plan import Plan
+from actstore.store.seal import seal
+from actstore.store.shard import crc32c
+from tests.store.example import (
+    ENVIRONMENT,
+    HOOKS,
+    Columns,
+    encoded,
+    example_plan,
+    example_tokens,
+    example_values,
+)
+from tests.store.runs import begin_run, bytes_below
+from tests.store.watched import CHANGES, watched
+
+PLAN = example_plan()
+OURS = {
+    name: np.random.default_rng(seed).standard_normal(values.shape, np.float32)
+    for seed, (name, values) in enumerate(example_values(PLAN).items())
+}
+THEIRS = {name: np.nextafter(values, np.float32(np.inf)) for name, values in OURS.items()}
+"""Of an earlier attempt: another environment gave other last bits."""
+LAST = PLAN.n_segments - 1
+
+
+@pytest.fixture
+def store(local: LocalBlobs) -> LocalBlobs:
+    begin_run(local, PLAN)
+    return local
+
+
+@contextmanager
+def writer(blobs: Blobs, *, is_strict: bool = False, is_conditional: bool = True) -> Iterator[SegmentWriter]:
+    made = SegmentWriter(blobs, PLAN, is_strict=is_strict, is_conditional=is_conditional)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def lengths(index: int) -> NDArray[Any]:
+    segment = PLAN.segment(index)
+    return example_tokens(PLAN)["lengths"][segment.start : segment.stop]
+
+
+def statistics(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
+    segment = plan.segment(index)
+    return {
+        hook.name: of_rows(
+            hook,
+            values[hook.name][segment.start : segment.stop],
+            plan.request.dtype,
+            lengths(index),
+            plan.request.batch_size,
+        )
+        for hook in plan.request.hooks
+    }
+
+
+def rows(index: int, values: Columns) -> dict[str, NDArray[Any]]:
+    """Of one segment, padded to whole inner chunks."""
+    segment = PLAN.segment(index)
+    padded = {}
+    for hook in PLAN.request.hooks:
+        layout = PLAN.activations(hook)
+        n_rows = layout.chunks_in(index) * layout.chunk_rows
+        padded[hook.name] = np.zeros((n_rows, *layout.shape[1:]), np.float32)
+        padded[hook.name][: segment.n_sequences] = values[hook.name][segment.start : segment.stop]
+    return padded
+
+
+def write(to: SegmentWriter, index: int, values: Columns = OURS) -> CommitRecord:
+    record = CommitRecord(
+        segment=index,
+        n_sequences=PLAN.segment(index).n_sequences,
+        n_tokens=int(lengths(index).sum()),
+        shards={},
+        statistics=statistics(index, values),
+        golden=Golden(sequence=PLAN.segment(index).start, errors={}),
+        environment=ENVIRONMENT,
+    )
+    return to.write(PLAN.segment(index), rows(index, values), record, lengths(index))
+
+
+def orphan(blobs: Blobs, index: int, hook: str, values: Columns) -> str:
+    """A shard of a segment that was never committed; its key."""
+    (array,) = [hook_ for hook_ in PLAN.request.hooks if hook_.name == hook]
+    layout = PLAN.activations(array)
+    return put(blobs, layout, index, encoded(layout, index, values[hook])).record.key
+
+
+def inodes(store: LocalBlobs, index: int) -> dict[str, int]:
+    keys = {hook.name: PLAN.activations(hook).key(index) for hook in PLAN.request.hooks}
+    return {name: store.path(key).stat().st_ino for name, key in keys.items()}
+
+
+def check_record(blobs: Blobs, index: int, values: Columns) -> None:
+    """It describes the objects that are there, and these values."""
+    record = read_commit(blobs, PLAN, index)
+    for shard in record.shards.values():
+        data = bytes(blobs.read(shard.key))
+        assert (len(data), crc32c(data)) == (shard.nbytes, shard.crc32c)
+    assert record.statistics == statistics(index, values)
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+@pytest.mark.parametrize("index", [0, LAST])
+def test_a_segment_is_written_and_committed(store: LocalBlobs, index: int, is_strict: bool) -> None:
+    with writer(store, is_strict=is_strict) as to:
+        record = write(to, index)
+    assert record == read_commit(store, PLAN, index)
+    check_record(store, index, OURS)
+    assert store.names(LEASES) == []
+
+
+@pytest.mark.parametrize("url", ["local", "memory"])
+def test_strict_writers_give_the_same_bytes(store: LocalBlobs, url: str) -> None:
+    other: Blobs = open_blobs(
+        f"memory://{uuid.uuid4().hex}" if url == "memory" else str(store.root.parent / "strict")
+    )
+    begin_run(other, PLAN)
+    for blobs, is_strict in ((store, False), (other, True)):
+        with writer(blobs, is_strict=is_strict) as to:
+            for index in range(PLAN.n_segments):
+                write(to, index)
+        seal(blobs)
+    assert bytes_below(store) == bytes_below(other)
+
+
+@pytest.mark.parametrize("index", [0, LAST])
+def test_an_adopted_shard_has_its_own_checksum_and_statistics(store: LocalBlobs, index: int) -> None:
+    key = orphan(store, index, HOOKS[1], THEIRS)
+    inode = store.path(key).stat().st_ino
+    with writer(store) as to:
+        record = write(to, index)
+    assert inodes(store, index)[HOOKS[1]] == inode
+    check_record(store, index, OURS | {HOOKS[1]: THEIRS[HOOKS[1]]})
+    assert record.statistics[HOOKS[1]] != statistics(index, OURS)[HOOKS[1]]
+    assert record.statistics[HOOKS[0]] == statistics(index, OURS)[HOOKS[0]]
+
+
+@pytest.mark.parametrize("index", [0, LAST])
+def test_strict_replaces_what_differs_and_keeps_what_does_not(store: LocalBlobs, index: int) -> None:
+    differing, equal = (
+        orphan(store, index, HOOKS[0], THEIRS),
+        orphan(store, index, HOOKS[1], OURS),
+    )
+    before = {key: store.path(key).stat().st_ino for key in (differing, equal)}
+    changed = bytes(store.read(differing))
+    with writer(store, is_strict=True) as to:
+        write(to, index)
+    check_record(store, index, OURS)
+    assert store.path(equal).stat().st_ino == before[equal]
+    assert bytes(store.read(differing)) != changed
+    assert store.names(LEASES) == []
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_where_storage_cannot_decide_the_record_is_left_to_the_caller(
+    store: LocalBlobs, is_strict: bool
+) -> None:
+    with writer(store, is_strict=is_strict, is_conditional=False) as to:
+        record = write(to, 1)
+    assert store.head(commit_key("0000", 1)) is None
+    store.create(commit_key("0000", 1), [record.to_bytes()])
+    check_record(store, 1, OURS)
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_a_segment_that_is_committed_stays_as_it_is(store: LocalBlobs, is_strict: bool) -> None:
+    with writer(store, is_strict=is_strict) as to:
+        write(to, 1, THEIRS)
+    before = bytes_below(store)
+    with writer(store, is_strict=is_strict) as to:
+        record = write(to, 1)
+    assert bytes_below(store) == before
+    assert record.shards == read_commit(store, PLAN, 1).shards
+
+
+def test_who_waited_for_the_lease_writes_nothing(store: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "_POLL_S", 0.01)
+    calls = watched(store)
+    with writer(calls, is_strict=True) as late, writer(store) as early:
+        with lease(store, "0000-00000001"):
+            waiting = threading.Thread(target=write, args=(late, 1))
+            waiting.start()
+            write(early, 1, THEIRS)
+        waiting.join()
+    changed = calls.of(CHANGES)
+    assert changed
+    assert {key for key in changed if not key.startswith(LEASES)} == set()
+    check_record(store, 1, THEIRS)
+
+
+@pytest.mark.parametrize("where", ["before the record", "before the deletion of foreign shards"])
+def test_who_lost_the_lease_commits_and_deletes_nothing(store: LocalBlobs, where: str) -> None:
+    key = f"{LEASES}/0000-00000001.json"
+    last = PLAN.activations(PLAN.request.hooks[-1]).key(1)
+    foreign = orphan(store, 1, HOOKS[0], THEIRS) if "foreign" in where else None
+
+    def stand_still(name: str, shard: str) -> None:
+        """Long enough for another process to take over."""
+        if (name, shard) == ("create", last):
+            while True:
+                info = store.head(key)
+                assert info is not None
+                taken = LeaseRecord(holder="another", n_renewals=0)
+                if store.replace(key, [taken.to_bytes()], expected=info.tag):
+                    return
+
+    with (
+        writer(watched(store, after=stand_still), is_strict=True) as to,
+        pytest.raises(StorageError, match="another process took over"),
+    ):
+        write(to, 1)
+    assert store.head(commit_key("0000", 1)) is None
+    assert foreign is None or store.head(foreign) is not None
+    found = LeaseRecord.read(store, key)
+    assert found.holder == "another"
+
+
+class Returning(LocalBlobs):
+    """Somebody who does not know of leases puts the same foreign shard back whenever it is deleted."""
+
+    values: Mapping[str, NDArray[Any]] = THEIRS
+
+    def delete(self, key: str) -> None:
+        super().delete(key)
+        if key.startswith("acts/"):
+            orphan(self, 1, HOOKS[0], self.values)
+
+
+def test_shards_that_keep_coming_back_are_told(store: LocalBlobs) -> None:
+    blobs = Returning(store.root)
+    orphan(store, 1, HOOKS[0], THEIRS)
+    with (
+        writer(blobs, is_strict=True) as to,
+        pytest.raises(StorageError, match="shards of segment 1 in .* keep coming back from another process"),
+    ):
+        write(to, 1)
+    assert store.head(commit_key("0000", 1)) is None
+    assert store.names(LEASES) == []
