@@ -189,7 +189,6 @@ def test_killed_midway_and_run_again(
     [
         ({"dtype": "bfloat16"}, "dtype is float32 in the store, bfloat16 was asked for"),
         ({"batch_size": 4}, "batch_size is 8 in the store, 4 was asked for"),
-        ({"hooks": ["blocks.0.hook_attn_out"]}, "hooks is .* blocks.0.hook_attn_out was asked for"),
         ({"context_length": 16}, "tokens.context_length is 32 in the store, 16 was asked for"),
         ({"seed": 3}, "tokens.seed is null in the store, 3 was asked for"),
         ({"segment_size": 32}, "segment_size is 16 in the store, 32 was asked for"),

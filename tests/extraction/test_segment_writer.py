@@ -4,6 +4,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,9 +45,10 @@ LAST = PLAN.n_segments - 1
 
 
 @pytest.fixture
-def store(local: LocalBlobs) -> LocalBlobs:
-    begin_run(local, PLAN)
-    return local
+def store(tmp_path: Path) -> LocalBlobs:
+    blobs = LocalBlobs(tmp_path / "store")
+    begin_run(blobs, PLAN)
+    return blobs
 
 
 @contextmanager

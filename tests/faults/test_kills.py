@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import ModuleType
 import pytest
 
 import actstore
+from actstore.extraction.events import Event, SegmentDone
 from tests.faults.child import Child, run
 from tests.faults.conftest import Fields, MakeFields, Undisturbed
 from tests.faults.finished import check_finished
@@ -20,6 +20,7 @@ N_SEGMENTS = 40
 N_KILLS = 11
 """In each of the tests."""
 KILLS_A_STORE = 4
+N_RAY_KILLS = 4
 
 
 def kill_some(fields: Fields, rng: random.Random, seconds: float) -> int:
@@ -92,24 +93,23 @@ def test_ray_workers_killed_at_random_times(
     ray: ModuleType, make_fields: MakeFields, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     del ray
-    fields = make_fields(tmp_path / "store", 120)
+    n_segments = 80
+    fields = make_fields(tmp_path / "store", n_segments)
     rng = random.Random(0)
+    # Once some have been committed: a cluster none of whose workers ever starts gives up, as it should.
+    when = rng.sample(range(2, n_segments - 2), N_RAY_KILLS)
+    done: list[int] = []
     killed: list[int] = []
-    is_over = threading.Event()
 
-    def kill() -> None:
-        while len(killed) < 4 and not is_over.wait(rng.uniform(0, 1)):
-            pids = [pid for pid in worker_pids() if pid not in killed]
-            if pids:
-                killed.append(rng.choice(pids))
-                os.kill(killed[-1], signal.SIGKILL)
+    def kill(event: Event) -> None:
+        assert isinstance(event, SegmentDone)
+        done.append(event.segment)
+        pids = [pid for pid in worker_pids() if pid not in killed]
+        if len(done) in when and pids:
+            killed.append(rng.choice(pids))
+            os.kill(killed[-1], signal.SIGKILL)
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2)
-    finally:
-        is_over.set()
-        killer.join()
-    assert killed
+    actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2, on_event=kill)
+    assert len(killed) == N_RAY_KILLS
+    assert sorted(done) == list(range(n_segments))
     check_finished(fields["out"], undisturbed(fields))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import S3Server, TinyModel
+from tests.conftest import S3Server
 from tests.faults.child import Child, run
 from tests.faults.conftest import Fields, MakeFields, Undisturbed
 from tests.faults.finished import check_finished
@@ -14,12 +14,12 @@ N_SHORT, N_LONG = 6, 24
 
 
 @pytest.fixture(scope="session")
-def wide_fields(make_fields: MakeFields, tiny_model: TinyModel) -> MakeFields:
+def wide_fields(make_fields: MakeFields) -> MakeFields:
     """As `make_fields`, with segments of 8 MiB."""
 
     def make(out: str | Path, n_segments: int = N_SHORT) -> Fields:
-        wide = {"model": str(tiny_model("gpt2", n_layer=2, n_embd=2048, n_head=4))}
-        return make_fields(out, n_segments) | wide
+        fields = make_fields(out, 4 * n_segments)  # four short rows make one of the model's full context
+        return fields | {"context_length": 128, "hooks": ["blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_post"]}
 
     return make
 
@@ -43,7 +43,8 @@ def test_the_worker_waits_for_slow_storage(
         outcome = Child(fields, proxied).outcome()
         assert outcome.report, outcome.error
         peaks.append(outcome.peak_nbytes)
-        # At half the speed, about half of the time is spent waiting.
-        assert outcome.report["seconds_waiting"] > 0.3 * outcome.report["seconds_running"]
+        # At half the speed half of the time is spent waiting, if nobody else wants the processor.
+        assert outcome.report["seconds_waiting"] > 0.1 * outcome.report["seconds_running"]
         check_finished(fields["out"], undisturbed(fields), s3_server)
+    assert segment_nbytes > 7 << 20
     assert peaks[1] - peaks[0] < segment_nbytes

@@ -1,0 +1,74 @@
+"""A thousand bits, flipped one by one all over a store: verify finds every one."""
+
+import random
+import uuid
+
+import pytest
+
+from actstore.store.blobs import Blobs, open_blobs
+from actstore.store.manifest import MANIFEST_KEY, shards_key, statistics_key
+from actstore.store.seal import seal, unseal
+from tests.store.runs import MLP_OUT, bytes_below, hooks_run, write_run
+from tests.store.test_verify import checked, make_store, overwrite
+
+KINDS = {
+    "activations": "/c.",
+    "tokens": "tokens/c.",
+    "index": "/c.",
+    "commit record": "/commits/",
+    "tokens record": "/tokens.json",
+    "plan": "/plan.json",
+    "metadata": "zarr.json",
+    "table of shards": shards_key("0000"),
+    "statistics": statistics_key("0001"),
+    "manifest": MANIFEST_KEY,
+}
+"""What the keys of each kind have in them."""
+FLIPS = 100
+"""Of each kind."""
+
+
+@pytest.fixture(scope="module")
+def blobs() -> Blobs:
+    """A sealed store of two runs."""
+    made = open_blobs(f"memory://{uuid.uuid4().hex}")
+    make_store(made)
+    unseal(made)
+    write_run(made, hooks_run("0001", MLP_OUT))
+    seal(made)
+    assert not any(found.severity == "damage" for found in checked(made).findings)
+    return made
+
+
+def place(kind: str, key: str, nbytes: int, rng: random.Random) -> int:
+    """A bit of an object, where this kind of flip goes."""
+    index_nbytes = 16 + 4  # of shards of one chunk, as those of activations are here
+    if kind == "index":
+        return rng.randrange((nbytes - index_nbytes) * 8, nbytes * 8)
+    if kind == "activations":
+        return rng.randrange((nbytes - index_nbytes) * 8)
+    assert key
+    return rng.randrange(nbytes * 8)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_flipped_bit_is_found(blobs: Blobs, kind: str) -> None:
+    rng = random.Random(kind)
+    whole = bytes_below(blobs)
+    in_acts = kind in ("activations", "index")
+    keys = [key for key in sorted(whole) if KINDS[kind] in key and key.startswith("acts/") >= in_acts]
+    assert keys
+    n_found = 0
+    for _ in range(FLIPS):
+        key = rng.choice(keys)
+        data = bytearray(whole[key])
+        bit = place(kind, key, len(data), rng)
+        data[bit // 8] ^= 1 << bit % 8
+        overwrite(blobs, key, bytes(data))
+        damage = [found for found in checked(blobs).findings if found.severity == "damage"]
+        assert [found.key for found in damage] == [key], f"bit {bit} of {key}: {damage}"
+        n_found += 1
+        overwrite(blobs, key, whole[key])
+    assert n_found == FLIPS
+    assert bytes_below(blobs) == whole

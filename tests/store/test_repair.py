@@ -1,0 +1,204 @@
+"""Repair: exactly what is damaged goes, and what vouched for it; a store that lost it says less, never more."""
+
+import uuid
+from typing import Any
+
+import pytest
+
+from actstore.store.blobs import Blobs, open_blobs
+from actstore.store.commit import commit_key, commits_folder, plan_key, tokens_key
+from actstore.store.manifest import MANIFEST_KEY, read_manifest, shards_key, statistics_key
+from actstore.store.repair import repair
+from actstore.store.seal import seal, unseal
+from actstore.store.verification import Finding
+from tests.store.example import HOOKS
+from tests.store.runs import MLP_OUT, bytes_below, hooks_run, write_run
+from tests.store.test_verify import DAMAGE, RUN, SHARD, checked, flip, make_store
+from tests.store.watched import CrashError, watched
+
+RECORD = commit_key(RUN, 1)
+SUMMARY = {shards_key(RUN), statistics_key(RUN)}
+SEGMENT = {f"acts/{hook}/c.1.0.0" + ".0" * (hook == HOOKS[2]) for hook in HOOKS}
+"""Its shards."""
+TOKENS = {"tokens/c.0.0", "lengths/c.0", "documents/c.0.0", "offsets/c.0.0"}
+OF_SHARD = SUMMARY | {RECORD, SHARD}
+OF_RECORD = SUMMARY | {RECORD}
+FIRST = {commit_key(RUN, 0), f"acts/{HOOKS[0]}/c.0.0.0"}
+
+REMOVED: dict[str, set[str]] = {
+    **dict.fromkeys(
+        ("shard missing", "shard short", "shard empty", "shard long", "value flipped", "index flipped"),
+        OF_SHARD,
+    ),
+    "shards swapped": OF_SHARD | FIRST,
+    # Nobody vouches for the shards of a record that is gone.
+    **dict.fromkeys(
+        ("record missing", "record flipped", "record empty", "record of another segment"),
+        OF_RECORD | SEGMENT,
+    ),
+    **dict.fromkeys(
+        (
+            "other statistics",
+            "statistics of no hook",
+            "golden row missing",
+            "golden row elsewhere",
+            "other number of tokens",
+        ),
+        OF_RECORD,
+    ),
+    "impossible statistics": OF_SHARD,
+    "stray file": {f"{commits_folder(RUN)}/note.txt"},
+    "record past the end": {commit_key(RUN, 3)},
+    "tokens shard missing": SUMMARY | {tokens_key(RUN), "tokens/c.0.0"},
+    "tokens shard flipped": SUMMARY | {tokens_key(RUN), "documents/c.0.0"},
+    "tokens in another order": SUMMARY | {tokens_key(RUN), "tokens/c.0.0"},
+    "other lengths": SUMMARY | {tokens_key(RUN), "lengths/c.0"},
+    **dict.fromkeys(
+        ("tokens record missing", "tokens record flipped", "tokens record of nothing"),
+        SUMMARY | {tokens_key(RUN)} | TOKENS,
+    ),
+    "metadata changed": SUMMARY | {f"acts/{HOOKS[0]}/zarr.json"},
+    "metadata missing": SUMMARY | {"zarr.json"},
+    "plan flipped": {plan_key(RUN)},
+    "plan missing": {plan_key(RUN)},
+    "plan changed": {plan_key(RUN)},
+    "manifest flipped": {MANIFEST_KEY},
+    **dict.fromkeys(("table flipped", "table missing", "table of other content"), SUMMARY),
+    **dict.fromkeys(("statistics flipped", "statistics of other content"), SUMMARY),
+}
+"""Keys that are no longer there, or other ones. Of those that were missing, too."""
+
+
+@pytest.fixture
+def memory() -> Blobs:
+    return open_blobs(f"memory://{uuid.uuid4().hex}")
+
+
+def repaired(blobs: Blobs) -> list[str]:
+    check = checked(blobs)
+    return repair(blobs, check, check.findings)
+
+
+@pytest.mark.parametrize("kind", REMOVED)
+def test_exactly_what_is_damaged_is_removed(memory: Blobs, kind: str) -> None:
+    plan = make_store(memory)
+    whole = bytes_below(memory)
+    DAMAGE[kind][0](memory, plan)
+    damaged = bytes_below(memory)
+    removed = repaired(memory)
+    there = bytes_below(memory)
+    gone = damaged.keys() - there.keys()
+    written = {key for key in there if there[key] != damaged.get(key)} - {MANIFEST_KEY}
+    assert sorted(removed) == sorted(gone | written)
+    assert gone | written == REMOVED[kind] & (damaged.keys() | there.keys())
+    # What is left is what an undisturbed run writes.
+    assert {key for key in there if there[key] != whole.get(key)} <= {MANIFEST_KEY}
+    after = checked(memory)
+    assert after.findings == []
+    assert repaired(memory) == []
+
+
+@pytest.mark.parametrize("kind", ["plan flipped", "plan missing", "plan changed", "stray file"])
+def test_what_needs_no_extraction_leaves_a_sealed_store(memory: Blobs, kind: str) -> None:
+    plan = make_store(memory)
+    whole = bytes_below(memory)
+    DAMAGE[kind][0](memory, plan)
+    repaired(memory)
+    assert bytes_below(memory) == whole
+
+
+@pytest.mark.parametrize("kind", ["manifest flipped", "table flipped", "statistics of other content"])
+def test_what_records_say_is_summed_up_again(memory: Blobs, kind: str) -> None:
+    plan = make_store(memory)
+    whole = bytes_below(memory)
+    DAMAGE[kind][0](memory, plan)
+    repaired(memory)
+    seal(memory)
+    assert bytes_below(memory) == whole
+
+
+def test_shards_without_a_record_go_with_any_repair(memory: Blobs) -> None:
+    # Extraction would take them over, and nothing says whether they are whole.
+    make_store(memory, segments=(0, 1, 2), sealed=False)
+    memory.delete(RECORD)
+    flip(memory, SHARD, 0)
+    assert set(repaired(memory)) == SEGMENT
+    assert set(checked(memory).committed[RUN]) == {0, 2}
+
+
+def test_tokens_without_a_record_go_with_any_repair(memory: Blobs) -> None:
+    make_store(memory, segments=(), sealed=False)
+    memory.delete(tokens_key(RUN))
+    assert set(repaired(memory)) == TOKENS
+
+
+def test_other_files_among_the_shards_stay(memory: Blobs) -> None:
+    make_store(memory)
+    for name in ("c.1", "c.01.0.0", "c.1.0.0.tmp", "README", "c.99999999999999999999.0.0"):
+        memory.create(f"acts/{HOOKS[0]}/{name}", [b"x"])
+    memory.create(f"acts/{HOOKS[0]}/c.3.0.0", [b"past the end"])
+    assert repaired(memory) == [f"acts/{HOOKS[0]}/c.3.0.0"]
+
+
+def test_other_runs_keep_their_place_in_the_manifest(memory: Blobs) -> None:
+    make_store(memory)
+    unseal(memory)
+    write_run(memory, hooks_run("0001", MLP_OUT))
+    seal(memory)
+    whole = bytes_below(memory)
+    flip(memory, f"acts/{MLP_OUT}/c.2.0.0", 3)
+    removed = repaired(memory)
+    assert set(removed) == {
+        f"acts/{MLP_OUT}/c.2.0.0",
+        commit_key("0001", 2),
+        shards_key("0001"),
+        statistics_key("0001"),
+    }
+    manifest = read_manifest(memory)
+    assert manifest is not None
+    assert ([finished.plan.run for finished in manifest.runs], manifest.sealed) == ([RUN], False)
+    assert whole.keys() - bytes_below(memory).keys() == set(removed)
+
+
+def test_warnings_and_what_cannot_be_made_again_stay(memory: Blobs) -> None:
+    make_store(memory, sealed=False)
+    before = bytes_below(memory)
+    check = checked(memory)
+    assert repair(memory, check, [Finding(SHARD, "holds NaN", RUN, 1, severity="warning")]) == []
+    assert repair(memory, check, [Finding(plan_key(RUN), "?", RUN, is_repairable=False)]) == []
+    assert bytes_below(memory) == before
+
+
+@pytest.mark.parametrize("kind", ["value flipped", "tokens shard flipped", "plan flipped", "record flipped"])
+def test_killed_at_any_change_it_can_be_repeated(memory: Blobs, kind: str) -> None:
+    """Whoever is killed in between leaves a store that says less than there is, and never more."""
+    plan = make_store(memory)
+    whole = bytes_below(memory)
+    n_changes = 0
+    while True:
+        for key in bytes_below(memory):
+            memory.delete(key)
+        for key, data in whole.items():
+            memory.create(key, [data])
+        DAMAGE[kind][0](memory, plan)
+        check = checked(memory)
+        left = n_changes
+
+        def before(call: str, _key: str) -> None:
+            nonlocal left
+            if call in ("create", "replace", "delete"):
+                left -= 1
+                if left < 0:
+                    raise CrashError
+
+        wrapped: Any = watched(memory, before=before)
+        try:
+            repair(wrapped, check, check.findings)
+        except CrashError:
+            n_changes += 1
+            repaired(memory)
+            assert checked(memory).findings == []
+            assert checked(memory).plans == {RUN: plan}
+            continue
+        break
+    assert n_changes >= 2
