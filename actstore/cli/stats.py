@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from actstore.errors import HookError
+from actstore.errors import HookError, NotCommittedError
 from actstore.store.statistics import Statistics
 from actstore.store.store import Store, open_store
 
@@ -25,13 +25,22 @@ def stats_command(url: str, hooks: tuple[str, ...], as_json: bool) -> None:
 
 
 def _all(store: Store) -> dict[str, Statistics]:
-    """Of every hook that has statistics."""
+    """Of every hook that has statistics.
+
+    Raises:
+        NotCommittedError: nothing of any hook is committed.
+    """
     found = {}
+    absent = None
     for name in store.hooks:
         try:
             found[name] = store.stats(name)
         except HookError:
             continue  # attention patterns and scores
+        except NotCommittedError as error:
+            absent = error  # a run that was begun and is not done
+    if absent is not None and not found:
+        raise absent
     return found
 
 

@@ -68,12 +68,12 @@ def ignore(_nbytes: int) -> None:
 
 def _nbytes(url: str) -> int | None:
     """About how much there is to read; None where the store is too damaged to say."""
-    from actstore.errors import StorageError
+    from actstore.errors import ActstoreError
     from actstore.store.store import open_store
 
     try:
         return open_store(url).nbytes
-    except StorageError:
+    except ActstoreError:
         return None
 
 
@@ -91,10 +91,15 @@ def _text(found: "Verification", *, repair: bool) -> str:
         rows["model"] = f"{found.n_rows_recomputed} rows computed again and compared"
     if found.findings:
         rows["findings"] = "\n".join(str(finding) for finding in found.findings)
+    lost = [finding for finding in found.damage if not finding.is_repairable]
     if repair and found.n_removed:
         rows["repaired"] = f"{found.n_removed} objects removed; run the extraction again to make them anew"
-    elif n_damaged:
+    if lost:
+        rows["lost"] = (
+            f"{lost[0].key} cannot be repaired: bring it back from a copy, or extract to another place"
+        )
+    elif n_damaged and not (repair and found.n_removed):
         rows["next"] = f"actstore verify {found.url} --repair, then the same extraction again"
-    elif not found.is_complete:
+    elif not n_damaged and not found.is_complete:
         rows["next"] = "the same extraction again: it is not complete"
     return table(rows)

@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,6 +180,10 @@ def _open_s3(url: str) -> Blobs:
     return ObjectBlobs(url)
 
 
+_PROBES: Final = 3
+"""A key that another process removed in between says nothing, so one probe that fails is not enough."""
+
+
 def probe(blobs: Blobs) -> bool:
     """Prove, before any work, that blobs can be written and read here; nothing is left behind.
 
@@ -190,6 +194,16 @@ def probe(blobs: Blobs) -> bool:
     Raises:
         StorageError: it cannot be written or read, or gives other bytes than were written.
     """
+    for _ in range(_PROBES):
+        try:
+            if _is_refused(blobs):
+                return not blobs.is_emulated
+        except BlobNotFoundError:
+            continue  # somebody who sealed the store has cleaned up
+    return False
+
+
+def _is_refused(blobs: Blobs) -> bool:
     key = f"_actstore/probe/{uuid.uuid4().hex}"
     is_first = blobs.create(key, [b"probe"])
     try:
@@ -200,7 +214,7 @@ def probe(blobs: Blobs) -> bool:
         with contextlib.suppress(StorageError):
             # A role that may create but not delete is a good one to have; it leaves a few bytes here.
             blobs.delete(key)
-    return is_first and not is_second and not blobs.is_emulated
+    return is_first and not is_second
 
 
 def _check_content(blobs: Blobs, key: str, written: bytes) -> None:

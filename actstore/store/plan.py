@@ -232,7 +232,7 @@ class Plan(Document):
 
     @property
     def n_objects(self) -> int:
-        """Files or objects that the run makes."""
+        """Files or objects that the run makes; one less if the store has a group of parts already."""
         tokens = self.token_arrays() if self.has_own_tokens else ()
         arrays = [*tokens, *(self.activations(hook) for hook in self.request.hooks)]
         shards = sum(layout.n_shards for layout in arrays)

@@ -10,6 +10,7 @@ from actstore.store.manifest import MANIFEST_KEY, Manifest, shards_key, statisti
 from actstore.store.plan import Plan
 from actstore.store.verification import Finding
 from actstore.store.verify import Check
+from actstore.store.zarr_documents import zarr_documents
 
 _SHARD: Final = re.compile(r"c\.(0|[1-9][0-9]{0,15})(\.0)*")
 
@@ -18,7 +19,7 @@ def repair(blobs: Blobs, check: Check, findings: Iterable[Finding]) -> list[str]
     """Remove damaged objects, every record that vouches for one of them, and shards that no record vouches for: nobody
     can tell whether they are whole, and an extraction would take them over. Nobody may write meanwhile.
 
-    A damaged plan is written again from its copy in the manifest.
+    A damaged plan is written again from its copy in the manifest, and Zarr metadata from the plan.
 
     Args:
         blobs: the store.
@@ -42,9 +43,10 @@ def repair(blobs: Blobs, check: Check, findings: Iterable[Finding]) -> list[str]
     # The manifest has the only copy of a plan, so plans come before it.
     for found in damage:
         plan = check.plans.get(found.run or "")
-        if plan is not None and found.key == plan_key(plan.run):
+        derived = {} if plan is None else {plan_key(plan.run): plan.to_bytes()} | zarr_documents(plan)
+        if found.key in derived:
             blobs.delete(found.key)
-            blobs.create(found.key, [plan.to_bytes()])
+            blobs.create(found.key, [derived[found.key]])
             removed.append(found.key)
     damage = [found for found in damage if found.key not in removed]
     # Then what is trusted most: whoever is killed in between leaves a store that says less, never more.

@@ -16,10 +16,10 @@ from actstore.store.blobs import Blobs
 from actstore.store.dtypes import dtype
 from actstore.store.layout import RowRange
 from actstore.store.local import LocalBlobs
-from actstore.store.row_index import RowIndex
+from actstore.store.row_index import RowIndex, Selection
 from actstore.store.sections import PIECE_NBYTES, Piece, Section, Sections
 from actstore.store.shard_reader import CompressedShards
-from actstore.store.storage_errors import BlobNotFoundError
+from actstore.store.storage_errors import BlobNotFoundError, damaged
 
 _REQUESTS: Final = 16
 """Requests to remote storage under way at once."""
@@ -29,6 +29,8 @@ _FEW: Final = 64
 """Rows of which a part is always read alone."""
 _REQUEST_NBYTES: Final = 1 << 20
 """A request to remote storage takes about as long as reading this much more."""
+_LARGE: Final = 1 << 27
+"""Bytes. Before so much memory is taken, it is seen that the rows are there."""
 _MAX_NBYTES: Final = 1 << 62
 
 __all__ = ["Rows", "Section"]
@@ -102,12 +104,14 @@ class Rows:
         return self._read(RowIndex.parse(key, self.shape), out)
 
     def _read(self, index: RowIndex, out: NDArray[Any] | None) -> NDArray[Any]:
+        shape = (len(index.rows), *index.inner_shape)
+        if math.prod(shape) * self._storage.itemsize > _LARGE:
+            self._check_there(index.rows)
         piece = self._places.one_piece(index.rows)
         # Before anything takes memory: there may be far more rows in a plan than in the store.
         shards = self._places.shards(index.rows) if piece is None else [(piece.section, piece.rows)]
         for section, part in shards:
             self._check_committed(section, part)
-        shape = (len(index.rows), *index.inner_shape)
         if out is None:
             if math.prod(shape) * self._storage.itemsize > _MAX_NBYTES:
                 raise MemoryError(f"rows of shape {shape} of {self.path} do not fit into memory")
@@ -130,6 +134,21 @@ class Rows:
             values = values[::-1]
         return values[0] if index.is_single else values
 
+    def _check_there(self, rows: Selection) -> None:
+        """See that there are such rows at all, before a damaged plan makes us look for more than storage can hold."""
+        for row in (int(rows[0]), int(rows[-1])):
+            section, first = self._places.find(row)
+            where = self._sections[section]
+            shard, within = divmod(first, where.layout.shard_rows)
+            self._check_committed(section, RowRange(shard, within, 1, first))
+            key = where.layout.key(shard)
+            info = self._blobs.head(key)
+            expected = where.layout.max_shard_nbytes(shard)
+            if info is None:
+                raise _missing(self._blobs, key)
+            if where.layout.compression is None and info.nbytes != expected:
+                raise damaged(f"{self._blobs.url}/{key}", info.nbytes, 0, expected)
+
     def _check_committed(self, section: int, part: RowRange) -> None:
         where = self._sections[section]
         if not where.is_committed(part.shard):
@@ -149,9 +168,7 @@ class Rows:
             except BlobNotFoundError as error:
                 # A committed shard that is gone must never look like one that was not written yet.
                 key = self._sections[piece.section].layout.key(piece.rows.shard)
-                raise BlobNotFoundError(
-                    f"{self._blobs.url}/{key} is committed but missing; the store is damaged"
-                ) from error
+                raise _missing(self._blobs, key) from error
 
         if piece is not None and (len(index.rows) == 1 or not is_sparse):
             read(piece)
@@ -200,6 +217,10 @@ class Rows:
             data = np.empty(nbytes, np.uint8)
             compressed.read_into(part, data)
         out[...] = np.frombuffer(data, self._storage).reshape(shape)[inner]
+
+
+def _missing(blobs: Blobs, key: str) -> BlobNotFoundError:
+    return BlobNotFoundError(f"{blobs.url}/{key} is committed but missing; the store is damaged")
 
 
 def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:

@@ -270,7 +270,8 @@ class Merging:
 
     def __init__(self, shape: Sequence[int]) -> None:
         self._shape = tuple(shape)
-        self._total = ExactSum((math.prod(shape),))
+        self._total: ExactSum | None = None
+        """Made for the first record, whose own size then is that of the shape: a damaged plan can name any shape."""
         self._moment: ExactSum | None = None
         self._counted: list[HookStatistics] = []
         self._n_not_finite = 0
@@ -286,6 +287,8 @@ class Merging:
         self._n_not_finite += record.n_not_finite
         if not record.count:
             return
+        if self._total is None:
+            self._total = ExactSum(values.shape)
         self._total.add(values)
         if packed is None:
             self._moment = None
@@ -303,11 +306,12 @@ class Merging:
             StorageError: they are larger than values can be.
         """
         counted = self._counted
+        total = self._total or ExactSum((math.prod(self._shape),))
         try:
             return HookStatistics(
                 count=sum(record.count for record in counted),
                 n_not_finite=self._n_not_finite,
-                sum=encoded(self._total.value()),
+                sum=encoded(total.value()),
                 sum_of_norms=math.fsum(record.sum_of_norms for record in counted),
                 sum_of_squared_norms=math.fsum(record.sum_of_squared_norms for record in counted),
                 max_abs=max((r.max_abs for r in counted if r.max_abs is not None), default=None),

@@ -180,11 +180,17 @@ class Store:
         return merge(records, found.shape)
 
     def _records(self, run: Run, hook: str) -> list[HookStatistics]:
-        if run.finished is not None:
-            return [RunStatistics.read(self._blobs, run.finished.statistics.key).hooks[hook]]
-        with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
-            found = threads.map(lambda index: read_commit(self._blobs, run.plan, index), run.committed)
-            return [record.statistics[hook] for record in found]
+        try:
+            if run.finished is not None:
+                return [RunStatistics.read(self._blobs, run.finished.statistics.key).hooks[hook]]
+            with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
+                found = threads.map(lambda index: read_commit(self._blobs, run.plan, index), run.committed)
+                return [record.statistics[hook] for record in found]
+        except KeyError as error:
+            raise StorageError(
+                f"{self.url} is damaged: run {run.plan.run} has no statistics of {hook}; run `actstore verify "
+                f"{self.url} --repair`, then the extraction again"
+            ) from error
 
     def __contains__(self, hook: object) -> bool:
         try:

@@ -148,22 +148,23 @@ class Check:
 
     def _metadata(self, plan: Plan, checked_keys: set[str]) -> None:
         """The ``zarr.json`` files that a run needs, those that earlier ones need left out."""
+        has_begun = bool(self.committed[plan.run]) or (
+            plan.has_own_tokens and self._has(tokens_key(plan.run))
+        )
         for key, expected in zarr_documents(plan).items():
-            if key in checked_keys:
-                continue
+            if key not in checked_keys and (has_begun or self._has(key)):
+                self._inspection.same(key, expected, "is not what the plan says", run=plan.run)
             checked_keys.add(key)
-            self._inspection.same(key, expected, "is not what the plan says", run=plan.run)
 
     def _tokens(self, plan: Plan, *, is_finished: bool) -> None:
         key = tokens_key(plan.run)
         if self._has(key):
             self.tokens[plan.run] = check_tokens(self._inspection, plan)
             return
-        over = [name for name, other in self.plans.items() if other.tokens_of == plan.run]
-        if is_finished or any(self.committed[name] for name in over):
-            self._inspection.found(
-                key, "is missing, and segments over these tokens are committed", run=plan.run
-            )
+        if is_finished:
+            # Without a manifest that says so, it is work to be done: a repair leaves a store like that.
+            problem = "is missing, and the manifest says that the run is finished"
+            self._inspection.found(key, problem, run=plan.run)
 
     def _segments(self, plan: Plan) -> RecordSums:
         """Check the committed segments of a run."""

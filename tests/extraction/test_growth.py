@@ -15,8 +15,6 @@ from tests.store.runs import ATTN_OUT, MLP_OUT, hooks_run, with_hooks
 
 URL = "/runs/a"
 FIRST = example_plan()
-OTHER_FILE = {"source": "more.txt", "files": ()}
-OTHER_TOKENS = {"seed": 3} | OTHER_FILE
 
 
 def asking(*hooks: str, plan: Plan = FIRST, **changes: Any) -> Request:
@@ -34,7 +32,7 @@ def asking(*hooks: str, plan: Plan = FIRST, **changes: Any) -> Request:
 
 
 def other_tokens(*hooks: str) -> Request:
-    return asking(*hooks, **{f"tokens__{name}": value for name, value in OTHER_TOKENS.items()})
+    return asking(*hooks, tokens__source="more.txt", tokens__files=(), tokens__seed=3)
 
 
 def done(plan: Plan) -> Run:

@@ -15,11 +15,12 @@ N_SHORT, N_LONG = 6, 24
 
 @pytest.fixture(scope="session")
 def wide_fields(make_fields: MakeFields) -> MakeFields:
-    """As `make_fields`, with segments of 8 MiB."""
+    """As `make_fields`, with segments of 16 MiB."""
 
     def make(out: str | Path, n_segments: int = N_SHORT) -> Fields:
-        fields = make_fields(out, 4 * n_segments)  # four short rows make one of the model's full context
-        return fields | {"context_length": 128, "hooks": ["blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_post"]}
+        fields = make_fields(out, 8 * n_segments)  # four short rows make one of the model's full context
+        hooks = ["blocks.*.mlp.hook_pre", "blocks.*.mlp.hook_post"]
+        return fields | {"context_length": 128, "segment_size": 32, "hooks": hooks}
 
     return make
 
@@ -46,5 +47,5 @@ def test_the_worker_waits_for_slow_storage(
         # At half the speed half of the time is spent waiting, if nobody else wants the processor.
         assert outcome.report["seconds_waiting"] > 0.1 * outcome.report["seconds_running"]
         check_finished(fields["out"], undisturbed(fields), s3_server)
-    assert segment_nbytes > 7 << 20
+    assert segment_nbytes > 15 << 20
     assert peaks[1] - peaks[0] < segment_nbytes

@@ -129,20 +129,36 @@ def test_one_process_at_a_time(tmp_path: Path, processes: "list[subprocess.Popen
     assert LocalBlobs(tmp_path / "store").names(LEASES) == []
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["before", "while another one waits"])
 def test_taken_over_from_a_process_that_was_killed(
-    local: LocalBlobs, processes: "list[subprocess.Popen[str]]"
+    local: LocalBlobs, processes: "list[subprocess.Popen[str]]", waits: bool
 ) -> None:
+    holders: list[str] = []
+
+    def take() -> None:
+        with lease(local, NAME) as held:
+            held.check()
+            found = record(local)
+            assert found is not None
+            holders.append(found.holder)
+
     processes.append(start(HOLDER, local.url))
     assert answer(processes[0]) == "held"
     before = record(local)
+    assert before is not None
+    waiting = threading.Thread(target=take, daemon=True)
+    if waits:
+        waiting.start()
+        # It has seen the lease renewed, so what it saw first is there no longer.
+        while (now := record(local)) is None or now.n_renewals < before.n_renewals + 3:
+            assert processes[0].poll() is None
     processes[0].send_signal(signal.SIGKILL)
     processes[0].wait()
-    with lease(local, NAME) as held:
-        held.check()
-        now = record(local)
-        assert before is not None
-        assert now is not None
-        assert now.holder != before.holder
+    if not waits:
+        waiting.start()
+    waiting.join(30)
+    assert len(holders) == 1
+    assert holders != [before.holder]
     assert local.names(LEASES) == []
 
 

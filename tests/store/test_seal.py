@@ -11,7 +11,7 @@ import actstore
 from actstore.errors import StorageError
 from actstore.extraction.claim import claim
 from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.commit import commit_key, plan_key, read_commit, tokens_key
+from actstore.store.commit import TokensRecord, commit_key, plan_key, read_commit, tokens_key
 from actstore.store.lease import LEASES
 from actstore.store.local import LocalBlobs
 from actstore.store.manifest import (
@@ -158,7 +158,7 @@ def test_interrupted_between_any_two_steps_it_gives_the_same_bytes(
         assert bytes_below(blobs) == expected
     # Two files for each run that was not in the manifest, and the manifest; where one was spoilt, a create that fails
     # and a deletion.
-    assert n_steps == {grown: 3, both: 5, spoilt: 7}[prepare]
+    assert n_steps == {"grown": 3, "both": 5, "spoilt": 7}[prepare.__name__]
 
 
 def test_a_leftover_that_is_the_same_stays(local: LocalBlobs) -> None:
@@ -264,8 +264,6 @@ def test_a_damaged_record_is_told_and_nothing_is_pointed_to(local: LocalBlobs) -
 
 
 def test_a_record_of_the_tokens_that_lacks_a_shard_is_damage(local: LocalBlobs) -> None:
-    from actstore.store.commit import TokensRecord
-
     write_run(local, FIRST)
     record = TokensRecord.read(local, tokens_key("0000"))
     local.delete(tokens_key("0000"))

@@ -1,0 +1,133 @@
+"""``actstore verify``: what schedulers see, and what people read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import actstore
+from actstore.cli.main import cli
+from actstore.store.commit import commit_key, plan_key
+from actstore.store.local import LocalBlobs
+from actstore.store.manifest import MANIFEST_KEY
+from tests.cli.test_cli import command
+from tests.extraction.test_verify import HOOK, SHARD, change_row
+from tests.store.test_verify import RUN, flip, make_store
+
+Fields = dict[str, Any]
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(cli, ["verify", *args], catch_exceptions=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalBlobs:
+    blobs = LocalBlobs(tmp_path / "store")
+    make_store(blobs)
+    return blobs
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("extracted") / "store"
+
+
+@pytest.fixture
+def real(fields: Fields, extracted: Path) -> str:
+    """A store of a tiny model, extracted once and copied."""
+    if not extracted.exists():
+        actstore.extract(actstore.plan(**fields | {"out": str(extracted)}))
+    shutil.copytree(extracted, fields["out"])
+    return str(fields["out"])
+
+
+def test_whole_store(store: LocalBlobs) -> None:
+    done = run(store.url)
+    assert done.exit_code == 0
+    assert f"{store.url} (clean)" in done.stdout
+    assert "3 of 3 committed" in done.stdout
+    assert "31 objects" in done.stdout
+    assert "next" not in done.stdout
+
+
+def test_json_for_schedulers(store: LocalBlobs) -> None:
+    done = run(store.url, "--json", "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["is_clean"], found["is_complete"], found["findings"]) == (True, True, [])
+    assert (found["n_segments"], found["n_committed"], found["n_objects"]) == (3, 3, 31)
+
+
+def test_damaged_store(store: LocalBlobs) -> None:
+    store.delete("acts/blocks.0.hook_resid_post/c.1.0.0")
+    done = run(store.url, "--quiet")
+    assert done.exit_code == 3
+    assert "(DAMAGED: 1 finding)" in done.stdout
+    assert "damage: acts/blocks.0.hook_resid_post/c.1.0.0 is missing" in done.stdout
+    assert f"actstore verify {store.url} --repair, then the same extraction again" in done.stdout
+    (finding,) = json.loads(run(store.url, "--json", "--quiet").stdout)["findings"]
+    assert finding == {
+        "key": "acts/blocks.0.hook_resid_post/c.1.0.0",
+        "problem": "is missing",
+        "run": "0000",
+        "segment": 1,
+        "severity": "damage",
+        "is_repairable": True,
+    }
+
+
+def test_store_that_is_not_complete(store: LocalBlobs) -> None:
+    for key in (MANIFEST_KEY, commit_key(RUN, 1)):
+        store.delete(key)
+    done = run(store.url, "--quiet")
+    assert done.exit_code == 75
+    assert "2 of 3 committed" in done.stdout
+    assert "the same extraction again: it is not complete" in done.stdout
+
+
+def test_repair(store: LocalBlobs) -> None:
+    flip(store, "acts/blocks.0.hook_resid_post/c.1.0.0", 5)
+    done = run(store.url, "--repair", "--quiet")
+    assert done.exit_code == 3  # what it found, for whoever has to know
+    assert "4 objects removed; run the extraction again to make them anew" in done.stdout
+    assert run(store.url, "--quiet").exit_code == 75
+
+
+def test_what_cannot_be_repaired_is_said(store: LocalBlobs) -> None:
+    store.delete(MANIFEST_KEY)
+    flip(store, plan_key(RUN), 99)
+    for option in ("--quiet", "--repair"):
+        done = run(store.url, option)
+        assert done.exit_code == 3
+        assert "cannot be repaired" in done.stdout
+        assert "--repair, then" not in done.stdout
+
+
+def test_no_store(tmp_path: Path) -> None:
+    done = command("verify", str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: there is no actstore store at {tmp_path}")
+
+
+def test_model_is_run_again(real: str) -> None:
+    done = run(real, "--deep", "--rows", "5", "--quiet")
+    assert done.exit_code == 0, done.stdout
+    assert "5 rows computed again and compared" in done.stdout
+    change_row(real)
+    assert run(real, "--quiet").exit_code == 0
+    done = run(real, "--deep", "--rows", "100", "--quiet")
+    assert done.exit_code == 3
+    assert f"damage: {SHARD} is not what the model computes: {HOOK} of sequence 32" in done.stdout
+
+
+def test_model_that_is_elsewhere(real: str, tiny_model: Any, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_model("llama"), moved)
+    assert run(real, "--deep", "--rows", "2", "--model", str(moved), "--quiet").exit_code == 0
+    done = command("verify", real, "--deep", "--model", str(tiny_model("gpt2")), "--quiet")
+    assert done.returncode == 1
+    assert "use the same model files everywhere" in done.stderr
