@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.benchmarks import (
     bench_open,
     bench_ray,
     bench_s3,
+    bench_slow,
     bench_storage,
     bench_store,
 )
@@ -37,11 +39,12 @@ def main(chosen: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="actstore-bench-", dir=Path.cwd()) as name:
         folder = Path(name)
         model = smollm2()
-        benches = {
+        benches: dict[str, Callable[[], list[Ratio]]] = {
             "storage": lambda: bench_storage.run(folder),
             "store": lambda: bench_store.run(folder),
             "s3": bench_s3.run,
             "open": bench_open.run,
+            "slow": lambda: bench_slow.run(folder),
             "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),
