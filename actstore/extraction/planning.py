@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _BATCH_TOKENS = 4096
-_MAX_COVARIANCE = 4096
+_MAX_COVARIANCE_NBYTES = 256 << 20
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,6 +177,11 @@ def _planned(
             job, existing.plan, blobs, None, frozenset(existing.committed), is_new=False, is_finished=True
         )
     is_conditional = probe(blobs)
+    if job.strict and not is_conditional:
+        raise JobError(
+            f"strict needs storage that refuses a second create of a key, and {blobs.url} does not; leave strict out, or "
+            "choose another out"
+        )
     if existing is not None and (existing.has_tokens or not existing.plan.has_own_tokens):
         done = frozenset(existing.committed)
         return PlannedRun(job, existing.plan, blobs, None, done, is_new=False, is_conditional=is_conditional)
@@ -221,12 +226,13 @@ def _job(job: Job | str | None, fields: Mapping[str, Any]) -> Job:
 
 
 def _check_covariance(job: Job, hooks: Sequence[HookArray]) -> None:
-    widest = max(hooks, key=lambda hook: math.prod(hook.shape) if has_statistics(hook) else 0)
-    size = math.prod(widest.shape)
-    if job.covariance and has_statistics(widest) and size > _MAX_COVARIANCE:
+    sizes = [math.prod(hook.shape) for hook in hooks if has_statistics(hook)]
+    # The upper triangle in float64, in base64.
+    nbytes = sum(size * (size + 1) // 2 * 8 * 4 // 3 for size in sizes)
+    if job.covariance and nbytes > _MAX_COVARIANCE_NBYTES:
         raise JobError(
-            f"covariance of {widest.name} would be {size} x {size} numbers in every commit record; choose hooks of at "
-            f"most {_MAX_COVARIANCE} values a token, or leave covariance out"
+            f"covariance of these hooks would be {nbytes / 1e6:,.0f} MB in every commit record, and "
+            f"{_MAX_COVARIANCE_NBYTES / 1e6:,.0f} MB are the most; choose fewer or narrower hooks, or leave covariance out"
         )
 
 

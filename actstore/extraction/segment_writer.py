@@ -96,10 +96,11 @@ class SegmentWriter:
             foreign = [name for name, done in puts.items() if not done.is_own]
             if not foreign:
                 return puts
-            # Not those of who took the lease over while this process stood still.
-            held.check()
             for name in foreign:
-                self._blobs.delete(puts[name].record.key)
+                # Not those of who took the lease over, and may have committed them, while this process stood still.
+                held.check()
+                if self._blobs.head(commit_key(self._plan.run, segment.index)) is None:
+                    self._blobs.delete(puts[name].record.key)
         raise StorageError(
             f"shards of segment {segment.index} in {self._blobs.url} keep coming back from another process; stop it, "
             "and run the same command again"

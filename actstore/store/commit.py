@@ -1,6 +1,7 @@
 """Commits: the records that make shards part of a store. What no record names does not exist."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -17,6 +18,9 @@ from actstore.store.statistics import HookStatistics
 
 _CRC32C: Final = "actstore-crc32c"
 """Metadata of a shard, where storage has any."""
+
+_READERS: Final = 16
+_RECORDS_AT_ONCE: Final = 64
 
 Crc32c = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0, le=1 << 62)]
@@ -139,6 +143,18 @@ def read_commit(blobs: Blobs, plan: Plan, segment: int) -> CommitRecord:
     if problem is not None:
         raise StorageError(f"{blobs.url}/{key} is damaged: {problem}")
     return record
+
+
+def read_commits(blobs: Blobs, plan: Plan, segments: Sequence[int]) -> Iterator[CommitRecord]:
+    """The records of some segments. A few at a time: with statistics they are large, and there can be 100,000.
+
+    Raises:
+        StorageError: a record is missing, damaged, or not that of its segment.
+    """
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
+        for start in range(0, len(segments), _RECORDS_AT_ONCE):
+            some = segments[start : start + _RECORDS_AT_ONCE]
+            yield from threads.map(lambda index: read_commit(blobs, plan, index), some)
 
 
 def mismatch(plan: Plan, segment: int, record: CommitRecord) -> str | None:

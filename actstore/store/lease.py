@@ -34,6 +34,7 @@ class Lease:
         self._key = key
         self._holder = holder
         self._is_lost = False
+        self._renewed = time.monotonic()
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -44,7 +45,9 @@ class Lease:
         Raises:
             StorageError: this process was stopped for so long that another one took it.
         """
-        if self._is_lost or not self._is_ours():
+        # By the own clock as well: who cannot reach storage is taken for gone by others before long.
+        is_old = time.monotonic() - self._renewed > PATIENCE_S - RENEWAL_S
+        if self._is_lost or is_old or not self._is_ours():
             raise StorageError(
                 f"another process took over {self._blobs.url}/{self._key} while this one stood still; run the same "
                 "command again"
@@ -73,7 +76,9 @@ class Lease:
                     return
                 record = LeaseRecord(holder=self._holder, n_renewals=n_renewals)
                 # If it was taken over in between, nothing is replaced, and the next renewal sees it.
-                self._blobs.replace(self._key, [record.to_bytes()], expected=info.tag)
+                asked = time.monotonic()
+                if self._blobs.replace(self._key, [record.to_bytes()], expected=info.tag):
+                    self._renewed = asked
             except StorageError:
                 continue  # the next renewal may get through; if none does, `check` will tell
 

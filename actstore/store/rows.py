@@ -136,17 +136,18 @@ class Rows:
 
     def _check_there(self, rows: Selection) -> None:
         """See that there are such rows at all, before a damaged plan makes us look for more than storage can hold."""
+        ends = []
         for row in (int(rows[0]), int(rows[-1])):
             section, first = self._places.find(row)
-            where = self._sections[section]
-            shard, within = divmod(first, where.layout.shard_rows)
+            shard, within = divmod(first, self._sections[section].layout.shard_rows)
             self._check_committed(section, RowRange(shard, within, 1, first))
-            key = where.layout.key(shard)
+            ends.append((self._sections[section].layout, shard))
+        for layout, shard in ends:
+            key, expected = layout.key(shard), layout.max_shard_nbytes(shard)
             info = self._blobs.head(key)
-            expected = where.layout.max_shard_nbytes(shard)
             if info is None:
                 raise _missing(self._blobs, key)
-            if where.layout.compression is None and info.nbytes != expected:
+            if layout.compression is None and info.nbytes != expected:
                 raise damaged(f"{self._blobs.url}/{key}", info.nbytes, 0, expected)
 
     def _check_committed(self, section: int, part: RowRange) -> None:

@@ -1,7 +1,7 @@
 """Sealing: what the commit records of a finished run say, in two files, and the manifest that points to them."""
 
 import contextlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Final
 
 from actstore.errors import StorageError
@@ -10,7 +10,7 @@ from actstore.store.commit import (
     ObjectRecord,
     TokensRecord,
     committed,
-    read_commit,
+    read_commits,
     read_plan,
     tokens_key,
 )
@@ -32,8 +32,6 @@ from actstore.store.statistics import Merging
 
 SCRATCH: Final = ("_actstore/partial", "_actstore/probe", LEASES)
 """Folders that are never part of a store."""
-_READERS: Final = 16
-_RECORDS_AT_ONCE: Final = 64
 
 
 def seal(blobs: Blobs) -> None:
@@ -54,7 +52,8 @@ def seal(blobs: Blobs) -> None:
             new[name] = _compact(blobs, plan)
 
     def with_new(manifest: Manifest) -> Manifest:
-        runs = {finished.plan.run: finished for finished in manifest.runs} | new
+        # What is there was pointed to first: the files are those that its writer made.
+        runs = new | {finished.plan.run: finished for finished in manifest.runs}
         is_all = set(runs) == set(run_names(blobs))
         return Manifest(sealed=is_all, runs=tuple(runs[name] for name in sorted(runs)))
 
@@ -94,25 +93,21 @@ def _is_complete(blobs: Blobs, plan: Plan) -> bool:
 
 def _compact(blobs: Blobs, plan: Plan) -> FinishedRun:
     """Write what the records of a complete run say into two files."""
-    from actstore.store.shards_table import shards_table, to_parquet
+    from actstore.store.shards_table import is_table, shards_table, to_parquet
 
     shards: dict[int, dict[str, ObjectRecord]] = {}
     statistics = merging(plan)
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
-        # A few at a time: with statistics they are large, and there can be 100,000.
-        for start in range(0, plan.n_segments, _RECORDS_AT_ONCE):
-            some = range(start, min(start + _RECORDS_AT_ONCE, plan.n_segments))
-            for record in threads.map(lambda index: read_commit(blobs, plan, index), some):
-                shards[record.segment] = record.shards
-                for name, found in record.statistics.items():
-                    statistics[name].add(found)
+    for record in read_commits(blobs, plan, range(plan.n_segments)):
+        shards[record.segment] = record.shards
+        for name, found in record.statistics.items():
+            statistics[name].add(found)
     tokens = TokensRecord.read(blobs, tokens_key(plan.run)) if plan.has_own_tokens else None
     table = shards_table(plan, shards, tokens)
     merged = RunStatistics(hooks={name: total.record() for name, total in statistics.items()})
     return FinishedRun(
         plan=plan,
-        shards=_create(blobs, shards_key(plan.run), to_parquet(table)),
-        statistics=_create(blobs, statistics_key(plan.run), merged.to_bytes()),
+        shards=_create(blobs, shards_key(plan.run), to_parquet(table), lambda data: is_table(data, table)),
+        statistics=_create(blobs, statistics_key(plan.run), merged.to_bytes(), lambda _: False),
     )
 
 
@@ -121,10 +116,13 @@ def merging(plan: Plan) -> dict[str, Merging]:
     return {hook.name: Merging(hook.shape) for hook in plan.request.hooks if has_statistics(hook)}
 
 
-def _create(blobs: Blobs, key: str, data: bytes) -> ObjectRecord:
-    """Write a file of the manifest. One that an interrupted run left is taken only if it is the same."""
-    if not blobs.create(key, [data]) and bytes(blobs.read(key)) != data:
-        # It was never pointed to, or `seal` would not be here; so nobody reads it.
+def _create(blobs: Blobs, key: str, data: bytes, says_the_same: Callable[[bytes], bool]) -> ObjectRecord:
+    """Write a file of the manifest. One that is there is taken if it says the same."""
+    if not blobs.create(key, [data]):
+        present = bytes(blobs.read(key))
+        if present == data or says_the_same(present):
+            return ObjectRecord(key=key, nbytes=len(present), crc32c=crc32c(present))
+        # Left from before a repair, or damaged; no manifest points to it, or `seal` would not be here.
         blobs.delete(key)
         if not blobs.create(key, [data]):
             raise StorageError(

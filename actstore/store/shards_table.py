@@ -91,3 +91,11 @@ def _is_expected(file: Any, n_rows: int) -> bool:
         and sum(chunk.total_uncompressed_size for chunk in chunks) <= _SLACK_NBYTES + n_rows * _ROW_NBYTES
         and file.schema_arrow.equals(SHARDS_SCHEMA)
     )
+
+
+def is_table(data: bytes, table: pa.Table) -> bool:
+    """Whether a file holds this table, whichever version of pyarrow wrote it."""
+    try:
+        return bool(table.equals(from_parquet(data, n_rows=table.num_rows)))
+    except StorageError:
+        return False

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, Final, Self
 
@@ -261,6 +261,22 @@ def combined(records: Iterable[HookStatistics], shape: Sequence[int]) -> HookSta
     return merging.record()
 
 
+@dataclass(frozen=True, slots=True)
+class _Scalars:
+    """The numbers of a record."""
+
+    count: int
+    sum_of_norms: float
+    sum_of_squared_norms: float
+    max_abs: float | None
+    min_norm: float | None
+    max_norm: float | None
+
+    @classmethod
+    def of(cls, record: HookStatistics) -> Self:
+        return cls(**{field.name: getattr(record, field.name) for field in fields(cls)})
+
+
 class Merging:
     """Adds up records of one hook.
 
@@ -273,7 +289,8 @@ class Merging:
         self._total: ExactSum | None = None
         """Made for the first record, whose own size then is that of the shape: a damaged plan can name any shape."""
         self._moment: ExactSum | None = None
-        self._counted: list[HookStatistics] = []
+        self._scalars: list[_Scalars] = []
+        self._norms = NormSketch(n_zero=0, buckets=())
         self._n_not_finite = 0
 
     def add(self, record: HookStatistics) -> None:
@@ -292,12 +309,13 @@ class Merging:
         self._total.add(values)
         if packed is None:
             self._moment = None
-        elif not self._counted:
+        elif not self._scalars:
             self._moment = ExactSum(packed.shape)
         if self._moment is not None and packed is not None:
             self._moment.add(packed)
-        # The long strings are not kept: there can be as many records as segments.
-        self._counted.append(record.model_copy(update={"sum": "", "second_moment": None}))
+        self._norms = NormSketch.merged([self._norms, record.norms])
+        # Not the record itself: there can be as many as segments.
+        self._scalars.append(_Scalars.of(record))
 
     def record(self) -> HookStatistics:
         """All of them together.
@@ -305,7 +323,7 @@ class Merging:
         Raises:
             StorageError: they are larger than values can be.
         """
-        counted = self._counted
+        counted = self._scalars
         total = self._total or ExactSum((math.prod(self._shape),))
         try:
             return HookStatistics(
@@ -317,7 +335,7 @@ class Merging:
                 max_abs=max((r.max_abs for r in counted if r.max_abs is not None), default=None),
                 min_norm=min((r.min_norm for r in counted if r.min_norm is not None), default=None),
                 max_norm=max((r.max_norm for r in counted if r.max_norm is not None), default=None),
-                norms=NormSketch.merged(record.norms for record in counted),
+                norms=self._norms,
                 second_moment=None if self._moment is None else encoded(self._moment.value()),
             )
         except ValidationError as error:

@@ -1,10 +1,9 @@
 """A store, open for reading."""
 
 import contextlib
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +12,13 @@ from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.hooks.names import HookName, each_name, forward_order, long_name, stored_as
 from actstore.store.activations import Activations
 from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.commit import plan_key, read_commit
+from actstore.store.commit import plan_key, read_commits
 from actstore.store.manifest import RunStatistics
 from actstore.store.moments import has_statistics
 from actstore.store.plan import FIRST_RUN, HookArray, Plan
 from actstore.store.rows import Rows, Section
 from actstore.store.run import Run, overlap, read_runs
-from actstore.store.statistics import HookStatistics, Statistics, merge
+from actstore.store.statistics import HookStatistics, Merging, Statistics
 
 if TYPE_CHECKING:
     import zarr
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from actstore.hooks.config import HookedConfig
     from actstore.hooks.model import HookedModel
     from actstore.hooks.names import HookNames
-
-_READERS: Final = 16
 
 
 class Store:
@@ -169,23 +166,26 @@ class Store:
         found = self._find(hook)
         if not has_statistics(found):
             raise HookError(f"{found.name} has no statistics: its values are not those of one token alone")
-        records: list[HookStatistics] = []
+        merging = Merging(found.shape)
+        n_records = 0
         for run in self.runs:
             if run.hook(found.name) is not None:
-                records += self._records(run, found.name)
-        if not records:
+                for record in self._records(run, found.name):
+                    merging.add(record)
+                    n_records += 1
+        if not n_records:
             raise NotCommittedError(
                 f"nothing of {found.name} is committed in {self.url} yet; run the extraction again to complete it"
             )
-        return merge(records, found.shape)
+        return Statistics(merging.record(), found.shape)
 
-    def _records(self, run: Run, hook: str) -> list[HookStatistics]:
+    def _records(self, run: Run, hook: str) -> Iterator[HookStatistics]:
         try:
             if run.finished is not None:
-                return [RunStatistics.read(self._blobs, run.finished.statistics.key).hooks[hook]]
-            with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
-                found = threads.map(lambda index: read_commit(self._blobs, run.plan, index), run.committed)
-                return [record.statistics[hook] for record in found]
+                yield RunStatistics.read(self._blobs, run.finished.statistics.key).hooks[hook]
+                return
+            for record in read_commits(self._blobs, run.plan, sorted(run.committed)):
+                yield record.statistics[hook]
         except KeyError as error:
             raise StorageError(
                 f"{self.url} is damaged: run {run.plan.run} has no statistics of {hook}; run `actstore verify "

@@ -467,7 +467,7 @@ class Evil:
 def with_extension() -> bytes:
     import pickle
 
-    payload = {b"ARROW:extension:name": b"arrow.py_extension_type"}
+    payload: dict[bytes | str, bytes | str] = {b"ARROW:extension:name": b"arrow.py_extension_type"}
     payload[b"ARROW:extension:metadata"] = pickle.dumps(Evil())
     table = rows_of(13)
     schema = SHARDS_SCHEMA.set(0, SHARDS_SCHEMA.field(0).with_metadata(payload))
