@@ -80,8 +80,8 @@ class Progress:
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done)
-        left = seconds / self._done * (self._n_sequences - self._done)
-        share = self._done / self._n_sequences
+        left = seconds / self._done * max(0, self._n_sequences - self._done)
+        share = self._done / max(self._n_sequences, self._done)
         self._show(
             rate,
             f"extracted {share:.0%}: {self._done:,} of {self._n_sequences:,} sequences, {rate}, "

@@ -3,7 +3,7 @@
 import time
 from dataclasses import replace
 
-from actstore.errors import JobError
+from actstore.errors import JobError, PlanMismatchError
 from actstore.extraction.claim import claim
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
 from actstore.extraction.executor import Resources
@@ -14,6 +14,7 @@ from actstore.extraction.planning import plan as make_plan
 from actstore.extraction.report import Report
 from actstore.extraction.worker import WorkerSpec
 from actstore.store.commit import commit_key
+from actstore.store.run import read_runs
 from actstore.store.seal import remove_scratch, seal
 
 
@@ -82,7 +83,7 @@ def extract(
     seal(blobs)
     remove_scratch(blobs)
     ended = time.perf_counter()
-    return Report(
+    report = Report(
         url=blobs.url,
         run=plan.run,
         n_segments=plan.n_segments,
@@ -98,3 +99,25 @@ def extract(
         n_retries=blobs.n_retries - n_retries_before + sum(segment.n_retries for segment in done),
         seconds_running=ended - min(first_started, default=ended),
     )
+    following = _following(run)
+    if following is None:
+        return report
+    return report + extract(
+        following,
+        executor=executor,
+        num_workers=num_workers,
+        ray_address=ray_address,
+        device=device,
+        on_event=on_event,
+    )
+
+
+def _following(run: PlannedRun) -> PlannedRun | None:
+    """A further run of the store that the job asks for and that is not complete: a repair can leave several."""
+    if all(found.finished is not None for found in read_runs(run.blobs)):
+        return None
+    try:
+        following = make_plan(run.job)
+    except PlanMismatchError:
+        return None
+    return following if following.pending and following.plan.run != run.plan.run else None

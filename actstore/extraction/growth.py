@@ -20,8 +20,8 @@ class Place:
     """The run itself, if the store has it."""
     over: Plan | None = None
     """For a new run that adds hooks: the plan over whose tokens it goes."""
-    skip_sequences: int = 0
-    """For a new run that adds tokens: sequences of its text that the store has."""
+    skipped: tuple[Plan, ...] = ()
+    """For a new run that adds tokens: runs that have the first sequences of its text."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def find_place(
         return Place(FIRST_RUN, hooks)
     for run in runs:
         if not differences(run.plan.request, request):
-            return _continued(url, run, segment_size)
+            return _continued(url, run, runs, segment_size)
     name = f"{int(runs[-1].plan.run) + 1:04d}"
     for run in runs:
         if run.plan.has_own_tokens and not differences(run.plan.request, request, but=OF_A_RUN):
@@ -62,7 +62,7 @@ def find_place(
     tokens = {line.split(" is ")[0] for line in found if line.startswith("tokens.")}
     others = differences(first, request, but=OF_A_RUN | (tokens - {"tokens.context_length"}))
     if append and not others:
-        return Place(name, hooks, skip_sequences=_sequences_of(url, runs, request))
+        return Place(name, hooks, skipped=_of_same_text(url, runs, request))
     advice = "Choose another out, or run the job it was made with"
     if not others:
         found = differences(first, request, but=OF_A_RUN)
@@ -70,30 +70,40 @@ def find_place(
     raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(found)}. {advice}")
 
 
-def _sequences_of(url: str, runs: Sequence[Run], request: Request) -> int:
-    """How many sequences of the text of a job the store has; they must be the first ones of it.
+def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan, ...]:
+    """Runs that have sequences of the text of a job. They must be the first ones of it, which is seen when it is read.
 
     Raises:
-        PlanMismatchError: it has some in another packing, or of files that have changed since.
+        PlanMismatchError: some are in another packing, or of files that have changed since.
     """
     asked = request.tokens
-    parts = [
-        run.plan for run in runs if run.plan.has_own_tokens and run.plan.request.tokens.source == asked.source
+    parts = [run.plan for run in runs if run.plan.has_own_tokens]
+    # Paths can be spelled in many ways; files have a name and a size.
+    same = [
+        plan
+        for plan in parts
+        if plan.request.tokens.source == asked.source or set(plan.request.tokens.files) & set(asked.files)
     ]
-    for plan in parts:
+    for plan in same:
         stored = plan.request.tokens
         found = differences(plan.request, request, but=OF_A_RUN | {"tokens.files", "tokens.max_tokens"})
         if stored.files != asked.files[: len(stored.files)]:
-            found.append("its files are no longer those that were read")
+            found.append("its files are not the first ones that this job reads")
         if found:
             raise PlanMismatchError(
                 f"the store at {url} has sequences of {asked.source} already, and cannot tell which of them this job "
                 f"would repeat: {'; '.join(found)}. Name only the new files, or choose another out"
             )
-    return sum(plan.n_sequences for plan in parts)
+    return tuple(same)
 
 
-def _continued(url: str, run: Run, segment_size: int | None) -> Place:
+def _continued(url: str, run: Run, runs: Sequence[Run], segment_size: int | None) -> Place:
+    part = next(other for other in runs if other.plan.run == run.plan.tokens_of)
+    if part is not run and not part.has_tokens:
+        raise PlanMismatchError(
+            f"the tokens of run {part.plan.run} of the store at {url} are not complete; run the job it was made with "
+            f"(hooks {', '.join(part.plan.hook_names)}) first"
+        )
     if segment_size not in (None, run.plan.segment_size):
         raise PlanMismatchError(
             f"the store at {url} belongs to another plan: segment_size is {run.plan.segment_size} in the store, "
@@ -137,4 +147,4 @@ def _over(
             f"the store at {url} belongs to another plan: {'; '.join(found)}. Choose another out, or run the job it "
             "was made with"
         )
-    return _continued(url, needed, segment_size)
+    return _continued(url, needed, (part, *runs), segment_size)

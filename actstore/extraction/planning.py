@@ -5,7 +5,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,12 @@ from actstore.extraction.tokens_stage import PackedTokens, TokenStage
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT
 from actstore.hooks.loading import load_config
 from actstore.store.blobs import Blobs, open_blobs, probe
+from actstore.store.commit import read_plan
 from actstore.store.compression import check_chunk
 from actstore.store.dtypes import dtype
 from actstore.store.layout import segment_size, segment_step
 from actstore.store.moments import has_statistics
-from actstore.store.plan import FIRST_RUN, HookArray, ModelIdentity, Plan, Request
+from actstore.store.plan import FIRST_RUN, RUNS, HookArray, ModelIdentity, Plan, Request
 from actstore.store.run import read_runs
 
 if TYPE_CHECKING:
@@ -179,13 +180,14 @@ def _planned(
     is_conditional = probe(blobs)
     if job.strict and not is_conditional:
         raise JobError(
-            f"strict needs storage that refuses a second create of a key, and {blobs.url} does not; leave strict out, or "
-            "choose another out"
+            f"strict needs storage that refuses a second create of a key, and {blobs.url} does not; leave strict "
+            "out, or choose another out"
         )
     if existing is not None and (existing.has_tokens or not existing.plan.has_own_tokens):
         done = frozenset(existing.committed)
         return PlannedRun(job, existing.plan, blobs, None, done, is_new=False, is_conditional=is_conditional)
     if existing is None:
+        place = _free(blobs, place)
         _check_empty(blobs, place)
     if place.over is not None:
         hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
@@ -194,8 +196,10 @@ def _planned(
         changes = {"run": place.name, "request": added, "segment_size": size}
         made = place.over.model_copy(update=changes)
         return PlannedRun(job, made, blobs, None, frozenset(), is_new=True, is_conditional=is_conditional)
-    skip = place.skip_sequences if existing is None else existing.plan.request.tokens.skip_sequences
-    packed = stage.run(on_event, skip_sequences=skip)
+    skip = sum(plan.n_sequences for plan in place.skipped)
+    if existing is not None:
+        skip = existing.plan.request.tokens.skip_sequences
+    packed = stage.run(on_event, skip_sequences=skip, skipped=place.skipped)
     tokens = request.tokens.model_copy(update={"skip_sequences": skip})
     request = request.model_copy(update={"tokens": tokens})
     made = Plan(
@@ -232,7 +236,8 @@ def _check_covariance(job: Job, hooks: Sequence[HookArray]) -> None:
     if job.covariance and nbytes > _MAX_COVARIANCE_NBYTES:
         raise JobError(
             f"covariance of these hooks would be {nbytes / 1e6:,.0f} MB in every commit record, and "
-            f"{_MAX_COVARIANCE_NBYTES / 1e6:,.0f} MB are the most; choose fewer or narrower hooks, or leave covariance out"
+            f"{_MAX_COVARIANCE_NBYTES / 1e6:,.0f} MB are the most; choose fewer or narrower hooks, "
+            "or leave covariance out"
         )
 
 
@@ -289,6 +294,22 @@ def check_device(name: str | None, executor: str) -> str | None:
                 f"device {name!r} was asked for, and torch finds no GPU on this machine; choose cpu"
             )
     return name
+
+
+def _free(blobs: Blobs, place: Place) -> Place:
+    """The place under the first name that nothing lies under: commits without a plan are not ours.
+
+    Raises:
+        StorageError: it would be the first run, whose name cannot be another.
+    """
+    while blobs.names(f"{RUNS}/{place.name}") and read_plan(blobs, place.name) is None:
+        if place.name == FIRST_RUN:
+            raise StorageError(
+                f"{blobs.url}/{RUNS}/{FIRST_RUN} holds records and no plan, the rest of a store that was deleted in "
+                "part; delete it whole, or choose another out"
+            )
+        place = replace(place, name=f"{int(place.name) + 1:04d}")
+    return place
 
 
 def _check_empty(blobs: Blobs, place: Place) -> None:

@@ -1,7 +1,7 @@
 """What a run did, in figures."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from actstore.store.plan import FIRST_RUN
@@ -34,6 +34,15 @@ class Report:
     """Sum over workers: the model stood still because storage was slower."""
     seconds_running: float
     """Wall time from the first segment's start of work to the last commit, start-up not counted."""
+
+    def __add__(self, other: "Report") -> "Report":
+        """Of two runs of a store, one after the other."""
+        rest = {
+            field.name: getattr(self, field.name) + getattr(other, field.name)
+            for field in fields(self)
+            if field.name not in ("url", "run")
+        }
+        return Report(url=self.url, run=f"{self.run} and {other.run}", **rest)
 
     @property
     def tokens_per_second(self) -> float:

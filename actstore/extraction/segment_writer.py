@@ -11,6 +11,7 @@ from actstore.errors import StorageError
 from actstore.store.blobs import Blobs
 from actstore.store.commit import CommitRecord, Put, commit_key, put, read_commit
 from actstore.store.lease import Lease, lease
+from actstore.store.look_first import LookFirst
 from actstore.store.moments import has_statistics, of_rows
 from actstore.store.plan import HookArray, Plan, Segment
 from actstore.store.rows import Rows, Section
@@ -27,11 +28,11 @@ class SegmentWriter:
     """May be used by several threads, each with a segment of its own."""
 
     def __init__(self, blobs: Blobs, plan: Plan, *, is_strict: bool, is_conditional: bool) -> None:
-        self._blobs = blobs
+        self._blobs = blobs if is_conditional else LookFirst(blobs)
         self._plan = plan
         self._is_strict = is_strict
         self.is_conditional = is_conditional
-        """If not, the record is left to the caller to write."""
+        """Whether storage refuses a second create of a key. If not, the record is left to the caller to write."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="write")
 
     def write(
@@ -82,7 +83,7 @@ class SegmentWriter:
         def write(hook: HookArray) -> Put:
             layout = self._plan.activations(hook)
             shard = encode(layout, segment.index, values[hook.name])
-            return put(self._blobs, layout, segment.index, shard, is_conditional=self.is_conditional)
+            return put(self._blobs, layout, segment.index, shard)
 
         writes = {hook.name: self._threads.submit(write, hook) for hook in self._plan.request.hooks}
         # All of them, also when one fails: the buffers must not be filled again while another is still reading.

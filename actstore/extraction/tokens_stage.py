@@ -4,7 +4,8 @@ import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import StorageError, TokensError
+from actstore.errors import PlanMismatchError, StorageError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
 from actstore.extraction.job import Job
 from actstore.store.blobs import Blobs
@@ -24,6 +25,7 @@ from actstore.store.shard import encode
 from actstore.tokens import (
     Packing,
     Rows,
+    RowStream,
     Source,
     Spool,
     load_tokenizer,
@@ -109,8 +111,15 @@ class TokenStage:
         )
         return cls(source, tokenizer, packing, identity, vocab_size)
 
-    def run(self, on_event: OnEvent, *, skip_sequences: int = 0) -> "PackedTokens":
+    def run(
+        self, on_event: OnEvent, *, skip_sequences: int = 0, skipped: Sequence[Plan] = ()
+    ) -> "PackedTokens":
         """Read, tokenise and pack everything into a temporary folder, but for the first sequences.
+
+        Args:
+            on_event: called with progress.
+            skip_sequences: how many are left out.
+            skipped: runs that must hold just these, if they are known.
 
         Raises:
             TokensError: unreadable or empty text, ids that the model does not have.
@@ -126,14 +135,11 @@ class TokenStage:
 
         def blocks() -> Iterator[Rows]:
             n_sequences = 0
-            n_left = skip_sequences
             documents = token_documents(self.source, self.tokenizer)
             for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.vocab_size):
                 n_sequences += len(block)
                 on_event(Tokenised(n_sequences, n_sequences * length))
-                if len(block) > n_left:
-                    yield block[n_left:]
-                n_left = max(0, n_left - len(block))
+                yield block
             if skip_sequences >= n_sequences:
                 raise TokensError(
                     f"the store holds {skip_sequences} sequences of this text, and it has {n_sequences} up to "
@@ -141,7 +147,12 @@ class TokenStage:
                 )
 
         try:
-            spooled = spool(blocks(), folder)
+            rows = RowStream(blocks())
+            for plan in skipped:
+                _check_skipped(rows, plan, folder)
+            if not skipped:
+                deque(rows.take(skip_sequences), maxlen=0)
+            spooled = spool(rows.rest(), folder)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -149,6 +160,26 @@ class TokenStage:
         packed = PackedTokens(spooled, permutation, time.perf_counter() - started)
         weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
         return packed
+
+
+def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:
+    """See that the next rows are those that a run has.
+
+    Raises:
+        PlanMismatchError: they are others, so the text has changed.
+    """
+    spooled = spool(rows.take(plan.n_sequences), folder / plan.run)
+    if spooled.n_sequences < plan.n_sequences:
+        raise TokensError(
+            f"run {plan.run} of the store has {plan.n_sequences} sequences of this text, and it has "
+            f"{spooled.n_sequences} up to max_tokens; there is nothing to add"
+        )
+    packed = PackedTokens(spooled, order(spooled.n_sequences, plan.request.tokens.seed), 0.0)
+    if packed.sha256() != plan.tokens_sha256:
+        raise PlanMismatchError(
+            f"run {plan.run} of the store has other tokens than {plan.request.tokens.source} gives now; the text has "
+            "changed, and cannot be gone on with: name only new files, or choose another out"
+        )
 
 
 def _load_tokenizer(job: Job) -> "PreTrainedTokenizerBase":

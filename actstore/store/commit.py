@@ -178,7 +178,7 @@ class Put:
     """Whether its bytes are those that were to be written, whoever wrote them."""
 
 
-def put(blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard, *, is_conditional: bool = True) -> Put:
+def put(blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard) -> Put:
     """Write a shard, or adopt the one that is already under its name.
 
     A shard can be there because an earlier attempt was killed before its commit, or because another worker has the
@@ -190,15 +190,13 @@ def put(blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard, *, is_condi
         layout: the array.
         index: number of the shard.
         shard: its bytes.
-        is_conditional: whether storage refuses a second create of a key; if not, it is looked at first.
 
     Raises:
         StorageError: what is there is no such shard, or has not the checksum that its writer gave it.
     """
     metadata = {_CRC32C: str(shard.crc32c)}
     own = ObjectRecord(key=shard.key, nbytes=shard.nbytes, crc32c=shard.crc32c)
-    is_free = is_conditional or blobs.head(shard.key) is None
-    if is_free and blobs.create(shard.key, shard.parts, metadata=metadata):
+    if blobs.create(shard.key, shard.parts, metadata=metadata):
         return Put(own, is_own=True)
     present = blobs.read(shard.key)
     found = ObjectRecord(key=shard.key, nbytes=len(present), crc32c=crc32c(present))

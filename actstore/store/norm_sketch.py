@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import Annotated, Final, Self
 
@@ -59,17 +58,6 @@ class NormSketch(Document):
         pairs = zip((indices - MAX_INDEX).tolist(), counts.tolist(), strict=True)
         return cls(n_zero=norms.size - positive.size, buckets=tuple(pairs))
 
-    @classmethod
-    def merged(cls, sketches: Iterable[Self]) -> Self:
-        """The sketch of all their norms together."""
-        n_zero = 0
-        counts: Counter[int] = Counter()
-        for sketch in sketches:
-            n_zero += sketch.n_zero
-            for index, count in sketch.buckets:
-                counts[index] += count
-        return cls(n_zero=n_zero, buckets=tuple(sorted(counts.items())))
-
     @property
     def count(self) -> int:
         return self.n_zero + sum(count for _, count in self.buckets)
@@ -91,3 +79,25 @@ class NormSketch(Document):
         bucket = np.searchsorted(np.cumsum(counts), rank - self.n_zero, side="right")
         # As far from the lower end as from the upper one, in relative terms.
         return float(_UPPER_ENDS[indices[bucket] + MAX_INDEX]) * 2 / (1 + GAMMA)
+
+
+class SketchSum:
+    """Adds up sketches, exactly."""
+
+    def __init__(self) -> None:
+        self._n_zero = 0
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, sketch: NormSketch) -> None:
+        """Count one more."""
+        self._n_zero += sketch.n_zero
+        for index, count in sketch.buckets:
+            self._buckets[index] += count
+
+    def value(self) -> NormSketch:
+        """The sketch of all their norms together.
+
+        Raises:
+            ValueError: there are more than can be.
+        """
+        return NormSketch(n_zero=self._n_zero, buckets=tuple(sorted(self._buckets.items())))

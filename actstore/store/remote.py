@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import StorageError
 from actstore.store.blobs import BlobInfo, check_key
+from actstore.store.local import PARTIAL
 from actstore.store.retries import Retries
 from actstore.store.shard import Bytes, view
 from actstore.store.storage_errors import BlobNotFoundError, Kind, RequestError, damaged
@@ -29,6 +31,12 @@ class RemoteBlobs:
     Where the storage cannot refuse a create itself, and in every `replace`, it is looked first and written then:
     atomic among the threads of this process, not among processes, which `is_emulated` tells. ``memory://`` belongs to
     one process alone.
+
+    Where the fsspec class has a move of its own (SFTP, FTP, SMB, HDFS, DBFS, mounted disks), a blob is written to a
+    partial file and moved to its name once it is whole. SMB, HDFS and DBFS move to no name that is taken: there a
+    `replace` first removes the old blob, and one that is killed in between leaves none. A class without a move would
+    only copy and delete, so it writes to the final name at once: whole on object stores, while on others a writer
+    that is killed can leave a blob cut short.
     """
 
     def __init__(self, url: str) -> None:
@@ -42,6 +50,7 @@ class RemoteBlobs:
         scheme = url.split("://", 1)[0]
         self._refuses_itself = scheme in _REFUSES_ITSELF
         self.is_emulated = scheme not in (*_REFUSES_ITSELF, "memory")
+        self._moves = type(self._fs).mv is not fsspec.AbstractFileSystem.mv
 
     @property
     def n_retries(self) -> int:
@@ -79,9 +88,61 @@ class RemoteBlobs:
             found = self._head(path)
             if (found.tag if found else None) != expected:
                 return False
+            if self._moves:
+                return self._write_and_move(path, body, is_new=expected is None)
             with _translated():
                 self._fs.pipe_file(path, body)
             return True
+
+    def _write_and_move(self, path: str, body: bytes, *, is_new: bool) -> bool:
+        partial = f"{self._root}/{PARTIAL}/{uuid.uuid4().hex}"
+        try:
+            with _translated():
+                for file in (partial, path):
+                    self._fs.makedirs(file.rpartition("/")[0], exist_ok=True)
+                self._fs.pipe_file(partial, body)
+            return self._move(partial, path, is_new=is_new)
+        except RequestError as error:
+            if error.kind is not Kind.MISSING:
+                raise
+            # Whoever cleaned up after killed writers took our partial file for one of theirs.
+            raise RequestError(Kind.BUSY, f"the partial file was deleted meanwhile ({error})") from error
+        finally:
+            with contextlib.suppress(Exception):  # it was moved; or storage is away, and it is left to `remove_scratch`
+                self._fs.rm_file(partial)
+
+    def _move(self, partial: str, path: str, *, is_new: bool) -> bool:
+        """False if another process was first."""
+        refusal = self._refusal(partial, path)
+        if refusal is None:
+            return True
+        if self._info(path) is None:
+            raise refusal
+        if is_new:
+            if self._head(path) is None:
+                raise RequestError(Kind.OTHER, "a folder is in its place")
+            return False
+        with _translated():
+            self._fs.rm_file(path)
+        refusal = self._refusal(partial, path)
+        if refusal is not None:
+            raise refusal
+        return True
+
+    def _refusal(self, partial: str, path: str) -> RequestError | None:
+        """Move a file; what the storage has against it, which WebHDFS does not raise."""
+        info = self._info(path)
+        if info is not None and info["type"] != "file":
+            return RequestError(Kind.OTHER, "a folder is in its place")  # some would move into it
+        refusal = RequestError(Kind.OTHER, "it could not be moved to its name")
+        try:
+            with _translated():
+                self._fs.mv(partial, path)
+        except RequestError as error:
+            if error.kind not in (Kind.TAKEN, Kind.OTHER):
+                raise
+            refusal = error
+        return None if self._info(partial) is None else refusal
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
         path = self._path(key)
@@ -113,6 +174,14 @@ class RemoteBlobs:
         return self._retries.run(key, "read", lambda: self._head(path))
 
     def _head(self, path: str) -> BlobInfo | None:
+        info = self._info(path)
+        if info is None or info["type"] != "file":
+            return None
+        version = "|".join(str(info[name]) for name in _TAGS if name in info)
+        return BlobInfo(info["size"], f"{info['size']}|{version}", {})
+
+    def _info(self, path: str) -> dict[str, Any] | None:
+        """Of a file or folder; None if there is neither."""
         # A cached listing would hide what other workers commit.
         self._fs.invalidate_cache()
         try:
@@ -122,10 +191,7 @@ class RemoteBlobs:
             if error.kind is Kind.MISSING:
                 return None
             raise
-        if info["type"] != "file":
-            return None
-        version = "|".join(str(info[name]) for name in _TAGS if name in info)
-        return BlobInfo(info["size"], f"{info['size']}|{version}", {})
+        return info
 
     def names(self, prefix: str) -> list[str]:
         return sorted(self._listed(prefix))

@@ -24,11 +24,11 @@ from actstore.store.manifest import (
     statistics_key,
     update_manifest,
 )
+from actstore.store.merging import Merging
 from actstore.store.moments import has_statistics
 from actstore.store.plan import Plan
 from actstore.store.run import run_names
 from actstore.store.shard import crc32c
-from actstore.store.statistics import Merging
 
 SCRATCH: Final = ("_actstore/partial", "_actstore/probe", LEASES)
 """Folders that are never part of a store."""

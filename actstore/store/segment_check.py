@@ -1,8 +1,9 @@
 """Checking one committed segment: its record, its shards, and whether the statistics are those of the values."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
@@ -11,6 +12,13 @@ from actstore.store.inspection import Inspection
 from actstore.store.moments import agree, has_statistics, of_rows
 from actstore.store.plan import HookArray, Plan
 from actstore.store.statistics import HookStatistics
+
+_INFINITY: Final = {
+    "bfloat16": np.uint16(0x7F80),
+    "float16": np.uint16(0x7C00),
+    "float32": np.uint32(0x7F80_0000),
+}
+"""Bits of +Inf. Those of NaN are more, without the sign."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,18 @@ def check_segment(
         if stored is not None and has_statistics(hook):
             is_sound &= _fits(inspection, plan, index, hook, stored)
         rows = inspection.shard(plan.activations(hook), index, record.shards[hook.name], **where)
-        if rows is None or here is None or stored is None or not is_sound:
+        if rows is None or here is None:
             continue
-        is_sound &= _is_of_values(inspection, plan, index, hook, stored, rows, here)
-        if stored.n_not_finite:
+        n_not_finite = 0
+        if not has_statistics(hook):
+            n_not_finite = _n_not_finite(hook, rows, plan.request.dtype, here, plan.request.batch_size)
+        elif stored is not None and is_sound:
+            is_sound &= _is_of_values(inspection, plan, index, hook, stored, rows, here)
+            n_not_finite = stored.n_not_finite
+        if n_not_finite:
             inspection.found(
                 plan.activations(hook).key(index),
-                f"holds NaN or infinity in {stored.n_not_finite} tokens, as the model computed them",
+                f"holds NaN or infinity in {n_not_finite} tokens, as the model computed them",
                 severity="warning",
                 **where,
             )
@@ -82,6 +95,24 @@ def _contradictions(plan: Plan, index: int, record: CommitRecord, lengths: NDArr
     if record.statistics.keys() != counted:
         found.append("does not have the statistics of the hooks of the plan")
     return found
+
+
+def _n_not_finite(
+    hook: HookArray, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], batch_size: int
+) -> int:
+    """Real tokens with NaN or infinity; -Inf is what attention scores hold where a position does not see another."""
+    infinity = _INFINITY[dtype]
+    sign = infinity.dtype.type(1 << (8 * infinity.itemsize - 1))
+    is_real = np.arange(rows.shape[1]) < lengths[:, None]
+    n_found = 0
+    for start in range(0, len(rows), batch_size):
+        batch = slice(start, start + batch_size)
+        bits = rows[batch].view(infinity.dtype)
+        is_wrong = (bits & ~sign) >= infinity
+        if hook.name.endswith("hook_attn_scores"):
+            is_wrong &= bits != (infinity | sign)
+        n_found += int((is_wrong.any(axis=tuple(range(2, bits.ndim))) & is_real[batch]).sum())
+    return n_found
 
 
 def _fits(inspection: Inspection, plan: Plan, index: int, hook: HookArray, stored: HookStatistics) -> bool:

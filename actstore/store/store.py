@@ -14,11 +14,12 @@ from actstore.store.activations import Activations
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import plan_key, read_commits
 from actstore.store.manifest import RunStatistics
+from actstore.store.merging import Merging
 from actstore.store.moments import has_statistics
 from actstore.store.plan import FIRST_RUN, HookArray, Plan
 from actstore.store.rows import Rows, Section
 from actstore.store.run import Run, overlap, read_runs
-from actstore.store.statistics import HookStatistics, Merging, Statistics
+from actstore.store.statistics import HookStatistics, Statistics
 
 if TYPE_CHECKING:
     import zarr

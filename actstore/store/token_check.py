@@ -72,13 +72,18 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
     return CheckedTokens(record, checked, is_sound=checked is not None and not is_other)
 
 
-def _checked_lengths(inspection: Inspection, plan: Plan, lengths: NDArray[Any]) -> NDArray[Any] | None:
-    problem = None
-    n_tokens = int(lengths.sum(dtype=np.int64))
+def length_problem(plan: Plan, lengths: NDArray[Any]) -> str | None:
+    """What lengths of all rows, [n_sequences], say that contradicts the plan; None if nothing."""
     if lengths.min() < 1 or lengths.max() > plan.context_length:
-        problem = f"holds lengths that are not between 1 and {plan.context_length}"
-    elif n_tokens != plan.n_tokens:
-        problem = f"is part of {n_tokens} tokens where {plan.n_tokens} were planned"
+        return f"holds lengths that are not between 1 and {plan.context_length}"
+    n_tokens = int(lengths.sum(dtype=np.int64))
+    if n_tokens != plan.n_tokens:
+        return f"is part of {n_tokens} tokens where {plan.n_tokens} were planned"
+    return None
+
+
+def _checked_lengths(inspection: Inspection, plan: Plan, lengths: NDArray[Any]) -> NDArray[Any] | None:
+    problem = length_problem(plan, lengths)
     if problem is None:
         return lengths
     layout = plan.token_array("lengths")

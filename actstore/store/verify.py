@@ -1,13 +1,15 @@
 """Checking a store: every byte that is committed, against every record that vouches for it."""
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from actstore.store.blobs import Blobs
+from actstore.errors import StorageError
+from actstore.store.blobs import Blobs, check_key
 from actstore.store.commit import commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.inspection import Inspection, OnObject
 from actstore.store.manifest import MANIFEST_KEY, FinishedRun, Manifest
-from actstore.store.plan import FIRST_RUN, Plan
+from actstore.store.plan import FIRST_RUN, RUNS, Plan
 from actstore.store.run import contradictions, run_names
 from actstore.store.segment_check import check_segment
 from actstore.store.summary_check import RecordSums, check_summary
@@ -28,6 +30,8 @@ class Check:
     def __init__(self, blobs: Blobs, on_object: OnObject = lambda _nbytes: None) -> None:
         self._blobs = blobs
         self._inspection = Inspection(blobs, on_object)
+        self.finished: dict[str, FinishedRun] = {}
+        """By run: its entry in the manifest."""
         self.plans: dict[str, Plan] = {}
         """By run: those that could be trusted."""
         self.committed: dict[str, list[int]] = {}
@@ -71,11 +75,15 @@ class Check:
         """
         # What vouches is looked at after what it vouches for was listed: so nothing new can seem to be too much, and
         # nothing that is not there yet can seem to be missing.
-        names = run_names(self._blobs)
-        manifest = self._inspection.document(Manifest, MANIFEST_KEY) if self._has(MANIFEST_KEY) else None
+        names, manifest = run_names(self._blobs), self._manifest()
+        if _is_behind(manifest, names):
+            # Whoever began a run just now makes the manifest right after its plan is there.
+            names, manifest = run_names(self._blobs), self._manifest()
+            if _is_behind(manifest, names):
+                self._inspection.found(MANIFEST_KEY, "is sealed, and does not name all runs of the store")
         finished = {} if manifest is None else {entry.plan.run: entry for entry in manifest.runs}
-        if manifest is not None and manifest.sealed and not finished.keys() >= set(names):
-            self._inspection.found(MANIFEST_KEY, "is sealed, and does not name all runs of the store")
+        self.finished = finished
+        self._runs_without_plan({*names, *finished})
         for name in sorted({*names, *finished}):
             plan = self._plan(name, finished.get(name))
             if plan is not None:
@@ -91,6 +99,25 @@ class Check:
             sums = self._segments(plan)
             if name in finished:
                 check_summary(self._inspection, finished[name], sums)
+
+    def _manifest(self) -> Manifest | None:
+        return self._inspection.document(Manifest, MANIFEST_KEY) if self._has(MANIFEST_KEY) else None
+
+    def _runs_without_plan(self, known: Collection[str]) -> None:
+        """Folders of runs that hold anything and have lost their plan."""
+        for name in self._blobs.names(RUNS):
+            folder = f"{RUNS}/{name}"
+            if len(name) != 4 or not (name.isascii() and name.isdecimal()):
+                continue
+            # The plan is looked for last: it is the first thing that is written of a run that begins just now.
+            if name not in known and _holds_anything(self._blobs, folder) and not self._has(plan_key(name)):
+                self._inspection.found(
+                    plan_key(name),
+                    f"is missing, and run {name} has other files; bring it back from a copy, or delete {folder} and "
+                    "the arrays of that run",
+                    run=name,
+                    is_repairable=False,
+                )
 
     def _has(self, key: str) -> bool:
         return self._blobs.head(key) is not None
@@ -125,15 +152,19 @@ class Check:
     def _committed(self, plan: Plan, *, is_finished: bool) -> list[int]:
         """Segments that have a record, from one listing."""
         found = []
-        for name in self._blobs.names(commits_folder(plan.run)):
+        names = self._blobs.names(commits_folder(plan.run))
+        files = self._blobs.sizes(commits_folder(plan.run))
+        for name in names:
             stem = name.removesuffix(".json")
             index = int(stem) if stem.isascii() and stem.isdecimal() and len(stem) <= 20 else -1
-            if 0 <= index < plan.n_segments and commit_key(plan.run, index).endswith(f"/{name}"):
+            key = f"{commits_folder(plan.run)}/{name}"
+            if name not in files or not _is_key(key):
+                problem = "is no commit record, and no object that a repair could remove; remove it by hand"
+                self._inspection.found(key, problem, run=plan.run, is_repairable=False)
+            elif 0 <= index < plan.n_segments and commit_key(plan.run, index) == key:
                 found.append(index)
             else:
-                self._inspection.found(
-                    f"{commits_folder(plan.run)}/{name}", "is no commit record", run=plan.run
-                )
+                self._inspection.found(key, "is no commit record", run=plan.run)
         n_missing = plan.n_segments - len(found)
         if is_finished and n_missing > _MISSING_NAMED:
             problem = f"says that run {plan.run} is finished, and {n_missing} of its records are missing"
@@ -186,3 +217,28 @@ class Check:
                         if done.is_sound:
                             sums.add(done.record)
         return sums
+
+
+def _is_behind(manifest: Manifest | None, names: Collection[str]) -> bool:
+    """Whether a manifest says that it names all runs, and does not."""
+    if manifest is None or not manifest.sealed:
+        return False
+    return not {entry.plan.run for entry in manifest.runs}.issuperset(names)
+
+
+def _holds_anything(blobs: Blobs, folder: str) -> bool:
+    """Whether there is a file below a folder; file systems keep empty folders."""
+    files = blobs.sizes(folder)
+    return bool(files) or any(
+        _is_key(f"{folder}/{name}") and _holds_anything(blobs, f"{folder}/{name}")
+        for name in blobs.names(folder)
+    )
+
+
+def _is_key(key: str) -> bool:
+    """Whether storage can name it: a file system can hold names that no key has."""
+    try:
+        check_key(key)
+    except StorageError:
+        return False
+    return True

@@ -6,6 +6,7 @@ is opened.
 """
 
 from actstore.tokens.pack import Packing, Rows, pack
+from actstore.tokens.row_stream import RowStream
 from actstore.tokens.source import Source, SourceFile, open_source
 from actstore.tokens.spool import Spool, order, spool
 from actstore.tokens.tokenizer import (
@@ -18,6 +19,7 @@ from actstore.tokens.tokenizer import (
 
 __all__ = [
     "Packing",
+    "RowStream",
     "Rows",
     "Source",
     "SourceFile",

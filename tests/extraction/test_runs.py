@@ -22,7 +22,7 @@ from actstore.extraction.worker import WorkerSpec
 from actstore.store.blobs import open_blobs
 from actstore.store.commit import commit_key, read_commit
 from actstore.store.local import LocalBlobs
-from actstore.store.statistics import merge
+from actstore.store.merging import merge
 from tests.conftest import TinyModel
 from tests.faults.child import Child
 from tests.store.runs import bytes_below

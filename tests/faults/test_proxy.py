@@ -1,5 +1,6 @@
 """The proxy does what it says, seen by botocore alone."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,8 @@ import botocore.session  # type: ignore[import-untyped]
 import pytest
 
 from tests.conftest import S3Server
-from tests.faults.proxy import FaultProxy, Throttle, always, at_random
+from tests.faults.fault_plan import always, at_random
+from tests.faults.proxy import FaultProxy, Throttle
 
 
 @pytest.fixture
@@ -84,8 +86,6 @@ def test_a_server_that_ignores_conditions(client: Any, proxy: FaultProxy, s3_ser
 
 
 def test_bodies_keep_the_pace(client: Any, proxy: FaultProxy, s3_server: S3Server) -> None:
-    import time
-
     proxy.throttle = Throttle(2_000_000)
     started = time.monotonic()
     put(client, s3_server, "paced", b"x" * 500_000)

@@ -35,7 +35,8 @@ def test_eight_processes_extract_one_store_on_disk(
     check_finished(fields["out"], undisturbed(fields))
 
 
-@pytest.mark.parametrize("stop", [pytest.param("start", marks=pytest.mark.faults), "planned"])
+@pytest.mark.faults
+@pytest.mark.parametrize("stop", ["start", "planned"])
 def test_eight_processes_extract_one_store_on_s3(
     make_fields: MakeFields,
     undisturbed: Undisturbed,

@@ -13,7 +13,8 @@ from tests.conftest import S3Server
 from tests.faults.child import Child, run
 from tests.faults.conftest import MakeFields, Undisturbed
 from tests.faults.finished import check_finished
-from tests.faults.proxy import Fault, FaultProxy, after, always, at_random
+from tests.faults.fault_plan import Fault, after, always, at_random
+from tests.faults.proxy import FaultProxy
 from tests.faults.proxy import proxy as fault_proxy
 
 RATE = 0.1
@@ -27,9 +28,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "cut bodies": ("cut body", "GET"),
     "slow reads": ("slow body", "GET"),
 }
+FAST, SLOW = ("503", "lost replies"), ("500", "cut bodies", "slow reads")
 
 
-@pytest.mark.parametrize("what", FAULTS)
+@pytest.mark.parametrize("what", [*FAST, *(pytest.param(slow, marks=pytest.mark.faults) for slow in SLOW)])
 def test_a_run_over_a_bad_network_completes(
     make_fields: MakeFields,
     undisturbed: Undisturbed,
@@ -57,7 +59,13 @@ def test_a_run_over_a_bad_network_completes(
     assert outcome.report["n_retries"] >= (0 if fault == "slow body" else struck)
 
 
-@pytest.mark.parametrize("fault", ["cut body", "slow body", "refuse", "lose reply"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "cut body",
+        *(pytest.param(slow, marks=pytest.mark.faults) for slow in ("slow body", "refuse", "lose reply")),
+    ],
+)
 def test_reading_over_a_bad_network(
     make_fields: MakeFields,
     s3_url: str,

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from actstore.store import moments
 from actstore.store.array_text import encoded
+from actstore.store.merging import merge
 from actstore.store.moments import Moments, agree, has_statistics, of_rows
 from actstore.store.plan import HookArray
-from actstore.store.statistics import HookStatistics, merge
+from actstore.store.statistics import HookStatistics
 
 RESID = HookArray(name="resid", shape=(24,), axes=("d_model",))
 HEADS = HookArray(name="z", shape=(3, 8), axes=("head", "d_head"))

@@ -22,11 +22,11 @@ from actstore.store.manifest import (
     shards_key,
     statistics_key,
 )
+from actstore.store.merging import merge
 from actstore.store.plan import Plan
 from actstore.store.seal import remove_scratch, seal, unseal
 from actstore.store.shard import crc32c
 from actstore.store.shards_table import from_parquet
-from actstore.store.statistics import merge
 from tests.store.example import D_MODEL, HOOKS, commit_segment, example_plan, example_values
 from tests.store.runs import MLP_OUT, begin_run, bytes_below, hooks_run, tokens_run, write_run
 from tests.store.watched import CHANGES, CrashError, watched

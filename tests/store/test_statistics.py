@@ -15,7 +15,8 @@ from pydantic import ValidationError
 
 from actstore.errors import StorageError
 from actstore.store.array_text import encoded
-from actstore.store.statistics import HookStatistics, Statistics, combined, merge
+from actstore.store.merging import combined, merge
+from actstore.store.statistics import HookStatistics, Statistics
 
 SHAPE = (2, 3)
 NOTHING = HookStatistics.of_tokens(np.empty(0), np.zeros(SHAPE), 0.0, np.zeros((6, 6)))
