@@ -28,7 +28,7 @@ test: $(VENV)/.dev  ## The whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m faults tests/faults
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults tests/faults --durations=15
 
 check: $(VENV)/.dev  ## Lint and types
 	$(BIN)/ruff check .

@@ -55,7 +55,7 @@ def verify_command(
         device=device,
         on_object=ignore if quiet else progress.add,
     )
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _text(found, repair=repair))
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _text(found))
     if not found.is_clean:
         raise click.exceptions.Exit(DAMAGED)
     if not found.is_complete:
@@ -77,7 +77,7 @@ def _nbytes(url: str) -> int | None:
         return None
 
 
-def _text(found: "Verification", *, repair: bool) -> str:
+def _text(found: "Verification") -> str:
     from actstore.extraction.report import table
 
     n_damaged = len(found.damage)
@@ -92,13 +92,18 @@ def _text(found: "Verification", *, repair: bool) -> str:
     if found.findings:
         rows["findings"] = "\n".join(str(finding) for finding in found.findings)
     lost = [finding for finding in found.damage if not finding.is_repairable]
-    if repair and found.n_removed:
-        rows["repaired"] = f"{found.n_removed} objects removed; run the extraction again to make them anew"
+    repaired = [f"{found.n_rewritten} objects written again"] if found.n_rewritten else []
+    if found.n_removed:
+        repaired.append(f"{found.n_removed} objects removed; run the extraction again to make them anew")
+    if repaired:
+        rows["repaired"] = "\n".join(repaired)
     if lost:
-        rows["lost"] = (
-            f"{lost[0].key} cannot be repaired: bring it back from a copy, or extract to another place"
+        rows["lost"] = f"{lost[0].key} cannot be repaired" + (
+            ": bring it back from a copy, or extract to another place"
+            if lost[0].key.endswith("/plan.json")
+            else ": the finding says what to do"
         )
-    elif n_damaged and not (repair and found.n_removed):
+    elif n_damaged and not repaired:
         rows["next"] = f"actstore verify {found.url} --repair, then the same extraction again"
     elif not n_damaged and not found.is_complete:
         rows["next"] = "the same extraction again: it is not complete"

@@ -24,6 +24,7 @@ from actstore.store.commit import read_plan
 from actstore.store.compression import check_chunk
 from actstore.store.dtypes import dtype
 from actstore.store.layout import segment_size, segment_step
+from actstore.store.look_first import LookFirst
 from actstore.store.moments import has_statistics
 from actstore.store.plan import FIRST_RUN, RUNS, HookArray, ModelIdentity, Plan, Request
 from actstore.store.run import read_runs
@@ -178,6 +179,7 @@ def _planned(
             job, existing.plan, blobs, None, frozenset(existing.committed), is_new=False, is_finished=True
         )
     is_conditional = probe(blobs)
+    blobs = blobs if is_conditional else LookFirst(blobs)
     if job.strict and not is_conditional:
         raise JobError(
             f"strict needs storage that refuses a second create of a key, and {blobs.url} does not; leave strict "

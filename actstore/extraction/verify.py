@@ -33,9 +33,9 @@ def verify(
 
     Args:
         url: of the store.
-        deep: also run the model again on some rows of each run.
-        repair: remove what is damaged, so that the next extraction makes exactly that again. Nobody may write
-            to the store meanwhile.
+        deep: also run the model again on some rows of each run whose tokens are there.
+        repair: write again what the rest of the store tells, and remove what else is damaged, so that the next
+            extraction makes exactly that again. Nobody may write to the store meanwhile.
         n_rows: how many rows of each run to run again.
         model: where the model is on this machine, if not where it was; its weights must be those of the plan.
         revision: branch, tag or commit on the Hub.
@@ -58,13 +58,17 @@ def verify(
     n_recomputed = 0
     if deep and not any(finding.severity == "damage" for finding in findings):
         for plan in check.plans.values():
+            of_tokens = check.tokens.get(plan.tokens_of)
+            if of_tokens is None or not of_tokens.is_sound:
+                continue  # what the model would run on is not there
             rows = _sampled_rows(plan, check.committed[plan.run], n_rows)
             spec = WorkerSpec(
                 blobs.url, model or plan.request.model.name, revision or plan.request.model.revision, device
             )
             findings += _recomputed(blobs, plan, rows, spec)
             n_recomputed += len(rows)
-    removed = remove_damage(blobs, check, findings) if repair else []
+    changed = remove_damage(blobs, check, findings) if repair else []
+    n_rewritten = sum(blobs.head(key) is not None for key in changed)
     return Verification(
         url=blobs.url,
         is_complete=check.is_complete,
@@ -74,7 +78,8 @@ def verify(
         nbytes=check.nbytes,
         n_rows_recomputed=n_recomputed,
         findings=tuple(findings),
-        n_removed=len(removed),
+        n_removed=len(changed) - n_rewritten,
+        n_rewritten=n_rewritten,
         seconds=time.perf_counter() - started,
     )
 

@@ -96,49 +96,43 @@ class RemoteBlobs:
 
     def _write_and_move(self, path: str, body: bytes, *, is_new: bool) -> bool:
         partial = f"{self._root}/{PARTIAL}/{uuid.uuid4().hex}"
+        if self._info(path) is not None and is_new:
+            raise RequestError(Kind.OTHER, "a folder is in its place")  # some would move into it
         try:
             with _translated():
                 for file in (partial, path):
                     self._fs.makedirs(file.rpartition("/")[0], exist_ok=True)
                 self._fs.pipe_file(partial, body)
             return self._move(partial, path, is_new=is_new)
-        except RequestError as error:
-            if error.kind is not Kind.MISSING:
-                raise
-            # Whoever cleaned up after killed writers took our partial file for one of theirs.
-            raise RequestError(Kind.BUSY, f"the partial file was deleted meanwhile ({error})") from error
         finally:
-            with contextlib.suppress(Exception):  # it was moved; or storage is away, and it is left to `remove_scratch`
+            with contextlib.suppress(
+                Exception
+            ):  # it was moved; or storage is away, and `remove_scratch` comes later
                 self._fs.rm_file(partial)
 
     def _move(self, partial: str, path: str, *, is_new: bool) -> bool:
         """False if another process was first."""
         refusal = self._refusal(partial, path)
-        if refusal is None:
-            return True
-        if self._info(path) is None:
-            raise refusal
-        if is_new:
-            if self._head(path) is None:
-                raise RequestError(Kind.OTHER, "a folder is in its place")
-            return False
-        with _translated():
-            self._fs.rm_file(path)
-        refusal = self._refusal(partial, path)
+        if refusal is not None and self._head(path) is not None:
+            if is_new:
+                return False
+            with _translated():
+                self._fs.rm_file(path)
+            refusal = self._refusal(partial, path)
         if refusal is not None:
             raise refusal
         return True
 
     def _refusal(self, partial: str, path: str) -> RequestError | None:
-        """Move a file; what the storage has against it, which WebHDFS does not raise."""
-        info = self._info(path)
-        if info is not None and info["type"] != "file":
-            return RequestError(Kind.OTHER, "a folder is in its place")  # some would move into it
+        """Move a file; if it is still where it was, what the storage has against it. WebHDFS raises nothing then."""
         refusal = RequestError(Kind.OTHER, "it could not be moved to its name")
         try:
             with _translated():
                 self._fs.mv(partial, path)
         except RequestError as error:
+            if error.kind is Kind.MISSING:
+                # Whoever cleaned up after killed writers took it for one of theirs.
+                raise RequestError(Kind.BUSY, f"the partial file was deleted meanwhile ({error})") from error
             if error.kind not in (Kind.TAKEN, Kind.OTHER):
                 raise
             refusal = error

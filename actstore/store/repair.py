@@ -1,13 +1,17 @@
 """Repair: what is damaged is removed, so that the next extraction makes exactly that again."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
+from actstore.errors import StorageError
 from actstore.store.blobs import Blobs
-from actstore.store.commit import commit_key, commits_folder, plan_key, tokens_key
+from actstore.store.commit import ObjectRecord, commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.manifest import MANIFEST_KEY, Manifest, shards_key, statistics_key, update_manifest
 from actstore.store.plan import Plan
+from actstore.store.shard import crc32c
+from actstore.store.shards_table import from_parquet
+from actstore.store.token_restore import Proven, proven_tokens, tokens_record
 from actstore.store.verification import Finding
 from actstore.store.verify import Check
 from actstore.store.zarr_documents import zarr_documents
@@ -16,10 +20,12 @@ _SHARD: Final = re.compile(r"c\.(0|[1-9][0-9]{0,15})(\.0)*")
 
 
 def repair(blobs: Blobs, check: Check, findings: Iterable[Finding]) -> list[str]:
-    """Remove damaged objects, every record that vouches for one of them, and shards that no record vouches for: nobody
+    """Remove damaged objects, every record that vouches for one of them, and shards that nothing vouches for: nobody
     can tell whether they are whole, and an extraction would take them over. Nobody may write meanwhile.
 
-    A damaged plan is written again from its copy in the manifest, and Zarr metadata from the plan.
+    What can be is written again instead: a plan from its copy in the manifest, Zarr metadata from the plan, and the
+    record of tokens from whole token shards. Where a commit record is lost, the shards stay that the run's table of
+    shards vouches for.
 
     Args:
         blobs: the store.
@@ -40,14 +46,33 @@ def repair(blobs: Blobs, check: Check, findings: Iterable[Finding]) -> list[str]
             blobs.delete(key)
             removed.append(key)
 
+    def write_again(key: str, data: bytes) -> None:
+        blobs.delete(key)
+        blobs.create(key, [data])
+        removed.append(key)
+
+    # While the tables of shards are there, which may have to go.
+    damaged = {found.key for found in damage}
+    tables = {name: _table(blobs, check, plan, damaged) for name, plan in check.plans.items()}
+    tokens = {
+        name: _proven(blobs, check, plan, tables[name])
+        for name, plan in check.plans.items()
+        if plan.has_own_tokens
+        and (check.tokens.get(name) is None or tokens_key(name) in damaged)
+        and not any(_is_token_shard(found, plan) for found in damage)
+    }
+    unnamed = list(_without_record(blobs, check, tables, tokens))
+
     # The manifest has the only copy of a plan, so plans come before it.
     for found in damage:
         plan = check.plans.get(found.run or "")
         derived = {} if plan is None else {plan_key(plan.run): plan.to_bytes()} | zarr_documents(plan)
         if found.key in derived:
-            blobs.delete(found.key)
-            blobs.create(found.key, [derived[found.key]])
-            removed.append(found.key)
+            write_again(found.key, derived[found.key])
+    for name, proven in tokens.items():
+        record = tokens_record(check.plans[name], proven)
+        if record is not None:
+            write_again(tokens_key(name), record.to_bytes())
     damage = [found for found in damage if found.key not in removed]
     # Then what is trusted most: whoever is killed in between leaves a store that says less, never more.
     runs = {found.run for found in damage if found.run is not None and not _is_stray(found)}
@@ -65,7 +90,7 @@ def repair(blobs: Blobs, check: Check, findings: Iterable[Finding]) -> list[str]
             remove(tokens_key(found.run or ""))
     for found in damage:
         remove(found.key)
-    for key in _without_record(blobs, check):
+    for key in unnamed:
         remove(key)
     return removed
 
@@ -90,15 +115,61 @@ def _is_token_shard(found: Finding, plan: Plan | None) -> bool:
     )
 
 
-def _without_record(blobs: Blobs, check: Check) -> Iterator[str]:
-    """Keys of shards that no readable record names: left by killed writers, or their record is damaged."""
-    for plan in check.plans.values():
-        layouts = [(plan.activations(hook), check.vouched[plan.run]) for hook in plan.request.hooks]
-        if plan.has_own_tokens and check.tokens.get(plan.run) is None:
+def _table(blobs: Blobs, check: Check, plan: Plan, damaged: Collection[str]) -> dict[str, ObjectRecord]:
+    """Shards of a finished run by key, as its table says; empty unless that is what the manifest points to."""
+    key = shards_key(plan.run)
+    is_needed = len(check.vouched[plan.run]) < plan.n_segments or (
+        plan.has_own_tokens and (check.tokens.get(plan.run) is None or tokens_key(plan.run) in damaged)
+    )
+    if not is_needed or plan.run not in check.finished or key in damaged:
+        return {}
+    arrays = plan.token_arrays() if plan.has_own_tokens else ()
+    n_rows = plan.n_segments * len(plan.request.hooks) + sum(layout.n_shards for layout in arrays)
+    try:
+        table = from_parquet(bytes(blobs.read(key)), n_rows=n_rows)
+    except StorageError:
+        return {}
+    columns = (table[name].to_pylist() for name in ("key", "nbytes", "crc32c"))
+    return {
+        key: ObjectRecord(key=key, nbytes=nbytes, crc32c=checksum)
+        for key, nbytes, checksum in zip(*columns, strict=True)
+    }
+
+
+def _proven(blobs: Blobs, check: Check, plan: Plan, table: Mapping[str, ObjectRecord]) -> Proven:
+    """Token shards of a run that has no record of them, or one that is spelled in another way."""
+    record = check.tokens.get(plan.run)
+    if record is not None:
+        return proven_tokens(blobs, plan, {shard.key: shard for shard in record.record.shards})
+    return proven_tokens(blobs, plan, table)
+
+
+def _without_record(
+    blobs: Blobs,
+    check: Check,
+    tables: Mapping[str, Mapping[str, ObjectRecord]],
+    tokens: Mapping[str, Proven],
+) -> Iterator[str]:
+    """Keys of shards that nothing vouches for: left by killed writers, or their record is damaged."""
+    for name, plan in check.plans.items():
+        layouts = [(plan.activations(hook), check.vouched[name]) for hook in plan.request.hooks]
+        if plan.has_own_tokens and check.tokens.get(name) is None:
             layouts += [(layout, set()) for layout in plan.token_arrays()]
+        proven = tokens.get(name, {})
         for layout, vouched in layouts:
-            for name in blobs.names(layout.path):
-                parts = _SHARD.fullmatch(name)
-                key = f"{layout.path}/{name}"
-                if parts is not None and key == layout.key(int(parts[1])) and int(parts[1]) not in vouched:
+            for file in blobs.names(layout.path):
+                parts = _SHARD.fullmatch(file)
+                key = f"{layout.path}/{file}"
+                if parts is None or key != layout.key(int(parts[1])) or int(parts[1]) in vouched:
+                    continue
+                if key not in proven and not _is_as_said(blobs, key, tables[name].get(key)):
                     yield key
+
+
+def _is_as_said(blobs: Blobs, key: str, record: ObjectRecord | None) -> bool:
+    """Whether a shard is the one that the table of its run names."""
+    try:
+        data = b"" if record is None else blobs.read(key)
+    except StorageError:
+        return False
+    return record is not None and (len(data), crc32c(data)) == (record.nbytes, record.crc32c)

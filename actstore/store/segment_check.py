@@ -13,11 +13,7 @@ from actstore.store.moments import agree, has_statistics, of_rows
 from actstore.store.plan import HookArray, Plan
 from actstore.store.statistics import HookStatistics
 
-_INFINITY: Final = {
-    "bfloat16": np.uint16(0x7F80),
-    "float16": np.uint16(0x7C00),
-    "float32": np.uint32(0x7F80_0000),
-}
+_INFINITY: Final = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F80_0000}
 """Bits of +Inf. Those of NaN are more, without the sign."""
 
 
@@ -67,7 +63,7 @@ def check_segment(
             continue
         n_not_finite = 0
         if not has_statistics(hook):
-            n_not_finite = _n_not_finite(hook, rows, plan.request.dtype, here, plan.request.batch_size)
+            n_not_finite = count_not_finite(hook, rows, plan.request.dtype, here, plan.request.batch_size)
         elif stored is not None and is_sound:
             is_sound &= _is_of_values(inspection, plan, index, hook, stored, rows, here)
             n_not_finite = stored.n_not_finite
@@ -97,18 +93,18 @@ def _contradictions(plan: Plan, index: int, record: CommitRecord, lengths: NDArr
     return found
 
 
-def _n_not_finite(
+def count_not_finite(
     hook: HookArray, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], batch_size: int
 ) -> int:
     """Real tokens with NaN or infinity; -Inf is what attention scores hold where a position does not see another."""
     infinity = _INFINITY[dtype]
-    sign = infinity.dtype.type(1 << (8 * infinity.itemsize - 1))
+    sign = 1 << (8 * rows.itemsize - 1)
     is_real = np.arange(rows.shape[1]) < lengths[:, None]
     n_found = 0
     for start in range(0, len(rows), batch_size):
         batch = slice(start, start + batch_size)
-        bits = rows[batch].view(infinity.dtype)
-        is_wrong = (bits & ~sign) >= infinity
+        bits = rows[batch].view(f"<u{rows.itemsize}")
+        is_wrong = (bits & (sign - 1)) >= infinity
         if hook.name.endswith("hook_attn_scores"):
             is_wrong &= bits != (infinity | sign)
         n_found += int((is_wrong.any(axis=tuple(range(2, bits.ndim))) & is_real[batch]).sum())

@@ -52,7 +52,7 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
     for index, record, rows in _present(blobs, documents):
         other = _shard(blobs, offsets, index) if _name(offsets, index) in names else None
         start = index * documents.shard_rows
-        if other is not None and _counts_on(rows, other[1], all_lengths[start : start + len(rows)]):
+        if other is not None and counts_on(rows, other[1], all_lengths[start : start + len(rows)]):
             proven |= {record.key: record, other[0].key: other[0]}
     return proven
 
@@ -102,7 +102,7 @@ def _name(layout: ArrayLayout, index: int) -> str:
     return layout.key(index).removeprefix(f"{layout.path}/")
 
 
-def _counts_on(documents: NDArray[Any], offsets: NDArray[Any], lengths: NDArray[Any]) -> bool:
+def counts_on(documents: NDArray[Any], offsets: NDArray[Any], lengths: NDArray[Any]) -> bool:
     """Whether rows [n, L] can say where tokens came from: next to each other are tokens that follow each other in a
     document, or the last one of a document and the first one of a later one.
     """

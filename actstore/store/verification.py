@@ -16,7 +16,7 @@ class Finding:
     severity: Literal["damage", "warning"] = "damage"
     """A warning is about values that the model computed, such as NaN; the bytes are as they were written."""
     is_repairable: bool = True
-    """Whether the object can be removed, so that the next extraction makes it again."""
+    """Whether a repair can remove the object, or write it again."""
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.key} {self.problem}"
@@ -40,6 +40,8 @@ class Verification:
     findings: tuple[Finding, ...]
     n_removed: int
     """Objects that a repair has removed."""
+    n_rewritten: int
+    """Objects that a repair has written again, since others of the store say what they were."""
     seconds: float
 
     @property

@@ -188,6 +188,22 @@ def test_where_storage_cannot_decide_the_record_is_left_to_the_caller(
     check_record(store, 1, OURS)
 
 
+class Overwriting(LocalBlobs):
+    """Storage that takes a second create for an overwrite."""
+
+    def create(self, key: str, *args: Any, **keywords: Any) -> bool:
+        self.delete(key)
+        return super().create(key, *args, **keywords)
+
+
+def test_where_storage_overwrites_the_shards_that_are_there_stay(store: LocalBlobs) -> None:
+    before = {key: bytes(store.read(key)) for key in (orphan(store, 1, name, THEIRS) for name in HOOKS)}
+    with writer(Overwriting(store.root), is_conditional=False) as to:
+        record = write(to, 1)
+    assert {shard.key: bytes(store.read(shard.key)) for shard in record.shards.values()} == before
+    assert record.statistics == statistics(1, THEIRS)
+
+
 @pytest.mark.parametrize("is_strict", [False, True])
 def test_a_segment_that_is_committed_stays_as_it_is(store: LocalBlobs, is_strict: bool) -> None:
     with writer(store, is_strict=is_strict) as to:

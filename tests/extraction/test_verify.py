@@ -91,7 +91,7 @@ def test_next_extraction_makes_exactly_what_was_damaged(job: Fields, whole: Path
     found = verify(job["out"], repair=True)
     assert {finding.segment for finding in found.damage} - {None} == segments
     assert not found.is_clean
-    assert found.n_removed
+    assert found.n_removed + found.n_rewritten
     report = actstore.extract(actstore.plan(**job))
     n_rows = sum(4 if segment == 6 else 16 for segment in segments)
     assert report.n_segments_before == (7 if kind == "plan flipped" else 7 - len(segments))
@@ -100,6 +100,47 @@ def test_next_extraction_makes_exactly_what_was_damaged(job: Fields, whole: Path
     after = verify(job["out"])
     assert after.findings == ()
     assert after.is_complete
+
+
+@pytest.mark.parametrize("kind", ["tokens record missing", "tokens record flipped"])
+@pytest.mark.parametrize("is_sealed", [True, False])
+def test_record_of_tokens_is_made_again_without_the_text(
+    job: Fields, whole: Path, kind: str, is_sealed: bool
+) -> None:
+    blobs = LocalBlobs(job["out"])
+    if not is_sealed:
+        for key in (MANIFEST_KEY, shards_key(RUN), statistics_key(RUN)):
+            blobs.delete(key)
+    DAMAGE[kind][0](blobs)
+    flip(blobs, f"acts/{HOOK}/zarr.json", 40)
+    found = verify(job["out"], repair=True)
+    assert (found.n_removed, found.n_rewritten) == (0, 2)
+    after = verify(job["out"])
+    assert after.is_clean
+    assert after.is_complete
+    if not is_sealed:
+        seal(blobs)
+    assert differences(store_bytes(job["out"]), store_bytes(str(whole))) == []
+
+
+def test_shards_whose_record_is_lost_are_taken_over(job: Fields, whole: Path) -> None:
+    blobs = LocalBlobs(job["out"])
+    before = blobs.head(SHARD)
+    flip(blobs, commit_key(RUN, 2), 300)
+    verify(job["out"], repair=True)
+    actstore.extract(actstore.plan(**job))
+    assert blobs.head(SHARD) == before
+    assert differences(store_bytes(job["out"]), store_bytes(str(whole))) == []
+
+
+def test_deep_check_passes_over_a_run_without_its_tokens(job: Fields) -> None:
+    blobs = LocalBlobs(job["out"])
+    for key in (MANIFEST_KEY, shards_key(RUN), statistics_key(RUN), tokens_key(RUN), "tokens/c.0.0"):
+        blobs.delete(key)
+    found = verify(job["out"], deep=True)
+    assert found.findings == ()
+    assert found.n_rows_recomputed == 0
+    assert not found.is_complete
 
 
 def test_what_extraction_cannot_take_over_is_removed(job: Fields, whole: Path) -> None:

@@ -8,8 +8,8 @@ from tests.conftest import S3Server
 from tests.faults.child import Child, run
 from tests.faults.conftest import Fields, MakeFields, Undisturbed
 from tests.faults.crash import EXIT_CODE, Point, points
-from tests.faults.finished import check_finished
 from tests.faults.fault_plan import Request
+from tests.faults.finished import check_finished
 from tests.faults.proxy import FaultProxy, Kill
 
 N_SEGMENTS = 3

@@ -12,8 +12,8 @@ import actstore
 from tests.conftest import S3Server
 from tests.faults.child import Child, run
 from tests.faults.conftest import MakeFields, Undisturbed
-from tests.faults.finished import check_finished
 from tests.faults.fault_plan import Fault, after, always, at_random
+from tests.faults.finished import check_finished
 from tests.faults.proxy import FaultProxy
 from tests.faults.proxy import proxy as fault_proxy
 

@@ -1,19 +1,34 @@
 """Repair: exactly what is damaged goes, and what vouched for it; a store that lost it says less, never more."""
 
 import uuid
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import commit_key, commits_folder, plan_key, tokens_key
+from actstore.store.local import LocalBlobs
 from actstore.store.manifest import MANIFEST_KEY, read_manifest, shards_key, statistics_key
+from actstore.store.plan import Plan
 from actstore.store.repair import repair
 from actstore.store.seal import seal, unseal
+from actstore.store.token_restore import counts_on
 from actstore.store.verification import Finding
-from tests.store.example import HOOKS
+from actstore.tokens import Packing, pack
+from tests.store.example import HOOKS, LENGTH, N, write_array
 from tests.store.runs import MLP_OUT, bytes_below, hooks_run, write_run
-from tests.store.test_verify import DAMAGE, RUN, SHARD, checked, flip, make_store
+from tests.store.test_verify import (
+    DAMAGE,
+    RUN,
+    SHARD,
+    checked,
+    flip,
+    make_store,
+    permute_tokens,
+    point_to,
+)
 from tests.store.watched import CrashError, watched
 
 RECORD = commit_key(RUN, 1)
@@ -21,6 +36,7 @@ SUMMARY = {shards_key(RUN), statistics_key(RUN)}
 SEGMENT = {f"acts/{hook}/c.1.0.0" + ".0" * (hook == HOOKS[2]) for hook in HOOKS}
 """Its shards."""
 TOKENS = {"tokens/c.0.0", "lengths/c.0", "documents/c.0.0", "offsets/c.0.0"}
+OF_TOKENS = {tokens_key(RUN)}
 OF_SHARD = SUMMARY | {RECORD, SHARD}
 OF_RECORD = SUMMARY | {RECORD}
 FIRST = {commit_key(RUN, 0), f"acts/{HOOKS[0]}/c.0.0.0"}
@@ -31,10 +47,9 @@ REMOVED: dict[str, set[str]] = {
         OF_SHARD,
     ),
     "shards swapped": OF_SHARD | FIRST,
-    # Nobody vouches for the shards of a record that is gone.
+    # The table of the run still names its shards.
     **dict.fromkeys(
-        ("record missing", "record flipped", "record empty", "record of another segment"),
-        OF_RECORD | SEGMENT,
+        ("record missing", "record flipped", "record empty", "record of another segment"), OF_RECORD
     ),
     **dict.fromkeys(
         (
@@ -54,8 +69,7 @@ REMOVED: dict[str, set[str]] = {
     "tokens in another order": SUMMARY | {tokens_key(RUN), "tokens/c.0.0"},
     "other lengths": SUMMARY | {tokens_key(RUN), "lengths/c.0"},
     **dict.fromkeys(
-        ("tokens record missing", "tokens record flipped", "tokens record of nothing"),
-        SUMMARY | {tokens_key(RUN)} | TOKENS,
+        ("tokens record missing", "tokens record flipped", "tokens record of nothing"), OF_TOKENS
     ),
     "metadata changed": {f"acts/{HOOKS[0]}/zarr.json"},
     "metadata missing": {"zarr.json"},
@@ -98,7 +112,17 @@ def test_exactly_what_is_damaged_is_removed(memory: Blobs, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["plan flipped", "plan missing", "plan changed", "metadata changed", "metadata missing", "stray file"],
+    [
+        "plan flipped",
+        "plan missing",
+        "plan changed",
+        "metadata changed",
+        "metadata missing",
+        "tokens record missing",
+        "tokens record flipped",
+        "tokens record of nothing",
+        "stray file",
+    ],
 )
 def test_what_needs_no_extraction_leaves_a_sealed_store(memory: Blobs, kind: str) -> None:
     plan = make_store(memory)
@@ -127,10 +151,128 @@ def test_shards_without_a_record_go_with_any_repair(memory: Blobs) -> None:
     assert set(checked(memory).committed[RUN]) == {0, 2}
 
 
-def test_tokens_without_a_record_go_with_any_repair(memory: Blobs) -> None:
-    make_store(memory, segments=(), sealed=False)
+@pytest.mark.parametrize("table", ["there", "damaged", "missing", "of other content"])
+def test_shards_of_a_lost_record_stay_only_if_the_table_says_so(memory: Blobs, table: str) -> None:
+    plan = make_store(memory)
+    flip(memory, RECORD, 200)
+    flip(memory, SHARD, 100)
+    expected = OF_SHARD if table == "there" else OF_RECORD | SEGMENT
+    if table == "damaged":
+        flip(memory, shards_key(RUN), 99)
+    elif table == "missing":
+        DAMAGE["manifest flipped"][0](memory, plan)
+        expected |= {MANIFEST_KEY}
+    elif table == "of other content":
+        point_to(memory, shards_key(RUN), b"PAR1")
+    assert set(repaired(memory)) == expected
+    assert checked(memory).findings == []
+
+
+@pytest.mark.parametrize("segments", [(), (0, 1, 2)])
+def test_whole_tokens_get_their_record_again(memory: Blobs, segments: tuple[int, ...]) -> None:
+    make_store(memory, segments=segments, sealed=False)
+    whole = bytes_below(memory)
     memory.delete(tokens_key(RUN))
-    assert set(repaired(memory)) == TOKENS
+    assert repaired(memory) == [tokens_key(RUN)]
+    assert bytes_below(memory) == whole
+
+
+UNPROVEN: dict[str, tuple[Callable[[Blobs, Plan], object], set[str]]] = {
+    "ids": (lambda b, _: flip(b, "tokens/c.0.0", 7), {"tokens/c.0.0"}),
+    "padding of ids": (lambda b, _: flip(b, "tokens/c.0.0", N * LENGTH * 4 + 1), {"tokens/c.0.0"}),
+    "index": (lambda b, _: flip(b, "tokens/c.0.0", -5), {"tokens/c.0.0"}),
+    "order": (permute_tokens, {"tokens/c.0.0"}),
+    "ids missing": (lambda b, _: b.delete("tokens/c.0.0"), set()),
+    # Without lengths nobody knows where tokens must have come from somewhere.
+    "lengths": (lambda b, _: flip(b, "lengths/c.0", 0), TOKENS - {"tokens/c.0.0"}),
+    "documents": (lambda b, _: flip(b, "documents/c.0.0", 9), {"documents/c.0.0", "offsets/c.0.0"}),
+    "offsets": (lambda b, _: flip(b, "offsets/c.0.0", 200), {"documents/c.0.0", "offsets/c.0.0"}),
+    "offsets missing": (lambda b, _: b.delete("offsets/c.0.0"), {"documents/c.0.0"}),
+}
+"""What is done, and the shards that go if no record and no table vouches for any."""
+
+
+@pytest.mark.parametrize("kind", UNPROVEN)
+def test_only_tokens_that_nothing_proves_go(memory: Blobs, kind: str) -> None:
+    plan = make_store(memory, segments=(), sealed=False)
+    damage, expected = UNPROVEN[kind]
+    damage(memory, plan)
+    memory.delete(tokens_key(RUN))
+    assert set(repaired(memory)) == expected
+    # And no loop: what is left is not found again, and not taken for whole.
+    assert repaired(memory) == []
+    assert tokens_key(RUN) not in bytes_below(memory)
+
+
+def test_the_table_tells_which_token_shards_are_whole(memory: Blobs) -> None:
+    make_store(memory)
+    flip(memory, "documents/c.0.0", N * LENGTH * 8 + 3)
+    memory.delete(tokens_key(RUN))
+    assert set(repaired(memory)) == SUMMARY | {"documents/c.0.0"}
+
+
+@pytest.mark.parametrize(
+    ("documents", "offsets", "is_whole"),
+    [
+        ([3, 3, 3, 3, 4, 4, 4, 4], [5, 6, 7, 8, 0, 1, 2, 3], True),
+        ([-1, 3, 3, -1, 5, 5, 5, -1], [-1, 0, 1, -1, 0, 1, 2, -1], True),
+        ([3, 3, 3, 3, 4, 4, 4, 4], [5, 6, 7, 8, 9, 1, 2, 3], False),
+        ([3, 3, 7, 3, 4, 4, 4, 4], [5, 6, 7, 8, 0, 1, 2, 3], False),
+        ([-1, 3, 3, -1, 5, 5, 5, -1], [-1, 0, 1, 2, 0, 1, 2, -1], False),
+    ],
+)
+def test_tokens_of_a_document_count_on(
+    memory: Blobs, documents: list[int], offsets: list[int], is_whole: bool
+) -> None:
+    plan = make_store(memory, segments=(), sealed=False)
+    for name, row in (("documents", documents), ("offsets", offsets)):
+        layout = plan.token_array(name)
+        memory.delete(layout.key(0))
+        write_array(memory, layout, np.array([row] * N, "<i8" if name == "documents" else "<i4"), [0])
+    memory.delete(tokens_key(RUN))
+    assert (repaired(memory) == [tokens_key(RUN)]) == is_whole
+
+
+PACKINGS = {
+    "no tokens put in": Packing(context_length=7),
+    "all tokens put in": Packing(context_length=7, begin_batch=1, begin_sequence=2, separator=3),
+    "same token everywhere": Packing(context_length=7, begin_batch=1, begin_sequence=1, separator=1),
+    "one document a row": Packing(mode="document", context_length=7, begin_sequence=2, pad=0),
+}
+
+
+@pytest.mark.parametrize("packing", PACKINGS.values(), ids=PACKINGS)
+def test_tokens_as_they_are_packed_count_on(packing: Packing) -> None:
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 5, size=n, dtype=np.int32) for n in rng.integers(0, 20, size=60)]
+    (rows,) = pack(enumerate(documents), packing)
+    assert counts_on(rows.documents, rows.offsets, rows.lengths)
+    order = rng.permutation(len(rows))
+    assert counts_on(rows.documents[order], rows.offsets[order], rows.lengths[order])
+
+
+@pytest.mark.parametrize("name", ["a\\b.json", "folder/x", "00000001.json/x"])
+def test_names_that_are_no_objects_do_not_end_a_repair(local: LocalBlobs, name: str) -> None:
+    make_store(local, segments=(0, 2), sealed=False)
+    flip(local, f"acts/{HOOKS[0]}/c.2.0.0", 9)
+    stray = local.root / commits_folder(RUN) / name
+    stray.parent.mkdir(exist_ok=True)
+    stray.write_bytes(b"x")
+    assert set(repaired(local)) == {f"acts/{HOOKS[0]}/c.2.0.0", commit_key(RUN, 2)}
+    (found,) = checked(local).findings
+    assert found.key == f"{commits_folder(RUN)}/{name.split('/')[0]}"
+    assert not found.is_repairable
+
+
+def test_run_without_a_plan_keeps_what_it_has(memory: Blobs) -> None:
+    make_store(memory)
+    unseal(memory)
+    write_run(memory, hooks_run("0001", MLP_OUT))
+    memory.delete(plan_key("0001"))
+    flip(memory, SHARD, 100)
+    before = {key for key in bytes_below(memory) if "/0001/" in key or MLP_OUT in key}
+    assert set(repaired(memory)) == OF_SHARD
+    assert before <= bytes_below(memory).keys()
 
 
 def test_other_files_among_the_shards_stay(memory: Blobs) -> None:
@@ -171,7 +313,15 @@ def test_warnings_and_what_cannot_be_made_again_stay(memory: Blobs) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["value flipped", "tokens shard flipped", "plan flipped", "record flipped", "metadata changed"]
+    "kind",
+    [
+        "value flipped",
+        "tokens shard flipped",
+        "tokens record flipped",
+        "plan flipped",
+        "record flipped",
+        "metadata changed",
+    ],
 )
 def test_killed_at_any_change_it_can_be_repeated(memory: Blobs, kind: str) -> None:
     """Whoever is killed in between leaves a store that says less than there is, and never more."""

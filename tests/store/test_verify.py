@@ -21,8 +21,9 @@ from actstore.store.commit import (
 )
 from actstore.store.local import LocalBlobs
 from actstore.store.manifest import MANIFEST_KEY, Manifest, RunStatistics, shards_key, statistics_key
-from actstore.store.plan import Plan
+from actstore.store.plan import HookArray, Plan
 from actstore.store.seal import seal, unseal
+from actstore.store.segment_check import count_not_finite
 from actstore.store.shard import crc32c
 from actstore.store.shards_table import from_parquet, to_parquet
 from actstore.store.verification import Finding
@@ -40,6 +41,7 @@ from tests.store.example import (
     write_store,
 )
 from tests.store.runs import ATTN_OUT, MLP_OUT, begin_run, hooks_run, tokens_run, write_run
+from tests.store.watched import watched
 
 RUN = "0000"
 RESID_0 = HOOKS[0]
@@ -211,6 +213,47 @@ def test_values_that_are_no_numbers_are_a_warning(memory: Blobs) -> None:
     seal(memory)
     problem = "holds NaN or infinity in 2 tokens, as the model computed them"
     assert checked(memory).findings == [Finding(SHARD, problem, RUN, 1, severity="warning")]
+
+
+@pytest.mark.parametrize(
+    ("leaf", "value", "is_told"),
+    [
+        ("pattern", np.nan, True),
+        ("pattern", np.inf, True),
+        ("pattern", -np.inf, True),
+        ("attn_scores", np.nan, True),
+        ("attn_scores", -np.nan, True),
+        ("attn_scores", np.inf, True),
+        ("attn_scores", -np.inf, False),
+        ("attn_scores", np.finfo(np.float16).max, False),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_attention_that_is_no_number_is_a_warning(
+    memory: Blobs, dtype: str, leaf: str, value: float, is_told: bool
+) -> None:
+    name = f"blocks.0.attn.hook_{leaf}"
+    hook = HookArray(name=name, shape=(2, LENGTH), axes=("head", "source_position"))
+    plan = example_plan(dtype)
+    plan = plan.model_copy(update={"request": plan.request.model_copy(update={"hooks": (hook,)})})
+    values = np.zeros((N, LENGTH, 2, LENGTH), "<f4")
+    values[SEGMENT + 3, 2, 1, 5] = values[SEGMENT + 3, 2, 0, 4] = values[SEGMENT + 9, 0, 0, 0] = value
+    stored = values.astype("<f2") if dtype == "float16" else values
+    if dtype == "bfloat16":
+        stored = (values.view("<u4") >> 16).astype("<u2")
+    write_store(memory, plan, {name: stored}, (0, 1, 2))
+    seal(memory)
+    problem = "holds NaN or infinity in 2 tokens, as the model computed them"
+    told = [Finding(f"acts/{name}/c.1.0.0.0", problem, RUN, 1, severity="warning")]
+    assert checked(memory).findings == (told if is_told else [])
+
+
+def test_attention_of_padding_may_hold_anything() -> None:
+    hook = HookArray(name="blocks.0.attn.hook_pattern", shape=(2, 4), axes=("head", "source_position"))
+    rows = np.zeros((3, 4, 2, 4), "<f4")
+    rows[1, 2:] = np.nan
+    assert count_not_finite(hook, rows, "float32", np.array([4, 2, 4]), 2) == 0
+    assert count_not_finite(hook, rows, "float32", np.array([4, 3, 4]), 2) == 1
 
 
 def test_any_bits_at_all_are_clean(memory: Blobs) -> None:
@@ -475,6 +518,43 @@ def test_run_that_the_sealed_manifest_does_not_name(memory: Blobs) -> None:
     make_store(memory)
     begin_run(memory, hooks_run("0001", MLP_OUT))
     assert found_in(memory) == [(MANIFEST_KEY, None, None)]
+
+
+def test_run_that_begins_during_the_check_is_no_damage(memory: Blobs) -> None:
+    """Its plan is there, and the manifest is made right a moment later."""
+    make_store(memory)
+    more = hooks_run("0001", MLP_OUT)
+    begin_run(memory, more)
+    n_reads = 0
+
+    def before(call: str, key: str) -> None:
+        nonlocal n_reads
+        n_reads += (call, key) == ("read", MANIFEST_KEY)
+        if n_reads == 1 and call == "names":
+            unseal(memory)
+
+    check = checked(watched(memory, before=before))
+    assert check.findings == []
+    assert check.plans["0001"] == more
+
+
+@pytest.mark.parametrize("left", ["commits", "tokens", "summary"])
+@pytest.mark.parametrize("run", ["0000", "0001"])
+def test_run_that_has_lost_its_plan(anywhere: Blobs, run: str, left: str) -> None:
+    if run == "0001":
+        make_store(anywhere)
+        unseal(anywhere)
+    key = {"commits": commit_key(run, 1), "tokens": tokens_key(run), "summary": shards_key(run)}[left]
+    anywhere.create(key, [b"{}"])
+    (found,) = checked(anywhere).findings
+    assert (found.key, found.run, found.is_repairable) == (plan_key(run), run, False)
+    assert f"delete _actstore/runs/{run} and the arrays of that run" in found.problem
+
+
+def test_empty_folder_of_a_run_is_none(local: LocalBlobs) -> None:
+    make_store(local)
+    (local.root / commits_folder("0001")).mkdir(parents=True)
+    assert checked(local).findings == []
 
 
 def test_plan_without_a_copy_cannot_be_repaired(memory: Blobs) -> None:
