@@ -11,7 +11,8 @@ from actstore.store import retries
 from actstore.store.blobs import BlobNotFoundError, Blobs, open_blobs, probe
 from actstore.store.s3 import ATTEMPT
 from tests.conftest import S3Server
-from tests.faults.proxy import Fault, FaultProxy, Plan, Request, always
+from tests.faults.fault_plan import Fault, Plan, Request, always
+from tests.faults.proxy import FaultProxy
 from tests.faults.proxy import proxy as fault_proxy
 
 pytestmark = pytest.mark.usefixtures("client")
