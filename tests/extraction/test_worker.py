@@ -28,9 +28,7 @@ class TroubledDisk(LocalBlobs):
         super().__init__(root)
         self.failed, self.held, self.go_on = threading.Event(), threading.Event(), threading.Event()
 
-    def create(
-        self, key: str, parts: Sequence[Bytes], *, metadata: Mapping[str, str] | None = None
-    ) -> bool:
+    def create(self, key: str, parts: Sequence[Bytes], *, metadata: Mapping[str, str] | None = None) -> bool:
         if key.startswith("acts/blocks.0.hook_resid_post/c.0.") and not self.failed.is_set():
             self.failed.set()
             raise StorageError("the disk had a bad moment")
@@ -73,7 +71,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(fields: Fields, tmp_path: Pa
 def test_shards_of_a_half_deleted_store_are_not_taken_for_our_own(fields: Fields) -> None:
     actstore.extract(actstore.plan(**fields))
     shutil.rmtree(Path(fields["out"], "_actstore"))
-    with pytest.raises(StorageError, match="has no plan for acts/blocks.0.hook_resid_post but holds shards of it"):
+    with pytest.raises(
+        StorageError, match="has no plan for acts/blocks.0.hook_resid_post but holds shards of it"
+    ):
         actstore.plan(**fields)
 
 
