@@ -33,6 +33,10 @@ class StorageError(ActstoreError, OSError):
     """Reading or writing the store failed: permissions, credentials, bucket, space, damaged bytes."""
 
 
+class UncheckedError(ActstoreError, OSError):
+    """A check of a store could not be made: storage does not let it be read. That is no damage."""
+
+
 class PlanMismatchError(ActstoreError, ValueError):
     """The store at this URL belongs to another plan. Nothing was changed in it."""
 

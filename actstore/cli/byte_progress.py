@@ -27,6 +27,6 @@ class ByteProgress:
         rate = self._nbytes / max(now - self._started, 1e-9)
         of, left = "", ""
         if self._total:
-            of = f" of {self._total / 1e9:,.2f}"
+            of = f" of {self._total / 1e6:,.0f}"
             left = f", {max(self._total - self._nbytes, 0) / rate:,.0f} s left"
-        click.echo(f"{self._verb} {self._nbytes / 1e9:,.2f}{of} GB, {rate / 1e6:,.0f} MB/s{left}", err=True)
+        click.echo(f"{self._verb} {self._nbytes / 1e6:,.1f}{of} MB, {rate / 1e6:,.0f} MB/s{left}", err=True)

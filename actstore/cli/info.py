@@ -69,9 +69,11 @@ def _text(store: Store) -> str:
         "packing": tokens.packing
         + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else ""),
         "size": f"{'at most ' if compressed else ''}{store.nbytes / 1e6:,.1f} MB",
-        "arrays": f"{list(first.shape)} {first.dtype}, {first.shard_rows} sequences a shard{compressed}",
+        "arrays": f"{[n, *first.shape[1:]]} {first.dtype}, {first.shard_rows} sequences a shard{compressed}",
         "hooks": "\n".join(store.hooks),
     }
+    if store.is_complete and store.n_sequences_committed < n:
+        rows["holes"] = f"only {store.n_sequences_committed:,} of {n:,} sequences have every hook; see the runs"
     if len(store.runs) > 1:
         rows["runs"] = "\n".join(_line(run) for run in store.runs)
     return table(rows)

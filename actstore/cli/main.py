@@ -73,9 +73,9 @@ def run(args: list[str]) -> int:
     args = [arg for arg in args if arg != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(args=args, prog_name="actstore", standalone_mode=False)
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
+        # Without standalone mode, click returns the code of an Exit, and otherwise what the command returned: None.
+        code = cli.main(args=args, prog_name="actstore", standalone_mode=False)
+        return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -101,7 +101,6 @@ def run(args: list[str]) -> int:
             f"internal error: {type(error).__name__}: {error} (this is a bug; --debug shows where)", err=True
         )
         return 1
-    return 0
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

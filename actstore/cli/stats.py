@@ -17,7 +17,8 @@ from actstore.store.store import Store, open_store
 def stats_command(url: str, hooks: tuple[str, ...], as_json: bool) -> None:
     """Print statistics of HOOKS in the store at URL, or of all its hooks. No activations are read."""
     store = open_store(url)
-    found = {store[hook].hook: store.stats(hook) for hook in hooks} if hooks else _all(store)
+    chosen = [name for hook in hooks for name in store.matching(hook)]
+    found = {name: store.stats(name) for name in dict.fromkeys(chosen)} if hooks else _all(store)
     if as_json:
         click.echo(json.dumps({name: statistics.to_dict() for name, statistics in found.items()}, indent=2))
     else:

@@ -82,6 +82,8 @@ def _text(found: "Verification") -> str:
 
     n_damaged = len(found.damage)
     state = "clean" if found.is_clean else f"DAMAGED: {n_damaged} finding" + ("s" if n_damaged != 1 else "")
+    if found.n_removed or found.n_rewritten:
+        state = "was " + state[0].lower() + state[1:] + ", and repaired"
     rows = {
         "store": f"{found.url} ({state})",
         "segments": f"{found.n_committed:,} of {found.n_segments:,} committed",
@@ -106,5 +108,6 @@ def _text(found: "Verification") -> str:
     elif n_damaged and not repaired:
         rows["next"] = f"actstore verify {found.url} --repair, then the same extraction again"
     elif not n_damaged and not found.is_complete:
-        rows["next"] = "the same extraction again: it is not complete"
+        runs = "; ".join(found.incomplete)
+        rows["next"] = f"the same extraction again, for what is not complete: {runs}"
     return table(rows)

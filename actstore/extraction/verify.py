@@ -1,7 +1,7 @@
 """`actstore.verify`: a store against its own records, and on request against the model."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -72,6 +72,7 @@ def verify(
     return Verification(
         url=blobs.url,
         is_complete=check.is_complete,
+        incomplete=tuple(_incomplete(check)),
         n_segments=sum(plan.n_segments for plan in check.plans.values()),
         n_committed=sum(len(done) for done in check.committed.values()),
         n_objects=check.n_objects,
@@ -82,6 +83,18 @@ def verify(
         n_rewritten=n_rewritten,
         seconds=time.perf_counter() - started,
     )
+
+
+def _incomplete(check: Check) -> Iterator[str]:
+    for name, plan in check.plans.items():
+        n_done = len(check.committed[name])
+        if n_done < plan.n_segments:
+            tokens = plan.request.tokens
+            most = "" if tokens.max_tokens is None else f" with max_tokens {tokens.max_tokens}"
+            yield (
+                f"run {name} ({', '.join(plan.hook_names)} over {tokens.source}{most}) has {n_done} of "
+                f"{plan.n_segments} segments"
+            )
 
 
 def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int) -> list[int]:

@@ -7,11 +7,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import ActstoreError, StorageError
+from actstore.errors import ActstoreError, StorageError, UncheckedError
 from actstore.store.blobs import BlobNotFoundError, Blobs
 from actstore.store.commit import ObjectRecord
 from actstore.store.document import Document
 from actstore.store.layout import ArrayLayout
+from actstore.store.local import LocalBlobs
 from actstore.store.shard import Bytes, crc32c
 from actstore.store.shard_reader import decode
 from actstore.store.verification import Finding
@@ -57,9 +58,19 @@ class Inspection:
 
         Raises:
             BlobNotFoundError: there is none.
-            StorageError: it cannot be read.
+            StorageError: it is damaged.
+            UncheckedError: nobody can tell, since storage does not let us read it.
         """
-        data = self.blobs.read(key)
+        try:
+            data = self.blobs.read(key)
+        except BlobNotFoundError:
+            raise
+        except StorageError as error:
+            if isinstance(self.blobs, LocalBlobs) and not isinstance(error.__cause__, PermissionError):
+                raise  # a bad sector, or a folder in the place of a file
+            raise UncheckedError(
+                f"{error}; nothing can be said of this store until it can be read"
+            ) from error
         with self._counting:
             self.n_objects += 1
             self.nbytes += len(data)

@@ -216,9 +216,12 @@ class LocalBlobs:
         if isinstance(error, FileNotFoundError):
             return BlobNotFoundError(f"{path} does not exist")
         if isinstance(error, PermissionError):
-            return StorageError(
-                f"{path} cannot be {verb}: no permission; choose a folder that this user may write"
+            advice = (
+                "choose a folder that this user may write"
+                if verb == "written"
+                else "give this user the right to it"
             )
+            return StorageError(f"{path} cannot be {verb}: no permission; {advice}")
         if isinstance(error, NotADirectoryError | FileExistsError):
             return StorageError(
                 f"{path} cannot be {verb}: a file is where a folder is needed; choose another path"

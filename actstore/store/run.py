@@ -13,7 +13,7 @@ from actstore.store.manifest import FinishedRun, read_manifest
 from actstore.store.plan import FIRST_RUN, RUNS, HookArray, Plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A plan, and how far it has come."""
 
@@ -24,6 +24,12 @@ class Run:
     """Whether the token arrays that it brings are committed; False for a run that adds hooks."""
     finished: FinishedRun | None
     """Its entry in the manifest."""
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        what = "tokens and hooks" if plan.has_own_tokens else f"hooks over run {plan.tokens_of}"
+        hooks = ", ".join(plan.hook_names)
+        return f"<Run {plan.run}: {what}, {hooks}, {len(self.committed)}/{plan.n_segments} segments>"
 
     @property
     def is_complete(self) -> bool:

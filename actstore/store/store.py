@@ -214,8 +214,15 @@ class Store:
             raise HookError(f"{self.url} does not hold {hook!r}; it holds {', '.join(self.hooks)}")
         return by_name[name]
 
+    def matching(self, pattern: HookName) -> tuple[str, ...]:
+        """Names of stored hooks that a name or a glob selects; one at least.
+
+        Raises:
+            HookError: there is none.
+        """
+        return tuple(hook.name for hook in self._matching(pattern))
+
     def _matching(self, pattern: HookName) -> list[HookArray]:
-        """Stored hooks that a name or a glob selects; one at least."""
         if not isinstance(pattern, str) or "*" not in pattern:
             return [self._find(pattern)]
         chosen = {stored_as(name) for name in self.names.select(pattern)}

@@ -29,6 +29,8 @@ class Verification:
     url: str
     is_complete: bool
     """Whether all that was planned is committed."""
+    incomplete: tuple[str, ...]
+    """The runs that are not complete: name, hooks, tokens, segments."""
     n_segments: int
     n_committed: int
     n_objects: int

@@ -130,3 +130,14 @@ def test_info_of_one_run_has_no_table_of_runs(store: LocalBlobs) -> None:
     assert "runs" not in run("info", store.url)
     store.delete(commit_key("0000", 1))
     assert json.loads(run("info", store.url, "--json"))["n_sequences_committed"] == N
+
+
+def test_globs_choose_hooks(store: LocalBlobs) -> None:
+    lines = run("stats", store.url, "blocks.*.hook_resid_post", RESID_0).splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(HOOKS[:2])
+
+
+def test_glob_that_nothing_matches(store: LocalBlobs) -> None:
+    done = command("stats", store.url, "blocks.*.hook_mlp_out")
+    assert done.returncode == 1
+    assert "does not hold 'blocks.*.hook_mlp_out'; it holds" in done.stderr

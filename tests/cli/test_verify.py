@@ -1,7 +1,9 @@
 """``actstore verify``: what schedulers see, and what people read."""
 
 import json
+import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from click.testing import CliRunner, Result
 
 import actstore
 from actstore.cli.main import cli
+from actstore.errors import UncheckedError
 from actstore.store.commit import commit_key, plan_key
 from actstore.store.local import LocalBlobs
 from actstore.store.manifest import MANIFEST_KEY
@@ -18,6 +21,9 @@ from tests.extraction.test_verify import HOOK, SHARD, change_row
 from tests.store.test_verify import RUN, flip, make_store
 
 Fields = dict[str, Any]
+
+
+STORED = "acts/blocks.0.hook_resid_post/c.1.0.0"
 
 
 def run(*args: str) -> Result:
@@ -86,11 +92,14 @@ def test_store_that_is_not_complete(store: LocalBlobs) -> None:
     done = run(store.url, "--quiet")
     assert done.exit_code == 75
     assert "2 of 3 committed" in done.stdout
-    assert "the same extraction again: it is not complete" in done.stdout
+    assert (
+        "the same extraction again, for what is not complete: run 0000 (blocks.0.hook_resid_post, "
+        in done.stdout
+    )
 
 
 def test_repair(store: LocalBlobs) -> None:
-    flip(store, "acts/blocks.0.hook_resid_post/c.1.0.0", 5)
+    flip(store, STORED, 5)
     done = run(store.url, "--repair", "--quiet")
     assert done.exit_code == 3  # what it found, for whoever has to know
     assert "4 objects removed; run the extraction again to make them anew" in done.stdout
@@ -131,3 +140,32 @@ def test_model_that_is_elsewhere(real: str, tiny_model: Any, tmp_path: Path) -> 
     done = command("verify", real, "--deep", "--model", str(tiny_model("gpt2")), "--quiet")
     assert done.returncode == 1
     assert "use the same model files everywhere" in done.stderr
+
+
+def test_exit_codes_of_the_program_itself(store: LocalBlobs) -> None:
+    assert command("verify", store.url).returncode == 0
+    flip(store, STORED, 5)
+    assert command("verify", store.url).returncode == 3
+    assert command("verify", store.url, "--repair").returncode == 3
+    done = command("verify", store.url)
+    assert done.returncode == 75
+    assert f"run {RUN} (" in done.stdout
+    assert "has 2 of 3 segments" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_what_may_not_be_read_is_not_damaged(store: LocalBlobs) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(store.root, f"{folder}/store")
+        Path(folder).chmod(0o755)
+        shard = Path(folder, "store", STORED)
+        shard.chmod(0)
+        os.seteuid(65534)  # nobody
+        try:
+            with pytest.raises(
+                UncheckedError, match="cannot be read: no permission; give this user the right"
+            ):
+                actstore.verify(f"{folder}/store", repair=True)
+        finally:
+            os.seteuid(0)
+        assert shard.exists()
