@@ -73,7 +73,9 @@ def _text(store: Store) -> str:
         "hooks": "\n".join(store.hooks),
     }
     if store.is_complete and store.n_sequences_committed < n:
-        rows["holes"] = f"only {store.n_sequences_committed:,} of {n:,} sequences have every hook; see the runs"
+        rows["holes"] = (
+            f"only {store.n_sequences_committed:,} of {n:,} sequences have every hook; see the runs"
+        )
     if len(store.runs) > 1:
         rows["runs"] = "\n".join(_line(run) for run in store.runs)
     return table(rows)
