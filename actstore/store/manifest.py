@@ -62,9 +62,6 @@ class Manifest(Document):
             raise ValueError("its runs are not in order, each once")
         return self
 
-    def plan(self, run: str) -> Plan | None:
-        return next((finished.plan for finished in self.runs if finished.plan.run == run), None)
-
 
 def read_manifest(blobs: Blobs) -> Manifest | None:
     """The manifest of a store; None if no run is finished.

@@ -22,15 +22,8 @@ from actstore.store.moments import of_rows
 from actstore.store.plan import Plan
 from actstore.store.seal import seal
 from actstore.store.shard import crc32c
-from tests.store.example import (
-    ENVIRONMENT,
-    HOOKS,
-    Columns,
-    encoded,
-    example_plan,
-    example_tokens,
-    example_values,
-)
+from tests.store.arrays import encoded
+from tests.store.example import ENVIRONMENT, HOOKS, Columns, example_plan, example_tokens, example_values
 from tests.store.runs import begin_run, bytes_below
 from tests.store.watched import CHANGES, watched
 

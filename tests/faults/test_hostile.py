@@ -27,7 +27,8 @@ from actstore.store.local import LocalBlobs
 from actstore.store.manifest import MANIFEST_KEY, shards_key
 from actstore.store.shard import crc32c
 from actstore.store.shards_table import SHARDS_SCHEMA
-from tests.store.example import HOOKS, LENGTH, N, bits, example_plan
+from tests.store.arrays import bits
+from tests.store.example import HOOKS, LENGTH, N, example_plan
 from tests.store.test_verify import SHARD, found_in, make_store, numbers, overwrite, point_to
 
 RUN = "0000"

@@ -21,12 +21,11 @@ from actstore.store.commit import (
     put,
     tokens_key,
 )
-from actstore.store.dtypes import dtype
 from actstore.store.layout import ArrayLayout
 from actstore.store.moments import has_statistics, of_rows
 from actstore.store.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
-from actstore.store.shard import Shard, encode
 from actstore.store.zarr_documents import zarr_documents
+from tests.store.arrays import encoded, random_bits
 
 N, LENGTH, D_MODEL, SEGMENT = 37, 8, 16, 16
 """Three segments; the last has 5 of 16 sequences."""
@@ -94,18 +93,6 @@ def example_plan(dtype: Any = "float32", compression: Any = None, **changes: Any
     return Plan(request=request, **(fields | changes))
 
 
-def random_bits(layout: ArrayLayout, seed: int = 0) -> NDArray[Any]:
-    """Any bit patterns at all, NaNs of every kind among them."""
-    data = np.random.default_rng(seed).bytes(layout.shape[0] * layout.row_nbytes)
-    return np.frombuffer(data, dtype(layout.dtype).storage).reshape(layout.shape)
-
-
-def bits(values: Any) -> NDArray[Any]:
-    """An array or tensor as unsigned integers: two are the same if their bits are, NaN or not."""
-    array = np.ascontiguousarray(values)
-    return array.view(f"<u{array.dtype.itemsize}").reshape(array.shape)
-
-
 def example_values(plan: Plan) -> Columns:
     return {
         hook.name: random_bits(plan.activations(hook), seed) for seed, hook in enumerate(plan.request.hooks)
@@ -124,14 +111,6 @@ def example_tokens(plan: Plan) -> Columns:
         "documents": np.full(shape, -1, dtype="<i8"),
         "offsets": np.full(shape, -1, dtype="<i4"),
     }
-
-
-def encoded(layout: ArrayLayout, shard: int, values: NDArray[Any]) -> Shard:
-    """One shard of an array that is whole in memory."""
-    start = shard * layout.shard_rows
-    stored = np.zeros((layout.chunks_in(shard) * layout.chunk_rows, *layout.shape[1:]), values.dtype)
-    stored[: layout.rows_in(shard)] = values[start : start + layout.rows_in(shard)]
-    return encode(layout, shard, stored)
 
 
 def write_array(

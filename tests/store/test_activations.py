@@ -10,7 +10,8 @@ import torch
 from actstore.store.activations import Activations
 from actstore.store.local import LocalBlobs
 from actstore.store.store import open_store
-from tests.store.example import D_MODEL, HOOKS, LENGTH, N, bits, example_plan, example_values, write_store
+from tests.store.arrays import bits
+from tests.store.example import D_MODEL, HOOKS, LENGTH, N, example_plan, example_values, write_store
 
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES = pytest.mark.parametrize("dtype", TORCH)

@@ -18,15 +18,8 @@ from actstore.store.commit import (
 from actstore.store.layout import ArrayLayout
 from actstore.store.local import LocalBlobs
 from actstore.store.shard import crc32c
-from tests.store.example import (
-    HOOKS,
-    commit_segment,
-    encoded,
-    example_plan,
-    example_values,
-    random_bits,
-    write_store,
-)
+from tests.store.arrays import encoded, random_bits
+from tests.store.example import HOOKS, commit_segment, example_plan, example_values, write_store
 
 LAYOUT = ArrayLayout("acts/h", (37, 8, 16), "float32", ("sequence", "position", "d_model"), 16, 4)
 

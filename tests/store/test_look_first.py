@@ -16,7 +16,8 @@ from actstore.store.remote import RemoteBlobs
 from actstore.store.seal import seal
 from actstore.store.shard import Bytes
 from actstore.testing.blobs import BlobsConformance
-from tests.store.example import encoded, example_plan, example_tokens
+from tests.store.arrays import encoded
+from tests.store.example import example_plan, example_tokens
 from tests.store.runs import begin_run, bytes_below, write_run
 from tests.store.watched import CHANGES, watched
 

@@ -25,7 +25,8 @@ from actstore.store.manifest import (
 )
 from actstore.store.plan import Plan
 from actstore.store.seal import seal, unseal
-from tests.store.example import HOOKS, SEGMENT, N, bits, commit_segment, example_plan, example_values
+from tests.store.arrays import bits
+from tests.store.example import HOOKS, SEGMENT, N, commit_segment, example_plan, example_values
 from tests.store.runs import ATTN_OUT, MLP_OUT, begin_run, hooks_run, tokens_run, write_run
 from tests.store.watched import CHANGES, LISTINGS, READS, WatchedBlobs
 

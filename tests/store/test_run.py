@@ -13,7 +13,8 @@ from actstore.store.local import LocalBlobs
 from actstore.store.plan import RUNS, Plan
 from actstore.store.run import read_runs, run_names
 from actstore.store.seal import seal, unseal
-from tests.store.example import HOOKS, LENGTH, SEGMENT, N, bits, example_plan, example_tokens
+from tests.store.arrays import bits
+from tests.store.example import HOOKS, LENGTH, SEGMENT, N, example_plan, example_tokens
 from tests.store.runs import ATTN_OUT, MLP_OUT, begin_run, hooks_run, tokens_run, write_run
 
 FIRST = example_plan()

@@ -14,13 +14,13 @@ from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.store.blobs import BlobNotFoundError, Blobs
 from actstore.store.commit import commit_key, plan_key, tokens_key
 from actstore.store.local import LocalBlobs
+from tests.store.arrays import bits
 from tests.store.example import (
     D_MODEL,
     HOOKS,
     LENGTH,
     SEGMENT,
     N,
-    bits,
     commit_segment,
     example_plan,
     example_tokens,
