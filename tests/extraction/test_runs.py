@@ -1,6 +1,7 @@
 """Stores that grow: more hooks and more tokens as further runs, by one process and by several, with real models."""
 
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -94,11 +95,16 @@ def files(url: str | Path) -> dict[str, bytes]:
 def interrupt(fields: Fields, run: str = "0001") -> None:
     """An extraction that ends when it would commit segment 1; segment 0 is committed then."""
     create = LocalBlobs.create
+    first_is_committed = threading.Event()
 
     def fail(blobs: LocalBlobs, key: str, *args: Any, **keywords: Any) -> bool:
         if key == commit_key(run, 1):
+            assert first_is_committed.wait(120)  # two segments are written side by side
             raise StorageError("the disk was pulled out")
-        return create(blobs, key, *args, **keywords)
+        is_new = create(blobs, key, *args, **keywords)
+        if key == commit_key(run, 0):
+            first_is_committed.set()
+        return is_new
 
     planned = actstore.plan(**fields)
     with pytest.MonkeyPatch.context() as patch:

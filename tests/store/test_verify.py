@@ -11,6 +11,7 @@ import pytest
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import (
     CommitRecord,
+    Golden,
     ObjectRecord,
     TokensRecord,
     commit_key,
@@ -334,7 +335,7 @@ def change_plan(blobs: Blobs, plan: Plan) -> None:
     overwrite(blobs, plan_key(RUN), plan.model_copy(update={"n_documents": 4}).to_bytes())
 
 
-RECORD = commit_key(RUN, 1)
+FIRST_RECORD, RECORD = commit_key(RUN, 0), commit_key(RUN, 1)
 LOOK_ALIKE = commit_key(RUN, 1).replace("00000001", "0000000\N{FULLWIDTH DIGIT ONE}")
 IN_RUN = (RUN, None)
 IN_SEGMENT = (RUN, 1)
@@ -363,9 +364,13 @@ DAMAGE: dict[str, tuple[Damage, Expected]] = {
         lambda b, p: change_record(b, p, 1, statistics={}),
         [(RECORD, *IN_SEGMENT)],
     ),
-    "golden row missing": (lambda b, p: change_record(b, p, 1, golden=None), [(RECORD, *IN_SEGMENT)]),
-    "golden row elsewhere": (
-        lambda b, p: change_record(b, p, 1, golden=read_commit(b, p, 0).golden),
+    "golden row missing": (lambda b, p: change_record(b, p, 0, golden=None), [(FIRST_RECORD, RUN, 0)]),
+    "golden row of another segment": (
+        lambda b, p: change_record(b, p, 0, golden=Golden(sequence=p.segment(1).start, errors={})),
+        [(FIRST_RECORD, RUN, 0)],
+    ),
+    "golden row where none belongs": (
+        lambda b, p: change_record(b, p, 1, golden=Golden(sequence=p.segment(1).start, errors={})),
         [(RECORD, *IN_SEGMENT)],
     ),
     "other number of tokens": (lambda b, p: change_record(b, p, 1, n_tokens=7), [(RECORD, *IN_SEGMENT)]),
