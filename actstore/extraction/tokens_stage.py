@@ -1,5 +1,6 @@
 """The first stage: all text tokenised and packed, before the model is touched, so that the plan knows its size."""
 
+import os
 import shutil
 import tempfile
 import time
@@ -158,6 +159,9 @@ class TokenStage:
             raise
         permutation = order(spooled.n_sequences, self.identity.seed)
         packed = PackedTokens(spooled, permutation, time.perf_counter() - started)
+        if os.name == "posix":
+            # Mapped files live on without their names, and go with the process even when that is killed.
+            shutil.rmtree(folder, ignore_errors=True)
         weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
         return packed
 

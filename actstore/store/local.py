@@ -135,9 +135,8 @@ class LocalBlobs:
 
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[int]:
-        path = self.root / check_key(key)
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(f"{self.url}/{check_key(key)}", os.O_RDONLY)
             try:
                 yield descriptor
             finally:

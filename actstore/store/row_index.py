@@ -42,6 +42,8 @@ class RowIndex:
         """Raises:
         IndexError: no index of an array of this shape.
         """
+        if type(key) is int:
+            return cls._row(_inside(key, shape[0]), shape[1:])
         row_key, inner_key = _split(key, ndim=len(shape))
         rows, is_reversed = _rows(row_key, shape[0])
         inner = (slice(None), *inner_key)
@@ -62,6 +64,21 @@ class RowIndex:
             span=span,
             within_span=(slice(None), first, *inner_key[1:]),
             span_is_whole=_is_all(inner_key[1:], shape[2:]),
+        )
+
+    @classmethod
+    def _row(cls, row: int, inner_shape: tuple[int, ...]) -> "RowIndex":
+        """One whole row, the index that is asked for most."""
+        return cls(
+            rows=range(row, row + 1),
+            is_single=True,
+            is_reversed=False,
+            inner=(slice(None),),
+            inner_shape=inner_shape,
+            is_whole=True,
+            span=None,
+            within_span=(slice(None), slice(None)),
+            span_is_whole=True,
         )
 
 
