@@ -45,6 +45,10 @@ class NotCommittedError(ActstoreError, LookupError):
     """The rows asked for are part of the plan but not (yet) committed; they are absent, not zero."""
 
 
+class LoaderError(ActstoreError, ValueError):
+    """A loader cannot be made or resumed as asked for: an option, a combination, a state of another order."""
+
+
 class ExtractError(ActstoreError, RuntimeError):
     """A segment could not be extracted. What is committed stays; the same command goes on from there."""
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from actstore.errors import NotCommittedError
 from actstore.store.blobs import Blobs
 from actstore.store.dtypes import dtype
-from actstore.store.layout import RowRange
+from actstore.store.layout import ArrayLayout, RowRange
 from actstore.store.local import LocalBlobs
 from actstore.store.row_index import RowIndex, Selection
 from actstore.store.sections import PIECE_NBYTES, Piece, Section, Sections
@@ -46,7 +46,8 @@ class Rows:
     def __init__(self, blobs: Blobs, sections: Sequence[Section]) -> None:
         if not sections:
             raise ValueError("an array needs one section at least")
-        self._blobs = blobs
+        self.blobs = blobs
+        """Where the shards are."""
         self._is_local = isinstance(blobs, LocalBlobs)
         self._sections = tuple(sections)
         first = sections[0].layout
@@ -61,7 +62,8 @@ class Rows:
         """Name of the type, such as ``bfloat16``."""
         self.path = first.path
         """Of the first section."""
-        self._storage = dtype(first.dtype).storage
+        self.storage = dtype(first.dtype).storage
+        """Type of what is read."""
         self._compressed = tuple(
             CompressedShards(blobs, section.layout, section.nbytes_of)
             if section.layout.compression is not None
@@ -73,6 +75,22 @@ class Rows:
     def nbytes(self) -> int:
         """Bytes of all shards, committed or not; the most it can be, where they are compressed."""
         return sum(section.layout.nbytes for section in self._sections)
+
+    @property
+    def layouts(self) -> tuple[ArrayLayout, ...]:
+        """Of the sections, one after the other."""
+        return tuple(section.layout for section in self._sections)
+
+    def check_committed(self) -> None:
+        """See that every row is there to be read.
+
+        Raises:
+            NotCommittedError: one is not.
+        """
+        for number, section in enumerate(self._sections):
+            for shard in range(section.layout.n_shards):
+                first = shard * section.layout.shard_rows
+                self._check_committed(number, RowRange(shard, 0, section.layout.rows_in(shard), first))
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -105,7 +123,7 @@ class Rows:
 
     def _read(self, index: RowIndex, out: NDArray[Any] | None) -> NDArray[Any]:
         shape = (len(index.rows), *index.inner_shape)
-        if math.prod(shape) * self._storage.itemsize > _LARGE:
+        if math.prod(shape) * self.storage.itemsize > _LARGE:
             self._check_there(index.rows)
         piece = self._places.one_piece(index.rows)
         # Before anything takes memory: there may be far more rows in a plan than in the store.
@@ -113,14 +131,14 @@ class Rows:
         for section, part in shards:
             self._check_committed(section, part)
         if out is None:
-            if math.prod(shape) * self._storage.itemsize > _MAX_NBYTES:
+            if math.prod(shape) * self.storage.itemsize > _MAX_NBYTES:
                 raise MemoryError(f"rows of shape {shape} of {self.path} do not fit into memory")
-            values = np.empty(shape, self._storage)
+            values = np.empty(shape, self.storage)
         else:
             wanted = index.result_shape
-            if out.shape != wanted or out.dtype != self._storage or not out.flags.c_contiguous:
+            if out.shape != wanted or out.dtype != self.storage or not out.flags.c_contiguous:
                 raise ValueError(
-                    f"out must be C-contiguous {self._storage} of shape {wanted}, "
+                    f"out must be C-contiguous {self.storage} of shape {wanted}, "
                     f"got {out.dtype} of shape {out.shape}"
                 )
             if index.is_reversed:
@@ -144,11 +162,11 @@ class Rows:
             ends.append((self._sections[section].layout, shard))
         for layout, shard in ends:
             key, expected = layout.key(shard), layout.max_shard_nbytes(shard)
-            info = self._blobs.head(key)
+            info = self.blobs.head(key)
             if info is None:
-                raise _missing(self._blobs, key)
+                raise _missing(self.blobs, key)
             if layout.compression is None and info.nbytes != expected:
-                raise damaged(f"{self._blobs.url}/{key}", info.nbytes, 0, expected)
+                raise damaged(f"{self.blobs.url}/{key}", info.nbytes, 0, expected)
 
     def _check_committed(self, section: int, part: RowRange) -> None:
         where = self._sections[section]
@@ -157,7 +175,7 @@ class Rows:
             hint = f"; {where.why_absent}" if where.why_absent else ""
             raise NotCommittedError(
                 f"rows {first}:{first + part.n_rows} of {where.layout.path} (segment {part.shard}) are not "
-                f"committed in {self._blobs.url}{hint}"
+                f"committed in {self.blobs.url}{hint}"
             )
 
     def _fill(self, index: RowIndex, values: NDArray[Any], piece: Piece | None) -> None:
@@ -169,7 +187,7 @@ class Rows:
             except BlobNotFoundError as error:
                 # A committed shard that is gone must never look like one that was not written yet.
                 key = self._sections[piece.section].layout.key(piece.rows.shard)
-                raise _missing(self._blobs, key) from error
+                raise _missing(self.blobs, key) from error
 
         if piece is not None and (len(index.rows) == 1 or not is_sparse):
             read(piece)
@@ -207,17 +225,17 @@ class Rows:
             shape, inner = (part.n_rows, *self.shape[1:]), index.inner
         if index.is_whole or (is_sparse and index.span_is_whole):
             if compressed is None:
-                self._blobs.read_into(key, start, _bytes_of(out))
+                self.blobs.read_into(key, start, _bytes_of(out))
             else:
                 compressed.read_into(part, _bytes_of(out))
             return
-        nbytes = math.prod(shape) * self._storage.itemsize
+        nbytes = math.prod(shape) * self.storage.itemsize
         if compressed is None:
-            data = self._blobs.read(key, start, nbytes)
+            data = self.blobs.read(key, start, nbytes)
         else:
             data = np.empty(nbytes, np.uint8)
             compressed.read_into(part, data)
-        out[...] = np.frombuffer(data, self._storage).reshape(shape)[inner]
+        out[...] = np.frombuffer(data, self.storage).reshape(shape)[inner]
 
 
 def _missing(blobs: Blobs, key: str) -> BlobNotFoundError:

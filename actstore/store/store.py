@@ -22,12 +22,15 @@ from actstore.store.run import Run, overlap, read_runs
 from actstore.store.statistics import HookStatistics, Statistics
 
 if TYPE_CHECKING:
+    import torch
     import zarr
 
     from actstore.hooks.cache import ActivationCache
     from actstore.hooks.config import HookedConfig
     from actstore.hooks.model import HookedModel
     from actstore.hooks.names import HookNames
+    from actstore.loader.loader import Loader
+    from actstore.loader.options import Shuffle
 
 
 class Store:
@@ -277,6 +280,80 @@ class Store:
             axis = 1 if point is None else point.position_axis
             values[name] = self[name][rows].movedim(1, axis)
         return ActivationCache(values, names=names, cfg=cfg, model=model)
+
+    def loader(
+        self,
+        hooks: "HookName | Sequence[HookName]",
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: "Shuffle | None" = "global",
+        window_rows: int = 1 << 20,
+        drop: Sequence[str | int] = (),
+        seqpos: slice | Sequence[int] | None = None,
+        max_norm: float | None = None,
+        mask: Any = None,
+        epochs: int | None = 1,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dtype: "torch.dtype | str | None" = None,
+        provenance: bool = False,
+        prefetch: int = 2,
+    ) -> "Loader":
+        """Batches of rows in random order: an iterator for training.
+
+        Which rows are in batch k depends on the seed, the epoch and k alone, so a loader is resumed from two integers
+        (``state_dict``), and ranks take disjoint parts of the same batches.
+
+        Args:
+            hooks: a name, for batches that are tensors; several, or a glob, for dicts with the rows aligned.
+            batch_size: rows of a batch, all ranks together.
+            seed: of the shuffle, 0 to 2**64 - 1.
+            shuffle: ``global``, any row anywhere, for local files; ``window``, whole shards in random order and the
+                rows of ``window_rows`` of them among each other, for object stores; None, as they are stored.
+            window_rows: the least that is shuffled together. A window is held in memory, and the next one with it.
+            drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids.
+            seqpos: positions to keep, a slice or a list.
+            max_norm: rows of the first hook with a larger Euclidean norm are left out; all of it is read to find them.
+            mask: bool [n_sequences, context_length] or [n_sequences], True for rows to keep.
+            epochs: how often every row comes; None never ends.
+            drop_last: leave out the last batch of an epoch where it is smaller.
+            rank: which part of each batch this loader gives.
+            world_size: of how many.
+            dtype: type of the batches, such as ``float32``; None keeps the stored one.
+            provenance: give `Batch`, with the sequence, position and token id of each row.
+            prefetch: batches made ahead in a thread; 0 makes them when they are asked for.
+
+        Raises:
+            HookError: a hook is not stored.
+            LoaderError: an option that cannot be, or no rows are left.
+            NotCommittedError: a row is not committed.
+            StorageError: what must be read cannot be.
+        """
+        from actstore.loader.drop import parse
+        from actstore.loader.loader import Loader
+        from actstore.loader.options import LoaderOptions, torch_dtype
+
+        names = each_name(hooks)
+        found = [hook.name for name in names for hook in self._matching(name)]
+        options = LoaderOptions(
+            hooks=tuple(dict.fromkeys(found)),
+            is_single=names == [hooks] and "*" not in str(hooks),
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            window_rows=window_rows,
+            drop=parse(self, drop, seqpos, max_norm, mask),
+            epochs=epochs,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+            dtype=torch_dtype(dtype),
+            provenance=provenance,
+            prefetch=prefetch,
+        )
+        return Loader(self, options)
 
     @property
     def tokens(self) -> Rows:

@@ -16,6 +16,7 @@ from tests.benchmarks import (
     bench_forward,
     bench_hooks,
     bench_hooks_memory,
+    bench_loader,
     bench_open,
     bench_ray,
     bench_s3,
@@ -45,6 +46,7 @@ def main(chosen: list[str]) -> int:
             "s3": bench_s3.run,
             "open": bench_open.run,
             "slow": lambda: bench_slow.run(folder),
+            "loader": lambda: bench_loader.run(folder),
             "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),

@@ -1,0 +1,1 @@
+"""Training from a store: shuffled batches of rows, in an order that is computed rather than kept."""

@@ -1,0 +1,21 @@
+"""A batch with what is known of its rows."""
+
+from dataclasses import dataclass
+
+import torch
+
+Values = torch.Tensor | dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of activations, and where each of them comes from."""
+
+    values: Values
+    """[n_rows, *shape of the hook]; of several hooks by name, row by row of the same token."""
+    sequences: torch.Tensor
+    """int64 [n_rows] row of the store."""
+    positions: torch.Tensor
+    """int64 [n_rows] place in the sequence."""
+    tokens: torch.Tensor
+    """int64 [n_rows] token ids."""

@@ -1,0 +1,165 @@
+"""Any batch of a store, made from nothing but its number."""
+
+import hashlib
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from actstore.errors import LoaderError
+from actstore.loader.batch import Batch, Values
+from actstore.loader.buffers import Buffers
+from actstore.loader.drop import valid_rows
+from actstore.loader.options import LoaderOptions
+from actstore.loader.order import Batches, GlobalShuffle, InOrder, Order, Window, WindowShuffle
+from actstore.loader.row_source import RowSource
+from actstore.loader.sources import shard_edges, source_of
+from actstore.store.local import LocalBlobs
+from actstore.store.rows import Rows
+
+if TYPE_CHECKING:
+    from actstore.store.store import Store
+
+_CONVERTED_NBYTES: Final = 1 << 20
+"""Rows that are converted together, so that they are still in the cache."""
+
+
+class BatchMaker:
+    """Knows which rows are in batch k of an epoch, and fetches them. Used by one thread at a time."""
+
+    def __init__(self, store: "Store", options: LoaderOptions) -> None:
+        self.store = store
+        self.options = options
+        self._arrays = {hook: store[hook].rows for hook in options.hooks}
+        self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
+        self._length = store.shape[1]
+        self.rows = valid_rows(store, options.drop, options.hooks[0])
+        self._edges = shard_edges(self._arrays[options.hooks[0]].layouts)
+        self._order = self._make_order()
+        self.batches = Batches(
+            self.rows.n_valid, options.batch_size, options.drop_last, options.rank, options.world_size
+        )
+        if not self.batches.n_batches:
+            raise LoaderError(
+                f"{self.rows.n_valid} rows of {store.url} are left, fewer than one batch of {options.batch_size}; "
+                "ask for smaller batches, or for drop_last=False"
+            )
+        self._sources: dict[str, RowSource] = {}
+        self._buffers = Buffers()
+
+    def _make_order(self) -> Order:
+        options = self.options
+        if options.shuffle == "global":
+            return GlobalShuffle(self.rows.n_valid, options.seed)
+        starts = self.rows.rank(self._edges * self._length)
+        if options.shuffle == "window":
+            return WindowShuffle(starts, options.seed, options.window_rows)
+        return InOrder(starts)
+
+    def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sequences and positions of the rows of a batch; nothing is read."""
+        return np.divmod(self._numbers(epoch, self.batches[k]), self._length)
+
+    def _numbers(self, epoch: int, places: range) -> NDArray[np.int64]:
+        return self.rows.select(self._order(epoch, np.arange(places.start, places.stop)))
+
+    def __call__(self, epoch: int, k: int) -> Values | Batch:
+        """A batch.
+
+        Raises:
+            IndexError: an epoch has fewer batches.
+            NotCommittedError: a hook is missing for some of the tokens.
+            StorageError: rows cannot be read.
+        """
+        places = self.batches[k]
+        numbers = self._numbers(epoch, places)
+        windows, ahead = self._windows(epoch, places)
+        options = self.options
+        found = {hook: self._values(hook, numbers, windows, ahead) for hook in options.hooks}
+        values: Values = found[options.hooks[0]] if options.is_single else found
+        if not options.provenance:
+            return values
+        sequences, positions = np.divmod(numbers, self._length)
+        ids = torch.empty(len(numbers), 1, dtype=torch.int32)
+        self._gather(self.store.tokens, "tokens", numbers, windows, ahead, ids.view(torch.uint8))
+        return Batch(values, torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long())
+
+    def _windows(self, epoch: int, places: range) -> tuple[tuple[Window, ...], Window | None]:
+        """Those that the places are in, and the one that comes after them."""
+        windows = self._order.windows(epoch)
+        if not windows or not places:
+            return (), None
+        first = next(i for i, window in enumerate(windows) if places.start < window.stop)
+        end = next(i for i, window in enumerate(windows, 1) if places.stop <= window.stop)
+        if end < len(windows):
+            return windows[first:end], windows[end]
+        is_last = self.options.epochs is not None and epoch + 1 >= self.options.epochs
+        return windows[first:end], None if is_last else self._order.windows(epoch + 1)[0]
+
+    def _values(
+        self, hook: str, numbers: NDArray[np.int64], windows: tuple[Window, ...], ahead: Window | None
+    ) -> torch.Tensor:
+        rows, stored = self._arrays[hook], self._dtypes[hook]
+        dtype = self.options.dtype or stored
+        shape = rows.shape[2:]
+        out = self._buffers.take((len(numbers), math.prod(shape)), dtype)
+        if dtype == stored:
+            self._gather(rows, hook, numbers, windows, ahead, out.view(torch.uint8))
+            return out.view(-1, *shape)
+        step = max(1, _CONVERTED_NBYTES // max(1, out.shape[1] * stored.itemsize))
+        scratch = torch.empty(min(step, len(numbers)), out.shape[1], dtype=stored)
+        for start in range(0, len(numbers), step):
+            part = numbers[start : start + step]
+            self._gather(rows, hook, part, windows, ahead, scratch[: len(part)].view(torch.uint8))
+            out[start : start + step].copy_(scratch[: len(part)])
+        return out.view(-1, *shape)
+
+    def _gather(
+        self,
+        rows: Rows,
+        name: str,
+        numbers: NDArray[np.int64],
+        windows: tuple[Window, ...],
+        ahead: Window | None,
+        out: torch.Tensor,
+    ) -> None:
+        source = self._sources.get(name)
+        if source is None:
+            source = self._sources[name] = source_of(rows, self._edges, has_windows=bool(windows))
+        source.need(windows, ahead)
+        source.gather(numbers, out)
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides which rows are in batch k, but for the ranks."""
+        options = self.options
+        tokens = [run.plan.tokens_sha256 for run in self.store.runs if run.plan.has_own_tokens]
+        return {
+            "tokens": hashlib.sha256("".join(tokens).encode()).hexdigest(),
+            "n_rows": self.rows.n_valid,
+            "rows": self.rows.checksum,
+            "batch_size": options.batch_size,
+            "drop_last": options.drop_last,
+            "shuffle": options.shuffle,
+            "seed": options.seed if options.shuffle else None,
+            "window_rows": options.window_rows if options.shuffle == "window" else None,
+            "shards": crc32c(self._edges.astype("<i8").data) if options.shuffle == "window" else None,
+        }
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing but files is read."""
+        return isinstance(self._arrays[self.options.hooks[0]].blobs, LocalBlobs)
+
+    @property
+    def n_retries(self) -> int:
+        """Requests to storage that were repeated."""
+        return self._arrays[self.options.hooks[0]].blobs.n_retries
+
+    def close(self) -> None:
+        """End the threads, and give back what is mapped."""
+        sources, self._sources = self._sources, {}
+        for source in sources.values():
+            source.close()

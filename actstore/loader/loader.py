@@ -1,0 +1,207 @@
+"""Batches of rows from a store."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import LoaderError
+from actstore.loader.batch import Batch, Values
+from actstore.loader.batch_maker import BatchMaker
+from actstore.loader.metrics import Counts, Metrics
+from actstore.loader.options import LoaderOptions
+from actstore.loader.prefetch import Prefetch
+
+if TYPE_CHECKING:
+    from actstore.store.store import Store
+
+_STATE_VERSION: Final = 1
+
+
+class Loader:
+    """An iterator over batches, seeded, and resumable from the number of the next one. Get it from `Store.loader`.
+
+    A batch is [n_rows, *shape of the hook] in the stored type, or a dict of these by hook, or a `Batch`.
+    """
+
+    def __init__(self, store: "Store", options: LoaderOptions) -> None:
+        if not store.is_complete:
+            raise LoaderError(
+                f"{store.url} is not complete ({store.n_committed} of {store.n_segments} segments), and the order of "
+                "rows depends on how many there are; run the extraction again to complete it"
+            )
+        self.store = store
+        self.options = options
+        self._make = BatchMaker(store, options)
+        self._epoch = self._k = 0
+        self._ahead: Prefetch[_Made] | None = None
+        self._process = os.getpid()
+        self._counts = Counts()
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of an epoch, of all ranks: those that are not dropped."""
+        return self._make.rows.n_valid
+
+    @property
+    def n_batches(self) -> int:
+        """Of an epoch."""
+        return self._make.batches.n_batches
+
+    @property
+    def epoch(self) -> int:
+        """Of the next batch."""
+        return self._epoch
+
+    def batch(self, k: int, epoch: int = 0) -> Any:
+        """Any batch, whatever was asked for before; the state stays as it is.
+
+        Raises:
+            IndexError: an epoch has fewer batches.
+            StorageError: rows cannot be read.
+        """
+        return self._make(epoch, k)
+
+    def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sequences and positions of any batch, both [n_rows]; nothing is read."""
+        return self._make.places(epoch, k)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        """The next batch. It is the caller's: nothing else is written there while it, or a view of it, is held.
+
+        Raises:
+            StopIteration: all epochs are over.
+            StorageError: rows cannot be read. The next call tries the same batch again.
+        """
+        self._check_process()
+        started = time.perf_counter()
+        if self.options.prefetch and self._ahead is None:
+            self._ahead = Prefetch(self._from_here(), self.options.prefetch)
+        try:
+            made = next(self._ahead if self._ahead is not None else self._from_here())
+        except BaseException:
+            self._ahead = None
+            raise
+        self._epoch, self._k = made.epoch, made.k + 1
+        self._counts.add(made.batch, made.seconds, time.perf_counter() - started)
+        return made.batch
+
+    def _from_here(self) -> "Iterator[_Made]":
+        """All batches that are left."""
+        epoch, k = self._epoch, self._k
+        epochs = self.options.epochs
+        while True:
+            if k == self._make.batches.n_batches:
+                epoch, k = epoch + 1, 0
+            if epochs is not None and epoch >= epochs:
+                return
+            started = time.perf_counter()
+            batch = self._make(epoch, k)
+            yield _Made(epoch, k, batch, time.perf_counter() - started)
+            k += 1
+
+    def _check_process(self) -> None:
+        """A forked process has none of the threads, and connections that another one uses, too."""
+        if self._process == os.getpid():
+            return
+        if not self._make.is_local:
+            raise LoaderError(
+                f"this loader of {self.store.url} was made in another process, and connections cannot be used by "
+                "both; start processes with the method 'spawn', or make the loader in the process that uses it"
+            )
+        self._process, self._ahead = os.getpid(), None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch is, and of which order; plain data that JSON can hold. Batches that were made ahead
+        and not taken do not count.
+        """
+        return {
+            "version": _STATE_VERSION,
+            "epoch": self._epoch,
+            "batch": self._k,
+            "order": self._make.identity(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another loader was, with any number of ranks; it takes no longer than to begin anew.
+
+        Raises:
+            LoaderError: it is no such state, or of another order: other rows, or the same ones in another one.
+        """
+        try:
+            version, epoch, k, order = (state[name] for name in ("version", "epoch", "batch", "order"))
+            is_place = version == _STATE_VERSION and epoch >= 0 and 0 <= k <= self.n_batches
+        except (KeyError, TypeError) as error:
+            raise LoaderError(f"{state!r} is no state of a loader; give what state_dict() gave") from error
+        for name, value in self._make.identity().items():
+            if order.get(name) != value:
+                raise LoaderError(
+                    f"the state is of a loader with {name} {order.get(name)!r}, and this one has {value!r}; make the "
+                    "loader as it was, or begin anew"
+                )
+        if not is_place:
+            raise LoaderError(f"there is no batch {k} in epoch {epoch} of state version {version}")
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        self._epoch, self._k = epoch, k
+
+    def metrics(self) -> Metrics:
+        """How it went until now."""
+        return self._counts.metrics(
+            n_ready=0 if self._ahead is None else self._ahead.n_ready,
+            n_retries=self._make.n_retries,
+            mask_nbytes=self._make.rows.nbytes,
+        )
+
+    def close(self) -> None:
+        """End the threads, and give back what is mapped. The loader can be used again."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+        self._make.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopened, (self.store.url, self.options, self.state_dict())
+
+    def __repr__(self) -> str:
+        hooks = ", ".join(self.options.hooks)
+        return (
+            f"<Loader {hooks} of {self.store.url}: {self.n_rows} rows, {self.n_batches} batches of "
+            f"{self.options.batch_size}, at batch {self._k} of epoch {self._epoch}>"
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    epoch: int
+    k: int
+    batch: Values | Batch
+    seconds: float
+
+
+def _reopened(url: str, options: LoaderOptions, state: dict[str, Any]) -> Loader:
+    from actstore.store.store import open_store
+
+    loader = Loader(open_store(url), options)
+    loader.load_state_dict(state)
+    return loader

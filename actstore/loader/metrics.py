@@ -1,0 +1,64 @@
+"""How a loader fares: whether the trainer waits for it, and what it reads."""
+
+from dataclasses import dataclass
+
+import torch
+
+from actstore.loader.batch import Batch, Values
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Since the loader was made."""
+
+    n_batches: int
+    """That were given out."""
+    n_rows: int
+    nbytes: int
+    """Of the values that were given out."""
+    seconds_waiting: float
+    """That the caller of `next` waited: the loader is too slow if this grows as fast as time."""
+    seconds_gathering: float
+    """That batches took to be made, most of it while the caller was busy."""
+    n_ready: int
+    """Batches that wait to be taken, now."""
+    n_retries: int
+    """Requests to storage that were repeated."""
+    mask_nbytes: int
+    """Memory of the bits that say which rows are left."""
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """What it gives while it works, in 10^9 bytes a second."""
+        return self.nbytes / self.seconds_gathering / 1e9 if self.seconds_gathering else 0.0
+
+
+class Counts:
+    """What is counted while batches are given out."""
+
+    def __init__(self) -> None:
+        self._n_batches = self._n_rows = self._nbytes = 0
+        self._seconds_waiting = self._seconds_gathering = 0.0
+
+    def add(self, batch: Values | Batch, seconds_gathering: float, seconds_waiting: float) -> None:
+        """One more was taken."""
+        values = batch.values if isinstance(batch, Batch) else batch
+        tensors = [values] if isinstance(values, torch.Tensor) else list(values.values())
+        self._n_batches += 1
+        self._n_rows += len(tensors[0])
+        self._nbytes += sum(tensor.nbytes for tensor in tensors)
+        self._seconds_gathering += seconds_gathering
+        self._seconds_waiting += seconds_waiting
+
+    def metrics(self, *, n_ready: int, n_retries: int, mask_nbytes: int) -> Metrics:
+        """As they are now."""
+        return Metrics(
+            n_batches=self._n_batches,
+            n_rows=self._n_rows,
+            nbytes=self._nbytes,
+            seconds_waiting=self._seconds_waiting,
+            seconds_gathering=self._seconds_gathering,
+            n_ready=n_ready,
+            n_retries=n_retries,
+            mask_nbytes=mask_nbytes,
+        )

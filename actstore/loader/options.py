@@ -1,0 +1,83 @@
+"""What a loader is asked for, once it is known to make sense."""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
+
+import torch
+
+from actstore.errors import LoaderError
+from actstore.loader.drop import Drop
+from actstore.loader.order import WINDOW_ROWS
+
+Shuffle = Literal["global", "window"]
+_MAX_SEED: Final = 1 << 64
+_MAX_PREFETCH: Final = 1_000
+_DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """All of it. `Store.loader` says what each field means."""
+
+    hooks: tuple[str, ...]
+    is_single: bool
+    """Batches are tensors rather than dicts."""
+    batch_size: int
+    seed: int = 0
+    shuffle: Shuffle | None = "global"
+    window_rows: int = WINDOW_ROWS
+    drop: Drop = field(default_factory=Drop)
+    epochs: int | None = 1
+    drop_last: bool = False
+    rank: int = 0
+    world_size: int = 1
+    dtype: torch.dtype | None = None
+    provenance: bool = False
+    prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        """Raises:
+        LoaderError: a value that cannot be.
+        """
+        shuffles = (*get_args(Shuffle), None)
+        for is_wrong, message in (
+            (not self.hooks, "no hook was asked for; name one or more"),
+            (self.batch_size < 1, f"batch_size is {self.batch_size}; it must be 1 or more"),
+            (not 0 <= self.seed < _MAX_SEED, f"seed is {self.seed}; it must be from 0 to 2**64 - 1"),
+            (
+                self.shuffle not in shuffles,
+                f"shuffle is {self.shuffle!r}; it can be 'global', 'window' or None",
+            ),
+            (self.window_rows < 1, f"window_rows is {self.window_rows}; it must be 1 or more"),
+            (
+                self.epochs is not None and self.epochs < 1,
+                f"epochs is {self.epochs}; it must be 1 or more, or None",
+            ),
+            (self.world_size < 1, f"world_size is {self.world_size}; it must be 1 or more"),
+            (
+                not 0 <= self.rank < self.world_size,
+                f"rank is {self.rank}; with world_size {self.world_size} it must be from 0 to {self.world_size - 1}",
+            ),
+            (
+                self.batch_size < self.world_size,
+                f"batch_size is {self.batch_size}, for all {self.world_size} ranks together; give each a row at least",
+            ),
+            (
+                not 0 <= self.prefetch <= _MAX_PREFETCH,
+                f"prefetch is {self.prefetch}; it must be from 0 to {_MAX_PREFETCH} batches",
+            ),
+        ):
+            if is_wrong:
+                raise LoaderError(message)
+
+
+def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A type by name, or as it is.
+
+    Raises:
+        LoaderError: no type that activations can have.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if dtype is not None and name not in _DTYPES:
+        raise LoaderError(f"dtype is {dtype!r}; it can be {', '.join(_DTYPES)}")
+    return None if dtype is None else getattr(torch, name)

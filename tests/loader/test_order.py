@@ -1,0 +1,103 @@
+"""The order of rows: each one once an epoch, however it is shuffled, and the same batches for any number of ranks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from actstore.loader.order import Batches, GlobalShuffle, InOrder, Order, WindowShuffle
+
+
+def epoch_of(order: Order, n: int, epoch: int = 0) -> NDArray[np.int64]:
+    return order(epoch, np.arange(n))
+
+
+def shards(*counts: int) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+@given(
+    n=st.integers(1, 500),
+    batch_size=st.integers(1, 60),
+    world_size=st.integers(1, 9),
+    drop_last=st.booleans(),
+)
+def test_ranks_share_the_same_batches(n: int, batch_size: int, world_size: int, drop_last: bool) -> None:
+    alone = Batches(n, batch_size, drop_last)
+    ranks = [Batches(n, batch_size, drop_last, rank, world_size) for rank in range(world_size)]
+    seen = []
+    for k in range(alone.n_batches):
+        parts = [place for rank in ranks for place in rank[k]]
+        assert parts == list(alone[k])
+        sizes = {len(rank[k]) for rank in ranks}
+        assert max(sizes) - min(sizes) <= 1
+        seen += parts
+    assert seen == list(range(n // batch_size * batch_size if drop_last else n))
+
+
+@pytest.mark.parametrize("k", [-1, 3])
+def test_no_such_batch(k: int) -> None:
+    with pytest.raises(IndexError, match="an epoch has batches 0 to 2, not"):
+        Batches(25, 10)[k]
+
+
+def test_global_shuffle() -> None:
+    order = GlobalShuffle(10_000, seed=3)
+    epochs = [epoch_of(order, 10_000, epoch) for epoch in range(3)]
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(10_000))
+    assert (epochs[0] == epochs[1]).sum() < 10
+    np.testing.assert_array_equal(epoch_of(GlobalShuffle(10_000, seed=3), 10_000, 1), epochs[1])
+    assert (epoch_of(GlobalShuffle(10_000, seed=4), 10_000) == epochs[0]).sum() < 10
+
+
+def test_in_order() -> None:
+    order = InOrder(shards(4, 0, 6))
+    np.testing.assert_array_equal(epoch_of(order, 10, 7), np.arange(10))
+    (window,) = order.windows(7)
+    assert (window.shards.tolist(), window.start, window.stop) == ([0, 2], 0, 10)
+    many = InOrder(shards(*[40_000] * 10)).windows(0)
+    assert [window.shards.tolist() for window in many] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
+@given(
+    counts=st.lists(st.integers(0, 50), min_size=1, max_size=60).filter(any),
+    window_rows=st.integers(1, 500),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_windows(counts: list[int], window_rows: int, seed: int) -> None:
+    starts = shards(*counts)
+    order = WindowShuffle(starts, seed, window_rows)
+    n = sum(counts)
+    for epoch in (0, 1):
+        found = epoch_of(order, n, epoch)
+        np.testing.assert_array_equal(np.sort(found), np.arange(n))
+        windows = order.windows(epoch)
+        assert [window.start for window in windows] == [0, *(window.stop for window in windows[:-1])]
+        assert windows[-1].stop == n
+        used = np.concatenate([window.shards for window in windows])
+        np.testing.assert_array_equal(np.sort(used), np.flatnonzero(counts))
+        for window in windows:
+            # A window is full of whole shards, and of nothing else.
+            assert window.stop - window.start >= min(window_rows, n)
+            wanted = [row for shard in window.shards for row in range(starts[shard], starts[shard + 1])]
+            assert sorted(found[window.start : window.stop]) == sorted(wanted)
+
+
+def test_windows_do_not_depend_on_which_places_are_asked_for() -> None:
+    order = WindowShuffle(shards(*[100] * 40), seed=1, window_rows=700)
+    whole = epoch_of(order, 4_000)
+    places = np.random.default_rng(0).integers(0, 4_000, 999)
+    np.testing.assert_array_equal(order(0, places), whole[places])
+
+
+def test_shards_of_a_window_are_far_apart() -> None:
+    order = WindowShuffle(shards(*[64] * 1_000), seed=0, window_rows=640)
+    firsts = [window.shards for window in order.windows(0)]
+    assert len(firsts) == 100
+    assert np.mean([shards.max() - shards.min() for shards in firsts]) > 700
+    assert any(
+        (left != right).any()
+        for left, right in zip(firsts, [w.shards for w in order.windows(1)], strict=True)
+    )
