@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from actstore.loader.order import Window
 from actstore.loader.row_source import select
 from actstore.store.rows import Rows
+
+N_REQUESTS: Final = 64
+"""To remote storage at once: enough for its latency not to matter, if each brings some megabytes."""
 
 Values = NDArray[np.uint8]
 Shards = tuple[int, ...]
@@ -45,7 +49,9 @@ class WindowRows:
             if not read.cancel() and read.exception() is None:
                 self._free.append(read.result().values)
         for shards in wanted:
-            if shards not in self._held:
+            read = self._held.get(shards)
+            # What failed was told when its rows were asked for; they are asked for again.
+            if read is None or (read.done() and read.exception() is not None):
                 self._held[shards] = self._reader.submit(self._read, shards)
         self._needed = [self._held[shards] for shards in wanted[: len(windows)]]
 
@@ -59,7 +65,8 @@ class WindowRows:
         values = next((memory for memory in free if memory.nbytes >= nbytes), None)
         if values is None:
             values = np.empty(nbytes, np.uint8)
-        self._rows.read(np.concatenate(ranges), values[:nbytes].view(self._rows.storage).reshape(shape))
+        out = values[:nbytes].view(self._rows.storage).reshape(shape)
+        self._rows.read(np.concatenate(ranges), out, n_requests=N_REQUESTS)
         return _Held(values, shards, np.cumsum(sizes) - sizes - starts)
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:

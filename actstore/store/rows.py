@@ -22,7 +22,7 @@ from actstore.store.shard_reader import CompressedShards
 from actstore.store.storage_errors import BlobNotFoundError, damaged
 
 _REQUESTS: Final = 16
-"""Requests to remote storage under way at once."""
+"""Requests to remote storage under way at once, if nothing else is said."""
 _READERS: Final = 8
 """Threads that read local files, where there are so many cores."""
 _FEW: Final = 64
@@ -107,21 +107,22 @@ class Rows:
             NotCommittedError: a row whose segment is not committed.
             StorageError: a shard is damaged or cannot be read.
         """
-        return self._read(RowIndex.parse(key, self.shape), None)
+        return self._read(RowIndex.parse(key, self.shape), None, _REQUESTS)
 
-    def read(self, key: Any, out: NDArray[Any]) -> NDArray[Any]:
+    def read(self, key: Any, out: NDArray[Any], *, n_requests: int = _REQUESTS) -> NDArray[Any]:
         """The same into memory that is there already, which spares the system the making of new memory.
 
         Args:
             key: as for ``rows[key]``; it does not go backwards.
             out: C-contiguous, of the storage type and the shape of ``rows[key]``; undefined after an error.
+            n_requests: the most to remote storage at once.
 
         Returns:
             ``out``.
         """
-        return self._read(RowIndex.parse(key, self.shape), out)
+        return self._read(RowIndex.parse(key, self.shape), out, n_requests)
 
-    def _read(self, index: RowIndex, out: NDArray[Any] | None) -> NDArray[Any]:
+    def _read(self, index: RowIndex, out: NDArray[Any] | None, n_requests: int) -> NDArray[Any]:
         shape = (len(index.rows), *index.inner_shape)
         if math.prod(shape) * self.storage.itemsize > _LARGE:
             self._check_there(index.rows)
@@ -145,7 +146,7 @@ class Rows:
                 raise ValueError("rows cannot be read backwards into out; read them forwards")
             values = out.reshape(shape)
         if values.size:
-            self._fill(index, values, piece)
+            self._fill(index, values, piece, n_requests)
         if out is not None:
             return out
         if index.is_reversed:
@@ -178,7 +179,7 @@ class Rows:
                 f"committed in {self.blobs.url}{hint}"
             )
 
-    def _fill(self, index: RowIndex, values: NDArray[Any], piece: Piece | None) -> None:
+    def _fill(self, index: RowIndex, values: NDArray[Any], piece: Piece | None, n_requests: int) -> None:
         is_sparse = self._reads_ranges(index)
 
         def read(piece: Piece) -> None:
@@ -194,7 +195,7 @@ class Rows:
             return
         max_rows = (1,) * len(self._sections) if is_sparse else self._places.max_rows
         if not self._is_local:
-            n_threads = min(_REQUESTS, len(index.rows))
+            n_threads = min(n_requests, len(index.rows))
         elif len(index.rows) * self._sections[0].layout.row_nbytes > PIECE_NBYTES:
             n_threads = min(os.cpu_count() or 1, _READERS)
         else:

@@ -345,13 +345,19 @@ def test_a_file_that_is_gone_is_an_error(store: Store) -> None:
         next(store.loader(A, batch_size=8))
 
 
-def test_after_an_error_the_same_batch_comes_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shuffle", ["global", "window"])
+def test_after_an_error_the_same_batch_comes_again(
+    tmp_path: Path, shuffle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shuffle == "window":
+        monkeypatch.setattr(AddressRange, "fits", staticmethod(lambda _: False))
     store, values = finished(LocalBlobs(tmp_path / "store"), example_plan())
     path = Path(store.url) / f"acts/{A}/c.1.0.0"
     hidden = path.rename(tmp_path / "hidden")
-    loader = store.loader(A, batch_size=8)
-    with pytest.raises(StorageError, match="cannot be opened"):
-        next(loader)
+    loader = store.loader(A, batch_size=8, shuffle=shuffle)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="cannot be opened|is committed but missing"):
+            next(loader)
     hidden.rename(path)
     check(loader, A, values[A])
 
