@@ -101,3 +101,36 @@ def test_shards_of_a_window_are_far_apart() -> None:
         (left != right).any()
         for left, right in zip(firsts, [w.shards for w in order.windows(1)], strict=True)
     )
+
+
+@pytest.mark.parametrize("n", [10**3, 10**4, 10**5, 10**6, 10**7, 10**8])
+def test_rows_over_batches(n: int) -> None:
+    """Stored neighbours, cut into 64 stretches, are spread over 64 stretches of batches like independent draws."""
+    order, n_cells = GlobalShuffle(n, seed=n), 64
+    counts = np.zeros((n_cells, n_cells), np.int64)
+    seen = np.zeros(n, bool)
+    step = 1 << 20
+    for start in range(0, n, step):
+        places = np.arange(start, min(start + step, n))
+        rows = order(0, places)
+        seen[rows] = True
+        cells = (places * n_cells // n) * n_cells + rows * n_cells // n
+        counts += np.bincount(cells, minlength=n_cells**2).reshape(n_cells, n_cells)
+    assert seen.all()  # and so none twice
+    expected = n / n_cells**2
+    freedom = (n_cells - 1) ** 2
+    deviation = ((counts - expected) ** 2 / expected).sum()
+    # For few rows in a cell the variance is not that of the chi-square distribution, and smaller.
+    assert abs(deviation - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_rows_of_a_large_store() -> None:
+    n = 10**10
+    order = GlobalShuffle(n, seed=1)
+    places = np.concatenate([np.arange(500_000), np.arange(n - 500_000, n)])
+    rows = order(3, places)
+    assert rows.min() >= 0
+    assert rows.max() < n
+    assert len(np.unique(rows)) == len(rows)
+    counts = np.bincount(rows * 1_000 // n, minlength=1_000)
+    assert abs(((counts - 1_000) ** 2 / 1_000).sum() - 999) < 5 * np.sqrt(2 * 999)

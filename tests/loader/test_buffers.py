@@ -1,0 +1,41 @@
+"""Memory of batches: used again, and never while somebody looks at it."""
+
+import torch
+
+from actstore.loader.buffers import Buffers
+
+
+def test_memory_that_nobody_holds_is_used_again() -> None:
+    buffers = Buffers()
+    first = buffers.take((10, 4), torch.bfloat16)
+    pointer = first.data_ptr()
+    del first
+    assert buffers.take((10, 4), torch.bfloat16).data_ptr() == pointer
+    assert buffers.take((4, 5), torch.float32).data_ptr() == pointer  # as many bytes
+
+
+def test_what_is_held_is_left_alone() -> None:
+    buffers = Buffers()
+    held = buffers.take((8,), torch.float32)
+    view = buffers.take((8,), torch.float32)[2:3]
+    pointers = {held.data_ptr(), view.data_ptr() - 8}
+    assert buffers.take((8,), torch.float32).data_ptr() not in pointers
+
+
+def test_what_autograd_holds_is_left_alone() -> None:
+    buffers = Buffers()
+    weight = torch.ones(8, requires_grad=True)
+    batch = buffers.take((8,), torch.float32).fill_(3)
+    loss = (batch * weight).sum()
+    del batch
+    buffers.take((8,), torch.float32).fill_(7)
+    loss.backward()
+    assert weight.grad is not None
+    assert weight.grad.tolist() == [3] * 8
+
+
+def test_other_sizes_are_not_kept() -> None:
+    buffers = Buffers()
+    for n in range(1, 50):
+        buffers.take((n,), torch.float32)
+    assert len(buffers._memories) == 1

@@ -1,0 +1,77 @@
+"""Items made ahead: in order, no more of them than asked for, and an end for the thread."""
+
+import gc
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from actstore.loader.prefetch import Prefetch
+
+
+def n_threads() -> int:
+    return sum(thread.name == "prefetch" for thread in threading.enumerate())
+
+
+def wait_for(n: int) -> None:
+    deadline = time.monotonic() + 20
+    while n_threads() != n and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert n_threads() == n
+
+
+def test_order_and_end() -> None:
+    assert list(Prefetch(iter(range(100)), 3)) == list(range(100))
+    wait_for(0)
+
+
+def test_no_more_than_asked_for() -> None:
+    made = []
+
+    def items() -> Iterator[int]:
+        for number in itertools.count():
+            made.append(number)
+            yield number
+
+    ahead = Prefetch(items(), 4)
+    assert next(ahead) == 0
+    deadline = time.monotonic() + 20
+    while ahead.n_ready < 4 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    # Four wait, and one more is held by the thread, for which there is no place.
+    assert ahead.n_ready == 4
+    assert len(made) <= 6
+    ahead.close()
+    wait_for(0)
+
+
+def test_errors_come_where_their_item_would() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    ahead = Prefetch(items(), 5)
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(ahead)
+    with pytest.raises(StopIteration):
+        next(ahead)
+    wait_for(0)
+
+
+def test_the_thread_goes_with_the_object() -> None:
+    ahead = Prefetch(itertools.count(), 2)
+    assert next(ahead) == 0
+    del ahead
+    gc.collect()
+    wait_for(0)
+
+
+def test_what_is_closed_has_ended() -> None:
+    ahead = Prefetch(itertools.count(), 2)
+    ahead.close()
+    ahead.close()
+    with pytest.raises(StopIteration):
+        next(ahead)
