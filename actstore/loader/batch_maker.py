@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from actstore.errors import LoaderError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.buffers import Buffers
+from actstore.loader.disk_cache import DiskCache
 from actstore.loader.drop import valid_rows
 from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches, GlobalShuffle, InOrder, Order, Window, WindowShuffle
@@ -33,7 +34,11 @@ class BatchMaker:
     def __init__(self, store: "Store", options: LoaderOptions) -> None:
         self.store = store
         self.options = options
-        self._arrays = {hook: store[hook].rows for hook in options.hooks}
+        self._cache: DiskCache | None = None
+        if options.cache_dir is not None and not isinstance(store.tokens.blobs, LocalBlobs):
+            plans = hashlib.sha256(b"".join(run.plan.to_bytes() for run in store.runs)).hexdigest()
+            self._cache = DiskCache(store.tokens.blobs, options.cache_dir, plans, options.cache_limit)
+        self._arrays = {hook: self._cached(store[hook].rows) for hook in options.hooks}
         self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
         self._length = store.shape[1]
         self.rows = valid_rows(store, options.drop, options.hooks[0])
@@ -49,6 +54,9 @@ class BatchMaker:
             )
         self._sources: dict[str, RowSource] = {}
         self._buffers = Buffers()
+
+    def _cached(self, rows: Rows) -> Rows:
+        return rows if self._cache is None else rows.over(self._cache)
 
     def _make_order(self) -> Order:
         options = self.options
@@ -84,7 +92,9 @@ class BatchMaker:
             return values
         sequences, positions = np.divmod(numbers, self._length)
         ids = torch.empty(len(numbers), 1, dtype=torch.int32)
-        self._gather(self.store.tokens, "tokens", numbers, windows, ahead, ids.view(torch.uint8))
+        self._gather(
+            self._cached(self.store.tokens), "tokens", numbers, windows, ahead, ids.view(torch.uint8)
+        )
         return Batch(values, torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long())
 
     def _windows(self, epoch: int, places: range) -> tuple[tuple[Window, ...], Window | None]:

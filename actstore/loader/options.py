@@ -34,6 +34,8 @@ class LoaderOptions:
     dtype: torch.dtype | None = None
     provenance: bool = False
     prefetch: int = 2
+    cache_dir: str | None = None
+    cache_limit: int | None = None
 
     def __post_init__(self) -> None:
         """Raises:
@@ -65,6 +67,10 @@ class LoaderOptions:
             (
                 not 0 <= self.prefetch <= _MAX_PREFETCH,
                 f"prefetch is {self.prefetch}; it must be from 0 to {_MAX_PREFETCH} batches",
+            ),
+            (
+                self.cache_limit is not None and (self.cache_dir is None or self.cache_limit < 1),
+                f"cache_limit is {self.cache_limit} and cache_dir {self.cache_dir!r}; give a folder and 1 byte or more",
             ),
         ):
             if is_wrong:

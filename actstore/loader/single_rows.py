@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.loader.order import Window
-from actstore.store.blobs import Blobs
+from actstore.store.blobs import BlobReader
 from actstore.store.layout import ArrayLayout
 
 
 class SingleRows:
     """Each row with a read of its own: slow, and works wherever there are bytes."""
 
-    def __init__(self, blobs: Blobs, layouts: Sequence[ArrayLayout], n_threads: int) -> None:
+    def __init__(self, blobs: BlobReader, layouts: Sequence[ArrayLayout], n_threads: int) -> None:
         """
         Args:
             blobs: where the shards are.

@@ -1,6 +1,7 @@
 """Which way of reading rows fits an array, where it lies, and an order."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
@@ -8,9 +9,10 @@ from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
 from actstore.loader.address_range import AddressRange
+from actstore.loader.disk_cache import DiskCache
 from actstore.loader.row_source import RowSource
 from actstore.loader.single_rows import SingleRows
-from actstore.loader.window_rows import WindowRows
+from actstore.loader.window_rows import N_REQUESTS, WindowRows
 from actstore.store.layout import ArrayLayout
 from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows
@@ -33,20 +35,42 @@ def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> Row
         StorageError: a shard is missing or has another size than it must.
     """
     rows.check_committed()
-    if isinstance(rows.blobs, LocalBlobs) and AddressRange.fits(rows.layouts):
-        return AddressRange(rows.blobs, rows.layouts)
+    blobs = rows.blobs
+    is_compressed = any(layout.compression is not None for layout in rows.layouts)
+    if isinstance(blobs, DiskCache) and not has_windows and not is_compressed:
+        blobs = _all_fetched(blobs, rows)
+    if isinstance(blobs, LocalBlobs) and AddressRange.fits(rows.layouts):
+        return AddressRange(blobs, rows.layouts)
     if has_windows:
         return WindowRows(rows, edges)
-    if any(layout.compression is not None for layout in rows.layouts):
+    if is_compressed:
         raise LoaderError(
             f"{rows.path} is compressed, and shuffle='global' takes single rows from anywhere; use shuffle='window'"
         )
-    if not isinstance(rows.blobs, LocalBlobs):
+    if not isinstance(blobs, LocalBlobs):
         raise LoaderError(
-            f"{rows.blobs.url} is not on a local disk, and shuffle='global' takes single rows from anywhere; use "
-            "shuffle='window'"
+            f"{blobs.url} is not on a local disk, and shuffle='global' takes single rows from anywhere; use "
+            "shuffle='window', or a cache_dir with room for all of the hook"
         )
-    return SingleRows(rows.blobs, rows.layouts, _READS)
+    return SingleRows(blobs, rows.layouts, _READS)
+
+
+def _all_fetched(cache: DiskCache, rows: Rows) -> LocalBlobs:
+    """Files of all shards of an array.
+
+    Raises:
+        LoaderError: the cache may not be that large.
+    """
+    if cache.limit is not None and rows.nbytes > cache.limit:
+        raise LoaderError(
+            f"shuffle='global' needs all of {rows.path} in cache_dir, {rows.nbytes} bytes, and cache_limit is "
+            f"{cache.limit}; give it more, or use shuffle='window'"
+        )
+    keys = [layout.key(shard) for layout in rows.layouts for shard in range(layout.n_shards)]
+    with ThreadPoolExecutor(N_REQUESTS, thread_name_prefix="fetch") as threads:
+        for _ in threads.map(cache.fetch, keys):
+            pass
+    return cache.files
 
 
 def shard_edges(layouts: Sequence[ArrayLayout]) -> NDArray[np.int64]:

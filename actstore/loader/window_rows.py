@@ -45,9 +45,9 @@ class WindowRows:
         """As `RowSource.need`."""
         wanted = [tuple(window.shards.tolist()) for window in (*windows, *([] if ahead is None else [ahead]))]
         for gone in self._held.keys() - set(wanted):
-            read = self._held.pop(gone)
-            if not read.cancel() and read.exception() is None:
-                self._free.append(read.result().values)
+            over = self._held.pop(gone)
+            if not over.cancel() and over.exception() is None:
+                self._free.append(over.result().values)
         for shards in wanted:
             read = self._held.get(shards)
             # What failed was told when its rows were asked for; they are asked for again.

@@ -31,9 +31,10 @@ class BlobInfo:
     that wrote it. Empty on a file system."""
 
 
-class Blobs(Protocol):
+class BlobReader(Protocol):
     """Named byte strings below one URL. Keys are as `check_key` wants them. Threads may share one; a forked process
-    must open its own."""
+    must open its own.
+    """
 
     @property
     def url(self) -> str: ...
@@ -42,6 +43,37 @@ class Blobs(Protocol):
     def n_retries(self) -> int:
         """Requests repeated so far after a transient failure."""
         ...
+
+    def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
+        """Bytes ``start:start + nbytes`` of a blob, or all from ``start`` on.
+
+        Raises:
+            BlobNotFoundError: there is no such blob.
+            StorageError: it is shorter than asked for, or could not be read.
+        """
+        ...
+
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill ``out`` with bytes ``start:start + len(out)`` of a blob.
+
+        Args:
+            key: of the blob.
+            start: first byte.
+            out: contiguous [nbytes]; its content is undefined after an error.
+
+        Raises:
+            BlobNotFoundError: there is no such blob.
+            StorageError: it is shorter than asked for, or could not be read.
+        """
+        ...
+
+    def head(self, key: str) -> BlobInfo | None:
+        """Size and tag of a blob; None if there is none."""
+        ...
+
+
+class Blobs(BlobReader, Protocol):
+    """What can be written, too."""
 
     @property
     def is_emulated(self) -> bool:
@@ -79,33 +111,6 @@ class Blobs(Protocol):
         Raises:
             StorageError: as for `create`.
         """
-        ...
-
-    def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """Bytes ``start:start + nbytes`` of a blob, or all from ``start`` on.
-
-        Raises:
-            BlobNotFoundError: there is no such blob.
-            StorageError: it is shorter than asked for, or could not be read.
-        """
-        ...
-
-    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill ``out`` with bytes ``start:start + len(out)`` of a blob.
-
-        Args:
-            key: of the blob.
-            start: first byte.
-            out: contiguous [nbytes]; its content is undefined after an error.
-
-        Raises:
-            BlobNotFoundError: there is no such blob.
-            StorageError: it is shorter than asked for, or could not be read.
-        """
-        ...
-
-    def head(self, key: str) -> BlobInfo | None:
-        """Size and tag of a blob; None if there is none."""
         ...
 
     def names(self, prefix: str) -> list[str]:

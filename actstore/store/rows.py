@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import NotCommittedError
-from actstore.store.blobs import Blobs
+from actstore.store.blobs import BlobReader
 from actstore.store.dtypes import dtype
 from actstore.store.layout import ArrayLayout, RowRange
 from actstore.store.local import LocalBlobs
@@ -43,7 +43,7 @@ class Rows:
     neighbouring rows in a shard. Of few rows, or of wide ones, only the range of positions asked for is read.
     """
 
-    def __init__(self, blobs: Blobs, sections: Sequence[Section]) -> None:
+    def __init__(self, blobs: BlobReader, sections: Sequence[Section]) -> None:
         if not sections:
             raise ValueError("an array needs one section at least")
         self.blobs = blobs
@@ -75,6 +75,10 @@ class Rows:
     def nbytes(self) -> int:
         """Bytes of all shards, committed or not; the most it can be, where they are compressed."""
         return sum(section.layout.nbytes for section in self._sections)
+
+    def over(self, blobs: BlobReader) -> "Rows":
+        """The same rows, read from somewhere else."""
+        return Rows(blobs, self._sections)
 
     @property
     def layouts(self) -> tuple[ArrayLayout, ...]:
@@ -239,7 +243,7 @@ class Rows:
         out[...] = np.frombuffer(data, self.storage).reshape(shape)[inner]
 
 
-def _missing(blobs: Blobs, key: str) -> BlobNotFoundError:
+def _missing(blobs: BlobReader, key: str) -> BlobNotFoundError:
     return BlobNotFoundError(f"{blobs.url}/{key} is committed but missing; the store is damaged")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.store.blobs import Blobs
+from actstore.store.blobs import BlobReader
 from actstore.store.compression import OVERHEAD, decompress
 from actstore.store.dtypes import dtype
 from actstore.store.layout import ArrayLayout, RowRange
@@ -23,7 +23,7 @@ Pairs = NDArray[np.uint64]
 """[chunks of a shard, 2] Offset and bytes of each inner chunk."""
 
 
-def read_index(blobs: Blobs, layout: ArrayLayout, shard: int, nbytes: int) -> Pairs:
+def read_index(blobs: BlobReader, layout: ArrayLayout, shard: int, nbytes: int) -> Pairs:
     """The index of a shard, as it is stored.
 
     Args:
@@ -116,7 +116,9 @@ def _parsed(layout: ArrayLayout, shard: int, end: int, tail: Bytes, where: str) 
 class CompressedShards:
     """The compressed shards of one array. Threads may share one."""
 
-    def __init__(self, blobs: Blobs, layout: ArrayLayout, nbytes_of: Callable[[int], int] | None) -> None:
+    def __init__(
+        self, blobs: BlobReader, layout: ArrayLayout, nbytes_of: Callable[[int], int] | None
+    ) -> None:
         self._blobs = blobs
         self._layout = layout
         self._nbytes_of = nbytes_of

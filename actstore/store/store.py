@@ -1,6 +1,7 @@
 """A store, open for reading."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING, Any
@@ -300,6 +301,8 @@ class Store:
         dtype: "torch.dtype | str | None" = None,
         provenance: bool = False,
         prefetch: int = 2,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | None = None,
     ) -> "Loader":
         """Batches of rows in random order: an iterator for training.
 
@@ -310,8 +313,8 @@ class Store:
             hooks: a name, for batches that are tensors; several, or a glob, for dicts with the rows aligned.
             batch_size: rows of a batch, all ranks together.
             seed: of the shuffle, 0 to 2**64 - 1.
-            shuffle: ``global``, any row anywhere, for local files; ``window``, whole shards in random order and the
-                rows of ``window_rows`` of them among each other, for object stores; None, as they are stored.
+            shuffle: ``global``, any row anywhere, for files or with ``cache_dir``; ``window``, whole shards in random
+                order and the rows of ``window_rows`` of them among each other, for object stores; None, as stored.
             window_rows: the least that is shuffled together. A window is held in memory, and the next one with it.
             drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids.
             seqpos: positions to keep, a slice or a list.
@@ -324,6 +327,9 @@ class Store:
             dtype: type of the batches, such as ``float32``; None keeps the stored one.
             provenance: give `Batch`, with the sequence, position and token id of each row.
             prefetch: batches made ahead in a thread; 0 makes them when they are asked for.
+            cache_dir: folder on a local disk that keeps shards of remote stores, for later epochs and other processes;
+                with all of a hook there, ``global`` works for such a store, too.
+            cache_limit: bytes that the folder may take, whatever stores they are of.
 
         Raises:
             HookError: a hook is not stored.
@@ -352,6 +358,8 @@ class Store:
             dtype=torch_dtype(dtype),
             provenance=provenance,
             prefetch=prefetch,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            cache_limit=cache_limit,
         )
         return Loader(self, options)
 

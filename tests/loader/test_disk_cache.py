@@ -1,0 +1,176 @@
+"""The cache of shards on a local disk: what is there is not asked for again, and it keeps its limit."""
+
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import actstore
+from actstore.errors import LoaderError, StorageError
+from actstore.loader.disk_cache import DiskCache
+from actstore.store.blobs import BlobNotFoundError, Blobs, open_blobs
+from actstore.store.local import PARTIAL, LocalBlobs
+from actstore.store.seal import seal
+from tests.store.example import HOOKS, example_plan, example_values, write_store
+
+A = HOOKS[0]
+NBYTES = 1_000
+
+
+@pytest.fixture
+def blobs(request: pytest.FixtureRequest) -> Blobs:
+    """Ten blobs of 1,000 bytes, the i-th full of i."""
+    made = open_blobs(f"memory://cache-{request.node.name}")
+    for i in range(10):
+        made.create(f"a/{i}", [bytes([i]) * NBYTES])
+    return made
+
+
+@pytest.fixture
+def remote(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[actstore.Store, actstore.Store]:
+    """The same store on storage that is not local, and on a local disk."""
+    there, here = open_blobs(f"memory://cache-{request.node.name}"), LocalBlobs(tmp_path / "store")
+    plan = example_plan("bfloat16")
+    values = example_values(plan)
+    for blobs in (there, here):
+        write_store(blobs, plan, values, range(plan.n_segments))
+        seal(blobs)
+    return actstore.open(there.url), actstore.open(here.url)
+
+
+def taken(store: actstore.Store, **options: Any) -> list[torch.Tensor]:
+    with store.loader(A, **({"batch_size": 32, "window_rows": 150, "seed": 2} | options)) as loader:
+        return [batch.view(torch.int16).clone() for batch in loader]
+
+
+def same(left: list[torch.Tensor], right: list[torch.Tensor]) -> bool:
+    return len(left) == len(right) and all(map(torch.equal, left, right))
+
+
+def sizes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("shuffle", ["global", "window", None])
+def test_what_was_read_is_not_read_again(
+    remote: tuple[actstore.Store, actstore.Store], tmp_path: Path, shuffle: Any
+) -> None:
+    there, here = remote
+    options: dict[str, Any] = {"shuffle": shuffle, "cache_dir": tmp_path / "cache"}
+    assert same(taken(there, **options), taken(here, shuffle=shuffle))
+    blobs, folder = open_blobs(there.url), there[A].rows.path
+    for name in blobs.names(folder):
+        if name.startswith("c."):
+            blobs.delete(f"{folder}/{name}")
+    with pytest.raises(StorageError):
+        taken(there, shuffle="window")
+    assert same(taken(there, epochs=2, **options), taken(here, shuffle=shuffle, epochs=2))
+
+
+def test_global_needs_all_of_it(remote: tuple[actstore.Store, actstore.Store], tmp_path: Path) -> None:
+    with pytest.raises(LoaderError, match="needs all of acts/.* in cache_dir, .* and cache_limit is 5000"):
+        taken(remote[0], cache_dir=tmp_path / "cache", cache_limit=5_000)
+
+
+@pytest.mark.parametrize(("limit", "folder"), [(0, "cache"), (100, None)])
+def test_refused(remote: tuple[actstore.Store, actstore.Store], limit: int, folder: str | None) -> None:
+    with pytest.raises(LoaderError, match="give a folder and 1 byte or more"):
+        remote[0].loader(A, batch_size=8, cache_dir=folder, cache_limit=limit)
+
+
+def test_window_with_less_room_than_the_store(
+    remote: tuple[actstore.Store, actstore.Store], tmp_path: Path
+) -> None:
+    there, here = remote
+    cache = tmp_path / "cache"
+    options: dict[str, Any] = {"shuffle": "window", "epochs": 3}
+    assert same(taken(there, cache_dir=cache, cache_limit=6_000, **options), taken(here, **options))
+    assert sizes(cache) <= 6_000
+
+
+def test_what_was_not_used_for_longest_goes(blobs: Blobs, tmp_path: Path) -> None:
+    cache = DiskCache(blobs, tmp_path, "a", 4 * NBYTES)
+    for i in (0, 1, 2, 3, 0, 4, 5):
+        cache.fetch(f"a/{i}")
+        path = cache.files.path(f"a/{i}")
+        os.utime(path, ns=(0, path.stat().st_mtime_ns))
+    left = {i for i in range(10) if cache.files.head(f"a/{i}") is not None}
+    assert left == {0, 3, 4, 5}
+    assert bytes(cache.read("a/1")) == bytes([1]) * NBYTES
+    assert (cache.n_hits, cache.n_misses) == (1, 7)
+
+
+def test_stores_of_one_url_are_told_apart(blobs: Blobs, tmp_path: Path) -> None:
+    DiskCache(blobs, tmp_path, "first", None).fetch("a/1")
+    second = DiskCache(blobs, tmp_path, "second", None)
+    assert second.files.head("a/1") is None
+
+
+def test_a_file_that_goes_meanwhile_is_fetched_again(blobs: Blobs, tmp_path: Path) -> None:
+    cache = DiskCache(blobs, tmp_path, "a", None)
+    out = np.zeros(10, np.uint8)
+    for _ in range(3):
+        cache.read_into("a/7", 5, out)
+        assert (out == 7).all()
+        cache.files.delete("a/7")
+
+
+def test_no_such_blob(blobs: Blobs, tmp_path: Path) -> None:
+    with pytest.raises(BlobNotFoundError, match="a/99 does not exist"):
+        DiskCache(blobs, tmp_path, "a", None).fetch("a/99")
+
+
+def test_what_a_killed_process_left_is_removed(blobs: Blobs, tmp_path: Path) -> None:
+    files = DiskCache(blobs, tmp_path, "a", None).files
+    left = files.path(f"{PARTIAL}/7.half")
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    cache = DiskCache(blobs, tmp_path, "a", None)
+    assert not left.exists()
+    assert bytes(cache.read("a/7")) == bytes([7]) * NBYTES
+
+
+def test_threads(blobs: Blobs, tmp_path: Path) -> None:
+    cache = DiskCache(blobs, tmp_path, "a", 5 * NBYTES)
+    wrong = []
+
+    def read(seed: int) -> None:
+        for i in np.random.default_rng(seed).integers(0, 10, 200).tolist():
+            if bytes(cache.read(f"a/{i}", 3, 500)) != bytes([i]) * 500:
+                wrong.append(i)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    cache.make_room()
+    assert sizes(tmp_path) <= 5 * NBYTES
+
+
+def _read_many(source: str, folder: str, seed: int) -> None:
+    cache = DiskCache(LocalBlobs(source), folder, "a", 5 * NBYTES)
+    for i in np.random.default_rng(seed).integers(0, 10, 300).tolist():
+        if bytes(cache.read(f"a/{i}")) != bytes([i]) * NBYTES:
+            os._exit(1)
+
+
+def test_processes(tmp_path: Path) -> None:
+    source = LocalBlobs(tmp_path / "source")
+    for i in range(10):
+        source.create(f"a/{i}", [bytes([i]) * NBYTES])
+    context = multiprocessing.get_context("spawn")
+    arguments = [(source.url, str(tmp_path / "cache"), seed) for seed in range(3)]
+    processes = [context.Process(target=_read_many, args=each) for each in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sizes(tmp_path / "cache") <= 8 * NBYTES
