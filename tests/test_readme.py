@@ -85,6 +85,11 @@ def test_reading_page(demo: Path) -> None:
     run("\n".join(BLOCK.findall(text)), demo)
 
 
+def test_loader_page(demo: Path) -> None:
+    text = (ROOT / "docs/loader.md").read_text(encoding="utf-8")
+    run("\n".join(BLOCK.findall(text)), demo)
+
+
 def test_verify_page(demo: Path) -> None:
     text = (ROOT / "docs/verify.md").read_text(encoding="utf-8")
     run("\n".join(BLOCK.findall(text)), demo)

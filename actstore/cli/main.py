@@ -16,11 +16,13 @@ RESUMABLE = 75
 
 _COMMANDS = {
     "demo": "Extract from a bundled model, read back, draw one picture.",
+    "export": "Write a hook of a store in the form of another library.",
     "extract": "Write the activations of a model over a text to a store.",
     "info": "Say what a store holds.",
     "plan": "Say what an extraction would write, without writing it.",
     "slice": "Print activations, or save them as npy or safetensors.",
     "stats": "Print statistics of hooks.",
+    "train-sae": "Train a sparse autoencoder on a hook, with SAELens.",
     "verify": "Check every byte of a store; repair what is damaged.",
 }
 
@@ -40,7 +42,8 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
-        command = getattr(import_module(f"actstore.cli.{cmd_name}"), f"{cmd_name}_command")
+        name = cmd_name.replace("-", "_")
+        command = getattr(import_module(f"actstore.cli.{name}"), f"{name}_command")
         assert isinstance(command, click.Command)
         return command
 

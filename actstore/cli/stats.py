@@ -1,7 +1,7 @@
-"""``actstore stats``: statistics of hooks, from commit records alone."""
+"""``actstore stats``: statistics of hooks, from commit records alone, and how well a shuffle mixes sequences."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,13 +9,39 @@ from actstore.errors import HookError, NotCommittedError
 from actstore.store.statistics import Statistics
 from actstore.store.store import Store, open_store
 
+if TYPE_CHECKING:
+    from actstore.loader.shuffle_quality import ShuffleQuality
+
 
 @click.command("stats")
 @click.argument("url")
 @click.argument("hooks", nargs=-1)
+@click.option(
+    "--shuffle",
+    type=click.Choice(["global", "window", "none"]),
+    help="Say how well batches of this order of one HOOK mix sequences, next to independent draws.",
+)
+@click.option("--batch-size", type=click.IntRange(1), help="Rows of a batch, with --shuffle.")
+@click.option("--seed", type=click.IntRange(0), help="Of the shuffle. Default: 0.")
+@click.option("--window-rows", type=click.IntRange(1), help="Of a window, at least. Default: 2^20.")
+@click.option("--batches", type=click.IntRange(1), help="How many are looked at. Default: 100.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, mean vectors included.")
-def stats_command(url: str, hooks: tuple[str, ...], as_json: bool) -> None:
-    """Print statistics of HOOKS in the store at URL, or of all its hooks. No activations are read."""
+def stats_command(
+    url: str, hooks: tuple[str, ...], shuffle: str | None, as_json: bool, **of_shuffle: int | None
+) -> None:
+    """Print statistics of HOOKS in the store at URL, or of all its hooks. No activations are read.
+
+    With --shuffle, print what batches of that order of one HOOK are made of.
+    """
+    given = {name: value for name, value in of_shuffle.items() if value is not None}
+    if shuffle is not None:
+        if len(hooks) != 1 or "batch_size" not in given:
+            raise click.UsageError("--shuffle is about batches of one HOOK; give the hook and --batch-size")
+        _print_quality(open_store(url), hooks[0], shuffle, given, as_json)
+        return
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise click.UsageError(f"{names} is about a shuffle; give --shuffle with it")
     store = open_store(url)
     chosen = [name for hook in hooks for name in store.matching(hook)]
     found = {name: store.stats(name) for name in dict.fromkeys(chosen)} if hooks else _all(store)
@@ -67,3 +93,28 @@ def _line(name: str, statistics: Statistics) -> tuple[str, ...]:
         statistics.max_abs,
     )
     return (name, f"{statistics.count:,}", *(f"{x:.4g}" for x in figures), f"{statistics.n_not_finite:,}")
+
+
+def _print_quality(store: Store, hook: str, shuffle: str, given: dict[str, Any], as_json: bool) -> None:
+    from actstore.loader.shuffle_quality import BATCHES, shuffle_quality  # torch, which takes a second
+
+    n_batches = given.pop("batches", BATCHES)
+    order: Any = None if shuffle == "none" else shuffle
+    with store.loader(hook, shuffle=order, **given) as loader:
+        found = shuffle_quality(loader, n_batches)
+    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _quality_text(found))
+
+
+def _quality_text(found: "ShuffleQuality") -> str:
+    order, draws = found.order, found.independent
+    figures = {
+        "sequences in a batch": (order.sequences, draws.sequences),
+        "rows per sequence": (order.rows_per_sequence, draws.rows_per_sequence),
+        "most rows of one sequence": (order.most_rows, draws.most_rows),
+        "normalised entropy": (order.entropy, draws.entropy),
+    }
+    batches = f"{found.n_batches:,} batches of {found.batch_rows:,} rows"
+    rows = f"{found.n_rows:,} rows in {found.n_sequences:,} sequences"
+    lines = [f"{batches}, of {rows}", "", f"{'':26}{'this order':>14}{'independent':>14}"]
+    lines += [f"{name:26}{ours:14,.5g}{theirs:14,.5g}" for name, (ours, theirs) in figures.items()]
+    return "\n".join(lines)

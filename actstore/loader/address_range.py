@@ -64,6 +64,8 @@ class AddressRange:
 
         mapping.listen(on_fault)
         self._finalizer = weakref.finalize(self, _release, on_fault, base, self._nbytes)
+        # Not at the end of the process, when a thread may still be reading, and all memory goes anyway.
+        self._finalizer.atexit = False
         self._files: list[tuple[int, str]] = []
         for layout, start in zip(layouts, starts[:-1], strict=True):
             self._map(blobs, layout, base + start)

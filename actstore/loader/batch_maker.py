@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,7 +30,7 @@ _CONVERTED_NBYTES: Final = 1 << 20
 
 
 class BatchMaker:
-    """Knows which rows are in batch k of an epoch, and fetches them. Used by one thread at a time."""
+    """Knows which rows are in batch k of an epoch, and fetches them. Threads take turns."""
 
     def __init__(self, store: "Store", options: LoaderOptions) -> None:
         self.store = store
@@ -52,8 +53,13 @@ class BatchMaker:
                 f"{self.rows.n_valid} rows of {store.url} are left, fewer than one batch of {options.batch_size}; "
                 "ask for smaller batches, or for drop_last=False"
             )
-        self._sources: dict[str, RowSource] = {}
         self._buffers = Buffers()
+        self.begin_process()
+
+    def begin_process(self) -> None:
+        """Forget threads, and a lock that another one may have held, which are not in a forked process."""
+        self._lock = threading.Lock()
+        self._sources: dict[str, RowSource] = {}
 
     def _cached(self, rows: Rows) -> Rows:
         return rows if self._cache is None else rows.over(self._cache)
@@ -82,7 +88,10 @@ class BatchMaker:
             NotCommittedError: a hook is missing for some of the tokens.
             StorageError: rows cannot be read.
         """
-        places = self.batches[k]
+        with self._lock:
+            return self._make(epoch, self.batches[k])
+
+    def _make(self, epoch: int, places: range) -> Values | Batch:
         numbers = self._numbers(epoch, places)
         windows, ahead = self._windows(epoch, places)
         options = self.options

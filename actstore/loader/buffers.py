@@ -2,6 +2,7 @@
 
 import math
 import sys
+from typing import Final
 
 import numpy as np
 import torch
@@ -29,8 +30,16 @@ class Buffers:
         return torch.from_numpy(memory).view(dtype).view(shape)
 
     def _unused(self, nbytes: int) -> NDArray[np.uint8] | None:
-        for memory in self._memories:
-            # The list, the loop and the call itself; a tensor holds the array that its memory is from.
-            if memory.nbytes == nbytes and sys.getrefcount(memory) == 3:
+        for memory, n_holders in zip(self._memories, _holders(self._memories), strict=True):
+            if memory.nbytes == nbytes and n_holders == _ALONE:
                 return memory
         return None
+
+
+def _holders(memories: list[NDArray[np.uint8]]) -> list[int]:
+    """References to each. A tensor, and so each view of it, holds the array that its memory is from."""
+    return [sys.getrefcount(memory) for memory in memories]
+
+
+_ALONE: Final = _holders([np.empty(1, np.uint8)])[0]
+"""Of an array that only a list holds; which temporary ones there are differs by release of Python."""

@@ -65,6 +65,7 @@ class Loader:
             IndexError: an epoch has fewer batches.
             StorageError: rows cannot be read.
         """
+        self._check_process()
         return self._make(epoch, k)
 
     def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -95,18 +96,7 @@ class Loader:
         return made.batch
 
     def _from_here(self) -> "Iterator[_Made]":
-        """All batches that are left."""
-        epoch, k = self._epoch, self._k
-        epochs = self.options.epochs
-        while True:
-            if k == self._make.batches.n_batches:
-                epoch, k = epoch + 1, 0
-            if epochs is not None and epoch >= epochs:
-                return
-            started = time.perf_counter()
-            batch = self._make(epoch, k)
-            yield _Made(epoch, k, batch, time.perf_counter() - started)
-            k += 1
+        return _made(self._make, self._epoch, self._k)
 
     def _check_process(self) -> None:
         """A forked process has none of the threads, and connections that another one uses, too."""
@@ -118,6 +108,7 @@ class Loader:
                 "both; start processes with the method 'spawn', or make the loader in the process that uses it"
             )
         self._process, self._ahead = os.getpid(), None
+        self._make.begin_process()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the next batch is, and of which order; plain data that JSON can hold. Batches that were made ahead
@@ -197,6 +188,20 @@ class _Made:
     k: int
     batch: Values | Batch
     seconds: float
+
+
+def _made(make: BatchMaker, epoch: int, k: int) -> Iterator[_Made]:
+    """All batches that are left. The thread that makes them ahead does not hold the loader, which can go therefore."""
+    epochs = make.options.epochs
+    while True:
+        if k == make.batches.n_batches:
+            epoch, k = epoch + 1, 0
+        if epochs is not None and epoch >= epochs:
+            return
+        started = time.perf_counter()
+        batch = make(epoch, k)
+        yield _Made(epoch, k, batch, time.perf_counter() - started)
+        k += 1
 
 
 def _reopened(url: str, options: LoaderOptions, state: dict[str, Any]) -> Loader:

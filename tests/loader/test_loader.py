@@ -1,9 +1,14 @@
 """Loaders of small stores: what they give against NumPy, whatever the storage, the shuffle and the number of ranks."""
 
+import gc
 import itertools
 import json
 import os
 import pickle
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -296,12 +301,57 @@ def test_other_process(store: Store) -> None:
     assert copy.state_dict() == loader.state_dict()
     expected = store.loader(A, batch_size=30).batch(1).view(torch.int32)
     assert torch.equal(next(copy).view(torch.int32), expected)
-    # The threads of the parent are not in a forked child.
+
+
+@pytest.mark.parametrize(("compression", "shuffle"), [(None, "global"), ("lz4", "window")])
+def test_forked_process(tmp_path: Path, compression: Any, shuffle: Any) -> None:
+    store, _ = finished(LocalBlobs(tmp_path / "store"), example_plan("float32", compression))
+    options: dict[str, Any] = {"batch_size": 30, "shuffle": shuffle, "window_rows": 100, "prefetch": 1}
+    expected = [batch.view(torch.int32).clone() for batch in store.loader(A, **options)]
+    loader = store.loader(A, **options)
+    next(loader)
     pid = os.fork()
-    if pid == 0:
+    if pid == 0:  # none of the parent's threads are here
         torch.set_num_threads(1)
-        os._exit(0 if torch.equal(next(loader).view(torch.int32), expected) else 1)
+        is_right = all(torch.equal(next(loader).view(torch.int32), each) for each in expected[1:])
+        os._exit(0 if is_right else 1)
     assert os.waitpid(pid, 0)[1] == 0
+    assert torch.equal(next(loader).view(torch.int32), expected[1])
+
+
+def test_batches_by_number_while_others_are_made_ahead(store: Store) -> None:
+    expected = [batch.view(torch.int32).clone() for batch in store.loader(A, batch_size=8, prefetch=0)]
+    loader = store.loader(A, batch_size=8, epochs=None, prefetch=4)
+    for k in range(200):
+        given, asked = next(loader), loader.batch(k % 37)
+        assert torch.equal(asked.view(torch.int32), expected[k % 37])
+        assert k >= 37 or torch.equal(given.view(torch.int32), expected[k])
+
+
+def test_a_loader_that_nobody_holds_ends_its_thread_and_its_maps(store: Store) -> None:
+    for _ in range(3):
+        loader = store.loader(A, batch_size=8, epochs=None)
+        next(loader)
+    here = weakref.ref(loader)
+    source = weakref.ref(next(iter(loader._make._sources.values())))
+    del loader
+    gc.collect()
+    assert here() is None
+    assert source() is None
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+    assert store.url not in Path("/proc/self/maps").read_text()
+
+
+def test_a_process_that_ends_in_the_middle(store: Store) -> None:
+    code = f"""
+import actstore
+store = actstore.open({store.url!r})
+loaders = [store.loader({A!r}, batch_size=200, epochs=None, prefetch=3) for _ in range(4)]
+for loader in loaders:
+    next(loader)
+"""
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def test_metrics(store: Store) -> None:

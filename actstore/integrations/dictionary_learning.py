@@ -1,0 +1,146 @@
+"""What `trainSAE(data=...)` of dictionary_learning iterates over: tensors without end, of one size."""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import torch
+
+from actstore.errors import LoaderError
+from actstore.hooks.names import HookName
+from actstore.loader.batch import Batch, Values
+from actstore.loader.loader import Loader
+from actstore.loader.pair import LoaderArguments, PairedLoader, paired
+from actstore.store.store import Store, open_store
+
+
+def activations(
+    store: Store | str,
+    hooks: HookName | Sequence[HookName],
+    *,
+    device: torch.device | str = "cpu",
+    **options: Unpack[LoaderArguments],
+) -> "TrainingData":
+    """Batches of one store: [batch_size, d] of one hook; of several [batch_size, n_hooks, d], for crosscoders.
+
+    Args:
+        store: one, or its path or URL.
+        hooks: a name; or several, or a glob, all of the same width.
+        device: where the tensors are.
+        options: as for `Store.loader`. The type is float32 unless ``dtype`` says another, or None for the stored one;
+            ``epochs`` and ``drop_last`` are not for choice, since batches never end and are all of one size.
+
+    Raises:
+        HookError: a hook is not stored.
+        LoaderError: hooks of several widths; or an option that cannot be; or there are fewer rows than a batch has.
+        StorageError: the store cannot be read.
+    """
+    opened = open_store(store) if isinstance(store, str) else store
+    return TrainingData(opened.loader(hooks, **_endless(options)), device)
+
+
+def paired_activations(
+    stores_and_hooks: Sequence[tuple[Store | str, HookName | Sequence[HookName]]],
+    *,
+    device: torch.device | str = "cpu",
+    **options: Unpack[LoaderArguments],
+) -> "TrainingData":
+    """Batches of several stores over the same tokens: [batch_size, n_hooks, d], for crosscoders of several models.
+
+    Args:
+        stores_and_hooks: a store, or its path or URL, and a hook of it, or several; all of the same width. Those of
+            the first store come first.
+        device: where the tensors are.
+        options: as for `activations`.
+
+    Raises:
+        HookError: a hook is not stored.
+        LoaderError: as for `activations`; or the stores are not over the same tokens.
+        StorageError: a store cannot be read.
+    """
+    return TrainingData(paired(stores_and_hooks, **_endless(options)), device)
+
+
+def _endless(options: LoaderArguments) -> LoaderArguments:
+    for name in ("epochs", "drop_last", "provenance"):
+        if name in options:
+            raise LoaderError(
+                f"{name} is not for choice here: batches are tensors of one size, without end; leave it out"
+            )
+    return {"dtype": torch.float32, **options, "epochs": None, "drop_last": True}
+
+
+class TrainingData:
+    """An iterator over tensors of one size that never ends. Get it from `activations` or `paired_activations`.
+
+    Values of a hook that has several axes, such as heads, are flattened to one.
+    """
+
+    def __init__(self, loader: Loader | PairedLoader, device: torch.device | str = "cpu") -> None:
+        """
+        Args:
+            loader: one that never ends.
+            device: where the tensors are.
+        """
+        self.loader = loader
+        self._device = torch.device(device)
+        parts = loader.loaders if isinstance(loader, PairedLoader) else (loader,)
+        found = [(part.store, hook) for part in parts for hook in part.options.hooks]
+        widths = {f"{hook} of {store.url}": math.prod(store[hook].shape[2:]) for store, hook in found}
+        if len(set(widths.values())) > 1:
+            each = ", ".join(f"{name} has {width}" for name, width in widths.items())
+            raise LoaderError(f"hooks that are stacked must have one width, and {each}; choose others")
+        self.config: dict[str, Any] = {
+            "stores": [part.store.url for part in parts],
+            "hooks": [list(part.options.hooks) for part in parts],
+            "order": loader.state_dict()["order"],
+        }
+        """Plain data, which dictionary_learning puts into the ``config.json`` next to what it trains."""
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        """The next batch. It is the caller's, who may change it.
+
+        Raises:
+            StorageError: rows cannot be read. The next call tries the same batch again.
+        """
+        return _stacked(next(self.loader)).to(self._device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Loader.state_dict`."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `Loader.load_state_dict`."""
+        self.loader.load_state_dict(state)
+
+    def close(self) -> None:
+        """As `Loader.close`."""
+        self.loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _stacked(batch: Values | Batch | tuple[Values | Batch, ...]) -> torch.Tensor:
+    """[n_rows, d] of one tensor; [n_rows, n, d] of several, in their order."""
+    if isinstance(batch, torch.Tensor):
+        return batch.flatten(1)
+    parts = batch if isinstance(batch, tuple) else (batch,)
+    return torch.stack([tensor.flatten(1) for part in parts for tensor in _tensors(part)], 1)
+
+
+def _tensors(part: Values | Batch) -> list[torch.Tensor]:
+    assert not isinstance(part, Batch)
+    return [part] if isinstance(part, torch.Tensor) else list(part.values())

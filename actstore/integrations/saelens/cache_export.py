@@ -1,0 +1,126 @@
+"""A folder that SAELens reads instead of running the model (``use_cached_activations``)."""
+
+import json
+import math
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from actstore.errors import StorageError
+from actstore.hooks.names import HookName
+from actstore.integrations.saelens.installed import check_installed
+from actstore.store.activations import Activations
+from actstore.store.store import Store, open_store
+
+_BLOCK_NBYTES: Final = 1 << 24
+"""Of float32 values that are converted and written together."""
+_FILE_NBYTES: Final = 1 << 29
+"""Of float32 values in one file, about; readers map them."""
+
+
+def export_cache(
+    store: Store | str | Path,
+    hook: HookName,
+    folder: Path | str,
+    *,
+    on_bytes: Callable[[int], None] | None = None,
+) -> int:
+    """Write all rows of one hook as the cache that SAELens makes: float32, with the token ids, in the store's order.
+
+    It is as large as float32 is, and takes a few times 16 MB of memory. In SAELens give ``hook_name`` the name that
+    the hook is stored by, and ``context_size`` the store's. The file that makes a folder readable is written last.
+
+    Args:
+        store: an open store, or its path or URL.
+        hook: its name. A value with heads is flattened, as SAELens does.
+        folder: a new or an empty folder.
+        on_bytes: called with the number of bytes after each piece of about 16 MB.
+
+    Returns:
+        Sequences that were written.
+
+    Raises:
+        HookError: the hook is not stored.
+        MissingExtraError: SAELens' packages are not installed.
+        NotCommittedError: a row is not committed.
+        StorageError: the store cannot be read, or the folder cannot be written or is not empty.
+    """
+    check_installed("datasets")
+    opened = store if isinstance(store, Store) else open_store(str(store))
+    acts = opened[hook]
+    acts.rows.check_committed()
+    where = Path(folder)
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        if any(where.iterdir()):
+            raise StorageError(f"{where} is not empty, and a cache has a folder of its own; name a new one")
+        return _write(opened, acts, where, on_bytes)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(f"{where} cannot be written: {error.strerror or error}") from error
+
+
+def _write(store: Store, acts: Activations, folder: Path, on_bytes: Callable[[int], None] | None) -> int:
+    from datasets import Array2D, DatasetInfo, Features, Sequence, Value
+    from datasets.arrow_writer import ArrowWriter
+
+    n_sequences, length = store.shape
+    row_nbytes = length * math.prod(acts.shape[2:]) * 4
+    d_in = math.prod(acts.shape[2:])
+    features = Features(
+        {
+            acts.hook: Array2D(shape=(length, d_in), dtype="float32"),
+            "token_ids": Sequence(Value("int32"), length=length),
+        }
+    )
+    per_block = max(1, _BLOCK_NBYTES // row_nbytes)
+    per_file = max(1, _FILE_NBYTES // (row_nbytes * per_block)) * per_block
+    n_files = math.ceil(n_sequences / per_file)
+    names = [f"data-{index:05d}-of-{n_files:05d}.arrow" for index in range(n_files)]
+    for index, name in enumerate(names):
+        stop = min((index + 1) * per_file, n_sequences)
+        with ArrowWriter(features=features, path=str(folder / name)) as writer:
+            for table in _tables(store, acts, range(index * per_file, stop, per_block), stop, features):
+                writer.write_table(table)
+                if on_bytes is not None:
+                    on_bytes(table.nbytes)
+            writer.finalize()
+    DatasetInfo(features=features).write_to_directory(str(folder))
+    state: dict[str, Any] = {
+        "_data_files": [{"filename": name} for name in names],
+        "_fingerprint": uuid.uuid4().hex[:16],
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    return n_sequences
+
+
+def _tables(store: Store, acts: Activations, starts: range, stop: int, features: Any) -> Iterator[pa.Table]:
+    """Pieces of a file."""
+    kind = features[acts.hook]()
+    length, d_in = kind.shape
+    for start in starts:
+        end = min(start + starts.step, stop)
+        n = end - start
+        values = acts[start:end].float().reshape(-1).numpy()
+        rows = pa.ListArray.from_arrays(_offsets(n * length, d_in), pa.array(values))
+        storage = pa.ListArray.from_arrays(_offsets(n, length), rows)
+        ids = pa.array(store.tokens[start:end].reshape(-1).astype(np.int32, copy=False))
+        columns = {
+            acts.hook: pa.ExtensionArray.from_storage(kind, storage),
+            "token_ids": pa.FixedSizeListArray.from_arrays(ids, length),
+        }
+        yield pa.table(columns)
+
+
+def _offsets(n: int, size: int) -> Any:
+    return pa.array(np.arange(n + 1, dtype=np.int32) * np.int32(size))

@@ -1,0 +1,190 @@
+"""What SAELens' trainers take batches from."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from actstore.errors import LoaderError
+from actstore.hooks.names import HookName
+from actstore.loader.batch import Batch
+from actstore.loader.loader import Loader
+from actstore.loader.options import Shuffle
+from actstore.store.store import Store, open_store
+
+Rows = torch.Tensor | dict[str, torch.Tensor]
+
+
+class DataProvider:
+    """An iterator over [batch_size, d_in], without end; of several hooks, over dicts of these. See `data_provider`."""
+
+    def __init__(self, loader: Loader, device: torch.device | str | None = None) -> None:
+        """
+        Args:
+            loader: one that never ends and gives batches of one size, without provenance.
+            device: where batches are copied to; None leaves them on the CPU.
+        """
+        self.loader = loader
+        self.batch_size = loader.options.batch_size // loader.options.world_size
+        """Rows that each batch has, of this rank."""
+        self.d_in = {hook: math.prod(self.store[hook].shape[2:]) for hook in self.hooks}
+        """Elements of a row, by hook."""
+        self.n_taken = 0
+        """Batches that this object gave out."""
+        self._device = device
+
+    @property
+    def store(self) -> Store:
+        """Whose rows they are."""
+        return self.loader.store
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """Names as they are stored, which are the keys of a batch of several hooks."""
+        return self.loader.options.hooks
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Rows:
+        """The next batch.
+
+        Raises:
+            StorageError: rows cannot be read. The next call tries the same batch again.
+        """
+        found = next(self.loader)
+        assert not isinstance(found, Batch)
+        self.n_taken += 1
+        if isinstance(found, torch.Tensor):
+            return self._flat(found)
+        return {hook: self._flat(rows) for hook, rows in found.items()}
+
+    def _flat(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.reshape(len(rows), -1).to(self._device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which batch is next, as plain data. Batches that were read ahead do not count."""
+        return {"hooks": list(self.hooks), "loader": self.loader.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another provider was.
+
+        Raises:
+            LoaderError: it is no such state, or of other hooks, or of another order of rows.
+        """
+        try:
+            hooks, position = list(state["hooks"]), state["loader"]
+        except (KeyError, TypeError) as error:
+            raise LoaderError(
+                f"{state!r} is no state of a data provider; give what state_dict() gave"
+            ) from error
+        if hooks != list(self.hooks):
+            raise LoaderError(
+                f"the state is of {', '.join(map(str, hooks))}, and this provider reads {', '.join(self.hooks)}; make "
+                "it for the same hooks, or begin anew"
+            )
+        self.loader.load_state_dict(position)
+
+    def close(self) -> None:
+        """End the threads, and give back what is mapped."""
+        self.loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def data_provider(
+    store: Store | str | Path,
+    hooks: HookName | Sequence[HookName],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    shuffle: Shuffle | None = "global",
+    window_rows: int = 1 << 20,
+    drop: Sequence[str | int] = (),
+    seqpos: slice | Sequence[int] | None = None,
+    max_norm: float | None = None,
+    mask: Any = None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = "float32",
+    prefetch: int = 2,
+    cache_dir: Path | str | None = None,
+    cache_limit: int | None = None,
+) -> DataProvider:
+    """Batches for ``SAETrainer``, or with several hooks for ``MultiSAETrainer``: no language model, no end.
+
+    Rows come in epochs, each in an order of its own; what does not fill a batch at the end of an epoch is left out of
+    that epoch. Padding is always left out. A row is the flattened value at one token: heads times d_head for
+    ``hook_z``.
+
+    Args:
+        store: an open store, or its path or URL.
+        hooks: a name, for batches [batch_size, d_in]; several, or a glob, for dicts of them by stored name, with rows
+            of the same tokens.
+        batch_size: rows of a batch, all ranks together. Each of them gets an equal part, which is what its trainer
+            needs as ``train_batch_size_samples``.
+        seed: of the shuffle.
+        shuffle: see `Store.loader`; ``window`` for object stores.
+        window_rows: see `Store.loader`.
+        drop: ``bos``, ``eos``, ``sep``, or token ids, to leave out.
+        seqpos: positions to keep.
+        max_norm: rows with a larger norm are left out.
+        mask: see `Store.loader`.
+        rank: which part of each batch this process gets.
+        world_size: of how many.
+        device: where batches are copied to; None leaves that to the trainer.
+        dtype: of the batches; None keeps the stored type.
+        prefetch: batches made ahead in a thread.
+        cache_dir: see `Store.loader`.
+        cache_limit: see `Store.loader`.
+
+    Raises:
+        HookError: a hook is not stored.
+        LoaderError: an option that cannot be, ranks without equal parts, or too few rows for one batch.
+        NotCommittedError: a row is not committed.
+        StorageError: the store cannot be read.
+    """
+    if world_size > 0 and batch_size % world_size:
+        raise LoaderError(
+            f"batch_size is {batch_size}, for {world_size} ranks together; SAELens needs equally many rows in every "
+            f"batch, so ask for a multiple of {world_size}"
+        )
+    opened = store if isinstance(store, Store) else open_store(str(store))
+    has_padding = any(run.plan.request.tokens.packing == "document" for run in opened.runs)
+    loader = opened.loader(
+        hooks,
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        window_rows=window_rows,
+        drop=_with_padding(drop) if has_padding else drop,
+        seqpos=seqpos,
+        max_norm=max_norm,
+        mask=mask,
+        epochs=None,
+        drop_last=True,
+        rank=rank,
+        world_size=world_size,
+        dtype=dtype,
+        prefetch=prefetch,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
+    )
+    return DataProvider(loader, device)
+
+
+def _with_padding(drop: Sequence[str | int]) -> Sequence[str | int]:
+    return (drop, "pad") if isinstance(drop, str) else (*drop, "pad")

@@ -1,0 +1,97 @@
+"""An SAE from a store, in one call."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from actstore.errors import LoaderError
+from actstore.hooks.names import HookName
+from actstore.integrations.saelens.checkpoint import resume, save_checkpoint_fn
+from actstore.integrations.saelens.installed import check_installed
+from actstore.integrations.saelens.preset import prepare
+from actstore.integrations.saelens.provider import data_provider
+from actstore.loader.options import Shuffle
+from actstore.store.store import Store
+
+if TYPE_CHECKING:
+    from sae_lens import TrainingSAE, TrainingSAEConfig
+    from sae_lens.config import SAETrainerConfig
+
+
+def train_sae(
+    store: Store | str | Path,
+    hook: HookName,
+    cfg: "SAETrainerConfig",
+    *,
+    sae: "TrainingSAE[Any] | TrainingSAEConfig",
+    seed: int = 0,
+    shuffle: Shuffle | None = "global",
+    drop: Sequence[str | int] = (),
+    seqpos: slice | Sequence[int] | None = None,
+    max_norm: float | None = None,
+    cache_dir: Path | str | None = None,
+    cache_limit: int | None = None,
+    resume_from: Path | str | None = None,
+    output: Path | str | None = None,
+) -> "TrainingSAE[Any]":
+    """Train an SAE with SAELens on the rows of one hook. SAELens shows its progress.
+
+    Args:
+        store: an open store, or its path or URL.
+        hook: its name.
+        cfg: SAELens' configuration of the trainer; ``lr_end`` is a tenth of ``lr`` where it is None. With
+            ``log_to_wandb``, call ``wandb.init`` before.
+        sae: the SAE, or its configuration; then its first weights depend on ``seed`` alone.
+        seed: of the weights and the shuffle.
+        shuffle: see `Store.loader`; ``window`` for object stores.
+        drop: ``bos``, ``eos``, ``sep``, or token ids, to leave out.
+        seqpos: positions to keep.
+        max_norm: rows with a larger norm are left out.
+        cache_dir: see `Store.loader`.
+        cache_limit: see `Store.loader`.
+        resume_from: folder of a checkpoint to go on from; all else must be as it was.
+        output: a folder for the SAE as ``sae_lens.SAE.load_from_disk`` takes it.
+
+    Raises:
+        HookError: the hook is not stored.
+        LoaderError: the configuration does not fit the store, or the checkpoint does not fit the configuration.
+        MissingExtraError: SAELens is not installed.
+        StorageError: the store cannot be read.
+    """
+    check_installed()
+    from sae_lens import TrainingSAE, TrainingSAEConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    if cfg.lr_end is None:
+        cfg = replace(cfg, lr_end=cfg.lr / 10)
+    if isinstance(sae, TrainingSAEConfig):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            sae = TrainingSAE.from_dict(sae.to_dict())
+    if not isinstance(sae, TrainingSAE):
+        raise LoaderError(
+            f"sae is {type(sae).__name__}; give a TrainingSAE or a TrainingSAEConfig of sae_lens"
+        )
+    with data_provider(
+        store,
+        hook,
+        batch_size=cfg.train_batch_size_samples,
+        seed=seed,
+        shuffle=shuffle,
+        drop=drop,
+        seqpos=seqpos,
+        max_norm=max_norm,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
+    ) as provider:
+        trainer = SAETrainer(cfg, sae, provider, save_checkpoint_fn=save_checkpoint_fn(provider))
+        if resume_from is not None:
+            resume(trainer, provider, resume_from)
+        prepare(trainer, provider)
+        trained = trainer.fit()
+    if output is not None:
+        trained.save_inference_model(output)
+    return trained

@@ -1,0 +1,101 @@
+"""Batches of a store as a dataset of torch, with or without worker processes."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Unpack
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from actstore.errors import LoaderError
+from actstore.loader.batch import Batch, Values
+from actstore.loader.loader import Loader
+from actstore.loader.pair import LoaderArguments
+from actstore.store.local import LocalBlobs
+from actstore.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from actstore.loader.pair import Hooks
+
+
+class ActivationDataset(IterableDataset[Values | Batch]):
+    """Whole batches, in the order of the loader of the same options, to be wrapped with ``batch_size=None``::
+
+        DataLoader(ActivationDataset(url, hook, batch_size=4096), batch_size=None, num_workers=2)
+
+    Worker w of W makes batches w, w + W, ... of all epochs, which the DataLoader gives one from each in turn: that is
+    the loader's order again. Each worker opens the store by itself. A loader has a thread that reads ahead, so workers
+    pay only where one thread does not keep up; with ``shuffle="window"`` each of them reads every window.
+
+    Whoever iterates again gets the same batches again, unless `start_at` was called.
+    """
+
+    def __init__(self, store: Store | str, hooks: "Hooks", **options: Unpack[LoaderArguments]) -> None:
+        """
+        Args:
+            store: one, or its path or URL.
+            hooks: as for `Store.loader`.
+            options: as for `Store.loader`.
+
+        Raises:
+            HookError: a hook is not stored.
+            LoaderError: an option that cannot be, or no rows are left.
+            NotCommittedError: a row is not committed.
+            StorageError: what must be read cannot be.
+        """
+        super().__init__()
+        opened = open_store(store) if isinstance(store, str) else store
+        with opened.loader(hooks, **options) as loader:
+            self.n_batches = loader.n_batches
+            """Of an epoch."""
+            self._options = loader.options
+        self._url = opened.url
+        self._is_local = isinstance(opened.tokens.blobs, LocalBlobs)
+        self._start = (0, 0)
+        self._process = os.getpid()
+
+    def start_at(self, epoch: int, batch: int = 0) -> None:
+        """Begin there whenever it is iterated over from now on. Workers that are kept (``persistent_workers``) do not
+        hear of it.
+
+        Raises:
+            LoaderError: there is no such batch.
+        """
+        epochs = self._options.epochs
+        if epoch < 0 or (epochs is not None and epoch >= epochs) or not 0 <= batch < self.n_batches:
+            raise LoaderError(
+                f"there is no batch {batch} of epoch {epoch}; there are {self.n_batches} batches and "
+                f"{'endless' if epochs is None else epochs} epochs"
+            )
+        self._start = (epoch, batch)
+
+    def __iter__(self) -> Iterator[Values | Batch]:
+        """
+        Raises:
+            LoaderError: this is a forked process, and the store is not on a local disk.
+            StorageError: the store, or rows of it, cannot be read.
+        """
+        if self._process != os.getpid() and not self._is_local:
+            raise LoaderError(
+                f"{self._url} is not on a local disk, and its connections do not survive a fork; give the DataLoader "
+                "multiprocessing_context='spawn', or num_workers=0"
+            )
+        worker = get_worker_info()
+        with Loader(open_store(self._url), self._options) as loader:
+            epoch, batch = self._start
+            if worker is None:
+                loader.load_state_dict(loader.state_dict() | {"epoch": epoch, "batch": batch})
+                yield from loader
+                return
+            first = epoch * self.n_batches + batch + worker.id
+            epochs = self._options.epochs
+            for number in itertools.count(first, worker.num_workers):
+                epoch, k = divmod(number, self.n_batches)
+                if epochs is not None and epoch >= epochs:
+                    return
+                yield loader.batch(k, epoch)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A process that was given a copy has opened nothing yet, other than one that was forked.
+        self.__dict__.update(state)
+        self._process = os.getpid()

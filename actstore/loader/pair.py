@@ -1,0 +1,205 @@
+"""Several stores over the same tokens, under one permutation: for transcoders, crosscoders and model diffing."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actstore.errors import LoaderError
+from actstore.hooks.names import HookName, each_name
+from actstore.loader.batch import Batch, Values
+from actstore.loader.loader import Loader
+from actstore.loader.metrics import Metrics
+from actstore.loader.options import Shuffle
+from actstore.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    Hooks = HookName | Sequence[HookName]
+
+
+class LoaderArguments(TypedDict, total=False):
+    """What `Store.loader` takes by name."""
+
+    batch_size: Required[int]
+    seed: int
+    shuffle: Shuffle | None
+    window_rows: int
+    drop: Sequence[str | int]
+    seqpos: slice | Sequence[int] | None
+    max_norm: float | None
+    mask: Any
+    epochs: int | None
+    drop_last: bool
+    rank: int
+    world_size: int
+    dtype: torch.dtype | str | None
+    provenance: bool
+    prefetch: int
+
+
+def paired(
+    stores_and_hooks: "Sequence[tuple[Store | str, Hooks]]", **options: Unpack[LoaderArguments]
+) -> "PairedLoader":
+    """A loader over several stores, whose batches hold the same rows of each: row i is the same token everywhere.
+
+    Two hooks of one store need no pair: give `Store.loader` both.
+
+    Args:
+        stores_and_hooks: a store, or its path or URL, and what to load of it, as for `Store.loader`; two or more.
+        options: as for `Store.loader`, the same for all. Names in ``drop`` are looked up in the model of the first.
+
+    Raises:
+        HookError: a hook is not stored.
+        LoaderError: the stores have other tokens, or rows cannot be in one order; or an option that cannot be.
+        NotCommittedError: a row is not committed.
+        StorageError: what must be read cannot be.
+    """
+    if len(stores_and_hooks) < 2:
+        raise LoaderError(
+            f"a pair is of two stores or more, and {len(stores_and_hooks)} were given; name them all"
+        )
+    if options.get("max_norm") is not None:
+        raise LoaderError(
+            "max_norm would drop other rows in each store; find the rows to keep in one of them, and give them as mask"
+        )
+    stores = [open_store(store) if isinstance(store, str) else store for store, _ in stores_and_hooks]
+    for store in stores[1:]:
+        _check_tokens(stores[0], store)
+    first = stores[0].loader(stores_and_hooks[0][1], **options)
+    loaders = [first]
+    for store, (_, hooks) in zip(stores[1:], stores_and_hooks[1:], strict=True):
+        names = each_name(hooks)
+        found = dict.fromkeys(hook for name in names for hook in store.matching(name))
+        is_single = names == [hooks] and "*" not in str(hooks)
+        own = dataclasses.replace(first.options, hooks=tuple(found), is_single=is_single)
+        loaders.append(Loader(store, own))
+        _check_order(first, loaders[-1])
+    return PairedLoader(loaders)
+
+
+def _check_tokens(first: Store, other: Store) -> None:
+    if first.shape != other.shape:
+        differ = f"shapes {first.shape} and {other.shape}, of sequences and positions"
+    else:
+        ours, theirs = _tokens(first), _tokens(other)
+        if ours == theirs:
+            return
+        if len(ours) != len(theirs):
+            differ = f"their tokens from {len(ours)} and {len(theirs)} runs"
+        else:
+            which = next(i for i, (left, right) in enumerate(zip(ours, theirs, strict=True)) if left != right)
+            (sha256, n_sequences), (other_sha256, n_others) = ours[which], theirs[which]
+            differ = f"tokens_sha256 {sha256[:12]} and {other_sha256[:12]} over {n_sequences} and {n_others} sequences"
+    raise LoaderError(
+        f"{first.url} and {other.url} are not over the same tokens: they have {differ}; extract both from one source "
+        "with the same packing, seed and max_tokens"
+    )
+
+
+def _tokens(store: Store) -> list[tuple[str, int]]:
+    """Checksum and number of sequences of each run that has tokens, whatever its name."""
+    plans = [run.plan for run in store.runs if run.plan.has_own_tokens]
+    return [(plan.tokens_sha256, plan.n_sequences) for plan in plans]
+
+
+def _check_order(first: Loader, other: Loader) -> None:
+    ours, theirs = (loader.state_dict()["order"] for loader in (first, other))
+    differ = [name for name in ours if ours[name] != theirs[name]]
+    if differ:
+        raise LoaderError(
+            f"{first.store.url} and {other.store.url} do not have one order of rows: they differ in "
+            f"{', '.join(differ)}; shuffle='global' does not depend on shards, or extract both with one segment_size"
+        )
+
+
+class PairedLoader:
+    """An iterator over tuples, one batch of each store in the order of the stores. Get it from `paired`.
+
+    It goes on where another one was, with `state_dict` and `load_state_dict`, as `Loader` does.
+    """
+
+    def __init__(self, loaders: Sequence[Loader]) -> None:
+        """
+        Args:
+            loaders: of one order.
+        """
+        self._loaders = list(loaders)
+        self._taken: list[Values | Batch] = []
+        """Of the next batch, after an error: the others have it still to give."""
+
+    @property
+    def loaders(self) -> tuple[Loader, ...]:
+        """Of each store. They are not to be iterated over."""
+        return tuple(self._loaders)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of an epoch, of all ranks: those that are not dropped."""
+        return self._loaders[0].n_rows
+
+    @property
+    def n_batches(self) -> int:
+        """Of an epoch."""
+        return self._loaders[0].n_batches
+
+    def batch(self, k: int, epoch: int = 0) -> tuple[Values | Batch, ...]:
+        """As `Loader.batch`, of each store."""
+        return tuple(loader.batch(k, epoch) for loader in self._loaders)
+
+    def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sequences and positions of any batch, both [n_rows]; nothing is read."""
+        return self._loaders[0].rows(k, epoch)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[Values | Batch, ...]:
+        """The next batch.
+
+        Raises:
+            StopIteration: all epochs are over.
+            StorageError: rows cannot be read. The next call tries the same batch again.
+        """
+        while len(self._taken) < len(self._loaders):
+            self._taken.append(next(self._loaders[len(self._taken)]))
+        taken, self._taken = self._taken, []
+        return tuple(taken)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Loader.state_dict`; a loader of one of the stores goes on from it, too."""
+        # The last one has given what all have given.
+        return self._loaders[-1].state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `Loader.load_state_dict`.
+
+        Raises:
+            LoaderError: it is no such state, or of another order.
+        """
+        for loader in self._loaders:
+            loader.load_state_dict(state)
+        self._taken = []
+
+    def metrics(self) -> tuple[Metrics, ...]:
+        """How it went until now, by store."""
+        return tuple(loader.metrics() for loader in self._loaders)
+
+    def close(self) -> None:
+        """End the threads, and give back what is mapped. It can be used again."""
+        for loader in self._loaders:
+            loader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,229 @@
+"""SAELens' own trainers on a store: what comes of it, and how they stop and go on."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from datasets import Dataset
+from sae_lens import SAE, StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.load_model import load_model
+from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.training.sae_trainer import SAETrainer
+
+from actstore.cli.main import cli
+from actstore.demo import MODEL_PATH
+from actstore.errors import LoaderError
+from actstore.integrations.saelens import (
+    data_provider,
+    prepare,
+    resume,
+    save_checkpoint_fn,
+    train_sae,
+)
+from actstore.store.store import Store
+from tests.integrations.conftest import LENGTH, N
+from tests.integrations.saes import (
+    BATCH,
+    D_IN,
+    HEADS,
+    KINDS,
+    N_STEPS,
+    RESID,
+    StoppedError,
+    sae_of,
+    train,
+    trainer_config,
+    values,
+)
+
+ROOT = Path(__file__).parents[2]
+T_99 = 4.604
+"""Student's t of 99 %, two-sided, for the 4 degrees of freedom of twice 3 seeds."""
+
+
+def test_it_learns_as_from_saelens_own_store(store: Store) -> None:
+    """No language model, and no batch but those that are trained on: the model's folder is not there any more.
+
+    SAELens' buffer holds all rows here. With one of a quarter of them its loss is 0.7 % higher than ours, which is
+    that of `torch.randperm`.
+    """
+    seeds, n_steps = (0, 1, 2), 200
+    ours = [_ours(store, seed, n_steps) for seed in seeds]
+    others = {
+        "SAELens": [_theirs(store, seed, n_steps) for seed in seeds],
+        "randperm": [_permuted(store, seed, n_steps) for seed in seeds],
+    }
+    for (whose, runs), name in itertools.product(others.items(), ("loss", "unexplained", "l0")):
+        a, b = (np.array([found[name] for found in each]) for each in (ours, runs))
+        noise = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 3)
+        print(whose, name, a, b, (a.mean() - b.mean()) / noise)  # noqa: T201 - figures of a failure
+        assert abs(a.mean() - b.mean()) <= T_99 * noise, (whose, name, a, b)
+        assert a.mean() == pytest.approx(b.mean(), rel=0.03), name  # else the noise would hide anything
+    assert np.mean([found["unexplained"] for found in ours]) < 0.5
+
+
+def _sae(seed: int) -> Any:
+    torch.manual_seed(seed)
+    cfg = StandardTrainingSAEConfig(
+        d_in=D_IN, d_sae=512, l1_coefficient=1.0, normalize_activations="expected_average_only_in"
+    )
+    return StandardTrainingSAE(cfg)
+
+
+def _ours(store: Store, seed: int, n_steps: int) -> dict[str, float]:
+    with data_provider(store, RESID, batch_size=BATCH, seed=seed) as provider:
+        trainer = SAETrainer(trainer_config(n_steps=n_steps), _sae(seed), provider)
+        prepare(trainer, provider)
+        sae = trainer.fit()
+        assert provider.n_taken == n_steps
+    return _quality(sae, values(store, RESID))
+
+
+def _permuted(store: Store, seed: int, n_steps: int) -> dict[str, float]:
+    rows = values(store, RESID)
+    generator = torch.Generator().manual_seed(seed)
+    epochs = -(-n_steps * BATCH // len(rows))
+    order = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(epochs)])
+    trainer = SAETrainer(
+        trainer_config(n_steps=n_steps), _sae(seed), (rows[part] for part in torch.split(order, BATCH))
+    )
+    trainer.activation_scaler.scaling_factor = math.sqrt(D_IN) / rows.norm(dim=1).mean().item()
+    return _quality(trainer.fit(), rows)
+
+
+def _theirs(store: Store, seed: int, n_steps: int) -> dict[str, float]:
+    sae = _sae(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = load_model("AutoModelForCausalLM", str(MODEL_PATH), "cpu", hook_names=["transformer.h.2"])
+        activations = ActivationsStore(
+            model=model,
+            dataset=Dataset.from_dict({"input_ids": store.tokens[:].tolist()}),
+            streaming=False,
+            hook_name="transformer.h.2",
+            hook_head_index=None,
+            context_size=LENGTH,
+            d_in=D_IN,
+            n_batches_in_buffer=N,
+            total_training_tokens=n_steps * BATCH,
+            store_batch_size_prompts=16,
+            train_batch_size_tokens=BATCH,
+            prepend_bos=False,
+            normalize_activations="none",
+            device=torch.device("cpu"),
+            dtype="float32",
+        )
+        cfg = trainer_config(n_steps=n_steps)
+        cfg.n_batches_for_norm_estimate = 32
+        sae = SAETrainer(cfg, sae, activations).fit()
+    return _quality(sae, values(store, RESID))
+
+
+@torch.no_grad()
+def _quality(sae: Any, rows: torch.Tensor) -> dict[str, float]:
+    features = sae.encode(rows)
+    errors = (sae.decode(features) - rows).pow(2).sum(1)
+    l1 = (features * sae.W_dec.norm(dim=1)).sum(1)
+    return {
+        "loss": float((errors + l1).mean()),
+        "unexplained": float(errors.sum() / (rows - rows.mean(0)).pow(2).sum()),
+        "l0": float((features > 0).sum(1).float().mean()),
+    }
+
+
+def test_a_new_process_goes_on_bit_by_bit(store: Store, tmp_path: Path) -> None:
+    whole = {kind: train(store.url, kind, tmp_path / "whole" / kind) for kind in KINDS}
+    root = tmp_path / "stopped"
+    chosen = {}
+    for kind in KINDS:
+        with pytest.raises(StoppedError):
+            train(store.url, kind, root / kind, stop_at=27)  # some batches after the last checkpoint
+        chosen[kind] = max((root / kind).iterdir(), key=lambda path: int(path.name)).name
+        assert 0 < int(chosen[kind]) < 27 * BATCH
+    command = [sys.executable, "-m", "tests.integrations.saes", store.url, str(root)]
+    command += [f"{kind}={checkpoint}" for kind, checkpoint in chosen.items()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    resumed = json.loads(done.stdout.splitlines()[-1])
+    for kind in KINDS:
+        n_before = int(chosen[kind]) // BATCH
+        assert len(whole[kind]["batches"]) == N_STEPS
+        assert resumed[kind].pop("batches") == whole[kind].pop("batches")[n_before:]
+        assert resumed[kind] == json.loads(json.dumps(whole[kind])), kind
+
+
+def test_a_finished_training_is_not_resumed(store: Store, tmp_path: Path) -> None:
+    cfg = trainer_config(tmp_path, n_steps=3)
+    cfg.save_final_checkpoint = True
+    with data_provider(store, RESID, batch_size=BATCH) as provider:
+        trainer = SAETrainer(
+            cfg, sae_of("standard"), provider, save_checkpoint_fn=save_checkpoint_fn(provider)
+        )
+        prepare(trainer, provider)
+        trainer.fit()
+        again = SAETrainer(trainer_config(n_steps=6), sae_of("standard"), provider)
+        with pytest.raises(LoaderError, match="is of a finished training"):
+            resume(again, provider, tmp_path / f"final_{3 * BATCH}")
+
+
+def test_one_call(store: Store, tmp_path: Path) -> None:
+    cfg = trainer_config(tmp_path / "checkpoints", n_steps=20)
+    cfg.lr_end = None
+    settings = StandardTrainingSAEConfig(
+        d_in=D_IN, d_sae=64, normalize_activations="expected_average_only_in"
+    )
+    options: Any = {"sae": settings, "seed": 5, "drop": ["bos"], "seqpos": slice(2, None)}
+    state = torch.get_rng_state()
+    trained = train_sae(store.url, ("resid_post", 2), cfg, output=tmp_path / "sae", **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.warns(
+        UserWarning, match="non-empty model_from_pretrained_kwargs"
+    ):  # as of every SAE of SAELens
+        loaded = SAE.load_from_disk(str(tmp_path / "sae"))
+    rows = values(store, RESID)
+    torch.testing.assert_close(loaded(rows), trained(rows))
+    found = loaded.cfg.metadata
+    assert found.hook_name == RESID
+    assert found.model_name == store.plan.request.model.name
+    assert found.model_class_name == "HookedTransformer"
+    assert found.context_size == LENGTH
+    assert found.seqpos_slice == [2, LENGTH]
+    assert found.prepend_bos is True
+    assert found.exclude_special_tokens == [store.plan.request.model.config["bos_token_id"]]
+    assert found.sequence_separator_token == "bos"
+    assert found.disable_concat_sequences is False
+    checkpoint = sorted((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))[1]
+    again = train_sae(store, RESID, cfg, resume_from=checkpoint, **options)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), trained.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "jumprelu"])
+def test_train_sae_on_the_command_line(store: Store, tmp_path: Path, architecture: str) -> None:
+    args = ["train-sae", store.url, "blocks.1.attn.hook_z", "--architecture", architecture, "--d-sae", "64"]
+    args += ["--samples", "2560", "--batch-size", "256", "--k", "8", "--drop", "bos", "--drop", "7"]
+    args += ["--checkpoints", "2", "-o", str(tmp_path / "sae")]
+    done = CliRunner().invoke(cli, args, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"SAE of {HEADS}, 128 to 64, in {tmp_path / 'sae'}\n"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = SAE.load_from_disk(str(tmp_path / "sae"))
+    assert found(values(store, HEADS)).shape == (N * LENGTH, D_IN)
+    assert found.cfg.metadata.exclude_special_tokens == [0, 7]
+    weights = (tmp_path / "sae" / "sae_weights.safetensors").read_bytes()
+    checkpoint = min((tmp_path / "sae" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    done = CliRunner().invoke(cli, [*args, "--resume", str(checkpoint)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "sae" / "sae_weights.safetensors").read_bytes() == weights

@@ -1,0 +1,158 @@
+"""Activations as a Ray Dataset, on a real Ray, against NumPy."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import actstore
+from actstore.errors import HookError, JobError, NotCommittedError
+from actstore.store.local import LocalBlobs
+from actstore.store.store import Store
+from tests.store.example import HOOKS, LENGTH, SEGMENT, N, example_plan, write_store
+from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
+
+pytestmark = [
+    pytest.mark.ray,
+    # Ray itself sets spec it deprecates, to the defaults.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+A, _, HEADS = HOOKS
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[ModuleType]:
+    """One cluster for this file."""
+    from actstore_workers.cluster import cluster
+
+    with cluster(None, num_cpus=2) as connected:
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        yield connected
+
+
+def numbers(dtype: str, plan: Any) -> dict[str, NDArray[Any]]:
+    """Numbers that every type holds."""
+    found = {}
+    for seed, hook in enumerate(plan.request.hooks):
+        shape = plan.activations(hook).shape
+        values = np.random.default_rng(seed).integers(-100, 100, shape).astype("<f4")
+        if dtype == "bfloat16":
+            found[hook.name] = (values.view("<u4") >> 16).astype("<u2")
+        else:
+            found[hook.name] = values.astype(np.dtype(dtype).newbyteorder("<"))
+    return found
+
+
+def write(folder: Path, dtype: Any, segments: Any = (0, 1, 2), compression: Any = None) -> Store:
+    plan, blobs = example_plan(dtype, compression), LocalBlobs(folder)
+    write_store(blobs, plan, numbers(dtype, plan), segments)
+    return actstore.open(blobs.url)
+
+
+def rows_of(dataset: Any) -> dict[str, NDArray[Any]]:
+    """All columns, in the order of the store."""
+    found = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+    columns = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    order = np.lexsort((columns["position"], columns["sequence"]))
+    return {name: column[order] for name, column in columns.items()}
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_all_rows(ray: ModuleType, tmp_path: Path, stored: str) -> None:
+    from actstore_workers.ray_data import read_activations
+
+    store = write(tmp_path, stored, compression="zstd" if stored == "bfloat16" else None)
+    dataset = read_activations(store.url, [A, HEADS], override_num_blocks=3)
+    assert dataset.count() == N * LENGTH
+    found = rows_of(dataset)
+    assert list(found) == ["sequence", "position", "token", A, HEADS]
+    np.testing.assert_array_equal(found["sequence"], np.repeat(np.arange(N), LENGTH))
+    np.testing.assert_array_equal(found["position"], np.tile(np.arange(LENGTH), N))
+    np.testing.assert_array_equal(found["token"], store.tokens[:].reshape(-1))
+    for hook in (A, HEADS):
+        assert found[hook].dtype == ("float16" if stored == "float16" else "float32")
+        np.testing.assert_array_equal(
+            found[hook], store[hook].numpy().reshape(found[hook].shape).astype("f4")
+        )
+
+
+def test_types(ray: ModuleType, tmp_path: Path) -> None:
+    from actstore_workers.ray_data import read_activations
+
+    store = write(tmp_path, "bfloat16")
+    raw = rows_of(read_activations(store.url, A, dtype="uint16"))[A]
+    np.testing.assert_array_equal(raw, store[A].rows[:].reshape(raw.shape))
+    half = rows_of(read_activations(store.url, A, dtype="float16"))[A]
+    assert half.dtype == "float16"
+    np.testing.assert_array_equal(half, store[A].numpy().reshape(half.shape).astype("f2"))
+
+
+def test_one_task_a_group_of_segments(ray: ModuleType, tmp_path: Path) -> None:
+    from actstore_workers.ray_data import ActivationsDatasource, ReadSpec, committed_segments
+
+    store = write(tmp_path, "float32", segments=(0, 2))
+    assert committed_segments(store, [A]) == [range(SEGMENT), range(2 * SEGMENT, N)]
+    sequence_nbytes = LENGTH * (16 + 16 * 4)
+    spec = ReadSpec(store.url, (A,), "float32", False, 5 * sequence_nbytes)
+    source = ActivationsDatasource(store, spec)
+    assert source.estimate_inmemory_data_size() == (SEGMENT + 5) * sequence_nbytes
+    tasks = source.get_read_tasks(200)
+    assert [task.metadata.num_rows for task in tasks] == [SEGMENT * LENGTH, 5 * LENGTH]
+    blocks = [[block.num_rows // LENGTH for block in task()] for task in tasks]
+    assert blocks == [[5, 5, 5, 1], [5]]
+    assert all(block.nbytes <= spec.block_nbytes * 1.1 for task in tasks for block in task())
+    assert [task.metadata.num_rows for task in source.get_read_tasks(1)] == [(SEGMENT + 5) * LENGTH]
+
+
+def test_runs(ray: ModuleType, tmp_path: Path) -> None:
+    from actstore_workers.ray_data import committed_segments
+
+    blobs, first = LocalBlobs(tmp_path), example_plan()
+    write_run(blobs, first)
+    write_run(blobs, tokens_run("0001"), segments=[1])
+    write_run(blobs, hooks_run("0002", MLP_OUT, over=first, segment_size=24), segments=[1])
+    store = actstore.open(blobs.url)
+    assert committed_segments(store, [A])[-2:] == [range(2 * SEGMENT, N), range(N + SEGMENT, N + 2 * SEGMENT)]
+    assert committed_segments(store, [A, MLP_OUT]) == [range(24, 32), range(32, N)]
+    assert committed_segments(store, [MLP_OUT]) == [range(24, N)]
+
+
+def test_padding(ray: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from actstore_workers.ray_data import read_activations
+    from tests.store import example
+
+    lengths = np.arange(N, dtype="<i4") % LENGTH + 1
+    tokens = example.example_tokens
+    monkeypatch.setattr(example, "example_tokens", lambda plan: dict(tokens(plan)) | {"lengths": lengths})
+    store = write(tmp_path, "float32")
+    found = rows_of(read_activations(store.url, A, drop_padding=True))
+    is_real = np.arange(LENGTH) < lengths[:, None]
+    np.testing.assert_array_equal(found["token"], store.tokens[:][is_real])
+    np.testing.assert_array_equal(found[A], store[A].numpy()[is_real])
+
+
+def test_refused(ray: ModuleType, tmp_path: Path) -> None:
+    from actstore_workers.ray_data import read_activations
+
+    store = write(tmp_path / "store", "float32")
+    options: Any
+    for options, message in (
+        ({"dtype": "int8"}, "dtype is 'int8'; it can be float16, float32, float64, uint16"),
+        ({"dtype": "uint16"}, "dtype='uint16' is for the bits of bfloat16, and .* has float32"),
+    ):
+        with pytest.raises(JobError, match=message):
+            read_activations(store.url, A, **options)
+    with pytest.raises(JobError, match="no hook was asked for"):
+        read_activations(store.url, [])
+    with pytest.raises(HookError, match="does not hold"):
+        read_activations(store.url, MLP_OUT)
+    empty = write(tmp_path / "empty", "float32", segments=())
+    with pytest.raises(NotCommittedError, match="no sequence of .* is committed for"):
+        read_activations(empty.url, A)

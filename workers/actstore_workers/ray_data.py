@@ -1,0 +1,183 @@
+"""Activations as a Ray Dataset. Ray's own reader of Zarr refuses version 3, and Arrow has no bfloat16."""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import JobError, MissingExtraError, NotCommittedError
+from actstore.hooks.names import HookName, each_name
+from actstore.store.run import overlap
+from actstore.store.store import Store, open_store
+from actstore_workers.cluster import import_ray
+
+import_ray()  # its settings have to be made before it is imported
+
+try:
+    import ray.data
+    from ray.data.block import Block, BlockAccessor, BlockMetadata
+    from ray.data.datasource import Datasource, ReadTask
+except ImportError as error:
+    raise MissingExtraError(
+        "reading into Ray Data needs its dependencies; run `pip install 'ray[data]'`"
+    ) from error
+
+ColumnType = Literal["float16", "float32", "float64", "uint16"]
+_BLOCK_NBYTES: Final = 32 << 20
+_PLACE_NBYTES: Final = 8 + 4 + 4
+"""Of a row: sequence, position and token."""
+
+
+def read_activations(
+    url: str,
+    hooks: HookName | Sequence[HookName],
+    *,
+    dtype: ColumnType | None = None,
+    drop_padding: bool = False,
+    block_nbytes: int = _BLOCK_NBYTES,
+    **read_options: Any,
+) -> "ray.data.Dataset":
+    """The committed rows of a store, one for each token, with one read task for each group of segments.
+
+    Columns: ``sequence`` int64, ``position`` int32, ``token`` int32, and each hook by its name, a tensor of the shape
+    that the hook has at one position. Rows are as they are stored; sequences that are not committed for all of the
+    hooks are left out. A task holds one block of at most ``block_nbytes``, or of one sequence if that is more, as it
+    is stored and as it is given; Ray may hold several blocks in its object store.
+
+    Args:
+        url: path or URL of the store, which workers must be able to read, too.
+        hooks: one or several, names or globs.
+        dtype: type of the hooks' columns. None keeps the stored one, and makes float32 of bfloat16; ``uint16`` keeps
+            the bits of bfloat16, in half the memory.
+        drop_padding: leave out positions behind the length of their sequence.
+        block_nbytes: of a block, at most.
+        read_options: as for `ray.data.read_datasource`, such as ``override_num_blocks`` or ``concurrency``.
+
+    Raises:
+        HookError: a hook is not stored.
+        JobError: a type that columns cannot have.
+        NotCommittedError: no sequence is committed for all of the hooks.
+        StorageError: the store cannot be read.
+    """
+    store = open_store(url)
+    names = tuple(dict.fromkeys(name for hook in each_name(hooks) for name in store.matching(hook)))
+    if not names:
+        raise JobError("no hook was asked for; name one or more")
+    stored = store.plan.request.dtype
+    if dtype is not None and dtype not in get_args(ColumnType):
+        raise JobError(f"dtype is {dtype!r}; it can be {', '.join(get_args(ColumnType))}")
+    if dtype == "uint16" and stored != "bfloat16":
+        raise JobError(
+            f"dtype='uint16' is for the bits of bfloat16, and {store.url} has {stored}; choose another"
+        )
+    kept: ColumnType = "float16" if stored == "float16" else "float32"
+    spec = ReadSpec(store.url, names, dtype or kept, drop_padding, block_nbytes)
+    return ray.data.read_datasource(ActivationsDatasource(store, spec), **read_options)
+
+
+@dataclass(frozen=True)
+class ReadSpec:
+    """All that a read task has to know, besides its rows."""
+
+    url: str
+    hooks: tuple[str, ...]
+    dtype: ColumnType
+    drop_padding: bool
+    block_nbytes: int
+
+
+class ActivationsDatasource(Datasource):  # type: ignore[misc]
+    """Plans read tasks where the dataset is made; they run anywhere."""
+
+    def __init__(self, store: Store, spec: ReadSpec) -> None:
+        super().__init__()
+        self._spec = spec
+        self._length = store.shape[1]
+        n_values = sum(math.prod(store[hook].shape[2:]) for hook in spec.hooks)
+        self._row_nbytes = _PLACE_NBYTES + n_values * np.dtype(spec.dtype).itemsize
+        self._segments = committed_segments(store, spec.hooks)
+        if not self._segments:
+            raise NotCommittedError(
+                f"no sequence of {store.url} is committed for {', '.join(spec.hooks)}; run the extraction again"
+            )
+
+    def get_name(self) -> str:
+        """What progress bars call it."""
+        return "Activations"
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Bytes of all rows."""
+        return sum(len(segment) for segment in self._segments) * self._length * self._row_nbytes
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """As many as are asked for, if there are so many segments; neighbours go together."""
+        del data_context
+        n_tasks = max(1, min(parallelism, len(self._segments)))
+        edges = [len(self._segments) * task // n_tasks for task in range(n_tasks + 1)]
+        tasks = []
+        for first, end in itertools.pairwise(edges):
+            segments = self._segments[first:end]
+            n_rows = sum(len(segment) for segment in segments) * self._length
+            metadata = BlockMetadata(
+                # How many there are without padding is not known before they are read.
+                num_rows=None if self._spec.drop_padding else n_rows,
+                size_bytes=n_rows * self._row_nbytes,
+                exec_stats=None,
+                input_files=None,
+            )
+            read = partial(_read, self._spec, segments)
+            tasks.append(ReadTask(read, metadata, per_task_row_limit=per_task_row_limit))
+        return tasks
+
+
+def committed_segments(store: Store, hooks: Sequence[str]) -> list[range]:
+    """Sequences of the store that are committed for all of these hooks, cut where a segment of the first one ends."""
+    found = []
+    first = 0
+    for part in (run for run in store.runs if run.plan.has_own_tokens):
+        over = [run for run in store.runs if run.plan.tokens_of == part.plan.run]
+        having = [[run for run in over if run.hook(hook) is not None] for hook in hooks]
+        if part.has_tokens and all(having):
+            size = having[0][0].plan.segment_size
+            for rows in reduce(overlap, (runs[0].committed_ranges() for runs in having)):
+                starts = [rows.start, *range((rows.start // size + 1) * size, rows.stop, size), rows.stop]
+                found += [range(first + start, first + stop) for start, stop in itertools.pairwise(starts)]
+        first += part.plan.n_sequences
+    return found
+
+
+def _read(spec: ReadSpec, segments: Sequence[range]) -> Iterator[Block]:
+    store = open_store(spec.url)
+    length = store.shape[1]
+    n_values = sum(math.prod(store[hook].shape[2:]) for hook in spec.hooks)
+    row_nbytes = _PLACE_NBYTES + n_values * np.dtype(spec.dtype).itemsize
+    step = max(1, spec.block_nbytes // (length * row_nbytes))
+    for segment in segments:
+        for start in range(segment.start, segment.stop, step):
+            yield _block(store, spec, slice(start, min(start + step, segment.stop)))
+
+
+def _block(store: Store, spec: ReadSpec, rows: slice) -> Block:
+    length = store.shape[1]
+    n_sequences = rows.stop - rows.start
+    columns: dict[str, NDArray[Any]] = {
+        "sequence": np.repeat(np.arange(rows.start, rows.stop), length),
+        "position": np.tile(np.arange(length, dtype=np.int32), n_sequences),
+        "token": store.tokens[rows].reshape(-1).astype(np.int32, copy=False),
+    }
+    for hook in spec.hooks:
+        acts = store[hook]
+        values = acts.rows[rows] if spec.dtype == "uint16" else acts.numpy(rows)
+        columns[hook] = values.astype(spec.dtype, copy=False).reshape(n_sequences * length, *acts.shape[2:])
+    if spec.drop_padding:
+        is_real = (np.arange(length) < store.lengths[rows][:, None]).reshape(-1)
+        if not is_real.all():
+            columns = {name: column[is_real] for name, column in columns.items()}
+    return BlockAccessor.batch_to_block(columns)
