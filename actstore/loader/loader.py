@@ -129,8 +129,9 @@ class Loader:
         """
         try:
             version, epoch, k, order = (state[name] for name in ("version", "epoch", "batch", "order"))
+            order = dict(order)
             is_place = version == _STATE_VERSION and epoch >= 0 and 0 <= k <= self.n_batches
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise LoaderError(f"{state!r} is no state of a loader; give what state_dict() gave") from error
         for name, value in self._make.identity().items():
             if order.get(name) != value:

@@ -7,8 +7,6 @@ import os
 import pickle
 import subprocess
 import sys
-import threading
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,7 +247,16 @@ def test_state_of_as_many_other_rows(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [{}, {"version": 1}, [], None, {"version": 1, "epoch": 0, "batch": 999, "order": {}}]
+    "state",
+    [
+        {},
+        {"version": 1},
+        [],
+        None,
+        {"version": 1, "epoch": 0, "batch": 999, "order": {}},
+        {"version": 1, "epoch": 0, "batch": 0, "order": None},
+        {"version": 1, "epoch": "0", "batch": 0, "order": {}},
+    ],
 )
 def test_no_state(store: Store, state: Any) -> None:
     with pytest.raises(LoaderError):
@@ -329,16 +336,15 @@ def test_batches_by_number_while_others_are_made_ahead(store: Store) -> None:
 
 
 def test_a_loader_that_nobody_holds_ends_its_thread_and_its_maps(store: Store) -> None:
-    for _ in range(3):
-        loader = store.loader(A, batch_size=8, epochs=None)
-        next(loader)
-    here = weakref.ref(loader)
-    source = weakref.ref(next(iter(loader._make._sources.values())))
+    loader = store.loader(A, batch_size=8, epochs=None)
+    next(loader)
+    assert loader._ahead is not None
+    thread = loader._ahead._thread
+    assert store.url in Path("/proc/self/maps").read_text()
     del loader
     gc.collect()
-    assert here() is None
-    assert source() is None
-    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+    thread.join(20)
+    assert not thread.is_alive()
     assert store.url not in Path("/proc/self/maps").read_text()
 
 

@@ -11,20 +11,15 @@ import pytest
 from actstore.loader.prefetch import Prefetch
 
 
-def n_threads() -> int:
-    return sum(thread.name == "prefetch" for thread in threading.enumerate())
-
-
-def wait_for(n: int) -> None:
-    deadline = time.monotonic() + 20
-    while n_threads() != n and time.monotonic() < deadline:
-        time.sleep(0.005)
-    assert n_threads() == n
+def check_ended(thread: threading.Thread) -> None:
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_order_and_end() -> None:
-    assert list(Prefetch(iter(range(100)), 3)) == list(range(100))
-    wait_for(0)
+    ahead = Prefetch(iter(range(100)), 3)
+    assert list(ahead) == list(range(100))
+    check_ended(ahead._thread)
 
 
 def test_no_more_than_asked_for() -> None:
@@ -44,7 +39,7 @@ def test_no_more_than_asked_for() -> None:
     assert ahead.n_ready == 4
     assert len(made) <= 6
     ahead.close()
-    wait_for(0)
+    check_ended(ahead._thread)
 
 
 def test_errors_come_where_their_item_would() -> None:
@@ -58,15 +53,16 @@ def test_errors_come_where_their_item_would() -> None:
         next(ahead)
     with pytest.raises(StopIteration):
         next(ahead)
-    wait_for(0)
+    check_ended(ahead._thread)
 
 
 def test_the_thread_goes_with_the_object() -> None:
     ahead = Prefetch(itertools.count(), 2)
     assert next(ahead) == 0
+    thread = ahead._thread
     del ahead
     gc.collect()
-    wait_for(0)
+    check_ended(thread)
 
 
 def test_what_is_closed_has_ended() -> None:
