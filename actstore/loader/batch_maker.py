@@ -124,6 +124,8 @@ class BatchMaker:
         rows, stored = self._arrays[hook], self._dtypes[hook]
         dtype = self.options.dtype or stored
         shape = rows.shape[2:]
+        if not len(numbers):
+            return torch.empty(0, *shape, dtype=dtype)
         out = self._buffers.take((len(numbers), math.prod(shape)), dtype)
         if dtype == stored:
             self._gather(rows, hook, numbers, windows, ahead, out.view(torch.uint8))
@@ -145,9 +147,13 @@ class BatchMaker:
         ahead: Window | None,
         out: torch.Tensor,
     ) -> None:
+        if not len(numbers):
+            return  # the part of a rank in a small last batch
         source = self._sources.get(name)
         if source is None:
-            source = self._sources[name] = source_of(rows, self._edges, has_windows=bool(windows))
+            source = self._sources[name] = source_of(
+                rows, self._edges, has_windows=self.options.shuffle != "global"
+            )
         source.need(windows, ahead)
         source.gather(numbers, out)
 
@@ -179,6 +185,7 @@ class BatchMaker:
 
     def close(self) -> None:
         """End the threads, and give back what is mapped."""
-        sources, self._sources = self._sources, {}
-        for source in sources.values():
-            source.close()
+        with self._lock:  # not while another thread is gathering: it would read what is not mapped any more
+            for source in self._sources.values():
+                source.close()
+            self._sources = {}

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_KEPT: Final = 8
+"""Of each size: those that are ready, and those that a caller holds for a while."""
+
 
 class Buffers:
     """Gives tensors. What a caller, a view or autograd still holds is left alone, so a batch never changes.
@@ -16,24 +19,19 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._memories: list[NDArray[np.uint8]] = []
+        self._memories: dict[int, list[NDArray[np.uint8]]] = {}
+        """By size: one for each hook, and those of a smaller last batch."""
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, with anything in it."""
         nbytes = math.prod(shape) * dtype.itemsize
-        memory = self._unused(nbytes)
+        memories = self._memories.setdefault(nbytes, [])
+        memory = next((one for one, n in zip(memories, _holders(memories), strict=True) if n == _ALONE), None)
         if memory is None:
-            # Those of another size, such as of the last batch of an epoch, are not kept for ever.
-            self._memories = [one for one in self._memories if one.nbytes == nbytes]
             memory = np.empty(nbytes, np.uint8)
-            self._memories.append(memory)
+            if len(memories) < _KEPT:  # more than that are held by a caller who collects batches
+                memories.append(memory)
         return torch.from_numpy(memory).view(dtype).view(shape)
-
-    def _unused(self, nbytes: int) -> NDArray[np.uint8] | None:
-        for memory, n_holders in zip(self._memories, _holders(self._memories), strict=True):
-            if memory.nbytes == nbytes and n_holders == _ALONE:
-                return memory
-        return None
 
 
 def _holders(memories: list[NDArray[np.uint8]]) -> list[int]:

@@ -19,6 +19,8 @@ from actstore.store.storage_errors import BlobNotFoundError
 
 T = TypeVar("T")
 
+FOLDER: Final = "actstore-shards"
+"""Below the folder that the user names."""
 _LOCK: Final = "evicting"
 _SLACK: Final = 0.05
 """Of the limit: what this process fetches before it looks again at what others did, and what it frees beyond need."""
@@ -40,10 +42,12 @@ class DiskCache:
             blobs: where the shards come from.
             folder: of the cache, for any number of stores.
             store_id: what tells this store from all others, also from one that was at the same URL before.
-            limit: bytes of all files below the folder, give or take a twentieth for each process; None for no limit.
+            limit: bytes of all that is cached below the folder, give or take a twentieth for each process; None for no
+                limit.
         """
         self._blobs = blobs
-        self._root = Path(folder).expanduser().absolute()
+        # All below is ours to remove; the user's folder may hold anything else.
+        self._root = Path(folder).expanduser().absolute() / FOLDER
         self.limit = limit
         """Bytes of all files below the folder; None for no limit."""
         name = hashlib.sha256(f"{blobs.url}\n{store_id}".encode()).hexdigest()[:32]

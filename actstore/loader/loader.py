@@ -89,7 +89,7 @@ class Loader:
         try:
             made = next(self._ahead if self._ahead is not None else self._from_here())
         except BaseException:
-            self._ahead = None
+            self._stop_ahead()  # also when it is the caller who is interrupted, while the thread is still reading
             raise
         self._epoch, self._k = made.epoch, made.k + 1
         self._counts.add(made.batch, made.seconds, time.perf_counter() - started)
@@ -141,9 +141,7 @@ class Loader:
                 )
         if not is_place:
             raise LoaderError(f"there is no batch {k} in epoch {epoch} of state version {version}")
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
+        self._stop_ahead()
         self._epoch, self._k = epoch, k
 
     def metrics(self) -> Metrics:
@@ -156,10 +154,13 @@ class Loader:
 
     def close(self) -> None:
         """End the threads, and give back what is mapped. The loader can be used again."""
+        self._stop_ahead()
+        self._make.close()
+
+    def _stop_ahead(self) -> None:
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-        self._make.close()
 
     def __enter__(self) -> Self:
         return self

@@ -43,7 +43,10 @@ class WindowRows:
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
         """As `RowSource.need`."""
-        wanted = [tuple(window.shards.tolist()) for window in (*windows, *([] if ahead is None else [ahead]))]
+        wanted = [
+            tuple(sorted(window.shards.tolist()))
+            for window in (*windows, *([] if ahead is None else [ahead]))
+        ]
         for gone in self._held.keys() - set(wanted):
             over = self._held.pop(gone)
             if not over.cancel() and over.exception() is None:
@@ -56,7 +59,7 @@ class WindowRows:
         self._needed = [self._held[shards] for shards in wanted[: len(windows)]]
 
     def _read(self, numbers: Shards) -> "_Held":
-        shards = np.sort(numbers)
+        shards = np.array(numbers)
         starts, sizes = self._edges[shards], np.diff(self._edges)[shards]
         ranges = [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)]
         shape = (int(sizes.sum()), *self._rows.shape[1:])

@@ -34,8 +34,14 @@ def test_what_autograd_holds_is_left_alone() -> None:
     assert weight.grad.tolist() == [3] * 8
 
 
-def test_other_sizes_are_not_kept() -> None:
+def test_two_sizes_in_turns() -> None:
     buffers = Buffers()
-    for n in range(1, 50):
-        buffers.take((n,), torch.float32)
-    assert len(buffers._memories) == 1
+    pointers = {buffers.take((8 * (1 + i % 2),), torch.float32).data_ptr() for i in range(40)}
+    assert len(pointers) == 2
+
+
+def test_those_of_a_caller_who_collects_are_not_kept() -> None:
+    buffers = Buffers()
+    held = [buffers.take((100,), torch.float32) for _ in range(50)]
+    assert len({tensor.data_ptr() for tensor in held}) == 50
+    assert sum(map(len, buffers._memories.values())) <= 8

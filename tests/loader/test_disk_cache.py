@@ -105,6 +105,17 @@ def test_what_was_not_used_for_longest_goes(blobs: Blobs, tmp_path: Path) -> Non
     assert (cache.n_hits, cache.n_misses) == (1, 7)
 
 
+def test_other_files_of_the_folder_stay(blobs: Blobs, tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    mine = tmp_path / "thesis" / "notes.tex"
+    mine.write_bytes(bytes(9 * NBYTES))
+    cache = DiskCache(blobs, tmp_path, "a", 3 * NBYTES)
+    for i in range(10):
+        cache.fetch(f"a/{i}")
+    assert mine.exists()
+    assert cache.files.head("a/9") is not None
+
+
 def test_stores_of_one_url_are_told_apart(blobs: Blobs, tmp_path: Path) -> None:
     DiskCache(blobs, tmp_path, "first", None).fetch("a/1")
     second = DiskCache(blobs, tmp_path, "second", None)

@@ -186,6 +186,54 @@ def test_ranks_together_see_what_one_sees(store: Store, world_size: int, shuffle
         assert torch.equal(torch.cat(parts).view(torch.int32), batch.view(torch.int32))
 
 
+@pytest.mark.parametrize("shuffle", ["global", "window", None])
+@pytest.mark.parametrize("rank", [0, 9, 15])
+def test_rank_without_a_row_of_the_last_batch(store: Store, shuffle: Any, rank: int) -> None:
+    """296 rows: the last batch has 8 of 16."""
+    options: dict[str, Any] = {
+        "batch_size": 32,
+        "shuffle": shuffle,
+        "window_rows": 100,
+        "rank": rank,
+        "world_size": 16,
+    }
+    given = list(store.loader(HEADS, dtype="float32", provenance=True, **options))
+    assert [len(batch.values) for batch in given] == [2] * 9 + [rank % 2]
+    assert given[-1].values.shape[1:] == (2, 8)
+    assert len(given[-1].tokens) == rank % 2
+    # Also when that batch is the first one that is made.
+    assert len(store.loader(HEADS, **options).batch(9)) == rank % 2
+
+
+def test_interrupted_while_waiting(store: Store) -> None:
+    """By a signal whose handler raises, while the thread gathers from files that are then unmapped."""
+    code = f"""
+import signal, time
+import actstore
+from actstore.loader import address_range
+select = address_range.select
+
+def slow(*args):
+    for _ in range(100):
+        select(*args)
+        time.sleep(0.01)
+
+address_range.select = slow
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+try:
+    with actstore.open({store.url!r}).loader({A!r}, batch_size=200, epochs=None) as loader:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        while True:
+            next(loader)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout == "interrupted\n"
+
+
 def test_epochs(store: Store) -> None:
     loader = store.loader(A, batch_size=100, epochs=None, seed=3)
     given = [next(loader) for _ in range(7)]
