@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,18 @@ NBYTES = 1_000
 
 
 @pytest.fixture
-def blobs(request: pytest.FixtureRequest) -> Blobs:
+def blobs() -> Blobs:
     """Ten blobs of 1,000 bytes, the i-th full of i."""
-    made = open_blobs(f"memory://cache-{request.node.name}")
+    made = open_blobs(f"memory://{uuid.uuid4().hex}")
     for i in range(10):
         made.create(f"a/{i}", [bytes([i]) * NBYTES])
     return made
 
 
 @pytest.fixture
-def remote(tmp_path: Path, request: pytest.FixtureRequest) -> tuple[actstore.Store, actstore.Store]:
+def remote(tmp_path: Path) -> tuple[actstore.Store, actstore.Store]:
     """The same store on storage that is not local, and on a local disk."""
-    there, here = open_blobs(f"memory://cache-{request.node.name}"), LocalBlobs(tmp_path / "store")
+    there, here = open_blobs(f"memory://{uuid.uuid4().hex}"), LocalBlobs(tmp_path / "store")
     plan = example_plan("bfloat16")
     values = example_values(plan)
     for blobs in (there, here):
@@ -182,6 +183,6 @@ def test_processes(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert sizes(tmp_path / "cache") <= 8 * NBYTES

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def test_compressed(tmp_path: Path, compression: str, shuffle: Any) -> None:
 
 @pytest.mark.parametrize("shuffle", ["window", None])
 def test_other_storage(shuffle: Any) -> None:
-    store, values = finished(open_blobs(f"memory://loader-{shuffle}"), example_plan("bfloat16"))
+    store, values = finished(open_blobs(f"memory://{uuid.uuid4().hex}"), example_plan("bfloat16"))
     with store.loader(A, batch_size=10, shuffle=shuffle, window_rows=150) as loader:
         check(loader, A, values[A])
     with pytest.raises(LoaderError, match="is not on a local disk, .* use shuffle='window'"):
@@ -116,7 +117,7 @@ def test_other_storage(shuffle: Any) -> None:
 def test_storage_does_not_change_the_order(tmp_path: Path, shuffle: Any) -> None:
     plan = example_plan()
     values = example_values(plan)
-    there, here = open_blobs(f"memory://order-{shuffle}"), LocalBlobs(tmp_path / "store")
+    there, here = open_blobs(f"memory://{uuid.uuid4().hex}"), LocalBlobs(tmp_path / "store")
     for blobs in (there, here):
         write_store(blobs, plan, values, range(plan.n_segments))
     loaders = [
