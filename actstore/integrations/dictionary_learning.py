@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self, Unpack
 
 import torch
 
+from actstore.closing import Closing
 from actstore.errors import LoaderError
 from actstore.hooks.names import HookName
 from actstore.loader.batch import Batch, Values
@@ -71,7 +71,7 @@ def _endless(options: LoaderArguments) -> LoaderArguments:
     return {"dtype": torch.float32, **options, "epochs": None, "drop_last": True}
 
 
-class TrainingData:
+class TrainingData(Closing):
     """An iterator over tensors of one size that never ends. Get it from `activations` or `paired_activations`.
 
     Values of a hook that has several axes, such as heads, are flattened to one.
@@ -120,17 +120,6 @@ class TrainingData:
     def close(self) -> None:
         """As `Loader.close`."""
         self.loader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _stacked(batch: Values | Batch | tuple[Values | Batch, ...]) -> torch.Tensor:

@@ -4,12 +4,12 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.closing import Closing
 from actstore.errors import LoaderError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _STATE_VERSION: Final = 1
 
 
-class Loader:
+class Loader(Closing):
     """An iterator over batches, seeded, and resumable from the number of the next one. Get it from `Store.loader`.
 
     A batch is [n_rows, *shape of the hook] in the stored type, or a dict of these by hook, or a `Batch`.
@@ -161,17 +161,6 @@ class Loader:
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.store.url, self.options, self.state_dict())

@@ -2,13 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actstore.closing import Closing
 from actstore.errors import LoaderError
 from actstore.hooks.names import HookName, each_name
 from actstore.loader.batch import Batch, Values
@@ -116,7 +116,7 @@ def _check_order(first: Loader, other: Loader) -> None:
         )
 
 
-class PairedLoader:
+class PairedLoader(Closing):
     """An iterator over tuples, one batch of each store in the order of the stores. Get it from `paired`.
 
     It goes on where another one was, with `state_dict` and `load_state_dict`, as `Loader` does.
@@ -192,14 +192,3 @@ class PairedLoader:
         """End the threads, and give back what is mapped. It can be used again."""
         for loader in self._loaders:
             loader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
 
+from actstore.closing import Closing
 from actstore.errors import LoaderError
 from actstore.hooks.names import HookName
 from actstore.loader.batch import Batch
@@ -18,7 +18,7 @@ from actstore.store.store import Store, open_store
 Rows = torch.Tensor | dict[str, torch.Tensor]
 
 
-class DataProvider:
+class DataProvider(Closing):
     """An iterator over [batch_size, d_in], without end; of several hooks, over dicts of these. See `data_provider`."""
 
     def __init__(self, loader: Loader, device: torch.device | str | None = None) -> None:
@@ -91,17 +91,6 @@ class DataProvider:
     def close(self) -> None:
         """End the threads, and give back what is mapped."""
         self.loader.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def data_provider(
