@@ -14,7 +14,9 @@ from actstore.store.activations import Activations
 from actstore.store.store import open_store
 
 
-class _Slice(click.ParamType[slice]):
+class Slice(click.ParamType[slice]):
+    """Sequences or positions, as Python writes a slice; a number is a slice of one."""
+
     name = "A:B"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
@@ -34,8 +36,8 @@ class _Slice(click.ParamType[slice]):
 @click.command("slice")
 @click.argument("url")
 @click.argument("hook")
-@click.option("--seq", type=_Slice(), default="0:1", show_default=True, help="Sequences.")
-@click.option("--pos", type=_Slice(), default=":", show_default=True, help="Positions.")
+@click.option("--seq", type=Slice(), default="0:1", show_default=True, help="Sequences.")
+@click.option("--pos", type=Slice(), default=":", show_default=True, help="Positions.")
 @click.option(
     "--format",
     "form",

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from actstore.cli.slice import Slice
 from actstore.store.store import open_store
 
 _SHUFFLES = {"global": "global", "window": "window", "none": None}
@@ -37,6 +38,11 @@ _SHUFFLES = {"global": "global", "window": "window", "none": None}
     help="window: for object stores.",
 )
 @click.option("--drop", multiple=True, help="bos, eos, sep or a token id, to leave out; can be repeated.")
+@click.option("--seqpos", type=Slice(), help="Positions to keep, such as 1: for all but the first.")
+@click.option(
+    "--cache-dir", type=click.Path(path_type=Path), help="Local folder for shards of a remote store."
+)
+@click.option("--cache-limit", type=click.IntRange(1), help="Bytes that it may take.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--checkpoints",
@@ -60,6 +66,9 @@ def train_sae_command(
     seed: int,
     shuffle: str,
     drop: tuple[str, ...],
+    seqpos: slice | None,
+    cache_dir: Path | None,
+    cache_limit: int | None,
     device: str,
     checkpoints: int,
     resume: Path | None,
@@ -108,6 +117,9 @@ def train_sae_command(
         seed=seed,
         shuffle=_SHUFFLES[shuffle],  # type: ignore[arg-type]
         drop=[int(one) if one.isdecimal() else one for one in drop],
+        seqpos=seqpos,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
         resume_from=resume,
         output=output,
     )

@@ -9,9 +9,11 @@ import torch
 from actstore.closing import Closing
 from actstore.errors import LoaderError
 from actstore.hooks.names import HookName
+from actstore.integrations.endless import endless
+from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batch import Batch, Values
 from actstore.loader.loader import Loader
-from actstore.loader.pair import LoaderArguments, PairedLoader, paired
+from actstore.loader.pair import PairedLoader, paired
 from actstore.store.store import Store, open_store
 
 
@@ -29,7 +31,8 @@ def activations(
         hooks: a name; or several, or a glob, all of the same width.
         device: where the tensors are.
         options: as for `Store.loader`. The type is float32 unless ``dtype`` says another, or None for the stored one;
-            ``epochs`` and ``drop_last`` are not for choice, since batches never end and are all of one size.
+            ``epochs``, ``drop_last`` and ``provenance`` are not for choice, since batches never end and are all of one
+            size. Padding is always left out.
 
     Raises:
         HookError: a hook is not stored.
@@ -37,7 +40,7 @@ def activations(
         StorageError: the store cannot be read.
     """
     opened = open_store(store) if isinstance(store, str) else store
-    return TrainingData(opened.loader(hooks, **_endless(options)), device)
+    return TrainingData(opened.loader(hooks, **endless(opened, options)), device)
 
 
 def paired_activations(
@@ -59,16 +62,12 @@ def paired_activations(
         LoaderError: as for `activations`; or the stores are not over the same tokens.
         StorageError: a store cannot be read.
     """
-    return TrainingData(paired(stores_and_hooks, **_endless(options)), device)
-
-
-def _endless(options: LoaderArguments) -> LoaderArguments:
-    for name in ("epochs", "drop_last", "provenance"):
-        if name in options:
-            raise LoaderError(
-                f"{name} is not for choice here: batches are tensors of one size, without end; leave it out"
-            )
-    return {"dtype": torch.float32, **options, "epochs": None, "drop_last": True}
+    opened = [
+        (open_store(store) if isinstance(store, str) else store, hooks) for store, hooks in stores_and_hooks
+    ]
+    if not opened:
+        raise LoaderError("no store was given; name two or more, each with its hooks")
+    return TrainingData(paired(opened, **endless(opened[0][0], options)), device)
 
 
 class TrainingData(Closing):

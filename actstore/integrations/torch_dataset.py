@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch.utils.data import IterableDataset, get_worker_info
 
 from actstore.errors import LoaderError
+from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batch import Batch, Values
 from actstore.loader.loader import Loader
-from actstore.loader.pair import LoaderArguments
 from actstore.store.local import LocalBlobs
 from actstore.store.store import Store, open_store
 

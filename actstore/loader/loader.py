@@ -16,6 +16,7 @@ from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.metrics import Counts, Metrics
 from actstore.loader.options import LoaderOptions
 from actstore.loader.prefetch import Prefetch
+from actstore.loader.valid_rows import ValidRows
 
 if TYPE_CHECKING:
     from actstore.store.store import Store
@@ -52,6 +53,11 @@ class Loader(Closing):
     def n_batches(self) -> int:
         """Of an epoch."""
         return self._make.batches.n_batches
+
+    @property
+    def valid_rows(self) -> ValidRows:
+        """Which rows of the store those are; the same for all ranks."""
+        return self._make.rows
 
     @property
     def epoch(self) -> int:

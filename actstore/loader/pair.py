@@ -2,43 +2,22 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError
 from actstore.hooks.names import HookName, each_name
+from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batch import Batch, Values
 from actstore.loader.loader import Loader
 from actstore.loader.metrics import Metrics
-from actstore.loader.options import Shuffle
 from actstore.store.store import Store, open_store
 
 if TYPE_CHECKING:
     Hooks = HookName | Sequence[HookName]
-
-
-class LoaderArguments(TypedDict, total=False):
-    """What `Store.loader` takes by name."""
-
-    batch_size: Required[int]
-    seed: int
-    shuffle: Shuffle | None
-    window_rows: int
-    drop: Sequence[str | int]
-    seqpos: slice | Sequence[int] | None
-    max_norm: float | None
-    mask: Any
-    epochs: int | None
-    drop_last: bool
-    rank: int
-    world_size: int
-    dtype: torch.dtype | str | None
-    provenance: bool
-    prefetch: int
 
 
 def paired(

@@ -2,23 +2,28 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
 from actstore.integrations.saelens.installed import check_installed
 from actstore.integrations.saelens.metadata import metadata
 from actstore.integrations.saelens.provider import DataProvider
-from actstore.loader.batch import Batch
 from actstore.loader.drop import Drop
-from actstore.loader.loader import Loader
+from actstore.loader.valid_rows import ValidRows
 from actstore.store.statistics import Statistics
+from actstore.store.store import Store
 
 _SAMPLE: Final = 1 << 16
-"""Rows that are looked at where some are dropped: a mean norm is then off by a 256th of the norms' deviation."""
+_MIN_SEQUENCES, _MAX_SEQUENCES = 128, 4096
+"""Rows that are looked at where some are dropped, about, and the sequences that they are of: a mean norm is then off by
+less than a 64th of the norms' deviation.
+"""
+_BLOCK_NBYTES: Final = 1 << 26
+"""Of activations that are read together."""
 _EPS: Final = 1e-3
 """That SAELens adds to the eigenvalues of the covariance."""
 
@@ -27,8 +32,9 @@ def prepare(trainer: Any, provider: DataProvider) -> None:
     """Make a trainer ready to fit: no batch is spent on estimates, and the saved SAE says where it comes from.
 
     The mean norm and the covariance are those of all tokens in the store. With rows dropped, the mean norm is that of
-    65,536 rows that are left, which are looked at aside, and whitening is left to SAELens, as it is where the store has
-    no covariance: that takes ``n_batches_for_norm_estimate`` batches. What is set already stays.
+    rows that are left in sequences spread over the store, about 65,536 and the same ones on all ranks, and whitening is
+    left to SAELens, as it is where the store has no covariance: that takes ``n_batches_for_norm_estimate`` batches.
+    What is set already stays.
 
     Args:
         trainer: an ``SAETrainer`` or ``MultiSAETrainer`` that was made with this provider.
@@ -106,19 +112,47 @@ def _mean_norms(provider: DataProvider, hooks: Sequence[str]) -> dict[str, float
         return {}
     if not _drops_tokens(provider.loader.options.drop):
         return {hook: provider.store.stats(hook).mean_norm for hook in hooks}
-    # All ranks look at the same rows. A loader of its own leaves the provider where it is.
-    options = replace(provider.loader.options, rank=0, world_size=1, prefetch=0, epochs=1, drop_last=False)
-    totals, n_rows = dict.fromkeys(hooks, 0.0), 0
-    with Loader(provider.store, options) as loader:
-        for batch in loader:
-            assert not isinstance(batch, Batch)
-            for hook in hooks:
-                rows = batch if isinstance(batch, torch.Tensor) else batch[hook]
-                totals[hook] += float(rows.flatten(1).float().norm(dim=1).double().sum())
-            n_rows += len(rows)
-            if n_rows >= _SAMPLE:
-                break
-    return {hook: total / n_rows for hook, total in totals.items()}
+    valid, length = provider.loader.valid_rows, provider.store.shape[1]
+    sequences, weights = _sampled_sequences(valid, length)
+    return {
+        hook: float(np.average(_norms_by_sequence(provider.store, hook, valid, sequences), weights=weights))
+        for hook in hooks
+    }
+
+
+def _sampled_sequences(valid: ValidRows, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sequences, in order, and what the mean of each counts for.
+
+    As many valid rows as there are to be sequences, spread evenly over all of them, choose those that they are in: each
+    in proportion to its valid rows. All valid rows choose where that is no more to read, and the mean is then exact.
+    """
+    n_sequences = valid.n_rows // length
+    wanted = _SAMPLE // max(1, valid.n_valid // n_sequences)
+    n_chosen = min(max(wanted, _MIN_SEQUENCES), _MAX_SEQUENCES, valid.n_valid)
+    ranks = np.arange(n_chosen) * valid.n_valid // n_chosen
+    if n_sequences <= n_chosen:
+        ranks = np.arange(valid.n_valid)
+    sequences, weights = np.unique(valid.select(ranks) // length, return_counts=True)
+    return sequences, weights
+
+
+def _norms_by_sequence(
+    store: Store, hook: str, valid: ValidRows, sequences: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """The mean norm of the valid rows of each of these sequences."""
+    acts, length = store[hook], store.shape[1]
+    first, end = (valid.rank((sequences + side) * length) for side in (0, 1))
+    places = [valid.select(np.arange(*ranks)) % length for ranks in zip(first, end, strict=True)]
+    kept = slice(min(int(here[0]) for here in places), max(int(here[-1]) for here in places) + 1)
+    step = max(1, _BLOCK_NBYTES // (acts.nbytes // max(1, len(acts)) + 1))
+    means = []
+    for start in range(0, len(sequences), step):
+        values = acts[sequences[start : start + step].tolist(), kept].flatten(2).float().norm(dim=2).double()
+        means += [
+            float(norms[torch.from_numpy(here - kept.start)].mean())
+            for norms, here in zip(values, places[start : start + step], strict=True)
+        ]
+    return np.array(means)
 
 
 def _whitening(statistics: Statistics) -> Any:

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import torch
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError
 from actstore.hooks.names import HookName
+from actstore.integrations.endless import endless
+from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batch import Batch
 from actstore.loader.loader import Loader
-from actstore.loader.options import Shuffle
 from actstore.store.store import Store, open_store
 
 Rows = torch.Tensor | dict[str, torch.Tensor]
@@ -97,21 +98,8 @@ def data_provider(
     store: Store | str | Path,
     hooks: HookName | Sequence[HookName],
     *,
-    batch_size: int,
-    seed: int = 0,
-    shuffle: Shuffle | None = "global",
-    window_rows: int = 1 << 20,
-    drop: Sequence[str | int] = (),
-    seqpos: slice | Sequence[int] | None = None,
-    max_norm: float | None = None,
-    mask: Any = None,
-    rank: int = 0,
-    world_size: int = 1,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = "float32",
-    prefetch: int = 2,
-    cache_dir: Path | str | None = None,
-    cache_limit: int | None = None,
+    **options: Unpack[LoaderArguments],
 ) -> DataProvider:
     """Batches for ``SAETrainer``, or with several hooks for ``MultiSAETrainer``: no language model, no end.
 
@@ -123,22 +111,11 @@ def data_provider(
         store: an open store, or its path or URL.
         hooks: a name, for batches [batch_size, d_in]; several, or a glob, for dicts of them by stored name, with rows
             of the same tokens.
-        batch_size: rows of a batch, all ranks together. Each of them gets an equal part, which is what its trainer
-            needs as ``train_batch_size_samples``.
-        seed: of the shuffle.
-        shuffle: see `Store.loader`; ``window`` for object stores.
-        window_rows: see `Store.loader`.
-        drop: ``bos``, ``eos``, ``sep``, or token ids, to leave out.
-        seqpos: positions to keep.
-        max_norm: rows with a larger norm are left out.
-        mask: see `Store.loader`.
-        rank: which part of each batch this process gets.
-        world_size: of how many.
         device: where batches are copied to; None leaves that to the trainer.
-        dtype: of the batches; None keeps the stored type.
-        prefetch: batches made ahead in a thread.
-        cache_dir: see `Store.loader`.
-        cache_limit: see `Store.loader`.
+        options: as for `Store.loader`: ``batch_size``, ``seed``, ``shuffle``, ``drop`` and so on. The type is float32
+            unless ``dtype`` says another, or None for the stored one. ``batch_size`` is of all ranks together, and each
+            gets an equal part, which is what its trainer needs as ``train_batch_size_samples``. ``epochs``,
+            ``drop_last`` and ``provenance`` are not for choice.
 
     Raises:
         HookError: a hook is not stored.
@@ -146,34 +123,11 @@ def data_provider(
         NotCommittedError: a row is not committed.
         StorageError: the store cannot be read.
     """
+    batch_size, world_size = options["batch_size"], options.get("world_size", 1)
     if world_size > 0 and batch_size % world_size:
         raise LoaderError(
             f"batch_size is {batch_size}, for {world_size} ranks together; SAELens needs equally many rows in every "
             f"batch, so ask for a multiple of {world_size}"
         )
     opened = store if isinstance(store, Store) else open_store(str(store))
-    has_padding = any(run.plan.request.tokens.packing == "document" for run in opened.runs)
-    loader = opened.loader(
-        hooks,
-        batch_size=batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        window_rows=window_rows,
-        drop=_with_padding(drop) if has_padding else drop,
-        seqpos=seqpos,
-        max_norm=max_norm,
-        mask=mask,
-        epochs=None,
-        drop_last=True,
-        rank=rank,
-        world_size=world_size,
-        dtype=dtype,
-        prefetch=prefetch,
-        cache_dir=cache_dir,
-        cache_limit=cache_limit,
-    )
-    return DataProvider(loader, device)
-
-
-def _with_padding(drop: Sequence[str | int]) -> Sequence[str | int]:
-    return (drop, "pad") if isinstance(drop, str) else (*drop, "pad")
+    return DataProvider(opened.loader(hooks, **endless(opened, options)), device)

@@ -1,9 +1,8 @@
 """An SAE from a store, in one call."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -13,7 +12,7 @@ from actstore.integrations.saelens.checkpoint import resume, save_checkpoint_fn
 from actstore.integrations.saelens.installed import check_installed
 from actstore.integrations.saelens.preset import prepare
 from actstore.integrations.saelens.provider import data_provider
-from actstore.loader.options import Shuffle
+from actstore.loader.arguments import ReadArguments
 from actstore.store.store import Store
 
 if TYPE_CHECKING:
@@ -27,15 +26,9 @@ def train_sae(
     cfg: "SAETrainerConfig",
     *,
     sae: "TrainingSAE[Any] | TrainingSAEConfig",
-    seed: int = 0,
-    shuffle: Shuffle | None = "global",
-    drop: Sequence[str | int] = (),
-    seqpos: slice | Sequence[int] | None = None,
-    max_norm: float | None = None,
-    cache_dir: Path | str | None = None,
-    cache_limit: int | None = None,
     resume_from: Path | str | None = None,
     output: Path | str | None = None,
+    **options: Unpack[ReadArguments],
 ) -> "TrainingSAE[Any]":
     """Train an SAE with SAELens on the rows of one hook. SAELens shows its progress.
 
@@ -45,15 +38,10 @@ def train_sae(
         cfg: SAELens' configuration of the trainer; ``lr_end`` is a tenth of ``lr`` where it is None. With
             ``log_to_wandb``, call ``wandb.init`` before.
         sae: the SAE, or its configuration; then its first weights depend on ``seed`` alone.
-        seed: of the weights and the shuffle.
-        shuffle: see `Store.loader`; ``window`` for object stores.
-        drop: ``bos``, ``eos``, ``sep``, or token ids, to leave out.
-        seqpos: positions to keep.
-        max_norm: rows with a larger norm are left out.
-        cache_dir: see `Store.loader`.
-        cache_limit: see `Store.loader`.
         resume_from: folder of a checkpoint to go on from; all else must be as it was.
         output: a folder for the SAE as ``sae_lens.SAE.load_from_disk`` takes it.
+        options: as for `data_provider`: ``seed``, of the weights and the shuffle, ``shuffle``, ``drop``, ``seqpos`` and
+            so on. The batch size is that of the configuration, for each rank.
 
     Raises:
         HookError: the hook is not stored.
@@ -62,6 +50,10 @@ def train_sae(
         StorageError: the store cannot be read.
     """
     check_installed()
+    if "batch_size" in options:
+        raise LoaderError(
+            "batch_size is not for choice here: it is train_batch_size_samples of the configuration; set it there"
+        )
     from sae_lens import TrainingSAE, TrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
@@ -69,24 +61,14 @@ def train_sae(
         cfg = replace(cfg, lr_end=cfg.lr / 10)
     if isinstance(sae, TrainingSAEConfig):
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(options.get("seed", 0))
             sae = TrainingSAE.from_dict(sae.to_dict())
     if not isinstance(sae, TrainingSAE):
         raise LoaderError(
             f"sae is {type(sae).__name__}; give a TrainingSAE or a TrainingSAEConfig of sae_lens"
         )
-    with data_provider(
-        store,
-        hook,
-        batch_size=cfg.train_batch_size_samples,
-        seed=seed,
-        shuffle=shuffle,
-        drop=drop,
-        seqpos=seqpos,
-        max_norm=max_norm,
-        cache_dir=cache_dir,
-        cache_limit=cache_limit,
-    ) as provider:
+    batch_size = cfg.train_batch_size_samples * options.get("world_size", 1)
+    with data_provider(store, hook, batch_size=batch_size, **options) as provider:
         trainer = SAETrainer(cfg, sae, provider, save_checkpoint_fn=save_checkpoint_fn(provider))
         if resume_from is not None:
             resume(trainer, provider, resume_from)
