@@ -24,7 +24,8 @@ from actstore.integrations.saelens import (
     train_sae,
 )
 from actstore.integrations.saelens.installed import check_installed
-from actstore.store.store import Store
+from actstore.store.local import LocalBlobs
+from actstore.store.store import Store, open_store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import (
     BATCH,
@@ -39,6 +40,8 @@ from tests.integrations.saes import (
     trainer_config,
     values,
 )
+from tests.store.example import D_MODEL, example_plan, write_store
+from tests.store.example import LENGTH as EXAMPLE_LENGTH
 
 
 def test_public_names() -> None:
@@ -128,6 +131,49 @@ def test_the_scale_is_that_of_the_rows_that_are_left(store: Store) -> None:
         assert provider.state_dict()["loader"]["batch"] == 0
 
 
+@pytest.mark.parametrize("kind", ["positions", "mask"])
+def test_the_scale_is_estimated_from_all_over_the_store(drifting: Store, kind: str) -> None:
+    """Norms and the share of rows that are left grow with the row: a mean over the first ones would be far off."""
+    n_sequences, length = drifting.shape
+    share = np.linspace(0.1, 0.9, n_sequences)[:, None]
+    keep = np.random.default_rng(0).random((n_sequences, length)) < share
+    options: Any = {"seqpos": slice(1, None)} if kind == "positions" else {"mask": keep}
+    kept = keep if kind == "mask" else np.arange(length) > np.zeros((n_sequences, 1))
+    hook = drifting.hooks[0]
+    norms = drifting[hook][:].norm(dim=2)
+    mean = norms[torch.from_numpy(kept)].mean().item()
+    assert abs(norms[:4096].mean() / mean - 1) > 0.3
+    found = []
+    for shuffle, rank in ((None, 0), ("global", 0), ("window", 1)):
+        options |= {"batch_size": 2 * BATCH, "shuffle": shuffle, "rank": rank, "world_size": 2}
+        with data_provider(drifting, hook, **options) as provider:
+            sae = StandardTrainingSAE(
+                StandardTrainingSAEConfig(
+                    d_in=D_MODEL, d_sae=8, normalize_activations="expected_average_only_in"
+                )
+            )
+            trainer = SAETrainer(trainer_config(), sae, provider)
+            prepare(trainer, provider)
+            found.append(trainer.activation_scaler.scaling_factor)
+    assert found[0] == pytest.approx(math.sqrt(D_MODEL) / mean, rel=0.02)
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.fixture(scope="module")
+def drifting(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """131,072 rows, far more than are looked at for a mean norm, which grow eightfold, and more at position 0."""
+    n = 16_384
+    plan = example_plan(n_sequences=n, n_tokens=n * EXAMPLE_LENGTH, segment_size=4096)
+    request = plan.request.model_copy(update={"hooks": plan.request.hooks[:1], "batch_size": 4096})
+    plan = plan.model_copy(update={"request": request})
+    values = np.random.default_rng(0).normal(size=(n, EXAMPLE_LENGTH, D_MODEL)).astype("<f4")
+    values *= np.linspace(1, 8, n, dtype="<f4")[:, None, None]
+    values[:, 0] *= 20
+    blobs = LocalBlobs(tmp_path_factory.mktemp("drifting"))
+    write_store(blobs, plan, {plan.hook_names[0]: values}, range(plan.n_segments))
+    return open_store(blobs.url)
+
+
 def test_whitening_is_what_saelens_would_estimate(store: Store) -> None:
     theirs = ActivationScaler()
     rows = values(store, MLP)
@@ -176,6 +222,14 @@ def test_what_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
         provider(seed=1).load_state_dict(provider().state_dict())
     with pytest.raises(LoaderError, match="is no state of a data provider"):
         provider().load_state_dict({})
+    options: dict[str, Any] = {"epochs": 2, "drop_last": False, "provenance": True}
+    for name, value in options.items():
+        with pytest.raises(LoaderError, match=f"{name} is not for choice here: .* leave it out"):
+            data_provider(store, RESID, batch_size=BATCH, **{name: value})
+    with pytest.raises(
+        LoaderError, match="batch_size is not for choice here: it is train_batch_size_samples"
+    ):
+        train_sae(store, RESID, trainer_config(), sae=sae_of("topk"), batch_size=7)  # type: ignore[call-arg]
     with pytest.raises(LoaderError, match="sae is str; give a TrainingSAE"):
         train_sae(store, RESID, trainer_config(), sae="standard")
     with pytest.raises(MissingExtraError, match=r"pip install 'actstore\[saelens\]'"):

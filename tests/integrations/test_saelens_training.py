@@ -1,6 +1,5 @@
 """SAELens' own trainers on a store: what comes of it, and how they stop and go on."""
 
-import itertools
 import json
 import math
 import subprocess
@@ -46,8 +45,8 @@ from tests.integrations.saes import (
 )
 
 ROOT = Path(__file__).parents[2]
-T_99 = 4.604
-"""Student's t of 99 %, two-sided, for the 4 degrees of freedom of twice 3 seeds."""
+MARGIN = 0.02
+"""Of a mean, for what is not noise of seeds: other orders of summation, another way to estimate the norm."""
 
 
 def test_it_learns_as_from_saelens_own_store(store: Store) -> None:
@@ -55,19 +54,24 @@ def test_it_learns_as_from_saelens_own_store(store: Store) -> None:
 
     SAELens' buffer holds all rows here. With one of a quarter of them its loss is 0.7 % higher than ours, which is
     that of `torch.randperm`.
+
+    The means of 3 seeds each may differ by twice the range of the seeds of `torch.randperm` and by the margin. The
+    range of 3 draws is about 1.7 deviations, and a difference of two means of 3 has 0.8: without the margin, this is 4
+    times what chance does.
     """
     seeds, n_steps = (0, 1, 2), 200
     ours = [_ours(store, seed, n_steps) for seed in seeds]
-    others = {
-        "SAELens": [_theirs(store, seed, n_steps) for seed in seeds],
-        "randperm": [_permuted(store, seed, n_steps) for seed in seeds],
-    }
-    for (whose, runs), name in itertools.product(others.items(), ("loss", "unexplained", "l0")):
-        a, b = (np.array([found[name] for found in each]) for each in (ours, runs))
-        noise = math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 3)
-        print(whose, name, a, b, (a.mean() - b.mean()) / noise)  # noqa: T201 - figures of a failure
-        assert abs(a.mean() - b.mean()) <= T_99 * noise, (whose, name, a, b)
-        assert a.mean() == pytest.approx(b.mean(), rel=0.03), name  # else the noise would hide anything
+    permuted = [_permuted(store, seed, n_steps) for seed in seeds]
+    theirs = [_theirs(store, seed, n_steps) for seed in seeds]
+    for name in ("loss", "unexplained", "l0"):
+        own, of_saelens, of_randperm = (
+            np.array([found[name] for found in runs]) for runs in (ours, theirs, permuted)
+        )
+        allowed = 2 * np.ptp(of_randperm) + MARGIN * of_randperm.mean()
+        print(name, own, of_saelens, of_randperm, allowed)  # noqa: T201 - figures of a failure
+        assert allowed < 0.1 * of_randperm.mean(), name  # else it would show nothing
+        for other in (of_saelens, of_randperm):
+            assert abs(own.mean() - other.mean()) <= allowed, name
     assert np.mean([found["unexplained"] for found in ours]) < 0.5
 
 
@@ -213,6 +217,7 @@ def test_one_call(store: Store, tmp_path: Path) -> None:
 def test_train_sae_on_the_command_line(store: Store, tmp_path: Path, architecture: str) -> None:
     args = ["train-sae", store.url, "blocks.1.attn.hook_z", "--architecture", architecture, "--d-sae", "64"]
     args += ["--samples", "2560", "--batch-size", "256", "--k", "8", "--drop", "bos", "--drop", "7"]
+    args += ["--seqpos", "1:-1", "--cache-dir", str(tmp_path / "cache"), "--cache-limit", "1000000"]
     args += ["--checkpoints", "2", "-o", str(tmp_path / "sae")]
     done = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -222,6 +227,8 @@ def test_train_sae_on_the_command_line(store: Store, tmp_path: Path, architectur
         found = SAE.load_from_disk(str(tmp_path / "sae"))
     assert found(values(store, HEADS)).shape == (N * LENGTH, D_IN)
     assert found.cfg.metadata.exclude_special_tokens == [0, 7]
+    assert found.cfg.metadata.seqpos_slice == [1, LENGTH - 1]
+    assert not (tmp_path / "cache").exists()  # the store is on a local disk
     weights = (tmp_path / "sae" / "sae_weights.safetensors").read_bytes()
     checkpoint = min((tmp_path / "sae" / "checkpoints").iterdir(), key=lambda path: int(path.name))
     done = CliRunner().invoke(cli, [*args, "--resume", str(checkpoint)], catch_exceptions=False)
