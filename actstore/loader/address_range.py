@@ -1,4 +1,4 @@
-"""All shards of an array side by side in one range of addresses, so that the whole store is one tensor."""
+"""Shards of an array side by side in one range of addresses, so that all of them are one tensor."""
 
 import ctypes
 import math
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from actstore.errors import StorageError
 from actstore.loader import mapping
+from actstore.loader.file_ends import FileEnds
 from actstore.loader.order import Window
 from actstore.loader.row_source import select
+from actstore.loader.shard_places import ShardPlaces
 from actstore.store.layout import ArrayLayout
 from actstore.store.local import LocalBlobs
-from actstore.store.storage_errors import damaged
+from actstore.store.storage_errors import BlobNotFoundError, damaged
 
 _SPARE_MAPS: Final = 4096
 """Of those that the system allows a process: other libraries need some, too."""
@@ -27,34 +29,52 @@ _LIMIT: Final = Path("/proc/sys/vm/max_map_count")
 
 
 class AddressRange:
-    """A `RowSource` of files that are mapped.
+    """A `RowSource` of files that are mapped: all shards, or some.
 
-    Nothing is read before it is asked for, and the memory is that of the page cache.
+    Nothing is read before it is asked for, and the memory is that of the page cache. Files may be deleted or replaced
+    by others meanwhile: what is mapped stays.
     """
 
-    def __init__(self, blobs: LocalBlobs, layouts: Sequence[ArrayLayout]) -> None:
+    def __init__(
+        self,
+        blobs: LocalBlobs,
+        places: ShardPlaces,
+        shards: NDArray[np.int64] | None = None,
+        *,
+        remedy: str = "",
+    ) -> None:
         """
         Args:
             blobs: where the files are.
-            layouts: one after the other the sections of the array, all committed.
+            places: of an array that `can_map`, all of it committed.
+            shards: numbers of those that are wanted, ascending; None for all.
+            remedy: what to do about a file that has become shorter, if not to verify the store.
 
         Raises:
-            StorageError: a file is missing or has another size than it must.
+            BlobNotFoundError: a file is missing.
+            StorageError: a file has another size than it must, or cannot be mapped.
         """
-        self._url = blobs.url
-        length = layouts[0].shape[1]
-        self._row_nbytes = layouts[0].row_nbytes // length
-        # Sections begin where both a page and a row would.
-        step = math.lcm(mmap.PAGESIZE, self._row_nbytes)
-        starts = [0]
-        for layout in layouts:
-            last = layout.n_shards - 1
-            nbytes = last * layout.shard_rows * layout.row_nbytes + layout.data_nbytes(last)
-            starts.append(starts[-1] + -(-nbytes // step) * step)
-        self._nbytes = starts[-1]
-        self._base = mapping.reserve(self._nbytes)
-        self._faults: list[int] = []
-        base, end, faults = self._base, self._base + self._nbytes, self._faults
+        self._blobs = blobs
+        self._places = places
+        self._remedy = remedy or f"the store is damaged: run `actstore verify {blobs.url}`"
+        shards = np.arange(places.n_shards) if shards is None else shards
+        # Shards begin where both a page and a row would.
+        step = math.lcm(mmap.PAGESIZE, places.row_nbytes)
+        strides = [-(-layout.shard_rows * layout.row_nbytes // step) * step for layout in places.layouts]
+        self._offsets = np.full(places.n_shards, -1, np.int64)
+        """Of each shard from the first address; -1 for those that are not here."""
+        self._shifts = np.zeros(places.n_shards, np.int64)
+        """By shard: what is added to the number of a row to find it here."""
+        self._inodes = np.zeros(places.n_shards, np.uint64)
+        nbytes = 0
+        for shard in shards.tolist():
+            self._offsets[shard] = nbytes
+            self._shifts[shard] = nbytes // places.row_nbytes - places.first_row(shard)
+            nbytes += strides[places.find(shard)[0]]
+        self._files_nbytes = sum(map(places.nbytes, shards.tolist()))
+        base, self._faults = mapping.reserve(nbytes), list[int]()
+        self._base = base
+        faults, end = self._faults, base + nbytes
 
         def on_fault(address: int) -> bool:
             is_ours = base <= address < end
@@ -63,78 +83,99 @@ class AddressRange:
             return is_ours
 
         mapping.listen(on_fault)
-        self._finalizer = weakref.finalize(self, _release, on_fault, base, self._nbytes)
+        self._finalizer = weakref.finalize(self, _release, on_fault, base, nbytes)
         # Not at the end of the process, when a thread may still be reading, and all memory goes anyway.
         self._finalizer.atexit = False
-        self._files: list[tuple[int, str]] = []
-        for layout, start in zip(layouts, starts[:-1], strict=True):
-            self._map(blobs, layout, base + start)
-        n_rows = np.array([layout.shape[0] * length for layout in layouts], np.int64)
-        self._ends: NDArray[np.int64] = np.cumsum(n_rows)
-        """Rows up to the end of each section."""
-        gaps = np.array(starts[:-1], np.int64) // self._row_nbytes - (self._ends - n_rows)
-        self._gaps = gaps if len(layouts) > 1 else None
-        """Rows of nothing before each section."""
-        self._memory = _tensor_at(base, self._nbytes // self._row_nbytes, self._row_nbytes)
+        for shard in shards.tolist():
+            self._map(shard)
+        memory = np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(base))
+        self._rows = torch.from_numpy(memory).view(-1, places.row_nbytes)
+        self._ends = FileEnds(memory, places.n_shards)
 
     @staticmethod
-    def fits(layouts: Sequence[ArrayLayout]) -> bool:
-        """Whether the files can be mapped side by side: here, with pages of this size, and so many of them."""
-        if not mapping.is_supported():
-            return False
-        n_files = sum(layout.n_shards for layout in layouts)
-        if n_files + _n_maps() + _SPARE_MAPS > int(_LIMIT.read_text()):
-            return False
-        return all(
+    def can_map(layouts: Sequence[ArrayLayout]) -> bool:
+        """Whether files of an array can be mapped side by side: on this system, with pages of this size."""
+        return mapping.is_supported() and all(
             layout.compression is None
             and (layout.n_shards == 1 or layout.shard_rows * layout.row_nbytes % mmap.PAGESIZE == 0)
             for layout in layouts
         )
 
-    def _map(self, blobs: LocalBlobs, layout: ArrayLayout, address: int) -> None:
-        for shard in range(layout.n_shards):
-            key = layout.key(shard)
-            path = blobs.path(key)
-            try:
-                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError as error:
-                raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
-            try:
-                nbytes, expected = os.fstat(file).st_size, layout.shard_nbytes(shard)
-                if nbytes != expected:
-                    raise damaged(str(path), nbytes, 0, expected)
-                mapping.map_file(address, layout.data_nbytes(shard), file)
-            except StorageError:
-                raise
-            except OSError as error:
-                raise StorageError(f"{path} cannot be mapped: {error.strerror}") from error
-            finally:
-                os.close(file)
-            self._files.append((address, str(path)))
-            address += layout.shard_rows * layout.row_nbytes
+    @staticmethod
+    def fits(layouts: Sequence[ArrayLayout]) -> bool:
+        """Whether all files of an array can be mapped: as `can_map` says, and no more than the system allows."""
+        return AddressRange.can_map(layouts) and sum(layout.n_shards for layout in layouts) <= n_free_maps()
+
+    def _map(self, shard: int) -> None:
+        path = self._path(shard)
+        section, number = self._places.find(shard)
+        try:
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise BlobNotFoundError(f"{path} cannot be opened: {error.strerror}") from error
+        except OSError as error:
+            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            status = os.fstat(file)
+            if status.st_size != self._places.nbytes(shard):
+                raise damaged(path, status.st_size, 0, self._places.nbytes(shard))
+            self._inodes[shard] = status.st_ino
+            nbytes = self._places.layouts[section].data_nbytes(number)
+            mapping.map_file(self._base + int(self._offsets[shard]), nbytes, file)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise StorageError(f"{path} cannot be mapped: {error.strerror}") from error
+        finally:
+            os.close(file)
+
+    def _path(self, shard: int) -> str:
+        return f"{self._blobs.url}/{self._places.key(shard)}"
+
+    @property
+    def nbytes(self) -> int:
+        """Of the files, until they are given back."""
+        return self._files_nbytes if self._finalizer.alive else 0
+
+    def has(self, shards: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these are here."""
+        return self._offsets[shards] >= 0
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
         """Copy rows to where they are wanted.
 
         Args:
-            rows: their numbers, sequence times context length plus position.
+            rows: their numbers, sequence times context length plus position; of shards that are here.
             out: uint8 [len(rows), nbytes of a row], contiguous.
 
         Raises:
             StorageError: a file has become shorter since it was mapped.
         """
-        if self._gaps is not None:
-            rows = rows + self._gaps[np.searchsorted(self._ends, rows, side="right")]
-        select(self._memory, rows, out)
+        mapping.still_listens()
+        shards = self._places(rows)
+        select(self._rows, rows + self._shifts[shards], out)
+        cut = self._ends.check(shards, self._extent, self._check_size)
         if self._faults:
-            raise self._error()
+            is_before = self._offsets[:] <= self._faults[0] - self._base
+            cut = int(np.argmax(np.where(is_before, self._offsets, -1)))
+        if cut is not None:
+            raise self._shorter(cut)
 
-    def _error(self) -> StorageError:
-        address = self._faults[0]
-        path = max((start, path) for start, path in self._files if start <= address)[1]
-        return StorageError(
-            f"{path} has become shorter while it was read; the store is damaged: run `actstore verify {self._url}`"
-        )
+    def _extent(self, shard: int) -> tuple[int, int]:
+        section, number = self._places.find(shard)
+        start = int(self._offsets[shard])
+        return start, start + self._places.layouts[section].data_nbytes(number)
+
+    def _check_size(self, shard: int) -> None:
+        try:
+            status = Path(self._path(shard)).stat()
+        except OSError:
+            return  # what has no name here any more cannot be cut by it
+        if status.st_ino == self._inodes[shard] and status.st_size < self._places.nbytes(shard):
+            raise self._shorter(shard)
+
+    def _shorter(self, shard: int) -> StorageError:
+        return StorageError(f"{self._path(shard)} has become shorter while it was read; {self._remedy}")
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
         """As `RowSource.need`; all of them are here."""
@@ -149,11 +190,7 @@ def _release(on_fault: Any, base: int, nbytes: int) -> None:
     mapping.forget(on_fault)
 
 
-def _n_maps() -> int:
+def n_free_maps() -> int:
+    """Files that this process may still map."""
     with Path("/proc/self/maps").open("rb") as maps:
-        return sum(1 for _ in maps)
-
-
-def _tensor_at(address: int, n_rows: int, row_nbytes: int) -> torch.Tensor:
-    memory = (ctypes.c_ubyte * (n_rows * row_nbytes)).from_address(address)
-    return torch.from_numpy(np.ctypeslib.as_array(memory)).view(n_rows, row_nbytes)
+        return int(_LIMIT.read_text()) - sum(1 for _ in maps) - _SPARE_MAPS

@@ -2,20 +2,24 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.errors import LoaderError, StorageError
 from actstore.store.blobs import BlobInfo, BlobReader
 from actstore.store.durable import locked
 from actstore.store.local import PARTIAL, LocalBlobs
+from actstore.store.sections import PIECE_NBYTES
 from actstore.store.shard import Bytes
-from actstore.store.storage_errors import BlobNotFoundError
+from actstore.store.storage_errors import BlobNotFoundError, DiskFullError
 
 T = TypeVar("T")
 
@@ -24,7 +28,21 @@ FOLDER: Final = "actstore-shards"
 _LOCK: Final = "evicting"
 _SLACK: Final = 0.05
 """Of the limit: what this process fetches before it looks again at what others did, and what it frees beyond need."""
-_ATTEMPTS: Final = 3
+ATTEMPTS: Final = 3
+"""To have a file before others remove it again."""
+_LOG: Final = logging.getLogger(__name__)
+
+
+class NoRoomError(LoaderError):
+    """More is wanted at once than the cache may hold."""
+
+
+class Mapped(Protocol):
+    """Files of the cache that are mapped."""
+
+    @property
+    def nbytes(self) -> int:
+        """Their size, until they are given back."""
 
 
 class DiskCache:
@@ -32,6 +50,7 @@ class DiskCache:
 
     Several processes may use one folder. A file appears there whole and on disk, or not at all; what was not read for
     longest is removed when there is more than the limit. A file that is being read, or mapped, stays readable then.
+    Each fetch takes `PIECE_NBYTES` of memory.
     """
 
     def __init__(
@@ -55,7 +74,9 @@ class DiskCache:
         """The cached blobs, by the same keys."""
         self._locks = tuple(threading.Lock() for _ in range(64))
         self._counting = threading.Lock()
-        self._n_new = 0
+        self._n_new = self._n_fetching = 0
+        self._mapped = weakref.WeakSet[Mapped]()
+        self._has_warned = False
         self.n_hits = self.n_misses = 0
         for left in self.files.names(PARTIAL):
             # Of a process that was killed. One that is at work writes its file again.
@@ -76,7 +97,8 @@ class DiskCache:
 
         Raises:
             BlobNotFoundError: there is no such blob.
-            StorageError: it cannot be read, or there is no space for it.
+            DiskFullError: there is no space for it.
+            StorageError: it cannot be read.
         """
         path = self.files.path(key)
         with self._locks[hash(key) % len(self._locks)]:
@@ -84,30 +106,59 @@ class DiskCache:
                 os.utime(path)
                 self.n_hits += 1
                 return
-            info = self._blobs.head(key)
-            if info is None:
-                raise BlobNotFoundError(f"{self._blobs.url}/{key} does not exist")
-            data = np.empty(info.nbytes, np.uint8)
-            self._blobs.read_into(key, 0, data)
-            self.files.create(key, [data])
+            whole = _Whole(self._blobs, key)
+            self.files.create(key, whole)
             self.n_misses += 1
         with self._counting:
-            self._n_new += info.nbytes
+            self._n_new += whole.nbytes
             is_time = self.limit is not None and self._n_new > _SLACK * self.limit
             if is_time:
                 self._n_new = 0
         if is_time:
             self.make_room()
 
+    @contextlib.contextmanager
+    def room_for(self, nbytes: int) -> Iterator[None]:
+        """Fetch and map so much, then `count` what came of it.
+
+        All that is mapped together is within the limit: the disk has it until it is given back, whoever removes the
+        files.
+
+        Raises:
+            NoRoomError: it would be more than the limit.
+        """
+        with self._counting:
+            if self.limit is not None and self._n_in_use + nbytes > self.limit:
+                raise NoRoomError(
+                    f"{nbytes} bytes are needed in cache_dir beside {self._n_in_use} in use, and cache_limit is "
+                    f"{self.limit}"
+                )
+            self._n_fetching += nbytes
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._n_fetching -= nbytes
+
+    def count(self, mapped: "Mapped") -> None:
+        """Take note of files that are mapped, for as long as somebody holds them."""
+        self._mapped.add(mapped)
+
+    @property
+    def _n_in_use(self) -> int:
+        """Bytes of files that are mapped, or will be."""
+        return self._n_fetching + sum(each.nbytes for each in self._mapped)
+
     def make_room(self) -> None:
-        """Remove what was not used for longest, until there is less than the limit."""
+        """Remove what was not used for longest, down to the limit."""
         if self.limit is None:
             return
         self._root.mkdir(parents=True, exist_ok=True)
         with locked(self._root / _LOCK):
             found = sorted(_files(self._root))
             total = sum(nbytes for _, nbytes, _ in found)
-            goal = self.limit if total <= self.limit else (1 - _SLACK) * self.limit
+            # What is in use would only be fetched again; the disk has it anyway.
+            goal = self.limit if total <= self.limit else max((1 - _SLACK) * self.limit, self._n_in_use)
             for _, nbytes, path in found:
                 if total <= goal:
                     return
@@ -116,13 +167,24 @@ class DiskCache:
                 total -= nbytes
 
     def _from_file(self, key: str, read: Callable[[BlobReader], T]) -> T:
-        for _ in range(_ATTEMPTS):
-            self.fetch(key)
+        for _ in range(ATTEMPTS):
             try:
+                self.fetch(key)
                 return read(self.files)
+            except DiskFullError as error:
+                self.warn_once(error)
+                break
             except BlobNotFoundError:
                 continue  # removed since, by a process that needed the room
         return read(self._blobs)
+
+    def warn_once(self, error: Exception) -> None:
+        """Say that rows are not kept, which slows the next epoch and changes nothing else."""
+        if not self._has_warned:
+            self._has_warned = True
+            _LOG.warning(
+                "%s; the loader goes on, and reads what is not in cache_dir again in each epoch", error
+            )
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
         """As `Blobs.read`."""
@@ -135,6 +197,30 @@ class DiskCache:
     def head(self, key: str) -> BlobInfo | None:
         """Of the storage that is cached."""
         return self._blobs.head(key)
+
+
+class _Whole:
+    """All bytes of a blob, piece by piece; read again each time they are gone through."""
+
+    def __init__(self, blobs: BlobReader, key: str) -> None:
+        self._blobs = blobs
+        self._key = key
+        self.nbytes = 0
+
+    def __iter__(self) -> Iterator[Bytes]:
+        where = f"{self._blobs.url}/{self._key}"
+        info = self._blobs.head(self._key)
+        if info is None:
+            raise BlobNotFoundError(f"{where} does not exist")
+        self.nbytes = info.nbytes
+        memory = np.empty(min(PIECE_NBYTES, info.nbytes), np.uint8)
+        for start in range(0, info.nbytes, PIECE_NBYTES):
+            piece = memory[: info.nbytes - start]
+            self._blobs.read_into(self._key, start, piece)
+            yield piece
+        now = self._blobs.head(self._key)
+        if now is None or now.tag != info.tag:
+            raise StorageError(f"{where} was replaced while it was read; open the store again")
 
 
 def _files(folder: Path) -> Iterator[tuple[int, int, Path]]:

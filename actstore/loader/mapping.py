@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
@@ -54,7 +55,6 @@ def _libc() -> Any:
         ctypes.c_int64,
     )
     libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     libc.sigaction.argtypes = (ctypes.c_int, ctypes.POINTER(_Action), ctypes.POINTER(_Action))
     return libc
 
@@ -86,17 +86,72 @@ def release(address: int, nbytes: int) -> None:
     _libc().munmap(address, nbytes)
 
 
-def advise(address: int, nbytes: int, advice: int) -> None:
-    """`madvise`, such as with `mmap.MADV_RANDOM`; a system that does not know the advice ignores it."""
-    _libc().madvise(address, nbytes, advice)
-
-
 OnFault = Callable[[int], bool]
 """Told at which address a file ended too early; whether that address is its own."""
 
-_listeners: list[OnFault] = []
-_installed: list[Any] = []
-"""The handler that was set, which must not be collected, and the one before it."""
+_SIG_DFL: Final = 0
+
+
+class _Listeners:
+    """Who is told of the signal, and the handler that tells them."""
+
+    def __init__(self) -> None:
+        self.all: tuple[OnFault, ...] = ()
+        """Another tuple with each change, as a signal can come while somebody goes through it."""
+        self._handler = _Handler(self._on_signal)
+        self._action = _Action(handler=ctypes.cast(self._handler, ctypes.c_void_p), flags=_SA_SIGINFO)
+        self._before = _Action()
+        self._has_given_way = False
+        self._begin_process()
+        os.register_at_fork(after_in_child=self._begin_process)
+
+    def _begin_process(self) -> None:
+        self._changing = threading.RLock()
+
+    def change(self, to: Callable[[tuple[OnFault, ...]], tuple[OnFault, ...]]) -> None:
+        """Replace all of them at once."""
+        with self._changing:
+            while True:
+                before = self.all
+                after = to(before)
+                if (
+                    self.all is before
+                ):  # else a collection in this very thread has made one forgotten meanwhile
+                    self.all = after
+                    return
+
+    def install(self) -> None:
+        """See that the handler is ours. Others may have set theirs since, as `faulthandler.enable` does."""
+        now = _Action()
+        _set_action(None, now)
+        if now.handler != self._action.handler:
+            self._has_given_way = False
+            self._before = now
+            _set_action(self._action, None)
+
+    def _on_signal(self, _signal: int, info: int, _context: int) -> None:
+        address = ctypes.c_void_p.from_address(info + _ADDRESS_IN_SIGINFO).value or 0
+        page = address - address % mmap.PAGESIZE
+        if any(listener(address) for listener in self.all):
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+            if _libc().mmap(page, mmap.PAGESIZE, mmap.PROT_READ, flags, -1, 0) == page:
+                return
+        # Not ours: the same instruction comes to the same signal again, and to the handler from before. If that one
+        # hands it on to us, as one does that was set after ours, nobody is left.
+        _set_action(_Action(handler=_SIG_DFL) if self._has_given_way else self._before, None)
+        self._has_given_way = True
+
+
+def _set_action(action: _Action | None, before: _Action | None) -> None:
+    new, old = (None if each is None else ctypes.byref(each) for each in (action, before))
+    if _libc().sigaction(_SIGBUS, new, old):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+@cache
+def _listeners() -> _Listeners:
+    return _Listeners()
 
 
 def listen(on_fault: OnFault) -> None:
@@ -105,29 +160,16 @@ def listen(on_fault: OnFault) -> None:
     The page is filled with zeros then, and the read goes on: whoever reads has to ask afterwards whether it happened.
     The listener is called in the thread that reads, in the midst of it, so it may do no more than to take note.
     """
-    _listeners.append(on_fault)
-    if not _installed:
-        handler = _Handler(_on_signal)
-        action = _Action(handler=ctypes.cast(handler, ctypes.c_void_p), flags=_SA_SIGINFO)
-        before = _Action()
-        _installed.extend((handler, before))
-        if _libc().sigaction(_SIGBUS, ctypes.byref(action), ctypes.byref(before)):
-            _installed.clear()
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error))
+    listeners = _listeners()
+    listeners.change(lambda present: (*present, on_fault))
+    listeners.install()
+
+
+def still_listens() -> None:
+    """See to it that listeners are told even if another library has taken the signal since; it takes a microsecond."""
+    _listeners().install()
 
 
 def forget(on_fault: OnFault) -> None:
     """No longer tell this listener."""
-    _listeners.remove(on_fault)
-
-
-def _on_signal(_signal: int, info: int, _context: int) -> None:
-    address = ctypes.c_void_p.from_address(info + _ADDRESS_IN_SIGINFO).value or 0
-    page = address - address % mmap.PAGESIZE
-    if any(listener(address) for listener in _listeners):
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
-        if _libc().mmap(page, mmap.PAGESIZE, mmap.PROT_READ, flags, -1, 0) == page:
-            return
-    # Not ours: the same instruction comes to the same signal again, and to the handler from before.
-    _libc().sigaction(_SIGBUS, ctypes.byref(_installed[1]), None)
+    _listeners().change(lambda present: tuple(each for each in present if each is not on_fault))

@@ -1,16 +1,20 @@
 """Which way of reading rows fits an array, where it lies, and an order."""
 
+import logging
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
-from actstore.loader.address_range import AddressRange
-from actstore.loader.disk_cache import DiskCache
+from actstore.loader.address_range import AddressRange, n_free_maps
+from actstore.loader.cached_range import cached_range
+from actstore.loader.disk_cache import DiskCache, NoRoomError
+from actstore.loader.mapped_windows import MappedWindows
 from actstore.loader.row_source import RowSource
+from actstore.loader.shard_places import ShardPlaces
 from actstore.loader.single_rows import SingleRows
 from actstore.loader.window_rows import N_REQUESTS, WindowRows
 from actstore.store.layout import ArrayLayout
@@ -19,10 +23,11 @@ from actstore.store.rows import Rows
 
 _READS: Final = 8
 """Of single rows at once, where files cannot be mapped."""
+_LOG: Final = logging.getLogger(__name__)
 
 
 def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> RowSource:
-    """Files that can be mapped are; else windows are read, if the order has them.
+    """Files that can be mapped are, all at once or by windows; else windows are read, if the order has them.
 
     Args:
         rows: the array, all of it committed.
@@ -35,42 +40,57 @@ def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> Row
         StorageError: a shard is missing or has another size than it must.
     """
     rows.check_committed()
-    blobs = rows.blobs
-    is_compressed = any(layout.compression is not None for layout in rows.layouts)
-    if isinstance(blobs, DiskCache) and not has_windows and not is_compressed:
-        blobs = _all_fetched(blobs, rows)
-    if isinstance(blobs, LocalBlobs) and AddressRange.fits(rows.layouts):
-        return AddressRange(blobs, rows.layouts)
+    blobs, layouts = rows.blobs, rows.layouts
     if has_windows:
+        if isinstance(blobs, LocalBlobs) and AddressRange.fits(layouts):
+            return AddressRange(blobs, ShardPlaces(layouts))
+        if isinstance(blobs, LocalBlobs | DiskCache) and AddressRange.can_map(layouts):
+            return MappedWindows(rows, edges)
         return WindowRows(rows, edges)
-    if is_compressed:
+    if any(layout.compression is not None for layout in layouts):
         raise LoaderError(
             f"{rows.path} is compressed, and shuffle='global' takes single rows from anywhere; use shuffle='window'"
         )
-    if not isinstance(blobs, LocalBlobs):
+    if not isinstance(blobs, LocalBlobs | DiskCache):
         raise LoaderError(
             f"{blobs.url} is not on a local disk, and shuffle='global' takes single rows from anywhere; use "
             "shuffle='window', or a cache_dir with room for all of the hook"
         )
-    return SingleRows(blobs, rows.layouts, _READS)
+    if AddressRange.fits(layouts):
+        places = ShardPlaces(layouts)
+        return (
+            AddressRange(blobs, places) if isinstance(blobs, LocalBlobs) else _all_mapped(blobs, places, rows)
+        )
+    if AddressRange.can_map(layouts):
+        _LOG.warning(
+            "%s has %d files, and this process may map %d more, so rows are read one by one, which is slow; run "
+            "`sysctl -w vm.max_map_count=%d`, use shuffle='window', or extract with larger segments",
+            rows.path,
+            *_counts(layouts),
+        )
+    return SingleRows(blobs, layouts, _READS)
 
 
-def _all_fetched(cache: DiskCache, rows: Rows) -> LocalBlobs:
-    """Files of all shards of an array.
+def _counts(layouts: Sequence[ArrayLayout]) -> tuple[int, int, int]:
+    """Files, maps that are left for them, and a limit that would be enough."""
+    n_files = sum(layout.n_shards for layout in layouts)
+    n_free = max(0, n_free_maps())
+    return n_files, n_free, 1 << (2 * n_files + (1 << 16)).bit_length()
+
+
+def _all_mapped(cache: DiskCache, places: ShardPlaces, rows: Rows) -> AddressRange:
+    """All shards of an array, fetched.
 
     Raises:
         LoaderError: the cache may not be that large.
     """
-    if cache.limit is not None and rows.nbytes > cache.limit:
+    try:
+        return cached_range(cache, places, np.arange(places.n_shards), threading.Event(), N_REQUESTS)
+    except NoRoomError as error:
         raise LoaderError(
-            f"shuffle='global' needs all of {rows.path} in cache_dir, {rows.nbytes} bytes, and cache_limit is "
-            f"{cache.limit}; give it more, or use shuffle='window'"
-        )
-    keys = [layout.key(shard) for layout in rows.layouts for shard in range(layout.n_shards)]
-    with ThreadPoolExecutor(N_REQUESTS, thread_name_prefix="fetch") as threads:
-        for _ in threads.map(cache.fetch, keys):
-            pass
-    return cache.files
+            f"shuffle='global' needs all of {rows.path} in cache_dir, {rows.nbytes} bytes, and {error}; give it more, "
+            "or use shuffle='window'"
+        ) from error
 
 
 def shard_edges(layouts: Sequence[ArrayLayout]) -> NDArray[np.int64]:

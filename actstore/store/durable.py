@@ -5,7 +5,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from actstore.errors import StorageError
@@ -16,7 +16,7 @@ _DIRECT_NBYTES = 1 << 20
 """Less than this is not worth a trip to the disk of its own."""
 
 
-def write(path: Path, parts: Sequence[Bytes]) -> None:
+def write(path: Path, parts: Iterable[Bytes]) -> None:
     """A new file of these parts, on the disk when this returns. Its folder is made if needed."""
     descriptor = _open_new(path)
     try:

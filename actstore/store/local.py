@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from actstore.errors import StorageError
 from actstore.store.blobs import BlobInfo, check_key
 from actstore.store.durable import link_new, locked, make_folder, sync_folder, write
 from actstore.store.shard import Bytes
-from actstore.store.storage_errors import BlobNotFoundError, damaged
+from actstore.store.storage_errors import BlobNotFoundError, DiskFullError, damaged
 
 PARTIAL = "_actstore/partial"
 """Where files lie until they are whole. What a killed run leaves here is garbage that nobody reads."""
@@ -50,10 +50,11 @@ class LocalBlobs:
     def create(
         self,
         key: str,
-        parts: Sequence[Bytes],
+        parts: Iterable[Bytes],
         *,
         metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - a file system keeps none
     ) -> bool:
+        """As `Blobs.create`. The parts may be made as they are written, and are gone through again after a failure."""
         return self._until_folders_stay(key, lambda path, partial: self._create(path, partial, parts))
 
     def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
@@ -68,6 +69,8 @@ class LocalBlobs:
                 partial = self.root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
                 try:
                     return attempt(path, partial)
+                except StorageError:
+                    raise  # of the parts
                 except FileNotFoundError:
                     # Whoever deletes a blob removes the folders that it leaves empty, and they may be these. Whoever
                     # cleans up after killed writers may have taken our partial file for one of theirs.
@@ -83,7 +86,7 @@ class LocalBlobs:
             f"{path} cannot be written: its folder cannot be made or does not stay; choose another"
         )
 
-    def _create(self, path: Path, partial: Path, parts: Sequence[Bytes]) -> bool:
+    def _create(self, path: Path, partial: Path, parts: Iterable[Bytes]) -> bool:
         if path.exists():
             # Whoever linked it may have been killed before its name was on disk.
             sync_folder(path.parent)
@@ -226,7 +229,7 @@ class LocalBlobs:
                 f"{path} cannot be {verb}: a file is where a folder is needed; choose another path"
             )
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return StorageError(
+            return DiskFullError(
                 f"{path} cannot be written: the disk is full; free some space and run the same command again, "
                 "it goes on from what is committed"
             )

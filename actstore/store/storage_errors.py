@@ -9,6 +9,10 @@ class BlobNotFoundError(StorageError, FileNotFoundError):
     """There is no blob of this key. Any other failure to read raises a plain `StorageError`."""
 
 
+class DiskFullError(StorageError):
+    """A file cannot be written since there is no space for it, or no more that this user may take."""
+
+
 class Kind(Enum):
     """What the caller can do about a failed request."""
 

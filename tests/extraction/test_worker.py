@@ -2,7 +2,7 @@
 
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class TroubledDisk(LocalBlobs):
         super().__init__(root)
         self.failed, self.held, self.go_on = threading.Event(), threading.Event(), threading.Event()
 
-    def create(self, key: str, parts: Sequence[Bytes], *, metadata: Mapping[str, str] | None = None) -> bool:
+    def create(self, key: str, parts: Iterable[Bytes], *, metadata: Mapping[str, str] | None = None) -> bool:
         if key.startswith("acts/blocks.0.hook_resid_post/c.0.") and not self.failed.is_set():
             self.failed.set()
             raise StorageError("the disk had a bad moment")

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import tracemalloc
 import uuid
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import LoaderError, StorageError
+from actstore.loader.address_range import AddressRange
+from actstore.loader.cached_range import cached_range
 from actstore.loader.disk_cache import DiskCache
-from actstore.store.blobs import BlobNotFoundError, Blobs, open_blobs
+from actstore.loader.shard_places import ShardPlaces
+from actstore.store.blobs import BlobInfo, BlobNotFoundError, Blobs, open_blobs
 from actstore.store.local import PARTIAL, LocalBlobs
 from actstore.store.seal import seal
+from actstore.store.sections import PIECE_NBYTES
 from tests.store.example import HOOKS, example_plan, example_values, write_store
+from tests.store.runs import bytes_below
 
 A = HOOKS[0]
 NBYTES = 1_000
@@ -78,6 +85,16 @@ def test_global_needs_all_of_it(remote: tuple[actstore.Store, actstore.Store], t
         taken(remote[0], cache_dir=tmp_path / "cache", cache_limit=5_000)
 
 
+def test_global_needs_all_of_all_hooks(remote: tuple[actstore.Store, actstore.Store], tmp_path: Path) -> None:
+    """Each alone has room: together, one would remove what the other has to fetch again."""
+    store = remote[0]
+    limit = 3 * store[A].rows.nbytes // 2
+    taken(store, cache_dir=tmp_path / "cache", cache_limit=limit)
+    loader = store.loader(list(HOOKS[:2]), batch_size=8, cache_dir=tmp_path / "cache", cache_limit=limit)
+    with pytest.raises(LoaderError, match=f"bytes are needed in cache_dir beside .* cache_limit is {limit}"):
+        next(loader)
+
+
 @pytest.mark.parametrize(("limit", "folder"), [(0, "cache"), (100, None)])
 def test_refused(remote: tuple[actstore.Store, actstore.Store], limit: int, folder: str | None) -> None:
     with pytest.raises(LoaderError, match="give a folder and 1 byte or more"):
@@ -121,6 +138,92 @@ def test_stores_of_one_url_are_told_apart(blobs: Blobs, tmp_path: Path) -> None:
     DiskCache(blobs, tmp_path, "first", None).fetch("a/1")
     second = DiskCache(blobs, tmp_path, "second", None)
     assert second.files.head("a/1") is None
+
+
+def test_another_store_of_the_same_plan_at_the_same_place(tmp_path: Path) -> None:
+    """Removed, and extracted again with other libraries: the plan is the same, and bits differ."""
+    there, plan = open_blobs(f"memory://{uuid.uuid4().hex}"), example_plan("bfloat16")
+    for is_sealed in (True, False, False):
+        values = {
+            name: array ^ np.uint16(uuid.uuid4().int & 0xFF) for name, array in example_values(plan).items()
+        }
+        for key in bytes_below(there):
+            there.delete(key)
+        write_store(there, plan, values, range(plan.n_segments))
+        if is_sealed:
+            seal(there)
+        store = actstore.open(there.url)
+        cached = taken(store, shuffle=None, cache_dir=tmp_path)
+        np.testing.assert_array_equal(torch.cat(cached).numpy().view(np.uint16), values[A].reshape(-1, 16))
+
+
+class OfPieces:
+    """A blob of 40 MB that takes no memory."""
+
+    url = "pieces://"
+    n_retries = 0
+    n_heads = 0
+    is_replaced = False
+
+    def head(self, key: str) -> BlobInfo:
+        del key
+        self.n_heads += 1
+        return BlobInfo(40_000_000, str(self.n_heads) if self.is_replaced else "same", {})
+
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        del key
+        out[:] = start // PIECE_NBYTES
+
+    def read(self, key: str, start: int = 0, nbytes: int | None = None) -> bytes:
+        raise NotImplementedError
+
+
+def test_memory_of_a_fetch(tmp_path: Path) -> None:
+    cache = DiskCache(OfPieces(), tmp_path, "a", None)
+    tracemalloc.start()
+    cache.fetch("a/1")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.1 * PIECE_NBYTES
+    data = np.frombuffer(cache.files.read("a/1"), np.uint8)
+    assert (data == np.arange(40_000_000) // PIECE_NBYTES).all()
+
+
+def test_a_blob_that_is_replaced_while_it_is_fetched(tmp_path: Path) -> None:
+    blobs = OfPieces()
+    blobs.is_replaced = True
+    cache = DiskCache(blobs, tmp_path, "a", None)
+    with pytest.raises(StorageError, match="a/1 was replaced while it was read; open the store again"):
+        cache.fetch("a/1")
+    assert sizes(tmp_path) == 0
+
+
+class Crowded(DiskCache):
+    """Beside a process that needs the room, and removes a file before it can be opened."""
+
+    n_left = 2
+
+    def fetch(self, key: str) -> None:
+        super().fetch(key)
+        if self.n_left:
+            self.n_left -= 1
+            self.files.path(key).unlink()
+
+
+def test_files_that_go_before_they_are_mapped_are_fetched_again(
+    remote: tuple[actstore.Store, actstore.Store], tmp_path: Path
+) -> None:
+    rows = remote[0][A].rows
+    cache = Crowded(rows.blobs, tmp_path, "a", None)
+    places = ShardPlaces(rows.layouts)
+
+    def mapped() -> AddressRange:
+        return cached_range(cache, places, np.arange(3), threading.Event(), 1)
+
+    assert mapped().nbytes == sum(map(places.nbytes, range(3)))
+    cache.n_left = 1_000
+    with pytest.raises(StorageError, match="files are removed by others before they can be used; give"):
+        mapped()
 
 
 def test_a_file_that_goes_meanwhile_is_fetched_again(blobs: Blobs, tmp_path: Path) -> None:
@@ -168,7 +271,7 @@ def test_threads(blobs: Blobs, tmp_path: Path) -> None:
 
 def _read_many(source: str, folder: str, seed: int) -> None:
     cache = DiskCache(LocalBlobs(source), folder, "a", 5 * NBYTES)
-    for i in np.random.default_rng(seed).integers(0, 10, 300).tolist():
+    for i in np.random.default_rng(seed).integers(0, 10, 100).tolist():
         if bytes(cache.read(f"a/{i}")) != bytes([i]) * NBYTES:
             os._exit(1)
 
