@@ -39,11 +39,12 @@ def test_dependencies_point_down() -> None:
     }
     # `Store.loader` is the door that users go through; nothing else of the store knows what is above it.
     door = {("store/store.py", "loader")}
+    anywhere = ("actstore.closing", "actstore.errors", "actstore._version")  # they import nothing
     for part, allowed in below.items():
         for path in (ROOT / "actstore" / part).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
-                if module.startswith("actstore.") and module not in ("actstore.errors", "actstore._version"):
+                if module.startswith("actstore.") and module not in anywhere:
                     name = f"{part}/{path.name}"
                     used = module.split(".")[1]
                     assert used in allowed or (name, used) in door, f"{path} imports {module}"

@@ -18,6 +18,7 @@ _COMMANDS = {
     "demo": "Extract from a bundled model, read back, draw one picture.",
     "export": "Write a hook of a store in the form of another library.",
     "extract": "Write the activations of a model over a text to a store.",
+    "import": "Make a store of activations that another library cached.",
     "info": "Say what a store holds.",
     "plan": "Say what an extraction would write, without writing it.",
     "slice": "Print activations, or save them as npy or safetensors.",
@@ -25,6 +26,10 @@ _COMMANDS = {
     "train-sae": "Train a sparse autoencoder on a hook, with SAELens.",
     "verify": "Check every byte of a store; repair what is damaged.",
 }
+
+
+_MODULES = {"import": "import_cache"}
+"""Of commands whose name no module can have."""
 
 
 class _Terminated(BaseException):
@@ -42,7 +47,7 @@ class LazyGroup(click.Group):
         del ctx
         if cmd_name not in _COMMANDS:
             return None
-        name = cmd_name.replace("-", "_")
+        name = _MODULES.get(cmd_name, cmd_name.replace("-", "_"))
         command = getattr(import_module(f"actstore.cli.{name}"), f"{name}_command")
         assert isinstance(command, click.Command)
         return command

@@ -163,7 +163,13 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         covariance=job.covariance,
     )
     blobs = open_blobs(job.out)
-    place = find_place(blobs.url, read_runs(blobs), request, segment_size=job.segment_size, append=job.append)
+    runs = read_runs(blobs)
+    if any(run.plan.request.model.is_imported for run in runs):
+        raise PlanMismatchError(
+            f"the activations at {blobs.url} were imported, and no model's can be put beside them; choose another out, "
+            "or import the same folder again to complete them"
+        )
+    place = find_place(blobs.url, runs, request, segment_size=job.segment_size, append=job.append)
     run = _planned(job, request, blobs, place, stage, on_event)
     _check_space(run)
     _check_memory(run)
@@ -189,8 +195,7 @@ def _planned(
         done = frozenset(existing.committed)
         return PlannedRun(job, existing.plan, blobs, None, done, is_new=False, is_conditional=is_conditional)
     if existing is None:
-        place = _free(blobs, place)
-        _check_empty(blobs, place)
+        place = free_place(blobs, place)
     if place.over is not None:
         hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
         added = request.model_copy(update={"hooks": hooks, "tokens": place.over.request.tokens})
@@ -298,11 +303,12 @@ def check_device(name: str | None, executor: str) -> str | None:
     return name
 
 
-def _free(blobs: Blobs, place: Place) -> Place:
+def free_place(blobs: Blobs, place: Place) -> Place:
     """The place under the first name that nothing lies under: commits without a plan are not ours.
 
     Raises:
-        StorageError: it would be the first run, whose name cannot be another.
+        StorageError: it would be the first run, whose name cannot be another; or there are shards in the place, from a
+            store that was half deleted, which must not be taken for our own.
     """
     while blobs.names(f"{RUNS}/{place.name}") and read_plan(blobs, place.name) is None:
         if place.name == FIRST_RUN:
@@ -311,21 +317,13 @@ def _free(blobs: Blobs, place: Place) -> Place:
                 "part; delete it whole, or choose another out"
             )
         place = replace(place, name=f"{int(place.name) + 1:04d}")
-    return place
-
-
-def _check_empty(blobs: Blobs, place: Place) -> None:
-    """Shards without a plan are from a store that was half deleted; they must not be taken for our own.
-
-    Raises:
-        StorageError: there are some.
-    """
     for path in place.arrays:
         if any(key.startswith("c.") for key in blobs.names(path)):
             raise StorageError(
                 f"{blobs.url} has no plan for {path} but holds shards of it, the rest of a store that was deleted "
                 "in part; delete it whole, or choose another out"
             )
+    return place
 
 
 def _check_space(run: PlannedRun) -> None:

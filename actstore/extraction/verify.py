@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from actstore.errors import StorageError
+from actstore.errors import ModelError, StorageError
 from actstore.extraction.deep import deep_check
 from actstore.extraction.golden import sampled_row
 from actstore.extraction.worker import WorkerSpec, load_planned_model
@@ -44,7 +44,7 @@ def verify(
 
     Raises:
         StorageError: there is no store, or storage cannot be reached.
-        ModelError: the model cannot be loaded, or its weights are others.
+        ModelError: the model cannot be loaded, or its weights are others; or no model is known, with ``deep``.
     """
     started = time.perf_counter()
     blobs = open_blobs(str(url))
@@ -53,6 +53,11 @@ def verify(
     if not check.plans and not check.findings:
         raise StorageError(
             f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
+        )
+    if deep and any(plan.request.model.is_imported for plan in check.plans.values()):
+        raise ModelError(
+            f"the activations at {blobs.url} were imported, and which weights computed them is not known; verify "
+            "without deep"
         )
     findings = check.findings
     n_recomputed = 0

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.errors import ActstoreError, ModelError
+from actstore.errors import ActstoreError, HookError, ModelError
 
 if TYPE_CHECKING:
     from actstore.hooks.config import HookedConfig
     from actstore.hooks.names import HookNames
 
+UNKNOWN_MODEL: Final = "unknown"
+"""Type of a model that nobody named."""
 _MAX_COUNTS: Final = {
     "layer": 1000,
     "num_block": 1000,
@@ -27,9 +29,15 @@ def hooks_of_stored(fields: Mapping[str, Any]) -> "tuple[HookNames, HookedConfig
     """Hook names and sizes of a model; no code but that of transformers runs, and no weights are made.
 
     Raises:
+        HookError: the activations were imported without saying of which model.
         ModelError: transformers does not know such a model, a field is not what it can be, or models like this cannot
             be hooked.
     """
+    if fields.get("model_type") == UNKNOWN_MODEL:
+        raise HookError(
+            "these activations were imported without saying of which model; name a hook as `actstore info` does, or "
+            "import them with the model"
+        )
     from transformers import AutoConfig
 
     from actstore.hooks.model_names import hooks_of

@@ -63,8 +63,8 @@ class Environment(Document):
     """
 
     actstore: str
-    engine: Literal["transformers"]
-    """What ran the forward."""
+    engine: Literal["transformers", "imported"]
+    """What ran the forward; ``imported`` where none was run, and then there are no versions but of the importer."""
     torch: str
     transformers: str
     device: str
@@ -99,7 +99,9 @@ class CommitRecord(Document):
     statistics: dict[str, HookStatistics]
     """By hook name; attention scores and patterns have none."""
     golden: Golden | None
-    """Of segments 0, 64, 128, 256, ...; None for others. A worker checks the first segment that it computes anyway."""
+    """Of segments 0, 64, 128, 256, ...; None for others, and for all that were imported. A worker checks the first
+    segment that it computes anyway.
+    """
     environment: Environment
 
 

@@ -14,6 +14,8 @@ from actstore.store.layout import ArrayLayout, dividing_chunk_rows
 
 RUNS = "_actstore/runs"
 FIRST_RUN = "0000"
+IMPORTED = "imported:"
+"""Begins the fingerprint of values that were not computed but taken from elsewhere."""
 """Plans and commits are kept by run: later runs add hooks or tokens to a store."""
 
 RunName = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
@@ -29,11 +31,18 @@ class ModelIdentity(Document):
     revision: str | None
     """As asked for: branch, tag or commit on the Hub. The fingerprint says which commit that was."""
     fingerprint: str
-    """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder."""
+    """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder; ``imported:<from what>:<which>`` where no
+    model was run.
+    """
     model_type: str
     n_layers: int = Field(ge=1, le=10_000)
     config: dict[str, JsonValue]
     """Hugging Face's configuration of the model, which says what the axes of hooks are."""
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the values come from elsewhere: no weights can be held against them."""
+        return self.fingerprint.startswith(IMPORTED)
 
 
 class SourceFileIdentity(Document):

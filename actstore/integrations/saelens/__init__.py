@@ -12,6 +12,7 @@ for a trainer of one's own::
 """
 
 from actstore.integrations.saelens.cache_export import export_cache
+from actstore.integrations.saelens.cache_import import import_cache
 from actstore.integrations.saelens.checkpoint import resume, save_checkpoint_fn
 from actstore.integrations.saelens.preset import prepare
 from actstore.integrations.saelens.provider import DataProvider, data_provider
@@ -21,6 +22,7 @@ __all__ = [
     "DataProvider",
     "data_provider",
     "export_cache",
+    "import_cache",
     "prepare",
     "resume",
     "save_checkpoint_fn",

@@ -1,0 +1,47 @@
+"""``actstore import``: activations that another library cached, as a store."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from actstore.cli.byte_progress import ByteProgress
+
+
+@click.command("import")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "source",
+    type=click.Choice(["saelens"]),
+    default="saelens",
+    show_default=True,
+    help="saelens: a cached_activations_path of its configurations.",
+)
+@click.option(
+    "-o", "--output", metavar="URL", required=True, help="The store: as --out of `actstore extract`."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="To store in; the others round.",
+)
+@click.option("--model", help="Hub name or folder of the model that it is of, for names and axes of hooks.")
+def import_cache_command(folder: Path, source: str, output: str, dtype: Any, model: str | None) -> None:
+    """Write the cached activations in FOLDER to a store.
+
+    Run the same command again after any interruption: it does only what is missing.
+    """
+    del source  # there is one
+    from actstore.integrations.saelens.cache_import import import_cache
+    from actstore.integrations.saelens.cached_rows import CachedRows
+    from actstore.store.dtypes import dtype as dtype_of
+
+    n_sequences, length, d_in = CachedRows.open(folder).shape
+    progress = ByteProgress("imported", n_sequences * length * d_in * dtype_of(dtype).itemsize)
+    store = import_cache(folder, output, dtype=dtype, model=model, on_bytes=progress.add)
+    click.echo(
+        f"{n_sequences} sequences of {store.hooks[0]} in {store.url}; context_size={length}, d_in={d_in}"
+    )

@@ -1,0 +1,269 @@
+"""Cached activations of SAELens into a store, segment by segment, as an extraction writes them."""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+import torch
+
+from actstore._version import __version__
+from actstore.errors import HookError, JobError, PlanMismatchError
+from actstore.extraction.buffers import SegmentBuffers
+from actstore.extraction.claim import claim
+from actstore.extraction.differences import differences
+from actstore.extraction.growth import Place
+from actstore.extraction.planning import absolute_model, free_place
+from actstore.extraction.segment_writer import SegmentWriter
+from actstore.extraction.stored_hooks import stored_hooks
+from actstore.extraction.tokens_stage import PackedTokens
+from actstore.hooks.loading import load_config
+from actstore.hooks.names import layer_of, stored_as
+from actstore.hooks.point import point_of
+from actstore.hooks.stored_config import UNKNOWN_MODEL
+from actstore.integrations.saelens.cached_rows import TOKENS, CachedRows
+from actstore.store.blobs import open_blobs, probe
+from actstore.store.commit import CommitRecord, Environment, commit_key, committed
+from actstore.store.dtypes import dtype as dtype_of
+from actstore.store.layout import segment_size
+from actstore.store.look_first import LookFirst
+from actstore.store.moments import Moments
+from actstore.store.plan import (
+    FIRST_RUN,
+    IMPORTED,
+    HookArray,
+    ModelIdentity,
+    Plan,
+    Request,
+    Segment,
+    SourceFileIdentity,
+    TokensIdentity,
+)
+from actstore.store.run import read_runs
+from actstore.store.seal import remove_scratch, seal
+from actstore.store.store import Store, open_store
+from actstore.tokens import Rows, spool
+
+DType = Literal["float32", "bfloat16", "float16"]
+_BATCH_TOKENS: Final = 4096
+_BLOCK_ROWS: Final = 1024
+"""Sequences whose token ids are read together."""
+
+
+def import_cache(
+    folder: Path | str,
+    url: str,
+    *,
+    dtype: DType = "float32",
+    model: str | None = None,
+    on_bytes: Callable[[int], None] = lambda _nbytes: None,
+) -> Store:
+    """Write a folder of SAELens' cached activations to a new store.
+
+    Kill it at any point: the same call goes on from the segments that are committed. It takes the memory of a segment,
+    about 64 MB. What computed the values is not known, so the store says that they were imported, and nothing that
+    would run the model again takes it.
+
+    Args:
+        folder: a ``cached_activations_path``, as ``CacheActivationsRunner`` or `export_cache` wrote it.
+        url: of the store; with nothing there, or an import of the same folder that was not completed.
+        dtype: to store in. Other types than float32 round.
+        model: Hub name or folder of the model, for its configuration, if it is known: hooks then have their axes and
+            can be named in all spellings.
+        on_bytes: called with the bytes of each segment, in the type of the store, also of those that were there.
+
+    Raises:
+        HookError: the model has no such hook.
+        JobError: a value does not fit the type; or the hook of the model is not as wide as that of the cache.
+        ModelError: there is no such model.
+        PlanMismatchError: something else is at this place.
+        StorageError: the folder is no cache, or is damaged; or writing failed.
+    """
+    rows = CachedRows.open(folder)
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise JobError(f"dtype is {dtype!r}; it can be float32, bfloat16 or float16")
+    packed = _packed(rows)
+    plan = _plan(rows, packed, dtype, model)
+    blobs = open_blobs(url)
+    existing = read_runs(blobs)
+    if not existing:
+        free_place(blobs, Place(FIRST_RUN, plan.hook_names))
+    elif len(existing) > 1 or existing[0].plan != plan:
+        found = differences(existing[0].plan.request, plan.request)
+        raise PlanMismatchError(
+            f"the store at {blobs.url} is not an import of {rows.folder} like this one: "
+            f"{'; '.join(found) or 'it has other tokens or segments'}. Choose another place"
+        )
+    elif existing[0].finished is not None:
+        on_bytes(plan.activation_nbytes)
+        return open_store(url)
+    is_conditional = probe(blobs)
+    blobs = blobs if is_conditional else LookFirst(blobs)
+    claim(blobs, plan)
+    packed.store(blobs, plan)
+    done = committed(blobs, plan)
+    writer = SegmentWriter(blobs, plan, is_strict=False, is_conditional=is_conditional)
+    try:
+        buffers = SegmentBuffers(plan, torch.device("cpu"))
+        for segment in plan.segments():
+            if segment.index not in done:
+                record = _fill(buffers, rows, plan, segment)
+                lengths = packed.rows("lengths", segment.start, segment.stop)
+                record = writer.write(segment, buffers.rows(segment), record, lengths)
+                if not is_conditional:
+                    blobs.create(commit_key(plan.run, segment.index), [record.to_bytes()])
+            on_bytes(plan.activations(plan.request.hooks[0]).data_nbytes(segment.index))
+    finally:
+        writer.close()
+    seal(blobs)
+    remove_scratch(blobs)
+    return open_store(url)
+
+
+def _packed(rows: CachedRows) -> PackedTokens:
+    """All token ids; each row is a document of the source."""
+    started = time.perf_counter()
+    n_sequences, length, _ = rows.shape
+
+    def blocks() -> Iterator[Rows]:
+        for start in range(0, n_sequences, _BLOCK_ROWS):
+            stop = min(start + _BLOCK_ROWS, n_sequences)
+            shape = (stop - start, length)
+            yield Rows(
+                rows.tokens(start, stop),
+                np.full(shape[0], length, np.int32),
+                np.broadcast_to(np.arange(start, stop)[:, None], shape),
+                np.broadcast_to(np.arange(length, dtype=np.int32), shape),
+            )
+
+    folder = Path(tempfile.mkdtemp(prefix="actstore-tokens-"))
+    try:
+        spooled = spool(blocks(), folder)
+    finally:
+        # Mapped files live on without their names.
+        shutil.rmtree(folder, ignore_errors=True)
+    return PackedTokens(spooled, None, time.perf_counter() - started)
+
+
+def _plan(rows: CachedRows, packed: PackedTokens, dtype: DType, model: str | None) -> Plan:
+    n_sequences, length, d_in = rows.shape
+    hook, identity = _hook(rows, model)
+    # A power of two, as the rows of whole pages are: segments must hold whole ones of both.
+    batch_size = 1 << max(0, (_BATCH_TOKENS // length).bit_length() - 1)
+    tokens = TokensIdentity(
+        source=str(rows.folder),
+        files=tuple(SourceFileIdentity(name=file.name, nbytes=file.stat().st_size) for file in rows.files),
+        column=TOKENS,
+        documents="file",
+        tokenizer=None,
+        tokenizer_sha256=None,
+        packing="concat",
+        context_length=length,
+        begin_batch_token=None,
+        begin_sequence_token=None,
+        separator_token=None,
+        pad_token=None,
+        max_tokens=None,
+        skip_sequences=0,
+        seed=None,
+    )
+    return Plan(
+        run=FIRST_RUN,
+        tokens_of=FIRST_RUN,
+        request=Request(
+            model=identity,
+            tokens=tokens,
+            hooks=(hook,),
+            dtype=dtype,
+            batch_size=batch_size,
+            compression=None,
+            covariance=False,
+        ),
+        n_sequences=n_sequences,
+        n_tokens=packed.spool.n_tokens,
+        n_documents=packed.spool.n_documents,
+        tokens_sha256=packed.sha256(),
+        segment_size=segment_size(
+            [length * d_in * dtype_of(dtype).itemsize], n_sequences=n_sequences, batch_size=batch_size
+        ),
+    )
+
+
+def _hook(rows: CachedRows, model: str | None) -> tuple[HookArray, ModelIdentity]:
+    """The hook as stores have it, and what is known of the model."""
+    _, length, d_in = rows.shape
+    fingerprint = f"{IMPORTED}saelens:{rows.fingerprint}"
+    if model is None:
+        name = stored_as(rows.hook)
+        point = point_of(name)
+        axes = ("d_in",) if point is None or len(point.axes_in_store) != 1 else point.axes_in_store
+        try:
+            hook = HookArray(name=name, shape=(d_in,), axes=axes)
+        except ValueError as error:
+            raise HookError(
+                f"the hook {rows.hook!r} of the cache has a name that no store can have; name the model"
+            ) from error
+        return hook, ModelIdentity(
+            name=UNKNOWN_MODEL,
+            revision=None,
+            fingerprint=fingerprint,
+            model_type=UNKNOWN_MODEL,
+            n_layers=1 + (layer_of(name) or 0),
+            config={"model_type": UNKNOWN_MODEL},
+        )
+    config = load_config(model)
+    (hook,) = stored_hooks(config, [rows.hook], length)
+    if np.prod(hook.shape) != d_in:
+        raise JobError(
+            f"{hook.name} of {model} has {np.prod(hook.shape)} elements, and rows of the cache have {d_in}; name the "
+            "model that the cache was made with, or none"
+        )
+    return hook, ModelIdentity(
+        name=absolute_model(model),
+        revision=None,
+        fingerprint=fingerprint,
+        model_type=config.model_type,
+        n_layers=config.num_hidden_layers,
+        config=json.loads(config.to_json_string()),
+    )
+
+
+def _fill(buffers: SegmentBuffers, rows: CachedRows, plan: Plan, segment: Segment) -> CommitRecord:
+    """Bring a segment into the buffers; its record, but for the shards."""
+    (hook,), request = plan.request.hooks, plan.request
+    moments = Moments(request.hooks, "cpu", covariance=False)
+    wanted: torch.dtype = getattr(torch, request.dtype)
+    for start in range(0, segment.n_sequences, request.batch_size):
+        stop = min(start + request.batch_size, segment.n_sequences)
+        # A copy: what is mapped cannot be written to, and torch warns of that.
+        given = torch.from_numpy(rows.values(segment.start + start, segment.start + stop).copy())
+        value = given.to(wanted)
+        if not torch.equal(value.isfinite(), given.isfinite()):
+            raise JobError(
+                f"values of {rows.hook} in the sequences {segment.start + start}:{segment.start + stop} are too large "
+                f"for {request.dtype}; choose bfloat16 or float32, and another place"
+            )
+        value = value.view(len(value), plan.context_length, *hook.shape)
+        buffers.put(hook.name, start, len(value), value)
+        moments.add(hook.name, value, torch.ones(value.shape[:2], dtype=torch.bool))
+    return CommitRecord(
+        segment=segment.index,
+        n_sequences=segment.n_sequences,
+        n_tokens=segment.n_sequences * plan.context_length,
+        shards={},
+        statistics=moments.records(),
+        golden=None,
+        environment=Environment(
+            actstore=__version__,
+            engine="imported",
+            torch=str(torch.__version__),
+            transformers="none",
+            device="cpu",
+            attention="none",
+            batch=(request.batch_size, plan.context_length),
+        ),
+    )

@@ -1,0 +1,153 @@
+"""A folder of cached activations as SAELens writes it, mapped and read without the library that wrote it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError
+
+TOKENS: Final = "token_ids"
+
+
+class CachedRows:
+    """Rows of one hook and their token ids. Files are mapped, so memory is taken only by what is asked for."""
+
+    def __init__(self, folder: Path, files: Sequence[Path], table: pa.Table, hook: str, state: bytes) -> None:
+        """
+        Args:
+            folder: the absolute one.
+            files: with its rows, in their order.
+            table: of all files.
+            hook: name of the column of activations.
+            state: what its ``state.json`` says.
+        """
+        self.folder = folder
+        self.files = files
+        """In the order of their rows."""
+        self.hook = hook
+        """Name of the column."""
+        self.shape = _shape(folder, hook, table.column(hook))
+        """[n_sequences, context_size, d_in]"""
+        self._table = table
+        self._state = state
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """Look at a folder; no rows are read but the first.
+
+        Raises:
+            StorageError: it is no cache, or cannot be read.
+        """
+        where = Path(folder).absolute()
+        try:
+            state = (where / "state.json").read_bytes()
+            names = [str(file["filename"]) for file in json.loads(state)["_data_files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StorageError(
+                f"{where} is no folder of cached activations: it has no state.json that names its files; give the "
+                "cached_activations_path that SAELens wrote to"
+            ) from error
+        files = [where / Path(name).name for name in names]
+        try:
+            tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
+            table = pa.concat_tables(tables)
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"the cache {where} cannot be read: {error}; make it again") from error
+        hooks = [name for name in table.column_names if name != TOKENS]
+        if len(hooks) != 1 or TOKENS not in table.column_names:
+            raise StorageError(
+                f"the cache {where} has the columns {', '.join(table.column_names)}; it must have one named after a "
+                f"hook, and {TOKENS}: make it again with a newer SAELens"
+            )
+        if not len(table):
+            raise StorageError(f"the cache {where} has no rows; make it again")
+        return cls(where, files, table, hooks[0], state)
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs where the folder is another one, wherever it lies: of its description and the sizes of its files."""
+        sizes = [file.stat().st_size for file in self.files]
+        return hashlib.sha256(self._state + json.dumps(sizes).encode()).hexdigest()[:16]
+
+    def tokens(self, start: int, stop: int) -> NDArray[np.int32]:
+        """Token ids of some rows, [stop - start, context_size].
+
+        Raises:
+            StorageError: a row has not so many.
+        """
+        found = self._dense(TOKENS, start, stop, self.shape[1:2])
+        if not np.issubdtype(found.dtype, np.integer):
+            raise StorageError(
+                f"{TOKENS} of the cache {self.folder} are {found.dtype}; they must be integers"
+            )
+        return found.astype(np.int32)
+
+    def values(self, start: int, stop: int) -> NDArray[Any]:
+        """Activations of some rows, [stop - start, context_size, d_in], float32 or float16 as they were written.
+
+        Raises:
+            StorageError: a row is of another shape, or of another type.
+        """
+        found = self._dense(self.hook, start, stop, self.shape[1:])
+        if found.dtype not in (np.float32, np.float16):
+            raise StorageError(
+                f"{self.hook} of the cache {self.folder} is {found.dtype}; it must be float32 or float16"
+            )
+        return found
+
+    def _dense(self, column: str, start: int, stop: int, inner: tuple[int, ...]) -> NDArray[Any]:
+        parts = []
+        for chunk in self._table.column(column).slice(start, stop - start).chunks:
+            if len(chunk):
+                lists = _storage(chunk)
+                for size in inner:
+                    if not _is_list(lists.type) or not _has_size(lists, size):
+                        raise StorageError(
+                            f"{column} of the cache {self.folder} does not have the shape {list(inner)} in all of the "
+                            f"rows {start}:{stop}, as it has in its first one; make the cache again"
+                        )
+                    lists = lists.flatten()
+                if lists.null_count:
+                    raise StorageError(
+                        f"{column} of the cache {self.folder} has no value somewhere in the rows {start}:{stop}; make "
+                        "the cache again"
+                    )
+                parts.append(lists.to_numpy(zero_copy_only=False).reshape(-1, *inner))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _shape(folder: Path, hook: str, column: Any) -> tuple[int, int, int]:
+    """Of the first row, and how many there are."""
+    first = _storage(column.slice(0, 1).combine_chunks())
+    sizes = []
+    for _ in range(2):
+        if not _is_list(first.type) or not len(first) or not first[0].is_valid or not len(first[0]):
+            raise StorageError(
+                f"{hook} of the cache {folder} is {first.type} in its first row; it must be a matrix of positions and "
+                "elements"
+            )
+        sizes.append(len(first[0]))
+        first = first.flatten()
+    return (len(column), sizes[0], sizes[1])
+
+
+def _storage(array: Any) -> Any:
+    """What lies below the type of the library that wrote it, which pyarrow knows if that has been imported."""
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _has_size(lists: Any, size: int) -> bool:
+    return lists.null_count == 0 and bool((np.asarray(pc.list_value_length(lists)) == size).all())
