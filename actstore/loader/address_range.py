@@ -66,12 +66,11 @@ class AddressRange:
         self._shifts = np.zeros(places.n_shards, np.int64)
         """By shard: what is added to the number of a row to find it here."""
         self._inodes = np.zeros(places.n_shards, np.uint64)
-        nbytes = 0
-        for shard in shards.tolist():
-            self._offsets[shard] = nbytes
-            self._shifts[shard] = nbytes // places.row_nbytes - places.first_row(shard)
-            nbytes += strides[places.find(shard)[0]]
-        self._files_nbytes = sum(map(places.nbytes, shards.tolist()))
+        ends = np.cumsum(np.array(strides, np.int64)[places.sections[shards]])
+        nbytes = int(ends[-1])
+        self._offsets[shards] = [0, *ends[:-1]]
+        self._shifts[shards] = self._offsets[shards] // places.row_nbytes - places.first_rows[shards]
+        self._files_nbytes = int(places.nbytes[shards].sum())
         base, self._faults = mapping.reserve(nbytes), list[int]()
         self._base = base
         faults, end = self._faults, base + nbytes
@@ -107,8 +106,7 @@ class AddressRange:
         return AddressRange.can_map(layouts) and sum(layout.n_shards for layout in layouts) <= n_free_maps()
 
     def _map(self, shard: int) -> None:
-        path = self._path(shard)
-        section, number = self._places.find(shard)
+        path, expected = self._path(shard), int(self._places.nbytes[shard])
         try:
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
@@ -117,10 +115,10 @@ class AddressRange:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
             status = os.fstat(file)
-            if status.st_size != self._places.nbytes(shard):
-                raise damaged(path, status.st_size, 0, self._places.nbytes(shard))
+            if status.st_size != expected:
+                raise damaged(path, status.st_size, 0, expected)
             self._inodes[shard] = status.st_ino
-            nbytes = self._places.layouts[section].data_nbytes(number)
+            nbytes = int(self._places.data_nbytes[shard])
             mapping.map_file(self._base + int(self._offsets[shard]), nbytes, file)
         except StorageError:
             raise
@@ -162,16 +160,15 @@ class AddressRange:
             raise self._shorter(cut)
 
     def _extent(self, shard: int) -> tuple[int, int]:
-        section, number = self._places.find(shard)
         start = int(self._offsets[shard])
-        return start, start + self._places.layouts[section].data_nbytes(number)
+        return start, start + int(self._places.data_nbytes[shard])
 
     def _check_size(self, shard: int) -> None:
         try:
-            status = Path(self._path(shard)).stat()
+            status = os.stat(self._path(shard))  # noqa: PTH116 - a path takes four times as long to make
         except OSError:
             return  # what has no name here any more cannot be cut by it
-        if status.st_ino == self._inodes[shard] and status.st_size < self._places.nbytes(shard):
+        if status.st_ino == self._inodes[shard] and status.st_size < self._places.nbytes[shard]:
             raise self._shorter(shard)
 
     def _shorter(self, shard: int) -> StorageError:

@@ -41,7 +41,7 @@ def cached_range(
         cache.fetch(key)
 
     keys = [places.key(shard) for shard in shards.tolist()]
-    with cache.room_for(sum(map(places.nbytes, shards.tolist()))):
+    with cache.room_for(int(places.nbytes[shards].sum())):
         for _ in range(ATTEMPTS):
             with ThreadPoolExecutor(n_requests, thread_name_prefix="fetch") as threads:
                 for _ in threads.map(fetch, keys):

@@ -18,8 +18,8 @@ class FileEnds:
     at the last one is the signal. If it is in the last page itself, either the byte has become zero, or nothing but
     zeros was lost. So no row is taken for what it is not, whichever page it is in.
 
-    One byte a file costs a tenth of asking the system for its size. Other bytes of the same size in its place are not
-    noticed.
+    For a batch of 4,096 rows, this takes 0.05 ms with 64 files and 0.2 ms with 20,000; to ask the system for their
+    sizes takes 0.6 and 60 ms. Other bytes of the same size in their place are not noticed.
     """
 
     def __init__(self, memory: NDArray[np.uint8], n_files: int) -> None:
@@ -50,9 +50,11 @@ class FileEnds:
         among = np.flatnonzero(is_among)
         for file in among[self._places[among] == _UNKNOWN].tolist():
             start, end = extent(file)
-            last_page = max(start, (end - 1) // mmap.PAGESIZE * mmap.PAGESIZE)
-            found = np.flatnonzero(self._memory[last_page:end])
-            place = last_page + int(found[-1] if len(found) else 0)
+            place = end - 1
+            if not self._memory[place]:
+                last_page = max(start, place // mmap.PAGESIZE * mmap.PAGESIZE)
+                found = np.flatnonzero(self._memory[last_page:end])
+                place = last_page + int(found[-1] if len(found) else 0)
             value = self._memory[place]
             # Afterwards: had it been cut before, then it would be short now.
             check(file)

@@ -25,16 +25,26 @@ class ShardPlaces:
         length = layouts[0].shape[1]
         self.row_nbytes = layouts[0].row_nbytes // length
         """Of a row, which is one position of a sequence."""
-        self._firsts = [0, *itertools.accumulate(layout.n_shards for layout in layouts)]
-        self.n_shards = self._firsts[-1]
-        self._shard_rows: NDArray[np.int64] = np.array(
-            [layout.shard_rows * length for layout in layouts], np.int64
-        )
-        n_rows = np.array([layout.shape[0] * length for layout in layouts], np.int64)
+        counts = [layout.n_shards for layout in layouts]
+        self.n_shards = sum(counts)
+        self._firsts = [0, *itertools.accumulate(counts)]
+        self._shard_rows = _int64([layout.shard_rows * length for layout in layouts])
+        n_rows = _int64([layout.shape[0] * length for layout in layouts])
         self._ends: NDArray[np.int64] = np.cumsum(n_rows)
         # The row that the first shard of the array would begin with, if all were as large as those of the section.
-        firsts = np.array(self._firsts[:-1], np.int64)
-        self._origins: NDArray[np.int64] = self._ends - n_rows - firsts * self._shard_rows
+        self._origins = self._ends - n_rows - _int64(self._firsts[:-1]) * self._shard_rows
+        self.sections = np.repeat(np.arange(len(counts)), counts)
+        """Of each shard."""
+        shards = np.arange(self.n_shards)
+        self.first_rows = self._origins[self.sections] + shards * self._shard_rows[self.sections]
+        """Of each shard."""
+        self.data_nbytes = _int64([layout.data_nbytes(0) for layout in layouts])[self.sections]
+        """Of the rows of each shard, which is not compressed."""
+        self.data_nbytes[_int64(self._firsts[1:]) - 1] = [
+            layout.data_nbytes(layout.n_shards - 1) for layout in layouts
+        ]
+        self.nbytes = self.data_nbytes + _int64([layout.index_nbytes for layout in layouts])[self.sections]
+        """Of the file of each shard."""
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The shard of each row, which is a sequence times context length plus a position."""
@@ -44,20 +54,10 @@ class ShardPlaces:
         found: NDArray[np.int64] = (rows - self._origins[section]) // self._shard_rows[section]
         return found
 
-    def find(self, shard: int) -> tuple[int, int]:
-        """The section of a shard, and its number there."""
-        section = bisect.bisect_right(self._firsts, shard) - 1
-        return section, shard - self._firsts[section]
-
-    def first_row(self, shard: int) -> int:
-        section, _ = self.find(shard)
-        return int(self._origins[section] + shard * self._shard_rows[section])
-
     def key(self, shard: int) -> str:
-        section, number = self.find(shard)
-        return self.layouts[section].key(number)
+        section = bisect.bisect_right(self._firsts, shard) - 1
+        return self.layouts[section].key(shard - self._firsts[section])
 
-    def nbytes(self, shard: int) -> int:
-        """Size of its file; nothing here is compressed."""
-        section, number = self.find(shard)
-        return self.layouts[section].shard_nbytes(number)
+
+def _int64(values: list[int]) -> NDArray[np.int64]:
+    return np.array(values, np.int64)

@@ -220,7 +220,7 @@ def test_files_that_go_before_they_are_mapped_are_fetched_again(
     def mapped() -> AddressRange:
         return cached_range(cache, places, np.arange(3), threading.Event(), 1)
 
-    assert mapped().nbytes == sum(map(places.nbytes, range(3)))
+    assert mapped().nbytes == places.nbytes.sum()
     cache.n_left = 1_000
     with pytest.raises(StorageError, match="files are removed by others before they can be used; give"):
         mapped()
