@@ -13,6 +13,7 @@ import actstore
 from actstore.errors import HookError, JobError, NotCommittedError
 from actstore.store.local import LocalBlobs
 from actstore.store.store import Store
+from tests.docs.test_training_pages import DOCS, RAY, run_page
 from tests.store.example import HOOKS, LENGTH, SEGMENT, N, example_plan, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
 
@@ -156,3 +157,15 @@ def test_refused(ray: ModuleType, tmp_path: Path) -> None:
     empty = write(tmp_path / "empty", "float32", segments=())
     with pytest.raises(NotCommittedError, match="no sequence of .* is committed for"):
         read_activations(empty.url, A)
+
+
+def test_the_page(ray: ModuleType, tmp_path: Path) -> None:
+    page = (DOCS / "training-others.md").read_text(encoding="utf-8")
+    code = page.split(RAY)[1]
+    for place, here in (
+        ("actstore-demo/store", write(tmp_path, "float32").url),
+        ("blocks.2.hook_resid_post", A),
+    ):
+        assert place in code
+        code = code.replace(place, here)
+    assert [row["position"] for row in run_page(code)["rows"]] == [1, 2]
