@@ -3,7 +3,8 @@
 import hashlib
 import math
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from actstore.errors import LoaderError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.buffers import Buffers
+from actstore.loader.contents import contents_id
 from actstore.loader.disk_cache import DiskCache
 from actstore.loader.drop import valid_rows
 from actstore.loader.options import LoaderOptions
@@ -27,6 +29,17 @@ if TYPE_CHECKING:
 
 _CONVERTED_NBYTES: Final = 1 << 20
 """Rows that are converted together, so that they are still in the cache."""
+_TOKENS: Final = "tokens"
+"""Token ids are gathered as if they were a hook of this name."""
+
+
+@runtime_checkable
+class _Interruptible(Protocol):
+    """A source that reads far more than a batch."""
+
+    def interrupt(self) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 class BatchMaker:
@@ -37,9 +50,12 @@ class BatchMaker:
         self.options = options
         self._cache: DiskCache | None = None
         if options.cache_dir is not None and not isinstance(store.tokens.blobs, LocalBlobs):
-            plans = hashlib.sha256(b"".join(run.plan.to_bytes() for run in store.runs)).hexdigest()
-            self._cache = DiskCache(store.tokens.blobs, options.cache_dir, plans, options.cache_limit)
-        self._arrays = {hook: self._cached(store[hook].rows) for hook in options.hooks}
+            contents = contents_id(store)
+            self._cache = DiskCache(store.tokens.blobs, options.cache_dir, contents, options.cache_limit)
+        arrays = {hook: store[hook].rows for hook in options.hooks}
+        if options.provenance:
+            arrays[_TOKENS] = store.tokens
+        self._arrays = {name: self._cached(rows) for name, rows in arrays.items()}
         self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
         self._length = store.shape[1]
         self.rows = valid_rows(store, options.drop, options.hooks[0])
@@ -54,12 +70,15 @@ class BatchMaker:
                 "ask for smaller batches, or for drop_last=False"
             )
         self._buffers = Buffers()
+        self._nbytes_before = 0
+        """Read by sources that are closed."""
         self.begin_process()
 
     def begin_process(self) -> None:
         """Forget threads, and a lock that another one may have held, which are not in a forked process."""
         self._lock = threading.Lock()
         self._sources: dict[str, RowSource] = {}
+        self._is_interrupted = False
 
     def _cached(self, rows: Rows) -> Rows:
         return rows if self._cache is None else rows.over(self._cache)
@@ -68,10 +87,11 @@ class BatchMaker:
         options = self.options
         if options.shuffle == "global":
             return GlobalShuffle(self.rows.n_valid, options.seed)
-        starts = self.rows.rank(self._edges * self._length)
+        edges = self._edges * self._length
+        starts, stored = self.rows.rank(edges), np.diff(edges)
         if options.shuffle == "window":
-            return WindowShuffle(starts, options.seed, options.window_rows)
-        return InOrder(starts)
+            return WindowShuffle(starts, stored, options.seed, options.window_rows)
+        return InOrder(starts, stored)
 
     def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sequences and positions of the rows of a batch; nothing is read."""
@@ -93,69 +113,74 @@ class BatchMaker:
 
     def _make(self, epoch: int, places: range) -> Values | Batch:
         numbers = self._numbers(epoch, places)
-        windows, ahead = self._windows(epoch, places)
+        if len(numbers):  # a rank can be without rows of a small last batch
+            windows, ahead = self._windows(epoch, places)
+            for name in self._arrays:
+                self._source(name).need(windows, ahead)
         options = self.options
-        found = {hook: self._values(hook, numbers, windows, ahead) for hook in options.hooks}
+        found = {hook: self._values(hook, numbers) for hook in options.hooks}
         values: Values = found[options.hooks[0]] if options.is_single else found
         if not options.provenance:
             return values
         sequences, positions = np.divmod(numbers, self._length)
         ids = torch.empty(len(numbers), 1, dtype=torch.int32)
-        self._gather(
-            self._cached(self.store.tokens), "tokens", numbers, windows, ahead, ids.view(torch.uint8)
-        )
+        if len(numbers):
+            self._sources[_TOKENS].gather(numbers, ids.view(torch.uint8))
         return Batch(values, torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long())
 
     def _windows(self, epoch: int, places: range) -> tuple[tuple[Window, ...], Window | None]:
         """Those that the places are in, and the one that comes after them."""
         windows = self._order.windows(epoch)
-        if not windows or not places:
+        if not windows:
             return (), None
-        first = next(i for i, window in enumerate(windows) if places.start < window.stop)
-        end = next(i for i, window in enumerate(windows, 1) if places.stop <= window.stop)
+        first = bisect_right(windows, places.start, key=lambda window: window.stop)
+        end = bisect_left(windows, places.stop, key=lambda window: window.stop) + 1
         if end < len(windows):
             return windows[first:end], windows[end]
         is_last = self.options.epochs is not None and epoch + 1 >= self.options.epochs
         return windows[first:end], None if is_last else self._order.windows(epoch + 1)[0]
 
-    def _values(
-        self, hook: str, numbers: NDArray[np.int64], windows: tuple[Window, ...], ahead: Window | None
-    ) -> torch.Tensor:
-        rows, stored = self._arrays[hook], self._dtypes[hook]
+    def _values(self, hook: str, numbers: NDArray[np.int64]) -> torch.Tensor:
+        stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         dtype = self.options.dtype or stored
-        shape = rows.shape[2:]
         if not len(numbers):
             return torch.empty(0, *shape, dtype=dtype)
+        source = self._sources[hook]
         out = self._buffers.take((len(numbers), math.prod(shape)), dtype)
         if dtype == stored:
-            self._gather(rows, hook, numbers, windows, ahead, out.view(torch.uint8))
+            source.gather(numbers, out.view(torch.uint8))
             return out.view(-1, *shape)
         step = max(1, _CONVERTED_NBYTES // max(1, out.shape[1] * stored.itemsize))
         scratch = torch.empty(min(step, len(numbers)), out.shape[1], dtype=stored)
         for start in range(0, len(numbers), step):
             part = numbers[start : start + step]
-            self._gather(rows, hook, part, windows, ahead, scratch[: len(part)].view(torch.uint8))
+            source.gather(part, scratch[: len(part)].view(torch.uint8))
             out[start : start + step].copy_(scratch[: len(part)])
         return out.view(-1, *shape)
 
-    def _gather(
-        self,
-        rows: Rows,
-        name: str,
-        numbers: NDArray[np.int64],
-        windows: tuple[Window, ...],
-        ahead: Window | None,
-        out: torch.Tensor,
-    ) -> None:
-        if not len(numbers):
-            return  # the part of a rank in a small last batch
+    def _source(self, name: str) -> RowSource:
         source = self._sources.get(name)
         if source is None:
-            source = self._sources[name] = source_of(
-                rows, self._edges, has_windows=self.options.shuffle != "global"
-            )
-        source.need(windows, ahead)
-        source.gather(numbers, out)
+            source = source_of(self._arrays[name], self._edges, has_windows=self.options.shuffle != "global")
+            self._sources[name] = source
+            if self._is_interrupted and isinstance(source, _Interruptible):
+                source.interrupt()
+        return source
+
+    def _interruptible(self) -> "list[_Interruptible]":
+        return [source for source in tuple(self._sources.values()) if isinstance(source, _Interruptible)]
+
+    def interrupt(self) -> None:
+        """Have a thread that waits for a window give up the batch that it makes, after the requests under way."""
+        self._is_interrupted = True
+        for source in self._interruptible():
+            source.interrupt()
+
+    def resume(self) -> None:
+        """Make batches again."""
+        self._is_interrupted = False
+        for source in self._interruptible():
+            source.resume()
 
     def identity(self) -> dict[str, Any]:
         """All that decides which rows are in batch k, but for the ranks."""
@@ -183,9 +208,24 @@ class BatchMaker:
         """Requests to storage that were repeated."""
         return self._arrays[self.options.hooks[0]].blobs.n_retries
 
+    @property
+    def nbytes_read(self) -> int:
+        """Of windows, until now."""
+        return self._nbytes_before + sum(
+            getattr(source, "nbytes_read", 0) for source in tuple(self._sources.values())
+        )
+
+    @property
+    def cache_hits_and_misses(self) -> tuple[int, int]:
+        """Reads of shards that were in the cache, and shards that were fetched; 0 without one."""
+        return (0, 0) if self._cache is None else (self._cache.n_hits, self._cache.n_misses)
+
     def close(self) -> None:
-        """End the threads, and give back what is mapped."""
+        """End the threads, after the requests that are under way, and give back what is mapped."""
+        self.interrupt()
         with self._lock:  # not while another thread is gathering: it would read what is not mapped any more
             for source in self._sources.values():
                 source.close()
+            self._nbytes_before = self.nbytes_read
             self._sources = {}
+            self._is_interrupted = False

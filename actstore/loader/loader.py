@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from actstore.closing import Closing
@@ -69,6 +70,7 @@ class Loader(Closing):
 
         Raises:
             IndexError: an epoch has fewer batches.
+            LoaderError: another thread closed the loader, or gave it a state, meanwhile.
             StorageError: rows cannot be read.
         """
         self._check_process()
@@ -91,21 +93,28 @@ class Loader(Closing):
         self._check_process()
         started = time.perf_counter()
         if self.options.prefetch and self._ahead is None:
-            self._ahead = Prefetch(self._from_here(), self.options.prefetch)
+            self._ahead = Prefetch(self._from_here(), self.options.prefetch, self._make.interrupt)
         try:
             made = next(self._ahead if self._ahead is not None else self._from_here())
         except BaseException:
             self._stop_ahead()  # also when it is the caller who is interrupted, while the thread is still reading
             raise
-        self._epoch, self._k = made.epoch, made.k + 1
+        self._epoch, self._k = self._place(made.epoch, made.k + 1)
         self._counts.add(made.batch, made.seconds, time.perf_counter() - started)
         return made.batch
+
+    def _place(self, epoch: int, k: int) -> tuple[int, int]:
+        """Of a batch; what would be behind the last one of an epoch is the first one of the next."""
+        return (epoch + 1, 0) if k == self.n_batches else (epoch, k)
 
     def _from_here(self) -> "Iterator[_Made]":
         return _made(self._make, self._epoch, self._k)
 
     def _check_process(self) -> None:
-        """A forked process has none of the threads, and connections that another one uses, too."""
+        """A forked process has none of the threads, and connections that another one uses, too.
+
+        OpenMP would wait for threads of its own that are not there, so torch is left with one.
+        """
         if self._process == os.getpid():
             return
         if not self._make.is_local:
@@ -114,6 +123,8 @@ class Loader(Closing):
                 "both; start processes with the method 'spawn', or make the loader in the process that uses it"
             )
         self._process, self._ahead = os.getpid(), None
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
         self._make.begin_process()
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,18 +159,22 @@ class Loader(Closing):
         if not is_place:
             raise LoaderError(f"there is no batch {k} in epoch {epoch} of state version {version}")
         self._stop_ahead()
-        self._epoch, self._k = epoch, k
+        self._epoch, self._k = self._place(epoch, k)
 
     def metrics(self) -> Metrics:
         """How it went until now."""
         return self._counts.metrics(
             n_ready=0 if self._ahead is None else self._ahead.n_ready,
             n_retries=self._make.n_retries,
+            nbytes_read=self._make.nbytes_read,
+            cache_hits_and_misses=self._make.cache_hits_and_misses,
             mask_nbytes=self._make.rows.nbytes,
         )
 
     def close(self) -> None:
-        """End the threads, and give back what is mapped. The loader can be used again."""
+        """End the threads, after the requests that are under way, and give back what is mapped. The loader can be used
+        again.
+        """
         self._stop_ahead()
         self._make.close()
 
@@ -167,6 +182,7 @@ class Loader(Closing):
         if self._ahead is not None:
             self._ahead.close()
             self._ahead = None
+            self._make.resume()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopened, (self.store.url, self.options, self.state_dict())
@@ -190,15 +206,12 @@ class _Made:
 def _made(make: BatchMaker, epoch: int, k: int) -> Iterator[_Made]:
     """All batches that are left. The thread that makes them ahead does not hold the loader, which can go therefore."""
     epochs = make.options.epochs
-    while True:
-        if k == make.batches.n_batches:
-            epoch, k = epoch + 1, 0
-        if epochs is not None and epoch >= epochs:
-            return
-        started = time.perf_counter()
-        batch = make(epoch, k)
-        yield _Made(epoch, k, batch, time.perf_counter() - started)
-        k += 1
+    while epochs is None or epoch < epochs:
+        for number in range(k, make.batches.n_batches):
+            started = time.perf_counter()
+            batch = make(epoch, number)
+            yield _Made(epoch, number, batch, time.perf_counter() - started)
+        epoch, k = epoch + 1, 0
 
 
 def _reopened(url: str, options: LoaderOptions, state: dict[str, Any]) -> Loader:

@@ -24,6 +24,14 @@ class Metrics:
     """Batches that wait to be taken, now."""
     n_retries: int
     """Requests to storage that were repeated."""
+    nbytes_read: int
+    """Of shards that were read by windows, from storage or the cache. Files that are mapped are read by the system, and
+    do not count.
+    """
+    n_cache_hits: int
+    """Reads of a shard that was in ``cache_dir``."""
+    n_cache_misses: int
+    """Shards that had to be fetched first."""
     mask_nbytes: int
     """Memory of the bits that say which rows are left."""
 
@@ -50,8 +58,17 @@ class Counts:
         self._seconds_gathering += seconds_gathering
         self._seconds_waiting += seconds_waiting
 
-    def metrics(self, *, n_ready: int, n_retries: int, mask_nbytes: int) -> Metrics:
+    def metrics(
+        self,
+        *,
+        n_ready: int,
+        n_retries: int,
+        nbytes_read: int,
+        cache_hits_and_misses: tuple[int, int],
+        mask_nbytes: int,
+    ) -> Metrics:
         """As they are now."""
+        n_hits, n_misses = cache_hits_and_misses
         return Metrics(
             n_batches=self._n_batches,
             n_rows=self._n_rows,
@@ -60,5 +77,8 @@ class Counts:
             seconds_gathering=self._seconds_gathering,
             n_ready=n_ready,
             n_retries=n_retries,
+            nbytes_read=nbytes_read,
+            n_cache_hits=n_hits,
+            n_cache_misses=n_misses,
             mask_nbytes=mask_nbytes,
         )

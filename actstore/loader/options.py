@@ -1,13 +1,18 @@
 """What a loader is asked for, once it is known to make sense."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import torch
 
 from actstore.errors import LoaderError
+from actstore.hooks.names import HookName, each_name
 from actstore.loader.drop import Drop
 from actstore.loader.order import WINDOW_ROWS
+
+if TYPE_CHECKING:
+    from actstore.store.store import Store
 
 Shuffle = Literal["global", "window"]
 _MAX_SEED: Final = 1 << 64
@@ -75,6 +80,20 @@ class LoaderOptions:
         ):
             if is_wrong:
                 raise LoaderError(message)
+
+
+def chosen_hooks(store: "Store", hooks: "HookName | Sequence[HookName]") -> tuple[tuple[str, ...], bool]:
+    """What a user asked for, under the names it is stored by: two names of one tensor are one hook.
+
+    Returns:
+        The hooks, and whether it was a single one, asked for by a name of its own.
+
+    Raises:
+        HookError: one is not stored.
+    """
+    names = each_name(hooks)
+    found = dict.fromkeys(hook for name in names for hook in store.matching(name))
+    return tuple(found), names == [hooks] and "*" not in str(hooks)
 
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

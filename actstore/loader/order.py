@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from actstore.loader.permutation import Permutation
 
 WINDOW_ROWS: Final = 1 << 20
-"""The least number of rows that are shuffled among each other, where that is not all of them. Gemma Scope shuffled in
-buckets of about 10^6 (arXiv 2408.05147, section 3.3.2).
+"""The least number of stored rows that are shuffled among each other, where that is not all of them. Gemma Scope
+shuffled in buckets of about 10^6 (arXiv 2408.05147, section 3.3.2).
 """
 _AHEAD_ROWS: Final = 1 << 16
 """Read together, where rows are not shuffled."""
@@ -81,31 +81,40 @@ class Order(Protocol):
         """Which shards are read together, in the order of the places; none if rows are read from anywhere."""
 
 
-def _windows(shards: NDArray[np.int64], counts: NDArray[np.int64], n_rows: int) -> tuple[Window, ...]:
-    """Neighbours in a list of shards, taken together until they have so many valid rows."""
-    ends = np.cumsum(counts[shards])
-    n_places = int(ends[-1])
+def _windows(
+    shards: NDArray[np.int64], valid: NDArray[np.int64], stored: NDArray[np.int64], window_rows: int
+) -> tuple[Window, ...]:
+    """A list of shards cut into pieces that have about equally many stored rows, since all of them are read.
+
+    Args:
+        shards: their numbers, those without valid rows left out.
+        valid: valid rows of each shard of the array.
+        stored: all rows of each, valid or not.
+        window_rows: the least that a piece has, if shards are of one size; else it can be less by a part of one.
+    """
+    ends = np.cumsum(stored[shards])
+    largest, total = int(stored[shards].max()), int(ends[-1])
+    least = -(-window_rows // largest) * largest  # whole shards
+    n_windows = max(1, total // least)
+    # No shard is larger than a piece on average, so no two pieces end with the same one.
+    edges = np.searchsorted(ends, -(-np.arange(1, n_windows) * total // n_windows)) + 1
     found: list[Window] = []
-    first = start = 0
-    while start < n_places:
-        end = int(np.searchsorted(ends, start + n_rows)) + 1
-        if end >= len(ends) or n_places - ends[end - 1] < n_rows:
-            end = len(ends)  # too few are left for a window of their own
-        found.append(Window(shards[first:end], start, ends[first:end] - start))
-        first, start = end, int(ends[end - 1])
+    for part in np.split(shards, edges):
+        found.append(Window(part, found[-1].stop if found else 0, np.cumsum(valid[part])))
     return tuple(found)
 
 
 class InOrder:
     """As they are stored."""
 
-    def __init__(self, starts: NDArray[np.int64]) -> None:
+    def __init__(self, starts: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
         """
         Args:
             starts: valid rows before each shard, [n_shards + 1]; the last one is the number of all.
+            stored: rows of each shard, [n_shards], valid or not.
         """
-        counts = np.diff(starts)
-        self._windows = _windows(np.flatnonzero(counts), counts, _AHEAD_ROWS)
+        valid = np.diff(starts)
+        self._windows = _windows(np.flatnonzero(valid), valid, stored, _AHEAD_ROWS)
 
     def __call__(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """As `Order`."""
@@ -139,30 +148,40 @@ class WindowShuffle:
     Whoever reads one window after the other reads whole shards, each once an epoch.
     """
 
-    def __init__(self, starts: NDArray[np.int64], seed: int, window_rows: int = WINDOW_ROWS) -> None:
+    def __init__(
+        self,
+        starts: NDArray[np.int64],
+        stored: NDArray[np.int64],
+        seed: int,
+        window_rows: int = WINDOW_ROWS,
+    ) -> None:
         """
         Args:
             starts: valid rows before each shard, [n_shards + 1]; the last one is the number of all.
+            stored: rows of each shard, [n_shards], valid or not.
             seed: of the shuffle.
-            window_rows: the least that a window holds, if there are so many.
+            window_rows: the least number of stored rows in a window, if there are so many.
         """
         self._starts = starts
-        self._counts = np.diff(starts)
+        self._valid = np.diff(starts)
+        self._stored = stored
         self._seed = seed
         self._window_rows = window_rows
         self._of_epoch = lru_cache(2)(self._make)
 
     def windows(self, epoch: int) -> tuple[Window, ...]:
         """As `Order.windows`."""
-        return self._of_epoch(epoch)
+        return self._of_epoch(epoch)[0]
 
-    def _make(self, epoch: int) -> tuple[Window, ...]:
-        shards = Permutation(len(self._counts), self._seed, epoch, _OF_SHARDS)(np.arange(len(self._counts)))
-        return _windows(shards[self._counts[shards] > 0], self._counts, self._window_rows)
+    def _make(self, epoch: int) -> tuple[tuple[Window, ...], NDArray[np.int64]]:
+        """Windows, and where each of them stops."""
+        n_shards = len(self._valid)
+        shards = Permutation(n_shards, self._seed, epoch, _OF_SHARDS)(np.arange(n_shards))
+        found = _windows(shards[self._valid[shards] > 0], self._valid, self._stored, self._window_rows)
+        return found, np.array([window.stop for window in found])
 
     def __call__(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        windows = self.windows(epoch)
-        stops = np.array([window.stop for window in windows])
+        windows, stops = self._of_epoch(epoch)
         which = np.searchsorted(stops, places, side="right")
         found = np.empty(len(places), np.int64)
         for number in np.unique(which).tolist():
@@ -172,6 +191,6 @@ class WindowShuffle:
             within = Permutation(int(window.ends[-1]), *key)(places[here] - window.start)
             part = np.searchsorted(window.ends, within, side="right")
             # Rows of the window before each shard of it.
-            before = window.ends - self._counts[window.shards]
+            before = window.ends - self._valid[window.shards]
             found[here] = self._starts[window.shards[part]] + within - before[part]
         return found

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError
-from actstore.hooks.names import HookName, each_name
+from actstore.hooks.names import HookName
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batch import Batch, Values
 from actstore.loader.loader import Loader
 from actstore.loader.metrics import Metrics
+from actstore.loader.options import chosen_hooks
 from actstore.store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -51,10 +52,8 @@ def paired(
     first = stores[0].loader(stores_and_hooks[0][1], **options)
     loaders = [first]
     for store, (_, hooks) in zip(stores[1:], stores_and_hooks[1:], strict=True):
-        names = each_name(hooks)
-        found = dict.fromkeys(hook for name in names for hook in store.matching(name))
-        is_single = names == [hooks] and "*" not in str(hooks)
-        own = dataclasses.replace(first.options, hooks=tuple(found), is_single=is_single)
+        chosen, is_single = chosen_hooks(store, hooks)
+        own = dataclasses.replace(first.options, hooks=chosen, is_single=is_single)
         loaders.append(Loader(store, own))
         _check_order(first, loaders[-1])
     return PairedLoader(loaders)

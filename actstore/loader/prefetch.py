@@ -12,11 +12,12 @@ T = TypeVar("T")
 class Prefetch(Generic[T]):
     """An iterator over what another one gives, a few items ahead. Its errors are raised where their item would be."""
 
-    def __init__(self, items: Iterator[T], depth: int) -> None:
+    def __init__(self, items: Iterator[T], depth: int, interrupt: Callable[[], None]) -> None:
         """
         Args:
             items: used by one thread only; its ``close`` is called there, if it has one.
             depth: how many items wait at most, 1 or more.
+            interrupt: called when the thread is to end, so that the item that it is at may end with an error.
         """
         self._queue: queue.Queue[_Item[T]] = queue.Queue(depth)
         stop = threading.Event()
@@ -24,7 +25,7 @@ class Prefetch(Generic[T]):
         self._thread = threading.Thread(
             target=_work, args=(items, self._queue, stop), name="prefetch", daemon=True
         )
-        self._finalizer = weakref.finalize(self, _stop, self._thread, self._queue, stop)
+        self._finalizer = weakref.finalize(self, _stop, self._thread, self._queue, stop, interrupt)
         self._thread.start()
 
     @property
@@ -46,7 +47,7 @@ class Prefetch(Generic[T]):
             raise
 
     def close(self) -> None:
-        """End the thread, after the item that it is at."""
+        """End the thread, after the item that it is at, or in the midst of it."""
         self._finalizer()
 
 
@@ -77,8 +78,15 @@ def _next(items: Iterator[T]) -> _Item[T]:
     return give
 
 
-def _stop(thread: threading.Thread, ready: "queue.Queue[_Item[T]]", stop: threading.Event) -> None:
+def _stop(
+    thread: threading.Thread,
+    ready: "queue.Queue[_Item[T]]",
+    stop: threading.Event,
+    interrupt: Callable[[], None],
+) -> None:
     stop.set()
+    if thread.is_alive():  # not in a forked process, where locks may be held by threads that are not there
+        interrupt()
     while thread.is_alive() and thread is not threading.current_thread():
         try:
             ready.get_nowait()

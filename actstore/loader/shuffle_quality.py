@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
-from actstore.loader.drop import valid_rows
 from actstore.loader.loader import Loader
 from actstore.loader.valid_rows import ValidRows
 
@@ -71,7 +70,7 @@ class ShuffleQuality:
 
 
 def shuffle_quality(loader: Loader, n_batches: int = BATCHES, epoch: int = 0) -> ShuffleQuality:
-    """Look at some batches of a loader. Nothing is read but what its ``drop``, ``mask`` and ``max_norm`` need.
+    """Look at some batches of a loader. Nothing is read.
 
     Args:
         loader: whose order it is; its state stays as it is.
@@ -87,9 +86,8 @@ def shuffle_quality(loader: Loader, n_batches: int = BATCHES, epoch: int = 0) ->
     whole = max(1, loader.n_rows // loader.options.batch_size)
     chosen = np.unique(np.linspace(0, whole - 1, min(n_batches, whole)).round().astype(np.int64)).tolist()
     length = loader.store.shape[1]
-    rows = valid_rows(loader.store, loader.options.drop, loader.options.hooks[0])
     batch_rows = len(loader.rows(chosen[0], epoch)[0])
-    with_rows = _sequences_by_rows(rows, length)
+    with_rows = _sequences_by_rows(loader.valid_rows, length)
     n_sequences = int(with_rows[1:].sum())
     found = [_counts(loader.rows(k, epoch)[0]) for k in chosen]
     return ShuffleQuality(
@@ -103,7 +101,7 @@ def shuffle_quality(loader: Loader, n_batches: int = BATCHES, epoch: int = 0) ->
             most_rows=float(np.mean([counts.max() for counts in found])),
             entropy=float(np.mean([batch_entropy(counts, n_sequences) for counts in found])),
         ),
-        independent=_independent(rows, length, with_rows, batch_rows, len(chosen)),
+        independent=_independent(loader.valid_rows, length, with_rows, batch_rows, len(chosen)),
     )
 
 

@@ -13,6 +13,10 @@ _BITS: Final = 64
 _BLOCK: Final = _WORDS * _BITS
 _HINT: Final = 512
 """Valid rows for each entry that says in which block to begin looking."""
+_STEPS: Final = 2
+"""Blocks that are looked at one after the other from there: as many as are in question if half of the rows are valid.
+Where fewer are, it can be any number of blocks, and what is left is searched for.
+"""
 _ONE: Final = np.uint64(1)
 
 # For counting the bits of each byte of a word side by side: Warren, "Hacker's Delight", section 5-1.
@@ -127,9 +131,10 @@ class MarkedRows:
         """As `ValidRows.select`."""
         blocks = self._hints[ranks // _HINT]
         behind = np.flatnonzero(self._counts[blocks + 1] <= ranks)
-        while len(behind):
+        for _ in range(_STEPS):
             blocks[behind] += 1
             behind = behind[self._counts[blocks[behind] + 1] <= ranks[behind]]
+        blocks[behind] = np.searchsorted(self._counts, ranks[behind], side="right") - 1
         left = ranks - self._counts[blocks]
         words = blocks * _WORDS
         for step in (4, 2, 1):

@@ -1,6 +1,7 @@
 """Rows of whole windows in memory: one is read while another is used."""
 
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +13,14 @@ from numpy.typing import NDArray
 
 from actstore.loader.order import Window
 from actstore.loader.row_source import select
+from actstore.loader.stoppable_blobs import StoppableBlobs
+from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows
 
 N_REQUESTS: Final = 64
 """To remote storage at once: enough for its latency not to matter, if each brings some megabytes."""
+_LOCAL_READS: Final = 8
+"""Of files at once, where they cannot be mapped."""
 
 Values = NDArray[np.uint8]
 Shards = tuple[int, ...]
@@ -24,7 +29,7 @@ Shards = tuple[int, ...]
 class WindowRows:
     """Reads shards from first to last byte, many at once, and finds rows in what it holds.
 
-    Memory: the windows of a batch, mostly one, and the one after it.
+    Memory: two windows, however many a batch lies in. Memory of one that is given up is used for the next.
     """
 
     def __init__(self, rows: Rows, edges: NDArray[np.int64]) -> None:
@@ -33,80 +38,147 @@ class WindowRows:
             rows: the array.
             edges: first sequence of each shard, [n_shards + 1]; the last one is the number of all.
         """
-        self._rows = rows
+        self._blobs = StoppableBlobs(rows.blobs)
+        self._rows = rows.over(self._blobs)
+        self._n_requests = _LOCAL_READS if isinstance(rows.blobs, LocalBlobs) else N_REQUESTS
         self._edges = edges
         self._length = rows.shape[1]
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="window")
-        self._held: dict[Shards, Future[_Held]] = {}
-        self._needed: list[Future[_Held]] = []
-        self._free: list[Values] = []
+        self._held: dict[Shards, _Held] = {}
+        self._needed: list[Shards] = []
+        self._ahead: list[Shards] = []
+        self._is_interrupted = False
+
+    @property
+    def nbytes_read(self) -> int:
+        """From storage, until now."""
+        return self._blobs.nbytes_read
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
         """As `RowSource.need`."""
-        wanted = [
-            tuple(sorted(window.shards.tolist()))
-            for window in (*windows, *([] if ahead is None else [ahead]))
-        ]
-        for gone in self._held.keys() - set(wanted):
-            over = self._held.pop(gone)
-            if not over.cancel() and over.exception() is None:
-                self._free.append(over.result().values)
-        for shards in wanted:
-            read = self._held.get(shards)
-            # What failed was told when its rows were asked for; they are asked for again.
-            if read is None or (read.done() and read.exception() is not None):
-                self._held[shards] = self._reader.submit(self._read, shards)
-        self._needed = [self._held[shards] for shards in wanted[: len(windows)]]
+        self._needed = [_shards(window) for window in windows]
+        self._ahead = [] if ahead is None else [_shards(ahead)]
+        self._hold(0)
 
-    def _read(self, numbers: Shards) -> "_Held":
+    def _hold(self, first: int) -> "_Held":
+        """Have one of the windows that are needed, and the one after it, and no others."""
+        wanted = [*self._needed, *self._ahead][first : first + 2]
+        free = [self._held.pop(gone).given_up() for gone in self._held.keys() - set(wanted)]
+        for shards in wanted:
+            # What failed was told when its rows were asked for; they are asked for again.
+            if shards in self._held and self._held[shards].is_lost:
+                free.append(self._held.pop(shards).given_up())
+            if shards not in self._held:
+                self._held[shards] = self._begun(shards, free)
+        if self._is_interrupted:
+            self.interrupt()  # what was begun since
+        return self._held[wanted[0]]
+
+    def _begun(self, numbers: Shards, free: list[Values]) -> "_Held":
+        """A window that is being read, into memory that is free if that is enough."""
         shards = np.array(numbers)
         starts, sizes = self._edges[shards], np.diff(self._edges)[shards]
-        ranges = [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)]
         shape = (int(sizes.sum()), *self._rows.shape[1:])
         nbytes = math.prod(shape) * self._rows.storage.itemsize
-        free, self._free = self._free, []
-        values = next((memory for memory in free if memory.nbytes >= nbytes), None)
-        if values is None:
-            values = np.empty(nbytes, np.uint8)
-        out = values[:nbytes].view(self._rows.storage).reshape(shape)
-        self._rows.read(np.concatenate(ranges), out, n_requests=N_REQUESTS)
-        return _Held(values, shards, np.cumsum(sizes) - sizes - starts)
+        values, stop = _memory(nbytes, free), threading.Event()
+
+        def read() -> None:
+            self._blobs.stop = stop
+            ranges = [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+            out = values[:nbytes].view(self._rows.storage).reshape(shape)
+            self._rows.read(np.concatenate(ranges), out, n_requests=self._n_requests)
+
+        return _Held(values, np.cumsum(sizes) - sizes - starts, stop, self._reader.submit(read))
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
-        """As `RowSource.gather`, of rows in the windows that were needed last."""
+        """As `RowSource.gather`, of rows in the windows that were needed last.
+
+        Raises:
+            LoaderError: it was interrupted.
+        """
         sequences, positions = np.divmod(rows, self._length)
         shards = np.searchsorted(self._edges, sequences, side="right") - 1
-        left = np.ones(len(rows), bool)
-        for read in self._needed:
-            held = read.result()
-            which = np.minimum(np.searchsorted(held.shards, shards), len(held.shards) - 1)
-            here = np.flatnonzero(held.shards[which] == shards)
+        n_left = len(rows)
+        for number, needed in enumerate(self._needed):
+            which = np.minimum(np.searchsorted(needed, shards), len(needed) - 1)
+            here = np.flatnonzero(np.array(needed)[which] == shards)
+            if not len(here):
+                continue  # of a part of a batch
+            held = self._hold(number)
+            held.done.result()
             at = (sequences[here] + held.shifts[which[here]]) * self._length + positions[here]
-            n_rows = held.values.nbytes // out.shape[1]
-            values = torch.from_numpy(held.values[: n_rows * out.shape[1]]).view(n_rows, -1)
-            if len(here) == len(rows):
-                select(values, at, out)
-                return
-            part = torch.empty(len(here), out.shape[1], dtype=torch.uint8)
-            select(values, at, part)
-            out[torch.from_numpy(here)] = part
-            left[here] = False
-        if left.any():
+            _copy(held.values, at, here, out)
+            del held  # or its memory is there while the next but one is read
+            n_left -= len(here)
+        if n_left:
             raise ValueError("rows were asked for that are in none of the windows that were needed")
 
+    def interrupt(self) -> None:
+        """End what is being read, from any thread, and begin nothing else; whoever waits for it gets an error."""
+        self._is_interrupted = True
+        for held in tuple(self._held.values()):
+            held.end()
+
+    def resume(self) -> None:
+        """Read again when asked to."""
+        self._is_interrupted = False
+
     def close(self) -> None:
-        """End the thread that reads."""
+        """End the thread that reads, after the requests that are under way."""
+        self.interrupt()
         self._reader.shutdown(cancel_futures=True)
         self._held.clear()
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A window in memory."""
+    """A window that is in memory once it is read."""
 
     values: Values
     """Whole sequences, one after the other; it can be longer than they are."""
-    shards: NDArray[np.int64]
-    """Ascending."""
     shifts: NDArray[np.int64]
-    """By shard: what is added to the number of a sequence in the store to find it here."""
+    """By shard, in ascending order: what is added to the number of a sequence in the store to find it here."""
+    stop: threading.Event
+    done: Future[None]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it was not, or will not be, read to its end."""
+        return self.stop.is_set() or (self.done.done() and self.done.exception() is not None)
+
+    def end(self) -> None:
+        """Have it end soon, if it is still being read."""
+        if not self.done.done():
+            self.stop.set()
+
+    def given_up(self) -> Values:
+        """Its memory, once nothing is read into it any more."""
+        self.end()
+        if not self.done.cancel():
+            self.done.exception()
+        return self.values
+
+
+def _shards(window: Window) -> Shards:
+    return tuple(sorted(window.shards.tolist()))
+
+
+def _memory(nbytes: int, free: list[Values]) -> Values:
+    """Some that is free and large enough, or new memory in the place of what is not."""
+    while free:
+        if free[-1].nbytes >= nbytes:
+            return free.pop()
+        free.pop()
+    return np.empty(nbytes, np.uint8)
+
+
+def _copy(memory: Values, at: NDArray[np.int64], to: NDArray[np.int64], out: torch.Tensor) -> None:
+    """Rows of a window to where they are wanted, which is all places of ``out`` if there are so many."""
+    n_rows = memory.nbytes // out.shape[1]
+    values = torch.from_numpy(memory[: n_rows * out.shape[1]]).view(n_rows, -1)
+    if len(to) == len(out):
+        select(values, at, out)
+        return
+    part = torch.empty(len(to), out.shape[1], dtype=torch.uint8)
+    select(values, at, part)
+    out[torch.from_numpy(to)] = part

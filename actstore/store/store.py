@@ -310,12 +310,14 @@ class Store:
         (``state_dict``), and ranks take disjoint parts of the same batches.
 
         Args:
-            hooks: a name, for batches that are tensors; several, or a glob, for dicts with the rows aligned.
+            hooks: a name, for batches that are tensors; several, or a glob, for dicts with the rows aligned, one entry
+                for each stored tensor, under the name in `hooks`, whichever of its names were given.
             batch_size: rows of a batch, all ranks together.
             seed: of the shuffle, 0 to 2**64 - 1.
             shuffle: ``global``, any row anywhere, for files or with ``cache_dir``; ``window``, whole shards in random
                 order and the rows of ``window_rows`` of them among each other, for object stores; None, as stored.
-            window_rows: the least that is shuffled together. A window is held in memory, and the next one with it.
+            window_rows: the least number of stored rows that are shuffled together, those that are dropped included.
+                Where files are not mapped, a window is held in memory, and the next one with it.
             drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids.
             seqpos: positions to keep, a slice or a list.
             max_norm: rows of the first hook with a larger Euclidean norm are left out; all of it is read to find them.
@@ -339,13 +341,12 @@ class Store:
         """
         from actstore.loader.drop import parse
         from actstore.loader.loader import Loader
-        from actstore.loader.options import LoaderOptions, torch_dtype
+        from actstore.loader.options import LoaderOptions, chosen_hooks, torch_dtype
 
-        names = each_name(hooks)
-        found = [hook.name for name in names for hook in self._matching(name)]
+        chosen, is_single = chosen_hooks(self, hooks)
         options = LoaderOptions(
-            hooks=tuple(dict.fromkeys(found)),
-            is_single=names == [hooks] and "*" not in str(hooks),
+            hooks=chosen,
+            is_single=is_single,
             batch_size=batch_size,
             seed=seed,
             shuffle=shuffle,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -53,22 +53,25 @@ def test_global_shuffle() -> None:
 
 
 def test_in_order() -> None:
-    order = InOrder(shards(4, 0, 6))
+    order = InOrder(shards(4, 0, 6), np.array([4, 8, 6]))
     np.testing.assert_array_equal(epoch_of(order, 10, 7), np.arange(10))
     (window,) = order.windows(7)
     assert (window.shards.tolist(), window.start, window.stop) == ([0, 2], 0, 10)
-    many = InOrder(shards(*[40_000] * 10)).windows(0)
+    many = InOrder(shards(*[40_000] * 10), np.full(10, 40_000)).windows(0)
     assert [window.shards.tolist() for window in many] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
 
 
+@settings(deadline=None)
 @given(
     counts=st.lists(st.integers(0, 50), min_size=1, max_size=60).filter(any),
+    dropped=st.lists(st.integers(0, 50), min_size=60, max_size=60),
     window_rows=st.integers(1, 500),
     seed=st.integers(0, 2**64 - 1),
 )
-def test_windows(counts: list[int], window_rows: int, seed: int) -> None:
+def test_windows(counts: list[int], dropped: list[int], window_rows: int, seed: int) -> None:
     starts = shards(*counts)
-    order = WindowShuffle(starts, seed, window_rows)
+    stored = np.add(counts, dropped[: len(counts)], dtype=np.int64)
+    order = WindowShuffle(starts, stored, seed, window_rows)
     n = sum(counts)
     for epoch in (0, 1):
         found = epoch_of(order, n, epoch)
@@ -78,22 +81,54 @@ def test_windows(counts: list[int], window_rows: int, seed: int) -> None:
         assert windows[-1].stop == n
         used = np.concatenate([window.shards for window in windows])
         np.testing.assert_array_equal(np.sort(used), np.flatnonzero(counts))
+        largest, total = stored[used].max(), stored[used].sum()
         for window in windows:
             # A window is full of whole shards, and of nothing else.
-            assert window.stop - window.start >= min(window_rows, n)
+            assert abs(stored[window.shards].sum() - total / len(windows)) < max(largest, len(windows) == 1)
             wanted = [row for shard in window.shards for row in range(starts[shard], starts[shard + 1])]
             assert sorted(found[window.start : window.stop]) == sorted(wanted)
 
 
+@settings(deadline=None)
+@given(
+    shard_rows=st.integers(1, 300),
+    n_shards=st.integers(1, 200),
+    window_rows=st.integers(1, 2_000),
+    share=st.integers(1, 100),
+)
+def test_rows_in_a_window(shard_rows: int, n_shards: int, window_rows: int, share: int) -> None:
+    """However many of them are dropped, since they are read with the others."""
+    valid = -(-shard_rows // share)
+    order = WindowShuffle(shards(*[valid] * n_shards), np.full(n_shards, shard_rows), 0, window_rows)
+    sizes = [len(window.shards) * shard_rows for window in order.windows(0)]
+    total = n_shards * shard_rows
+    assert max(sizes) - min(sizes) <= shard_rows
+    assert min(sizes) >= min(window_rows, total)
+    # With one window more, some of them would have too few.
+    assert total < (len(sizes) + 1) * -(-window_rows // shard_rows) * shard_rows
+    if len(sizes) * shard_rows >= window_rows:
+        assert max(sizes) < window_rows + 2 * shard_rows
+
+
+def test_golden_windows() -> None:
+    """The same in every release: shards of two sizes, of which some have no valid row."""
+    stored = np.array([64, 64, 64, 20, 64, 64, 64, 64, 64, 8])
+    starts = shards(60, 0, 64, 20, 10, 64, 0, 1, 30, 8)
+    windows = WindowShuffle(starts, stored, seed=5, window_rows=100).windows(0)
+    assert [window.shards.tolist() for window in windows] == [[3, 7, 2], [4, 5], [9, 8, 0]]
+    rows = epoch_of(WindowShuffle(starts, stored, seed=5, window_rows=100), 257)
+    assert rows[::32].tolist() == [93, 92, 115, 193, 217, 46, 249, 25, 228]
+
+
 def test_windows_do_not_depend_on_which_places_are_asked_for() -> None:
-    order = WindowShuffle(shards(*[100] * 40), seed=1, window_rows=700)
+    order = WindowShuffle(shards(*[100] * 40), np.full(40, 100), seed=1, window_rows=700)
     whole = epoch_of(order, 4_000)
     places = np.random.default_rng(0).integers(0, 4_000, 999)
     np.testing.assert_array_equal(order(0, places), whole[places])
 
 
 def test_shards_of_a_window_are_far_apart() -> None:
-    order = WindowShuffle(shards(*[64] * 1_000), seed=0, window_rows=640)
+    order = WindowShuffle(shards(*[64] * 1_000), np.full(1_000, 64), seed=0, window_rows=640)
     firsts = [window.shards for window in order.windows(0)]
     assert len(firsts) == 100
     assert np.mean([shards.max() - shards.min() for shards in firsts]) > 700

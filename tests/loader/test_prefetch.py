@@ -11,13 +11,17 @@ import pytest
 from actstore.loader.prefetch import Prefetch
 
 
+def nothing() -> None:
+    """Items that are made at once need not be interrupted."""
+
+
 def check_ended(thread: threading.Thread) -> None:
     thread.join(20)
     assert not thread.is_alive()
 
 
 def test_order_and_end() -> None:
-    ahead = Prefetch(iter(range(100)), 3)
+    ahead = Prefetch(iter(range(100)), 3, nothing)
     assert list(ahead) == list(range(100))
     check_ended(ahead._thread)
 
@@ -30,7 +34,7 @@ def test_no_more_than_asked_for() -> None:
             made.append(number)
             yield number
 
-    ahead = Prefetch(items(), 4)
+    ahead = Prefetch(items(), 4, nothing)
     assert next(ahead) == 0
     deadline = time.monotonic() + 20
     while ahead.n_ready < 4 and time.monotonic() < deadline:
@@ -47,7 +51,7 @@ def test_errors_come_where_their_item_would() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    ahead = Prefetch(items(), 5)
+    ahead = Prefetch(items(), 5, nothing)
     assert next(ahead) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(ahead)
@@ -57,7 +61,7 @@ def test_errors_come_where_their_item_would() -> None:
 
 
 def test_the_thread_goes_with_the_object() -> None:
-    ahead = Prefetch(itertools.count(), 2)
+    ahead = Prefetch(itertools.count(), 2, nothing)
     assert next(ahead) == 0
     thread = ahead._thread
     del ahead
@@ -66,8 +70,22 @@ def test_the_thread_goes_with_the_object() -> None:
 
 
 def test_what_is_closed_has_ended() -> None:
-    ahead = Prefetch(itertools.count(), 2)
+    ahead = Prefetch(itertools.count(), 2, nothing)
     ahead.close()
     ahead.close()
     with pytest.raises(StopIteration):
         next(ahead)
+
+
+def test_an_item_that_takes_long_is_interrupted() -> None:
+    begun, interrupted = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        begun.set()
+        yield int(interrupted.wait(60))
+
+    ahead = Prefetch(items(), 2, interrupted.set)
+    assert begun.wait(20)
+    ahead.close()
+    assert interrupted.is_set()
+    check_ended(ahead._thread)

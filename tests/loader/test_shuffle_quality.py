@@ -123,6 +123,16 @@ def test_smaller_than_a_batch_and_ranks(store: Store) -> None:
     assert shuffle_quality(store.loader(A, batch_size=30, rank=1, world_size=2)).batch_rows == 15
 
 
+def test_rows_are_not_looked_for_again(tmp_path: Path) -> None:
+    """The loader knows which are left; to find them it read all activations."""
+    blobs, plan = LocalBlobs(tmp_path), example_plan()
+    write_store(blobs, plan, example_values(plan), range(plan.n_segments))
+    loader = actstore.open(blobs.url).loader(A, batch_size=8, max_norm=1e38)
+    for path in tmp_path.glob("*/*/c.*"):
+        path.unlink()
+    assert shuffle_quality(loader).n_rows == loader.n_rows
+
+
 def test_no_batches(store: Store) -> None:
     with pytest.raises(LoaderError, match="0 batches are to be looked at; it must be 1 or more"):
         shuffle_quality(store.loader(A, batch_size=8), 0)

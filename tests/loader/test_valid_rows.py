@@ -1,6 +1,7 @@
 """Counting valid rows: against NumPy, which keeps a list of them."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,26 @@ def test_far_apart() -> None:
     mask = np.zeros(1 << 20, bool)
     mask[[0, 5, 1 << 19, (1 << 20) - 1]] = True
     check(MarkedRows(len(mask), pieces(mask, 1 << 14)), mask)
+
+
+class Looked(np.ndarray[Any, Any]):
+    """Counts how often something is looked up in it."""
+
+    n_lookups = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        Looked.n_lookups += 1
+        return super().__getitem__(key)
+
+
+def test_a_gap_is_not_walked_through() -> None:
+    mask = np.ones(1 << 24, bool)
+    mask[500 : (1 << 24) - 500] = False
+    rows = MarkedRows(len(mask), iter([mask]))
+    rows._counts = rows._counts.view(Looked)
+    Looked.n_lookups = 0
+    np.testing.assert_array_equal(rows.select(np.arange(1_000)), np.flatnonzero(mask))
+    assert Looked.n_lookups < 10
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=2_000), st.integers(1, 300))

@@ -1,0 +1,47 @@
+"""Loaders of small stores, and what they must give."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import actstore
+from actstore.loader.loader import Loader
+from actstore.store.blobs import Blobs
+from actstore.store.plan import Plan
+from actstore.store.seal import seal
+from actstore.store.store import Store
+from tests.store.arrays import bits
+from tests.store.example import HOOKS, LENGTH, Columns, N, example_values, write_store
+
+A, B, HEADS = HOOKS
+N_ROWS = N * LENGTH
+
+
+def finished(blobs: Blobs, plan: Plan) -> tuple[Store, Columns]:
+    """A store with all of its segments, and what is in it."""
+    values = example_values(plan)
+    write_store(blobs, plan, values, range(plan.n_segments))
+    seal(blobs)
+    return actstore.open(blobs.url), values
+
+
+def rows_of(loader: Loader, epoch: int = 0) -> NDArray[np.int64]:
+    """Numbers of all rows of an epoch, as the loader says that it gives them."""
+    found = [loader.rows(k, epoch) for k in range(loader.n_batches)]
+    return np.concatenate([sequences * LENGTH + positions for sequences, positions in found])
+
+
+def check(loader: Loader, hook: str, values: NDArray[Any]) -> None:
+    """Every row of an epoch comes once, as it is in the store."""
+    flat = values.reshape(-1, *values.shape[2:])
+    numbers = rows_of(loader)
+    np.testing.assert_array_equal(np.sort(numbers), np.arange(len(flat)))
+    given = np.concatenate([bits(batch.view(integer(batch)).numpy()) for batch in loader])
+    np.testing.assert_array_equal(given, bits(flat)[numbers])
+
+
+def integer(tensor: torch.Tensor) -> torch.dtype:
+    """Of the same size, to compare bits."""
+    return {2: torch.int16, 4: torch.int32}[tensor.element_size()]

@@ -1,0 +1,52 @@
+"""Rows that are left out, against NumPy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from actstore.store.store import Store
+from tests.loader.stores import N_ROWS, A, rows_of
+from tests.store.example import LENGTH, N
+
+
+def kept(store: Store, **options: Any) -> NDArray[np.bool_]:
+    found = np.zeros(N_ROWS, bool)
+    found[rows_of(store.loader(A, batch_size=8, **options))] = True
+    return found.reshape(N, LENGTH)
+
+
+Oracle = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]
+
+
+@pytest.mark.parametrize(
+    ("options", "oracle"),
+    [
+        ({"drop": [5, 250, 10**6]}, lambda ids, _: ~np.isin(ids, [5, 250])),
+        ({"drop": 7}, lambda ids, _: ids != 7),
+        ({"seqpos": slice(1, None)}, lambda ids, at: at >= 1),
+        ({"seqpos": [0, -1]}, lambda ids, at: np.isin(at, [0, LENGTH - 1])),
+        ({"seqpos": slice(0, 4), "drop": [9]}, lambda ids, at: (at < 4) & (ids != 9)),
+        (
+            {"mask": np.arange(N) % 2 == 0},
+            lambda ids, at: np.broadcast_to(ids[:, :1] // LENGTH % 2 == 0, ids.shape),
+        ),
+        ({"drop": ["pad"]}, lambda ids, at: np.ones(ids.shape, bool)),
+    ],
+)
+def test_dropped_rows(store: Store, options: dict[str, Any], oracle: Oracle) -> None:
+    ids = store.tokens[:]
+    positions = np.broadcast_to(np.arange(LENGTH), ids.shape)
+    np.testing.assert_array_equal(kept(store, **options), oracle(ids, positions))
+    np.testing.assert_array_equal(kept(store, shuffle="window", **options), oracle(ids, positions))
+
+
+def test_large_norms_are_dropped(store: Store) -> None:
+    values = store[A][:]
+    norms = values.float().square().sum(-1).sqrt()
+    limit = float(norms[norms.isfinite()].median())
+    found = kept(store, max_norm=limit)
+    np.testing.assert_array_equal(found, (norms <= limit).numpy())
+    assert 0 < found.sum() < N_ROWS

@@ -1,0 +1,60 @@
+"""Files that are damaged, or become so, while a loader reads them."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actstore.errors import StorageError
+from actstore.loader.address_range import AddressRange
+from actstore.store.local import LocalBlobs
+from actstore.store.store import Store
+from tests.loader.stores import N_ROWS, A, check, finished
+from tests.store.example import example_plan
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 4096)
+
+
+def test_a_file_that_becomes_shorter_is_an_error(store: Store) -> None:
+    loader = store.loader(A, batch_size=N_ROWS, epochs=None, prefetch=0)
+    next(loader)
+    cut(Path(store.url) / f"acts/{A}/c.1.0.0")
+    with pytest.raises(
+        StorageError, match=r"c\.1\.0\.0 has become shorter while it was read; .* `actstore verify"
+    ):
+        next(loader)
+    # Not only once: what was zeros must never be taken for values.
+    with pytest.raises(StorageError, match="has become shorter"):
+        next(loader)
+
+
+def test_a_file_that_was_shorter_is_an_error(store: Store) -> None:
+    cut(Path(store.url) / f"acts/{A}/c.1.0.0")
+    with pytest.raises(StorageError, match="is damaged"):
+        next(store.loader(A, batch_size=8))
+
+
+def test_a_file_that_is_gone_is_an_error(store: Store) -> None:
+    (Path(store.url) / f"acts/{A}/c.1.0.0").unlink()
+    with pytest.raises(StorageError, match="cannot be opened: No such file"):
+        next(store.loader(A, batch_size=8))
+
+
+@pytest.mark.parametrize("shuffle", ["global", "window"])
+def test_after_an_error_the_same_batch_comes_again(
+    tmp_path: Path, shuffle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shuffle == "window":
+        monkeypatch.setattr(AddressRange, "fits", staticmethod(lambda _: False))
+    store, values = finished(LocalBlobs(tmp_path / "store"), example_plan())
+    path = Path(store.url) / f"acts/{A}/c.1.0.0"
+    hidden = path.rename(tmp_path / "hidden")
+    loader = store.loader(A, batch_size=8, shuffle=shuffle)
+    for _ in range(2):
+        with pytest.raises(StorageError, match="cannot be opened|is committed but missing"):
+            next(loader)
+    hidden.rename(path)
+    check(loader, A, values[A])

@@ -1,0 +1,115 @@
+"""Where a loader is, and going on from there: in another process, or with another number of ranks."""
+
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actstore.errors import LoaderError
+from actstore.store.store import Store
+from tests.loader.stores import A, rows_of
+from tests.store.example import N
+
+
+def test_epochs(store: Store) -> None:
+    loader = store.loader(A, batch_size=100, epochs=None, seed=3)
+    given = [next(loader) for _ in range(7)]
+    assert [len(batch) for batch in given] == [100, 100, 96, 100, 100, 96, 100]
+    assert loader.epoch == 2
+    again = store.loader(A, batch_size=100, epochs=2)
+    assert [again.epoch, *(again.epoch for _ in again)] == [0, 0, 0, 1, 1, 1, 2]
+    assert (rows_of(loader, 0) != rows_of(loader, 1)).any()
+    dropped = store.loader(A, batch_size=100, epochs=3, drop_last=True)
+    assert [len(batch) for batch in dropped] == [100] * 6
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_place_behind_a_last_batch(store: Store, prefetch: int) -> None:
+    options: dict[str, Any] = {"batch_size": 100, "epochs": 2, "prefetch": prefetch}
+    loader = store.loader(A, **options)
+    places = [(state["epoch"], state["batch"]) for state in (loader.state_dict() for _ in loader)]
+    assert places == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    at_the_end = loader.state_dict()
+    # Where the place behind the last batch is written as one of the same epoch, it is the same place.
+    for state in (at_the_end, at_the_end | {"epoch": 1, "batch": 3}):
+        again = store.loader(A, **options)
+        again.load_state_dict(state)
+        assert (again.epoch, again.state_dict()) == (2, at_the_end)
+        for _ in range(2):
+            with pytest.raises(StopIteration):
+                next(again)
+    again.load_state_dict(at_the_end | {"epoch": 0, "batch": 3})
+    assert (again.epoch, again.state_dict()["batch"]) == (1, 0)
+    assert torch.equal(
+        next(again).view(torch.int32), store.loader(A, **options).batch(0, 1).view(torch.int32)
+    )
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 5])
+def test_resume(store: Store, prefetch: int) -> None:
+    options: dict[str, Any] = {"batch_size": 30, "epochs": 2, "seed": 9, "prefetch": prefetch}
+    whole = [batch.clone() for batch in store.loader(A, **options)]
+    for n_taken in (0, 1, 9, 10, 13, 20):
+        loader = store.loader(A, **options)
+        taken = list(itertools.islice(loader, n_taken))
+        state = json.loads(json.dumps(loader.state_dict()))
+        loader.close()
+        again = store.loader(A, **options)
+        again.load_state_dict(state)
+        rest = list(again)
+        assert len(taken) + len(rest) == len(whole) == 20
+        for left, right in zip([*taken, *rest], whole, strict=True):
+            assert torch.equal(left.view(torch.int32), right.view(torch.int32))
+
+
+def test_resume_with_another_number_of_ranks(store: Store) -> None:
+    options: dict[str, Any] = {"batch_size": 30, "seed": 9}
+    first = store.loader(A, rank=1, world_size=2, **options)
+    next(first), next(first)
+    alone = store.loader(A, **options)
+    alone.load_state_dict(first.state_dict())
+    assert torch.equal(next(alone).view(torch.int32), store.loader(A, **options).batch(2).view(torch.int32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "with seed 1, and this one has 0"),
+        ({"batch_size": 31}, "with batch_size 31, and this one has 30"),
+        ({"shuffle": "window"}, "with shuffle 'window', and this one has 'global'"),
+        ({"seqpos": [0]}, "with n_rows 37, and this one has 296"),
+        ({"drop_last": True}, "with drop_last True, and this one has False"),
+    ],
+)
+def test_state_of_another_order(store: Store, changes: dict[str, Any], message: str) -> None:
+    other = store.loader(A, **({"batch_size": 30} | changes))
+    with pytest.raises(LoaderError, match=message):
+        store.loader(A, batch_size=30).load_state_dict(other.state_dict())
+
+
+def test_state_of_as_many_other_rows(store: Store) -> None:
+    masks = [np.ones(N, bool) for _ in range(2)]
+    masks[0][0] = masks[1][1] = False
+    loaders = [store.loader(A, batch_size=8, mask=mask) for mask in masks]
+    with pytest.raises(LoaderError, match="with rows "):
+        loaders[0].load_state_dict(loaders[1].state_dict())
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"version": 1},
+        [],
+        None,
+        {"version": 1, "epoch": 0, "batch": 999, "order": {}},
+        {"version": 1, "epoch": 0, "batch": 0, "order": None},
+        {"version": 1, "epoch": "0", "batch": 0, "order": {}},
+    ],
+)
+def test_no_state(store: Store, state: Any) -> None:
+    with pytest.raises(LoaderError):
+        store.loader(A, batch_size=30).load_state_dict(state)
