@@ -51,7 +51,7 @@ def test_a_full_disk(
     other = fill(disk, leave)
     child.go()
     outcome = child.outcome()
-    assert outcome.error.startswith(f"StorageError: {disk}/store/")
+    assert outcome.error.startswith(f"DiskFullError: {disk}/store/")
     assert outcome.error.endswith(
         "the disk is full; free some space and run the same command again, it goes on from what is committed"
     )
