@@ -11,7 +11,7 @@ from actstore.errors import LoaderError
 from actstore.hooks.names import HookName
 from actstore.integrations.endless import endless
 from actstore.loader.arguments import LoaderArguments
-from actstore.loader.batch import Batch, Values
+from actstore.loader.batch import Batch, Values, tensors_of
 from actstore.loader.loader import Loader
 from actstore.loader.pair import PairedLoader, paired
 from actstore.store.store import Store, open_store
@@ -20,8 +20,6 @@ from actstore.store.store import Store, open_store
 def activations(
     store: Store | str,
     hooks: HookName | Sequence[HookName],
-    *,
-    device: torch.device | str = "cpu",
     **options: Unpack[LoaderArguments],
 ) -> "TrainingData":
     """Batches of one store: [batch_size, d] of one hook; of several [batch_size, n_hooks, d], for crosscoders.
@@ -29,7 +27,6 @@ def activations(
     Args:
         store: one, or its path or URL.
         hooks: a name; or several, or a glob, all of the same width.
-        device: where the tensors are.
         options: as for `Store.loader`. The type is float32 unless ``dtype`` says another, or None for the stored one;
             ``epochs``, ``drop_last`` and ``provenance`` are not for choice, since batches never end and are all of one
             size. Padding is always left out.
@@ -40,13 +37,11 @@ def activations(
         StorageError: the store cannot be read.
     """
     opened = open_store(store) if isinstance(store, str) else store
-    return TrainingData(opened.loader(hooks, **endless(opened, options)), device)
+    return TrainingData(opened.loader(hooks, **endless(opened, options)))
 
 
 def paired_activations(
     stores_and_hooks: Sequence[tuple[Store | str, HookName | Sequence[HookName]]],
-    *,
-    device: torch.device | str = "cpu",
     **options: Unpack[LoaderArguments],
 ) -> "TrainingData":
     """Batches of several stores over the same tokens: [batch_size, n_hooks, d], for crosscoders of several models.
@@ -54,7 +49,6 @@ def paired_activations(
     Args:
         stores_and_hooks: a store, or its path or URL, and a hook of it, or several; all of the same width. Those of
             the first store come first.
-        device: where the tensors are.
         options: as for `activations`.
 
     Raises:
@@ -67,7 +61,7 @@ def paired_activations(
     ]
     if not opened:
         raise LoaderError("no store was given; name two or more, each with its hooks")
-    return TrainingData(paired(opened, **endless(opened[0][0], options)), device)
+    return TrainingData(paired(opened, **endless(opened[0][0], options)))
 
 
 class TrainingData(Closing):
@@ -76,14 +70,12 @@ class TrainingData(Closing):
     Values of a hook that has several axes, such as heads, are flattened to one.
     """
 
-    def __init__(self, loader: Loader | PairedLoader, device: torch.device | str = "cpu") -> None:
+    def __init__(self, loader: Loader | PairedLoader) -> None:
         """
         Args:
             loader: one that never ends.
-            device: where the tensors are.
         """
         self.loader = loader
-        self._device = torch.device(device)
         parts = loader.loaders if isinstance(loader, PairedLoader) else (loader,)
         found = [(part.store, hook) for part in parts for hook in part.options.hooks]
         widths = {f"{hook} of {store.url}": math.prod(store[hook].shape[2:]) for store, hook in found}
@@ -106,7 +98,7 @@ class TrainingData(Closing):
         Raises:
             StorageError: rows cannot be read. The next call tries the same batch again.
         """
-        return _stacked(next(self.loader)).to(self._device)
+        return _stacked(next(self.loader))
 
     def state_dict(self) -> dict[str, Any]:
         """As `Loader.state_dict`."""
@@ -126,9 +118,4 @@ def _stacked(batch: Values | Batch | tuple[Values | Batch, ...]) -> torch.Tensor
     if isinstance(batch, torch.Tensor):
         return batch.flatten(1)
     parts = batch if isinstance(batch, tuple) else (batch,)
-    return torch.stack([tensor.flatten(1) for part in parts for tensor in _tensors(part)], 1)
-
-
-def _tensors(part: Values | Batch) -> list[torch.Tensor]:
-    assert not isinstance(part, Batch)
-    return [part] if isinstance(part, torch.Tensor) else list(part.values())
+    return torch.stack([tensor.flatten(1) for part in parts for tensor in tensors_of(part)], 1)

@@ -28,6 +28,7 @@ class ReadArguments(TypedDict, total=False):
     prefetch: int
     cache_dir: str | os.PathLike[str] | None
     cache_limit: int | None
+    device: torch.device | str | None
 
 
 class LoaderArguments(ReadArguments, total=False):

@@ -19,3 +19,9 @@ class Batch:
     """int64 [n_rows] place in the sequence."""
     tokens: torch.Tensor
     """int64 [n_rows] token ids."""
+
+
+def tensors_of(batch: Values | Batch) -> list[torch.Tensor]:
+    """The values, hook by hook."""
+    values = batch.values if isinstance(batch, Batch) else batch
+    return [values] if isinstance(values, torch.Tensor) else list(values.values())

@@ -12,7 +12,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
-from actstore.loader.batch import Batch, Values
+from actstore.loader.batch import Batch, Values, tensors_of
 from actstore.loader.buffers import Buffers
 from actstore.loader.contents import contents_id
 from actstore.loader.disk_cache import DiskCache
@@ -21,6 +21,7 @@ from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches, GlobalShuffle, InOrder, Order, Window, WindowShuffle
 from actstore.loader.row_source import RowSource
 from actstore.loader.sources import shard_edges, source_of
+from actstore.loader.transfer import Transfer
 from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows
 
@@ -69,7 +70,8 @@ class BatchMaker:
                 f"{self.rows.n_valid} rows of {store.url} are left, fewer than one batch of {options.batch_size}; "
                 "ask for smaller batches, or for drop_last=False"
             )
-        self._buffers = Buffers()
+        self._transfer = None if options.device is None else Transfer(options.device)
+        self._buffers = Buffers(is_pinned=self._transfer is not None and self._transfer.is_pinned)
         self._nbytes_before = 0
         """Read by sources that are closed."""
         self.begin_process()
@@ -126,7 +128,10 @@ class BatchMaker:
         ids = torch.empty(len(numbers), 1, dtype=torch.int32)
         if len(numbers):
             self._sources[_TOKENS].gather(numbers, ids.view(torch.uint8))
-        return Batch(values, torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long())
+        origin = [torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long()]
+        if self._transfer is not None:
+            origin = [self._transfer(each, each.dtype) for each in origin]
+        return Batch(values, *origin)
 
     def _windows(self, epoch: int, places: range) -> tuple[tuple[Window, ...], Window | None]:
         """Those that the places are in, and the one that comes after them."""
@@ -143,20 +148,35 @@ class BatchMaker:
     def _values(self, hook: str, numbers: NDArray[np.int64]) -> torch.Tensor:
         stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         dtype = self.options.dtype or stored
+        if self._transfer is not None:
+            # Converted where they arrive: there is more to it than to a copy, and less to copy.
+            return self._transfer(self._gathered(hook, numbers, stored), dtype).view(len(numbers), *shape)
+        return self._gathered(hook, numbers, dtype).view(len(numbers), *shape)
+
+    def hand_over(self, batch: Values | Batch) -> None:
+        """Told by the thread that will use a batch."""
+        if self._transfer is not None:
+            origin = [batch.sequences, batch.positions, batch.tokens] if isinstance(batch, Batch) else []
+            for tensor in (*tensors_of(batch), *origin):
+                self._transfer.hand_over(tensor)
+
+    def _gathered(self, hook: str, numbers: NDArray[np.int64], dtype: torch.dtype) -> torch.Tensor:
+        """Flattened rows, in host memory."""
+        stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         if not len(numbers):
-            return torch.empty(0, *shape, dtype=dtype)
+            return torch.empty(0, math.prod(shape), dtype=dtype)
         source = self._sources[hook]
         out = self._buffers.take((len(numbers), math.prod(shape)), dtype)
         if dtype == stored:
             source.gather(numbers, out.view(torch.uint8))
-            return out.view(-1, *shape)
+            return out
         step = max(1, _CONVERTED_NBYTES // max(1, out.shape[1] * stored.itemsize))
         scratch = torch.empty(min(step, len(numbers)), out.shape[1], dtype=stored)
         for start in range(0, len(numbers), step):
             part = numbers[start : start + step]
             source.gather(part, scratch[: len(part)].view(torch.uint8))
             out[start : start + step].copy_(scratch[: len(part)])
-        return out.view(-1, *shape)
+        return out
 
     def _source(self, name: str) -> RowSource:
         source = self._sources.get(name)

@@ -18,7 +18,12 @@ class Buffers:
     New memory costs a page fault for every 4 KiB, which takes longer than to fill it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_pinned: bool = False) -> None:
+        """
+        Args:
+            is_pinned: whether a GPU is to read it.
+        """
+        self._is_pinned = is_pinned
         self._memories: dict[int, list[NDArray[np.uint8]]] = {}
         """By size: one for each hook, and those of a smaller last batch."""
 
@@ -28,10 +33,16 @@ class Buffers:
         memories = self._memories.setdefault(nbytes, [])
         memory = next((one for one, n in zip(memories, _holders(memories), strict=True) if n == _ALONE), None)
         if memory is None:
-            memory = np.empty(nbytes, np.uint8)
+            memory = self._new(nbytes)
             if len(memories) < _KEPT:  # more than that are held by a caller who collects batches
                 memories.append(memory)
         return torch.from_numpy(memory).view(dtype).view(shape)
+
+    def _new(self, nbytes: int) -> NDArray[np.uint8]:
+        if not self._is_pinned:
+            return np.empty(nbytes, np.uint8)
+        pinned: NDArray[np.uint8] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
+        return pinned
 
 
 def _holders(memories: list[NDArray[np.uint8]]) -> list[int]:

@@ -74,7 +74,9 @@ class Loader(Closing):
             StorageError: rows cannot be read.
         """
         self._check_process()
-        return self._make(epoch, k)
+        made = self._make(epoch, k)
+        self._make.hand_over(made)
+        return made
 
     def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Sequences and positions of any batch, both [n_rows]; nothing is read."""
@@ -99,6 +101,7 @@ class Loader(Closing):
         except BaseException:
             self._stop_ahead()  # also when it is the caller who is interrupted, while the thread is still reading
             raise
+        self._make.hand_over(made.batch)
         self._epoch, self._k = self._place(made.epoch, made.k + 1)
         self._counts.add(made.batch, made.seconds, time.perf_counter() - started)
         return made.batch

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from actstore.loader.batch import Batch, Values
+from actstore.loader.batch import Batch, Values, tensors_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,7 @@ class Counts:
 
     def add(self, batch: Values | Batch, seconds_gathering: float, seconds_waiting: float) -> None:
         """One more was taken."""
-        values = batch.values if isinstance(batch, Batch) else batch
-        tensors = [values] if isinstance(values, torch.Tensor) else list(values.values())
+        tensors = tensors_of(batch)
         self._n_batches += 1
         self._n_rows += len(tensors[0])
         self._nbytes += sum(tensor.nbytes for tensor in tensors)

@@ -41,6 +41,7 @@ class LoaderOptions:
     prefetch: int = 2
     cache_dir: str | None = None
     cache_limit: int | None = None
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         """Raises:
@@ -94,6 +95,19 @@ def chosen_hooks(store: "Store", hooks: "HookName | Sequence[HookName]") -> tupl
     names = each_name(hooks)
     found = dict.fromkeys(hook for name in names for hook in store.matching(name))
     return tuple(found), names == [hooks] and "*" not in str(hooks)
+
+
+def torch_device(device: torch.device | str | None) -> torch.device | None:
+    """A device by name, or as it is; None for host memory.
+
+    Raises:
+        LoaderError: torch knows no such name.
+    """
+    try:
+        found = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise LoaderError(f"device is {device!r}; it can be 'cpu', 'cuda', 'cuda:1' and so on") from error
+    return None if found is None or found.type == "cpu" else found
 
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

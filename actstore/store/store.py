@@ -303,6 +303,7 @@ class Store:
         prefetch: int = 2,
         cache_dir: str | os.PathLike[str] | None = None,
         cache_limit: int | None = None,
+        device: "torch.device | str | None" = None,
     ) -> "Loader":
         """Batches of rows in random order: an iterator for training.
 
@@ -332,6 +333,7 @@ class Store:
             cache_dir: folder on a local disk that keeps shards of remote stores, for later epochs and other processes;
                 with all of a hook there, ``global`` works for such a store, too.
             cache_limit: bytes that the folder may take, whatever stores they are of.
+            device: where batches are; to a GPU they are copied ahead, from pinned memory and on a stream of their own.
 
         Raises:
             HookError: a hook is not stored.
@@ -341,7 +343,7 @@ class Store:
         """
         from actstore.loader.drop import parse
         from actstore.loader.loader import Loader
-        from actstore.loader.options import LoaderOptions, chosen_hooks, torch_dtype
+        from actstore.loader.options import LoaderOptions, chosen_hooks, torch_device, torch_dtype
 
         chosen, is_single = chosen_hooks(self, hooks)
         options = LoaderOptions(
@@ -361,6 +363,7 @@ class Store:
             prefetch=prefetch,
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             cache_limit=cache_limit,
+            device=torch_device(device),
         )
         return Loader(self, options)
 

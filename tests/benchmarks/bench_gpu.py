@@ -1,5 +1,5 @@
-"""The table of live capture on a GPU: ``python -m tests.benchmarks.bench_gpu``. Needs no more than torch and
-transformers; peers that are not installed are left out.
+"""The table of live capture and of loading on a GPU: ``python -m tests.benchmarks.bench_gpu``. Needs no more
+than torch and transformers; peers that are not installed are left out.
 """
 
 import os
@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from actstore.hooks.model import HookedModel
-from tests.benchmarks import bench_hooks, bench_hooks_memory
+from tests.benchmarks import bench_hooks, bench_hooks_memory, bench_loader_gpu
 from tests.benchmarks.bench_hooks import Setting
 from tests.benchmarks.measure import Ratio, table
 from tests.gpu import llama, transfer
@@ -30,6 +30,7 @@ def main() -> int:
             *bench_hooks.run(setting),
             *bench_hooks_memory.run(setting),
             *transfers(),
+            *bench_loader_gpu.run(Path(name)),
         ]
     print(
         f"{torch.cuda.get_device_name()}, Python {platform.python_version()}, torch {torch.__version__}, "

@@ -12,12 +12,11 @@ from actstore.loader.window_rows import N_REQUESTS
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.layout import ArrayLayout
 from actstore.store.sections import PIECE_NBYTES
-from tests.benchmarks.bench_loader import BATCH, D_MODEL, HOOK, plan_of
 from tests.benchmarks.bench_s3 import server
+from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, N_SEQUENCES, plan_of
 from tests.benchmarks.measure import Ratio, in_turns
 from tests.store.example import write_store
 
-N_SEQUENCES = 1_024
 WINDOW_ROWS = 32_768
 """A quarter of the store."""
 

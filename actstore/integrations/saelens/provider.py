@@ -22,11 +22,10 @@ Rows = torch.Tensor | dict[str, torch.Tensor]
 class DataProvider(Closing):
     """An iterator over [batch_size, d_in], without end; of several hooks, over dicts of these. See `data_provider`."""
 
-    def __init__(self, loader: Loader, device: torch.device | str | None = None) -> None:
+    def __init__(self, loader: Loader) -> None:
         """
         Args:
             loader: one that never ends and gives batches of one size, without provenance.
-            device: where batches are copied to; None leaves them on the CPU.
         """
         self.loader = loader
         self.batch_size = loader.options.batch_size // loader.options.world_size
@@ -35,7 +34,6 @@ class DataProvider(Closing):
         """Elements of a row, by hook."""
         self.n_taken = 0
         """Batches that this object gave out."""
-        self._device = device
 
     @property
     def store(self) -> Store:
@@ -60,11 +58,8 @@ class DataProvider(Closing):
         assert not isinstance(found, Batch)
         self.n_taken += 1
         if isinstance(found, torch.Tensor):
-            return self._flat(found)
-        return {hook: self._flat(rows) for hook, rows in found.items()}
-
-    def _flat(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.reshape(len(rows), -1).to(self._device)
+            return found.flatten(1)
+        return {hook: rows.flatten(1) for hook, rows in found.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Which batch is next, as plain data. Batches that were read ahead do not count."""
@@ -97,8 +92,6 @@ class DataProvider(Closing):
 def data_provider(
     store: Store | str | Path,
     hooks: HookName | Sequence[HookName],
-    *,
-    device: torch.device | str | None = None,
     **options: Unpack[LoaderArguments],
 ) -> DataProvider:
     """Batches for ``SAETrainer``, or with several hooks for ``MultiSAETrainer``: no language model, no end.
@@ -111,7 +104,6 @@ def data_provider(
         store: an open store, or its path or URL.
         hooks: a name, for batches [batch_size, d_in]; several, or a glob, for dicts of them by stored name, with rows
             of the same tokens.
-        device: where batches are copied to; None leaves that to the trainer.
         options: as for `Store.loader`: ``batch_size``, ``seed``, ``shuffle``, ``drop`` and so on. The type is float32
             unless ``dtype`` says another, or None for the stored one. ``batch_size`` is of all ranks together, and each
             gets an equal part, which is what its trainer needs as ``train_batch_size_samples``. ``epochs``,
@@ -130,4 +122,4 @@ def data_provider(
             f"batch, so ask for a multiple of {world_size}"
         )
     opened = store if isinstance(store, Store) else open_store(str(store))
-    return DataProvider(opened.loader(hooks, **endless(opened, options)), device)
+    return DataProvider(opened.loader(hooks, **endless(opened, options)))

@@ -68,6 +68,7 @@ def train_sae(
             f"sae is {type(sae).__name__}; give a TrainingSAE or a TrainingSAEConfig of sae_lens"
         )
     batch_size = cfg.train_batch_size_samples * options.get("world_size", 1)
+    options.setdefault("device", cfg.device)
     with data_provider(store, hook, batch_size=batch_size, **options) as provider:
         trainer = SAETrainer(cfg, sae, provider, save_checkpoint_fn=save_checkpoint_fn(provider))
         if resume_from is not None:

@@ -1,0 +1,51 @@
+"""Batches on their way from host memory to a device."""
+
+import torch
+
+from actstore.errors import LoaderError
+
+
+class Transfer:
+    """Copies rows to a device. To a GPU they go from pinned memory, on a stream of their own: what the GPU is busy with
+    does not wait for them, and they do not wait for it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        """
+        Raises:
+            LoaderError: torch has no such device here.
+        """
+        self._device = device
+        self.is_pinned = device.type == "cuda"
+        """Whether rows should be in pinned memory, since copies from any other make the CPU wait for the GPU."""
+        self._stream: torch.cuda.Stream | None = None
+        try:
+            torch.empty(0, device=device)
+            if self.is_pinned:
+                self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        except (RuntimeError, AssertionError) as error:
+            raise LoaderError(
+                f"device is {str(device)!r}, and torch {torch.__version__} cannot use it here: {error}; leave device "
+                "out for batches in host memory"
+            ) from error
+
+    def __call__(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A copy of the rows that is there, whatever stream it is used on, and the host memory free.
+
+        Args:
+            rows: on the CPU; they travel in their own type, and are converted where they arrive.
+            dtype: wanted.
+        """
+        if self._stream is None:
+            return rows.to(self._device).to(dtype)
+        with torch.cuda.stream(self._stream):
+            found = rows.to(self._device, non_blocking=True).to(dtype)
+        self._stream.synchronize()
+        return found
+
+    def hand_over(self, rows: torch.Tensor) -> None:
+        """Told by the thread that will use a copy. Its memory belongs to the stream of the copies, which would use it
+        again as soon as nobody holds it, although what the thread had the GPU do with it may not be done.
+        """
+        if rows.is_cuda:
+            rows.record_stream(torch.cuda.current_stream(rows.device))
