@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +68,22 @@ def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path:
     assert "complete: " in shown
 
 
-def test_train_an_sae(demo: Path) -> None:
-    os.environ["WANDB_MODE"] = "disabled"
-    run(examples("README.md")["Train an SAE"] + "\nassert sae.W_dec.isfinite().all()", demo)
+@pytest.mark.s3
+def test_train_an_sae(demo: Path, s3_url: str, tmp_path: Path) -> None:
+    code, url = examples("README.md")["Train an SAE"], "s3://my-bucket/run"
+    assert url in code
+    files = fsspec.filesystem("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    files.put(str(demo / "actstore-demo/store"), s3_url, recursive=True)
+    shown = [
+        run(code.replace(url, place) + "\nassert sae.W_dec.isfinite().all()", folder)
+        for place, folder in ((s3_url, tmp_path), ("actstore-demo/store", demo))
+    ]
+    assert shown[0] == shown[1]
+    found = re.fullmatch(r"fraction of variance unexplained: (0\.\d+)\n", shown[0])
+    assert found is not None
+    assert float(found[1]) < 0.5
+    assert (tmp_path / "sae/sae_weights.safetensors").is_file()
+    assert any((tmp_path / "cache").rglob("c.*"))
 
 
 def test_patch(demo: Path) -> None:
