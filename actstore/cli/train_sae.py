@@ -2,14 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from actstore.cli.slice import Slice
 from actstore.store.store import open_store
 
-_SHUFFLES = {"global": "global", "window": "window", "none": None}
+if TYPE_CHECKING:
+    from actstore.loader.arguments import ReadArguments
+    from actstore.loader.options import Shuffle
+
+_SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "window", "none": None}
 
 
 @click.command("train-sae")
@@ -26,7 +30,7 @@ _SHUFFLES = {"global": "global", "window": "window", "none": None}
 @click.option(
     "--sparsity", type=float, default=1.0, show_default=True, help="Coefficient of standard and jumprelu."
 )
-@click.option("--samples", type=click.IntRange(1), help="To train on (default: every row of the store once).")
+@click.option("--samples", type=click.IntRange(1), help="To train on (default: every row that is left once).")
 @click.option("--batch-size", type=click.IntRange(1), default=4096, show_default=True)
 @click.option("--lr", type=float, default=3e-4, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the first weights and the shuffle.")
@@ -79,6 +83,7 @@ def train_sae_command(
     No language model is loaded, and the norm of activations comes from the store.
     """
     from actstore.integrations.saelens.installed import check_installed
+    from actstore.integrations.saelens.provider import data_provider
     from actstore.integrations.saelens.training import train_sae
 
     check_installed()
@@ -101,8 +106,19 @@ def train_sae_command(
         normalize_activations="expected_average_only_in",
         **own[architecture],
     )
+    options: ReadArguments = {
+        "seed": seed,
+        "shuffle": _SHUFFLES[shuffle],
+        "drop": [int(one) if one.isdecimal() else one for one in drop],
+        "seqpos": seqpos,
+        "cache_dir": cache_dir,
+        "cache_limit": cache_limit,
+    }
+    if samples is None:
+        with data_provider(store, hook, batch_size=batch_size, **options) as provider:
+            samples = provider.loader.n_rows // batch_size * batch_size
     cfg = SAETrainerConfig(
-        total_training_samples=samples or math.prod(store.shape),
+        total_training_samples=samples,
         train_batch_size_samples=batch_size,
         lr=lr,
         device=device,
@@ -114,13 +130,8 @@ def train_sae_command(
         hook,
         cfg,
         sae=sae,
-        seed=seed,
-        shuffle=_SHUFFLES[shuffle],  # type: ignore[arg-type]
-        drop=[int(one) if one.isdecimal() else one for one in drop],
-        seqpos=seqpos,
-        cache_dir=cache_dir,
-        cache_limit=cache_limit,
         resume_from=resume,
         output=output,
+        **options,
     )
-    click.echo(f"SAE of {acts.hook}, {sae.d_in} to {sae.d_sae}, in {output}")
+    click.echo(f"SAE of {acts.hook}, {sae.d_in} to {sae.d_sae}, trained on {samples:,} rows, in {output}")

@@ -48,7 +48,7 @@ class ActivationDataset(IterableDataset[Values | Batch]):
         with opened.loader(hooks, **options) as loader:
             self.n_batches = loader.n_batches
             """Of an epoch."""
-            self._options = loader.options
+            self._options, self._rows = loader.options, loader.valid_rows
         self._url = opened.url
         self._is_local = isinstance(opened.tokens.blobs, LocalBlobs)
         self._start = (0, 0)
@@ -81,10 +81,10 @@ class ActivationDataset(IterableDataset[Values | Batch]):
                 "multiprocessing_context='spawn', or num_workers=0"
             )
         worker = get_worker_info()
-        with Loader(open_store(self._url), self._options) as loader:
+        with Loader(open_store(self._url), self._options, self._rows) as loader:
             epoch, batch = self._start
             if worker is None:
-                loader.load_state_dict(loader.state_dict() | {"epoch": epoch, "batch": batch})
+                loader.seek(epoch, batch)
                 yield from loader
                 return
             first = epoch * self.n_batches + batch + worker.id

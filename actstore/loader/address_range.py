@@ -75,11 +75,11 @@ class AddressRange:
         self._base = base
         faults, end = self._faults, base + nbytes
 
-        def on_fault(address: int) -> bool:
-            is_ours = base <= address < end
-            if is_ours:
-                faults.append(address)
-            return is_ours
+        def on_fault(address: int) -> tuple[int, int] | None:
+            if not base <= address < end:
+                return None
+            faults.append(address)
+            return base, nbytes
 
         mapping.listen(on_fault)
         self._finalizer = weakref.finalize(self, _release, on_fault, base, nbytes)
@@ -154,7 +154,7 @@ class AddressRange:
         select(self._rows, rows + self._shifts[shards], out)
         cut = self._ends.check(shards, self._extent, self._check_size)
         if self._faults:
-            is_before = self._offsets[:] <= self._faults[0] - self._base
+            is_before = self._offsets <= self._faults[0] - self._base
             cut = int(np.argmax(np.where(is_before, self._offsets, -1)))
         if cut is not None:
             raise self._shorter(cut)

@@ -22,6 +22,7 @@ from actstore.loader.order import Batches, GlobalShuffle, InOrder, Order, Window
 from actstore.loader.row_source import RowSource
 from actstore.loader.sources import shard_edges, source_of
 from actstore.loader.transfer import Transfer
+from actstore.loader.valid_rows import ValidRows
 from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows
 
@@ -46,7 +47,13 @@ class _Interruptible(Protocol):
 class BatchMaker:
     """Knows which rows are in batch k of an epoch, and fetches them. Threads take turns."""
 
-    def __init__(self, store: "Store", options: LoaderOptions) -> None:
+    def __init__(self, store: "Store", options: LoaderOptions, rows: ValidRows | None = None) -> None:
+        """
+        Args:
+            store: whose rows they are.
+            options: of the loader.
+            rows: those that are not dropped, where they are known.
+        """
         self.store = store
         self.options = options
         self._cache: DiskCache | None = None
@@ -59,7 +66,9 @@ class BatchMaker:
         self._arrays = {name: self._cached(rows) for name, rows in arrays.items()}
         self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
         self._length = store.shape[1]
-        self.rows = valid_rows(store, options.drop, options.hooks[0])
+        if rows is None or rows.n_rows != math.prod(store.shape):  # it can have grown since
+            rows = valid_rows(store, options.drop, options.hooks[0])
+        self.rows = rows
         self._edges = shard_edges(self._arrays[options.hooks[0]].layouts)
         self._order = self._make_order()
         self.batches = Batches(
@@ -70,8 +79,9 @@ class BatchMaker:
                 f"{self.rows.n_valid} rows of {store.url} are left, fewer than one batch of {options.batch_size}; "
                 "ask for smaller batches, or for drop_last=False"
             )
+        self._identity = self._identify()
         self._transfer = None if options.device is None else Transfer(options.device)
-        self._buffers = Buffers(is_pinned=self._transfer is not None and self._transfer.is_pinned)
+        self._buffers = {hook: self._new_buffers() for hook in options.hooks}
         self._nbytes_before = 0
         """Read by sources that are closed."""
         self.begin_process()
@@ -81,6 +91,11 @@ class BatchMaker:
         self._lock = threading.Lock()
         self._sources: dict[str, RowSource] = {}
         self._is_interrupted = False
+
+    def _new_buffers(self) -> Buffers:
+        """Of a hook. Batches are ready, one is made, the caller has one, and is given the next."""
+        is_pinned = self._transfer is not None and self._transfer.is_pinned
+        return Buffers(self.options.prefetch + 3, is_pinned=is_pinned)
 
     def _cached(self, rows: Rows) -> Rows:
         return rows if self._cache is None else rows.over(self._cache)
@@ -166,7 +181,7 @@ class BatchMaker:
         if not len(numbers):
             return torch.empty(0, math.prod(shape), dtype=dtype)
         source = self._sources[hook]
-        out = self._buffers.take((len(numbers), math.prod(shape)), dtype)
+        out = self._buffers[hook].take((len(numbers), math.prod(shape)), dtype)
         if dtype == stored:
             source.gather(numbers, out.view(torch.uint8))
             return out
@@ -204,6 +219,9 @@ class BatchMaker:
 
     def identity(self) -> dict[str, Any]:
         """All that decides which rows are in batch k, but for the ranks."""
+        return dict(self._identity)
+
+    def _identify(self) -> dict[str, Any]:
         options = self.options
         tokens = [run.plan.tokens_sha256 for run in self.store.runs if run.plan.has_own_tokens]
         return {
@@ -248,4 +266,5 @@ class BatchMaker:
                 source.close()
             self._nbytes_before = self.nbytes_read
             self._sources = {}
+            self._buffers = {hook: self._new_buffers() for hook in self.options.hooks}
             self._is_interrupted = False

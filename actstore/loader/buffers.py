@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_KEPT: Final = 8
-"""Of each size: those that are ready, and those that a caller holds for a while."""
-
 
 class Buffers:
     """Gives tensors. What a caller, a view or autograd still holds is left alone, so a batch never changes.
@@ -18,14 +15,16 @@ class Buffers:
     New memory costs a page fault for every 4 KiB, which takes longer than to fill it.
     """
 
-    def __init__(self, *, is_pinned: bool = False) -> None:
+    def __init__(self, n_kept: int, *, is_pinned: bool = False) -> None:
         """
         Args:
+            n_kept: of each size, to be used again.
             is_pinned: whether a GPU is to read it.
         """
+        self._n_kept = n_kept
         self._is_pinned = is_pinned
         self._memories: dict[int, list[NDArray[np.uint8]]] = {}
-        """By size: one for each hook, and those of a smaller last batch."""
+        """By size: those of a smaller last batch have another one."""
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """A tensor of this shape, with anything in it."""
@@ -34,7 +33,7 @@ class Buffers:
         memory = next((one for one, n in zip(memories, _holders(memories), strict=True) if n == _ALONE), None)
         if memory is None:
             memory = self._new(nbytes)
-            if len(memories) < _KEPT:  # more than that are held by a caller who collects batches
+            if len(memories) < self._n_kept:  # more than that are held by a caller who collects batches
                 memories.append(memory)
         return torch.from_numpy(memory).view(dtype).view(shape)
 

@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import LoaderError, StorageError
+from actstore.errors import LoaderError
 from actstore.loader.address_range import AddressRange
-from actstore.loader.disk_cache import ATTEMPTS, DiskCache
+from actstore.loader.disk_cache import ATTEMPTS, DiskCache, NoRoomError
 from actstore.loader.shard_places import ShardPlaces
 from actstore.store.storage_errors import BlobNotFoundError
 
@@ -27,7 +27,7 @@ def cached_range(
         n_requests: the most to the storage at once.
 
     Raises:
-        NoRoomError: the cache may not hold so much at once.
+        NoRoomError: the cache may not hold so much at once, or what others use beside it.
         LoaderError: it was stopped.
         DiskFullError: there is no space for them.
         StorageError: a shard cannot be fetched, or is damaged.
@@ -55,7 +55,7 @@ def cached_range(
                 )
                 cache.count(found)
                 return found
-    raise StorageError(
-        f"{cache.files.url}: files are removed by others before they can be used; give the processes that share this "
-        "cache_dir the same cache_limit, a larger one, or folders of their own"
+    raise NoRoomError(
+        f"{cache.files.url}: files are removed by others before they can be used, so cache_limit is less than what all "
+        "that share this cache_dir use at once"
     )

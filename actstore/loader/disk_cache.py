@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +31,8 @@ _SLACK: Final = 0.05
 """Of the limit: what this process fetches before it looks again at what others did, and what it frees beyond need."""
 ATTEMPTS: Final = 3
 """To have a file before others remove it again."""
+_ABANDONED_S: Final = 600.0
+"""A file that nothing was written to for so long is of a process that is gone."""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -64,7 +67,8 @@ class DiskCache:
             limit: bytes of all that is cached below the folder, give or take a twentieth for each process; None for no
                 limit.
         """
-        self._blobs = blobs
+        self.blobs = blobs
+        """What is cached."""
         # All below is ours to remove; the user's folder may hold anything else.
         self._root = Path(folder).expanduser().absolute() / FOLDER
         self.limit = limit
@@ -77,20 +81,28 @@ class DiskCache:
         self._n_new = self._n_fetching = 0
         self._mapped = weakref.WeakSet[Mapped]()
         self._has_warned = False
+        self._left_out: set[str] = set()
+        """Blobs that did not fit, or did not stay. Each read would fetch them whole again."""
         self.n_hits = self.n_misses = 0
-        for left in self.files.names(PARTIAL):
-            # Of a process that was killed. One that is at work writes its file again.
-            self.files.delete(f"{PARTIAL}/{left}")
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what was left by processes that were killed."""
+        for name in self.files.names(PARTIAL):
+            key = f"{PARTIAL}/{name}"
+            with contextlib.suppress(OSError):  # done meanwhile, or another user's
+                if time.time() - self.files.path(key).stat().st_mtime > _ABANDONED_S:
+                    self.files.delete(key)
 
     @property
     def url(self) -> str:
         """Of the storage that is cached."""
-        return self._blobs.url
+        return self.blobs.url
 
     @property
     def n_retries(self) -> int:
         """Of the storage that is cached."""
-        return self._blobs.n_retries
+        return self.blobs.n_retries
 
     def fetch(self, key: str) -> None:
         """See that a blob is here.
@@ -98,15 +110,14 @@ class DiskCache:
         Raises:
             BlobNotFoundError: there is no such blob.
             DiskFullError: there is no space for it.
+            NoRoomError: it is larger than the cache may be.
             StorageError: it cannot be read.
         """
-        path = self.files.path(key)
         with self._locks[hash(key) % len(self._locks)]:
-            with contextlib.suppress(FileNotFoundError):
-                os.utime(path)
+            if self._is_here(key):
                 self.n_hits += 1
                 return
-            whole = _Whole(self._blobs, key)
+            whole = _Whole(self.blobs, key, self.limit)
             self.files.create(key, whole)
             self.n_misses += 1
         with self._counting:
@@ -116,6 +127,16 @@ class DiskCache:
                 self._n_new = 0
         if is_time:
             self.make_room()
+
+    def _is_here(self, key: str) -> bool:
+        """Whether a blob is in the cache, whose time of last use is now then."""
+        try:
+            os.utime(self.files.path(key))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            pass  # another user's: it is there, and its time stays
+        return True
 
     @contextlib.contextmanager
     def room_for(self, nbytes: int) -> Iterator[None]:
@@ -153,8 +174,7 @@ class DiskCache:
         """Remove what was not used for longest, down to the limit."""
         if self.limit is None:
             return
-        self._root.mkdir(parents=True, exist_ok=True)
-        with locked(self._root / _LOCK):
+        with self._only_one():
             found = sorted(_files(self._root))
             total = sum(nbytes for _, nbytes, _ in found)
             # What is in use would only be fetched again; the disk has it anyway.
@@ -162,21 +182,31 @@ class DiskCache:
             for _, nbytes, path in found:
                 if total <= goal:
                     return
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
-                total -= nbytes
+                with contextlib.suppress(PermissionError):  # another user's
+                    path.unlink(missing_ok=True)
+                    total -= nbytes
+
+    @contextlib.contextmanager
+    def _only_one(self) -> Iterator[None]:
+        """One process at a time removes files; where the lock is another user's, it is for that one to do."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(PermissionError):
+                self._root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self._root / _LOCK))
+            yield
 
     def _from_file(self, key: str, read: Callable[[BlobReader], T]) -> T:
-        for _ in range(ATTEMPTS):
+        for _ in range(0 if key in self._left_out else ATTEMPTS):
             try:
                 self.fetch(key)
                 return read(self.files)
-            except DiskFullError as error:
+            except (DiskFullError, NoRoomError) as error:
                 self.warn_once(error)
                 break
             except BlobNotFoundError:
                 continue  # removed since, by a process that needed the room
-        return read(self._blobs)
+        self._left_out.add(key)
+        return read(self.blobs)
 
     def warn_once(self, error: Exception) -> None:
         """Say that rows are not kept, which slows the next epoch and changes nothing else."""
@@ -196,15 +226,16 @@ class DiskCache:
 
     def head(self, key: str) -> BlobInfo | None:
         """Of the storage that is cached."""
-        return self._blobs.head(key)
+        return self.blobs.head(key)
 
 
 class _Whole:
     """All bytes of a blob, piece by piece; read again each time they are gone through."""
 
-    def __init__(self, blobs: BlobReader, key: str) -> None:
+    def __init__(self, blobs: BlobReader, key: str, limit: int | None) -> None:
         self._blobs = blobs
         self._key = key
+        self._limit = limit
         self.nbytes = 0
 
     def __iter__(self) -> Iterator[Bytes]:
@@ -212,6 +243,8 @@ class _Whole:
         info = self._blobs.head(self._key)
         if info is None:
             raise BlobNotFoundError(f"{where} does not exist")
+        if self._limit is not None and info.nbytes > self._limit:
+            raise NoRoomError(f"{where} has {info.nbytes} bytes, and cache_limit is {self._limit}")
         self.nbytes = info.nbytes
         memory = np.empty(min(PIECE_NBYTES, info.nbytes), np.uint8)
         for start in range(0, info.nbytes, PIECE_NBYTES):

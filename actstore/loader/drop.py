@@ -1,5 +1,6 @@
 """Which rows are left out, asked for by name, token, position, norm or mask, and applied when a store is read."""
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -59,8 +60,8 @@ def parse(
         drop = (drop,)
     tokens: list[int] = []
     for one in drop:
-        if isinstance(one, int) and not isinstance(one, bool):
-            tokens.append(one)
+        if hasattr(one, "__index__") and not isinstance(one, bool):
+            tokens.append(operator.index(one))
         elif one != PAD:
             tokens += _ids(store, one)
     length = store.shape[1]
@@ -159,7 +160,8 @@ def _masks(
             for token in drop.tokens:
                 mask &= ids != token
         if acts is not None and drop.max_norm is not None:
-            values = acts[rows].float().flatten(2)
+            # In float64, whose sums do not differ by the machine in any digit that could matter: ranks must agree.
+            values = acts[rows].double().flatten(2)
             # NaN is not below anything, so such rows go, too.
             mask &= (values.square_().sum(-1).sqrt_() <= drop.max_norm).numpy()
         yield mask

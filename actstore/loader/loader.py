@@ -1,8 +1,9 @@
 """Batches of rows from a store."""
 
+import operator
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.closing import Closing
-from actstore.errors import LoaderError
+from actstore.errors import LoaderError, NotCommittedError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.metrics import Counts, Metrics
@@ -31,15 +32,17 @@ class Loader(Closing):
     A batch is [n_rows, *shape of the hook] in the stored type, or a dict of these by hook, or a `Batch`.
     """
 
-    def __init__(self, store: "Store", options: LoaderOptions) -> None:
-        if not store.is_complete:
-            raise LoaderError(
-                f"{store.url} is not complete ({store.n_committed} of {store.n_segments} segments), and the order of "
-                "rows depends on how many there are; run the extraction again to complete it"
-            )
+    def __init__(self, store: "Store", options: LoaderOptions, rows: ValidRows | None = None) -> None:
+        """
+        Args:
+            store: whose rows they are.
+            options: all that decides which, and in which order.
+            rows: those that are not dropped, where they are known; to find them can take long.
+        """
+        _check_complete(store, options.hooks)
         self.store = store
         self.options = options
-        self._make = BatchMaker(store, options)
+        self._make = BatchMaker(store, options, rows)
         self._epoch = self._k = 0
         self._ahead: Prefetch[_Made] | None = None
         self._process = os.getpid()
@@ -64,6 +67,26 @@ class Loader(Closing):
     def epoch(self) -> int:
         """Of the next batch."""
         return self._epoch
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch of the next batch, and its number there."""
+        return self._epoch, self._k
+
+    def seek(self, epoch: int, k: int = 0) -> None:
+        """Go on with any batch; it takes no longer than to begin anew.
+
+        Raises:
+            LoaderError: there is no such batch.
+        """
+        epochs = self.options.epochs
+        if epoch < 0 or not 0 <= k <= self.n_batches or (epochs is not None and (epoch, k) > (epochs, 0)):
+            raise LoaderError(
+                f"there is no batch {k} of epoch {epoch}; there are {self.n_batches} batches and "
+                f"{'endless' if epochs is None else epochs} epochs"
+            )
+        self._stop_ahead()
+        self._epoch, self._k = self._place(epoch, k)
 
     def batch(self, k: int, epoch: int = 0) -> Any:
         """Any batch, whatever was asked for before; the state stays as it is.
@@ -98,10 +121,11 @@ class Loader(Closing):
             self._ahead = Prefetch(self._from_here(), self.options.prefetch, self._make.interrupt)
         try:
             made = next(self._ahead if self._ahead is not None else self._from_here())
+            self._make.hand_over(made.batch)
         except BaseException:
-            self._stop_ahead()  # also when it is the caller who is interrupted, while the thread is still reading
+            # Also when it is the caller who is interrupted: what was taken already is made again.
+            self._stop_ahead()
             raise
-        self._make.hand_over(made.batch)
         self._epoch, self._k = self._place(made.epoch, made.k + 1)
         self._counts.add(made.batch, made.seconds, time.perf_counter() - started)
         return made.batch
@@ -125,9 +149,12 @@ class Loader(Closing):
                 f"this loader of {self.store.url} was made in another process, and connections cannot be used by "
                 "both; start processes with the method 'spawn', or make the loader in the process that uses it"
             )
-        self._process, self._ahead = os.getpid(), None
+        self._begin_process()
         if torch.get_num_threads() > 1:
             torch.set_num_threads(1)
+
+    def _begin_process(self) -> None:
+        self._process, self._ahead = os.getpid(), None
         self._make.begin_process()
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,21 +175,22 @@ class Loader(Closing):
             LoaderError: it is no such state, or of another order: other rows, or the same ones in another one.
         """
         try:
-            version, epoch, k, order = (state[name] for name in ("version", "epoch", "batch", "order"))
-            order = dict(order)
-            is_place = version == _STATE_VERSION and epoch >= 0 and 0 <= k <= self.n_batches
+            version, epoch, k = (operator.index(state[name]) for name in ("version", "epoch", "batch"))
+            order = dict(state["order"])
         except (KeyError, TypeError, ValueError) as error:
             raise LoaderError(f"{state!r} is no state of a loader; give what state_dict() gave") from error
+        if version != _STATE_VERSION:
+            raise LoaderError(
+                f"the state has version {version}, and this release of actstore knows {_STATE_VERSION}; go on with the "
+                "release that made it, or begin anew"
+            )
         for name, value in self._make.identity().items():
             if order.get(name) != value:
                 raise LoaderError(
                     f"the state is of a loader with {name} {order.get(name)!r}, and this one has {value!r}; make the "
                     "loader as it was, or begin anew"
                 )
-        if not is_place:
-            raise LoaderError(f"there is no batch {k} in epoch {epoch} of state version {version}")
-        self._stop_ahead()
-        self._epoch, self._k = self._place(epoch, k)
+        self.seek(epoch, k)
 
     def metrics(self) -> Metrics:
         """How it went until now."""
@@ -178,17 +206,25 @@ class Loader(Closing):
         """End the threads, after the requests that are under way, and give back what is mapped. The loader can be used
         again.
         """
-        self._stop_ahead()
-        self._make.close()
+        if self._process != os.getpid():
+            self._begin_process()  # threads are not here, and what is held is of the other process
+            return
+        try:
+            self._stop_ahead()
+        finally:
+            self._make.close()
 
     def _stop_ahead(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
-            self._ahead = None
-            self._make.resume()
+        # Forgotten first: whoever is interrupted while it waits must not find one that is closed.
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            try:
+                ahead.close()
+            finally:
+                self._make.resume()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.store.url, self.options, self.state_dict())
+        return _reopened, (self.store.url, self.options, self.valid_rows, self.state_dict())
 
     def __repr__(self) -> str:
         hooks = ", ".join(self.options.hooks)
@@ -196,6 +232,18 @@ class Loader(Closing):
             f"<Loader {hooks} of {self.store.url}: {self.n_rows} rows, {self.n_batches} batches of "
             f"{self.options.batch_size}, at batch {self._k} of epoch {self._epoch}>"
         )
+
+
+def _check_complete(store: "Store", hooks: Sequence[str]) -> None:
+    """Other hooks may be under way."""
+    try:
+        for hook in () if store.is_complete else hooks:
+            store[hook].rows.check_committed()
+    except NotCommittedError as error:
+        raise LoaderError(
+            f"{store.url} is not complete ({store.n_committed} of {store.n_segments} segments), and the order of "
+            "rows depends on how many there are; run the extraction again to complete it"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -217,9 +265,9 @@ def _made(make: BatchMaker, epoch: int, k: int) -> Iterator[_Made]:
         epoch, k = epoch + 1, 0
 
 
-def _reopened(url: str, options: LoaderOptions, state: dict[str, Any]) -> Loader:
+def _reopened(url: str, options: LoaderOptions, rows: ValidRows, state: dict[str, Any]) -> Loader:
     from actstore.store.store import open_store
 
-    loader = Loader(open_store(url), options)
+    loader = Loader(open_store(url), options, rows)
     loader.load_state_dict(state)
     return loader

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,8 +40,9 @@ class MappedWindows:
         self._length = rows.shape[1]
         self._places = ShardPlaces(rows.layouts)
         self._opener = ThreadPoolExecutor(1, thread_name_prefix="window")
-        self._held: dict[Shards, Future[AddressRange]] = {}
-        self._stop = threading.Event()
+        self._held: dict[Shards, _Held] = {}
+        self._needed: list[Shards] = []
+        self._is_interrupted = False
         self._nbytes_opened = 0
         self._wanted: tuple[Sequence[Window], Window | None] = ((), None)
         self._in_memory: WindowRows | None = None
@@ -51,19 +53,24 @@ class MappedWindows:
         if self._in_memory is not None:
             self._in_memory.need(windows, ahead)
             return
-        wanted = [self._shards(window) for window in (*windows, *([] if ahead is None else [ahead]))]
+        self._needed = [self._shards(window) for window in windows]
+        wanted = [*self._needed, *([] if ahead is None else [self._shards(ahead)])]
         for gone in self._held.keys() - set(wanted):
-            self._give_up(self._held.pop(gone))
+            self._held.pop(gone).give_up()
         for shards in wanted:
-            opened = self._held.get(shards)
             # What failed was told when its rows were asked for; they are asked for again.
-            if opened is None or (opened.done() and opened.exception() is not None):
-                self._held[shards] = self._opener.submit(self._open, np.array(shards))
+            if shards in self._held and self._held[shards].is_lost:
+                self._held.pop(shards).give_up()
+            if shards not in self._held:
+                stop = threading.Event()
+                self._held[shards] = _Held(stop, self._opener.submit(self._open, np.array(shards), stop))
+        if self._is_interrupted:
+            self.interrupt()  # what was begun since
 
-    def _open(self, shards: NDArray[np.int64]) -> AddressRange:
+    def _open(self, shards: NDArray[np.int64], stop: threading.Event) -> AddressRange:
         blobs = self._rows.blobs
         if isinstance(blobs, DiskCache):
-            mapped = cached_range(blobs, self._places, shards, self._stop, N_REQUESTS)
+            mapped = cached_range(blobs, self._places, shards, stop, N_REQUESTS)
             self._nbytes_opened += mapped.nbytes
             return mapped
         assert isinstance(blobs, LocalBlobs)
@@ -76,20 +83,17 @@ class MappedWindows:
 
     def interrupt(self) -> None:
         """As `WindowRows.interrupt`: shards that are being fetched are fetched to their end."""
-        self._stop.set()
+        self._is_interrupted = True
+        for held in tuple(self._held.values()):
+            held.end()
         if self._in_memory is not None:
             self._in_memory.interrupt()
 
     def resume(self) -> None:
         """Fetch again when asked to."""
-        self._stop = threading.Event()
+        self._is_interrupted = False
         if self._in_memory is not None:
             self._in_memory.resume()
-
-    @staticmethod
-    def _give_up(opened: Future[AddressRange]) -> None:
-        if not opened.cancel() and opened.exception() is None:
-            opened.result().close()
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
         """As `RowSource.gather`, of rows in the windows that were needed last."""
@@ -105,8 +109,8 @@ class MappedWindows:
     def _gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
         shards = self._places(rows)
         is_left = np.ones(len(rows), bool)
-        for window in self._wanted[0]:
-            mapped = self._held[self._shards(window)].result()
+        for needed in self._needed:
+            mapped = self._held[needed].opened.result()
             here = np.flatnonzero(is_left & mapped.has(shards))
             if len(here) == len(rows):
                 mapped.gather(rows, out)
@@ -119,10 +123,14 @@ class MappedWindows:
             raise ValueError("rows were asked for that are in none of the windows that were needed")
 
     def _go_past_the_disk(self, error: DiskFullError | NoRoomError) -> None:
-        if isinstance(self._rows.blobs, DiskCache):
-            self._rows.blobs.warn_once(error)
+        rows = self._rows
+        if isinstance(rows.blobs, DiskCache):
+            rows.blobs.warn_once(error)
+            rows = rows.over(rows.blobs.blobs)
         self._close()
-        self._in_memory = WindowRows(self._rows, self._edges)
+        self._in_memory = WindowRows(rows, self._edges)
+        if self._is_interrupted:
+            self._in_memory.interrupt()
         self._in_memory.need(*self._wanted)
 
     def close(self) -> None:
@@ -133,10 +141,9 @@ class MappedWindows:
             self._in_memory.close()
 
     def _close(self) -> None:
-        self._stop.set()
-        self._opener.shutdown(cancel_futures=True)
-        for opened in self._held.values():
-            self._give_up(opened)
+        for held in self._held.values():
+            held.give_up()
+        self._opener.shutdown()
         self._held.clear()
 
     def _shards(self, window: Window) -> Shards:
@@ -144,3 +151,29 @@ class MappedWindows:
         firsts, lasts = self._edges[window.shards], self._edges[window.shards + 1] - 1
         ends = zip(*(self._places(each * self._length).tolist() for each in (firsts, lasts)), strict=True)
         return tuple(sorted({shard for first, last in ends for shard in range(first, last + 1)}))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A window that is mapped once all of its files are here."""
+
+    stop: threading.Event
+    opened: Future[AddressRange]
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it was not, or will not be, fetched to its end."""
+        if self.opened.done():
+            return self.opened.exception() is not None
+        return self.stop.is_set()
+
+    def end(self) -> None:
+        """Have it end soon, if it is still being fetched."""
+        if not self.opened.done():
+            self.stop.set()
+
+    def give_up(self) -> None:
+        """Unmap it, once nothing is fetched for it any more."""
+        self.end()
+        if not self.opened.cancel() and self.opened.exception() is None:
+            self.opened.result().close()

@@ -86,8 +86,8 @@ def release(address: int, nbytes: int) -> None:
     _libc().munmap(address, nbytes)
 
 
-OnFault = Callable[[int], bool]
-"""Told at which address a file ended too early; whether that address is its own."""
+OnFault = Callable[[int], tuple[int, int] | None]
+"""Told at which address a file ended too early. If that is its own: where its memory begins, and how long it is."""
 
 _SIG_DFL: Final = 0
 
@@ -131,11 +131,14 @@ class _Listeners:
 
     def _on_signal(self, _signal: int, info: int, _context: int) -> None:
         address = ctypes.c_void_p.from_address(info + _ADDRESS_IN_SIGINFO).value or 0
-        page = address - address % mmap.PAGESIZE
-        if any(listener(address) for listener in self.all):
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
-            if _libc().mmap(page, mmap.PAGESIZE, mmap.PROT_READ, flags, -1, 0) == page:
-                return
+        for listener in self.all:
+            memory = listener(address)
+            if memory is not None:
+                # All of it at once: a map for each page could be more than the system allows.
+                begin, nbytes = memory
+                flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
+                if _libc().mmap(begin, nbytes, mmap.PROT_READ, flags, -1, 0) == begin:
+                    return
         # Not ours: the same instruction comes to the same signal again, and to the handler from before. If that one
         # hands it on to us, as one does that was set after ours, nobody is left.
         _set_action(_Action(handler=_SIG_DFL) if self._has_given_way else self._before, None)
@@ -157,7 +160,8 @@ def _listeners() -> _Listeners:
 def listen(on_fault: OnFault) -> None:
     """Be told when a read of mapped memory finds that the file has become shorter, in place of the end of the process.
 
-    The page is filled with zeros then, and the read goes on: whoever reads has to ask afterwards whether it happened.
+    All of the listener's memory is zeros then, and the read goes on: whoever reads has to ask afterwards whether it
+    happened.
     The listener is called in the thread that reads, in the midst of it, so it may do no more than to take note.
     """
     listeners = _listeners()

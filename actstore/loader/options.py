@@ -1,5 +1,6 @@
 """What a loader is asked for, once it is known to make sense."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, get_args
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 Shuffle = Literal["global", "window"]
 _MAX_SEED: Final = 1 << 64
 _MAX_PREFETCH: Final = 1_000
+_INTEGERS: Final = (
+    "batch_size",
+    "seed",
+    "window_rows",
+    "epochs",
+    "rank",
+    "world_size",
+    "prefetch",
+    "cache_limit",
+)
 _DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -47,6 +58,13 @@ class LoaderOptions:
         """Raises:
         LoaderError: a value that cannot be.
         """
+        for name in _INTEGERS:
+            value = getattr(self, name)
+            try:
+                # NumPy's integers are no JSON, as a state must be.
+                object.__setattr__(self, name, None if value is None else operator.index(value))
+            except TypeError as error:
+                raise LoaderError(f"{name} is {value!r}; it must be an integer") from error
         shuffles = (*get_args(Shuffle), None)
         for is_wrong, message in (
             (not self.hooks, "no hook was asked for; name one or more"),

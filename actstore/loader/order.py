@@ -184,9 +184,10 @@ class WindowShuffle:
         windows, stops = self._of_epoch(epoch)
         which = np.searchsorted(stops, places, side="right")
         found = np.empty(len(places), np.int64)
-        for number in np.unique(which).tolist():
+        # Places of a batch are neighbours: few windows, and none between them without any.
+        for number in range(int(which.min(initial=len(windows))), int(which.max(initial=-1)) + 1):
             window = windows[number]
-            here = which == number
+            here = np.flatnonzero(which == number)
             key = (self._seed, epoch, _IN_WINDOW, number)
             within = Permutation(int(window.ends[-1]), *key)(places[here] - window.start)
             part = np.searchsorted(window.ends, within, side="right")

@@ -106,8 +106,8 @@ class PairedLoader(Closing):
             loaders: of one order.
         """
         self._loaders = list(loaders)
-        self._taken: list[Values | Batch] = []
-        """Of the next batch, after an error: the others have it still to give."""
+        self._place = loaders[0].place
+        """Of the next batch. After an error, or an interruption, some of the loaders may be elsewhere."""
 
     @property
     def loaders(self) -> tuple[Loader, ...]:
@@ -142,15 +142,17 @@ class PairedLoader(Closing):
             StopIteration: all epochs are over.
             StorageError: rows cannot be read. The next call tries the same batch again.
         """
-        while len(self._taken) < len(self._loaders):
-            self._taken.append(next(self._loaders[len(self._taken)]))
-        taken, self._taken = self._taken, []
+        for loader in self._loaders:
+            if loader.place != self._place:
+                loader.seek(*self._place)
+        taken = [next(loader) for loader in self._loaders]
+        self._place = self._loaders[0].place
         return tuple(taken)
 
     def state_dict(self) -> dict[str, Any]:
         """As `Loader.state_dict`; a loader of one of the stores goes on from it, too."""
-        # The last one has given what all have given.
-        return self._loaders[-1].state_dict()
+        epoch, k = self._place
+        return self._loaders[0].state_dict() | {"epoch": epoch, "batch": k}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Loader.load_state_dict`.
@@ -160,7 +162,7 @@ class PairedLoader(Closing):
         """
         for loader in self._loaders:
             loader.load_state_dict(state)
-        self._taken = []
+        self._place = self._loaders[0].place
 
     def metrics(self) -> tuple[Metrics, ...]:
         """How it went until now, by store."""

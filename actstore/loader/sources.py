@@ -1,8 +1,9 @@
 """Which way of reading rows fits an array, where it lies, and an order."""
 
+import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -61,6 +62,9 @@ def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> Row
         return (
             AddressRange(blobs, places) if isinstance(blobs, LocalBlobs) else _all_mapped(blobs, places, rows)
         )
+    if isinstance(blobs, DiskCache):
+        with _needs_all(rows), blobs.room_for(rows.nbytes):
+            pass  # it is only asked for
     if AddressRange.can_map(layouts):
         _LOG.warning(
             "%s has %d files, and this process may map %d more, so rows are read one by one, which is slow; run "
@@ -84,8 +88,14 @@ def _all_mapped(cache: DiskCache, places: ShardPlaces, rows: Rows) -> AddressRan
     Raises:
         LoaderError: the cache may not be that large.
     """
-    try:
+    with _needs_all(rows):
         return cached_range(cache, places, np.arange(places.n_shards), threading.Event(), N_REQUESTS)
+
+
+@contextlib.contextmanager
+def _needs_all(rows: Rows) -> Iterator[None]:
+    try:
+        yield
     except NoRoomError as error:
         raise LoaderError(
             f"shuffle='global' needs all of {rows.path} in cache_dir, {rows.nbytes} bytes, and {error}; give it more, "

@@ -14,6 +14,7 @@ import torch
 from sae_lens.training.activations_store import ActivationsStore
 
 import actstore
+from tests.benchmarks.loader_memory import peak_mb
 from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, LENGTH, N_ROWS, store_at
 from tests.benchmarks.measure import Ratio, all_in_turns
 
@@ -106,6 +107,7 @@ def run(folder: Path, *, repeats: int = 7) -> list[Ratio]:
     first = statistics.median(_first_ms(url) for _ in range(repeats))
     epoch, k = divmod(1_000_000, _N_BATCHES)
     late = statistics.median(_first_ms(url, {"epoch": epoch, "batch": k}) for _ in range(repeats))
+    memory = peak_mb(str(url))
     shutil.rmtree(url)
     shutil.rmtree(cache)
     name = f"loader, d={D_MODEL} bf16, batch {BATCH}, global shuffle"
@@ -130,6 +132,16 @@ def run(folder: Path, *, repeats: int = 7) -> list[Ratio]:
             "ms",
             100,
             "-",
+            lower_is_better=True,
+        ),
+        # Two that are ready, and one at either end; files are the page cache's.
+        Ratio(
+            "loader: memory",
+            memory,
+            0,
+            "MB",
+            round(4 * BATCH * row_nbytes / 1e6) + 1,
+            "",
             lower_is_better=True,
         ),
     ]

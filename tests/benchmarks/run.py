@@ -47,7 +47,7 @@ def main(chosen: list[str]) -> int:
             "s3": bench_s3.run,
             "open": bench_open.run,
             "slow": lambda: bench_slow.run(folder),
-            "loader": lambda: [*bench_loader.run(folder), *bench_loader_s3.run()],
+            "loader": lambda: [*bench_loader.run(folder), *bench_loader_s3.run(folder)],
             "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),

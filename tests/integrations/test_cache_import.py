@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,8 @@ from actstore.errors import (
     StorageError,
 )
 from actstore.integrations.saelens import data_provider, export_cache, import_cache
+from actstore.integrations.saelens.cached_rows import CachedRows
+from actstore.integrations.saelens.metadata import metadata
 from actstore.store.store import Store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import D_IN, HEADS, RESID, one
@@ -93,8 +96,30 @@ def test_what_saelens_cached(cached: tuple[Path, Dataset], tmp_path: Path, model
     assert not checked.findings
     assert found.plan.request.model.name == (model or "unknown")
     assert found.metadata["request"]["model"]["fingerprint"].startswith("imported:saelens:")
-    with data_provider(found, hook, batch_size=64) as provider:
+    with data_provider(found, hook, batch_size=64, seqpos=[1, 2, 5], max_norm=1e9) as provider:
         assert one(next(provider)).shape == (64, D_IN)
+        said = metadata(provider.loader, hook)
+    # Whether there is a BOS token, and which text it was, is not known.
+    for name in ("prepend_bos", "sequence_separator_token", "disable_concat_sequences", "dataset_path"):
+        assert name not in said
+    assert said["seqpos_slice"] == [None]  # SAELens has no words for these
+    assert said["actstore_rows"]["positions"] == [1, 2, 5]
+    assert said["actstore_rows"]["max_norm"] == 1e9
+    assert said["actstore_rows"]["n_rows"] == 3 * N
+
+
+def test_a_cache_that_is_made_again_is_another_one(exported: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "cache"
+    shutil.copytree(exported, copy)
+    before = CachedRows.open(copy).fingerprint
+    assert before == CachedRows.open(exported).fingerprint
+    rows = CachedRows.open(copy)
+    first = rows.values(0, 1).tobytes()
+    path = next(file for file in rows.files)
+    data = path.read_bytes()
+    assert first in data
+    path.write_bytes(data.replace(first, bytes(reversed(first))))
+    assert CachedRows.open(copy).fingerprint != before
 
 
 @pytest.mark.parametrize("hook", [RESID, HEADS])

@@ -203,6 +203,8 @@ def test_one_call(store: Store, tmp_path: Path) -> None:
     assert found.seqpos_slice == [2, LENGTH]
     assert found.prepend_bos is True
     assert found.exclude_special_tokens == [store.plan.request.model.config["bos_token_id"]]
+    assert found.actstore_rows["positions"] == list(range(2, LENGTH))
+    assert found.actstore_rows["seed"] == 5
     assert found.sequence_separator_token == "bos"
     assert found.disable_concat_sequences is False
     checkpoint = sorted((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))[1]
@@ -213,6 +215,38 @@ def test_one_call(store: Store, tmp_path: Path) -> None:
     )
 
 
+def test_another_number_of_ranks_goes_on(store: Store, tmp_path: Path) -> None:
+    """SAELens counts the samples of a rank, whose part of a batch is another one then."""
+    half = trainer_config(tmp_path, n_steps=20)
+    half.train_batch_size_samples //= 2
+    half.total_training_samples //= 2
+    with data_provider(store, RESID, batch_size=BATCH, world_size=2) as provider:
+        trainer = SAETrainer(
+            half, sae_of("standard"), provider, save_checkpoint_fn=save_checkpoint_fn(provider)
+        )
+        prepare(trainer, provider)
+        trainer.fit()
+    checkpoint = max(tmp_path.iterdir(), key=lambda path: int(path.name))
+    n_steps = int(checkpoint.name) // (BATCH // 2)
+    with data_provider(store, RESID, batch_size=BATCH) as provider:
+        again: Any = SAETrainer(trainer_config(n_steps=20), sae_of("standard"), provider)
+        resume(again, provider, checkpoint)
+        assert (again.n_training_steps, again.n_training_samples) == (n_steps, n_steps * BATCH)
+        assert provider.loader.place == divmod(n_steps, provider.loader.n_batches)
+        prepare(again, provider)
+        again.fit()
+        assert again.n_training_steps == 20
+
+
+def test_every_row_that_is_left_once(store: Store, tmp_path: Path) -> None:
+    args = ["train-sae", store.url, RESID, "--d-sae", "16", "--k", "2", "--batch-size", "100"]
+    args += ["--seqpos", "0:1", "-o", str(tmp_path / "sae")]
+    done = CliRunner().invoke(cli, args, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert N == 256
+    assert "trained on 200 rows, in" in done.stdout
+
+
 @pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "jumprelu"])
 def test_train_sae_on_the_command_line(store: Store, tmp_path: Path, architecture: str) -> None:
     args = ["train-sae", store.url, "blocks.1.attn.hook_z", "--architecture", architecture, "--d-sae", "64"]
@@ -221,7 +255,7 @@ def test_train_sae_on_the_command_line(store: Store, tmp_path: Path, architectur
     args += ["--checkpoints", "2", "-o", str(tmp_path / "sae")]
     done = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert done.stdout == f"SAE of {HEADS}, 128 to 64, in {tmp_path / 'sae'}\n"
+    assert done.stdout == f"SAE of {HEADS}, 128 to 64, trained on 2,560 rows, in {tmp_path / 'sae'}\n"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = SAE.load_from_disk(str(tmp_path / "sae"))

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 import actstore
 from actstore.errors import HookError, LoaderError
 from actstore.integrations.torch_dataset import ActivationDataset
+from actstore.loader import batch_maker
 from actstore.loader.batch import Batch
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.local import LocalBlobs
@@ -51,6 +52,20 @@ def test_workers_give_the_order_of_the_loader(store: Store, method: str) -> None
     given = batches(dataset, num_workers=2, multiprocessing_context=method)
     check(given, list(store.loader(A, **options)))
     assert len(given) == 30
+
+
+def test_rows_that_are_left_are_found_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = ActivationDataset(store, A, batch_size=30, max_norm=1e30)
+    copies = [dataset, pickle.loads(pickle.dumps(dataset))]
+    loader = pickle.dumps(store.loader(A, batch_size=30, max_norm=1e30))
+
+    def look(*_args: Any) -> None:
+        raise AssertionError("all activations would be read again")
+
+    monkeypatch.setattr(batch_maker, "valid_rows", look)
+    for copy in copies:
+        assert len(list(copy)) == len(list(copy)) == dataset.n_batches
+    assert len(list(pickle.loads(loader))) == dataset.n_batches
 
 
 @pytest.mark.parametrize("n_workers", [0, 1, 3])

@@ -153,3 +153,32 @@ def test_finished_store_maps(tmp_path: Path) -> None:
     np.testing.assert_array_equal(
         gathered(range_of(store), rows), values[A].reshape(-1, ROW_NBYTES // 4).view(np.uint8)[rows]
     )
+
+
+def test_more_pages_than_there_may_be_maps(tmp_path: Path) -> None:
+    """Of a large file that is cut while all of it is read."""
+    code = f"""
+import ctypes, os
+import numpy as np
+from actstore.loader import mapping
+
+nbytes = 70_000 * 4096
+file = os.open({str(tmp_path / "sparse")!r}, os.O_RDWR | os.O_CREAT)
+os.truncate(file, nbytes)
+base = mapping.reserve(nbytes)
+faults = []
+
+def on_fault(address):
+    faults.append(address)
+    return base, nbytes
+
+mapping.listen(on_fault)
+mapping.map_file(base, nbytes, file)
+memory = np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(base))
+os.truncate(file, 4096)
+print(memory[::4096].sum(), faults == [base + 4096])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=300, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "0 True\n", (done.returncode, done.stderr)

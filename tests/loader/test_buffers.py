@@ -6,7 +6,7 @@ from actstore.loader.buffers import Buffers
 
 
 def test_memory_that_nobody_holds_is_used_again() -> None:
-    buffers = Buffers()
+    buffers = Buffers(8)
     first = buffers.take((10, 4), torch.bfloat16)
     pointer = first.data_ptr()
     del first
@@ -15,7 +15,7 @@ def test_memory_that_nobody_holds_is_used_again() -> None:
 
 
 def test_what_is_held_is_left_alone() -> None:
-    buffers = Buffers()
+    buffers = Buffers(8)
     held = buffers.take((8,), torch.float32)
     view = buffers.take((8,), torch.float32)[2:3]
     pointers = {held.data_ptr(), view.data_ptr() - 8}
@@ -23,7 +23,7 @@ def test_what_is_held_is_left_alone() -> None:
 
 
 def test_what_autograd_holds_is_left_alone() -> None:
-    buffers = Buffers()
+    buffers = Buffers(8)
     weight = torch.ones(8, requires_grad=True)
     batch = buffers.take((8,), torch.float32).fill_(3)
     loss = (batch * weight).sum()
@@ -35,13 +35,13 @@ def test_what_autograd_holds_is_left_alone() -> None:
 
 
 def test_two_sizes_in_turns() -> None:
-    buffers = Buffers()
+    buffers = Buffers(8)
     pointers = {buffers.take((8 * (1 + i % 2),), torch.float32).data_ptr() for i in range(40)}
     assert len(pointers) == 2
 
 
 def test_those_of_a_caller_who_collects_are_not_kept() -> None:
-    buffers = Buffers()
+    buffers = Buffers(8)
     held = [buffers.take((100,), torch.float32) for _ in range(50)]
     assert len({tensor.data_ptr() for tensor in held}) == 50
     assert sum(map(len, buffers._memories.values())) <= 8

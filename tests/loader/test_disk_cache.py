@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import time
 import tracemalloc
 import uuid
 from pathlib import Path
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import LoaderError, StorageError
+from actstore.loader import disk_cache
 from actstore.loader.address_range import AddressRange
 from actstore.loader.cached_range import cached_range
-from actstore.loader.disk_cache import DiskCache
+from actstore.loader.disk_cache import DiskCache, NoRoomError
 from actstore.loader.shard_places import ShardPlaces
 from actstore.store.blobs import BlobInfo, BlobNotFoundError, Blobs, open_blobs
 from actstore.store.local import PARTIAL, LocalBlobs
@@ -222,7 +224,9 @@ def test_files_that_go_before_they_are_mapped_are_fetched_again(
 
     assert mapped().nbytes == places.nbytes.sum()
     cache.n_left = 1_000
-    with pytest.raises(StorageError, match="files are removed by others before they can be used; give"):
+    with pytest.raises(
+        NoRoomError, match="files are removed by others before they can be used, so cache_limit"
+    ):
         mapped()
 
 
@@ -235,6 +239,57 @@ def test_a_file_that_goes_meanwhile_is_fetched_again(blobs: Blobs, tmp_path: Pat
         cache.files.delete("a/7")
 
 
+class Counted(OfPieces):
+    """And what is read of it."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        super().read_into(key, start, out)
+        self.nbytes += out.nbytes
+
+
+@pytest.mark.parametrize("is_removed", [False, True], ids=["too large", "removed each time"])
+def test_what_does_not_fit_is_not_fetched_whole_for_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_removed: bool
+) -> None:
+    blobs = Counted()
+    cache = DiskCache(blobs, tmp_path, "a", None if is_removed else 30_000_000)
+    read = cache.files.read_into
+
+    def read_what_is_gone(key: str, start: int, out: NDArray[np.uint8]) -> None:
+        cache.files.delete(key)
+        read(key, start, out)
+
+    if is_removed:
+        monkeypatch.setattr(cache.files, "read_into", read_what_is_gone)
+    out = np.empty(4_194_304, np.uint8)
+    for start in range(0, 33_554_432, len(out)):
+        cache.read_into("a/1", start, out)
+        assert (out == start // PIECE_NBYTES).all()
+    assert blobs.nbytes == 33_554_432 + 3 * 40_000_000 * is_removed
+
+
+def test_files_of_another_user(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may read them and nothing else."""
+    for i in range(3):
+        DiskCache(blobs, tmp_path, "a", None).fetch(f"a/{i}")
+
+    def refuse(*_args: Any, **_keywords: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    cache = DiskCache(blobs, tmp_path, "a", 2 * NBYTES)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "utime", refuse)
+        patch.setattr(Path, "unlink", refuse)
+        patch.setattr(disk_cache, "locked", refuse)
+        assert bytes(cache.read("a/1")) == bytes([1]) * NBYTES
+        assert (cache.n_hits, cache.n_misses) == (1, 0)
+        cache.make_room()
+    assert sizes(tmp_path) == 3 * NBYTES
+
+
 def test_no_such_blob(blobs: Blobs, tmp_path: Path) -> None:
     with pytest.raises(BlobNotFoundError, match="a/99 does not exist"):
         DiskCache(blobs, tmp_path, "a", None).fetch("a/99")
@@ -245,6 +300,9 @@ def test_what_a_killed_process_left_is_removed(blobs: Blobs, tmp_path: Path) -> 
     left = files.path(f"{PARTIAL}/7.half")
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
+    DiskCache(blobs, tmp_path, "a", None)
+    assert left.exists()  # it can be of a process that is at work
+    os.utime(left, (0, time.time() - 3_600))
     cache = DiskCache(blobs, tmp_path, "a", None)
     assert not left.exists()
     assert bytes(cache.read("a/7")) == bytes([7]) * NBYTES

@@ -12,13 +12,14 @@ import actstore
 from actstore.errors import HookError, LoaderError, NotCommittedError
 from actstore.loader.address_range import AddressRange
 from actstore.loader.batch import Batch
+from actstore.loader.buffers import Buffers
 from actstore.store.blobs import open_blobs
 from actstore.store.local import LocalBlobs
 from actstore.store.seal import seal
 from actstore.store.store import Store
 from tests.loader.stores import HEADS, N_ROWS, A, check, finished, integer, rows_of
 from tests.store.arrays import bits
-from tests.store.example import LENGTH, Columns, N, example_plan, example_values, write_store
+from tests.store.example import HOOKS, LENGTH, Columns, N, example_plan, example_values, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
 
 
@@ -122,6 +123,20 @@ def test_hook_that_is_not_over_all_tokens(tmp_path: Path) -> None:
         next(actstore.open(blobs.url).loader(MLP_OUT, batch_size=4))
 
 
+def test_while_another_hook_is_added(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "store")
+    first = example_plan()
+    values = write_run(blobs, first)
+    write_run(blobs, hooks_run("0001", MLP_OUT, over=first), [0])
+    store = actstore.open(blobs.url)
+    assert not store.is_complete
+    with store.loader(A, batch_size=16) as loader:
+        check(loader, A, values[A])
+    for hooks in (MLP_OUT, [A, MLP_OUT]):
+        with pytest.raises(LoaderError, match="is not complete"):
+            store.loader(hooks, batch_size=16)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("shuffle", ["global", "window"])
 def test_ranks_together_see_what_one_sees(store: Store, world_size: int, shuffle: Any) -> None:
@@ -171,6 +186,24 @@ def test_memory_is_used_again(store: Store) -> None:
         next(loader).data_ptr() for loader in [store.loader(A, batch_size=8, epochs=None)] for _ in range(50)
     }
     assert len(pointers) <= 5
+
+
+@pytest.mark.parametrize("prefetch", [0, 2, 8])
+def test_memory_of_several_hooks_is_used_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, prefetch: int
+) -> None:
+    made: list[int] = []
+    new = Buffers._new
+
+    def counted(self: Buffers, nbytes: int) -> Any:
+        made.append(nbytes)
+        return new(self, nbytes)
+
+    monkeypatch.setattr(Buffers, "_new", counted)
+    loader = store.loader(list(HOOKS), batch_size=8, epochs=None, prefetch=prefetch)
+    for _ in range(200):
+        next(loader)
+    assert len(made) <= len(HOOKS) * (prefetch + 3)
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
@@ -243,6 +276,7 @@ def test_two_names_of_one_tensor(store: Store) -> None:
         ({"world_size": 0}, "world_size is 0"),
         ({"batch_size": 2, "world_size": 3}, "batch_size is 2, for all 3 ranks together"),
         ({"prefetch": -1}, "prefetch is -1"),
+        ({"batch_size": 8.0}, "batch_size is 8.0; it must be an integer"),
         ({"dtype": "int8"}, "dtype is 'int8'; it can be bfloat16"),
         ({"drop": ["start"]}, "drop names 'start'; it can be 'bos', 'eos', 'sep', 'pad', or token ids"),
         ({"drop": ["bos"]}, "the configuration of the model has no bos_token_id; give the id itself"),

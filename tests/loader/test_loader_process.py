@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -82,6 +83,41 @@ def test_forked_process(tmp_path: Path, compression: Any, shuffle: Any) -> None:
         os._exit(0 if is_right else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert torch.equal(next(loader).view(torch.int32), expected[1])
+
+
+def test_closed_in_a_forked_process(store: Store) -> None:
+    """A thread of the parent may hold the lock, and is not there to give it back."""
+    loader = store.loader(A, batch_size=30)
+    next(loader)
+    with loader._make._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            loader.close()
+            os._exit(0 if len(next(loader)) == 30 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+@pytest.mark.parametrize("place", [(BatchMaker, "hand_over"), (Prefetch, "close")])
+def test_interrupted_at_a_bad_moment(
+    store: Store, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str]
+) -> None:
+    """While a batch is handed over, or a second time while the first interruption waits for the thread."""
+    expected = [batch.view(torch.int32).clone() for batch in store.loader(A, batch_size=30)]
+    loader = store.loader(A, batch_size=30)
+    for _ in range(4):
+        next(loader)
+
+    def interrupted(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loader.close() if place[1] == "close" else next(loader)
+    given = list(loader)
+    assert len(given) == 6
+    assert all(torch.equal(a.view(torch.int32), b) for a, b in zip(given, expected[4:], strict=True))
 
 
 def test_batches_by_number_while_others_are_made_ahead(store: Store) -> None:
@@ -190,16 +226,21 @@ def blocked_loader(monkeypatch: pytest.MonkeyPatch) -> tuple[Loader, Blocked]:
     return loader, blocked
 
 
-def check_ends_soon(end: Callable[[], None], make: BatchMaker, blocked: Blocked) -> None:
+def check_ends_soon(
+    end: Callable[[], None], make: BatchMaker, blocked: Blocked, *, waits: bool = True
+) -> None:
     for _ in range(2):
         assert blocked.asked.acquire(timeout=20)  # one request for each hook is under way
-    sources = [source for source in make._sources.values() if isinstance(source, WindowRows)]
-    windows = [held for source in sources for held in source._held.values()]
+    windows: list[Any] = []
+    while len(windows) < 2:  # the request can be under way before its window is written down
+        sources = [source for source in tuple(make._sources.values()) if isinstance(source, WindowRows)]
+        windows = [held for source in sources for held in tuple(source._held.values())]
     ending = threading.Thread(target=end)
     ending.start()
     for held in windows:
         assert held.stop.wait(20)
-    assert ending.is_alive()  # nothing may be given back while it is written to
+    # Nothing may be given back while it is written to.
+    assert not waits or ending.is_alive()
     blocked.go.set()
     check_ended(ending)
     assert len(blocked.keys) == 2
@@ -217,7 +258,7 @@ def test_the_end_does_not_wait_for_a_whole_window(monkeypatch: pytest.MonkeyPatc
     else:
         held = [loader]
         del loader, ahead
-        check_ends_soon(held.clear, make, blocked)
+        check_ends_soon(held.clear, make, blocked, waits=False)
         make.close()
 
 

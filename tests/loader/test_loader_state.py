@@ -2,16 +2,21 @@
 
 import itertools
 import json
+import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import actstore
 from actstore.errors import LoaderError
+from actstore.store.local import LocalBlobs
 from actstore.store.store import Store
 from tests.loader.stores import A, rows_of
-from tests.store.example import N
+from tests.store.example import N, example_plan
+from tests.store.runs import tokens_run, write_run
 
 
 def test_epochs(store: Store) -> None:
@@ -98,6 +103,40 @@ def test_state_of_as_many_other_rows(store: Store) -> None:
         loaders[0].load_state_dict(loaders[1].state_dict())
 
 
+def test_integers_of_numpy(store: Store) -> None:
+    options: dict[str, Any] = {"batch_size": np.int32(30), "seed": np.int64(3), "drop": [np.int64(5)]}
+    loader = store.loader(A, **options)
+    plain = store.loader(A, batch_size=30, seed=3, drop=[5])
+    assert json.loads(json.dumps(loader.state_dict())) == plain.state_dict()
+
+
+def test_seek(store: Store) -> None:
+    loader = store.loader(A, batch_size=30, epochs=2)
+    for epoch, k in ((1, 3), (0, 9), (0, 0)):
+        loader.seek(epoch, k)
+        assert loader.place == (epoch, k)
+        assert torch.equal(next(loader).view(torch.int32), loader.batch(k, epoch).view(torch.int32))
+    for epoch, k in ((0, 11), (-1, 0), (2, 1), (3, 0)):
+        with pytest.raises(LoaderError, match=f"there is no batch {k} of epoch {epoch}; there are 10"):
+            loader.seek(epoch, k)
+    loader.seek(2)
+    assert list(loader) == []
+
+
+def test_tokens_that_are_added_later_are_not_of_this_order(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "store")
+    write_run(blobs, example_plan())
+    store = actstore.open(blobs.url)
+    loader = store.loader(A, batch_size=30, drop=[5])
+    state, copy = loader.state_dict(), pickle.dumps(loader)
+    write_run(blobs, tokens_run("0001"))
+    store.refresh()
+    assert store.shape[0] > N
+    assert loader.state_dict() == state
+    with pytest.raises(LoaderError, match="the state is of a loader with tokens"):
+        pickle.loads(copy)
+
+
 @pytest.mark.parametrize(
     "state",
     [
@@ -108,6 +147,8 @@ def test_state_of_as_many_other_rows(store: Store) -> None:
         {"version": 1, "epoch": 0, "batch": 999, "order": {}},
         {"version": 1, "epoch": 0, "batch": 0, "order": None},
         {"version": 1, "epoch": "0", "batch": 0, "order": {}},
+        {"version": 1, "epoch": 0.5, "batch": 0, "order": {}},
+        {"version": 2, "epoch": 0, "batch": 0, "order": {}},
     ],
 )
 def test_no_state(store: Store, state: Any) -> None:

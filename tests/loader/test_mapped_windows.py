@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from actstore.errors import StorageError
+from actstore.errors import LoaderError, StorageError
 from actstore.loader import address_range
 from actstore.loader.loader import Loader
 from actstore.loader.mapped_windows import MappedWindows
@@ -97,6 +97,40 @@ def test_room_for_less_than_the_windows_of_all_hooks(
     is_enough = limit > 24_000
     assert ("reads what is not in cache_dir again" in caplog.text) or is_enough
     assert len(caplog.records) <= 1 - is_enough
+
+
+def test_without_room_nothing_is_read_twice(remote: tuple[Store, Columns], tmp_path: Path) -> None:
+    store, values = remote
+    with store.loader(A, cache_dir=tmp_path, cache_limit=1_000, **WINDOWS) as loader:
+        check(loader, A, values[A])
+        found = loader.metrics()
+        assert (found.nbytes_read, found.n_cache_misses) == (values[A].nbytes, 0)
+
+
+def test_trainers_that_share_a_cache_that_is_too_small(
+    remote: tuple[Store, Columns], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each alone has room for its two windows, of three."""
+    store, _ = remote
+    limit = 3 * store[A].rows.nbytes // 4
+    options: dict[str, Any] = WINDOWS | {"epochs": 4}
+    expected = [batch.view(torch.int16).clone() for batch in store.loader(A, **options)]
+    trainers = [store.loader(A, cache_dir=tmp_path, cache_limit=limit, **options) for _ in range(3)]
+    for batches in zip(*trainers, expected, strict=True):
+        for batch in batches[:-1]:
+            assert torch.equal(batch.view(torch.int16), batches[-1])
+    assert len(caplog.records) <= 3
+
+
+def test_global_over_a_cache_without_room_for_single_rows(
+    remote: tuple[Store, Columns], few_maps: None, tmp_path: Path
+) -> None:
+    del few_maps
+    store, values = remote
+    with store.loader(A, batch_size=20, cache_dir=tmp_path) as loader:
+        check(loader, A, values[A])
+    with pytest.raises(LoaderError, match="shuffle='global' needs all of acts/.* in cache_dir"):
+        next(store.loader(A, batch_size=20, cache_dir=tmp_path, cache_limit=5_000))
 
 
 def test_closed_while_it_fetches(remote: tuple[Store, Columns], tmp_path: Path) -> None:

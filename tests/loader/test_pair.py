@@ -13,6 +13,7 @@ import torch
 import actstore
 from actstore.errors import HookError, LoaderError, StorageError
 from actstore.loader.batch import Batch
+from actstore.loader.loader import Loader
 from actstore.loader.pair import paired
 from actstore.store.local import LocalBlobs
 from actstore.store.plan import Plan
@@ -132,6 +133,29 @@ def test_after_an_error_rows_are_still_aligned(stores: tuple[Store, Store], tmp_
     same(left, expected(one, A, pair.rows(0)))
     same(right, expected(other, A, pair.rows(0)))
     assert pair.state_dict()["batch"] == 1
+
+
+@pytest.mark.parametrize("place", ["__next__", "load_state_dict"])
+def test_interrupted_between_two_stores(
+    stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    one, other = stores
+    pair = paired([(one, A), (other, A)], batch_size=30)
+    next(pair), next(pair)
+    state = pair.state_dict()
+
+    def interrupted(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.loaders[1], "__class__", type("Interrupted", (Loader,), {place: interrupted}))
+        with pytest.raises(KeyboardInterrupt):
+            next(pair) if place == "__next__" else pair.load_state_dict(state | {"batch": 7})
+    assert pair.state_dict() == state
+    for k in (2, 3):
+        left, right = next(pair)
+        same(left, expected(one, A, pair.rows(k)))
+        same(right, expected(other, A, pair.rows(k)))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,15 @@
 
 import gc
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from actstore.errors import LoaderError
 from actstore.loader.prefetch import Prefetch
 
 
@@ -53,10 +56,9 @@ def test_errors_come_where_their_item_would() -> None:
 
     ahead = Prefetch(items(), 5, nothing)
     assert next(ahead) == 1
-    with pytest.raises(OSError, match="the disk is gone"):
-        next(ahead)
-    with pytest.raises(StopIteration):
-        next(ahead)
+    for _ in range(2):
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(ahead)
     check_ended(ahead._thread)
 
 
@@ -73,8 +75,82 @@ def test_what_is_closed_has_ended() -> None:
     ahead = Prefetch(itertools.count(), 2, nothing)
     ahead.close()
     ahead.close()
-    with pytest.raises(StopIteration):
+    # Not as if there were no more.
+    with pytest.raises(LoaderError, match="the loader was closed"):
         next(ahead)
+
+
+def test_closed_while_somebody_waits() -> None:
+    begun, interrupted = threading.Event(), threading.Event()
+
+    def items() -> Iterator[int]:
+        begun.set()
+        interrupted.wait(60)
+        yield 1
+
+    ahead = Prefetch(items(), 2, interrupted.set)
+    errors: list[LoaderError] = []
+
+    def wait() -> None:
+        try:
+            next(ahead)
+        except LoaderError as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert begun.wait(20)
+    ahead.close()
+    check_ended(waiting)
+    assert len(errors) == 1
+
+
+def test_who_collects_it_waits_for_nothing() -> None:
+    """The thread in which garbage is collected may be one that the items need."""
+    begun, go = threading.Event(), threading.Event()
+
+    def items() -> Iterator[bool]:
+        begun.set()
+        yield go.wait(60)
+
+    held = [Prefetch(items(), 2, nothing)]
+    thread = held[0]._thread
+    assert begun.wait(20)
+
+    def collect() -> None:
+        held.clear()
+        gc.collect()
+        go.set()
+
+    collecting = threading.Thread(target=collect)
+    collecting.start()
+    check_ended(collecting)
+    check_ended(thread)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_process_that_ends_waits_for_the_thread(is_held: bool) -> None:
+    code = f"""
+import time
+from actstore.loader.prefetch import Prefetch
+
+def items():
+    try:
+        for _ in range(50):
+            time.sleep(0.01)
+            yield 1
+    finally:
+        print("ended")
+
+ahead = Prefetch(items(), 2, lambda: None)
+next(ahead)
+if not {is_held}:
+    del ahead
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True
+    )
+    assert done.stdout == "ended\n"
 
 
 def test_an_item_that_takes_long_is_interrupted() -> None:

@@ -72,9 +72,14 @@ class CachedRows:
 
     @property
     def fingerprint(self) -> str:
-        """Differs where the folder is another one, wherever it lies: of its description and the sizes of its files."""
-        sizes = [file.stat().st_size for file in self.files]
-        return hashlib.sha256(self._state + json.dumps(sizes).encode()).hexdigest()[:16]
+        """Differs where the folder is another one, wherever it lies: of its description, the sizes of its files, and
+        its first and last values.
+        """
+        digest = hashlib.sha256(self._state)
+        digest.update(json.dumps([file.stat().st_size for file in self.files]).encode())
+        for row in (0, self.shape[0] - 1):
+            digest.update(self.values(row, row + 1).tobytes())
+        return digest.hexdigest()[:16]
 
     def tokens(self, start: int, stop: int) -> NDArray[np.int32]:
         """Token ids of some rows, [stop - start, context_size].

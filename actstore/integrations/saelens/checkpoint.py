@@ -76,13 +76,16 @@ def resume(trainer: Any, provider: DataProvider, checkpoint: Path | str) -> None
                 f"{folder} is of a finished training: its weights have the normalisation in them, and cannot be "
                 "trained further; name an earlier checkpoint"
             )
-        _count_steps(part)
-    _count_steps(trainer)
+    for counted in parts if trainer in parts else [*parts, trainer]:
+        _count_step(counted)
     trainer.checkpoint_thresholds = [
         samples for samples in trainer.checkpoint_thresholds if samples >= trainer.n_training_samples
     ]
 
 
-def _count_steps(trainer: Any) -> None:
-    """SAELens saves the steps before it counts the one that was just made."""
-    trainer.n_training_steps = trainer.n_training_samples // trainer.cfg.train_batch_size_samples
+def _count_step(trainer: Any) -> None:
+    """SAELens saves the steps before it counts the one that was just made. Samples are those of a rank, whose part of
+    a batch is another one where there is another number of ranks.
+    """
+    trainer.n_training_steps += 1
+    trainer.n_training_samples = trainer.n_training_steps * trainer.cfg.train_batch_size_samples

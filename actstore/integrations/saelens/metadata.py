@@ -3,40 +3,50 @@
 from collections.abc import Sequence
 from typing import Any
 
-from actstore.loader.drop import Drop
+from actstore.loader.loader import Loader
 from actstore.store.plan import TokensIdentity
-from actstore.store.store import Store
 from actstore.tokens.hub import PREFIX, HubName
 
 
-def metadata(store: Store, hook: str, drop: Drop) -> dict[str, Any]:
-    """Fields of ``sae.cfg.metadata``, plain data for JSON.
+def metadata(loader: Loader, hook: str) -> dict[str, Any]:
+    """Fields of ``sae.cfg.metadata``, plain data for JSON. What is not known is left out, which SAELens reads as None.
 
     Args:
-        store: whose first run they describe.
+        loader: of the training. The first run of its store is described.
         hook: its name as it is stored, which is TransformerLens' name.
-        drop: what was left out.
     """
+    store, drop = loader.store, loader.options.drop
     model, tokens = store.plan.request.model, store.plan.request.tokens
-    return {
+    found = {
         "model_name": model.name,
-        "model_class_name": "HookedTransformer",
-        # As SAELens writes it for this class: values are those of the model as it was saved.
-        "model_from_pretrained_kwargs": {"center_writing_weights": False},
         "hook_name": hook,
         "hook_head_index": None,
-        "dataset_path": HubName.parse(tokens.source).name
-        if tokens.source.startswith(PREFIX)
-        else tokens.source,
         "context_size": tokens.context_length,
         "seqpos_slice": _as_slice(drop.positions, tokens.context_length),
-        "prepend_bos": tokens.begin_batch_token is not None,
         "exclude_special_tokens": list(drop.tokens) or False,
-        "sequence_separator_token": _separator(tokens, model.config),
-        "disable_concat_sequences": tokens.packing == "document",
         "model_revision": model.revision,
         "model_fingerprint": model.fingerprint,
         "tokens_sha256": store.plan.tokens_sha256,
+        # Of all that SAELens has no words for: which rows, and in which order.
+        "actstore_rows": {
+            "positions": drop.positions and list(drop.positions),
+            "max_norm": drop.max_norm,
+            "has_mask": drop.mask is not None,
+            **loader.state_dict()["order"],
+        },
+    }
+    if model.is_imported:
+        return found
+    return found | {
+        "model_class_name": "HookedTransformer",
+        # As SAELens writes it for this class: values are those of the model as it was saved.
+        "model_from_pretrained_kwargs": {"center_writing_weights": False},
+        "dataset_path": HubName.parse(tokens.source).name
+        if tokens.source.startswith(PREFIX)
+        else tokens.source,
+        "prepend_bos": tokens.begin_batch_token is not None,
+        "sequence_separator_token": _separator(tokens, model.config),
+        "disable_concat_sequences": tokens.packing == "document",
     }
 
 

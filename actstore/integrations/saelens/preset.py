@@ -72,7 +72,7 @@ def prepare(trainer: Any, provider: DataProvider) -> None:
         is_whitened = part.sae.cfg.normalize_activations == "covariance_whitening"
         if is_whitened and part.activation_scaler.whitening is None and not _drops_tokens(drop):
             part.activation_scaler.whitening = _whitening(provider.store.stats(hook))
-        for name, value in metadata(provider.store, hook, drop).items():
+        for name, value in metadata(provider.loader, hook).items():
             setattr(part.sae.cfg.metadata, name, value)
 
 
