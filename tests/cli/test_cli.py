@@ -1,6 +1,9 @@
 """The command line, as a user meets it: exit codes, one-sentence errors, output that can be piped."""
 
+import contextlib
+import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import actstore
+from actstore.cli.main import run
+from actstore.errors import HookError
 
 Fields = dict[str, Any]
 
@@ -23,11 +28,29 @@ def command(*args: str, cwd: Path | None = None) -> "subprocess.CompletedProcess
     )
 
 
+def command_here(*args: str) -> "subprocess.CompletedProcess[str]":
+    """The same in this process: a new one takes ten seconds to import transformers."""
+    handler = signal.getsignal(signal.SIGTERM)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(list(args))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("extracted") / "store"
+
+
 @pytest.fixture
-def store(fields: Fields) -> actstore.Store:
-    """A finished store in bfloat16."""
-    actstore.extract(actstore.plan(**fields, dtype="bfloat16"))
-    return actstore.open(fields["out"])
+def store(fields: Fields, extracted: Path) -> actstore.Store:
+    """A finished store in bfloat16, extracted once; nothing here writes to it."""
+    if not extracted.exists():
+        actstore.extract(actstore.plan(**fields | {"out": str(extracted)}, dtype="bfloat16"))
+    return actstore.open(str(extracted))
 
 
 def test_extract_with_options(fields: Fields, options: list[str]) -> None:
@@ -45,7 +68,7 @@ def test_extract_with_options(fields: Fields, options: list[str]) -> None:
         "waiting for writes",
     ):
         assert part in done.stdout
-    again = command("extract", *options, "--json", "--quiet")
+    again = command_here("extract", *options, "--json", "--quiet")
     assert again.stderr == ""
     report = json.loads(again.stdout)
     assert (report["n_segments_before"], report["n_tokens_computed"]) == (7, 0)
@@ -57,8 +80,9 @@ def test_extract_with_a_job_file(fields: Fields, tmp_path: Path) -> None:
 
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(fields | {"out": "relative"}))
-    done = command("extract", str(job), "--dtype", "float16", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = command("extract", str(job), "--dtype", "float16", "--json", "--quiet", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["n_tokens_computed"] == 3200
     assert actstore.open(str(tmp_path / "relative")).plan.request.dtype == "float16"
 
 
@@ -74,20 +98,21 @@ def test_problems_of_a_job_come_all_at_once() -> None:
     ]
 
 
-def test_an_error_is_one_line_and_debug_shows_where(options: list[str]) -> None:
-    done = command("extract", *options, "--hooks", "blocks.9.hook_resid_post")
+def test_an_error_is_one_line_and_debug_shows_where(options: list[str], tmp_path: Path) -> None:
+    wrong = ("extract", *options, "--hooks", "blocks.9.hook_resid_post")
+    done = command(*wrong)
     assert done.returncode == 1
     assert (
         done.stderr
         == "error: hook 'blocks.9.hook_resid_post' matches nothing: this model has layers 0 to 2\n"
     )
-    assert (
-        "Traceback" in command("extract", *options, "--hooks", "blocks.9.hook_resid_post", "--debug").stderr
-    )
+    with pytest.raises(HookError, match="matches nothing"):
+        command_here(*wrong, "--debug")
+    assert "Traceback" in command("info", str(tmp_path), "--debug").stderr
 
 
 def test_plan_is_a_dry_run(fields: Fields, options: list[str]) -> None:
-    done = command("plan", *options, "--json")
+    done = command_here("plan", *options, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["n_segments"] == 7
     assert not Path(fields["out"]).exists()
@@ -114,9 +139,9 @@ def test_slice_as_npy_and_safetensors(store: actstore.Store, tmp_path: Path) -> 
     want = store[hook][2:4, 5:]
     npy, tensors = tmp_path / "a.npy", tmp_path / "a.safetensors"
     common = ("slice", store.url, hook, "--seq", "2:4", "--pos", "5:")
-    assert command(*common, "--format", "npy", "-o", str(npy)).returncode == 0
+    assert command_here(*common, "--format", "npy", "-o", str(npy)).returncode == 0
     assert torch.equal(torch.from_numpy(np.load(npy, allow_pickle=False)), want.float())
-    assert command(*common, "--format", "safetensors", "-o", str(tensors)).returncode == 0
+    assert command_here(*common, "--format", "safetensors", "-o", str(tensors)).returncode == 0
     saved = load_file(tensors)
     assert saved[hook].dtype == torch.bfloat16
     assert torch.equal(saved[hook], want)
@@ -134,7 +159,9 @@ def test_the_suffix_decides_the_format(store: actstore.Store, tmp_path: Path) ->
 def test_hooks_can_be_repeated(options: list[str]) -> None:
     hooks = options.index("--hooks")
     options[hooks + 1] = "blocks.0.hook_mlp_out"
-    done = command("plan", *options, "--hooks", "blocks.2.hook_attn_out", "--executor", "inline", "--json")
+    done = command_here(
+        "plan", *options, "--hooks", "blocks.2.hook_attn_out", "--executor", "inline", "--json"
+    )
     assert json.loads(done.stdout)["hooks"] == ["blocks.0.hook_mlp_out", "blocks.2.hook_attn_out"], (
         done.stderr
     )
@@ -166,7 +193,7 @@ def test_slices_that_make_no_sense(
 
 
 def test_slice_of_a_hook_that_is_not_there(store: actstore.Store) -> None:
-    done = command("slice", store.url, "blocks.0.hook_attn_out")
+    done = command_here("slice", store.url, "blocks.0.hook_attn_out")
     assert done.returncode == 1
     assert "does not hold 'blocks.0.hook_attn_out'; it holds blocks.0.hook_resid_post, " in done.stderr
 

@@ -9,6 +9,7 @@ from matplotlib.image import imread
 
 import actstore
 from actstore.cli.demo import residual_norms
+from tests.cli.test_cli import command_here
 
 
 def test_demo(tmp_path: Path) -> None:
@@ -26,5 +27,5 @@ def test_demo(tmp_path: Path) -> None:
     assert picture.shape[1] > 1000
     assert picture.std() > 0.05  # not a blank page
 
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    again = command_here(*command[1:])
     assert "nothing to do" in again.stdout

@@ -10,7 +10,7 @@ import actstore
 from actstore.cli.main import cli
 from actstore.loader.shuffle_quality import shuffle_quality
 from actstore.store.local import LocalBlobs
-from tests.cli.test_cli import command
+from tests.cli.test_cli import command_here
 from tests.store.example import HOOKS, LENGTH, N
 from tests.store.test_verify import make_store
 
@@ -75,6 +75,6 @@ def test_wrong_usage(url: str, args: list[str], message: str) -> None:
 
 
 def test_an_error_is_one_sentence(url: str) -> None:
-    done = command("stats", url, A, "--shuffle", "global", "--batch-size", "8", "--seed", str(2**64))
+    done = command_here("stats", url, A, "--shuffle", "global", "--batch-size", "8", "--seed", str(2**64))
     assert done.returncode == 1
     assert done.stderr.startswith("error: seed is 18446744073709551616; it must be")

@@ -12,7 +12,7 @@ from actstore.cli.main import cli
 from actstore.store.commit import commit_key
 from actstore.store.local import LocalBlobs
 from actstore.store.seal import seal, unseal
-from tests.cli.test_cli import command
+from tests.cli.test_cli import command, command_here
 from tests.store.example import HOOKS, LENGTH, N, example_plan, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
 from tests.store.test_verify import make_store, numbers
@@ -73,7 +73,7 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
 
 
 def test_hook_that_is_not_stored(store: LocalBlobs) -> None:
-    done = command("stats", store.url, "blocks.1.hook_mlp_out")
+    done = command_here("stats", store.url, "blocks.1.hook_mlp_out")
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {store.url} does not hold 'blocks.1.hook_mlp_out'; it holds ")
 
@@ -138,6 +138,6 @@ def test_globs_choose_hooks(store: LocalBlobs) -> None:
 
 
 def test_glob_that_nothing_matches(store: LocalBlobs) -> None:
-    done = command("stats", store.url, "blocks.*.hook_mlp_out")
+    done = command_here("stats", store.url, "blocks.*.hook_mlp_out")
     assert done.returncode == 1
     assert "does not hold 'blocks.*.hook_mlp_out'; it holds" in done.stderr

@@ -16,7 +16,7 @@ from actstore.errors import UncheckedError
 from actstore.store.commit import commit_key, plan_key
 from actstore.store.local import LocalBlobs
 from actstore.store.manifest import MANIFEST_KEY
-from tests.cli.test_cli import command
+from tests.cli.test_cli import command, command_here
 from tests.extraction.test_verify import HOOK, SHARD, change_row
 from tests.store.test_verify import RUN, flip, make_store
 
@@ -137,16 +137,16 @@ def test_model_that_is_elsewhere(real: str, tiny_model: Any, tmp_path: Path) -> 
     moved = tmp_path / "moved"
     shutil.copytree(tiny_model("llama"), moved)
     assert run(real, "--deep", "--rows", "2", "--model", str(moved), "--quiet").exit_code == 0
-    done = command("verify", real, "--deep", "--model", str(tiny_model("gpt2")), "--quiet")
+    done = command_here("verify", real, "--deep", "--model", str(tiny_model("gpt2")), "--quiet")
     assert done.returncode == 1
     assert "use the same model files everywhere" in done.stderr
 
 
 def test_exit_codes_of_the_program_itself(store: LocalBlobs) -> None:
-    assert command("verify", store.url).returncode == 0
+    assert command_here("verify", store.url).returncode == 0
     flip(store, STORED, 5)
     assert command("verify", store.url).returncode == 3
-    assert command("verify", store.url, "--repair").returncode == 3
+    assert command_here("verify", store.url, "--repair").returncode == 3
     done = command("verify", store.url)
     assert done.returncode == 75
     assert f"run {RUN} (" in done.stdout

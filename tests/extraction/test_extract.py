@@ -1,5 +1,6 @@
 """From a job to a store, against the plain Hugging Face forward, NumPy, zarr-python and tensorstore."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -152,20 +153,28 @@ from actstore.cli.main import main; main()
 """
 
 
+@pytest.fixture(scope="module")
+def long_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("undisturbed") / "store"
+
+
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda kill: kill.name)
 def test_killed_midway_and_run_again(
-    fields: Fields, options: list[str], tmp_path: Path, kill: signal.Signals
+    fields: Fields, options: list[str], long_undisturbed: Path, kill: signal.Signals
 ) -> None:
-    fields |= {"max_tokens": 2000 * 32}
-    options += ["--max-tokens", str(2000 * 32)]
-    undisturbed = tmp_path / "undisturbed"
-    actstore.extract(actstore.plan(**fields | {"out": str(undisturbed)}))
+    fields |= {"max_tokens": 1000 * 32}
+    options += ["--max-tokens", str(1000 * 32)]
+    if not long_undisturbed.exists():
+        actstore.extract(actstore.plan(**fields | {"out": str(long_undisturbed)}))
     commits = Path(fields["out"], "_actstore/runs/0000/commits")
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, "extract", *options], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while len(list(commits.glob("*.json"))) < 3:
+        # It needs the core on which this would look again and again.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
     process.send_signal(kill)
@@ -175,13 +184,13 @@ def test_killed_midway_and_run_again(
         assert "the same command goes on from there" in errors
         assert "Traceback" not in errors
     n_before = len(list(commits.glob("*.json")))
-    assert 3 <= n_before < 125
+    assert 3 <= n_before < 63
 
     report = actstore.extract(actstore.plan(**fields))
     assert report.n_segments_before == n_before
     assert report.n_tokens_computed == report.n_tokens - n_before * 16 * 32
     shutil.rmtree(Path(fields["out"], "_actstore/partial"), ignore_errors=True)
-    assert files(fields["out"]) == files(undisturbed)
+    assert files(fields["out"]) == files(long_undisturbed)
 
 
 @pytest.mark.parametrize(

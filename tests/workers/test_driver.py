@@ -1,5 +1,6 @@
 """The ray executor on a real Ray: the same bytes as inline, whatever happens to workers and driver."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -126,8 +127,8 @@ def test_no_cluster_at_the_address() -> None:
 def test_the_driver_is_killed_and_the_same_command_goes_on(
     fields: Fields, options: list[str], tmp_path: Path
 ) -> None:
-    fields |= {"max_tokens": 2000 * 32}
-    options += ["--max-tokens", str(2000 * 32)]
+    fields |= {"max_tokens": 1000 * 32}
+    options += ["--max-tokens", str(1000 * 32)]
     inline = tmp_path / "inline"
     actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
     command = [sys.executable, "-m", "actstore_workers.extract", *options, "--num-workers", "2"]
@@ -137,6 +138,9 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     )
     deadline = time.monotonic() + 180
     while len(list(commits.glob("*.json"))) < 3:
+        # The workers need the core on which this would look again and again.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.01)
         assert process.poll() is None
         assert time.monotonic() < deadline
     os.killpg(process.pid, signal.SIGKILL)
@@ -144,8 +148,8 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     while worker_pids():  # they notice that their driver is gone; until then they may still commit
         assert time.monotonic() < deadline
     n_before = len(list(commits.glob("*.json")))
-    assert n_before < 125
+    assert n_before < 63
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"125 segments, {n_before} of them by earlier runs" in done.stdout
+    assert f"63 segments, {n_before} of them by earlier runs" in done.stdout
     assert files(fields["out"]) == files(inline)
