@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from actstore.cli.main import RESUMABLE
 from actstore.cli.slice import Slice
 from actstore.store.store import open_store
 
@@ -41,6 +42,13 @@ _SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "
     show_default=True,
     help="window: for object stores.",
 )
+@click.option(
+    "--window-rows",
+    type=click.IntRange(1),
+    default=1 << 20,
+    show_default=True,
+    help="Shuffled among each other; two windows are in memory.",
+)
 @click.option("--drop", multiple=True, help="bos, eos, sep or a token id, to leave out; can be repeated.")
 @click.option("--seqpos", type=Slice(), help="Positions to keep, such as 1: for all but the first.")
 @click.option(
@@ -55,7 +63,11 @@ _SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "
     show_default=True,
     help="How many, into OUT/checkpoints.",
 )
-@click.option("--resume", type=click.Path(path_type=Path), help="Folder of a checkpoint to go on from.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Folder of a checkpoint to go on from, or OUT for the newest one.",
+)
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), required=True)
 def train_sae_command(
     url: str,
@@ -69,6 +81,7 @@ def train_sae_command(
     lr: float,
     seed: int,
     shuffle: str,
+    window_rows: int,
     drop: tuple[str, ...],
     seqpos: slice | None,
     cache_dir: Path | None,
@@ -82,14 +95,23 @@ def train_sae_command(
 
     No language model is loaded, and the norm of activations comes from the store.
     """
+    from actstore.errors import LoaderError
     from actstore.integrations.saelens.installed import check_installed
     from actstore.integrations.saelens.provider import data_provider
     from actstore.integrations.saelens.training import train_sae
+    from actstore.loader.transfer import check_device
 
     check_installed()
     from sae_lens.config import SAETrainerConfig
     from sae_lens.registry import get_sae_training_class
 
+    where = output / "checkpoints"
+    if resume is None and where.is_dir() and any(where.iterdir()):
+        raise LoaderError(
+            f"{where} holds checkpoints of another training; go on from the newest with --resume {output}, or name "
+            "another folder"
+        )
+    check_device(device)
     store = open_store(url)
     acts = store[hook]
     d_in = math.prod(acts.shape[2:])
@@ -109,6 +131,7 @@ def train_sae_command(
     options: ReadArguments = {
         "seed": seed,
         "shuffle": _SHUFFLES[shuffle],
+        "window_rows": window_rows,
         "drop": [int(one) if one.isdecimal() else one for one in drop],
         "seqpos": seqpos,
         "cache_dir": cache_dir,
@@ -123,15 +146,39 @@ def train_sae_command(
         lr=lr,
         device=device,
         n_checkpoints=checkpoints,
-        checkpoint_path=str(output / "checkpoints"),
+        checkpoint_path=str(where),
     )
-    train_sae(
-        store,
-        hook,
-        cfg,
-        sae=sae,
-        resume_from=resume,
-        output=output,
-        **options,
-    )
-    click.echo(f"SAE of {acts.hook}, {sae.d_in} to {sae.d_sae}, trained on {samples:,} rows, in {output}")
+    try:
+        train_sae(
+            store,
+            hook,
+            cfg,
+            sae=sae,
+            resume_from=None if resume is None else _newest(resume),
+            output=output,
+            **options,
+        )
+    except Exception:
+        raise
+    except BaseException as error:
+        # The same command would begin anew.
+        kept = (
+            f"go on with --resume {_newest(output)}"
+            if _newest(output) != output
+            else "there is no checkpoint yet"
+        )
+        click.echo(f"\nstopped; {kept}", err=True)  # below the bar
+        raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else RESUMABLE) from error
+    n_rows = -(-samples // batch_size) * batch_size
+    click.echo(f"SAE of {acts.hook}, {sae.d_in} to {sae.d_sae}, trained on {n_rows:,} rows, in {output}")
+
+
+def _newest(folder: Path) -> Path:
+    """A checkpoint as it is; of a folder of checkpoints, or one that has them, the newest that is whole."""
+    from actstore.integrations.saelens.checkpoint import POSITION  # what is written last
+
+    for where in (folder / "checkpoints", folder):
+        found = [path.parent for path in where.glob(f"*/{POSITION}") if path.parent.name.isdecimal()]
+        if found:
+            return max(found, key=lambda path: int(path.name))
+    return folder

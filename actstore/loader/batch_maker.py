@@ -76,8 +76,8 @@ class BatchMaker:
         )
         if not self.batches.n_batches:
             raise LoaderError(
-                f"{self.rows.n_valid} rows of {store.url} are left, fewer than one batch of {options.batch_size}; "
-                "ask for smaller batches, or for drop_last=False"
+                f"{self.rows.n_valid} rows of {store.url} are left, fewer than one batch of {options.batch_size}, and "
+                "all batches are to be of that size; ask for smaller ones"
             )
         self._identity = self._identify()
         self._transfer = None if options.device is None else Transfer(options.device)

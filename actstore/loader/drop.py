@@ -1,7 +1,7 @@
 """Which rows are left out, asked for by name, token, position, norm or mask, and applied when a store is read."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -88,6 +88,8 @@ def _ids(store: "Store", name: Any) -> list[int]:
 
 
 def _positions(seqpos: slice | Sequence[int], length: int) -> tuple[int, ...]:
+    if not isinstance(seqpos, slice | Iterable):
+        raise LoaderError(f"seqpos is {seqpos!r}; it must be a slice, or a list of positions")
     if isinstance(seqpos, slice):
         found = tuple(range(*seqpos.indices(length)))
     else:

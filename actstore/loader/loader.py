@@ -184,7 +184,16 @@ class Loader(Closing):
                 f"the state has version {version}, and this release of actstore knows {_STATE_VERSION}; go on with the "
                 "release that made it, or begin anew"
             )
-        for name, value in self._make.identity().items():
+        ours = self._make.identity()
+        if (
+            any(order.get(name) != ours[name] for name in ("rows", "n_rows"))
+            and order.get("tokens") == ours["tokens"]
+        ):
+            raise LoaderError(
+                f"the state is of a loader that drops other rows: {order.get('n_rows')} of them were left, and "
+                f"{ours['n_rows']} are here; give drop, seqpos, max_norm and mask as they were, or begin anew"
+            )
+        for name, value in ours.items():
             if order.get(name) != value:
                 raise LoaderError(
                     f"the state is of a loader with {name} {order.get(name)!r}, and this one has {value!r}; make the "

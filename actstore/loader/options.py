@@ -28,6 +28,7 @@ _INTEGERS: Final = (
     "prefetch",
     "cache_limit",
 )
+_OPTIONAL: Final = ("epochs", "cache_limit")
 _DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -62,7 +63,8 @@ class LoaderOptions:
             value = getattr(self, name)
             try:
                 # NumPy's integers are no JSON, as a state must be.
-                object.__setattr__(self, name, None if value is None else operator.index(value))
+                is_left_out = value is None and name in _OPTIONAL
+                object.__setattr__(self, name, None if is_left_out else operator.index(value))
             except TypeError as error:
                 raise LoaderError(f"{name} is {value!r}; it must be an integer") from error
         shuffles = (*get_args(Shuffle), None)

@@ -15,19 +15,13 @@ class Transfer:
         Raises:
             LoaderError: torch has no such device here.
         """
+        check_device(device)
         self._device = device
         self.is_pinned = device.type == "cuda"
         """Whether rows should be in pinned memory, since copies from any other make the CPU wait for the GPU."""
-        self._stream: torch.cuda.Stream | None = None
-        try:
-            torch.empty(0, device=device)
-            if self.is_pinned:
-                self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        except (RuntimeError, AssertionError) as error:
-            raise LoaderError(
-                f"device is {str(device)!r}, and torch {torch.__version__} cannot use it here: {error}; leave device "
-                "out for batches in host memory"
-            ) from error
+        self._stream: torch.cuda.Stream | None = (
+            torch.cuda.Stream(device) if self.is_pinned else None  # type: ignore[no-untyped-call]
+        )
 
     def __call__(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """A copy of the rows that is there, whatever stream it is used on, and the host memory free.
@@ -49,3 +43,18 @@ class Transfer:
         """
         if rows.is_cuda:
             rows.record_stream(torch.cuda.current_stream(rows.device))
+
+
+def check_device(device: torch.device | str) -> None:
+    """
+    Raises:
+        LoaderError: torch has no such device here.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]  # more is for torch's developers
+        raise LoaderError(
+            f"device is {str(device)!r}, and torch {torch.__version__} cannot use it here: {reason}; leave device out "
+            "for host memory"
+        ) from error

@@ -1,10 +1,13 @@
 """SAELens' own trainers on a store: what comes of it, and how they stop and go on."""
 
+import contextlib
 import json
 import math
+import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 from datasets import Dataset
-from sae_lens import SAE, StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens import (
+    SAE,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAE,
+    TopKTrainingSAEConfig,
+)
 from sae_lens.load_model import load_model
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
@@ -28,6 +37,7 @@ from actstore.integrations.saelens import (
     save_checkpoint_fn,
     train_sae,
 )
+from actstore.integrations.saelens.checkpoint import POSITION
 from actstore.store.store import Store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import (
@@ -236,6 +246,66 @@ def test_another_number_of_ranks_goes_on(store: Store, tmp_path: Path) -> None:
         prepare(again, provider)
         again.fit()
         assert again.n_training_steps == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 3e-3}, "is of a training with lr 0.001, and this one has 0.003"),
+        (
+            {"lr_decay_steps": 7},
+            "is of a training with steps of warm-up and before the decay .* and this one has",
+        ),
+        (
+            {"total_training_samples": 99 * BATCH},
+            "is of a training with steps of warm-up and before the decay",
+        ),
+        ({"k": 4}, "is of an SAE with k 8, and this one has 4; make it as it was"),
+    ],
+)
+def test_another_training_does_not_go_on(
+    store: Store, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    train(store.url, "topk", tmp_path)
+    checkpoint = min(tmp_path.iterdir(), key=lambda path: int(path.name))
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D_IN, d_sae=192, k=changes.pop("k", 8)))
+    with data_provider(store, RESID, batch_size=BATCH, seed=3, drop=["bos"]) as provider:
+        trainer = SAETrainer(replace(trainer_config(), **changes), sae, provider)
+        with pytest.raises(LoaderError, match=message):
+            resume(trainer, provider, checkpoint)
+
+
+def _take_sigint() -> None:
+    """Shells have what they run in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_stopped_on_the_command_line(store: Store, tmp_path: Path, signal_number: int, code: int) -> None:
+    args = ["train-sae", store.url, RESID, "--d-sae", "64", "--k", "8", "--batch-size", "256"]
+    args += ["--checkpoints", "50", "-o", str(tmp_path)]
+    command = [str(Path(sys.executable).parent / "actstore"), *args, "--samples", "2560000"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_take_sigint)
+    while not list(tmp_path.glob(f"checkpoints/*/{POSITION}")):
+        assert process.poll() is None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    process.send_signal(signal_number)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code
+    whole = [path.parent for path in tmp_path.glob(f"checkpoints/*/{POSITION}")]
+    newest = max(whole, key=lambda path: int(path.name))
+    assert f"stopped; go on with --resume {newest}" in errors.splitlines()
+    done = CliRunner().invoke(cli, args)
+    assert isinstance(done.exception, LoaderError)
+    assert "holds checkpoints of another training; go on from the newest with --resume" in str(done.exception)
+
+
+def test_device_that_is_not_here(store: Store, tmp_path: Path) -> None:
+    args = ["train-sae", store.url, RESID, "--device", "cuda:7", "-o", str(tmp_path)]
+    error = CliRunner().invoke(cli, args).exception
+    assert isinstance(error, LoaderError)
+    assert str(error).startswith("device is 'cuda:7', and torch")
 
 
 def test_every_row_that_is_left_once(store: Store, tmp_path: Path) -> None:

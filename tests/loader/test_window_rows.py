@@ -53,8 +53,9 @@ def test_two_windows_are_in_memory(
         finally:
             tracemalloc.stop()
     assert n_rows == 3 * N_ROWS // share
-    # What there is beside them: a request, and a batch that is made while the caller has one.
-    rest = (3 << 17) + 3 * (batch_size // share) * ROW_NBYTES
+    # What there is beside them: a request, a batch that is made while the caller has one, and its rows of one window,
+    # which torch's allocator had before, where nobody counted them.
+    rest = (3 << 17) + 4 * (batch_size // share) * ROW_NBYTES
     assert 2 * largest - SHARD_ROWS * ROW_NBYTES < peak < 2 * largest + rest
 
 

@@ -11,7 +11,8 @@ from actstore.integrations.saelens.provider import DataProvider
 
 POSITION: Final = "actstore_position.json"
 """In the folder of a checkpoint."""
-_SCALED: Final = {"expected_average_only_in": "scaling_factor", "covariance_whitening": "whitening"}
+_FOLDED: Final = ("expected_average_only_in", "covariance_whitening")
+"""Normalisations that SAELens puts into the weights in the end."""
 
 
 def save_checkpoint_fn(
@@ -50,7 +51,9 @@ def resume(trainer: Any, provider: DataProvider, checkpoint: Path | str) -> None
             or of data of another kind. The trainer may then have been changed.
     """
     folder = Path(checkpoint)
+    is_multi = hasattr(trainer, "trainers")
     parts = [part for part, _ in parts_of(trainer, provider)]
+    folders = [folder / name for name in trainer.trainers] if is_multi else [folder]
     try:
         position = json.loads((folder / POSITION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -58,9 +61,12 @@ def resume(trainer: Any, provider: DataProvider, checkpoint: Path | str) -> None
             f"{folder} holds no {POSITION} that can be read; name the folder of a checkpoint that a trainer with "
             "save_checkpoint_fn wrote"
         ) from error
+    for part, its_folder in zip(parts, folders, strict=True):
+        _check_sae(part, its_folder)
+    schedules = [_schedule(part) for part in parts]
     provider.load_state_dict(position)
     try:
-        if hasattr(trainer, "trainers"):
+        if is_multi:
             trainer.load_checkpoint(folder)
         else:
             trainer.load_trainer_state(folder)
@@ -69,18 +75,44 @@ def resume(trainer: Any, provider: DataProvider, checkpoint: Path | str) -> None
         raise LoaderError(
             f"{folder} cannot be loaded into this trainer: {error}; make it as the one that wrote it"
         ) from error
-    for part in parts:
-        scaled_by = _SCALED.get(part.sae.cfg.normalize_activations)
-        if scaled_by is not None and getattr(part.activation_scaler, scaled_by) is None:
-            raise LoaderError(
-                f"{folder} is of a finished training: its weights have the normalisation in them, and cannot be "
-                "trained further; name an earlier checkpoint"
-            )
+    for part, ours in zip(parts, schedules, strict=True):
+        for name, value in _schedule(part).items():
+            if value != ours[name]:
+                raise LoaderError(
+                    f"{folder} is of a training with {name} {value}, and this one has {ours[name]}; make it as it was"
+                )
     for counted in parts if trainer in parts else [*parts, trainer]:
         _count_step(counted)
     trainer.checkpoint_thresholds = [
         samples for samples in trainer.checkpoint_thresholds if samples >= trainer.n_training_samples
     ]
+
+
+def _check_sae(trainer: Any, folder: Path) -> None:
+    """SAELens would take the weights of any SAE of the same shape."""
+    try:
+        saved = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoaderError(f"{folder} holds no cfg.json of an SAE; name the folder of a checkpoint") from error
+    ours = json.loads(json.dumps(trainer.sae.cfg.to_dict()))
+    if saved.get("normalize_activations") == "none" and ours["normalize_activations"] in _FOLDED:
+        raise LoaderError(
+            f"{folder} is of a finished training: its weights have the normalisation in them, and cannot be trained "
+            "further; name an earlier checkpoint"
+        )
+    for name in ours.keys() & saved.keys() - {"metadata", "device"}:
+        if saved[name] != ours[name]:
+            raise LoaderError(
+                f"{folder} is of an SAE with {name} {saved[name]}, and this one has {ours[name]}; make it as it was"
+            )
+
+
+def _schedule(trainer: Any) -> dict[str, Any]:
+    """What a checkpoint would silently put in the place of what was asked for."""
+    return {
+        "lr": trainer.optimizer.param_groups[0]["initial_lr"],
+        "steps of warm-up and before the decay": list(trainer.lr_scheduler._milestones),
+    }
 
 
 def _count_step(trainer: Any) -> None:
