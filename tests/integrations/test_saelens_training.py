@@ -27,7 +27,7 @@ from sae_lens.load_model import load_model
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.sae_trainer import SAETrainer
 
-from actstore.cli.main import cli
+from actstore.cli.main import RESUMABLE, cli
 from actstore.demo import MODEL_PATH
 from actstore.errors import LoaderError
 from actstore.integrations.saelens import (
@@ -275,30 +275,36 @@ def test_another_training_does_not_go_on(
             resume(trainer, provider, checkpoint)
 
 
-def _take_sigint() -> None:
-    """Shells have what they run in the background ignore it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.mark.parametrize(("signal_number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
-def test_stopped_on_the_command_line(store: Store, tmp_path: Path, signal_number: int, code: int) -> None:
+def test_stopped_on_the_command_line(store: Store, tmp_path: Path) -> None:
     args = ["train-sae", store.url, RESID, "--d-sae", "64", "--k", "8", "--batch-size", "256"]
     args += ["--checkpoints", "50", "-o", str(tmp_path)]
     command = [str(Path(sys.executable).parent / "actstore"), *args, "--samples", "2560000"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_take_sigint)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob(f"checkpoints/*/{POSITION}")):
         assert process.poll() is None
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.02)
-    process.send_signal(signal_number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == code
+    assert process.returncode == RESUMABLE
     whole = [path.parent for path in tmp_path.glob(f"checkpoints/*/{POSITION}")]
     newest = max(whole, key=lambda path: int(path.name))
     assert f"stopped; go on with --resume {newest}" in errors.splitlines()
     done = CliRunner().invoke(cli, args)
     assert isinstance(done.exception, LoaderError)
     assert "holds checkpoints of another training; go on from the newest with --resume" in str(done.exception)
+
+
+def test_interrupted_before_a_checkpoint(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SAETrainer, "fit", interrupted)
+    done = CliRunner().invoke(cli, ["train-sae", store.url, RESID, "--d-sae", "64", "-o", str(tmp_path)])
+    assert done.exit_code == 130
+    assert done.stderr.splitlines()[-1] == "stopped; there is no checkpoint yet"
 
 
 def test_device_that_is_not_here(store: Store, tmp_path: Path) -> None:
