@@ -17,6 +17,9 @@ _BLOCK: Final = 1 << 14
 """Numbers that are worked on together, so that all of them stay in the cache."""
 _MIX: Final = np.uint32(0x85EBCA6B)
 """An odd number without a pattern; of the finaliser of MurmurHash3."""
+_FEW: Final = 32
+"""Numbers for which Python takes less time than NumPy takes to begin."""
+_MASK: Final = (1 << 32) - 1
 _HALF: Final = np.uint32(16)
 _WORD: Final = np.uint64(32)
 
@@ -43,6 +46,7 @@ class Permutation:
         digest = hashlib.blake2b(struct.pack(f"<{len(key)}Q", *key)).digest()
         keys = np.frombuffer(digest, "<u4").astype(np.uint32)[: 2 * _ROUNDS].reshape(_ROUNDS, 2)
         self._keys = keys | np.array([1, 0], np.uint32)  # only odd numbers can be divided by again
+        self._key_integers: list[list[int]] = self._keys.tolist()
 
     def __call__(self, indices: NDArray[Any]) -> NDArray[np.int64]:
         """Where each of the numbers goes.
@@ -55,10 +59,29 @@ class Permutation:
         for start in range(0, len(numbers), _BLOCK):
             self._permute(numbers[start : start + _BLOCK], scratch)
         while len(outside := np.flatnonzero(numbers >= self.n)):
+            if len(outside) <= _FEW:
+                numbers[outside] = [self._walked(number) for number in numbers[outside].tolist()]
+                break
             again = numbers[outside]
             self._permute(again, _Scratch(len(again)))
             numbers[outside] = again
         return numbers.view(np.int64).reshape(indices.shape)
+
+    def _walked(self, number: int) -> int:
+        """The same as `_permute` until it is below n."""
+        n_low = self._sizes[0]
+        while number >= self.n:
+            high, low = divmod(number, n_low)
+            for turn, (factor, term) in enumerate(self._key_integers):
+                mixed = ((low if turn % 2 else high) * factor + term) & _MASK
+                mixed = ((mixed ^ mixed >> 16) * int(_MIX)) & _MASK
+                step = mixed * self._sizes[turn % 2] >> 32
+                if turn % 2:
+                    high = (high + step) % self._sizes[1]
+                else:
+                    low = (low + step) % n_low
+            number = high * n_low + low
+        return number
 
     def _permute(self, numbers: NDArray[np.uint64], scratch: "_Scratch") -> None:
         """In place. Numbers come out below a x b."""

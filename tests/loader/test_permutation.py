@@ -36,6 +36,17 @@ def test_any_part_in_any_order() -> None:
     some = np.array([[49_999, 0], [17, 17]])
     np.testing.assert_array_equal(permutation(some), whole[some])
     assert permutation(np.array([], np.int64)).shape == (0,)
+    # Of a few numbers, those that come out too large go in again one by one; of many, side by side.
+    parts = [permutation(part) for part in np.split(np.arange(50_000), 500)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+@pytest.mark.parametrize("n", [10**12 + 1, 2**62])
+def test_large_numbers_one_by_one_and_side_by_side(n: int) -> None:
+    permutation = Permutation(n, 3)
+    indices = np.arange(0, n, n // 2_000)
+    parts = [permutation(part) for part in np.array_split(indices, 200)]
+    np.testing.assert_array_equal(np.concatenate(parts), permutation(indices))
 
 
 def test_every_part_of_the_key_counts() -> None:
