@@ -162,11 +162,8 @@ def train_sae_command(
         raise
     except BaseException as error:
         # The same command would begin anew.
-        kept = (
-            f"go on with --resume {_newest(output)}"
-            if _newest(output) != output
-            else "there is no checkpoint yet"
-        )
+        newest = _newest(output)
+        kept = "there is no checkpoint yet" if newest == output else f"go on with --resume {newest}"
         click.echo(f"\nstopped; {kept}", err=True)  # below the bar
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else RESUMABLE) from error
     n_rows = -(-samples // batch_size) * batch_size

@@ -111,9 +111,8 @@ class _Ending:
         self._interrupt = interrupt
 
     def __call__(self) -> None:
-        if (
-            self.thread.is_alive()
-        ):  # not in a forked process, where locks may be held by threads that are not there
+        # Not in a forked process, where locks may be held by threads that are not there.
+        if self.thread.is_alive():
             self._shared.close()
             self._interrupt()
 
