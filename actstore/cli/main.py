@@ -21,6 +21,7 @@ _COMMANDS = {
     "import": "Make a store of activations that another library cached.",
     "info": "Say what a store holds.",
     "plan": "Say what an extraction would write, without writing it.",
+    "serve": "Serve stores over HTTP.",
     "slice": "Print activations, or save them as npy or safetensors.",
     "stats": "Print statistics of hooks.",
     "train-sae": "Train a sparse autoencoder on a hook, with SAELens.",

@@ -10,7 +10,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from actstore.errors import LoaderError
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batch import Batch, Values
-from actstore.loader.loader import Loader
 from actstore.store.local import LocalBlobs
 from actstore.store.store import Store, open_store
 
@@ -48,8 +47,8 @@ class ActivationDataset(IterableDataset[Values | Batch]):
         with opened.loader(hooks, **options) as loader:
             self.n_batches = loader.n_batches
             """Of an epoch."""
-            self._options, self._rows = loader.options, loader.valid_rows
-        self._url = opened.url
+            self._options, self._rows = loader.options, loader.known_rows
+        self._store = opened
         self._is_local = isinstance(opened.tokens.blobs, LocalBlobs)
         self._start = (0, 0)
         self._process = os.getpid()
@@ -77,11 +76,11 @@ class ActivationDataset(IterableDataset[Values | Batch]):
         """
         if self._process != os.getpid() and not self._is_local:
             raise LoaderError(
-                f"{self._url} is not on a local disk, and its connections do not survive a fork; give the DataLoader "
-                "multiprocessing_context='spawn', or num_workers=0"
+                f"{self._store.url} is not on a local disk, and its connections do not survive a fork; give the "
+                "DataLoader multiprocessing_context='spawn', or num_workers=0"
             )
         worker = get_worker_info()
-        with Loader(open_store(self._url), self._options, self._rows) as loader:
+        with self._store.reopened().loader_of(self._options, self._rows) as loader:
             epoch, batch = self._start
             if worker is None:
                 loader.seek(epoch, batch)

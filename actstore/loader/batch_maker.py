@@ -242,6 +242,16 @@ class BatchMaker:
         return isinstance(self._arrays[self.options.hooks[0]].blobs, LocalBlobs)
 
     @property
+    def known_rows(self) -> ValidRows:
+        """The rows that are not dropped."""
+        return self.rows
+
+    @property
+    def mask_nbytes(self) -> int:
+        """Memory that knowing them takes."""
+        return self.rows.nbytes
+
+    @property
     def n_retries(self) -> int:
         """Requests to storage that were repeated."""
         return self._arrays[self.options.hooks[0]].blobs.n_retries

@@ -3,7 +3,6 @@
 import hashlib
 from typing import TYPE_CHECKING
 
-from actstore.store.blobs import open_blobs
 from actstore.store.commit import TokensRecord, read_commits, tokens_key
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def _checksums(store: "Store", run: "Run") -> str:
     if run.finished is not None:
         return str(run.finished.shards.crc32c)
     found: list[int] = []
-    blobs = open_blobs(store.url)
+    blobs = store.blobs
     if run.has_tokens:
         found += [shard.crc32c for shard in TokensRecord.read(blobs, tokens_key(run.plan.run)).shards]
     for record in read_commits(blobs, run.plan, sorted(run.committed)):

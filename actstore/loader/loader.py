@@ -15,6 +15,7 @@ from actstore.closing import Closing
 from actstore.errors import LoaderError, NotCommittedError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
+from actstore.loader.batch_source import BatchSource
 from actstore.loader.metrics import Counts, Metrics
 from actstore.loader.options import LoaderOptions
 from actstore.loader.prefetch import Prefetch
@@ -32,17 +33,25 @@ class Loader(Closing):
     A batch is [n_rows, *shape of the hook] in the stored type, or a dict of these by hook, or a `Batch`.
     """
 
-    def __init__(self, store: "Store", options: LoaderOptions, rows: ValidRows | None = None) -> None:
+    def __init__(
+        self,
+        store: "Store",
+        options: LoaderOptions,
+        rows: ValidRows | None = None,
+        *,
+        make: "BatchSource | None" = None,
+    ) -> None:
         """
         Args:
             store: whose rows they are.
             options: all that decides which, and in which order.
             rows: those that are not dropped, where they are known; to find them can take long.
+            make: where batches come from; None reads them from the store.
         """
         _check_complete(store, options.hooks)
         self.store = store
         self.options = options
-        self._make = BatchMaker(store, options, rows)
+        self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make
         self._epoch = self._k = 0
         self._ahead: Prefetch[_Made] | None = None
         self._process = os.getpid()
@@ -51,12 +60,17 @@ class Loader(Closing):
     @property
     def n_rows(self) -> int:
         """Rows of an epoch, of all ranks: those that are not dropped."""
-        return self._make.rows.n_valid
+        return self._make.batches.n_places
 
     @property
     def n_batches(self) -> int:
         """Of an epoch."""
         return self._make.batches.n_batches
+
+    @property
+    def known_rows(self) -> ValidRows | None:
+        """The same, where they are here: what a server drops, it alone knows."""
+        return self._make.known_rows
 
     @property
     def valid_rows(self) -> ValidRows:
@@ -208,7 +222,7 @@ class Loader(Closing):
             n_retries=self._make.n_retries,
             nbytes_read=self._make.nbytes_read,
             cache_hits_and_misses=self._make.cache_hits_and_misses,
-            mask_nbytes=self._make.rows.nbytes,
+            mask_nbytes=self._make.mask_nbytes,
         )
 
     def close(self) -> None:
@@ -233,7 +247,7 @@ class Loader(Closing):
                 self._make.resume()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.store.url, self.options, self.valid_rows, self.state_dict())
+        return _reopened, (self.store, self.options, self._make.known_rows, self.state_dict())
 
     def __repr__(self) -> str:
         hooks = ", ".join(self.options.hooks)
@@ -263,7 +277,7 @@ class _Made:
     seconds: float
 
 
-def _made(make: BatchMaker, epoch: int, k: int) -> Iterator[_Made]:
+def _made(make: BatchSource, epoch: int, k: int) -> Iterator[_Made]:
     """All batches that are left. The thread that makes them ahead does not hold the loader, which can go therefore."""
     epochs = make.options.epochs
     while epochs is None or epoch < epochs:
@@ -274,9 +288,9 @@ def _made(make: BatchMaker, epoch: int, k: int) -> Iterator[_Made]:
         epoch, k = epoch + 1, 0
 
 
-def _reopened(url: str, options: LoaderOptions, rows: ValidRows, state: dict[str, Any]) -> Loader:
-    from actstore.store.store import open_store
-
-    loader = Loader(open_store(url), options, rows)
+def _reopened(
+    store: "Store", options: LoaderOptions, rows: ValidRows | None, state: dict[str, Any]
+) -> Loader:
+    loader = store.loader_of(options, rows)
     loader.load_state_dict(state)
     return loader

@@ -1,15 +1,16 @@
 """What a loader is asked for, once it is known to make sense."""
 
 import operator
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
 
 from actstore.errors import LoaderError
 from actstore.hooks.names import HookName, each_name
-from actstore.loader.drop import Drop
+from actstore.loader.drop import Drop, parse
 from actstore.loader.order import WINDOW_ROWS
 
 if TYPE_CHECKING:
@@ -101,6 +102,40 @@ class LoaderOptions:
         ):
             if is_wrong:
                 raise LoaderError(message)
+
+
+def options_of(
+    store: "Store",
+    hooks: "HookName | Sequence[HookName]",
+    *,
+    drop: Sequence[str | int] = (),
+    seqpos: slice | Sequence[int] | None = None,
+    max_norm: float | None = None,
+    mask: Any = None,
+    dtype: torch.dtype | str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    device: torch.device | str | None = None,
+    **plain: Any,
+) -> LoaderOptions:
+    """What a user asked for, found in the store. `Store.loader` says what each argument means.
+
+    Args:
+        plain: those that `LoaderOptions` takes as they are.
+
+    Raises:
+        HookError: a hook is not stored.
+        LoaderError: an option that cannot be.
+    """
+    chosen, is_single = chosen_hooks(store, hooks)
+    return LoaderOptions(
+        hooks=chosen,
+        is_single=is_single,
+        drop=parse(store, drop, seqpos, max_norm, mask),
+        dtype=torch_dtype(dtype),
+        cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+        device=torch_device(device),
+        **plain,
+    )
 
 
 def chosen_hooks(store: "Store", hooks: "HookName | Sequence[HookName]") -> tuple[tuple[str, ...], bool]:

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from actstore.errors import StorageError
-from actstore.store.blobs import Blobs
+from actstore.store.blobs import BlobReader, Blobs
 from actstore.store.document import Document
 from actstore.store.layout import ArrayLayout
 from actstore.store.plan import RUNS, Plan
@@ -121,7 +121,7 @@ def committed(blobs: Blobs, plan: Plan) -> set[int]:
     return {index for index in found if index < plan.n_segments}
 
 
-def read_plan(blobs: Blobs, run: str) -> Plan | None:
+def read_plan(blobs: BlobReader, run: str) -> Plan | None:
     """The plan of a run; None if there is no such run.
 
     Raises:
@@ -133,7 +133,7 @@ def read_plan(blobs: Blobs, run: str) -> Plan | None:
     return plan
 
 
-def read_commit(blobs: Blobs, plan: Plan, segment: int) -> CommitRecord:
+def read_commit(blobs: BlobReader, plan: Plan, segment: int) -> CommitRecord:
     """The record of a committed segment.
 
     Raises:
@@ -148,7 +148,7 @@ def read_commit(blobs: Blobs, plan: Plan, segment: int) -> CommitRecord:
     return record
 
 
-def read_commits(blobs: Blobs, plan: Plan, segments: Sequence[int]) -> Iterator[CommitRecord]:
+def read_commits(blobs: BlobReader, plan: Plan, segments: Sequence[int]) -> Iterator[CommitRecord]:
     """The records of some segments. A few at a time: with statistics they are large, and there can be 100,000.
 
     Raises:

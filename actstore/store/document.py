@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError, Blobs
+from actstore.store.blobs import BlobNotFoundError, BlobReader
 from actstore.store.layout import to_json
 from actstore.store.shard import crc32c
 
@@ -63,7 +63,7 @@ class Document(BaseModel):
             raise StorageError(f"{where} is damaged: it is not JSON ({error})") from error
 
     @classmethod
-    def read(cls, blobs: Blobs, key: str) -> Self:
+    def read(cls, blobs: BlobReader, key: str) -> Self:
         """Read and parse a document.
 
         Raises:
@@ -73,7 +73,7 @@ class Document(BaseModel):
         return cls.from_bytes(bytes(blobs.read(key)), f"{blobs.url}/{key}")
 
     @classmethod
-    def read_if_there(cls, blobs: Blobs, key: str) -> Self | None:
+    def read_if_there(cls, blobs: BlobReader, key: str) -> Self | None:
         """The same; None if there is none."""
         try:
             return cls.read(blobs, key)

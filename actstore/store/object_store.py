@@ -86,6 +86,10 @@ class ObjectBlobs(S3Blobs):
             found = obstore.list_with_delimiter(self._reader, folder.rstrip("/") or None)
         return {each["path"]: each["size"] for each in found["objects"]}, set(found["common_prefixes"])
 
+    def _sign(self, path: str, seconds: int) -> str:
+        with _translated():
+            return obstore.sign(self._reader, "GET", path, timedelta(seconds=seconds))
+
     def _delete(self, path: str) -> None:
         with _translated():
             obstore.delete(self._writer, path)

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from actstore.store.layout import ArrayLayout, RowRange
 from actstore.store.local import LocalBlobs
 from actstore.store.row_index import RowIndex, Selection
 from actstore.store.sections import PIECE_NBYTES, Piece, Section, Sections
+from actstore.store.shard import Bytes
 from actstore.store.shard_reader import CompressedShards
 from actstore.store.storage_errors import BlobNotFoundError, damaged
 
@@ -49,7 +50,8 @@ class Rows:
         self.blobs = blobs
         """Where the shards are."""
         self._is_local = isinstance(blobs, LocalBlobs)
-        self._sections = tuple(sections)
+        self.sections = tuple(sections)
+        """Who wrote which rows, in order."""
         first = sections[0].layout
         for section in sections:
             kind = (section.layout.shape[1:], section.layout.dtype, section.layout.axes)
@@ -74,16 +76,26 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Bytes of all shards, committed or not; the most it can be, where they are compressed."""
-        return sum(section.layout.nbytes for section in self._sections)
+        return sum(section.layout.nbytes for section in self.sections)
+
+    def committed_pieces(self, rows: Selection) -> Iterator[Piece]:
+        """Where rows are: one piece for each run of neighbours in a shard, in order.
+
+        Raises:
+            NotCommittedError: a row whose segment is not committed.
+        """
+        for piece in self._places.pieces(rows, None):
+            self._check_committed(piece.section, piece.rows)
+            yield piece
 
     def over(self, blobs: BlobReader) -> "Rows":
         """The same rows, read from somewhere else."""
-        return Rows(blobs, self._sections)
+        return Rows(blobs, self.sections)
 
     @property
     def layouts(self) -> tuple[ArrayLayout, ...]:
         """Of the sections, one after the other."""
-        return tuple(section.layout for section in self._sections)
+        return tuple(section.layout for section in self.sections)
 
     def check_committed(self) -> None:
         """See that every row is there to be read.
@@ -91,7 +103,7 @@ class Rows:
         Raises:
             NotCommittedError: one is not.
         """
-        for number, section in enumerate(self._sections):
+        for number, section in enumerate(self.sections):
             for shard in range(section.layout.n_shards):
                 first = shard * section.layout.shard_rows
                 self._check_committed(number, RowRange(shard, 0, section.layout.rows_in(shard), first))
@@ -125,6 +137,30 @@ class Rows:
             ``out``.
         """
         return self._read(RowIndex.parse(key, self.shape), out, n_requests)
+
+    def as_stored(self, rows: range) -> Bytes | None:
+        """Bytes of neighbouring whole rows, as they lie in one file: nothing is copied where they are many.
+
+        Returns:
+            None where they are not in one file, or not stored as they are in memory; index the array then.
+
+        Raises:
+            NotCommittedError: a row whose segment is not committed.
+            StorageError: a shard is damaged or cannot be read.
+        """
+        if not self._is_local or not rows:
+            return None
+        shards = list(self._places.shards(rows[:1])) + list(self._places.shards(rows[-1:]))
+        (number, first), (last_number, last) = shards
+        if (number, first.shard) != (last_number, last.shard) or self._compressed[number] is not None:
+            return None
+        self._check_committed(number, first)
+        layout = self.sections[number].layout
+        key = layout.key(first.shard)
+        try:
+            return self.blobs.read(key, first.start * layout.row_nbytes, len(rows) * layout.row_nbytes)
+        except BlobNotFoundError as error:
+            raise _missing(self.blobs, key) from error
 
     def _read(self, index: RowIndex, out: NDArray[Any] | None, n_requests: int) -> NDArray[Any]:
         shape = (len(index.rows), *index.inner_shape)
@@ -162,9 +198,9 @@ class Rows:
         ends = []
         for row in (int(rows[0]), int(rows[-1])):
             section, first = self._places.find(row)
-            shard, within = divmod(first, self._sections[section].layout.shard_rows)
+            shard, within = divmod(first, self.sections[section].layout.shard_rows)
             self._check_committed(section, RowRange(shard, within, 1, first))
-            ends.append((self._sections[section].layout, shard))
+            ends.append((self.sections[section].layout, shard))
         for layout, shard in ends:
             key, expected = layout.key(shard), layout.max_shard_nbytes(shard)
             info = self.blobs.head(key)
@@ -174,7 +210,7 @@ class Rows:
                 raise damaged(f"{self.blobs.url}/{key}", info.nbytes, 0, expected)
 
     def _check_committed(self, section: int, part: RowRange) -> None:
-        where = self._sections[section]
+        where = self.sections[section]
         if not where.is_committed(part.shard):
             first = self._places.starts[section] + part.first_row
             hint = f"; {where.why_absent}" if where.why_absent else ""
@@ -191,16 +227,16 @@ class Rows:
                 self._read_piece(piece, index, values[piece.at : piece.at + piece.rows.n_rows], is_sparse)
             except BlobNotFoundError as error:
                 # A committed shard that is gone must never look like one that was not written yet.
-                key = self._sections[piece.section].layout.key(piece.rows.shard)
+                key = self.sections[piece.section].layout.key(piece.rows.shard)
                 raise _missing(self.blobs, key) from error
 
         if piece is not None and (len(index.rows) == 1 or not is_sparse):
             read(piece)
             return
-        max_rows = (1,) * len(self._sections) if is_sparse else self._places.max_rows
+        max_rows = (1,) * len(self.sections) if is_sparse else self._places.max_rows
         if not self._is_local:
             n_threads = min(n_requests, len(index.rows))
-        elif len(index.rows) * self._sections[0].layout.row_nbytes > PIECE_NBYTES:
+        elif len(index.rows) * self.sections[0].layout.row_nbytes > PIECE_NBYTES:
             n_threads = min(os.cpu_count() or 1, _READERS)
         else:
             n_threads = 1
@@ -208,7 +244,7 @@ class Rows:
 
     def _reads_ranges(self, index: RowIndex) -> bool:
         """Whether to ask for a part of each row rather than for whole rows."""
-        first = self._sections[0].layout
+        first = self.sections[0].layout
         if index.span is None or any(reader is not None for reader in self._compressed):
             return False
         if self._is_local:
@@ -218,7 +254,7 @@ class Rows:
         return len(index.rows) <= _FEW or unwanted >= _REQUEST_NBYTES
 
     def _read_piece(self, piece: Piece, index: RowIndex, out: NDArray[Any], is_sparse: bool) -> None:
-        layout, part = self._sections[piece.section].layout, piece.rows
+        layout, part = self.sections[piece.section].layout, piece.rows
         key, start = layout.key(part.shard), part.start * layout.row_nbytes
         compressed = self._compressed[piece.section]
         if is_sparse and index.span is not None:

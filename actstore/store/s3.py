@@ -189,6 +189,20 @@ class S3Blobs(abc.ABC):
     def _list(self, folder: str) -> tuple[dict[str, int], set[str]]:
         """Paths of the objects directly below, with their bytes, and of the folders."""
 
+    def signed(self, key: str, seconds: int) -> str:
+        """A URL from which anybody can GET an object, with or without a range, until so many seconds are over, or the
+        credentials that sign it.
+
+        Raises:
+            StorageError: there are no credentials.
+        """
+        path = self._path(key)
+        return self._retries.run(key, "read", lambda: self._sign(path, seconds))
+
+    @abc.abstractmethod
+    def _sign(self, path: str, seconds: int) -> str:
+        """The URL; nothing is asked for."""
+
     @abc.abstractmethod
     def _delete(self, path: str) -> None:
         """Remove an object; one that is not there is fine."""

@@ -110,6 +110,11 @@ class S3fsBlobs(S3Blobs):
             folders |= {each["Prefix"] for each in page.get("CommonPrefixes", [])}
         return files, folders
 
+    def _sign(self, path: str, seconds: int) -> str:
+        with _translated():
+            url: str = self._fs.sign(f"{self._bucket}/{path}", expiration=seconds)
+        return url
+
     def _delete(self, path: str) -> None:
         self._call("delete_object", Key=path)
 

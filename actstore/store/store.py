@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.hooks.names import HookName, each_name, forward_order, long_name, stored_as
 from actstore.store.activations import Activations
-from actstore.store.blobs import Blobs, open_blobs
+from actstore.store.blobs import BlobReader, open_blobs
 from actstore.store.commit import plan_key, read_commits
 from actstore.store.manifest import RunStatistics
 from actstore.store.merging import Merging
@@ -31,7 +31,13 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.names import HookNames
     from actstore.loader.loader import Loader
-    from actstore.loader.options import Shuffle
+    from actstore.loader.options import LoaderOptions, Shuffle
+    from actstore.loader.valid_rows import ValidRows
+    from actstore.store.search import Matches
+
+
+SERVED: Final = "/v1/stores/"
+"""In the URL of a store that a server gives."""
 
 
 class Store:
@@ -40,15 +46,26 @@ class Store:
     A store that is still being written can be read: what is committed is there, all else raises.
     """
 
-    def __init__(self, blobs: Blobs, runs: tuple[Run, ...]) -> None:
+    def __init__(self, blobs: BlobReader, runs: tuple[Run, ...], look: Callable[[], tuple[Run, ...]]) -> None:
+        """
+        Args:
+            blobs: where everything is.
+            runs: what is committed.
+            look: finds that out again.
+        """
         self.url = blobs.url
-        self._blobs = blobs
+        self.blobs = blobs
+        """Where everything is read from."""
         self.runs = runs
         """What was extracted, in the order in which it was begun."""
+        self._look = look
+        self._activations: dict[str, Activations] = {}
 
     def refresh(self) -> None:
         """Look again at what is committed."""
-        self.runs = read_runs(self._blobs)
+        self.runs = self._look()
+        self._activations = {}
+        self.__dict__.pop("_arrays", None)
 
     @property
     def plan(self) -> Plan:
@@ -68,7 +85,7 @@ class Store:
         """Names of the stored hooks, in model order."""
         return tuple(self._arrays)
 
-    @property
+    @cached_property
     def _arrays(self) -> dict[str, HookArray]:
         """The stored hooks of all runs, by name, in model order."""
         found: dict[str, HookArray] = {}
@@ -145,9 +162,14 @@ class Store:
         Raises:
             HookError: this store does not hold it.
         """
-        found = self._find(hook)
-        sections = [self._section(part, found) for part in self._parts]
-        return Activations(found.name, Rows(self._blobs, sections), self._blobs.url)
+        found = self.array_of(hook)
+        if found.name not in self._activations:
+            rows = self._rows([self._section(part, found) for part in self._parts])
+            self._activations[found.name] = Activations(found.name, rows, self.url)
+        return self._activations[found.name]
+
+    def _rows(self, sections: list[Section]) -> Rows:
+        return Rows(self.blobs, sections)
 
     def _section(self, part: Run, hook: HookArray) -> Section:
         """The rows of a hook over the tokens of one part."""
@@ -168,7 +190,7 @@ class Store:
             NotCommittedError: nothing of it is committed yet.
             StorageError: a record is damaged.
         """
-        found = self._find(hook)
+        found = self.array_of(hook)
         if not has_statistics(found):
             raise HookError(f"{found.name} has no statistics: its values are not those of one token alone")
         merging = Merging(found.shape)
@@ -187,9 +209,9 @@ class Store:
     def _records(self, run: Run, hook: str) -> Iterator[HookStatistics]:
         try:
             if run.finished is not None:
-                yield RunStatistics.read(self._blobs, run.finished.statistics.key).hooks[hook]
+                yield RunStatistics.read(self.blobs, run.finished.statistics.key).hooks[hook]
                 return
-            for record in read_commits(self._blobs, run.plan, sorted(run.committed)):
+            for record in read_commits(self.blobs, run.plan, sorted(run.committed)):
                 yield record.statistics[hook]
         except KeyError as error:
             raise StorageError(
@@ -199,7 +221,7 @@ class Store:
 
     def __contains__(self, hook: object) -> bool:
         try:
-            self._find(hook)  # type: ignore[arg-type]
+            self.array_of(hook)  # type: ignore[arg-type]
         except (HookError, TypeError, ValueError):
             return False
         return True
@@ -207,7 +229,12 @@ class Store:
     def __iter__(self) -> Any:
         return iter(self.hooks)
 
-    def _find(self, hook: HookName) -> HookArray:
+    def array_of(self, hook: HookName) -> HookArray:
+        """What the plan says of a hook, whatever it is called.
+
+        Raises:
+            HookError: this store does not hold it.
+        """
         by_name = self._arrays
         name = stored_as(long_name(hook, self.plan.request.model.n_layers))
         if name not in by_name:
@@ -228,7 +255,7 @@ class Store:
 
     def _matching(self, pattern: HookName) -> list[HookArray]:
         if not isinstance(pattern, str) or "*" not in pattern:
-            return [self._find(pattern)]
+            return [self.array_of(pattern)]
         chosen = {stored_as(name) for name in self.names.select(pattern)}
         found = [stored for stored in self._arrays.values() if stored.name in chosen]
         if not found:
@@ -276,11 +303,71 @@ class Store:
             chosen = {found.name for pattern in patterns for found in self._matching(pattern)}
             wanted = tuple(name for name in self.hooks if name in chosen)
         values = {}
-        for name in wanted:
+        for name, value in self._several(wanted, rows).items():
             point = point_of(name)
             axis = 1 if point is None else point.position_axis
-            values[name] = self[name][rows].movedim(1, axis)
+            values[name] = value.movedim(1, axis)
         return ActivationCache(values, names=names, cfg=cfg, model=model)
+
+    def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
+        return {name: self[name][sequences] for name in hooks}
+
+    def find(
+        self,
+        text: str | None = None,
+        *,
+        tokens: "Sequence[int] | NDArray[np.integer[Any]] | None" = None,
+        sha: str | None = None,
+        prefix: bool = False,
+        limit: int | None = None,
+    ) -> NDArray[np.int64]:
+        """Numbers of the sequences that hold a text or token ids, ascending, each once: ``store[hook][rows]``.
+
+        All token ids are read, block by block; padding is never found. Rows are found as soon as their tokens are
+        there, and their activations may not be committed yet: see `committed_rows`.
+
+        Args:
+            text: made into tokens by the tokenizer of the store, as it is and behind a space, which gives it other ids;
+                either counts. Inside of a longer text its ends can have been merged into other tokens, and are not
+                found there; ``tokens`` is exact.
+            tokens: ids that follow each other.
+            sha: of all real tokens of a sequence, from `actstore.store.search.sequence_sha256`.
+            prefix: only where a sequence begins: at position 0, or at 1 behind a token that packing put in.
+            limit: the most sequences; the search ends when it has them.
+
+        Returns:
+            [n_found].
+
+        Raises:
+            JobError: not one of text, tokens and sha, or not a valid one; a limit below 1.
+            NotCommittedError: the tokens of a run are not complete.
+            StorageError: they cannot be read.
+            TokensError: the text gives no tokens, or the tokenizer is not known, not there, or another one by now.
+        """
+        return self._matches(text, tokens, sha, prefix, limit, once=True).sequences
+
+    def locate(
+        self,
+        text: str | None = None,
+        *,
+        tokens: "Sequence[int] | NDArray[np.integer[Any]] | None" = None,
+        sha: str | None = None,
+        prefix: bool = False,
+        limit: int | None = None,
+    ) -> "Matches":
+        """Every place where it begins: `find` with positions, and a limit that counts places.
+
+        Returns:
+            ``sequences`` [n_matches] and ``positions`` [n_matches], in the order of the store, each place once.
+        """
+        return self._matches(text, tokens, sha, prefix, limit, once=False)
+
+    def _matches(
+        self, text: str | None, tokens: Any, sha: str | None, prefix: bool, limit: int | None, *, once: bool
+    ) -> "Matches":
+        from actstore.store.search import search
+
+        return search(self, text, tokens, sha, prefix, limit, once)
 
     def loader(
         self,
@@ -341,31 +428,42 @@ class Store:
             NotCommittedError: a row is not committed.
             StorageError: what must be read cannot be.
         """
-        from actstore.loader.drop import parse
-        from actstore.loader.loader import Loader
-        from actstore.loader.options import LoaderOptions, chosen_hooks, torch_device, torch_dtype
+        from actstore.loader.options import options_of
 
-        chosen, is_single = chosen_hooks(self, hooks)
-        options = LoaderOptions(
-            hooks=chosen,
-            is_single=is_single,
+        options = options_of(
+            self,
+            hooks,
             batch_size=batch_size,
             seed=seed,
             shuffle=shuffle,
             window_rows=window_rows,
-            drop=parse(self, drop, seqpos, max_norm, mask),
+            drop=drop,
+            seqpos=seqpos,
+            max_norm=max_norm,
+            mask=mask,
             epochs=epochs,
             drop_last=drop_last,
             rank=rank,
             world_size=world_size,
-            dtype=torch_dtype(dtype),
+            dtype=dtype,
             provenance=provenance,
             prefetch=prefetch,
-            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            cache_dir=cache_dir,
             cache_limit=cache_limit,
-            device=torch_device(device),
+            device=device,
         )
-        return Loader(self, options)
+        return self.loader_of(options)
+
+    def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
+        """`loader`, of options that were found in this store.
+
+        Args:
+            options: of this store.
+            rows: those that are not dropped, where they are known.
+        """
+        from actstore.loader.loader import Loader
+
+        return Loader(self, options, rows)
 
     @property
     def tokens(self) -> Rows:
@@ -388,7 +486,7 @@ class Store:
         return self._token_rows("offsets")
 
     def _token_rows(self, path: str) -> Rows:
-        return Rows(self._blobs, [_token_section(part, path) for part in self._parts])
+        return self._rows([_token_section(part, path) for part in self._parts])
 
     @property
     def zarr(self) -> "zarr.Group":
@@ -398,6 +496,13 @@ class Store:
         import actstore.store.bfloat16  # noqa: F401 - registers the type
 
         return zarr.open_group(self.url, mode="r")
+
+    def reopened(self) -> "Store":
+        """The same store with connections of its own."""
+        return open_store(self.url)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_store, (self.url,)
 
     def __repr__(self) -> str:
         model = self.plan.request.model.name
@@ -415,16 +520,34 @@ def _token_section(part: Run, path: str) -> Section:
     return Section(part.plan.token_array(path), is_committed, "run the extraction again to complete them")
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str | os.PathLike[str], *, token: str | None = None, direct: bool | None = None) -> Store:
     """Open the store below a path or URL; exported as `actstore.open`.
+
+    Args:
+        url: a folder, ``s3://bucket/run``, any fsspec URL, or ``http://host:port/v1/stores/name`` of a server.
+        token: for a server; the environment variable ACTSTORE_TOKEN, where none is given.
+        direct: whether to read the storage behind a server without it: None, for loaders, where it can be reached;
+            True, for everything; False, for nothing.
 
     Raises:
         StorageError: there is no store, or it cannot be read.
     """
+    if str(url).startswith(("http://", "https://")) and SERVED in str(url):
+        from actstore.query.client.served_store import ServedStore
+
+        return ServedStore(str(url), token, direct)
+    if token is not None or direct is not None:
+        raise StorageError(
+            f"{url} is no server, and token and direct are for one (http://host:port/v1/stores/name); leave them out"
+        )
     blobs = open_blobs(str(url))
-    runs = read_runs(blobs)
+
+    def look() -> tuple[Run, ...]:
+        return read_runs(blobs)
+
+    runs = look()
     if not runs:
         raise StorageError(
             f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
         )
-    return Store(blobs, runs)
+    return Store(blobs, runs, look)

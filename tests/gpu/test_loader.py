@@ -8,7 +8,7 @@ import torch
 
 from actstore.store.local import LocalBlobs
 from actstore.store.store import Store
-from tests.loader.stores import HEADS, A, finished
+from tests.loader.stores import HEADS, A, finished, maker_of
 from tests.store.example import Columns, example_plan
 
 pytestmark = [
@@ -58,6 +58,6 @@ def test_host_memory_is_pinned_and_used_again(made: tuple[Store, Columns]) -> No
     loader = store.loader(A, batch_size=64, device="cuda", prefetch=0, epochs=20)
     for _ in loader:
         pass
-    memories = [memory for kept in loader._make._buffers[A]._memories.values() for memory in kept]
+    memories = [memory for kept in maker_of(loader)._buffers[A]._memories.values() for memory in kept]
     assert len(memories) == 2  # of a batch, and of the smaller last one
     assert all(torch.from_numpy(memory).is_pinned() for memory in memories)

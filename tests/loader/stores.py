@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 import actstore
+from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.loader import Loader
 from actstore.store.blobs import Blobs
 from actstore.store.plan import Plan
@@ -45,3 +46,9 @@ def check(loader: Loader, hook: str, values: NDArray[Any]) -> None:
 def integer(tensor: torch.Tensor) -> torch.dtype:
     """Of the same size, to compare bits."""
     return {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+
+
+def maker_of(loader: Loader) -> BatchMaker:
+    """What makes its batches, of a loader that reads storage."""
+    assert isinstance(loader._make, BatchMaker)
+    return loader._make

@@ -27,7 +27,7 @@ from actstore.store.blobs import BlobInfo, BlobReader, open_blobs
 from actstore.store.local import LocalBlobs
 from actstore.store.shard import Bytes
 from actstore.store.store import Store
-from tests.loader.stores import A, finished
+from tests.loader.stores import A, finished, maker_of
 from tests.loader.test_prefetch import check_ended
 from tests.store.example import HOOKS, example_plan
 
@@ -89,7 +89,7 @@ def test_closed_in_a_forked_process(store: Store) -> None:
     """A thread of the parent may hold the lock, and is not there to give it back."""
     loader = store.loader(A, batch_size=30)
     next(loader)
-    with loader._make._lock:
+    with maker_of(loader)._lock:
         pid = os.fork()
         if pid == 0:
             signal.alarm(20)
@@ -220,7 +220,7 @@ def blocked_loader(monkeypatch: pytest.MonkeyPatch) -> tuple[Loader, Blocked]:
     store, _ = finished(open_blobs(f"memory://{uuid.uuid4().hex}"), example_plan())
     loader = store.loader([A, HOOKS[1]], batch_size=8, shuffle="window", epochs=None)
     blocked = Blocked(store[A].rows.blobs)
-    arrays = loader._make._arrays
+    arrays = maker_of(loader)._arrays
     arrays.update({name: rows.over(blocked) for name, rows in arrays.items()})
     return loader, blocked
 
@@ -248,7 +248,7 @@ def check_ends_soon(
 @pytest.mark.parametrize("is_closed", [True, False])
 def test_the_end_does_not_wait_for_a_whole_window(monkeypatch: pytest.MonkeyPatch, is_closed: bool) -> None:
     loader, blocked = blocked_loader(monkeypatch)
-    make, ahead = loader._make, Prefetch(loader._from_here(), 2, loader._make.interrupt)
+    make, ahead = maker_of(loader), Prefetch(loader._from_here(), 2, maker_of(loader).interrupt)
     loader._ahead = ahead
     if is_closed:
         check_ends_soon(loader.close, make, blocked)
@@ -273,6 +273,6 @@ def test_a_batch_of_a_loader_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> 
 
     asking = threading.Thread(target=ask)
     asking.start()
-    check_ends_soon(loader.close, loader._make, blocked)
+    check_ends_soon(loader.close, maker_of(loader), blocked)
     check_ended(asking)
     assert "the loader was closed" in str(errors[0])

@@ -18,7 +18,7 @@ from actstore.loader.single_rows import SingleRows
 from actstore.store.blobs import open_blobs
 from actstore.store.local import LocalBlobs
 from actstore.store.store import Store
-from tests.loader.stores import A, B, check, finished
+from tests.loader.stores import A, B, check, finished, maker_of
 from tests.store.example import Columns, example_plan
 
 WINDOWS: dict[str, Any] = {"batch_size": 20, "shuffle": "window", "window_rows": 100}
@@ -38,7 +38,7 @@ def remote() -> tuple[Store, Columns]:
 
 
 def sources(loader: Loader) -> list[RowSource]:
-    return list(loader._make._sources.values())
+    return list(maker_of(loader)._sources.values())
 
 
 @pytest.mark.parametrize("shuffle", ["window", None])

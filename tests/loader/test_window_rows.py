@@ -12,7 +12,7 @@ from actstore.loader import window_rows
 from actstore.store.blobs import open_blobs
 from actstore.store.plan import HookArray
 from actstore.store.store import Store
-from tests.loader.stores import N_ROWS, A, finished, rows_of
+from tests.loader.stores import N_ROWS, A, finished, maker_of, rows_of
 from tests.store.arrays import bits
 from tests.store.example import LENGTH, N, example_plan
 
@@ -41,8 +41,8 @@ def test_two_windows_are_in_memory(
     mask = np.tile(np.arange(LENGTH) < LENGTH // share, (N, 1))
     options: dict[str, Any] = {"batch_size": batch_size // share, "shuffle": "window", "window_rows": 64}
     with store.loader(A, mask=mask, epochs=3, prefetch=0, **options) as loader:
-        stored = np.diff(loader._make._edges) * LENGTH * ROW_NBYTES
-        windows = [window for epoch in range(3) for window in loader._make._order.windows(epoch)]
+        stored = np.diff(maker_of(loader)._edges) * LENGTH * ROW_NBYTES
+        windows = [window for epoch in range(3) for window in maker_of(loader)._order.windows(epoch)]
         largest = max(int(stored[window.shards].sum()) for window in windows)
         assert largest < (64 + 2 * SHARD_ROWS) * ROW_NBYTES
         assert 3 * largest < N_ROWS * ROW_NBYTES

@@ -55,7 +55,7 @@ def test_store_opens_anywhere(blobs: Blobs) -> None:
 
 def test_path_objects_open(local: LocalBlobs) -> None:
     make(local)
-    assert actstore.open(local.root).hooks == IN_ORDER  # type: ignore[arg-type]
+    assert actstore.open(local.root).hooks == IN_ORDER
 
 
 def test_what_a_store_says_of_itself(local: LocalBlobs) -> None:

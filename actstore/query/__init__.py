@@ -1,0 +1,1 @@
+"""Stores over HTTP: `actstore.query.server` gives them, `actstore.query.client` reads them."""

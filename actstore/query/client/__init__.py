@@ -1,0 +1,1 @@
+"""The store behind ``actstore.open("http://...")``. Needs no extra."""

@@ -1,0 +1,92 @@
+"""The objects of a served store, read over HTTP."""
+
+import http.client
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError
+from actstore.query.client.connections import read_into
+from actstore.query.client.server import Server
+from actstore.store.blobs import BlobInfo, check_key
+from actstore.store.shard import Bytes
+from actstore.store.storage_errors import BlobNotFoundError, damaged
+
+_WHOLE: Final = 200
+_PART: Final = 206
+
+
+class HttpBlobs:
+    """`BlobReader` of a store on a server: its ``/zarr`` resource."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.url = server.url
+
+    @property
+    def n_retries(self) -> int:
+        return self._server.n_retries
+
+    def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
+        """As `BlobReader.read`."""
+        if nbytes is not None:
+            out = np.empty(nbytes, np.uint8)
+            self.read_into(key, start, out)
+            return out
+
+        def take(reply: http.client.HTTPResponse) -> bytes:
+            return reply.read()
+
+        data = self._server.take(self._path(key), take)
+        self._server.count(len(data))
+        if len(data) < start:
+            raise damaged(f"{self.url}/{key}", len(data), start, nbytes)
+        return data[start:]
+
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        """As `BlobReader.read_into`."""
+        if not out.nbytes:
+            check_key(key)
+            return
+
+        def take(reply: http.client.HTTPResponse) -> None:
+            take_range(reply, f"{self.url}/{key}", start, out)
+
+        span = {"Range": f"bytes={start}-{start + out.nbytes - 1}"}
+        self._server.take(self._path(key), take, headers=span)
+        self._server.count(out.nbytes)
+
+    def head(self, key: str) -> BlobInfo | None:
+        """As `BlobReader.head`."""
+
+        def take(reply: http.client.HTTPResponse) -> BlobInfo:
+            reply.read()
+            return BlobInfo(int(reply.headers["Content-Length"]), reply.headers["ETag"], {})
+
+        try:
+            return self._server.take(self._path(key), take, method="HEAD")
+        except BlobNotFoundError:
+            return None
+
+    def _path(self, key: str) -> str:
+        return f"/zarr/{check_key(key)}"
+
+
+def take_range(reply: http.client.HTTPResponse, where: str, start: int, out: NDArray[np.uint8]) -> None:
+    """The bytes of a reply to a request for a range, which may be all of the object.
+
+    Raises:
+        RequestError: they were cut off.
+        StorageError: the object is shorter.
+    """
+    length = int(reply.headers.get("Content-Length", -1))
+    if reply.status == _WHOLE and start == 0 and length == out.nbytes:
+        pass
+    elif reply.status != _PART:
+        raise StorageError(
+            f"{where} was asked for a range, and the server gave all of it; it cannot be read so"
+        )
+    elif length != out.nbytes:
+        raise damaged(where, start + length, start, out.nbytes)
+    read_into(reply, out)

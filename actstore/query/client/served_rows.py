@@ -1,0 +1,133 @@
+"""Rows of a served array: what is wanted of them is cut out by the server, in as few requests as there can be."""
+
+import http.client
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.query.client.connections import read_into
+from actstore.query.client.server import Server
+from actstore.query.documents import Select
+from actstore.query.selection import Rows as Numbers
+from actstore.query.selection import text_of
+from actstore.query.wire import RAW
+from actstore.store.blobs import BlobReader
+from actstore.store.row_index import RowIndex
+from actstore.store.rows import Rows, Section
+from actstore.store.sections import Piece
+from actstore.store.storage_errors import Kind, RequestError
+
+_REQUEST_NBYTES: Final = 32 << 20
+"""Of larger reads, several requests are under way at once."""
+_REQUESTS: Final = 4
+_MAX_LISTED: Final = 50_000
+"""Sequences in a list."""
+_MAX_TEXT: Final = 2_000
+"""Characters that are put in a URL; what is longer goes into the body of a POST."""
+
+
+class ServedRows(Rows):
+    """`Rows` of a server."""
+
+    def __init__(self, server: Server, name: str, blobs: BlobReader, sections: Sequence[Section]) -> None:
+        """
+        Args:
+            server: of the store.
+            name: of the hook, or of the array of tokens.
+            blobs: the same store as objects, for those who read shards.
+            sections: as for `Rows`.
+        """
+        super().__init__(blobs, sections)
+        self._server = server
+        self._name = name
+
+    def _fill(self, index: RowIndex, values: NDArray[Any], piece: Piece | None, n_requests: int) -> None:
+        inner = _inner(index, self.shape)
+        if inner is None:
+            super()._fill(index, values, piece, n_requests)
+            return
+        memory = values.reshape(-1).view(np.uint8)
+        row_nbytes = memory.nbytes // len(index.rows)
+        step = max(1, _REQUEST_NBYTES // max(1, row_nbytes))
+        if not isinstance(index.rows, range):
+            step = min(step, _MAX_LISTED)
+        starts = range(0, len(index.rows), step)
+
+        def read(start: int) -> None:
+            part = memory[start * row_nbytes : (start + step) * row_nbytes]
+            self._read_part(index.rows[start : start + step], inner, part)
+
+        if len(starts) == 1:
+            read(0)
+            return
+        failed = threading.Event()
+
+        def unless_failed(start: int) -> None:
+            try:
+                if not failed.is_set():
+                    read(start)
+            except BaseException:
+                failed.set()
+                raise
+
+        with ThreadPoolExecutor(min(_REQUESTS, len(starts)), thread_name_prefix="served") as threads:
+            for done in [threads.submit(unless_failed, start) for start in starts]:
+                done.result()
+
+    def _read_part(self, rows: Numbers, inner: tuple[Numbers, ...], out: NDArray[np.uint8]) -> None:
+        def take(reply: http.client.HTTPResponse) -> None:
+            length = int(reply.headers.get("Content-Length", -1))
+            if length != out.nbytes:
+                raise RequestError(Kind.OTHER, f"{length} bytes came where {out.nbytes} were asked for")
+            read_into(reply, out)
+
+        positions = text_of(inner[0]) if inner else ":"
+        elements = ",".join(map(text_of, inner[1:])) if len(inner) > 1 else None
+        sequences = text_of(rows)
+        if len(sequences) + len(positions) < _MAX_TEXT:
+            query = {"seq": sequences, "pos": positions} | ({} if elements is None else {"inner": elements})
+            self._server.take(f"/hooks/{self._name}/slice", take, query=query, accept=RAW)
+        else:
+            asked = Select(
+                hooks=[self._name],
+                sequences=_listed(rows),
+                positions=_listed(inner[0]) if inner else ":",
+                inner=elements,
+            )
+            self._server.take("/select", take, asked=asked, accept=RAW)
+        self._server.count(out.nbytes)
+
+
+def _listed(numbers: Numbers) -> str | list[int]:
+    return text_of(numbers) if isinstance(numbers, range) else numbers.tolist()
+
+
+def _inner(index: RowIndex, shape: tuple[int, ...]) -> tuple[Numbers, ...] | None:
+    """Numbers along the axes behind the first, whose values lie in the order in which they are wanted; None where a
+    text cannot say them.
+    """
+    found = tuple(_numbers(shape[1:], index.inner[1:]))
+    backwards = [isinstance(each, range) and each.step < 0 for each in found]
+    if any(backwards[1:]):
+        return None
+    if backwards and backwards[0]:
+        found = (np.asarray(found[0], np.int64), *found[1:])
+    # Of an array without axes behind the positions, nothing is said of them.
+    return found
+
+
+def _numbers(shape: Sequence[int], key: Sequence[Any]) -> Iterator[Numbers]:
+    for axis, size in enumerate(shape):
+        part = key[axis] if axis < len(key) else slice(None)
+        if isinstance(part, slice):
+            yield range(*part.indices(size))
+        elif isinstance(part, int | np.integer):
+            yield range(int(part) % size, int(part) % size + 1)
+        else:
+            listed = np.asarray(part)
+            numbers = np.flatnonzero(listed) if listed.dtype == bool else listed.astype(np.int64).reshape(-1)
+            yield np.where(numbers < 0, numbers + size, numbers)

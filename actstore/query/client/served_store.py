@@ -1,0 +1,172 @@
+"""A store on a server, which gives the same as one that is read directly."""
+
+import http.client
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from actstore.errors import JobError
+from actstore.hooks.names import HookName
+from actstore.query.client.direct import direct_blobs
+from actstore.query.client.http_blobs import HttpBlobs
+from actstore.query.client.safetensors import read_tensors
+from actstore.query.client.served_rows import ServedRows
+from actstore.query.client.server import Server
+from actstore.query.documents import MatchList, Select, StatisticsDocument, StoreDocument
+from actstore.query.wire import SAFETENSORS
+from actstore.store.blobs import BlobReader
+from actstore.store.rows import Rows, Section
+from actstore.store.run import Run
+from actstore.store.search import Matches
+from actstore.store.statistics import Statistics
+from actstore.store.store import Store
+
+if TYPE_CHECKING:
+    import torch
+    import zarr
+
+    from actstore.loader.loader import Loader
+    from actstore.loader.options import LoaderOptions
+    from actstore.loader.valid_rows import ValidRows
+
+TOKEN: Final = "ACTSTORE_TOKEN"
+"""Environment variable: the token, where none is given."""
+_MAX_SELECTED: Final = 256 << 20
+"""Bytes that are asked for at once; more is asked for hook by hook."""
+_MAX_MATCHES: Final = 1_000_000
+"""Of a search; as many as a server gives."""
+
+
+class ServedStore(Store):
+    """A `Store` whose bytes come from a server, or, where it is reachable, from the storage behind it."""
+
+    def __init__(self, url: str, token: str | None, direct: bool | None) -> None:
+        """
+        Args:
+            url: ``http://host:port/v1/stores/name``.
+            token: that the server wants; None takes that of the environment.
+            direct: whether to read storage without the server: None, for loaders if that can be reached; True, for
+                everything, or it is an error; False, for nothing.
+
+        Raises:
+            StorageError: there is no such store, or it cannot be read.
+        """
+        self._token = token
+        self._direct = direct
+        self.server = Server(url, token or os.environ.get(TOKEN) or None)
+        super().__init__(HttpBlobs(self.server), self._read_runs(), self._read_runs)
+        if direct:
+            self.blobs = self._storage
+
+    def _read_runs(self) -> tuple[Run, ...]:
+        found = self.server.document(StoreDocument, "")
+        return tuple(
+            Run(
+                plan=run.plan,
+                committed=range(run.plan.n_segments)
+                if run.committed == ((0, run.plan.n_segments),)
+                else frozenset(number for start, stop in run.committed for number in range(start, stop)),
+                has_tokens=run.has_tokens,
+                finished=run.finished,
+            )
+            for run in found.runs
+        )
+
+    @cached_property
+    def _reachable(self) -> BlobReader | None:
+        """The storage behind the server, if this process can read it."""
+        return None if self._direct is False else direct_blobs(self.server, self.plan)
+
+    @property
+    def _storage(self) -> BlobReader:
+        """
+        Raises:
+            StorageError: it cannot be reached.
+        """
+        found = self._reachable or direct_blobs(self.server, self.plan, must=True)
+        assert found is not None
+        return found
+
+    @cached_property
+    def _behind(self) -> Store:
+        """The same runs, read from the storage."""
+        return Store(self._storage, self.runs, self._read_runs)
+
+    def _rows(self, sections: list[Section]) -> Rows:
+        if self._direct:
+            return super()._rows(sections)
+        name = sections[0].layout.path.rpartition("/")[2]
+        return ServedRows(self.server, name, self.blobs, sections)
+
+    def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
+        if self._direct or not hooks:
+            return super()._several(hooks, sequences)
+        numbers: Any = range(*sequences.indices(self.shape[0])) if isinstance(sequences, slice) else sequences
+        nbytes = sum(self[name].nbytes for name in hooks) // max(1, self.shape[0]) * len(numbers)
+        if nbytes > _MAX_SELECTED or len(hooks) == 1 or not len(numbers):
+            return super()._several(hooks, sequences)
+        listed = [int(number) for number in np.asarray(numbers).reshape(-1)]
+        asked = Select(hooks=list(hooks), sequences=listed)
+
+        def take(reply: http.client.HTTPResponse) -> "dict[str, torch.Tensor]":
+            return read_tensors(reply)
+
+        found = self.server.take("/select", take, asked=asked, accept=SAFETENSORS)
+        return {name: found[name] for name in hooks}
+
+    def stats(self, hook: HookName) -> Statistics:
+        """As `Store.stats`; the server has merged the records."""
+        name = self.array_of(hook).name
+        found = self.server.document(StatisticsDocument, f"/hooks/{name}/stats")
+        return Statistics(found.record, found.shape)
+
+    def _matches(
+        self, text: str | None, tokens: Any, sha: str | None, prefix: bool, limit: int | None, *, once: bool
+    ) -> Matches:
+        given = {"text": text, "tokens": tokens, "sha": sha}
+        query: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        if len(query) != 1 or (limit is not None and limit < 1):
+            return super()._matches(text, tokens, sha, prefix, limit, once=once)  # which says what is wrong
+        if tokens is not None:
+            ids = np.asarray(tokens)
+            if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
+                return super()._matches(text, tokens, sha, prefix, limit, once=once)
+            query["tokens"] = ",".join(map(str, ids.tolist()))
+        query |= {"prefix": prefix, "once": once, "limit": _MAX_MATCHES if limit is None else limit}
+        found = self.server.document(MatchList, "/prompts", query)
+        if limit is None and len(found.sequences) == _MAX_MATCHES:
+            raise JobError(
+                f"there are more than {_MAX_MATCHES} places; give a limit, or look for something rarer"
+            )
+        return Matches(np.array(found.sequences, np.int64), np.array(found.positions, np.int64))
+
+    def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
+        """As `Store.loader_of`: from the storage where it can be reached, else batches that the server makes."""
+        from actstore.loader.batch_maker import BatchMaker
+        from actstore.loader.loader import Loader
+        from actstore.query.client.served_batches import ServedBatches
+
+        if self._reachable is not None:
+            return Loader(self, options, rows, make=BatchMaker(self._behind, options, rows))
+        if options.drop.mask is not None or options.cache_dir is not None:
+            return Loader(self, options, rows)
+        return Loader(self, options, rows, make=ServedBatches(self, self.server, options))
+
+    @property
+    def zarr(self) -> "zarr.Group":
+        """The same store through zarr-python, over HTTP."""
+        import zarr
+
+        import actstore.store.bfloat16  # noqa: F401 - registers the type
+
+        return zarr.open_group(f"{self.url}/zarr", mode="r", storage_options=self.server.storage_options)
+
+    def reopened(self) -> "ServedStore":
+        """The same store with connections of its own."""
+        return ServedStore(self.url, self._token, self._direct)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ServedStore, (self.url, self._token, self._direct)

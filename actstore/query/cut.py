@@ -1,0 +1,97 @@
+"""A part of a stored array, and its bytes."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+
+from actstore.query.selection import Rows, text_of
+from actstore.store.rows import Rows as StoredRows
+from actstore.store.shard import view
+
+PIECE_NBYTES: Final = 2 << 20
+"""About so much is read, and sent, at once. A sequence is never divided."""
+
+_READ_NBYTES: Final = 128 << 20
+"""The most that is read for a piece, where little of each sequence is asked for."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Sequences x positions x elements of an array, in C order."""
+
+    name: str
+    """Of the hook, or of the array of tokens."""
+    stored: StoredRows
+    sequences: Rows
+    inner: tuple[Rows, ...]
+    """Positions, then the axes of the hook; nothing for an array of one axis."""
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.sequences), *(len(each) for each in self.inner))
+
+    @property
+    def dtype(self) -> str:
+        """Name of the type of the elements."""
+        return self.stored.dtype
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of what is asked for of one sequence."""
+        return math.prod(self.shape[1:]) * self.stored.storage.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.sequences) * self.row_nbytes
+
+    @property
+    def text(self) -> str:
+        """What is asked for, in one spelling."""
+        return f"{self.name}[{';'.join(map(text_of, (self.sequences, *self.inner)))}]"
+
+    @property
+    def piece_rows(self) -> int:
+        """Sequences that are read at once."""
+        whole = self.stored.layouts[0].row_nbytes
+        return max(1, min(PIECE_NBYTES // max(1, self.row_nbytes), _READ_NBYTES // max(1, whole)))
+
+    @cached_property
+    def _is_cut(self) -> bool:
+        """Whether more is read than asked for."""
+        wanted = zip(self.inner, self.stored.shape[1:], strict=True)
+        return any(not isinstance(each, range) or len(each) != size for each, size in wanted)
+
+    def read(self, start: int, stop: int) -> memoryview:
+        """Bytes of some of the sequences, counted within the cut.
+
+        Raises:
+            NotCommittedError: one is not committed.
+            StorageError: it cannot be read.
+        """
+        rows = self.sequences[start:stop]
+        if not self._is_cut and isinstance(rows, range) and rows.step == 1:
+            found = self.stored.as_stored(rows)
+            if found is not None:
+                return view(found)
+        values = self._values(rows)
+        return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+    def _values(self, rows: Rows) -> Any:
+        key: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
+        # Lists would be paired by NumPy where they are crossed here, so each axis is read as the slice around it.
+        around = [_around(each) for each in self.inner]
+        values = self.stored[(key, *around)]
+        for axis, each in enumerate(self.inner, 1):
+            if not isinstance(each, range):
+                low = int(each.min()) if len(each) else 0
+                values = np.take(values, each - low, axis=axis)
+        return values
+
+
+def _around(each: Rows) -> slice:
+    if isinstance(each, range):
+        return slice(each.start, each.stop, each.step)
+    return slice(int(each.min()), int(each.max()) + 1) if len(each) else slice(0, 0)

@@ -1,0 +1,1 @@
+"""The server of ``actstore serve``. Needs the extra ``serve``."""

@@ -1,0 +1,71 @@
+"""The bytes of a reply, made piece by piece while they are sent."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from actstore.query.cut import PIECE_NBYTES, Cut
+
+
+class Part(Protocol):
+    """Bytes of known length."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """Bytes ``start:stop``, in order; read when they are asked for.
+
+        Raises:
+            NotCommittedError: a row is not committed.
+            StorageError: it cannot be read.
+        """
+        ...
+
+
+class InMemory:
+    """Bytes that are there."""
+
+    def __init__(self, data: bytes | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        self.nbytes = self._data.nbytes
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """As `Part.pieces`."""
+        for at in range(start, stop, PIECE_NBYTES):
+            yield self._data[at : min(at + PIECE_NBYTES, stop)]
+
+
+class Stored:
+    """A part of an array."""
+
+    def __init__(self, cut: Cut) -> None:
+        self._cut = cut
+        self.nbytes = cut.nbytes
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """As `Part.pieces`."""
+        if stop <= start:
+            return
+        nbytes, step = self._cut.row_nbytes, self._cut.piece_rows
+        end = -(-stop // nbytes)
+        for row in range(start // nbytes, end, step):
+            last = min(row + step, end)
+            piece = self._cut.read(row, last)
+            yield piece[max(0, start - row * nbytes) : min(piece.nbytes, stop - row * nbytes)]
+
+
+class Body:
+    """Parts, one after the other."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(part.nbytes for part in parts))
+        self.nbytes = self._ends[-1] if parts else 0
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """As `Part.pieces`."""
+        for part, end in zip(self._parts, self._ends, strict=True):
+            first = end - part.nbytes
+            if first < stop and start < end:
+                yield from part.pieces(max(0, start - first), min(part.nbytes, stop - first))

@@ -1,0 +1,168 @@
+"""Tensors as bytes: raw, safetensors, npy, Arrow, JSON."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actstore.query.cut import Cut
+from actstore.query.problem import Problem
+from actstore.query.server.body import Body, InMemory, Part, Stored
+from actstore.query.wire import ARROW, DTYPE, JSON, NPY, RAW, SAFETENSORS, SHAPE
+
+MEDIA: Final = {"raw": RAW, "safetensors": SAFETENSORS, "npy": NPY, "arrow": ARROW, "json": JSON}
+"""Media type by name of a format."""
+_MAX_CONVERTED_NBYTES: Final = 64 << 20
+"""Of formats that are made in memory."""
+_MAX_JSON: Final = 100_000
+"""Elements."""
+_SAFETENSORS_DTYPES: Final = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "int32": "I32",
+    "int64": "I64",
+}
+
+
+def safetensors_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> bytes:
+    """What comes before the data of the tensors, which follow each other.
+
+    Source: https://huggingface.co/docs/safetensors/index#format
+
+    Args:
+        tensors: name, type, shape and bytes of each.
+    """
+    fields, start = {}, 0
+    for name, dtype, shape, nbytes in tensors:
+        offsets = [start, start + nbytes]
+        fields[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": offsets}
+        start += nbytes
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # data is aligned
+    return len(text).to_bytes(8, "little") + text
+
+
+def safetensors_body(cuts: Sequence[Cut]) -> Body:
+    """Several arrays, each under its name."""
+    head = safetensors_header([(cut.name, cut.dtype, cut.shape, cut.nbytes) for cut in cuts])
+    return Body([InMemory(head), *(Stored(cut) for cut in cuts)])
+
+
+def raw_headers(dtype: str, shape: Sequence[int]) -> dict[str, str]:
+    """What raw bytes do not say of themselves."""
+    return {DTYPE: dtype, SHAPE: ",".join(map(str, shape))}
+
+
+def slice_body(cut: Cut, form: str) -> Body:
+    """One array.
+
+    Args:
+        cut: what is asked for.
+        form: a name in `MEDIA`.
+
+    Raises:
+        NotCommittedError: a row is not committed.
+        Problem: it is too large for this format.
+        StorageError: it cannot be read.
+    """
+    match form:
+        case "raw":
+            return Body([Stored(cut)])
+        case "safetensors":
+            return safetensors_body([cut])
+        case "npy":
+            return Body(_npy(cut))
+        case "arrow":
+            return Body([InMemory(_arrow(cut))])
+        case _:
+            return Body([InMemory(_json(cut))])
+
+
+def _npy(cut: Cut) -> list[Part]:
+    if cut.dtype != "bfloat16":
+        return [InMemory(_npy_header(cut.stored.storage, cut.shape)), Stored(cut)]
+    values = _values(cut, "npy of bfloat16, which becomes float32,")
+    return [InMemory(_npy_header(values.dtype, values.shape)), InMemory(values.tobytes())]
+
+
+def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    buffer = io.BytesIO()
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(buffer, fields)
+    return buffer.getvalue()
+
+
+def _values(cut: Cut, what: str) -> NDArray[Any]:
+    """All of it in memory. bfloat16 becomes float32, which holds every value of it exactly."""
+    if cut.nbytes > _MAX_CONVERTED_NBYTES:
+        raise Problem(
+            413,
+            "too-large",
+            f"the slice has {cut.nbytes} bytes, and {what} is for up to {_MAX_CONVERTED_NBYTES}; ask for raw bytes or "
+            "safetensors, or for less",
+        )
+    rows = len(cut.sequences)
+    pieces = [cut.read(row, min(row + cut.piece_rows, rows)) for row in range(0, rows, cut.piece_rows)]
+    data = np.frombuffer(b"".join(pieces), cut.stored.storage).reshape(cut.shape)
+    return data.view(ml_dtypes.bfloat16).astype(np.float32) if cut.dtype == "bfloat16" else data
+
+
+def _arrow(cut: Cut) -> bytes:
+    """A row for each sequence and position: their numbers, and the value as a list of fixed size."""
+    values = _values(cut, "Arrow")
+    sequences = np.asarray(cut.sequences, np.int64)
+    columns: dict[str, Any] = {"sequence": sequences}
+    if cut.inner:
+        positions = np.asarray(cut.inner[0], np.int64)
+        columns = {
+            "sequence": np.repeat(sequences, len(positions)),
+            "position": np.tile(positions, len(sequences)),
+        }
+    flat = pa.array(values.reshape(-1))
+    width = int(np.prod(cut.shape[2:], dtype=np.int64))
+    column = pa.FixedSizeListArray.from_arrays(flat, width) if len(cut.shape) > 2 else flat
+    metadata = {
+        b"actstore.dtype": cut.dtype.encode(),
+        b"actstore.shape": ",".join(map(str, cut.shape[2:])).encode(),
+    }
+    field = pa.field(cut.name, column.type, metadata=metadata)
+    schema = pa.schema([*(pa.field(name, pa.int64()) for name in columns), field])
+    table = pa.table([*(pa.array(each) for each in columns.values()), column], schema=schema)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _json(cut: Cut) -> bytes:
+    n_elements = int(np.prod(cut.shape, dtype=object))
+    if n_elements > _MAX_JSON:
+        raise Problem(
+            413,
+            "too-large",
+            f"the slice has {n_elements} elements, and JSON is for up to {_MAX_JSON}; ask for raw bytes or safetensors",
+        )
+    values = _values(cut, "JSON")
+    fields = {
+        "name": cut.name,
+        "dtype": cut.dtype,
+        "shape": list(cut.shape),
+        "sequences": np.asarray(cut.sequences).tolist(),
+        "positions": np.asarray(cut.inner[0]).tolist() if cut.inner else None,
+        "values": _finite(values.tolist()) if values.dtype.kind == "f" else values.tolist(),
+    }
+    return json.dumps(fields, allow_nan=False).encode()
+
+
+def _finite(values: Any) -> Any:
+    """JSON has no number for NaN and infinities; they become strings."""
+    if isinstance(values, list):
+        return [_finite(each) for each in values]
+    return values if np.isfinite(values) else {np.inf: "Infinity", -np.inf: "-Infinity"}.get(values, "NaN")

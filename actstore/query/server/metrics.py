@@ -1,0 +1,70 @@
+"""Counters for Prometheus, of all worker processes together."""
+
+import os
+from typing import Any, Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable: a folder that the processes of a server share."""
+_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_REGISTRY: Final = CollectorRegistry()
+"""Where there is one process only."""
+
+
+def _counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+    return Counter(f"actstore_{name}", text, labels, registry=_REGISTRY)
+
+
+_REQUESTS: Final = _counter("requests", "Requests that were answered.", ("route", "method", "status"))
+_BYTES: Final = _counter("reply_bytes", "Bytes of the bodies of replies.", ("route",))
+_SECONDS: Final = Histogram(
+    "actstore_request_seconds",
+    "From a request to the end of its reply.",
+    ("route",),
+    buckets=_BUCKETS,
+    registry=_REGISTRY,
+)
+_MADE: Final = _counter("batches_made", "Batches that were read from a store.")
+_SHARED: Final = _counter("batches_shared", "Requests for a batch that was made for another one, or ahead.")
+_HITS: Final = _counter("cache_hits", "Reads of shards that were in the cache on disk.")
+_MISSES: Final = _counter("cache_misses", "Shards that were fetched into the cache on disk.")
+_STORAGE: Final = _counter(
+    "storage_bytes", "Bytes of windows of batches that were read from storage, or mapped."
+)
+
+
+class Metrics:
+    """Of one process. No label has the name of a store, or of anything else that a client may not know."""
+
+    def count(self, scope: Any, status: int | None, nbytes: int, seconds: float) -> None:
+        """A request, and what it was answered."""
+        route = getattr(scope.get("route"), "path", "other")
+        method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
+        _REQUESTS.labels(route, method, str(status or 0)).inc()
+        _BYTES.labels(route).inc(nbytes)
+        _SECONDS.labels(route).observe(seconds)
+
+    def count_batch(self, *, is_shared: bool) -> None:
+        """A batch that was asked for."""
+        (_SHARED if is_shared else _MADE).inc()
+
+    def count_reads(self, n_hits: int, n_misses: int, nbytes: int) -> None:
+        """What making a batch took."""
+        _HITS.inc(n_hits)
+        _MISSES.inc(n_misses)
+        _STORAGE.inc(nbytes)
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        if MULTIPROCESS in os.environ:
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+            return generate_latest(registry)
+        return generate_latest(_REGISTRY)

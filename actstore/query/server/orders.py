@@ -1,0 +1,162 @@
+"""Routes of batches."""
+
+from typing import Annotated, Any, Final
+
+import torch
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from actstore.errors import LoaderError
+from actstore.loader.batch import Batch, Values
+from actstore.loader.options import LoaderOptions, options_of
+from actstore.query.documents import OrderDocument
+from actstore.query.problem import Problem
+from actstore.query.selection import numbers
+from actstore.query.server.asked import BatchOf, BatchQuery, StoreName
+from actstore.query.server.batches import Order, nbytes_of
+from actstore.query.server.body import Body, InMemory
+from actstore.query.server.formats import raw_headers, safetensors_header
+from actstore.query.server.problems import documented
+from actstore.query.server.reply import stream
+from actstore.query.server.slices import tag_of, tensors
+from actstore.query.server.state import state_of, store_of
+from actstore.query.wire import N_BATCHES, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
+from actstore.store.store import Store
+
+router = APIRouter(tags=["training"])
+
+_COUNT: Final[dict[str, Any]] = {"schema": {"type": "integer"}, "description": "Batches of an epoch."}
+Number = Annotated[int, Path(ge=0, le=1 << 62, description="Number of the batch in its epoch.")]
+
+
+class NumberedQuery(BatchQuery):
+    """An order of rows, and an epoch."""
+
+    epoch: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+
+
+def _documented_batch() -> dict[int | str, dict[str, Any]]:
+    found = tensors(RAW, SAFETENSORS)
+    for status in (200, 206):
+        found[status]["headers"] = {**found[status]["headers"], N_BATCHES: _COUNT}
+    return found
+
+
+def _options(request: Request, store: Store, query: BatchQuery) -> LoaderOptions:
+    """
+    Raises:
+        HookError: a hook is not stored.
+        IndexError: there is no such position.
+        LoaderError: an option that cannot be.
+    """
+    settings = state_of(request).settings
+    positions = None if query.seqpos == ":" else list(numbers(query.seqpos, store.shape[1], "seqpos"))
+    return options_of(
+        store,
+        query.hook[0] if len(query.hook) == 1 else query.hook,
+        batch_size=query.batch_size,
+        seed=query.seed,
+        shuffle=None if query.shuffle == "none" else query.shuffle,
+        window_rows=query.window_rows,
+        drop=[one if one.isalpha() else int(one) for one in query.drop],
+        seqpos=positions,
+        max_norm=query.max_norm,
+        epochs=None,
+        drop_last=query.drop_last,
+        rank=query.rank,
+        world_size=query.world_size,
+        dtype=query.dtype,
+        provenance=query.provenance,
+        cache_dir=settings.cache_dir,
+        cache_limit=settings.cache_limit,
+    )
+
+
+def _order(request: Request, store: Store, query: BatchQuery) -> tuple[Order, LoaderOptions]:
+    options = _options(request, store, query)
+    if not store.is_complete:
+        for hook in options.hooks:
+            store[hook].rows.check_committed()
+    return state_of(request).batches.order(store, options), options
+
+
+@router.get("/v1/stores/{store}/batches", responses=documented(404, 409, 502))
+def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderDocument:
+    """How many rows and batches an epoch has; nothing of them is read."""
+    order, options = _order(request, store_of(request, store), query)
+    return OrderDocument(
+        n_rows=order.maker.rows.n_valid,
+        n_batches=order.maker.batches.n_batches,
+        hooks=options.hooks,
+        identity=order.maker.identity(),
+    )
+
+
+@router.get(
+    "/v1/stores/{store}/batches/{k}",
+    response_class=Response,
+    responses=_documented_batch() | documented(404, 406, 409, 416, 502),
+)
+def batch(
+    request: Request, store: StoreName, k: Number, query: Annotated[NumberedQuery, Query()]
+) -> Response:
+    """Batch k of an epoch, in the order of `Store.loader`: raw bytes of one hook, else safetensors.
+
+    Whoever asks for the same or for neighbouring batches shares what is read.
+    """
+    found = store_of(request, store)
+    order, options = _order(request, found, query)
+    is_raw = _is_raw(request, options)
+    try:
+        made = order.batch(query.epoch, k, query.rank, query.world_size)
+    except IndexError as error:
+        raise LoaderError(str(error)) from error
+    body, headers = _raw(made) if is_raw else (_safetensors(made, options.hooks[0]), {})
+    asked = (query.model_dump_json(), str(k), "raw" if is_raw else "safetensors")
+    return stream(
+        request,
+        body,
+        RAW if is_raw else SAFETENSORS,
+        tag=tag_of(found, *asked),
+        headers={N_BATCHES: str(order.maker.batches.n_batches), "Vary": "Accept", **headers},
+        release=state_of(request).batches.held.hold(nbytes_of(made)),
+    )
+
+
+def _is_raw(request: Request, options: LoaderOptions) -> bool:
+    is_one = options.is_single and not options.provenance
+    accept = request.headers.get("Accept", "*/*")
+    if RAW in accept and not is_one and SAFETENSORS not in accept:
+        raise Problem(
+            406,
+            "not-acceptable",
+            "raw bytes are of one hook without provenance; accept application/x-safetensors",
+        )
+    return is_one and SAFETENSORS not in accept
+
+
+def _raw(made: Values | Batch) -> tuple[Body, dict[str, str]]:
+    assert isinstance(made, torch.Tensor)
+    return Body([_bytes(made)]), raw_headers(_name(made), made.shape)
+
+
+def _safetensors(made: Values | Batch, hook: str) -> Body:
+    values = made.values if isinstance(made, Batch) else made
+    named = dict(values) if isinstance(values, dict) else {hook: values}
+    if isinstance(made, Batch):
+        named |= {SEQUENCES: made.sequences, POSITIONS: made.positions, TOKENS: made.tokens}
+    head = safetensors_header(
+        [(name, _name(each), tuple(each.shape), each.nbytes) for name, each in named.items()]
+    )
+    return Body([InMemory(head), *map(_bytes, named.values())])
+
+
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _bytes(tensor: torch.Tensor) -> InMemory:
+    if not tensor.numel():
+        return InMemory(b"")
+    return InMemory(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data))

@@ -1,0 +1,105 @@
+"""Routes of activations: slices of one hook, and selections of several."""
+
+from functools import lru_cache
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from actstore.query.documents import Select
+from actstore.query.server.asked import HookPath, SliceOf, StoreName, cut, cuts, form
+from actstore.query.server.formats import MEDIA, raw_headers, safetensors_body, slice_body
+from actstore.query.server.problems import documented
+from actstore.query.server.reply import check_size, etag, stream
+from actstore.query.server.state import state_of, store_of
+from actstore.query.wire import DTYPE, JSON, RAW, SAFETENSORS, SHAPE
+from actstore.store.store import Store
+
+router = APIRouter(tags=["activations"])
+
+_BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
+HEADERS: Final[dict[str, Any]] = {
+    "ETag": {
+        "description": "Of these bytes, once the runs of the store are finished.",
+        "schema": {"type": "string"},
+    },
+    DTYPE: {"description": "Type of the elements of raw bytes, little-endian.", "schema": {"type": "string"}},
+    SHAPE: {"description": "Sizes of the axes of raw bytes, joined by commas.", "schema": {"type": "string"}},
+}
+
+
+def tensors(*media: str) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of replies with these media types."""
+    content = {each: {"schema": {"type": "object"}} if each == JSON else _BINARY for each in media}
+    return {
+        200: {"description": "The bytes.", "content": content, "headers": HEADERS},
+        206: {
+            "description": "The range of the bytes that was asked for.",
+            "content": content,
+            "headers": HEADERS,
+        },
+        304: {"description": "The client has them already."},
+    }
+
+
+@router.get(
+    "/v1/stores/{store}/hooks/{hook}/slice",
+    response_class=Response,
+    responses=tensors(*MEDIA.values()) | documented(404, 406, 409, 416, 502),
+)
+def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: SliceOf) -> Response:
+    """A part of one hook: raw bytes in C order, or what `Accept` or `format` names.
+
+    npy has no bfloat16 and gets float32, which holds it exactly; so do Arrow and JSON.
+    """
+    chosen = form(query.format, request.headers.get("Accept"))
+    found = store_of(request, store)
+    part = cut(found, hook, query.seq, query.pos, query.inner)
+    check_size(part.nbytes, state_of(request).settings.max_reply)
+    headers = raw_headers(part.dtype, part.shape) if chosen == "raw" else {}
+    return stream(
+        request,
+        slice_body(part, chosen),
+        MEDIA[chosen],
+        tag=tag_of(found, part.text, chosen),
+        headers={"Vary": "Accept", **headers},
+    )
+
+
+@router.post(
+    "/v1/stores/{store}/select",
+    response_class=Response,
+    responses=tensors(SAFETENSORS, RAW) | documented(404, 406, 409, 416, 502),
+)
+def select(request: Request, store: StoreName, select: Select) -> Response:
+    """The same sequences and positions of several hooks in one reply: safetensors, or, of one hook, raw bytes if
+    `Accept` says so.
+    """
+    found = store_of(request, store)
+    parts = cuts(found, select)
+    check_size(sum(part.nbytes for part in parts), state_of(request).settings.max_reply)
+    is_raw = len(parts) == 1 and request.headers.get("Accept") == RAW
+    return stream(
+        request,
+        slice_body(parts[0], "raw") if is_raw else safetensors_body(parts),
+        RAW if is_raw else SAFETENSORS,
+        tag=None,
+        headers=raw_headers(parts[0].dtype, parts[0].shape) if is_raw else {},
+    )
+
+
+def tag_of(store: Store, *asked: str) -> str | None:
+    """For the ETag of what was asked for; None while a run is not finished, as other bytes could take its place."""
+    identity = _identity(store)
+    return None if identity is None else etag(identity, *asked)
+
+
+@lru_cache(maxsize=256)
+def _identity(store: Store) -> str | None:
+    """Another one for any other bytes. The store is the same object until there is more in it."""
+    parts = []
+    for run in store.runs:
+        if run.finished is None:
+            return None
+        parts += [run.finished.plan.to_bytes().decode(), str(run.finished.shards.crc32c)]
+    return etag(*parts)

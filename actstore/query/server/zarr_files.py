@@ -1,0 +1,83 @@
+"""Route of the store as it is: read-only Zarr v3 over HTTP."""
+
+from collections.abc import Iterator
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Path, Request
+from starlette.responses import Response
+
+from actstore.errors import StorageError
+from actstore.query.problem import Problem
+from actstore.query.server.asked import StoreName
+from actstore.query.server.body import Body, InMemory
+from actstore.query.server.objects import check_readable, consolidated
+from actstore.query.server.problems import documented
+from actstore.query.server.reply import etag, stream
+from actstore.query.server.slices import tensors
+from actstore.query.server.state import store_of
+from actstore.query.wire import JSON, RAW
+from actstore.store.blobs import BlobReader
+from actstore.store.shard import view
+from actstore.store.store import Store
+
+router = APIRouter(tags=["zarr"])
+
+_PIECE_NBYTES: Final = 8 << 20
+_ROOT: Final = "zarr.json"
+Key = Annotated[
+    str, Path(max_length=1000, description="Below the root of the store.", examples=["zarr.json"])
+]
+
+
+class _Blob:
+    """An object of the storage as a part of a body."""
+
+    def __init__(self, blobs: BlobReader, key: str, nbytes: int) -> None:
+        self._blobs = blobs
+        self._key = key
+        self.nbytes = nbytes
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """As `Part.pieces`."""
+        for at in range(start, stop, _PIECE_NBYTES):
+            yield view(self._blobs.read(self._key, at, min(_PIECE_NBYTES, stop - at)))
+
+
+@router.api_route(
+    "/v1/stores/{store}/zarr/{key:path}",
+    methods=["GET"],
+    response_class=Response,
+    responses=tensors(RAW, JSON) | documented(404, 409, 416, 502),
+)
+def object_of_store(request: Request, store: StoreName, key: Key) -> Response:
+    """An object of the store: any Zarr v3 reader opens `/v1/stores/{store}/zarr`.
+
+    404 is only for what is missing in a store that is whole; what is not committed yet is 409.
+    """
+    return _object(request, store_of(request, store), key)
+
+
+@router.head(
+    "/v1/stores/{store}/zarr/{key:path}",
+    response_class=Response,
+    responses=tensors(RAW, JSON) | documented(404, 409, 416, 502),
+)
+def head_of_object(request: Request, store: StoreName, key: Key) -> Response:
+    """Size and ETag of an object."""
+    return _object(request, store_of(request, store), key)
+
+
+def _object(request: Request, store: Store, key: str) -> Response:
+    check_readable(store, key)
+    if key == _ROOT:
+        data = consolidated(store)
+        return stream(request, Body([InMemory(data)]), JSON, tag=etag(data.decode()))
+    info = store.blobs.head(key)
+    if info is None:
+        is_shard = not key.endswith((".json", ".parquet"))
+        if is_shard:
+            # Committed, and gone. A Zarr reader would take "not found" for fill values.
+            raise StorageError(f"{key} is committed but missing; the store is damaged")
+        raise Problem(404, "not-found", f"there is no object {key[:200]!r} in this store")
+    body = Body([_Blob(store.blobs, key, info.nbytes)])
+    return stream(request, body, JSON if key.endswith(".json") else RAW, tag=etag(key, info.tag))

@@ -1,0 +1,23 @@
+"""Names that server and client share: headers, media types, arrays that are no hooks."""
+
+from typing import Final
+
+SHAPE: Final = "Actstore-Shape"
+"""Header of raw bytes: sizes of the axes, joined by commas."""
+DTYPE: Final = "Actstore-Dtype"
+"""Header of raw bytes: name of the type of the elements, which are little-endian."""
+N_BATCHES: Final = "Actstore-Batches"
+"""Header of a batch: how many an epoch has."""
+
+RAW: Final = "application/octet-stream"
+SAFETENSORS: Final = "application/x-safetensors"
+NPY: Final = "application/x-npy"
+ARROW: Final = "application/vnd.apache.arrow.stream"
+JSON: Final = "application/json"
+PROBLEM: Final = "application/problem+json"
+
+TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets")
+"""Arrays that say what the sequences are; they can be asked for as if they were hooks."""
+
+SEQUENCES, POSITIONS, TOKENS = "sequences", "positions", "tokens"
+"""Tensors beside the hooks in a batch: where each row comes from."""

@@ -1,0 +1,85 @@
+"""A server as users start it: the command, in a process of its own."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import actstore
+from actstore.query.client.served_store import ServedStore
+
+_STOP_S = 60.0
+
+
+class Running:
+    """A server that answers."""
+
+    def __init__(self, process: "subprocess.Popen[str]", url: str, log: Path) -> None:
+        self.process = process
+        self.url = url
+        self.log = log
+        """What it wrote to stderr."""
+
+    def store(self, name: str, **options: Any) -> ServedStore:
+        """One of its stores, opened as users do."""
+        found = actstore.open(f"{self.url}/v1/stores/{name}", **options)
+        assert isinstance(found, ServedStore)
+        return found
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers."""
+        import psutil
+
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child.pid for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+    def stop(self) -> int:
+        """End it as an operator does; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(_STOP_S)
+
+
+@contextlib.contextmanager
+def running(folder: Path, *arguments: str, **environment: str) -> Iterator[Running]:
+    """``actstore serve`` on a free port, until the end of the block.
+
+    Args:
+        folder: for its log.
+        arguments: of the command.
+        environment: more of it.
+    """
+    executable = Path(sys.executable).parent / "actstore"
+    command = [str(executable), "serve", *arguments, "--port", "0", "--json"]
+    log = folder / "serve.log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+    assert process.stdout is not None
+    reader = threading.Thread(target=process.stdout.read, daemon=True)
+    try:
+        line = process.stdout.readline()
+        assert line, f"the server did not start:\n{log.read_text()}"
+        reader.start()  # the server must never wait for somebody who reads its output
+        yield Running(process, json.loads(line)["url"], log)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if reader.ident is not None:
+            reader.join()
+        process.stdout.close()

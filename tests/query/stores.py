@@ -1,0 +1,34 @@
+"""The stores that are served: whole, compressed, grown and not finished ones."""
+
+from collections.abc import Callable
+from typing import Final
+
+from actstore.store.blobs import Blobs
+from actstore.store.plan import Plan
+from actstore.store.seal import seal
+from tests.store.example import LENGTH, N, example_plan, example_values, write_store
+from tests.store.runs import ATTN_OUT, MLP_OUT, hooks_run, write_run
+
+WHOLE: Final = "whole.bf16"
+"""Sealed, bfloat16."""
+COMPRESSED: Final = "compressed"
+"""Sealed, float32, lz4."""
+GROWN: Final = "grown"
+"""Three runs; one added hooks, and one tokens, both not finished."""
+NAMES: Final = (WHOLE, COMPRESSED, GROWN)
+
+
+def write_all(at: Callable[[str], Blobs]) -> None:
+    """All of them, at the storage that a name stands for."""
+    for name, plan in ((WHOLE, example_plan("bfloat16")), (COMPRESSED, example_plan("float32", "lz4"))):
+        blobs = at(name)
+        write_store(blobs, plan, example_values(plan), range(plan.n_segments))
+        seal(blobs)
+    blobs = at(GROWN)
+    write_run(blobs, example_plan("float16"))
+    write_run(blobs, hooks_run("0001", MLP_OUT, ATTN_OUT, over=example_plan("float16")), (0, 2))
+    write_run(blobs, _more_tokens(), (1,))
+
+
+def _more_tokens() -> Plan:
+    return example_plan("float16", run="0002", tokens_of="0002", n_sequences=N - 4, n_tokens=(N - 4) * LENGTH)
