@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+_ALIGNMENT: Final = 64
+"""Bytes: a line of the cache, and the widest registers."""
+
 
 class Buffers:
     """Gives tensors. What a caller, a view or autograd still holds is left alone, so a batch never changes.
@@ -39,7 +42,10 @@ class Buffers:
 
     def _new(self, nbytes: int) -> NDArray[np.uint8]:
         if not self._is_pinned:
-            return np.empty(nbytes, np.uint8)
+            # NumPy's own memory begins 16 bytes behind a page, and index_select writes there at a third of the speed.
+            memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
+            start = -memory.ctypes.data % _ALIGNMENT
+            return memory[start : start + nbytes]
         pinned: NDArray[np.uint8] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
         return pinned
 

@@ -64,8 +64,11 @@ class Cut:
         wanted = zip(self.inner, self.stored.shape[1:], strict=True)
         return any(not isinstance(each, range) or len(each) != size for each, size in wanted)
 
-    def read(self, start: int, stop: int) -> memoryview:
-        """Bytes of some of the sequences, counted within the cut.
+    def read(self, start: int, stop: int) -> tuple[memoryview, int]:
+        """Bytes of the first of some sequences, which are counted within the cut.
+
+        Returns:
+            The bytes, and of how many sequences they are: as many as are mapped in one file, or `piece_rows`.
 
         Raises:
             NotCommittedError: one is not committed.
@@ -75,9 +78,10 @@ class Cut:
         if not self._is_cut and isinstance(rows, range) and rows.step == 1:
             found = self.stored.as_stored(rows)
             if found is not None:
-                return view(found)
-        values = self._values(rows)
-        return memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+                return view(found), len(found) // self.row_nbytes
+        values = self._values(rows[: self.piece_rows])
+        data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+        return data, min(self.piece_rows, len(rows))
 
     def _values(self, rows: Rows) -> Any:
         key: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows

@@ -139,10 +139,11 @@ class Rows:
         return self._read(RowIndex.parse(key, self.shape), out, n_requests)
 
     def as_stored(self, rows: range) -> Bytes | None:
-        """Bytes of neighbouring whole rows, as they lie in one file: nothing is copied where they are many.
+        """Bytes of neighbouring whole rows, as they lie in a file: nothing is copied where they are many.
 
         Returns:
-            None where they are not in one file, or not stored as they are in memory; index the array then.
+            Those of the first rows, as many as are in one file. None where they are in no file, or not stored as they
+            are in memory; index the array then.
 
         Raises:
             NotCommittedError: a row whose segment is not committed.
@@ -150,15 +151,16 @@ class Rows:
         """
         if not self._is_local or not rows:
             return None
-        shards = list(self._places.shards(rows[:1])) + list(self._places.shards(rows[-1:]))
-        (number, first), (last_number, last) = shards
-        if (number, first.shard) != (last_number, last.shard) or self._compressed[number] is not None:
-            return None
-        self._check_committed(number, first)
+        number, first = self._places.find(rows.start)
         layout = self.sections[number].layout
-        key = layout.key(first.shard)
+        if self._compressed[number] is not None:
+            return None
+        shard, within = divmod(first, layout.shard_rows)
+        n_rows = min(len(rows), layout.rows_in(shard) - within)
+        self._check_committed(number, RowRange(shard, within, n_rows, first))
+        key = layout.key(shard)
         try:
-            return self.blobs.read(key, first.start * layout.row_nbytes, len(rows) * layout.row_nbytes)
+            return self.blobs.read(key, within * layout.row_nbytes, n_rows * layout.row_nbytes)
         except BlobNotFoundError as error:
             raise _missing(self.blobs, key) from error
 

@@ -4,6 +4,7 @@ import http.client
 import math
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,10 @@ from actstore.store.storage_errors import Kind, RequestError
 if TYPE_CHECKING:
     from actstore.store.store import Store
 
+_AHEAD: Final = 1
+"""Batches that are asked for beside the one that is wanted."""
+Key = tuple[int, int]
+"""Epoch and number of a batch."""
 _ORIGIN: Final = (SEQUENCES, POSITIONS, TOKENS)
 
 
@@ -59,7 +64,8 @@ class ServedBatches:
         )
         self._transfer = None if options.device is None else Transfer(options.device)
         is_pinned = self._transfer is not None and self._transfer.is_pinned
-        self._buffers = {hook: Buffers(options.prefetch + 3, is_pinned=is_pinned) for hook in options.hooks}
+        n_kept = options.prefetch + 3 + _AHEAD
+        self._buffers = {hook: Buffers(n_kept, is_pinned=is_pinned) for hook in options.hooks}
         self.begin_process()
 
     is_local = False
@@ -70,6 +76,8 @@ class ServedBatches:
         """Forget a lock that a thread may have held which is not in a forked process."""
         self._lock = threading.Lock()
         self._is_interrupted = False
+        self._threads: ThreadPoolExecutor | None = None
+        self._asked: dict[Key, Future[Values | Batch]] = {}
 
     @cached_property
     def rows(self) -> ValidRows:
@@ -109,14 +117,36 @@ class ServedBatches:
         with self._lock:
             if self._is_interrupted:
                 raise LoaderError("the loader was closed, or begins elsewhere; ask for the batch again")
-            is_raw = self.options.is_single and not self.options.provenance
-            take = self._take_raw if is_raw else self._take_named
-            accept = RAW if is_raw else SAFETENSORS
-            query = {**self._query, "epoch": epoch}
-            found = self._server.take(f"/batches/{k}", take, query=query, accept=accept)
-            for tensor in tensors_of(found):
-                self._server.count(tensor.nbytes)
-            return found
+            if not self.options.prefetch:
+                return self._fetched(epoch, k)
+            wanted = self._following(epoch, k)
+            for key in self._asked.keys() - set(wanted):
+                self._asked.pop(key).cancel()
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(1 + _AHEAD, thread_name_prefix="batches")
+            for key in wanted:
+                if key not in self._asked:
+                    self._asked[key] = self._threads.submit(self._fetched, *key)
+            return self._asked.pop((epoch, k)).result()
+
+    def _following(self, epoch: int, k: int) -> list[Key]:
+        """A batch, and those that are asked for before it is here: the server makes them while it is on its way."""
+        found, epochs = [(epoch, k)], self.options.epochs
+        for _ in range(_AHEAD):
+            epoch, k = (epoch, k + 1) if k + 1 < self.batches.n_batches else (epoch + 1, 0)
+            if epochs is None or epoch < epochs:
+                found.append((epoch, k))
+        return found
+
+    def _fetched(self, epoch: int, k: int) -> Values | Batch:
+        is_raw = self.options.is_single and not self.options.provenance
+        take = self._take_raw if is_raw else self._take_named
+        accept = RAW if is_raw else SAFETENSORS
+        query = {**self._query, "epoch": epoch}
+        found = self._server.take(f"/batches/{k}", take, query=query, accept=accept)
+        for tensor in tensors_of(found):
+            self._server.count(tensor.nbytes)
+        return found
 
     def _take_raw(self, reply: http.client.HTTPResponse) -> Values | Batch:
         shape = tuple(int(size) for size in (reply.getheader(SHAPE) or "").split(",") if size)
@@ -169,7 +199,12 @@ class ServedBatches:
         self._is_interrupted = False
 
     def close(self) -> None:
-        """Close the connections that are idle."""
+        """End the threads, after the requests that are under way, and close the connections."""
+        self.interrupt()
+        with self._lock:
+            threads, self._threads, self._asked = self._threads, None, {}
+            if threads is not None:
+                threads.shutdown(cancel_futures=True)
         self._server.connections.close()
         self._is_interrupted = False
 

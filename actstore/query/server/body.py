@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from actstore.query.cut import PIECE_NBYTES, Cut
+from actstore.query.cut import Cut
 
 
 class Part(Protocol):
@@ -14,7 +14,8 @@ class Part(Protocol):
     def nbytes(self) -> int: ...
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
-        """Bytes ``start:stop``, in order; read when they are asked for.
+        """Bytes ``start:stop``, in order; read when they are asked for. Large pieces are memory that is there anyway,
+        or files that are mapped.
 
         Raises:
             NotCommittedError: a row is not committed.
@@ -32,8 +33,7 @@ class InMemory:
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""
-        for at in range(start, stop, PIECE_NBYTES):
-            yield self._data[at : min(at + PIECE_NBYTES, stop)]
+        yield self._data[start:stop]
 
 
 class Stored:
@@ -47,12 +47,12 @@ class Stored:
         """As `Part.pieces`."""
         if stop <= start:
             return
-        nbytes, step = self._cut.row_nbytes, self._cut.piece_rows
-        end = -(-stop // nbytes)
-        for row in range(start // nbytes, end, step):
-            last = min(row + step, end)
-            piece = self._cut.read(row, last)
+        nbytes = self._cut.row_nbytes
+        row, end = start // nbytes, -(-stop // nbytes)
+        while row < end:
+            piece, n_rows = self._cut.read(row, end)
             yield piece[max(0, start - row * nbytes) : min(piece.nbytes, stop - row * nbytes)]
+            row += n_rows
 
 
 class Body:

@@ -108,8 +108,7 @@ def _values(cut: Cut, what: str) -> NDArray[Any]:
             f"the slice has {cut.nbytes} bytes, and {what} is for up to {_MAX_CONVERTED_NBYTES}; ask for raw bytes or "
             "safetensors, or for less",
         )
-    rows = len(cut.sequences)
-    pieces = [cut.read(row, min(row + cut.piece_rows, rows)) for row in range(0, rows, cut.piece_rows)]
+    pieces = Stored(cut).pieces(0, cut.nbytes)
     data = np.frombuffer(b"".join(pieces), cut.stored.storage).reshape(cut.shape)
     return data.view(ml_dtypes.bfloat16).astype(np.float32) if cut.dtype == "bfloat16" else data
 

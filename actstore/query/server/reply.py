@@ -17,6 +17,8 @@ from actstore.query.server.state import state_of
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
+_SENT_NBYTES: Final = 2 << 20
+"""Given to the socket at once: what a slow client can have us hold."""
 _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
@@ -140,7 +142,7 @@ class _Pieces(Response):
             )
             piece, self._first = self._first, None
             assert piece is not None
-            if piece.nbytes == self._nbytes:
+            if piece.nbytes == self._nbytes <= _SENT_NBYTES:
                 await self._send(send, piece, is_last=True)
                 return
             gone = asyncio.create_task(_gone(receive))
@@ -153,18 +155,20 @@ class _Pieces(Response):
         loop = asyncio.get_running_loop()
         n_left = self._nbytes
         while True:
-            n_left -= piece.nbytes
-            if n_left == 0:
-                await self._send(send, piece, is_last=True)
-                return
-            ahead = loop.run_in_executor(None, next, self._pieces)
+            n_after = n_left - piece.nbytes
+            ahead = loop.run_in_executor(None, next, self._pieces) if n_after else None
             try:
-                await self._send(send, piece, is_last=False)
+                for start in range(0, piece.nbytes, _SENT_NBYTES):
+                    part = piece[start : start + _SENT_NBYTES]
+                    n_left -= part.nbytes
+                    await self._send(send, part, is_last=n_left == 0)
+                    if gone.done():
+                        return
             finally:
-                del piece
-                piece = await ahead
-            if gone.done():
+                following = None if ahead is None else await ahead
+            if following is None:
                 return
+            piece = following
 
     async def _send(self, send: Send, piece: memoryview, *, is_last: bool) -> None:
         async with asyncio.timeout(self._stall_s):
