@@ -1,4 +1,4 @@
-"""``python schemas/export.py``: writes the JSON Schemas of this folder from the models of the library."""
+"""``python schemas/export.py``: writes the JSON Schemas and ``openapi.json`` of this folder from the code."""
 
 import json
 from pathlib import Path
@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from actstore.extraction.job import Job
+from actstore.query.server.app import openapi
 from actstore.store.commit import CommitRecord, TokensRecord
 from actstore.store.manifest import Manifest, RunStatistics
 from actstore.store.plan import Plan
@@ -63,7 +64,8 @@ def schemas() -> dict[str, dict[str, Any]]:
 
 def files() -> dict[str, str]:
     """The text of each file, by name."""
-    return {f"{kind}.schema.json": json.dumps(schema, indent=2) + "\n" for kind, schema in schemas().items()}
+    found = {f"{kind}.schema.json": json.dumps(schema, indent=2) + "\n" for kind, schema in schemas().items()}
+    return found | {"openapi.json": json.dumps(openapi(), indent=2, sort_keys=True) + "\n"}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tests.benchmarks import (
     bench_loader,
     bench_loader_s3,
     bench_open,
+    bench_query,
     bench_ray,
     bench_s3,
     bench_slow,
@@ -48,6 +49,7 @@ def main(chosen: list[str]) -> int:
             "open": bench_open.run,
             "slow": lambda: bench_slow.run(folder),
             "loader": lambda: [*bench_loader.run(folder), *bench_loader_s3.run(folder)],
+            "query": lambda: bench_query.run(folder),
             "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
+
+from actstore.query.wire import PROBLEM
 
 FOLDER = Path(__file__).parents[2] / "schemas"
 KINDS = ("job", "plan", "tokens", "commit", "statistics", "manifest")
@@ -31,7 +34,7 @@ def test_schemas_are_those_of_the_models() -> None:
 
 
 def test_every_schema_is_exported() -> None:
-    assert {path.name for path in FOLDER.glob("*.schema.json")} == _export().keys()
+    assert {path.name for path in FOLDER.glob("*.json")} == _export().keys()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -48,3 +51,50 @@ def test_every_field_of_a_store_document_is_required(kind: str) -> None:
     schema: dict[str, Any] = json.loads((FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8"))
     for record in _records(schema):
         assert set(record["required"]) == set(record["properties"])
+
+
+@pytest.fixture(scope="module")
+def openapi() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _operations(openapi: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By method and path."""
+    return {
+        f"{method.upper()} {path}": operation
+        for path, methods in openapi["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def test_openapi_is_valid(openapi: dict[str, Any]) -> None:
+    assert openapi["openapi"].startswith("3.1")
+    OPENAPI_31_VALIDATOR.validate(openapi)
+    for schema in openapi["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+    assert "HTTPValidationError" not in json.dumps(openapi)
+
+
+def test_every_operation_says_what_it_does(openapi: dict[str, Any]) -> None:
+    operations = _operations(openapi)
+    names = [operation["operationId"] for operation in operations.values()]
+    assert len(set(names)) == len(names)
+    for label, operation in operations.items():
+        assert operation["operationId"].isidentifier(), label
+        assert all(operation[field] for field in ("summary", "description", "tags")), label
+        assert {tag["name"] for tag in openapi["tags"]}.issuperset(operation["tags"]), label
+        is_open = operation["operationId"] in ("healthz", "readyz")
+        assert operation.get("security") == (None if is_open else [{"HTTPBearer": []}]), label
+        assert ("401" in operation["responses"]) is not is_open, label
+
+
+def test_every_reply_has_a_type(openapi: dict[str, Any]) -> None:
+    for label, operation in _operations(openapi).items():
+        for status, reply in operation["responses"].items():
+            assert reply["description"], (label, status)
+            if status >= "400":
+                schema = {"$ref": "#/components/schemas/ProblemDocument"}
+                assert reply["content"] == {PROBLEM: {"schema": schema}}, (label, status)
+            elif status != "304":
+                assert all(each["schema"] for each in reply["content"].values()), (label, status)

@@ -23,7 +23,19 @@ VERSION: Final = "1"
 _DESCRIPTION: Final = (
     "Stored activations of language models: slices, batches, prompts, and the store as Zarr v3."
 )
+_TAGS: Final = (
+    {"name": "server", "description": "How the server is."},
+    {"name": "stores", "description": "Which stores and hooks there are, and their statistics."},
+    {"name": "activations", "description": "Slices and selections."},
+    {"name": "prompts", "description": "Which sequences have a text."},
+    {"name": "training", "description": "Shuffled batches."},
+    {"name": "zarr", "description": "The objects of a store, for readers of Zarr v3."},
+)
 _BEARER: Final = HTTPBearer(auto_error=False, description="Needed where the server was given a token file.")
+
+
+_NOT_DESCRIBED: Final = "Successful Response"
+"""What FastAPI says of a reply."""
 
 
 def create_app(settings: Settings) -> Gate:
@@ -55,11 +67,12 @@ def _routes() -> FastAPI:
         description=_DESCRIPTION,
         redoc_url=None,
         lifespan=_lifespan,
-        separate_input_output_schemas=False,
+        generate_unique_id_function=lambda route: route.name,
     )
-    for module in (health, stores, slices, prompts, orders, plans, zarr_files):
-        needs = [] if module is health else [Security(_BEARER)]
-        app.include_router(module.router, dependencies=needs)
+    app.include_router(health.router)
+    app.include_router(health.private, dependencies=[Security(_BEARER)])
+    for module in (stores, slices, prompts, orders, plans, zarr_files):
+        app.include_router(module.router, dependencies=[Security(_BEARER)])
     answer_errors(app)
     app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
     return app
@@ -68,12 +81,37 @@ def _routes() -> FastAPI:
 def _documented(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         found = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            tags=list(_TAGS),
+            license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         )
-        problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
-        found["components"]["schemas"]["ProblemDocument"] = problem
+        schemas = found["components"]["schemas"]
+        schemas["ProblemDocument"] = ProblemDocument.model_json_schema(
+            ref_template="#/components/schemas/{model}"
+        )
+        for operation in (each for path in found["paths"].values() for each in path.values()):
+            operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
+            for parameter in operation.get("parameters", ()):
+                _without_null(parameter["schema"])
+            for reply in operation["responses"].values():
+                if reply["description"] == _NOT_DESCRIBED:
+                    schema = next(iter(reply["content"].values()))["schema"]
+                    name = schema.get("$ref", "").rpartition("/")[2]
+                    reply["description"] = schemas.get(name, {}).get("description", "As text.")
         app.openapi_schema = found
     return app.openapi_schema
+
+
+def _without_null(schema: dict[str, Any]) -> None:
+    """What may be left out is not null: a URL has no null."""
+    kinds = schema.get("anyOf", [])
+    if {"type": "null"} in kinds:
+        kinds.remove({"type": "null"})
+        if len(kinds) == 1:
+            schema.update(schema.pop("anyOf")[0])
 
 
 @contextlib.asynccontextmanager

@@ -7,6 +7,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
+import torch
+
 from actstore.loader.batch import Batch, Values, tensors_of
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.options import LoaderOptions
@@ -94,7 +96,8 @@ class Order:
         self._n_kept = max(2, min(_KEPT, max_held // max(1, nbytes)))
         self._lock = threading.Lock()
         self._made: OrderedDict[Key, Future[Values | Batch]] = OrderedDict()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        # torch's threads would wait for each other on cores that send what is ready.
+        self._thread = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
         self._counted = (0, 0, 0)
 
     def batch(self, epoch: int, k: int, rank: int = 0, world_size: int = 1) -> Values | Batch:

@@ -12,17 +12,18 @@ from actstore.query.problem import Problem
 from actstore.query.server.problems import documented
 from actstore.query.server.state import scope_of, state_of
 
-router = APIRouter(tags=["server"])
+router, private = APIRouter(tags=["server"]), APIRouter(tags=["server"])
+"""The second one needs a token."""
 _LOG: Final = logging.getLogger(__name__)
 
 
-@router.get("/healthz", responses=documented())
+@router.get("/healthz")
 async def healthz() -> Health:
     """The process answers."""
     return Health(status="ok")
 
 
-@router.get("/readyz", responses=documented())
+@router.get("/readyz", responses={503: documented()[503]})
 def readyz(request: Request) -> Health:
     """A store can be opened, or there is none yet below the root."""
     catalog = state_of(request).catalog
@@ -46,7 +47,7 @@ def _not_ready() -> Problem:
     return Problem(503, "busy", "the stores cannot be read now; the log of the server says more")
 
 
-@router.get(
+@private.get(
     "/metrics",
     response_class=PlainTextResponse,
     responses=documented(404),

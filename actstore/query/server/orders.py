@@ -1,6 +1,6 @@
 """Routes of batches."""
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Path, Query, Request
@@ -19,14 +19,13 @@ from actstore.query.server.body import Body, InMemory
 from actstore.query.server.formats import raw_headers, safetensors_header
 from actstore.query.server.problems import documented
 from actstore.query.server.reply import stream
-from actstore.query.server.slices import tag_of, tensors
+from actstore.query.server.slices import RANGES, header, tag_of, tensors
 from actstore.query.server.state import state_of, store_of
 from actstore.query.wire import N_BATCHES, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
 from actstore.store.store import Store
 
 router = APIRouter(tags=["training"])
 
-_COUNT: Final[dict[str, Any]] = {"schema": {"type": "integer"}, "description": "Batches of an epoch."}
 Number = Annotated[int, Path(ge=0, le=1 << 62, description="Number of the batch in its epoch.")]
 
 
@@ -38,8 +37,8 @@ class NumberedQuery(BatchQuery):
 
 def _documented_batch() -> dict[int | str, dict[str, Any]]:
     found = tensors(RAW, SAFETENSORS)
-    for status in (200, 206):
-        found[status]["headers"] = {**found[status]["headers"], N_BATCHES: _COUNT}
+    for each in found.values():
+        each["headers"] = {**each["headers"], N_BATCHES: header("Batches of an epoch.", "integer")}
     return found
 
 
@@ -97,6 +96,7 @@ def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderD
     "/v1/stores/{store}/batches/{k}",
     response_class=Response,
     responses=_documented_batch() | documented(404, 406, 409, 416, 502),
+    openapi_extra=RANGES,
 )
 def batch(
     request: Request, store: StoreName, k: Number, query: Annotated[NumberedQuery, Query()]

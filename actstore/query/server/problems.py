@@ -27,14 +27,26 @@ _TEXTS: Final = {
     502: "The storage does not answer as it should.",
     503: "The server is busy.",
 }
+_LATER: Final = ("Retry-After", "Seconds after which to ask again.")
+_HEADERS: Final = {
+    401: ("WWW-Authenticate", "How to send a token."),
+    416: ("Content-Range", "How many bytes there are."),
+    429: _LATER,
+    503: _LATER,
+}
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of these statuses, and of those that any request may get."""
-    return {
-        status: {"description": _TEXTS[status], "content": {PROBLEM: {"schema": _SCHEMA}}}
-        for status in sorted({*statuses, 401, 413, 422, 429, 503})
-    }
+    """What OpenAPI says of these statuses, and of those that any request for a store may get."""
+    return {status: _documented(status) for status in sorted({*statuses, 401, 413, 422, 429, 503})}
+
+
+def _documented(status: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"description": _TEXTS[status], "content": {PROBLEM: {"schema": _SCHEMA}}}
+    if status in _HEADERS:
+        name, text = _HEADERS[status]
+        found["headers"] = {name: {"description": text, "required": True, "schema": {"type": "string"}}}
+    return found
 
 
 def answer_errors(app: FastAPI) -> None:

@@ -36,7 +36,7 @@ def stream(
     headers: Mapping[str, str] | None = None,
     release: Callable[[], None] | None = None,
 ) -> Response:
-    """The reply to a GET or HEAD: all of the body, a range of it, or nothing if the client has it already.
+    """The reply: all of the body, a range of it for a GET, or nothing if the client has it already.
 
     The first piece is made here, so that what cannot be read is told by the status.
 
@@ -63,8 +63,8 @@ def stream(
                 return Response(status_code=304, headers=found)
         start, stop, status = 0, body.nbytes, 200
         wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
-        if wanted and request.headers.get("If-Range") in (None, tag):
-            # Anything but one range of bytes is answered with all, as RFC 9110 allows.
+        if wanted and request.method == "GET" and request.headers.get("If-Range") in (None, tag):
+            # Anything but one range of bytes is answered with all, as RFC 9110 allows; and no other method has ranges.
             start, stop = _range(wanted, body.nbytes)
             found["Content-Range"] = f"bytes {start}-{stop - 1}/{body.nbytes}"
             status = 206

@@ -18,27 +18,91 @@ from actstore.store.store import Store
 router = APIRouter(tags=["activations"])
 
 _BINARY: Final[dict[str, Any]] = {"schema": {"type": "string", "format": "binary"}}
-HEADERS: Final[dict[str, Any]] = {
-    "ETag": {
-        "description": "Of these bytes, once the runs of the store are finished.",
-        "schema": {"type": "string"},
+_NUMBERS: Final[dict[str, Any]] = {"type": "array", "items": {"type": "integer"}}
+_ARRAY: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "dtype": {"type": "string"},
+        "shape": _NUMBERS,
+        "sequences": _NUMBERS,
+        "positions": {"anyOf": [_NUMBERS, {"type": "null"}]},
+        "values": {
+            "type": "array",
+            "description": "Nested like the axes; NaN and infinities are strings.",
+        },
     },
-    DTYPE: {"description": "Type of the elements of raw bytes, little-endian.", "schema": {"type": "string"}},
-    SHAPE: {"description": "Sizes of the axes of raw bytes, joined by commas.", "schema": {"type": "string"}},
+    "required": ["name", "dtype", "shape", "sequences", "positions", "values"],
 }
 
 
-def tensors(*media: str) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of replies with these media types."""
-    content = {each: {"schema": {"type": "object"}} if each == JSON else _BINARY for each in media}
+def header(text: str, kind: str = "string") -> dict[str, Any]:
+    """What OpenAPI says of a header."""
+    return {"description": text, "schema": {"type": kind}}
+
+
+_HEADERS: Final = {
+    "Accept-Ranges": header("That there are ranges of the bytes."),
+    "Cache-Control": header(
+        "That the bytes may be kept, and this server is to be asked whether they still hold."
+    ),
+    "ETag": header("Of these bytes, once the runs of the store are finished."),
+}
+_SHAPED: Final = {
+    "Vary": header("That `Accept` decides."),
+    DTYPE: header("Type of the elements of raw bytes, little-endian."),
+    SHAPE: header("Sizes of the axes of raw bytes, joined by commas."),
+}
+_RANGE: Final = {"Content-Range": {**header("Which bytes these are, and of how many."), "required": True}}
+
+
+def _asked(name: str, text: str, example: str) -> dict[str, Any]:
+    schema = {"type": "string"}
     return {
-        200: {"description": "The bytes.", "content": content, "headers": HEADERS},
+        "name": name,
+        "in": "header",
+        "required": False,
+        "description": text,
+        "schema": schema,
+        "example": example,
+    }
+
+
+_KNOWN: Final = _asked("If-None-Match", "ETags that the client has.", '"0123456789abcdef0123456789abcdef"')
+CONDITIONS: Final = {"parameters": [_KNOWN]}
+"""Further parameters, in OpenAPI, of HEAD of what `stream` gives."""
+RANGES: Final = {
+    "parameters": [
+        _KNOWN,
+        _asked("Range", "One range of the bytes; of anything else all are sent.", "bytes=0-1023"),
+        _asked(
+            "If-Range",
+            "The ETag for which the range is good; all are sent for another one.",
+            '"0123456789abcdef0123456789abcdef"',
+        ),
+    ]
+}
+"""The same of GET."""
+
+
+def tensors(*media: str, is_shaped: bool = True) -> dict[int | str, dict[str, Any]]:
+    """What OpenAPI says of replies with these media types.
+
+    Args:
+        media: any of them.
+        is_shaped: whether they are of one array.
+    """
+    array = {"schema": _ARRAY if is_shaped else {"type": "object"}}
+    content = {each: array if each == JSON else _BINARY for each in media}
+    headers = _HEADERS | (_SHAPED if is_shaped else {})
+    return {
+        200: {"description": "The bytes.", "content": content, "headers": headers},
         206: {
             "description": "The range of the bytes that was asked for.",
-            "content": content,
-            "headers": HEADERS,
+            "content": {**content, **({JSON: _BINARY} if JSON in media else {})},
+            "headers": headers | _RANGE,
         },
-        304: {"description": "The client has them already."},
+        304: {"description": "The client has them already.", "headers": headers},
     }
 
 
@@ -46,6 +110,7 @@ def tensors(*media: str) -> dict[int | str, dict[str, Any]]:
     "/v1/stores/{store}/hooks/{hook}/slice",
     response_class=Response,
     responses=tensors(*MEDIA.values()) | documented(404, 406, 409, 416, 502),
+    openapi_extra=RANGES,
 )
 def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: SliceOf) -> Response:
     """A part of one hook: raw bytes in C order, or what `Accept` or `format` names.
@@ -69,7 +134,7 @@ def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: Sli
 @router.post(
     "/v1/stores/{store}/select",
     response_class=Response,
-    responses=tensors(SAFETENSORS, RAW) | documented(404, 406, 409, 416, 502),
+    responses={200: tensors(SAFETENSORS, RAW)[200]} | documented(404, 409, 502),
 )
 def select(request: Request, store: StoreName, select: Select) -> Response:
     """The same sequences and positions of several hooks in one reply: safetensors, or, of one hook, raw bytes if

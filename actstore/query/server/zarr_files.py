@@ -1,7 +1,7 @@
 """Route of the store as it is: read-only Zarr v3 over HTTP."""
 
 from collections.abc import Iterator
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Path, Request
 from starlette.responses import Response
@@ -13,7 +13,7 @@ from actstore.query.server.body import Body, InMemory
 from actstore.query.server.objects import check_readable, consolidated
 from actstore.query.server.problems import documented
 from actstore.query.server.reply import etag, stream
-from actstore.query.server.slices import tensors
+from actstore.query.server.slices import CONDITIONS, RANGES, tensors
 from actstore.query.server.state import store_of
 from actstore.query.wire import JSON, RAW
 from actstore.store.blobs import BlobReader
@@ -43,11 +43,18 @@ class _Blob:
             yield view(self._blobs.read(self._key, at, min(_PIECE_NBYTES, stop - at)))
 
 
+def _documented_head() -> dict[int | str, dict[str, Any]]:
+    found = tensors(RAW, JSON, is_shaped=False)
+    del found[206]
+    return found
+
+
 @router.api_route(
     "/v1/stores/{store}/zarr/{key:path}",
     methods=["GET"],
     response_class=Response,
-    responses=tensors(RAW, JSON) | documented(404, 409, 416, 502),
+    responses=tensors(RAW, JSON, is_shaped=False) | documented(404, 409, 416, 502),
+    openapi_extra=RANGES,
 )
 def object_of_store(request: Request, store: StoreName, key: Key) -> Response:
     """An object of the store: any Zarr v3 reader opens `/v1/stores/{store}/zarr`.
@@ -60,7 +67,8 @@ def object_of_store(request: Request, store: StoreName, key: Key) -> Response:
 @router.head(
     "/v1/stores/{store}/zarr/{key:path}",
     response_class=Response,
-    responses=tensors(RAW, JSON) | documented(404, 409, 416, 502),
+    responses=_documented_head() | documented(404, 409, 502),
+    openapi_extra=CONDITIONS,
 )
 def head_of_object(request: Request, store: StoreName, key: Key) -> Response:
     """Size and ETag of an object."""
