@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from actstore.cli.main import cli
+from tests.query.running import running
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -49,7 +50,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_run_here() -> None:
-    assert set(examples("README.md")) == {"Extract", "Read", "Train an SAE", "Look inside, and patch"}
+    assert set(examples("README.md")) == {
+        "Extract",
+        "Read",
+        "Train an SAE",
+        "Serve",
+        "Look inside, and patch",
+    }
 
 
 @pytest.mark.ray
@@ -86,6 +93,27 @@ def test_train_an_sae(demo: Path, s3_url: str, tmp_path: Path) -> None:
     assert float(found[1]) < 0.5
     assert (tmp_path / "sae/sae_weights.safetensors").is_file()
     assert any((tmp_path / "cache").rglob("c.*"))
+
+
+def test_serve(demo: Path, tmp_path: Path) -> None:
+    code, url = examples("README.md")["Serve"], "http://127.0.0.1:8000"
+    with running(tmp_path, str(demo / "actstore-demo/store")) as server:
+        shown = run(code.replace(url, server.url), tmp_path)
+        page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+        run("\n".join(BLOCK.findall(page)).replace(url, server.url), tmp_path)
+        for command in re.findall(r"^curl .*(?:\\\n.*)*", page, re.MULTILINE):
+            done = subprocess.run(
+                ["bash", "-o", "pipefail", "-c", command.replace(url, server.url)],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+                check=False,
+            )
+            assert done.returncode == 0, command + done.stderr
+    before, *after = map(float, re.findall(r"tensor\(([\d.e+-]+)\)", shown))
+    assert after[0] < 0.9 * before
+    assert (tmp_path / "sae-over-http/sae_weights.safetensors").is_file()
 
 
 def test_patch(demo: Path) -> None:
