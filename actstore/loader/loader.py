@@ -3,7 +3,7 @@
 import operator
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -39,19 +39,19 @@ class Loader(Closing):
         options: LoaderOptions,
         rows: ValidRows | None = None,
         *,
-        make: "BatchSource | None" = None,
+        make: Callable[[], BatchSource] | None = None,
     ) -> None:
         """
         Args:
             store: whose rows they are.
             options: all that decides which, and in which order.
             rows: those that are not dropped, where they are known; to find them can take long.
-            make: where batches come from; None reads them from the store.
+            make: gives what batches come from; None reads them from the store.
         """
         _check_complete(store, options.hooks)
         self.store = store
         self.options = options
-        self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make
+        self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make()
         self._epoch = self._k = 0
         self._ahead: Prefetch[_Made] | None = None
         self._process = os.getpid()

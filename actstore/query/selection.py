@@ -21,6 +21,7 @@ INNER_PATTERN: Final = rf"^({_SLICE}|{_INTEGER})(,({_SLICE}|{_INTEGER})){{0,7}}$
 _ONE: Final = re.compile(PATTERN)
 _MANY: Final = re.compile(INNER_PATTERN)
 _SHOWN: Final = 60
+_MAX_LISTED: Final = 1_000_000
 
 
 def numbers(text: str, size: int, axis: str) -> Rows:
@@ -40,7 +41,13 @@ def numbers(text: str, size: int, axis: str) -> Rows:
         if parts[2:] == [0]:
             raise JobError(f"{axis} is {text[:_SHOWN]!r}; a slice cannot have step 0")
         found = range(*slice(*parts).indices(size))
-        return found if found.step > 0 else np.asarray(found, np.int64)
+        if found.step > 0:
+            return found
+        if len(found) > _MAX_LISTED:
+            raise JobError(
+                f"{axis} goes backwards over {len(found)}; at most {_MAX_LISTED} can, so ask for less"
+            )
+        return np.asarray(found, np.int64)
     return listed([int(part) for part in text.split(",")], size, axis)
 
 

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import torch
     import zarr
 
+    from actstore.store.store import Store
+
 
 class Activations:
     """``acts[sequences, positions, ...]`` reads just those rows and gives a ``torch.Tensor`` in the stored dtype.
@@ -18,10 +20,10 @@ class Activations:
     Indices are NumPy's: integers, slices, ``...``, and a list of sequences on the first axis.
     """
 
-    def __init__(self, hook: str, rows: Rows, url: str) -> None:
+    def __init__(self, hook: str, rows: Rows, store: "Store") -> None:
         self.hook = hook
         self.rows = rows
-        self._url = url
+        self._store = store
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,11 +77,8 @@ class Activations:
         """The array through zarr-python, of the first part where a store has several. It shows rows that are not
         committed as NaN.
         """
-        import zarr
-
-        import actstore.store.bfloat16  # noqa: F401 - registers the type
-
-        return zarr.open_array(self._url, path=self.rows.path, mode="r")
+        found: zarr.Array[Any] = self._store.zarr[self.rows.path]  # type: ignore[assignment]
+        return found
 
     def __repr__(self) -> str:
         return f"<Activations {self.hook} {self.shape} {self.rows.dtype}>"

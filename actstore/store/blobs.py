@@ -146,6 +146,11 @@ def check_key(key: str) -> str:
     return key
 
 
+def is_served(url: str) -> bool:
+    """Whether a URL is that of a store that ``actstore serve`` gives."""
+    return url.startswith(("http://", "https://")) and "/v1/stores" in url
+
+
 def open_blobs(url: str) -> Blobs:
     """The storage below a path or URL: ``runs/a``, ``file:///runs/a``, ``s3://bucket/a``, any fsspec URL.
 
@@ -153,9 +158,14 @@ def open_blobs(url: str) -> Blobs:
     one of the two.
 
     Raises:
-        StorageError: the URL has a scheme that no installed package serves, or ``ACTSTORE_S3`` another value.
+        StorageError: the URL has a scheme that no installed package serves, or is that of a server; or ``ACTSTORE_S3``
+            has another value.
         MissingExtraError: ``ACTSTORE_S3`` is ``obstore``, and that is not installed.
     """
+    if is_served(url):
+        raise StorageError(
+            f"{url} is a store of a server, which can only be read through actstore.open; give the URL of its storage"
+        )
     if "://" not in url or url.startswith(("file://", "local://")):
         from actstore.store.local import LocalBlobs
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.hooks.names import HookName, each_name, forward_order, long_name, stored_as
 from actstore.store.activations import Activations
-from actstore.store.blobs import BlobReader, open_blobs
+from actstore.store.blobs import BlobReader, is_served, open_blobs
 from actstore.store.commit import plan_key, read_commits
 from actstore.store.manifest import RunStatistics
 from actstore.store.merging import Merging
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from actstore.loader.options import LoaderOptions, Shuffle
     from actstore.loader.valid_rows import ValidRows
     from actstore.store.search import Matches
-
-
-SERVED: Final = "/v1/stores/"
-"""In the URL of a store that a server gives."""
 
 
 class Store:
@@ -66,6 +62,11 @@ class Store:
         self.runs = self._look()
         self._activations = {}
         self.__dict__.pop("_arrays", None)
+
+    def newer(self) -> "Store":
+        """The same store with what is committed now; itself, if nothing is new."""
+        runs = self._look()
+        return self if runs == self.runs else Store(self.blobs, runs, self._look)
 
     @property
     def plan(self) -> Plan:
@@ -165,7 +166,7 @@ class Store:
         found = self.array_of(hook)
         if found.name not in self._activations:
             rows = self._rows([self._section(part, found) for part in self._parts])
-            self._activations[found.name] = Activations(found.name, rows, self.url)
+            self._activations[found.name] = Activations(found.name, rows, self)
         return self._activations[found.name]
 
     def _rows(self, sections: list[Section]) -> Rows:
@@ -532,7 +533,7 @@ def open_store(url: str | os.PathLike[str], *, token: str | None = None, direct:
     Raises:
         StorageError: there is no store, or it cannot be read.
     """
-    if str(url).startswith(("http://", "https://")) and SERVED in str(url):
+    if is_served(str(url)):
         from actstore.query.client.served_store import ServedStore
 
         return ServedStore(str(url), token, direct)

@@ -29,7 +29,14 @@ Address = tuple[str, str, int | None]
 class Connections:
     """Idle ones by server. Threads may share it; a forked process begins with none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, connect_s: float = _CONNECT_S, read_s: float = _READ_S) -> None:
+        """
+        Args:
+            connect_s: seconds to get a connection.
+            read_s: seconds without any byte of a reply.
+        """
+        self._connect_s = connect_s
+        self._read_s = read_s
         self._begin_process()
 
     def _begin_process(self) -> None:
@@ -98,12 +105,12 @@ class Connections:
         scheme, host, port = address
         if scheme == "https":
             found: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=_CONNECT_S, context=self._ssl
+                host, port, timeout=self._connect_s, context=self._ssl
             )
         else:
-            found = http.client.HTTPConnection(host, port, timeout=_CONNECT_S)
+            found = http.client.HTTPConnection(host, port, timeout=self._connect_s)
         found.connect()
-        found.sock.settimeout(_READ_S)
+        found.sock.settimeout(self._read_s)
         return found
 
     def _keep(self, address: Address, connection: http.client.HTTPConnection) -> None:

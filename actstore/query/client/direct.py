@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import ActstoreError, StorageError
+from actstore.errors import StorageError
 from actstore.query.client.connections import Connections
 from actstore.query.client.http_blobs import HttpBlobs, take_range
 from actstore.query.client.server import Server
@@ -22,6 +22,7 @@ from actstore.store.shard import Bytes
 from actstore.store.storage_errors import Kind, RequestError, kind_of_reply
 
 _LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+_PROBE_S: Final = 5
 _MARGIN: Final = 0.5
 """Of the time that a URL is good for. Nothing is asked for with an older one."""
 
@@ -42,8 +43,8 @@ def direct_blobs(server: Server, plan: Plan, *, must: bool = False) -> BlobReade
         place = server.document(FetchPlan, "/plan", asked=PlanRequest(keys=[key])).places[0]
         found = _opened(server, place)
         if bytes(found.read(key)) != plan.to_bytes():
-            raise StorageError(f"{place.url} is of another store")
-    except ActstoreError as error:
+            raise StorageError(f"{place.kind} {key} is of another store")
+    except Exception as error:
         if must:
             raise StorageError(
                 f"the storage behind {server.url} cannot be read from here: {error}; open it without direct=True"
@@ -54,12 +55,27 @@ def direct_blobs(server: Server, plan: Plan, *, must: bool = False) -> BlobReade
 
 def _opened(server: Server, place: Place) -> BlobReader:
     if place.kind == "http":
+        _probe(place.url)
         return SignedBlobs(server)
     root = place.url.removesuffix(f"/{place.key}")
     if place.kind == "file" and urlsplit(server.url).hostname not in _LOOPBACK:
         # A path of another machine may be anything here.
         raise StorageError(f"{root} is on the disk of the server")
     return open_blobs(root)
+
+
+def _probe(url: str) -> None:
+    """Ask once, and briefly: storage may be in another network.
+
+    Raises:
+        RequestError: it cannot be reached from here, or does not take the URL.
+    """
+    connections = Connections(connect_s=_PROBE_S, read_s=_PROBE_S)
+    with connections.request("GET", url, {"Range": "bytes=0-0"}) as reply:
+        reply.read()
+        if reply.status >= 300:
+            raise RequestError(Kind.DENIED, f"storage answered with status {reply.status}")
+    connections.close()
 
 
 class SignedBlobs:

@@ -105,7 +105,12 @@ class ServedBatches:
 
     def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """As `BatchSource.places`; computed here, as a loader that reads storage does."""
-        return BatchMaker(self._store, self.options, self.rows).places(epoch, k)
+        return self._order.places(epoch, k)
+
+    @cached_property
+    def _order(self) -> BatchMaker:
+        """Of which nothing but the numbers of rows is asked for."""
+        return BatchMaker(self._store, self.options, self.rows)
 
     def __call__(self, epoch: int, k: int) -> Values | Batch:
         """As `BatchSource`.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from actstore.errors import JobError
+from actstore.errors import JobError, StorageError
 from actstore.hooks.names import HookName
 from actstore.query.client.direct import direct_blobs
 from actstore.query.client.http_blobs import HttpBlobs
@@ -18,6 +18,7 @@ from actstore.query.client.server import Server
 from actstore.query.documents import MatchList, Select, StatisticsDocument, StoreDocument
 from actstore.query.wire import SAFETENSORS
 from actstore.store.blobs import BlobReader
+from actstore.store.row_index import RowIndex
 from actstore.store.rows import Rows, Section
 from actstore.store.run import Run
 from actstore.store.search import Matches
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import torch
     import zarr
 
+    from actstore.loader.batch_source import BatchSource
     from actstore.loader.loader import Loader
     from actstore.loader.options import LoaderOptions
     from actstore.loader.valid_rows import ValidRows
@@ -57,6 +59,8 @@ class ServedStore(Store):
         self._token = token
         self._direct = direct
         self.server = Server(url, token or os.environ.get(TOKEN) or None)
+        if not url.rstrip("/").rpartition("/v1/stores/")[2]:
+            raise StorageError(f"{url} names no store; write it as http://host:port/v1/stores/name")
         super().__init__(HttpBlobs(self.server), self._read_runs(), self._read_runs)
         if direct:
             self.blobs = self._storage
@@ -104,12 +108,11 @@ class ServedStore(Store):
     def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
         if self._direct or not hooks:
             return super()._several(hooks, sequences)
-        numbers: Any = range(*sequences.indices(self.shape[0])) if isinstance(sequences, slice) else sequences
-        nbytes = sum(self[name].nbytes for name in hooks) // max(1, self.shape[0]) * len(numbers)
-        if nbytes > _MAX_SELECTED or len(hooks) == 1 or not len(numbers):
+        index = RowIndex.parse(sequences, self.shape)
+        nbytes = sum(self[name].nbytes for name in hooks) // self.shape[0] * len(index.rows)
+        if nbytes > _MAX_SELECTED or len(hooks) == 1 or not len(index.rows) or index.is_reversed:
             return super()._several(hooks, sequences)
-        listed = [int(number) for number in np.asarray(numbers).reshape(-1)]
-        asked = Select(hooks=list(hooks), sequences=listed)
+        asked = Select(hooks=list(hooks), sequences=[int(row) for row in index.rows])
 
         def take(reply: http.client.HTTPResponse) -> "dict[str, torch.Tensor]":
             return read_tensors(reply)
@@ -149,11 +152,14 @@ class ServedStore(Store):
         from actstore.loader.loader import Loader
         from actstore.query.client.served_batches import ServedBatches
 
-        if self._reachable is not None:
-            return Loader(self, options, rows, make=BatchMaker(self._behind, options, rows))
-        if options.drop.mask is not None or options.cache_dir is not None:
-            return Loader(self, options, rows)
-        return Loader(self, options, rows, make=ServedBatches(self, self.server, options))
+        def make() -> "BatchSource":
+            if self._reachable is not None:
+                return BatchMaker(self._behind, options, rows)
+            if options.drop.mask is not None or options.cache_dir is not None:
+                return BatchMaker(self, options, rows)
+            return ServedBatches(self, self.server, options)
+
+        return Loader(self, options, rows, make=make)
 
     @property
     def zarr(self) -> "zarr.Group":

@@ -1,5 +1,6 @@
 """What a request asks for of a store, found in the store."""
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -98,9 +99,13 @@ def cut(
         HookError: the store does not hold it.
         IndexError: there are no such rows, positions or elements.
         JobError: what is asked for has more axes than the array, or is no text of an index.
+        NotCommittedError: a row is not committed.
     """
     found, stored = array(store, name)
     rows = _along(sequences, stored.shape[0], "sequences")
+    if not store.is_complete:
+        # Before anything is sent: later it could only be told by cutting the reply off.
+        deque(stored.committed_pieces(rows), maxlen=0)
     if len(stored.shape) == 1:
         if positions != ":" or inner is not None:
             raise JobError(f"{found} has one number for each sequence; ask for sequences only")
@@ -121,6 +126,7 @@ def cuts(store: Store, select: Select) -> list[Cut]:
         HookError: the store does not hold one.
         IndexError: there are no such rows, positions or elements.
         JobError: an array has fewer axes than what is asked for.
+        NotCommittedError: a row is not committed.
     """
     names: dict[str, None] = {}
     for each in select.hooks:

@@ -101,16 +101,22 @@ class _Opened:
         self._looked_at = 0.0
 
     def store(self) -> Store:
-        with self._lock:
-            now = time.monotonic()
+        found = self._store
+        if found is not None and time.monotonic() - self._looked_at < _LOOK_S:
+            return found
+        # While one looks, others have what was there before.
+        if not self._lock.acquire(blocking=found is None):
+            assert found is not None
+            return found
+        try:
             if self._store is None:
-                self._store, self._looked_at = open_store(self._url), now
-            elif now - self._looked_at > _LOOK_S:
-                self._looked_at = now
-                again = open_store(self._url)
-                if again.runs != self._store.runs:
-                    self._store = again
+                self._store = open_store(self._url)
+            elif time.monotonic() - self._looked_at > _LOOK_S:
+                self._store = self._store.newer()
+            self._looked_at = time.monotonic()
             return self._store
+        finally:
+            self._lock.release()
 
 
 def no_store(name: str) -> Problem:

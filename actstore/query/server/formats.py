@@ -19,6 +19,7 @@ MEDIA: Final = {"raw": RAW, "safetensors": SAFETENSORS, "npy": NPY, "arrow": ARR
 """Media type by name of a format."""
 _MAX_CONVERTED_NBYTES: Final = 64 << 20
 """Of formats that are made in memory."""
+_MAX_SEQUENCES: Final = 1_000_000
 _MAX_JSON: Final = 100_000
 """Elements."""
 _SAFETENSORS_DTYPES: Final = {
@@ -101,6 +102,12 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 def _values(cut: Cut, what: str) -> NDArray[Any]:
     """All of it in memory. bfloat16 becomes float32, which holds every value of it exactly."""
+    if len(cut.sequences) > _MAX_SEQUENCES:
+        raise Problem(
+            413,
+            "too-large",
+            f"{what} is for up to {_MAX_SEQUENCES} sequences; ask for raw bytes, or for less",
+        )
     if cut.nbytes > _MAX_CONVERTED_NBYTES:
         raise Problem(
             413,

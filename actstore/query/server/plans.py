@@ -8,6 +8,7 @@ from actstore.errors import JobError
 from actstore.query.cut import Cut
 from actstore.query.documents import FetchPlan, Place, PlannedArray, PlannedRead, PlanRequest
 from actstore.query.problem import Problem
+from actstore.query.selection import Rows
 from actstore.query.server.asked import StoreName, cuts
 from actstore.query.server.objects import check_readable
 from actstore.query.server.problems import documented
@@ -76,7 +77,7 @@ def _ranges(part: Cut) -> Iterator[tuple[str, int, int, int]]:
             f"{part.name} is compressed, so only the index of a shard knows where its rows are; ask for keys, or slice"
         )
     whole = [range(size) for size in part.stored.shape[1:]]
-    if list(part.inner[1:]) != whole[1:]:
+    if not all(map(_is_all, part.inner[1:], whole[1:])):
         raise JobError("inner is not part of a plan; read whole positions")
     spans = _spans(part, whole)
     position_nbytes = part.row_nbytes // max(1, len(part.inner[0])) if part.inner else part.row_nbytes
@@ -94,9 +95,13 @@ def _ranges(part: Cut) -> Iterator[tuple[str, int, int, int]]:
                 at += nbytes
 
 
+def _is_all(asked: Rows, whole: range) -> bool:
+    return isinstance(asked, range) and asked == whole
+
+
 def _spans(part: Cut, whole: list[range]) -> list[tuple[int, int]] | None:
     """Neighbouring positions; None if all are wanted."""
-    if not part.inner or part.inner[0] == whole[0]:
+    if not part.inner or _is_all(part.inner[0], whole[0]):
         return None
     found: list[tuple[int, int]] = []
     for position in part.inner[0]:

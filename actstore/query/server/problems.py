@@ -15,6 +15,7 @@ from actstore.query.wire import PROBLEM
 _LOG: Final = logging.getLogger(__name__)
 _SCHEMA: Final = {"$ref": "#/components/schemas/ProblemDocument"}
 _TEXTS: Final = {
+    400: "This is no HTTP, or the URL is too long.",
     401: "A valid token is needed.",
     404: "There is no such thing here, for this client.",
     405: "Another method is needed.",
@@ -38,7 +39,7 @@ _HEADERS: Final = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of these statuses, and of those that any request for a store may get."""
-    return {status: _documented(status) for status in sorted({*statuses, 401, 413, 422, 429, 503})}
+    return {status: _documented(status) for status in sorted({*statuses, 400, 401, 413, 422, 429, 503})}
 
 
 def _documented(status: int) -> dict[str, Any]:

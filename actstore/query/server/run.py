@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from actstore.errors import JobError, StorageError
+from actstore.query.problem import Problem
 from actstore.query.server.settings import Settings
+from actstore.query.wire import PROBLEM
 
 if TYPE_CHECKING:
     from actstore.query.server.gate import Gate
@@ -120,7 +124,7 @@ def serve(settings: Settings, listening: Listening, at: socket.socket) -> None:
         functools.partial(_application, settings),
         factory=True,
         workers=listening.workers,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         loop="uvloop",
         log_config=_log_config(listening.verbose),
@@ -139,6 +143,20 @@ def serve(settings: Settings, listening: Listening, at: socket.socket) -> None:
         Multiprocess(config, [at]).run()
     else:
         uvicorn.Server(config).run([at])
+
+
+class _Protocol(HttpToolsProtocol):
+    """That of uvicorn; it also answers with a problem what is no HTTP."""
+
+    def send_400_response(self, msg: str) -> None:
+        """As uvicorn has it."""
+        del msg
+        problem = Problem(400, "invalid", "this is no HTTP, or the URL is too long")
+        body = json.dumps(problem.document).encode()
+        fields = {"content-type": PROBLEM, "content-length": str(len(body)), "connection": "close"}
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + b"\r\n" + body)
+        self.transport.close()
 
 
 def _application(settings: Settings) -> "Gate":

@@ -134,7 +134,7 @@ def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: Sli
 @router.post(
     "/v1/stores/{store}/select",
     response_class=Response,
-    responses={200: tensors(SAFETENSORS, RAW)[200]} | documented(404, 409, 502),
+    responses=documented(404, 409, 502) | {200: tensors(SAFETENSORS, RAW)[200]},
 )
 def select(request: Request, store: StoreName, select: Select) -> Response:
     """The same sequences and positions of several hooks in one reply: safetensors, or, of one hook, raw bytes if
