@@ -59,6 +59,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     show_default=True,
     help="Seconds until a reply must begin.",
 )
+@click.option(
+    "--stall",
+    type=click.FloatRange(min=0.1),
+    default=30.0,
+    show_default=True,
+    help="Seconds after which a client that takes nothing of its reply is cut off.",
+)
 @click.option("--ssl-certfile", type=_FILE, help="PEM certificate: serve HTTPS.")
 @click.option("--ssl-keyfile", type=_FILE, help="Its key.")
 @click.option("--verbose", is_flag=True, help="Log each request.")
@@ -75,6 +82,7 @@ def serve_command(
     max_reply: int,
     concurrency: int,
     timeout: float,
+    stall: float,
     ssl_certfile: Path | None,
     ssl_keyfile: Path | None,
     verbose: bool,
@@ -104,6 +112,7 @@ def serve_command(
         concurrency=concurrency,
         concurrency_per_client=max(1, concurrency // 2),
         timeout_s=timeout,
+        stall_s=stall,
     )
     listening = Listening(host, port, workers, ssl_certfile, ssl_keyfile, verbose)
     if token_file is not None:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.errors import ActstoreError
 from actstore.store.storage_errors import Kind, RequestError
 
 _CONNECT_S: Final = 10
@@ -156,11 +157,11 @@ def _translated() -> Iterator[None]:
     """Turn what sockets and http.client raise into `RequestError`."""
     try:
         yield
+    except ActstoreError:
+        raise  # of the reply; some are an OSError, too
     except ssl.SSLCertVerificationError as error:
         raise RequestError(Kind.OTHER, f"its certificate is not trusted: {error.verify_message}") from error
     except (ConnectionRefusedError, socket.gaierror) as error:
         raise RequestError(Kind.UNREACHABLE, error.strerror or str(error)) from error
     except (OSError, http.client.HTTPException) as error:
-        if isinstance(error, RequestError):
-            raise
         raise RequestError(Kind.BROKEN, str(error) or type(error).__name__) from error

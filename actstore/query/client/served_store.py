@@ -59,7 +59,7 @@ class ServedStore(Store):
         self._token = token
         self._direct = direct
         self.server = Server(url, token or os.environ.get(TOKEN) or None)
-        if not url.rstrip("/").rpartition("/v1/stores/")[2]:
+        if not url.rstrip("/").partition("/v1/stores/")[2]:
             raise StorageError(f"{url} names no store; write it as http://host:port/v1/stores/name")
         super().__init__(HttpBlobs(self.server), self._read_runs(), self._read_runs)
         if direct:

@@ -40,7 +40,8 @@ class Server:
         self.url = url.rstrip("/")
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self.connections = Connections()
-        self._retries = Retries(self.url)
+        above, _, self._name = self.url.rpartition("/")
+        self._retries = Retries(above)
         self._lock = threading.Lock()
         self._nbytes = 0
 
@@ -109,7 +110,7 @@ class Server:
                     self._refused(reply, url)
                 return take(reply)
 
-        return self._retries.run(path.lstrip("/"), "read", ask)
+        return self._retries.run(f"{self._name}{path}", "read", ask)
 
     def count(self, nbytes: int) -> None:
         """Take note of a body that was taken."""
