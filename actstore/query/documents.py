@@ -185,6 +185,8 @@ class OrderDocument(Reply):
     """Of an epoch."""
     hooks: tuple[str, ...]
     """Under their stored names."""
+    version: str
+    """Another one where any batch is another one. Replies with batches have it in the header ``Actstore-Order``."""
     identity: dict[str, Any]
     """All that decides which rows are in batch k; part of the state of a loader."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from actstore.errors import LoaderError
+from actstore.errors import LoaderError, StorageError
 from actstore.loader.batch import Batch, Values, tensors_of
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.buffers import Buffers
@@ -26,7 +26,7 @@ from actstore.query.client.safetensors import read_header
 from actstore.query.client.server import Server
 from actstore.query.documents import OrderDocument
 from actstore.query.selection import text_of
-from actstore.query.wire import DTYPE, POSITIONS, RAW, SAFETENSORS, SEQUENCES, SHAPE, TOKENS
+from actstore.query.wire import DTYPE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, SHAPE, TOKENS
 from actstore.store.storage_errors import Kind, RequestError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class ServedBatches:
         self._query = _query(options)
         order = server.document(OrderDocument, "/batches", self._query)
         self._identity = order.identity
+        self._version = order.version
         self.batches = Batches(
             order.n_rows, options.batch_size, options.drop_last, options.rank, options.world_size
         )
@@ -75,6 +76,7 @@ class ServedBatches:
     def begin_process(self) -> None:
         """Forget a lock that a thread may have held which is not in a forked process."""
         self._lock = threading.Lock()
+        self._taking = threading.Lock()  # threads that take at once could be given the same memory
         self._is_interrupted = False
         self._threads: ThreadPoolExecutor | None = None
         self._asked: dict[Key, Future[Values | Batch]] = {}
@@ -123,7 +125,7 @@ class ServedBatches:
             if self._is_interrupted:
                 raise LoaderError("the loader was closed, or begins elsewhere; ask for the batch again")
             if not self.options.prefetch:
-                return self._fetched(epoch, k)
+                return self._moved(self._fetched(epoch, k))
             wanted = self._following(epoch, k)
             for key in self._asked.keys() - set(wanted):
                 self._asked.pop(key).cancel()
@@ -132,7 +134,7 @@ class ServedBatches:
             for key in wanted:
                 if key not in self._asked:
                     self._asked[key] = self._threads.submit(self._fetched, *key)
-            return self._asked.pop((epoch, k)).result()
+            return self._moved(self._asked.pop((epoch, k)).result())
 
     def _following(self, epoch: int, k: int) -> list[Key]:
         """A batch, and those that are asked for before it is here: the server makes them while it is on its way."""
@@ -148,19 +150,33 @@ class ServedBatches:
         take = self._take_raw if is_raw else self._take_named
         accept = RAW if is_raw else SAFETENSORS
         query = {**self._query, "epoch": epoch}
-        found = self._server.take(f"/batches/{k}", take, query=query, accept=accept)
+
+        def checked(reply: http.client.HTTPResponse) -> Values | Batch:
+            if reply.getheader(ORDER) != self._version:
+                raise LoaderError(
+                    f"{self._server.url} is not what it was when this loader was made: it has other tokens or another "
+                    "model by now; make the loader anew"
+                )
+            return take(reply)
+
+        found = self._server.take(f"/batches/{k}", checked, query=query, accept=accept)
+        n_rows = len(self.batches[k])
         for tensor in tensors_of(found):
+            if len(tensor) != n_rows:
+                raise StorageError(
+                    f"{self._server.url} gave {len(tensor)} rows where batch {k} has {n_rows}; it is another server"
+                )
             self._server.count(tensor.nbytes)
         return found
 
     def _take_raw(self, reply: http.client.HTTPResponse) -> Values | Batch:
         shape = tuple(int(size) for size in (reply.getheader(SHAPE) or "").split(",") if size)
-        return self._moved(self._filled(reply, self.options.hooks[0], reply.getheader(DTYPE) or "", shape))
+        return self._filled(reply, self.options.hooks[0], reply.getheader(DTYPE) or "", shape)
 
     def _take_named(self, reply: http.client.HTTPResponse) -> Values | Batch:
         found = {}
         for name, (dtype, shape) in read_header(reply).items():
-            found[name] = self._moved(self._filled(reply, name, dtype, shape))
+            found[name] = self._filled(reply, name, dtype, shape)
         options = self.options
         if not {*options.hooks, *(_ORIGIN if options.provenance else ())} <= found.keys():
             raise RequestError(
@@ -180,13 +196,25 @@ class ServedBatches:
         if name not in self._buffers:
             found = torch.empty(tuple(shape), dtype=kind)
         else:
-            found = self._buffers[name].take(tuple(shape), kind)
+            with self._taking:
+                found = self._buffers[name].take(tuple(shape), kind)
         if math.prod(shape):
             read_into(reply, found.view(-1).view(torch.uint8).numpy())
         return found
 
-    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if self._transfer is None else self._transfer(tensor, tensor.dtype)
+    def _moved(self, batch: Values | Batch) -> Values | Batch:
+        """To the device, in the thread that asked."""
+        transfer = self._transfer
+        if transfer is None:
+            return batch
+        if isinstance(batch, Batch):
+            origin = [transfer(each, each.dtype) for each in (batch.sequences, batch.positions, batch.tokens)]
+            values = self._moved(batch.values)
+            assert not isinstance(values, Batch)
+            return Batch(values, *origin)
+        if isinstance(batch, dict):
+            return {hook: transfer(values, values.dtype) for hook, values in batch.items()}
+        return transfer(batch, batch.dtype)
 
     def hand_over(self, batch: Values | Batch) -> None:
         """As `BatchSource.hand_over`."""

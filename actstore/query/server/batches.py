@@ -1,5 +1,7 @@
 """Batches that are made once for all who ask for them."""
 
+import hashlib
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -99,6 +101,8 @@ class Order:
         # torch's threads would wait for each other on cores that send what is ready.
         self._thread = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
         self._counted = (0, 0, 0)
+        self.version = _version(store, self.maker)
+        """Another one where any batch is another one."""
 
     def batch(self, epoch: int, k: int, rank: int = 0, world_size: int = 1) -> Values | Batch:
         """Batch k of an epoch, or the part of it that belongs to a rank.
@@ -150,6 +154,18 @@ class Order:
         """Give back threads and maps, after the batch that is being made."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self.maker.close()
+
+
+def _version(store: Store, maker: BatchMaker) -> str:
+    request = store.plan.request
+    known = [
+        maker.identity(),
+        request.model.fingerprint,
+        request.dtype,
+        maker.options.hooks,
+        str(maker.options.dtype),
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 
 def _given_up() -> Problem:

@@ -21,7 +21,7 @@ from actstore.query.server.problems import documented
 from actstore.query.server.reply import stream
 from actstore.query.server.slices import RANGES, header, tag_of, tensors
 from actstore.query.server.state import state_of, store_of
-from actstore.query.wire import N_BATCHES, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
+from actstore.query.wire import N_BATCHES, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
 from actstore.store.store import Store
 
 router = APIRouter(tags=["training"])
@@ -38,7 +38,11 @@ class NumberedQuery(BatchQuery):
 def _documented_batch() -> dict[int | str, dict[str, Any]]:
     found = tensors(RAW, SAFETENSORS)
     for each in found.values():
-        each["headers"] = {**each["headers"], N_BATCHES: header("Batches of an epoch.", "integer")}
+        each["headers"] = {
+            **each["headers"],
+            N_BATCHES: header("Batches of an epoch.", "integer"),
+            ORDER: header("Another one where any batch of the order is another one."),
+        }
     return found
 
 
@@ -88,6 +92,7 @@ def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderD
         n_rows=order.maker.rows.n_valid,
         n_batches=order.maker.batches.n_batches,
         hooks=options.hooks,
+        version=order.version,
         identity=order.maker.identity(),
     )
 
@@ -119,7 +124,12 @@ def batch(
         body,
         RAW if is_raw else SAFETENSORS,
         tag=tag_of(found, *asked),
-        headers={N_BATCHES: str(order.maker.batches.n_batches), "Vary": "Accept", **headers},
+        headers={
+            N_BATCHES: str(order.maker.batches.n_batches),
+            ORDER: order.version,
+            "Vary": "Accept",
+            **headers,
+        },
         release=state_of(request).batches.held.hold(nbytes_of(made)),
     )
 

@@ -80,6 +80,8 @@ async def _invalid(_request: Request, error: Exception) -> Response:
 
 async def _http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, Problem):  # of `Gate`, while the body was read
+        return reply(error.__cause__)
     headers = dict(error.headers or {})
     if error.status_code == 405:
         return reply(Problem(405, "method", "this resource has another method; /docs lists them", headers))
