@@ -1,5 +1,6 @@
 """Memory of batches: used again, and never while somebody looks at it."""
 
+import pytest
 import torch
 
 from actstore.loader.buffers import Buffers
@@ -45,3 +46,11 @@ def test_those_of_a_caller_who_collects_are_not_kept() -> None:
     held = [buffers.take((100,), torch.float32) for _ in range(50)]
     assert len({tensor.data_ptr() for tensor in held}) == 50
     assert sum(map(len, buffers._memories.values())) <= 8
+
+
+@pytest.mark.parametrize("nbytes", [1, 100, 4096, 1 << 20])
+def test_memory_begins_where_it_is_written_fast(nbytes: int) -> None:
+    buffers = Buffers(4)
+    taken = [buffers.take((nbytes,), torch.uint8) for _ in range(4)]
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in taken)
+    assert len({tensor.data_ptr() for tensor in taken}) == 4

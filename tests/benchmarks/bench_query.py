@@ -1,0 +1,272 @@
+"""Reading from a server on this machine: against a bare one, Arrow Flight, and the local loader."""
+
+import http.client
+import itertools
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
+import torch
+from numpy.typing import NDArray
+
+import actstore
+from actstore.store.local import LocalBlobs
+from actstore.store.plan import HookArray, Plan
+from actstore.store.seal import seal
+from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, LENGTH, store_at
+from tests.benchmarks.measure import Ratio, all_in_turns
+from tests.query.running import Running, running
+from tests.store.example import example_plan, write_store
+
+_NBYTES = 64 << 20
+_SEQUENCES = _NBYTES // (LENGTH * D_MODEL * 2)
+_PROMPTS, _PROMPT, _NARROW = 256, 15, 576
+"""Prompts as long as those of indirect objects, as wide as SmolLM2."""
+_CLIENTS = 4
+_WAIT_S = 60
+
+
+def _prompt_plan() -> Plan:
+    plan = example_plan("bfloat16", n_sequences=_PROMPTS, n_tokens=_PROMPTS * _PROMPT, segment_size=64)
+    tokens = plan.request.tokens.model_copy(update={"context_length": _PROMPT})
+    hook = HookArray(name=HOOK, shape=(_NARROW,), axes=("d_model",))
+    request = plan.request.model_copy(update={"hooks": (hook,), "tokens": tokens})
+    return plan.model_copy(update={"request": request})
+
+
+def _prompts_at(folder: Path) -> None:
+    plan = _prompt_plan()
+    values = torch.randn(_PROMPTS, _PROMPT, _NARROW, dtype=torch.bfloat16).view(torch.uint16).numpy()
+    blobs = LocalBlobs(folder)
+    write_store(blobs, plan, {HOOK: values}, range(plan.n_segments))
+    seal(blobs)
+
+
+@contextmanager
+def _process(*command: str) -> Iterator[int]:
+    """A server that prints its port."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        port = int(process.stdout.readline())
+        deadline = time.monotonic() + _WAIT_S
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _downloads(url: str, out: NDArray[np.uint8], n: int = 8) -> float:
+    """GB/s of a client that reads into memory that is there."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
+    started = time.perf_counter()
+    for _ in range(n):
+        connection.request("GET", f"{parts.path}?{parts.query}")
+        reply = connection.getresponse()
+        assert reply.status == 200
+        left = out.data
+        while left.nbytes:
+            left = left[reply.readinto(left) :]
+    seconds = time.perf_counter() - started
+    connection.close()
+    return n * out.nbytes / seconds / 1e9
+
+
+def _flight(port: int, n: int = 4) -> float:
+    with flight.connect(f"grpc://127.0.0.1:{port}") as client:
+        started = time.perf_counter()
+        for _ in range(n):
+            table = client.do_get(flight.Ticket(b"")).read_all()
+            assert table.num_rows == _SEQUENCES * LENGTH
+        return n * _NBYTES / (time.perf_counter() - started) / 1e9
+
+
+def _loader_rate(store: actstore.Store, n: int = 64) -> float:
+    with store.loader(HOOK, batch_size=BATCH, epochs=None, seed=1) as loader:
+        for _ in range(40):
+            next(loader)
+        started = time.perf_counter()
+        for _ in itertools.islice(loader, n):
+            pass
+        return n * BATCH * D_MODEL * 2 / (time.perf_counter() - started) / 1e9
+
+
+def _raw_rate(n: int = 64) -> float:
+    """GB/s of two plain sockets of this machine, a batch at a time: the most that TCP gives here."""
+    with _process("-c", _SENDER) as port, socket.create_connection(("127.0.0.1", port)) as connection:
+        out = np.empty(BATCH * D_MODEL * 2, np.uint8)
+        started = time.perf_counter()
+        for _ in range(n):
+            connection.sendall(b"x")
+            left = out.data
+            while left.nbytes:
+                left = left[connection.recv_into(left) :]
+        return n * out.nbytes / (time.perf_counter() - started) / 1e9
+
+
+_SENDER = f"""
+import os, socket
+data = memoryview(os.urandom({BATCH * D_MODEL * 2}))
+with socket.create_server(("127.0.0.1", 0)) as server:
+    print(server.getsockname()[1], flush=True)
+    while True:
+        connection = server.accept()[0]
+        while connection.recv(1):
+            for start in range(0, len(data), 1 << 18):
+                connection.sendall(data[start : start + (1 << 18)])
+"""
+
+_BARE = f"""
+import os, socket, uvicorn
+data = memoryview(os.urandom({_NBYTES}))
+head = [(b"content-length", str(len(data)).encode())]
+async def app(scope, receive, send):
+    await send({{"type": "http.response.start", "status": 200, "headers": head}})
+    for start in range(0, len(data), 2 << 20):
+        part = data[start : start + (2 << 20)]
+        await send({{"type": "http.response.body", "body": part, "more_body": start + len(part) < len(data)}})
+with socket.create_server(("127.0.0.1", 0), backlog=100) as at:
+    print(at.getsockname()[1], flush=True)
+    config = uvicorn.Config(app, http="httptools", loop="uvloop", lifespan="off", log_level="error", access_log=False)
+    uvicorn.Server(config).run([at])
+"""
+
+_FLIGHT = """
+import sys, numpy as np, pyarrow as pa, pyarrow.flight as flight
+from tests.benchmarks.bench_query import flight_table
+class Server(flight.FlightServerBase):
+    def do_get(self, context, ticket):
+        return flight.RecordBatchStream(table)
+table = flight_table(sys.argv[1])
+server = Server("grpc://127.0.0.1:0")
+print(server.port, flush=True)
+server.serve()
+"""
+
+
+def flight_table(url: str) -> pa.Table:
+    """The same bytes as of the slice, a row for each position."""
+    values = actstore.open(url)[HOOK].rows[:_SEQUENCES]
+    flat = pa.array(values.reshape(-1).view(np.float16))
+    column = pa.FixedSizeListArray.from_arrays(flat, D_MODEL)
+    return pa.table({HOOK: column})
+
+
+def _latencies(server: Running, n: int = 500) -> tuple[float, float]:
+    """p50 and p99 in ms of a prompt, through our client."""
+    acts = server.store("prompts", direct=False)[HOOK]
+    taken = []
+    for number in range(n):
+        started = time.perf_counter()
+        acts[number % _PROMPTS]
+        taken.append(1e3 * (time.perf_counter() - started))
+    taken.sort()
+    return taken[n // 2], taken[int(0.99 * n)]
+
+
+def _requests(server: Running, seconds: float = 3.0) -> float:
+    """Requests a second of a process, for clients that do nothing but ask for prompts and take them."""
+    address = urlsplit(server.url)
+    path = f"/v1/stores/prompts/hooks/{HOOK}/slice?seq={{}}"
+    wanted = _PROMPT * _NARROW * 2
+    counts = [0] * _CLIENTS
+    until = time.perf_counter() + seconds
+
+    def ask(client: int) -> None:
+        with socket.create_connection((address.hostname, address.port)) as connection:
+            while time.perf_counter() < until:
+                target = path.format(counts[client] % _PROMPTS)
+                connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                data = b""
+                while b"\r\n\r\n" not in data or len(data) - data.index(b"\r\n\r\n") - 4 < wanted:
+                    data += connection.recv(1 << 16)
+                assert data.startswith(b"HTTP/1.1 200")
+                counts[client] += 1
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in range(_CLIENTS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / seconds
+
+
+def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
+    """Server and client on this machine; all files are in the page cache."""
+    root = folder / "served"
+    store_at(root / "wide")
+    _prompts_at(root / "prompts")
+    out = np.empty(_NBYTES, np.uint8)
+    with (
+        running(folder, "--root", str(root), OMP_NUM_THREADS="2") as server,
+        _process("-c", _BARE) as bare,
+        _process("-c", _FLIGHT, str(root / "wide")) as flying,
+    ):
+        url = f"{server.url}/v1/stores/wide/hooks/{HOOK}/slice?seq=0:{_SEQUENCES}"
+        local, served = actstore.open(root / "wide"), server.store("wide", direct=False)
+        measured: dict[str, Callable[[], float]] = {
+            "slice": lambda: _downloads(url, out),
+            "bare": lambda: _downloads(f"http://127.0.0.1:{bare}/", out),
+            "flight": lambda: _flight(flying),
+            "local": lambda: _loader_rate(local),
+            "served": lambda: _loader_rate(served),
+            "raw": _raw_rate,
+        }
+        rates = all_in_turns(measured, repeats=repeats)
+        expected = local[HOOK].rows[:_SEQUENCES].reshape(-1).view(np.uint8)
+        _downloads(url, out, 1)
+        assert np.array_equal(out, expected)
+        _latencies(server, 100)
+        p50, p99 = (
+            statistics.median(found)
+            for found in zip(*(_latencies(server) for _ in range(repeats)), strict=True)
+        )
+        requests = statistics.median(_requests(server) for _ in range(3))
+    shutil.rmtree(root)
+    batches = f"query: batches of {BATCH} x {D_MODEL} bf16"
+    return [
+        Ratio(
+            "query: slice of 64 MiB", rates["slice"], rates["bare"], "GB/s", 0.8, "bare uvicorn, from memory"
+        ),
+        Ratio("query: slice of 64 MiB", rates["slice"], rates["flight"], "GB/s", 3, "Arrow Flight do_get"),
+        Ratio(batches, rates["served"], rates["local"], "GB/s", 0.5, "local loader"),
+        Ratio(batches, rates["served"], rates["raw"], "GB/s", 0.5, "the same bytes over plain sockets"),
+        Ratio(
+            f"query: one prompt, {_PROMPT} x {_NARROW} bf16, p50",
+            p50,
+            p50,
+            "ms",
+            2,
+            "-",
+            lower_is_better=True,
+        ),
+        Ratio(
+            f"query: one prompt, {_PROMPT} x {_NARROW} bf16, p99",
+            p99,
+            p99,
+            "ms",
+            10,
+            "-",
+            lower_is_better=True,
+        ),
+        Ratio("query: prompts a second, one process", requests, 500, "req/s", 1, "the target"),
+    ]
