@@ -12,7 +12,7 @@ from actstore.store.statistics import HookStatistics
 Axis = Annotated[str, Field(pattern=PATTERN, max_length=100_000, examples=["0:8"])]
 Inner = Annotated[str, Field(pattern=INNER_PATTERN, max_length=400, examples=[":"])]
 Hook = Annotated[str, Field(min_length=1, max_length=200, examples=["blocks.0.hook_resid_post"])]
-Number = Annotated[int, Field(ge=-(2**48), le=2**48)]
+Number = Annotated[int, Field(strict=True, ge=-(2**48), le=2**48)]
 Numbers = Annotated[list[Number], Field(max_length=100_000)]
 
 
@@ -115,7 +115,9 @@ class Select(Asked):
     hooks: Annotated[list[Hook], Field(min_length=1, max_length=1000)]
     """Names or globs; also ``tokens``, ``lengths``, ``documents`` and ``offsets``."""
     sequences: Axis | Numbers = ":"
+    """A slice or numbers as text, or a list of numbers."""
     positions: Axis | Numbers = ":"
+    """Likewise."""
     inner: Inner | None = None
     """Of the axes behind the positions: a slice or a number for each."""
 
@@ -124,7 +126,9 @@ class PlanRequest(Asked):
     """What a client wants to read from storage by itself: a selection, or whole objects."""
 
     select: Select | None = None
+    """Parts of arrays that are not compressed."""
     keys: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=1000)] = []
+    """Of whole objects below the root of the store."""
 
 
 class PlannedArray(Reply):

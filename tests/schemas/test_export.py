@@ -84,6 +84,7 @@ def test_every_operation_says_what_it_does(openapi: dict[str, Any]) -> None:
         assert operation["operationId"].isidentifier(), label
         assert all(operation[field] for field in ("summary", "description", "tags")), label
         assert {tag["name"] for tag in openapi["tags"]}.issuperset(operation["tags"]), label
+        assert all(parameter["description"] for parameter in operation.get("parameters", ())), label
         is_open = operation["operationId"] in ("healthz", "readyz")
         assert operation.get("security") == (None if is_open else [{"HTTPBearer": []}]), label
         assert ("401" in operation["responses"]) is not is_open, label

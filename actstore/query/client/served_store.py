@@ -38,6 +38,8 @@ TOKEN: Final = "ACTSTORE_TOKEN"
 """Environment variable: the token, where none is given."""
 _MAX_SELECTED: Final = 256 << 20
 """Bytes that are asked for at once; more is asked for hook by hook."""
+_MAX_SEARCHED: Final = 20_000
+"""Characters that fit into a URL, also where each becomes several."""
 _MAX_MATCHES: Final = 1_000_000
 """Of a search; as many as a server gives."""
 
@@ -138,6 +140,11 @@ class ServedStore(Store):
             if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
                 return super()._matches(text, tokens, sha, prefix, limit, once=once)
             query["tokens"] = ",".join(map(str, ids.tolist()))
+        if max(map(len, query.values())) > _MAX_SEARCHED:
+            raise JobError(
+                f"what is searched for has more than {_MAX_SEARCHED} characters; look for its first part, or open the "
+                "storage itself"
+            )
         query |= {"prefix": prefix, "once": once, "limit": _MAX_MATCHES if limit is None else limit}
         found = self.server.document(MatchList, "/prompts", query)
         if limit is None and len(found.sequences) == _MAX_MATCHES:

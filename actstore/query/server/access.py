@@ -99,8 +99,8 @@ def _parsed(path: Path) -> tuple[tuple[bytes, Scope], ...]:
         digest = _digest(words[0])
         if digest is None:
             raise JobError(
-                f"line {number} of the token file {path} has no token of {_MIN_LENGTH} characters or more; make one "
-                'with python -c "import secrets; print(secrets.token_urlsafe())"'
+                f"line {number} of the token file {path} has no token of {_MIN_LENGTH} characters or more, all of them ASCII; "
+                'make one with python -c "import secrets; print(secrets.token_urlsafe())"'
             )
         found.append((digest, Scope(digest.hex()[:12], tuple(words[1:]) or ("*",))))
     if not found:
@@ -115,4 +115,4 @@ def _digest(word: str) -> bytes | None:
         except ValueError:
             return None
         return digest if len(digest) == hashlib.sha256().digest_size else None
-    return hashlib.sha256(word.encode()).digest() if len(word) >= _MIN_LENGTH else None
+    return hashlib.sha256(word.encode()).digest() if len(word) >= _MIN_LENGTH and word.isascii() else None

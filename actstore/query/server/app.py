@@ -66,6 +66,7 @@ def _routes() -> FastAPI:
         version=VERSION,
         description=_DESCRIPTION,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=_lifespan,
         generate_unique_id_function=lambda route: route.name,
     )

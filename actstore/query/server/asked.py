@@ -59,17 +59,25 @@ class BatchQuery(BaseModel):
     batch_size: Annotated[int, Field(ge=1, le=1 << 24)]
     """Rows, all ranks together."""
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
+    """Of the order."""
     shuffle: Literal["global", "window", "none"] = "global"
+    """Over all rows, within windows of neighbouring rows, or not at all."""
     window_rows: Annotated[int, Field(ge=1, le=1 << 48)] = 1 << 20
+    """Rows of a window."""
     drop: Annotated[list[Dropped], Field(max_length=100)] = []
     """`bos`, `eos`, `sep`, `pad`, or token ids."""
     seqpos: Axis = ":"
     """Positions to keep."""
     max_norm: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Rows with a larger norm are left out."""
     drop_last: bool = False
+    """Whether an epoch ends before a batch that would be smaller."""
     rank: Annotated[int, Field(ge=0, le=1 << 24)] = 0
+    """Whose part of each batch is given."""
     world_size: Annotated[int, Field(ge=1, le=1 << 24)] = 1
+    """Parts of each batch."""
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
+    """That values are converted to; else they are as stored."""
     provenance: bool = False
     """Also `sequences`, `positions` and `tokens` of the rows."""
 

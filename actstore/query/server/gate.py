@@ -149,6 +149,8 @@ class Gate:
                 f"the reply did not begin within {self._settings.timeout_s:g} s; ask again, or for less",
                 _LATER,
             ) from None
+        finally:
+            passage.clock = None  # it is over, and what is answered now does not stop it
 
 
 class _Passage:

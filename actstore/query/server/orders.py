@@ -33,6 +33,7 @@ class NumberedQuery(BatchQuery):
     """An order of rows, and an epoch."""
 
     epoch: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+    """Each has an order of its own."""
 
 
 def _documented_batch() -> dict[int | str, dict[str, Any]]:

@@ -30,6 +30,7 @@ class PromptQuery(BaseModel):
     once: bool = False
     """Each sequence only once, with the first place in it."""
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Places at most."""
 
 
 @router.get("/v1/stores/{store}/prompts", responses=documented(404, 409, 502))

@@ -123,8 +123,10 @@ class _Pieces(Response):
     ) -> None:
         super().__init__(status_code=status, headers=dict(headers))
         self._pieces = pieces
-        self._first: memoryview | None = next(pieces)
+        first = next(pieces)
+        self._first: memoryview | None = first
         self._nbytes = nbytes
+        self._is_small = first.nbytes == nbytes <= _SENT_NBYTES
         self._stall_s = stall_s
         self.held = contextlib.ExitStack()
 
@@ -140,20 +142,24 @@ class _Pieces(Response):
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
-            piece, self._first = self._first, None
-            assert piece is not None
-            if piece.nbytes == self._nbytes <= _SENT_NBYTES:
-                await self._send(send, piece, is_last=True)
+            if self._is_small:
+                await self._send(send, self._taken(), is_last=True)
                 return
             gone = asyncio.create_task(_gone(receive))
             try:
-                await self._send_all(piece, send, gone)
+                await self._send_all(send, gone)
             finally:
                 gone.cancel()
 
-    async def _send_all(self, piece: memoryview, send: Send, gone: "asyncio.Task[None]") -> None:
+    def _taken(self) -> memoryview:
+        """The first piece, which nothing here holds any more."""
+        piece, self._first = self._first, None
+        assert piece is not None
+        return piece
+
+    async def _send_all(self, send: Send, gone: "asyncio.Task[None]") -> None:
         loop = asyncio.get_running_loop()
-        n_left = self._nbytes
+        piece, n_left = self._taken(), self._nbytes
         while True:
             n_after = n_left - piece.nbytes
             ahead = loop.run_in_executor(None, next, self._pieces) if n_after else None

@@ -4,10 +4,13 @@ import contextlib
 import functools
 import ipaddress
 import json
+import multiprocessing
 import os
 import signal
 import socket
+import ssl
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +62,7 @@ def bound(listening: Listening, settings: Settings) -> socket.socket:
     """The socket of a server, shared by its processes.
 
     Raises:
-        JobError: it would be open to everybody.
+        JobError: it would be open to everybody, or its certificate cannot be used.
         StorageError: the address cannot be had.
     """
     host, port = listening.host, listening.port
@@ -68,6 +71,7 @@ def bound(listening: Listening, settings: Settings) -> socket.socket:
             f"{host} can be reached from elsewhere, so everybody could read the stores; give --token-file, or stay on "
             "127.0.0.1"
         )
+    _check_certificate(listening)
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -82,6 +86,22 @@ def bound(listening: Listening, settings: Settings) -> socket.socket:
             f"{host}:{port} cannot be listened at: {error.strerror}; choose another --port, or 0 for a free one"
         ) from error
     return found
+
+
+def _check_certificate(listening: Listening) -> None:
+    path, key = listening.ssl_certfile, listening.ssl_keyfile
+    if path is None:
+        if key is not None:
+            raise JobError("--ssl-keyfile is the key of a certificate; give that with --ssl-certfile")
+        return
+    try:
+        # A key with a password is refused, rather than asked for.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(path, key, password="")
+    except OSError as error:
+        raise JobError(
+            f"the certificate {path} cannot be used with the key {key or path}: {error.strerror or error}; give PEM "
+            "files, and a key without a password"
+        ) from error
 
 
 def url_of(listening: Listening, bound: socket.socket) -> str:
@@ -163,7 +183,23 @@ def _application(settings: Settings) -> "Gate":
     """Made in each process; prometheus_client looks for the shared folder when it is imported."""
     from actstore.query.server.app import create_app
 
+    _end_with_parent()
     return create_app(settings)
+
+
+def _end_with_parent() -> None:
+    """Have a worker end as on SIGTERM when the process that began it was killed: it would serve, and hold the port,
+    for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def _log_config(is_verbose: bool) -> dict[str, Any]:
