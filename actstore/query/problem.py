@@ -56,7 +56,6 @@ _ERRORS: Final[tuple[tuple[tuple[type[Exception], ...], int, str], ...]] = (
     ((LoaderError,), 422, "loader"),
     ((TokensError, ModelError), 422, "tokens"),
     ((JobError,), 422, "invalid"),
-    ((IndexError,), 422, "index"),
     ((MemoryError,), 413, "too-large"),
     ((StorageError, UncheckedError), 502, "storage"),
 )

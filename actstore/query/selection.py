@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError
+from actstore.query.problem import Problem
 
 Rows = range | NDArray[np.int64]
 """Numbers along one axis. A range never goes backwards."""
@@ -30,7 +31,7 @@ def numbers(text: str, size: int, axis: str) -> Rows:
 
     Raises:
         JobError: it is no such text.
-        IndexError: a number outside of the axis.
+        Problem: a number outside of the axis.
     """
     if not _ONE.fullmatch(text):
         raise JobError(
@@ -55,11 +56,11 @@ def listed(values: Sequence[int], size: int, axis: str) -> Rows:
     """The same of a list. Neighbours in order come back as a range.
 
     Raises:
-        IndexError: a number outside of the axis.
+        Problem: a number outside of the axis.
     """
     for value in values:
         if not -size <= value < size:
-            raise IndexError(f"{axis} has {value}, which is out of bounds for {size} of them")
+            raise Problem(422, "index", f"{axis} has {value}, which is out of bounds for {size} of them")
     found = np.array(values, np.int64)
     found[found < 0] += size
     if len(found) and (np.diff(found) == 1).all():
@@ -72,7 +73,7 @@ def inner_numbers(text: str, shape: Sequence[int]) -> tuple[Rows, ...]:
 
     Raises:
         JobError: it is no such text, or names more axes than there are.
-        IndexError: a number outside of an axis.
+        Problem: a number outside of an axis.
     """
     if not _MANY.fullmatch(text):
         raise JobError(

@@ -8,6 +8,8 @@ DTYPE: Final = "Actstore-Dtype"
 """Header of raw bytes: name of the type of the elements, which are little-endian."""
 N_BATCHES: Final = "Actstore-Batches"
 """Header of a batch: how many an epoch has."""
+STORE: Final = "Actstore-Store"
+"""Header of every reply of a store: another one for another store, the same while one grows."""
 ORDER: Final = "Actstore-Order"
 """Header of a batch: of which order it is."""
 

@@ -16,6 +16,7 @@ FIRST_PAUSE_S = 0.2
 """The n-th pause is random between 0 and ``FIRST_PAUSE_S * 2**n``, so that workers that failed together do not
 return together. Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/"""
 MAX_PAUSE_S = 10.0
+_STRANGER_S: Final = 10.0
 _TRIES_OF_A_STRANGER: Final = 3
 """A server that never answered is more likely a wrong address than a fault that passes."""
 
@@ -28,8 +29,14 @@ class Retries:
     The clients' own retries must be off, so that every repeated request is counted here.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, patience_s: float | None = None) -> None:
+        """
+        Args:
+            url: of the storage.
+            patience_s: for how long requests are repeated; None for a limited number of times, and `MAX_SECONDS`.
+        """
         self._url = url
+        self._patience_s = patience_s
         self._n = 0
         self._lock = threading.Lock()
         self._has_answered = False
@@ -65,9 +72,10 @@ class Retries:
             if error.kind not in TRANSIENT:
                 raise found from error.__cause__
             statistics = retrying.statistics
+            hint = "; the same command goes on from what is committed" if verb == "written" else ""
             raise StorageError(
                 f"{found}; tried {statistics['attempt_number']} times in {statistics['delay_since_first_attempt']:.1f} "
-                "s; the same command goes on from what is committed"
+                f"s{hint}"
             ) from error.__cause__
         self._has_answered = True
         return result
@@ -80,8 +88,10 @@ class Retries:
         return error.kind in TRANSIENT
 
     def _is_enough(self, state: tenacity.RetryCallState) -> bool:
-        limit = MAX_TRIES if self._has_answered else _TRIES_OF_A_STRANGER
         seconds = state.seconds_since_start or 0.0
+        if self._patience_s is not None:
+            return seconds >= (self._patience_s if self._has_answered else min(_STRANGER_S, self._patience_s))
+        limit = MAX_TRIES if self._has_answered else _TRIES_OF_A_STRANGER
         return state.attempt_number >= limit or (state.attempt_number > 1 and seconds >= MAX_SECONDS)
 
     def _count(self, _: tenacity.RetryCallState) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _BLOCK_NBYTES: Final = 1 << 24
 """Of the tokens that are looked at together."""
+_HEX: Final = frozenset("0123456789abcdefABCDEF")
 _SAMPLE: Final = 1 << 14
 """Tokens of a block that tell which id of a needle is rare."""
 
@@ -41,22 +42,36 @@ def sequence_sha256(tokens: Any) -> str:
     return hashlib.sha256(_ids(tokens).astype("<i4").tobytes()).hexdigest()
 
 
-def search(
-    store: "Store", text: str | None, tokens: Any, sha: Any, prefix: bool, limit: int | None, once: bool
-) -> Matches:
-    """See `Store.find` and `Store.locate`; once gives only the first match of each sequence."""
+def check(text: Any, tokens: Any, sha: Any, limit: int | None) -> None:
+    """See that it is known what to look for.
+
+    Raises:
+        JobError: not one of text, tokens and sha, or not a valid one; a limit below 1.
+        TokensError: the text is none.
+    """
     given = [name for name, value in (("text", text), ("tokens", tokens), ("sha", sha)) if value is not None]
     if len(given) != 1:
         what = " and ".join(given) or "nothing"
         raise JobError(f"the search is for {what}; give one of text, tokens and sha")
     if limit is not None and limit < 1:
         raise JobError(f"limit is {limit}; it must be 1 or more, or None for all matches")
+    if tokens is not None and not len(_ids(tokens)):
+        raise JobError("tokens is empty, which is everywhere; give one token id at least")
+    if sha is not None and not (isinstance(sha, str) and len(sha) == 64 and set(sha) <= _HEX):
+        raise JobError(f"sha is {sha!r}; it must be 64 hex digits, as sequence_sha256 gives them")
+    if text is not None and (not isinstance(text, str) or text.encode(errors="ignore").decode() != text):
+        raise TokensError(f"text is {text!r}; it must be a str of valid Unicode")
+
+
+def search(
+    store: "Store", text: str | None, tokens: Any, sha: Any, prefix: bool, limit: int | None, once: bool
+) -> Matches:
+    """See `Store.find` and `Store.locate`; once gives only the first match of each sequence."""
+    check(text, tokens, sha, limit)
     if sha is not None:
         blocks = _with_sha(store, sha)
     else:
         needles = [_ids(tokens)] if text is None else _encoded(store, text)
-        if not len(needles[0]):
-            raise JobError("tokens is empty, which is everywhere; give one token id at least")
         blocks = _with_ids(store, needles, prefix)
     kept, n_kept = [Matches(np.empty(0, np.int64), np.empty(0, np.int64))], 0
     for sequences, positions in blocks:
@@ -91,8 +106,6 @@ def _with_ids(store: "Store", needles: list[Ids], is_prefix: bool) -> Iterator[M
 
 
 def _with_sha(store: "Store", sha: Any) -> Iterator[Matches]:
-    if not isinstance(sha, str) or len(sha) != 64 or not set(sha) <= set("0123456789abcdefABCDEF"):
-        raise JobError(f"sha is {sha!r}; it must be 64 hex digits, as sequence_sha256 gives them")
     digest, lengths, sha256 = bytes.fromhex(sha), store.lengths, hashlib.sha256
     for first, block in _read(store):
         ends = (lengths[first : first + len(block)] * 4).tolist()
@@ -158,8 +171,6 @@ def _encoded(store: "Store", text: str) -> list[Ids]:
     """Ids of a text as it is and behind a space; once where the tokenizer puts that in itself."""
     from actstore.tokens.tokenizer import encode_documents
 
-    if not isinstance(text, str) or text.encode(errors="ignore").decode() != text:
-        raise TokensError(f"text is {text!r}; it must be a str of valid Unicode")
     texts = [text] if text[:1].isspace() else [text, f" {text}"]
     needles = encode_documents(_tokenizer_of(store), texts)
     if not len(needles[0]):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from actstore.hooks.cache import ActivationCache
     from actstore.hooks.config import HookedConfig
+    from actstore.hooks.functions import NameFilter
     from actstore.hooks.model import HookedModel
     from actstore.hooks.names import HookNames
     from actstore.loader.loader import Loader
@@ -64,8 +65,14 @@ class Store:
         self.__dict__.pop("_arrays", None)
 
     def newer(self) -> "Store":
-        """The same store with what is committed now; itself, if nothing is new."""
+        """The same store with what is committed now; itself, if nothing is new.
+
+        Raises:
+            StorageError: it is not there any more, or cannot be read.
+        """
         runs = self._look()
+        if not runs:
+            raise _no_store(self.url)
         return self if runs == self.runs else Store(self.blobs, runs, self._look)
 
     @property
@@ -279,14 +286,14 @@ class Store:
         self,
         sequences: int | slice | Sequence[int],
         *,
-        names_filter: "HookName | Sequence[HookName] | None" = None,
+        names_filter: "NameFilter | None" = None,
         model: "HookedModel | None" = None,
     ) -> "ActivationCache":
         """The stored values of some sequences, as `HookedModel.run_with_cache` gives them for the same tokens.
 
         Args:
             sequences: rows of the store.
-            names_filter: hooks to read, names or globs; None for all that are stored.
+            names_filter: hooks to read, names, globs, or a function of the name; None for all that are stored.
             model: for methods of the cache that need weights.
 
         Raises:
@@ -299,7 +306,9 @@ class Store:
         names, cfg = self._model_hooks
         rows = [sequences] if isinstance(sequences, int) else sequences
         wanted = self.hooks
-        if names_filter is not None:
+        if callable(names_filter):
+            wanted = tuple(name for name in self.hooks if names_filter(name))
+        elif names_filter is not None:
             patterns = each_name(names_filter)
             chosen = {found.name for pattern in patterns for found in self._matching(pattern)}
             wanted = tuple(name for name in self.hooks if name in chosen)
@@ -514,6 +523,13 @@ class Store:
         )
 
 
+def _no_store(url: str) -> StorageError:
+    hint = ""
+    if url.startswith(("http://", "https://")):
+        hint = "; of a server, give the URL of a store, http://host:port/v1/stores/name"
+    return StorageError(f"there is no actstore store at {url} ({plan_key(FIRST_RUN)} does not exist){hint}")
+
+
 def _token_section(part: Run, path: str) -> Section:
     def is_committed(_shard: int) -> bool:
         return part.has_tokens
@@ -548,7 +564,5 @@ def open_store(url: str | os.PathLike[str], *, token: str | None = None, direct:
 
     runs = look()
     if not runs:
-        raise StorageError(
-            f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
-        )
+        raise _no_store(blobs.url)
     return Store(blobs, runs, look)

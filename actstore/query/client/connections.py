@@ -161,6 +161,8 @@ def _translated() -> Iterator[None]:
         raise  # of the reply; some are an OSError, too
     except ssl.SSLCertVerificationError as error:
         raise RequestError(Kind.OTHER, f"its certificate is not trusted: {error.verify_message}") from error
+    except ssl.SSLError as error:
+        raise RequestError(Kind.OTHER, f"it does not speak TLS as expected: {error.reason}") from error
     except (ConnectionRefusedError, socket.gaierror) as error:
         raise RequestError(Kind.UNREACHABLE, error.strerror or str(error)) from error
     except (OSError, http.client.HTTPException) as error:

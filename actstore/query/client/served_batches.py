@@ -132,7 +132,9 @@ class ServedBatches:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(1 + _AHEAD, thread_name_prefix="batches")
             for key in wanted:
-                if key not in self._asked:
+                asked = self._asked.get(key)
+                has_failed = asked is not None and asked.done() and asked.exception() is not None
+                if asked is None or has_failed:
                     self._asked[key] = self._threads.submit(self._fetched, *key)
             return self._moved(self._asked.pop((epoch, k)).result())
 

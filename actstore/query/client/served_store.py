@@ -21,7 +21,7 @@ from actstore.store.blobs import BlobReader
 from actstore.store.row_index import RowIndex
 from actstore.store.rows import Rows, Section
 from actstore.store.run import Run
-from actstore.store.search import Matches
+from actstore.store.search import Matches, check
 from actstore.store.statistics import Statistics
 from actstore.store.store import Store
 
@@ -131,15 +131,10 @@ class ServedStore(Store):
     def _matches(
         self, text: str | None, tokens: Any, sha: str | None, prefix: bool, limit: int | None, *, once: bool
     ) -> Matches:
-        given = {"text": text, "tokens": tokens, "sha": sha}
+        check(text, tokens, sha, limit)
+        listed = None if tokens is None else ",".join(map(str, np.asarray(tokens).tolist()))
+        given = {"text": text, "tokens": listed, "sha": None if sha is None else sha.lower()}
         query: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        if len(query) != 1 or (limit is not None and limit < 1):
-            return super()._matches(text, tokens, sha, prefix, limit, once=once)  # which says what is wrong
-        if tokens is not None:
-            ids = np.asarray(tokens)
-            if ids.ndim != 1 or not ids.size or ids.dtype.kind not in "iu":
-                return super()._matches(text, tokens, sha, prefix, limit, once=once)
-            query["tokens"] = ",".join(map(str, ids.tolist()))
         if max(map(len, query.values())) > _MAX_SEARCHED:
             raise JobError(
                 f"what is searched for has more than {_MAX_SEARCHED} characters; look for its first part, or open the "

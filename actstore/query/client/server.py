@@ -13,11 +13,13 @@ from pydantic import BaseModel, ValidationError
 from actstore.errors import StorageError
 from actstore.query.client.connections import Connections
 from actstore.query.problem import error_of
-from actstore.query.wire import JSON, PROBLEM
+from actstore.query.wire import JSON, PROBLEM, STORE
 from actstore.store.retries import Retries
 from actstore.store.storage_errors import Kind, RequestError
 
 _BUSY: Final = frozenset({429, 503, 504})
+_PATIENCE_S: Final = 300.0
+"""For a server that is started again, or moved to another machine, while a job reads from it."""
 _GATEWAY: Final = 502
 _MAX_ERROR: Final = 1 << 16
 """Bytes of a problem."""
@@ -36,14 +38,24 @@ class Server:
         Args:
             url: of the store, ``http://host:port/v1/stores/name``.
             token: that the server wants.
+
+        Raises:
+            StorageError: the token cannot be one.
         """
         self.url = url.rstrip("/")
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        token = (token or "").strip()
+        if not (token.isascii() and token.isprintable()):
+            raise StorageError(
+                "the token has characters that no token has; give it as it is in the token file"
+            )
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.connections = Connections()
         above, _, self._name = self.url.rpartition("/")
-        self._retries = Retries(above)
+        self._retries = Retries(above, patience_s=_PATIENCE_S)
         self._lock = threading.Lock()
         self._nbytes = 0
+        self._store: str | None = None
+        """Which one it is, once there was a reply."""
 
     @property
     def storage_options(self) -> dict[str, Any]:
@@ -106,11 +118,26 @@ class Server:
 
         def ask() -> T:
             with self.connections.request(verb, url, sent, body) as reply:
+                self._check_store(reply)
                 if reply.status >= 300:
                     self._refused(reply, url)
                 return take(reply)
 
         return self._retries.run(f"{self._name}{path}", "read", ask)
+
+    def _check_store(self, reply: http.client.HTTPResponse) -> None:
+        """
+        Raises:
+            StorageError: the reply is of another store than the ones before.
+        """
+        found = reply.getheader(STORE)
+        with self._lock:
+            if self._store is None:
+                self._store = found
+            if found not in (None, self._store):
+                raise StorageError(
+                    f"{self.url} is another store than it was when it was opened; open it again"
+                )
 
     def count(self, nbytes: int) -> None:
         """Take note of a body that was taken."""

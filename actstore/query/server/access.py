@@ -99,7 +99,7 @@ def _parsed(path: Path) -> tuple[tuple[bytes, Scope], ...]:
         digest = _digest(words[0])
         if digest is None:
             raise JobError(
-                f"line {number} of the token file {path} has no token of {_MIN_LENGTH} characters or more, all of them ASCII; "
+                f"line {number} of the token file {path} has no token of {_MIN_LENGTH} characters or more, all ASCII; "
                 'make one with python -c "import secrets; print(secrets.token_urlsafe())"'
             )
         found.append((digest, Scope(digest.hex()[:12], tuple(words[1:]) or ("*",))))

@@ -18,6 +18,7 @@ from actstore.query.server.metrics import Metrics
 from actstore.query.server.problems import answer_errors
 from actstore.query.server.settings import Settings
 from actstore.query.server.state import State
+from actstore.query.wire import STORE
 
 VERSION: Final = "1"
 _DESCRIPTION: Final = (
@@ -93,17 +94,26 @@ def _documented(app: FastAPI) -> dict[str, Any]:
         schemas["ProblemDocument"] = ProblemDocument.model_json_schema(
             ref_template="#/components/schemas/{model}"
         )
-        for operation in (each for path in found["paths"].values() for each in path.values()):
+        operations = [(path, each) for path, methods in found["paths"].items() for each in methods.values()]
+        for path, operation in operations:
             operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
             for parameter in operation.get("parameters", ()):
                 _without_null(parameter["schema"])
             for reply in operation["responses"].values():
+                if "{store}" in path:
+                    reply["headers"] = {**reply.get("headers", {}), STORE: _STORE}
                 if reply["description"] == _NOT_DESCRIBED:
                     schema = next(iter(reply["content"].values()))["schema"]
                     name = schema.get("$ref", "").rpartition("/")[2]
                     reply["description"] = schemas.get(name, {}).get("description", "As text.")
         app.openapi_schema = found
     return app.openapi_schema
+
+
+_STORE: Final = {
+    "description": "Another one for another store, the same while one grows. Where there is a store.",
+    "schema": {"type": "string"},
+}
 
 
 def _without_null(schema: dict[str, Any]) -> None:

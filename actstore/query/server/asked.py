@@ -105,7 +105,7 @@ def cut(
 
     Raises:
         HookError: the store does not hold it.
-        IndexError: there are no such rows, positions or elements.
+        Problem: there are no such rows, positions or elements.
         JobError: what is asked for has more axes than the array, or is no text of an index.
         NotCommittedError: a row is not committed.
     """
@@ -132,7 +132,7 @@ def cuts(store: Store, select: Select) -> list[Cut]:
 
     Raises:
         HookError: the store does not hold one.
-        IndexError: there are no such rows, positions or elements.
+        Problem: there are no such rows, positions or elements.
         JobError: an array has fewer axes than what is asked for.
         NotCommittedError: a row is not committed.
     """

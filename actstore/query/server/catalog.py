@@ -11,6 +11,7 @@ from actstore.errors import JobError, StorageError
 from actstore.query.problem import Problem
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import plan_key
+from actstore.store.local import LocalBlobs
 from actstore.store.plan import FIRST_RUN
 from actstore.store.store import Store, open_store
 
@@ -34,9 +35,14 @@ class Catalog:
         Args:
             stores: URL by name.
             root: folder or bucket; stores below it are named by their last component.
+
+        Raises:
+            StorageError: there is no such folder.
         """
         self._named = dict(stores)
         self._root = None if root is None else open_blobs(root)
+        if isinstance(self._root, LocalBlobs) and not self._root.root.is_dir():
+            raise StorageError(f"there is no folder {self._root.url}; make it first, or correct --root")
         self._below: dict[str, str] = {}
         self.clashes: list[str] = []
         """Of names of stores below the root, each as a sentence."""
@@ -61,18 +67,23 @@ class Catalog:
     def _found(self, root: Blobs) -> dict[str, str]:
         found: dict[str, str] = {}
         clashes: list[str] = []
-        for key in _stores_below(root, "", _MAX_DEPTH):
+        keys = list(_stores_below(root, "", _MAX_DEPTH))
+        # A store that comes later takes no name away from one that has it.
+        keys.sort(key=lambda key: _url(root, key) not in self._below.values())
+        for key in keys:
             name = key.rpartition("/")[2] or root.url.rpartition("/")[2]
-            url = f"{root.url}/{key}" if key else root.url
+            url = _url(root, key)
+            if url in self._named.values():
+                continue  # under the name that it was given
             if not _NAME.fullmatch(name):
                 _LOG.warning("%s is not served: its name can have letters, digits, '.', '_' and '-'", url)
             elif name in found or self._named.get(name, url) != url:
                 clashes.append(f"{self._named.get(name) or found[name]} and {url} are both named {name}")
             else:
                 found[name] = url
-        for clash in clashes:
+        for clash in clashes if self._below else ():
             if clash not in self.clashes:
-                _LOG.warning("%s; only the first one is served", clash)
+                _LOG.warning("%s; the second one is not served", clash)
         self.clashes = clashes
         return found
 
@@ -87,7 +98,7 @@ class Catalog:
         if url is None:
             raise no_store(name)
         with self._opening:
-            opened = self._opened.setdefault(name, _Opened(url))
+            opened = self._opened.setdefault(url, _Opened(url))
         return opened.store()
 
 
@@ -117,6 +128,10 @@ class _Opened:
             return self._store
         finally:
             self._lock.release()
+
+
+def _url(root: Blobs, key: str) -> str:
+    return f"{root.url}/{key}" if key else root.url
 
 
 def no_store(name: str) -> Problem:
@@ -173,4 +188,6 @@ def check(catalog: Catalog, names: Iterable[str]) -> None:
         try:
             catalog.store(name)
         except StorageError as error:
-            raise StorageError(f"the store {name} cannot be served: {error}") from error
+            raise StorageError(
+                f"the store {name} cannot be served: {error}; every store below a folder is served with --root"
+            ) from error

@@ -12,7 +12,7 @@ from actstore.query.problem import Problem
 from actstore.query.server.access import Access, Scope
 from actstore.query.server.metrics import Metrics
 from actstore.query.server.settings import Settings
-from actstore.query.wire import PROBLEM
+from actstore.query.wire import PROBLEM, STORE
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -21,6 +21,9 @@ Application = Callable[[Any, Receive, Send], Awaitable[None]]
 
 OPEN: Final = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 """Paths that need no token: they say nothing of any store."""
+STORE_URL: Final = "actstore.store.url"
+STORE_ID: Final = "actstore.store.id"
+"""Where the store that a request is about is told in its scope."""
 _UNAUTHORIZED: Final = {"WWW-Authenticate": "Bearer"}
 _LATER: Final = {"Retry-After": "1"}
 _LOG: Final = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class Gate:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        passage = _Passage(send, time.perf_counter())
+        passage = _Passage(send, scope, time.perf_counter())
         try:
             await self._let_through(scope, receive, passage)
         except Problem as problem:
@@ -156,8 +159,9 @@ class Gate:
 class _Passage:
     """Notes what is sent."""
 
-    def __init__(self, send: Send, begun: float) -> None:
+    def __init__(self, send: Send, scope: Any, begun: float) -> None:
         self._send = send
+        self._scope = scope
         self.begun = begun
         self.status: int | None = None
         self.nbytes = 0
@@ -166,6 +170,11 @@ class _Passage:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if STORE_ID in self._scope:
+                message["headers"] = [
+                    *message["headers"],
+                    (STORE.lower().encode(), self._scope[STORE_ID].encode()),
+                ]
             if self.clock is not None:
                 self.clock.reschedule(None)
         else:

@@ -51,7 +51,7 @@ def _options(request: Request, store: Store, query: BatchQuery) -> LoaderOptions
     """
     Raises:
         HookError: a hook is not stored.
-        IndexError: there is no such position.
+        Problem: there is no such position.
         LoaderError: an option that cannot be.
     """
     settings = state_of(request).settings

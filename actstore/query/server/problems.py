@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from actstore.errors import ActstoreError
 from actstore.query.problem import Problem
+from actstore.query.server.gate import STORE_URL
 from actstore.query.wire import PROBLEM
 
 _LOG: Final = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _documented(status: int) -> dict[str, Any]:
 
 def answer_errors(app: FastAPI) -> None:
     """Have whatever a handler raises answered by a problem."""
-    for kind in (ActstoreError, IndexError, MemoryError):
+    for kind in (ActstoreError, MemoryError):
         app.add_exception_handler(kind, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -68,6 +69,10 @@ async def _known(request: Request, error: Exception) -> Response:
     problem = Problem.of(error)
     if problem.status >= 500:
         _LOG.error("%s %s: %s", request.method, request.url.path, error)
+    url = request.scope.get(STORE_URL)
+    if url is not None:
+        # Where it is on the disk of the server is nobody's business.
+        problem.args = (str(problem).replace(url, f"the store {request.path_params.get('store')}"),)
     return reply(problem)
 
 
@@ -75,7 +80,10 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = ".".join(str(each) for each in first["loc"][1:]) or str(first["loc"][0])
-    return reply(Problem(422, "invalid", f"{place}: {first['msg']}; /docs says what can be asked for"))
+    hint = "/docs says what can be asked for"
+    if place == "body":
+        hint = f"send JSON with Content-Type: application/json; {hint}"
+    return reply(Problem(422, "invalid", f"{place}: {first['msg']}; {hint}"))
 
 
 async def _http(_request: Request, error: Exception) -> Response:

@@ -19,9 +19,11 @@ class PromptQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    text: Annotated[str, Field(min_length=1, max_length=100_000)] | None = None
+    text: Annotated[str, Field(max_length=100_000)] | None = None
     """Made into tokens by the tokenizer of the store, as it is and behind a space."""
-    tokens: Annotated[str, Field(pattern=r"^[0-9]{1,10}(,[0-9]{1,10})*$", max_length=100_000)] | None = None
+    tokens: Annotated[str, Field(pattern=r"^-?[0-9]{1,10}(,-?[0-9]{1,10})*$", max_length=100_000)] | None = (
+        None
+    )
     """Token ids that follow each other, joined by commas."""
     sha: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 of all real tokens of a sequence, as little-endian int32."""
