@@ -46,6 +46,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="Bytes of one reply.",
 )
 @click.option(
+    "--max-batch",
+    type=click.IntRange(min=1),
+    default=256 << 20,
+    show_default=True,
+    help="Bytes of one batch; some of them are kept.",
+)
+@click.option(
     "--concurrency",
     type=click.IntRange(min=1),
     default=512,
@@ -80,6 +87,7 @@ def serve_command(
     cache_dir: Path | None,
     cache_limit: int | None,
     max_reply: int,
+    max_batch: int,
     concurrency: int,
     timeout: float,
     stall: float,
@@ -109,6 +117,8 @@ def serve_command(
         cache_dir=cache_dir,
         cache_limit=cache_limit,
         max_reply=max_reply,
+        max_batch=max_batch,
+        max_held=max(1 << 30, 4 * max_batch),
         concurrency=concurrency,
         concurrency_per_client=max(1, concurrency // 2),
         timeout_s=timeout,

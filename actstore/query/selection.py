@@ -63,7 +63,9 @@ def listed(values: Sequence[int], size: int, axis: str) -> Rows:
             raise Problem(422, "index", f"{axis} has {value}, which is out of bounds for {size} of them")
     found = np.array(values, np.int64)
     found[found < 0] += size
-    if len(found) and (np.diff(found) == 1).all():
+    if not len(found):
+        return range(0)
+    if (np.diff(found) == 1).all():
         return range(int(found[0]), int(found[-1]) + 1)
     return found
 

@@ -165,5 +165,7 @@ def _translated() -> Iterator[None]:
         raise RequestError(Kind.OTHER, f"it does not speak TLS as expected: {error.reason}") from error
     except (ConnectionRefusedError, socket.gaierror) as error:
         raise RequestError(Kind.UNREACHABLE, error.strerror or str(error)) from error
+    except http.client.InvalidURL as error:
+        raise RequestError(Kind.OTHER, str(error)) from error
     except (OSError, http.client.HTTPException) as error:
         raise RequestError(Kind.BROKEN, str(error) or type(error).__name__) from error

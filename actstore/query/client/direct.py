@@ -3,6 +3,7 @@
 import http.client
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -14,10 +15,11 @@ from actstore.query.client.connections import Connections
 from actstore.query.client.http_blobs import HttpBlobs, take_range
 from actstore.query.client.server import Server
 from actstore.query.documents import FetchPlan, Place, PlanRequest
-from actstore.store.blobs import BlobInfo, BlobReader, check_key, open_blobs
+from actstore.store.blobs import BlobInfo, BlobReader, Blobs, check_key, open_blobs
 from actstore.store.commit import plan_key
-from actstore.store.plan import FIRST_RUN, Plan
+from actstore.store.plan import FIRST_RUN
 from actstore.store.retries import Retries
+from actstore.store.run import Run, read_runs
 from actstore.store.shard import Bytes
 from actstore.store.storage_errors import Kind, RequestError, kind_of_reply
 
@@ -27,12 +29,12 @@ _MARGIN: Final = 0.5
 """Of the time that a URL is good for. Nothing is asked for with an older one."""
 
 
-def direct_blobs(server: Server, plan: Plan, *, must: bool = False) -> BlobReader | None:
+def direct_blobs(server: Server, runs: Sequence[Run], *, must: bool = False) -> BlobReader | None:
     """The storage of a store, if this process can read it and finds the same store there.
 
     Args:
         server: of the store.
-        plan: of its first run.
+        runs: that the server gives.
         must: raise, rather than give None.
 
     Raises:
@@ -41,9 +43,13 @@ def direct_blobs(server: Server, plan: Plan, *, must: bool = False) -> BlobReade
     key = plan_key(FIRST_RUN)
     try:
         place = server.document(FetchPlan, "/plan", asked=PlanRequest(keys=[key])).places[0]
+        if place.kind == "http":
+            _probe(place.url)
+            return SignedBlobs(server)
         found = _opened(server, place)
-        if bytes(found.read(key)) != plan.to_bytes():
-            raise StorageError(f"{place.kind} {key} is of another store")
+        theirs = {run.plan.run: run for run in read_runs(found)}
+        if any(not _is_same(run, theirs.get(run.plan.run)) for run in runs):
+            raise StorageError(f"what is at {place.url.removesuffix(key)} is another store, or a part of it")
     except Exception as error:
         if must:
             raise StorageError(
@@ -53,14 +59,22 @@ def direct_blobs(server: Server, plan: Plan, *, must: bool = False) -> BlobReade
     return found
 
 
-def _opened(server: Server, place: Place) -> BlobReader:
-    if place.kind == "http":
-        _probe(place.url)
-        return SignedBlobs(server)
+def _is_same(run: Run, other: Run | None) -> bool:
+    """Whether all of a run is in the other one, with the same checksums once it is finished."""
+    if other is None or run.plan != other.plan or not set(run.committed) <= set(other.committed):
+        return False
+    return run.finished is None or run.finished == other.finished
+
+
+def _opened(server: Server, place: Place) -> Blobs:
     root = place.url.removesuffix(f"/{place.key}")
-    if place.kind == "file" and urlsplit(server.url).hostname not in _LOOPBACK:
-        # A path of another machine may be anything here.
-        raise StorageError(f"{root} is on the disk of the server")
+    scheme = urlsplit(root).scheme
+    if place.kind == "file":
+        if urlsplit(server.url).hostname not in _LOOPBACK:
+            # A path of another machine may be anything here.
+            raise StorageError(f"{root} is on the disk of the server")
+    elif scheme in ("", "file", "local", "http", "https"):
+        raise StorageError(f"{root} is not where others could read it")
     return open_blobs(root)
 
 

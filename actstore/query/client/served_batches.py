@@ -25,7 +25,7 @@ from actstore.query.client.connections import read_into
 from actstore.query.client.safetensors import read_header
 from actstore.query.client.server import Server
 from actstore.query.documents import OrderDocument
-from actstore.query.selection import text_of
+from actstore.query.selection import listed, text_of
 from actstore.query.wire import DTYPE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, SHAPE, TOKENS
 from actstore.store.storage_errors import Kind, RequestError
 
@@ -260,7 +260,8 @@ def _query(options: LoaderOptions) -> dict[str, Any]:
         "provenance": options.provenance,
     }
     if drop.positions is not None:
-        found["seqpos"] = text_of(np.array(drop.positions, np.int64))
+        kept = listed(drop.positions, 1 + max(drop.positions, default=0), "seqpos")
+        found["seqpos"] = text_of(kept) or "0:0"
     if drop.max_norm is not None:
         found["max_norm"] = drop.max_norm
     if options.dtype is not None:

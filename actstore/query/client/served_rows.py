@@ -112,7 +112,7 @@ def _inner(index: RowIndex, shape: tuple[int, ...]) -> tuple[Numbers, ...] | Non
     """
     found = tuple(_numbers(shape[1:], index.inner[1:]))
     backwards = [isinstance(each, range) and each.step < 0 for each in found]
-    if any(backwards[1:]):
+    if any(backwards[1:]) or any(not isinstance(each, range) for each in found[1:]):
         return None
     if backwards and backwards[0]:
         found = (np.asarray(found[0], np.int64), *found[1:])

@@ -38,6 +38,11 @@ TOKEN: Final = "ACTSTORE_TOKEN"
 """Environment variable: the token, where none is given."""
 _MAX_SELECTED: Final = 256 << 20
 """Bytes that are asked for at once; more is asked for hook by hook."""
+_MAX_HOOKS: Final = 1_000
+_MAX_SEQUENCES: Final = 100_000
+"""In one request."""
+_MAX_NAMED: Final = 90
+"""Hooks, or tokens to be dropped, in the URL of a batch."""
 _MAX_SEARCHED: Final = 20_000
 """Characters that fit into a URL, also where each becomes several."""
 _MAX_MATCHES: Final = 1_000_000
@@ -81,10 +86,15 @@ class ServedStore(Store):
             for run in found.runs
         )
 
+    def refresh(self) -> None:
+        """As `Store.refresh`."""
+        super().refresh()
+        self.__dict__.pop("_behind", None)
+
     @cached_property
     def _reachable(self) -> BlobReader | None:
         """The storage behind the server, if this process can read it."""
-        return None if self._direct is False else direct_blobs(self.server, self.plan)
+        return None if self._direct is False else direct_blobs(self.server, self.runs)
 
     @property
     def _storage(self) -> BlobReader:
@@ -92,7 +102,7 @@ class ServedStore(Store):
         Raises:
             StorageError: it cannot be reached.
         """
-        found = self._reachable or direct_blobs(self.server, self.plan, must=True)
+        found = self._reachable or direct_blobs(self.server, self.runs, must=True)
         assert found is not None
         return found
 
@@ -112,7 +122,8 @@ class ServedStore(Store):
             return super()._several(hooks, sequences)
         index = RowIndex.parse(sequences, self.shape)
         nbytes = sum(self[name].nbytes for name in hooks) // self.shape[0] * len(index.rows)
-        if nbytes > _MAX_SELECTED or len(hooks) == 1 or not len(index.rows) or index.is_reversed:
+        is_many = nbytes > _MAX_SELECTED or len(hooks) > _MAX_HOOKS or len(index.rows) > _MAX_SEQUENCES
+        if is_many or len(hooks) == 1 or not len(index.rows) or index.is_reversed:
             return super()._several(hooks, sequences)
         asked = Select(hooks=list(hooks), sequences=[int(row) for row in index.rows])
 
@@ -157,7 +168,8 @@ class ServedStore(Store):
         def make() -> "BatchSource":
             if self._reachable is not None:
                 return BatchMaker(self._behind, options, rows)
-            if options.drop.mask is not None or options.cache_dir is not None:
+            is_long = max(len(options.hooks), len(options.drop.tokens)) > _MAX_NAMED
+            if is_long or options.drop.mask is not None or options.cache_dir is not None:
                 return BatchMaker(self, options, rows)
             return ServedBatches(self, self.server, options)
 

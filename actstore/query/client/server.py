@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
@@ -40,9 +40,13 @@ class Server:
             token: that the server wants.
 
         Raises:
-            StorageError: the token cannot be one.
+            StorageError: the token cannot be one, or the URL.
         """
         self.url = url.rstrip("/")
+        try:
+            _ = urlsplit(self.url).port
+        except ValueError as error:
+            raise StorageError(f"{self.url} is no URL: {error}") from error
         token = (token or "").strip()
         if not (token.isascii() and token.isprintable()):
             raise StorageError(

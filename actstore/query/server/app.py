@@ -14,6 +14,7 @@ from actstore.query.server.access import Access
 from actstore.query.server.batches import SharedBatches
 from actstore.query.server.catalog import Catalog
 from actstore.query.server.gate import Gate
+from actstore.query.server.held import Held
 from actstore.query.server.metrics import Metrics
 from actstore.query.server.problems import answer_errors
 from actstore.query.server.settings import Settings
@@ -51,7 +52,7 @@ def create_app(settings: Settings) -> Gate:
     catalog = Catalog(settings.stores, settings.root)
     batches = SharedBatches(metrics, settings.max_held)
     app = _routes()
-    app.state.actstore = State(settings, catalog, batches, metrics)
+    app.state.actstore = State(settings, catalog, batches, metrics, Held(settings.max_held))
     return Gate(app, settings, access, metrics)
 
 

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
 import torch
 
-from actstore.loader.batch import Batch, Values, tensors_of
+from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches
@@ -42,7 +43,6 @@ class SharedBatches:
         self._max_held = max_held
         self._lock = threading.Lock()
         self._orders: OrderedDict[Hashable, Future[Order]] = OrderedDict()
-        self.held = Held(max_held)
 
     def order(self, store: Store, options: LoaderOptions) -> "Order":
         """Of a store, for all ranks: `LoaderOptions.rank` is for `Order.batch`.
@@ -93,8 +93,7 @@ class Order:
         self._metrics = metrics
         self.options = options
         self.maker = BatchMaker(store, options)
-        rows = min(options.batch_size, self.maker.rows.n_valid)
-        nbytes = rows * sum(_row_nbytes(store, hook, options) for hook in options.hooks)
+        nbytes = nbytes_of(store, options)
         self._n_kept = max(2, min(_KEPT, max_held // max(1, nbytes)))
         self._lock = threading.Lock()
         self._made: OrderedDict[Key, Future[Values | Batch]] = OrderedDict()
@@ -104,15 +103,14 @@ class Order:
         self.version = _version(store, self.maker)
         """Another one where any batch is another one."""
 
-    def batch(self, epoch: int, k: int, rank: int = 0, world_size: int = 1) -> Values | Batch:
-        """Batch k of an epoch, or the part of it that belongs to a rank.
+    def batch(self, epoch: int, k: int) -> "Future[Values | Batch]":
+        """Batch k of an epoch, of all ranks, once it is made; it is not to be cancelled.
 
         Raises:
             IndexError: an epoch has fewer batches.
-            LoaderError: the order was given up while it was waited for; ask again.
-            StorageError: rows cannot be read.
+            Problem: the order was given up meanwhile; ask again.
         """
-        whole = self.maker.batches[k]
+        self.maker.batches[k]  # or it is an IndexError
         with self._lock:
             is_shared = (epoch, k) in self._made
             made = self._begun((epoch, k))
@@ -122,16 +120,16 @@ class Order:
             while len(self._made) > self._n_kept:
                 self._made.popitem(last=False)
         self._metrics.count_batch(is_shared=is_shared)
-        try:
-            found = made.result()
-        except CancelledError as error:
-            raise _given_up() from error
+        return made
+
+    def part(self, whole: Values | Batch, k: int, rank: int, world_size: int) -> Values | Batch:
+        """The rows of batch k that belong to a rank."""
         if world_size == 1:
-            return found
-        part = Batches(
-            self.maker.rows.n_valid, self.options.batch_size, self.options.drop_last, rank, world_size
-        )[k]
-        return _rows(found, slice(part.start - whole.start, part.stop - whole.start))
+            return whole
+        options = self.options
+        batches = Batches(self.maker.rows.n_valid, options.batch_size, options.drop_last, rank, world_size)
+        start = self.maker.batches[k].start
+        return _rows(whole, slice(batches[k].start - start, batches[k].stop - start))
 
     def _begun(self, key: Key) -> "Future[Values | Batch]":
         found = self._made.get(key)
@@ -139,7 +137,7 @@ class Order:
             try:
                 found = self._made[key] = self._thread.submit(self._make, *key)
             except RuntimeError as error:  # the thread has ended
-                raise _given_up() from error
+                raise given_up() from error
         self._made.move_to_end(key)
         return found
 
@@ -151,7 +149,8 @@ class Order:
         return found
 
     def close(self) -> None:
-        """Give back threads and maps, after the batch that is being made."""
+        """Give back threads and maps, after the batch that is being made, or in the midst of it."""
+        self.maker.interrupt()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self.maker.close()
 
@@ -168,42 +167,20 @@ def _version(store: Store, maker: BatchMaker) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 
-def _given_up() -> Problem:
+def given_up() -> Problem:
+    """Of an order, while somebody waited for a batch of it."""
     return Problem(503, "busy", "others asked for many other orders of batches; ask again", _LATER)
 
 
-class Held:
-    """Bytes of batches that are being sent, which clients hold by being slow."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._n = 0
-        self._lock = threading.Lock()
-
-    def hold(self, nbytes: int) -> Callable[[], None]:
-        """Count some, until what is returned is called.
-
-        Raises:
-            Problem: it would be more than the limit, and not the only one.
-        """
-        with self._lock:
-            if self._n and self._n + nbytes > self._limit:
-                raise Problem(503, "busy", "other clients are still taking their batches; ask again", _LATER)
-            self._n += nbytes
-
-        def release() -> None:
-            with self._lock:
-                self._n -= nbytes
-
-        return release
+def nbytes_of(store: Store, options: LoaderOptions) -> int:
+    """Of a batch, at most."""
+    rows = min(options.batch_size, math.prod(store.shape))
+    return rows * sum(_row_nbytes(store, hook, options) for hook in options.hooks)
 
 
 def _row_nbytes(store: Store, hook: str, options: LoaderOptions) -> int:
     acts = store[hook]
-    n_elements = 1
-    for size in acts.shape[2:]:
-        n_elements *= size
-    return n_elements * (options.dtype or acts.dtype).itemsize
+    return math.prod(acts.shape[2:]) * (options.dtype or acts.dtype).itemsize
 
 
 def _rows(batch: Values | Batch, rows: slice) -> Values | Batch:
@@ -214,8 +191,3 @@ def _rows(batch: Values | Batch, rows: slice) -> Values | Batch:
     if isinstance(batch, dict):
         return {hook: values[rows] for hook, values in batch.items()}
     return batch[rows]
-
-
-def nbytes_of(batch: Values | Batch) -> int:
-    """Of all its tensors."""
-    return sum(tensor.nbytes for tensor in tensors_of(batch))

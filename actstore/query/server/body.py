@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from actstore.query.cut import Cut
+from actstore.query.cut import PIECE_NBYTES, Cut
 
 
 class Part(Protocol):
@@ -12,6 +12,11 @@ class Part(Protocol):
 
     @property
     def nbytes(self) -> int: ...
+
+    @property
+    def held_nbytes(self) -> int:
+        """Memory that it takes until it is sent, where that is more than a piece of the usual size."""
+        ...
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """Bytes ``start:stop``, in order; read when they are asked for. Large pieces are memory that is there anyway,
@@ -29,7 +34,7 @@ class InMemory:
 
     def __init__(self, data: bytes | memoryview) -> None:
         self._data = memoryview(data).cast("B")
-        self.nbytes = self._data.nbytes
+        self.nbytes = self.held_nbytes = self._data.nbytes
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""
@@ -42,6 +47,8 @@ class Stored:
     def __init__(self, cut: Cut) -> None:
         self._cut = cut
         self.nbytes = cut.nbytes
+        # One is sent while the next one is read.
+        self.held_nbytes = 2 * cut.row_nbytes if cut.row_nbytes > PIECE_NBYTES else 0
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""
@@ -62,6 +69,7 @@ class Body:
         self._parts = parts
         self._ends = list(itertools.accumulate(part.nbytes for part in parts))
         self.nbytes = self._ends[-1] if parts else 0
+        self.held_nbytes = sum(part.held_nbytes for part in parts)
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""

@@ -39,7 +39,7 @@ class Catalog:
         Raises:
             StorageError: there is no such folder.
         """
-        self._named = dict(stores)
+        self._named = {name: open_blobs(url).url for name, url in stores.items()}
         self._root = None if root is None else open_blobs(root)
         if isinstance(self._root, LocalBlobs) and not self._root.root.is_dir():
             raise StorageError(f"there is no folder {self._root.url}; make it first, or correct --root")
@@ -144,12 +144,19 @@ def no_store(name: str) -> Problem:
 def _stores_below(root: Blobs, prefix: str, depth: int) -> Iterator[str]:
     """Keys of folders that are stores; nothing is looked for inside of one."""
     here = f"{prefix}/" if prefix else ""
-    if root.head(f"{here}{plan_key(FIRST_RUN)}") is not None:
+    try:
+        is_store = root.head(f"{here}{plan_key(FIRST_RUN)}") is not None
+        names = root.names(prefix) if depth and not is_store else []
+    except StorageError as error:
+        if not prefix:
+            raise
+        _LOG.warning("%s/%s is not looked into: %s", root.url, prefix, error)
+        return
+    if is_store:
         yield prefix
-    elif depth:
-        for name in root.names(prefix):
-            if not name.startswith((".", "_")) and "\\" not in name:
-                yield from _stores_below(root, f"{here}{name}", depth - 1)
+    for name in names:
+        if not name.startswith((".", "_")) and "\\" not in name:
+            yield from _stores_below(root, f"{here}{name}", depth - 1)
 
 
 def named(arguments: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from actstore.errors import JobError
 from actstore.query.cut import Cut
 from actstore.query.problem import Problem
 from actstore.query.server.body import Body, InMemory, Part, Stored
@@ -122,6 +123,8 @@ def _values(cut: Cut, what: str) -> NDArray[Any]:
 
 def _arrow(cut: Cut) -> bytes:
     """A row for each sequence and position: their numbers, and the value as a list of fixed size."""
+    if 0 in cut.shape[2:]:
+        raise JobError("inner is empty, and Arrow has no values without elements; ask for some")
     values = _values(cut, "Arrow")
     sequences = np.asarray(cut.sequences, np.int64)
     columns: dict[str, Any] = {"sequence": sequences}

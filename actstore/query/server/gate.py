@@ -59,13 +59,15 @@ class Gate:
             await self._let_through(scope, receive, passage)
         except Problem as problem:
             await passage.answer(problem)
-        except Exception as error:  # noqa: BLE001 - a bug becomes a reply, too
+        except Exception as failure:  # noqa: BLE001 - a bug becomes a reply, too
+            error: BaseException = failure
             if passage.status is None:
                 _LOG.exception("%s %s failed", scope["method"], scope["path"])
-                await passage.answer(Problem.of(error))
+                await passage.answer(Problem.of(failure))
             else:
                 # Too late for another status. The connection is closed before the announced length, which every client
                 # notices.
+                error = error.__cause__ or error  # Starlette says only that it is too late
                 what = str(error) or type(error).__name__
                 _LOG.error("%s %s was cut off: %s", scope["method"], scope["path"], what)
         finally:
@@ -94,13 +96,16 @@ class Gate:
             )
         self._n += 1
         self._by_client[client.client] += 1
-        try:
-            await self._in_time(scope, self._counted(receive), passage)
-        finally:
-            self._n -= 1
-            self._by_client[client.client] -= 1
-            if not self._by_client[client.client]:
-                del self._by_client[client.client]
+        task = asyncio.ensure_future(self._application(scope, self._counted(receive), passage))
+        # Not before its threads have ended: who asks again and again for what takes long would have ever more of them.
+        task.add_done_callback(lambda _: self._leave(client.client))
+        await self._in_time(task, passage)
+
+    def _leave(self, client: str) -> None:
+        self._n -= 1
+        self._by_client[client] -= 1
+        if not self._by_client[client]:
+            del self._by_client[client]
 
     def _client(self, scope: Any) -> Scope:
         """
@@ -137,23 +142,41 @@ class Gate:
 
         return counted
 
-    async def _in_time(self, scope: Any, receive: Receive, passage: "_Passage") -> None:
+    async def _in_time(self, task: "asyncio.Future[None]", passage: "_Passage") -> None:
         """A reply must begin in time; how long it then takes is the client's affair."""
+        loop = asyncio.get_running_loop()
+        late = passage.late = loop.create_future()
+        clock = loop.call_later(self._settings.timeout_s, _tell, late)
         try:
-            async with asyncio.timeout(self._settings.timeout_s) as clock:
-                passage.clock = clock
-                await self._application(scope, receive, passage)
-        except TimeoutError:
-            if passage.status is not None:
-                raise
-            raise Problem(
-                503,
-                "busy",
-                f"the reply did not begin within {self._settings.timeout_s:g} s; ask again, or for less",
-                _LATER,
-            ) from None
+            await asyncio.wait((task, late), return_when=asyncio.FIRST_COMPLETED)
+            if passage.status is not None or task.done():
+                await task
+                return
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
         finally:
-            passage.clock = None  # it is over, and what is answered now does not stop it
+            clock.cancel()
+            late.cancel()
+        passage.is_over = True
+        task.add_done_callback(_ignored)
+        raise Problem(
+            503,
+            "busy",
+            f"the reply did not begin within {self._settings.timeout_s:g} s; ask again, or for less",
+            _LATER,
+        )
+
+
+def _tell(late: "asyncio.Future[None]") -> None:
+    if not late.done():
+        late.set_result(None)
+
+
+def _ignored(task: "asyncio.Future[None]") -> None:
+    """What comes of a handler after its time."""
+    if not task.cancelled() and task.exception() is not None:
+        _LOG.warning("a request that took too long failed: %s", task.exception())
 
 
 class _Passage:
@@ -165,9 +188,17 @@ class _Passage:
         self.begun = begun
         self.status: int | None = None
         self.nbytes = 0
-        self.clock: asyncio.Timeout | None = None
+        self.late: asyncio.Future[None] | None = None
+        """Done when a reply should have begun."""
+        self.is_over = False
+        """Whether another reply was sent in the place of the handler's."""
 
     async def __call__(self, message: Message) -> None:
+        """To the client, unless it was answered otherwise."""
+        if not self.is_over:
+            await self._sent(message)
+
+    async def _sent(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if STORE_ID in self._scope:
@@ -175,8 +206,6 @@ class _Passage:
                     *message["headers"],
                     (STORE.lower().encode(), self._scope[STORE_ID].encode()),
                 ]
-            if self.clock is not None:
-                self.clock.reschedule(None)
         else:
             self.nbytes += len(message.get("body", b""))
         await self._send(message)
@@ -186,8 +215,8 @@ class _Passage:
         body = json.dumps(problem.document).encode()
         headers = {"Content-Type": PROBLEM, "Content-Length": str(len(body)), **problem.headers}
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self({"type": "http.response.start", "status": problem.status, "headers": raw})
-        await self({"type": "http.response.body", "body": body})
+        await self._sent({"type": "http.response.start", "status": problem.status, "headers": raw})
+        await self._sent({"type": "http.response.body", "body": body})
 
 
 def _header(scope: Any, name: bytes) -> str:

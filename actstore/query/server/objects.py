@@ -24,7 +24,7 @@ def check_readable(store: Store, key: str) -> None:
             yet would otherwise read as fill values.
     """
     path, _, name = key.rpartition("/")
-    if _DOCUMENTS.fullmatch(key) or (name == _METADATA and path in ("", *_paths(store))):
+    if key == _METADATA or _DOCUMENTS.fullmatch(key) or (name == _METADATA and path in _paths(store)):
         return
     array = _arrays(store).get(path)
     number = re.fullmatch(r"c\.([0-9]{1,18})(?:\.0)*", name)

@@ -1,10 +1,13 @@
 """Routes of batches."""
 
+import asyncio
+from concurrent.futures import Future
 from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from actstore.errors import LoaderError
@@ -14,11 +17,11 @@ from actstore.query.documents import OrderDocument
 from actstore.query.problem import Problem
 from actstore.query.selection import numbers
 from actstore.query.server.asked import BatchOf, BatchQuery, StoreName
-from actstore.query.server.batches import Order, nbytes_of
+from actstore.query.server.batches import Order, given_up, nbytes_of
 from actstore.query.server.body import Body, InMemory
 from actstore.query.server.formats import raw_headers, safetensors_header
 from actstore.query.server.problems import documented
-from actstore.query.server.reply import stream
+from actstore.query.server.reply import check_size, stream
 from actstore.query.server.slices import RANGES, header, tag_of, tensors
 from actstore.query.server.state import state_of, store_of
 from actstore.query.wire import N_BATCHES, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
@@ -79,6 +82,8 @@ def _options(request: Request, store: Store, query: BatchQuery) -> LoaderOptions
 
 def _order(request: Request, store: Store, query: BatchQuery) -> tuple[Order, LoaderOptions]:
     options = _options(request, store, query)
+    # The whole batch is made, also for a rank.
+    check_size(nbytes_of(store, options), state_of(request).settings.max_batch)
     if not store.is_complete:
         for hook in options.hooks:
             store[hook].rows.check_committed()
@@ -104,20 +109,23 @@ def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderD
     responses=_documented_batch() | documented(404, 406, 409, 416, 502),
     openapi_extra=RANGES,
 )
-def batch(
+async def batch(
     request: Request, store: StoreName, k: Number, query: Annotated[NumberedQuery, Query()]
 ) -> Response:
     """Batch k of an epoch, in the order of `Store.loader`: raw bytes of one hook, else safetensors.
 
     Whoever asks for the same or for neighbouring batches shares what is read.
     """
-    found = store_of(request, store)
-    order, options = _order(request, found, query)
-    is_raw = _is_raw(request, options)
+    found, order, options, begun = await run_in_threadpool(_begun, request, store, k, query)
     try:
-        made = order.batch(query.epoch, k, query.rank, query.world_size)
-    except IndexError as error:
-        raise LoaderError(str(error)) from error
+        # Many may wait, and none of them holds a thread. Who leaves does not take the batch from the others.
+        whole = await asyncio.shield(asyncio.wrap_future(begun))
+    except asyncio.CancelledError as error:
+        if begun.cancelled():
+            raise given_up() from error
+        raise
+    made = order.part(whole, k, query.rank, query.world_size)
+    is_raw = _is_raw(request, options)
     body, headers = _raw(made) if is_raw else (_safetensors(made, options.hooks[0]), {})
     asked = (query.model_dump_json(), str(k), "raw" if is_raw else "safetensors")
     return stream(
@@ -131,8 +139,19 @@ def batch(
             "Vary": "Accept",
             **headers,
         },
-        release=state_of(request).batches.held.hold(nbytes_of(made)),
     )
+
+
+def _begun(
+    request: Request, name: str, k: int, query: NumberedQuery
+) -> "tuple[Store, Order, LoaderOptions, Future[Values | Batch]]":
+    store = store_of(request, name)
+    order, options = _order(request, store, query)
+    _is_raw(request, options)  # or it is not acceptable, before anything is read
+    try:
+        return store, order, options, order.batch(query.epoch, k)
+    except IndexError as error:
+        raise LoaderError(str(error)) from error
 
 
 def _is_raw(request: Request, options: LoaderOptions) -> bool:

@@ -1,10 +1,11 @@
 """A reply of many bytes: ranges, conditions, and sending piece by piece."""
 
 import asyncio
-import contextlib
 import hashlib
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Final
 
 from fastapi import Request
@@ -19,6 +20,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 _SENT_NBYTES: Final = 2 << 20
 """Given to the socket at once: what a slow client can have us hold."""
+_SLOWEST: Final = 8_000
+"""Bytes a second that a client must take."""
 _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
@@ -34,7 +37,6 @@ def stream(
     *,
     tag: str | None,
     headers: Mapping[str, str] | None = None,
-    release: Callable[[], None] | None = None,
 ) -> Response:
     """The reply: all of the body, a range of it for a GET, or nothing if the client has it already.
 
@@ -46,37 +48,32 @@ def stream(
         media_type: of the body.
         tag: another one for any other body; None where it is not known.
         headers: others.
-        release: called once all is sent, or will not be.
 
     Raises:
         NotCommittedError: a row is not committed.
         Problem: the range is not within the body, or the reply would be too large.
         StorageError: the first piece cannot be read.
     """
-    with contextlib.ExitStack() as held:
-        if release is not None:
-            held.callback(release)
-        found = {"Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", **(headers or {})}
-        if tag is not None:
-            found["ETag"] = tag
-            if _is_known(request.headers.get("If-None-Match"), tag):
-                return Response(status_code=304, headers=found)
-        start, stop, status = 0, body.nbytes, 200
-        wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
-        if wanted and request.method == "GET" and request.headers.get("If-Range") in (None, tag):
-            # Anything but one range of bytes is answered with all, as RFC 9110 allows; and no other method has ranges.
-            start, stop = _range(wanted, body.nbytes)
-            found["Content-Range"] = f"bytes {start}-{stop - 1}/{body.nbytes}"
-            status = 206
-        settings = state_of(request).settings
-        check_size(stop - start, settings.max_reply)
-        found["Content-Length"] = str(stop - start)
-        found["Content-Type"] = media_type
-        if request.method == "HEAD" or stop == start:
-            return Response(status_code=status, headers=found)
-        pieces = _Pieces(body.pieces(start, stop), stop - start, status, found, settings.stall_s)
-        pieces.held = held.pop_all()
-        return pieces
+    found = {"Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", **(headers or {})}
+    if tag is not None:
+        found["ETag"] = tag
+        if _is_known(request.headers.get("If-None-Match"), tag):
+            return Response(status_code=304, headers=found)
+    start, stop, status = 0, body.nbytes, 200
+    wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
+    if wanted and request.method == "GET" and request.headers.get("If-Range") in (None, tag):
+        # Anything but one range of bytes is answered with all, as RFC 9110 allows; and no other method has ranges.
+        start, stop = _range(wanted, body.nbytes)
+        found["Content-Range"] = f"bytes {start}-{stop - 1}/{body.nbytes}"
+        status = 206
+    state = state_of(request)
+    check_size(stop - start, state.settings.max_reply)
+    found["Content-Length"] = str(stop - start)
+    found["Content-Type"] = media_type
+    if request.method == "HEAD" or stop == start:
+        return Response(status_code=status, headers=found)
+    hold = partial(state.held.hold, body.held_nbytes)
+    return _Pieces(body.pieces(start, stop), stop - start, status, found, state.settings.stall_s, hold)
 
 
 def check_size(nbytes: int, max_reply: int) -> None:
@@ -120,6 +117,7 @@ class _Pieces(Response):
         status: int,
         headers: Mapping[str, str],
         stall_s: float,
+        hold: Callable[[], AbstractContextManager[None]],
     ) -> None:
         super().__init__(status_code=status, headers=dict(headers))
         self._pieces = pieces
@@ -128,17 +126,18 @@ class _Pieces(Response):
         self._nbytes = nbytes
         self._is_small = first.nbytes == nbytes <= _SENT_NBYTES
         self._stall_s = stall_s
-        self.held = contextlib.ExitStack()
+        self._hold = hold
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """As ASGI has it.
 
         Raises:
+            Problem: other clients hold too much memory.
             StorageError: a later piece cannot be read. The connection is closed then, before the announced length.
             TimeoutError: the client takes nothing. Likewise.
         """
         del scope
-        with self.held:
+        with self._hold():
             await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
@@ -177,7 +176,8 @@ class _Pieces(Response):
             piece = following
 
     async def _send(self, send: Send, piece: memoryview, *, is_last: bool) -> None:
-        async with asyncio.timeout(self._stall_s):
+        # A client that takes nothing is ended by the system; here, one that takes next to nothing.
+        async with asyncio.timeout(self._stall_s + piece.nbytes / _SLOWEST):
             await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
 
 

@@ -33,6 +33,8 @@ _KEEP_ALIVE_S: Final = 75
 _DRAIN_S: Final = 30
 """For what is in flight when the server is told to end."""
 _BACKLOG: Final = 2048
+_MAX_HEAD: Final = 1 << 20
+"""Bytes that may come before the end of the headers; what is read at once may have a part of the body in it."""
 MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -166,7 +168,30 @@ def serve(settings: Settings, listening: Listening, at: socket.socket) -> None:
 
 
 class _Protocol(HttpToolsProtocol):
-    """That of uvicorn; it also answers with a problem what is no HTTP."""
+    """That of uvicorn, with a limit of what comes before a body, and a problem for what is no HTTP."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._n_head: int | None = 0
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio has it; the parser would keep lines and headers of any length."""
+        if self._n_head is not None:
+            self._n_head += len(data)
+            if self._n_head > _MAX_HEAD:
+                self.send_400_response("too long")
+                return
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """As httptools has it."""
+        self._n_head = None
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """As httptools has it."""
+        self._n_head = 0
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """As uvicorn has it."""

@@ -21,6 +21,8 @@ class Settings:
     """Bytes of one reply."""
     max_request: int = 4 << 20
     """Bytes of the body of a request."""
+    max_batch: int = 256 << 20
+    """Bytes of one batch, of all ranks together."""
     max_held: int = 1 << 30
     """Bytes of batches that a process keeps in memory, for other clients or until they are sent."""
     concurrency: int = 512

@@ -10,6 +10,7 @@ from actstore.query.server.access import Scope
 from actstore.query.server.batches import SharedBatches
 from actstore.query.server.catalog import Catalog, no_store
 from actstore.query.server.gate import STORE_ID, STORE_URL
+from actstore.query.server.held import Held
 from actstore.query.server.metrics import Metrics
 from actstore.query.server.settings import Settings
 from actstore.store.store import Store
@@ -23,6 +24,7 @@ class State:
     catalog: Catalog
     batches: SharedBatches
     metrics: Metrics
+    held: Held
 
 
 def state_of(request: Request) -> State:

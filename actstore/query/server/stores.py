@@ -32,7 +32,7 @@ def list_stores(request: Request) -> StoreList:
 
 def _summary(request: Request, name: str) -> StoreSummary:
     try:
-        store = store_of(request, name)
+        store = state_of(request).catalog.store(name)
     except ActstoreError as error:
         # One that is damaged does not hide the others.
         return StoreSummary(

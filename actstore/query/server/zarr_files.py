@@ -36,6 +36,7 @@ class _Blob:
         self._blobs = blobs
         self._key = key
         self.nbytes = nbytes
+        self.held_nbytes = 0
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""
@@ -53,7 +54,7 @@ def _documented_head() -> dict[int | str, dict[str, Any]]:
     "/v1/stores/{store}/zarr/{key:path}",
     methods=["GET"],
     response_class=Response,
-    responses=tensors(RAW, JSON, is_shaped=False) | documented(404, 409, 416, 502),
+    responses=tensors(RAW, JSON, is_shaped=False) | documented(404, 409, 410, 416, 502),
     openapi_extra=RANGES,
 )
 def object_of_store(request: Request, store: StoreName, key: Key) -> Response:
@@ -61,18 +62,28 @@ def object_of_store(request: Request, store: StoreName, key: Key) -> Response:
 
     404 is only for what is missing in a store that is whole; what is not committed yet is 409.
     """
-    return _object(request, store_of(request, store), key)
+    return _object(request, _served(request, store), key)
 
 
 @router.head(
     "/v1/stores/{store}/zarr/{key:path}",
     response_class=Response,
-    responses=_documented_head() | documented(404, 409, 502),
+    responses=_documented_head() | documented(404, 409, 410, 502),
     openapi_extra=CONDITIONS,
 )
 def head_of_object(request: Request, store: StoreName, key: Key) -> Response:
     """Size and ETag of an object."""
-    return _object(request, store_of(request, store), key)
+    return _object(request, _served(request, store), key)
+
+
+def _served(request: Request, name: str) -> Store:
+    try:
+        return store_of(request, name)
+    except Problem as problem:
+        if problem.kind != "store":
+            raise
+        # A Zarr reader that is at it when a store, or the right to read it, goes away must not go on with fill values.
+        raise Problem(410, "store", str(problem)) from problem
 
 
 def _object(request: Request, store: Store, key: str) -> Response:
