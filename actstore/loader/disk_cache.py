@@ -27,6 +27,8 @@ T = TypeVar("T")
 FOLDER: Final = "actstore-shards"
 """Below the folder that the user names."""
 _LOCK: Final = "evicting"
+_FETCHING: Final = "fetching-"
+"""Of the names of files that are there while a blob is fetched."""
 _SLACK: Final = 0.05
 """Of the limit: what this process fetches before it looks again at what others did, and what it frees beyond need."""
 ATTEMPTS: Final = 3
@@ -117,9 +119,13 @@ class DiskCache:
             if self._is_here(key):
                 self.n_hits += 1
                 return
-            whole = _Whole(self.blobs, key, self.limit)
-            self.files.create(key, whole)
-            self.n_misses += 1
+            with self._alone(key):
+                if self._is_here(key):  # another process has fetched it meanwhile
+                    self.n_hits += 1
+                    return
+                whole = _Whole(self.blobs, key, self.limit)
+                self.files.create(key, whole)
+                self.n_misses += 1
         with self._counting:
             self._n_new += whole.nbytes
             is_time = self.limit is not None and self._n_new > _SLACK * self.limit
@@ -127,6 +133,16 @@ class DiskCache:
                 self._n_new = 0
         if is_time:
             self.make_room()
+
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """One process at a time fetches a blob; those that wait will find it. Without the lock it is fetched twice."""
+        name = hashlib.sha256(f"{self.files.url}/{key}".encode()).hexdigest()[:32]
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # another user's, or no space for it
+                self._root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self._root / f"{_FETCHING}{name}"))
+            yield
 
     def _is_here(self, key: str) -> bool:
         """Whether a blob is in the cache, whose time of last use is now then."""
@@ -263,5 +279,5 @@ def _files(folder: Path) -> Iterator[tuple[int, int, Path]]:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 status = (Path(here) / name).stat()
-                if name != _LOCK:
+                if name != _LOCK and not name.startswith(_FETCHING):
                     yield status.st_mtime_ns, status.st_size, Path(here) / name

@@ -106,6 +106,8 @@ def error_of(document: Any, status: int, url: str) -> Exception:
         return _RAISED[kind](detail)
     if kind == "not-found" or (status == 404 and not kind):
         return BlobNotFoundError(detail or f"{url} does not exist")
+    if kind == "store" and detail:
+        return StorageError(f"{url} cannot be read: {detail}")
     if status in (401, 403):
         return StorageError(
             f"{url} needs a valid token; give it as actstore.open(url, token=...) or in ACTSTORE_TOKEN"

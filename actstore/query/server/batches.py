@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 
+from actstore.errors import LoaderError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.options import LoaderOptions
@@ -100,6 +101,7 @@ class Order:
         # torch's threads would wait for each other on cores that send what is ready.
         self._thread = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
         self._counted = (0, 0, 0)
+        self._is_given_up = False
         self.version = _version(store, self.maker)
         """Another one where any batch is another one."""
 
@@ -142,7 +144,12 @@ class Order:
         return found
 
     def _make(self, epoch: int, k: int) -> Values | Batch:
-        found = self.maker(epoch, k)
+        try:
+            found = self.maker(epoch, k)
+        except LoaderError as error:
+            if self._is_given_up:
+                raise given_up() from error
+            raise
         counts = (*self.maker.cache_hits_and_misses, self.maker.nbytes_read)
         self._metrics.count_reads(*(now - before for now, before in zip(counts, self._counted, strict=True)))
         self._counted = counts
@@ -150,6 +157,7 @@ class Order:
 
     def close(self) -> None:
         """Give back threads and maps, after the batch that is being made, or in the midst of it."""
+        self._is_given_up = True
         self.maker.interrupt()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self.maker.close()

@@ -22,7 +22,7 @@ _TEXTS: Final = {
     405: "Another method is needed.",
     406: "None of the accepted formats can be given.",
     409: "Rows are not committed yet.",
-    410: "There is no such store, for this client.",
+    403: "There is no such store, for this client.",
     413: "More than may be asked for at once.",
     416: "The range has none of the bytes.",
     422: "The request is not valid.",

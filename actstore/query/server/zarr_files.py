@@ -54,7 +54,7 @@ def _documented_head() -> dict[int | str, dict[str, Any]]:
     "/v1/stores/{store}/zarr/{key:path}",
     methods=["GET"],
     response_class=Response,
-    responses=tensors(RAW, JSON, is_shaped=False) | documented(404, 409, 410, 416, 502),
+    responses=tensors(RAW, JSON, is_shaped=False) | documented(404, 409, 403, 416, 502),
     openapi_extra=RANGES,
 )
 def object_of_store(request: Request, store: StoreName, key: Key) -> Response:
@@ -68,7 +68,7 @@ def object_of_store(request: Request, store: StoreName, key: Key) -> Response:
 @router.head(
     "/v1/stores/{store}/zarr/{key:path}",
     response_class=Response,
-    responses=_documented_head() | documented(404, 409, 410, 502),
+    responses=_documented_head() | documented(404, 409, 403, 502),
     openapi_extra=CONDITIONS,
 )
 def head_of_object(request: Request, store: StoreName, key: Key) -> Response:
@@ -83,7 +83,7 @@ def _served(request: Request, name: str) -> Store:
         if problem.kind != "store":
             raise
         # A Zarr reader that is at it when a store, or the right to read it, goes away must not go on with fill values.
-        raise Problem(410, "store", str(problem)) from problem
+        raise Problem(403, "store", str(problem)) from problem
 
 
 def _object(request: Request, store: Store, key: str) -> Response:
