@@ -145,7 +145,7 @@ class Gate:
     async def _in_time(self, task: "asyncio.Future[None]", passage: "_Passage") -> None:
         """A reply must begin in time; how long it then takes is the client's affair."""
         loop = asyncio.get_running_loop()
-        late = passage.late = loop.create_future()
+        late = loop.create_future()
         clock = loop.call_later(self._settings.timeout_s, _tell, late)
         try:
             await asyncio.wait((task, late), return_when=asyncio.FIRST_COMPLETED)
@@ -188,8 +188,6 @@ class _Passage:
         self.begun = begun
         self.status: int | None = None
         self.nbytes = 0
-        self.late: asyncio.Future[None] | None = None
-        """Done when a reply should have begun."""
         self.is_over = False
         """Whether another reply was sent in the place of the handler's."""
 
