@@ -103,19 +103,17 @@ def _tag(url: str, path: str) -> str:
         return found
 
 
-def load(url: str, seconds: float, *, uses_wrk: bool | None = None) -> Load:
-    """Put it on a store of a server.
+def load(url: str, seconds: float) -> Load:
+    """Put it on a store of a server, by wrk where that is installed.
 
     Args:
         url: of the store.
         seconds: how long.
-        uses_wrk: None for wherever it is installed.
     """
     wrk = shutil.which("wrk")
     asked = mix(url)
-    if wrk is None if uses_wrk is None else not uses_wrk:
+    if wrk is None:
         return asyncio.run(_load(url, seconds, asked))
-    assert wrk is not None
     return _with_wrk(wrk, url, seconds, asked)
 
 

@@ -34,7 +34,7 @@ Case = schemathesis.Case[Any]
 Operation = APIOperation[Any, Any, Any, Any]
 Schema = dict[str, Any]
 
-_N_WIDE, _N_NARROW = 25, 80
+_N_WIDE, _N_NARROW = 20, 60
 """Requests for each operation and way of making them."""
 _BARE: Final = frozenset({"healthz", "readyz", "metrics", "list_stores"})
 """Operations without parameters: nothing about them can be wrong."""
