@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from actstore.loader.loader import Loader
     from actstore.loader.options import LoaderOptions, Shuffle
     from actstore.loader.valid_rows import ValidRows
-    from actstore.store.search import Matches
+    from actstore.query.search import Matches
 
 
 class Store:
@@ -341,7 +341,7 @@ class Store:
                 either counts. Inside of a longer text its ends can have been merged into other tokens, and are not
                 found there; ``tokens`` is exact.
             tokens: ids that follow each other.
-            sha: of all real tokens of a sequence, from `actstore.store.search.sequence_sha256`.
+            sha: of all real tokens of a sequence, from `actstore.query.search.sequence_sha256`.
             prefix: only where a sequence begins: at position 0, or at 1 behind a token that packing put in.
             limit: the most sequences; the search ends when it has them.
 
@@ -375,7 +375,7 @@ class Store:
     def _matches(
         self, text: str | None, tokens: Any, sha: str | None, prefix: bool, limit: int | None, *, once: bool
     ) -> "Matches":
-        from actstore.store.search import search
+        from actstore.query.search import search
 
         return search(self, text, tokens, sha, prefix, limit, once)
 

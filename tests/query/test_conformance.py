@@ -13,8 +13,8 @@ from actstore.errors import ActstoreError, HookError, JobError, LoaderError, Not
 from actstore.loader.batch import Batch
 from actstore.query.client.served_batches import ServedBatches
 from actstore.query.client.served_rows import ServedRows
+from actstore.query.search import sequence_sha256
 from actstore.store.rows import Rows
-from actstore.store.search import sequence_sha256
 from actstore.store.store import Store
 from tests.query.running import Running
 from tests.query.stores import COMPRESSED, GROWN, NAMES, WHOLE

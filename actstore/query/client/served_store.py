@@ -16,12 +16,12 @@ from actstore.query.client.safetensors import read_tensors
 from actstore.query.client.served_rows import ServedRows
 from actstore.query.client.server import Server
 from actstore.query.documents import MatchList, Select, StatisticsDocument, StoreDocument
+from actstore.query.search import Matches, check
 from actstore.query.wire import SAFETENSORS
 from actstore.store.blobs import BlobReader
 from actstore.store.row_index import RowIndex
 from actstore.store.rows import Rows, Section
 from actstore.store.run import Run
-from actstore.store.search import Matches, check
 from actstore.store.statistics import Statistics
 from actstore.store.store import Store
 

@@ -6,10 +6,10 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from actstore.query.documents import MatchList
+from actstore.query.search import search
 from actstore.query.server.asked import StoreName
 from actstore.query.server.problems import documented
 from actstore.query.server.state import store_of
-from actstore.store.search import search
 
 router = APIRouter(tags=["prompts"])
 

@@ -18,11 +18,11 @@ from transformers import AutoTokenizer
 
 import actstore
 from actstore.errors import JobError, NotCommittedError, StorageError, TokensError
-from actstore.store import search
+from actstore.query import search
+from actstore.query.search import sequence_sha256
 from actstore.store.blobs import Blobs
 from actstore.store.commit import TokensRecord, plan_key, tokens_key
 from actstore.store.local import LocalBlobs
-from actstore.store.search import sequence_sha256
 from actstore.store.zarr_documents import zarr_documents
 from tests.conftest import TinyModel
 from tests.store.example import (
@@ -38,6 +38,12 @@ from tests.store.example import (
 
 Part = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]
 """Token ids [n, L], lengths [n] and documents [n, L]."""
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalBlobs:
+    """A folder in which there is nothing yet."""
+    return LocalBlobs(tmp_path / "store")
 
 
 def part(rows: Sequence[Sequence[int]], lengths: Sequence[int], inserted: Sequence[int]) -> Part:
