@@ -25,3 +25,9 @@ def tensors_of(batch: Values | Batch) -> list[torch.Tensor]:
     """The values, hook by hook."""
     values = batch.values if isinstance(batch, Batch) else batch
     return [values] if isinstance(values, torch.Tensor) else list(values.values())
+
+
+def all_tensors_of(batch: Values | Batch) -> list[torch.Tensor]:
+    """The values, and where they come from, if the batch says so."""
+    origin = [batch.sequences, batch.positions, batch.tokens] if isinstance(batch, Batch) else []
+    return [*tensors_of(batch), *origin]

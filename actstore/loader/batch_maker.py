@@ -12,7 +12,7 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
-from actstore.loader.batch import Batch, Values, tensors_of
+from actstore.loader.batch import Batch, Values, all_tensors_of
 from actstore.loader.buffers import Buffers
 from actstore.loader.contents import contents_id
 from actstore.loader.disk_cache import DiskCache
@@ -171,8 +171,7 @@ class BatchMaker:
     def hand_over(self, batch: Values | Batch) -> None:
         """Told by the thread that will use a batch."""
         if self._transfer is not None:
-            origin = [batch.sequences, batch.positions, batch.tokens] if isinstance(batch, Batch) else []
-            for tensor in (*tensors_of(batch), *origin):
+            for tensor in all_tensors_of(batch):
                 self._transfer.hand_over(tensor)
 
     def _gathered(self, hook: str, numbers: NDArray[np.int64], dtype: torch.dtype) -> torch.Tensor:

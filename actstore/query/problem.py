@@ -15,6 +15,8 @@ from actstore.errors import (
 )
 from actstore.store.storage_errors import BlobNotFoundError
 
+LATER: Final = {"Retry-After": "1"}
+"""Headers of a problem that passes."""
 _URN: Final = "urn:actstore:problem:"
 
 

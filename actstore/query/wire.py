@@ -18,6 +18,15 @@ SAFETENSORS: Final = "application/x-safetensors"
 NPY: Final = "application/x-npy"
 ARROW: Final = "application/vnd.apache.arrow.stream"
 JSON: Final = "application/json"
+SAFETENSORS_DTYPES: Final = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "int32": "I32",
+    "int64": "I64",
+}
+"""How safetensors calls the types that are sent."""
 PROBLEM: Final = "application/problem+json"
 
 TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets")

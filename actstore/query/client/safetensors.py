@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from actstore.query.client.connections import read_into
+from actstore.query.wire import SAFETENSORS_DTYPES
 from actstore.store.storage_errors import Kind, RequestError
 
 if TYPE_CHECKING:
@@ -15,14 +16,7 @@ if TYPE_CHECKING:
 
 _MAX_HEADER: Final = 100 << 20
 """As the format has it."""
-_DTYPES: Final = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "I32": "int32",
-    "I64": "int64",
-}
+_DTYPES: Final = {theirs: ours for ours, theirs in SAFETENSORS_DTYPES.items()}
 
 
 def read_header(reply: http.client.HTTPResponse) -> dict[str, tuple[str, tuple[int, ...]]]:

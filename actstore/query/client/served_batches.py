@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError, StorageError
-from actstore.loader.batch import Batch, Values, tensors_of
+from actstore.loader.batch import Batch, Values, all_tensors_of, tensors_of
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.buffers import Buffers
 from actstore.loader.drop import valid_rows
@@ -221,8 +221,7 @@ class ServedBatches:
     def hand_over(self, batch: Values | Batch) -> None:
         """As `BatchSource.hand_over`."""
         if self._transfer is not None:
-            origin = [batch.sequences, batch.positions, batch.tokens] if isinstance(batch, Batch) else []
-            for tensor in (*tensors_of(batch), *origin):
+            for tensor in all_tensors_of(batch):
                 self._transfer.hand_over(tensor)
 
     def interrupt(self) -> None:

@@ -17,7 +17,7 @@ from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches
-from actstore.query.problem import Problem
+from actstore.query.problem import LATER, Problem
 from actstore.query.server.metrics import Metrics
 from actstore.store.store import Store
 
@@ -25,7 +25,6 @@ _MAX_ORDERS: Final = 16
 """Whose windows and masks a process holds."""
 _KEPT: Final = 16
 """Batches of an order at most, the last that were asked for."""
-_LATER: Final = {"Retry-After": "1"}
 
 Key = tuple[int, int]
 """Epoch and number of a batch."""
@@ -177,7 +176,7 @@ def _version(store: Store, maker: BatchMaker) -> str:
 
 def given_up() -> Problem:
     """Of an order, while somebody waited for a batch of it."""
-    return Problem(503, "busy", "others asked for many other orders of batches; ask again", _LATER)
+    return Problem(503, "busy", "others asked for many other orders of batches; ask again", LATER)
 
 
 def nbytes_of(store: Store, options: LoaderOptions) -> int:

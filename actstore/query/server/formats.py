@@ -14,7 +14,7 @@ from actstore.errors import JobError
 from actstore.query.cut import Cut
 from actstore.query.problem import Problem
 from actstore.query.server.body import Body, InMemory, Part, Stored
-from actstore.query.wire import ARROW, DTYPE, JSON, NPY, RAW, SAFETENSORS, SHAPE
+from actstore.query.wire import ARROW, DTYPE, JSON, NPY, RAW, SAFETENSORS, SAFETENSORS_DTYPES, SHAPE
 
 MEDIA: Final = {"raw": RAW, "safetensors": SAFETENSORS, "npy": NPY, "arrow": ARROW, "json": JSON}
 """Media type by name of a format."""
@@ -23,14 +23,6 @@ _MAX_CONVERTED_NBYTES: Final = 64 << 20
 _MAX_SEQUENCES: Final = 1_000_000
 _MAX_JSON: Final = 100_000
 """Elements."""
-_SAFETENSORS_DTYPES: Final = {
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "float32": "F32",
-    "float64": "F64",
-    "int32": "I32",
-    "int64": "I64",
-}
 
 
 def safetensors_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> bytes:
@@ -44,7 +36,7 @@ def safetensors_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]])
     fields, start = {}, 0
     for name, dtype, shape, nbytes in tensors:
         offsets = [start, start + nbytes]
-        fields[name] = {"dtype": _SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": offsets}
+        fields[name] = {"dtype": SAFETENSORS_DTYPES[dtype], "shape": list(shape), "data_offsets": offsets}
         start += nbytes
     text = json.dumps(fields, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # data is aligned

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from actstore.query.problem import Problem
+from actstore.query.problem import LATER, Problem
 from actstore.query.server.access import Access, Scope
 from actstore.query.server.metrics import Metrics
 from actstore.query.server.settings import Settings
@@ -25,7 +25,6 @@ STORE_URL: Final = "actstore.store.url"
 STORE_ID: Final = "actstore.store.id"
 """Where the store that a request is about is told in its scope."""
 _UNAUTHORIZED: Final = {"WWW-Authenticate": "Bearer"}
-_LATER: Final = {"Retry-After": "1"}
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -84,15 +83,13 @@ class Gate:
         if length.isdigit() and int(length) > self._settings.max_request:
             raise self._too_large()
         if self._n >= self._settings.concurrency:
-            raise Problem(
-                503, "busy", "the server is busy with other requests; ask again in a moment", _LATER
-            )
+            raise Problem(503, "busy", "the server is busy with other requests; ask again in a moment", LATER)
         if self._by_client[client.client] >= self._settings.concurrency_per_client:
             raise Problem(
                 429,
                 "too-many",
                 f"{self._settings.concurrency_per_client} requests of this client are under way; ask for less at once",
-                _LATER,
+                LATER,
             )
         self._n += 1
         self._by_client[client.client] += 1
@@ -164,7 +161,7 @@ class Gate:
             503,
             "busy",
             f"the reply did not begin within {self._settings.timeout_s:g} s; ask again, or for less",
-            _LATER,
+            LATER,
         )
 
 

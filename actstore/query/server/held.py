@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from actstore.query.problem import Problem
+from actstore.query.problem import LATER, Problem
 
 
 class Held:
@@ -32,7 +32,7 @@ class Held:
                     503,
                     "busy",
                     "other clients are still taking what they asked for; ask again",
-                    {"Retry-After": "1"},
+                    LATER,
                 )
             self._n += nbytes
         try:

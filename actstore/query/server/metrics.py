@@ -11,8 +11,8 @@ from prometheus_client import (
     multiprocess,
 )
 
-MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Environment variable: a folder that the processes of a server share."""
+from actstore.query.server.settings import MULTIPROCESS
+
 _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _REGISTRY: Final = CollectorRegistry()
 """Where there is one process only."""

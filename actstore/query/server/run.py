@@ -22,7 +22,7 @@ from uvicorn.supervisors import Multiprocess
 
 from actstore.errors import JobError, StorageError
 from actstore.query.problem import Problem
-from actstore.query.server.settings import Settings
+from actstore.query.server.settings import MULTIPROCESS, Settings
 from actstore.query.wire import PROBLEM
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _DRAIN_S: Final = 30
 _BACKLOG: Final = 2048
 _MAX_HEAD: Final = 1 << 20
 """Bytes that may come before the end of the headers; what is read at once may have a part of the body in it."""
-MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
+
+MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""Environment variable: a folder in which the processes of a server count for Prometheus."""
 
 
 @dataclass(frozen=True)
