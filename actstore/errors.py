@@ -9,8 +9,9 @@ class ActstoreError(Exception):
     """Base of all errors raised on purpose by actstore."""
 
     def __str__(self) -> str:
-        # KeyError would print the repr of its argument.
-        return str(self.args[0]) if self.args else ""
+        # KeyError would print the repr of its argument. Whatever foreign text is in it, an error is one line.
+        text = str(self.args[0]) if self.args else ""
+        return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 class JobError(ActstoreError, ValueError):
@@ -33,6 +34,14 @@ class StorageError(ActstoreError, OSError):
     """Reading or writing the store failed: permissions, credentials, bucket, space, damaged bytes."""
 
 
+class StoreReplacedError(StorageError):
+    """What is at the URL is not the store that was opened, but replaced, removed or repaired. Open it again."""
+
+
+class BusyError(StorageError):
+    """A writer and a repair cannot be at one store together. Run the same command again when the other has ended."""
+
+
 class UncheckedError(ActstoreError, OSError):
     """A check of a store could not be made: storage does not let it be read. That is no damage."""
 
@@ -51,6 +60,10 @@ class LoaderError(ActstoreError, ValueError):
 
 class ExtractError(ActstoreError, RuntimeError):
     """A segment could not be extracted. What is committed stays; the same command goes on from there."""
+
+
+class IncompleteError(ExtractError):
+    """A run came to its end and is not complete, since records were removed meanwhile. The same command makes them."""
 
 
 class MissingExtraError(ActstoreError, ImportError):

@@ -268,6 +268,19 @@ ARCHITECTURES: Final[Mapping[str, Architecture]] = {
 }
 
 
+def base_of(model: Any) -> Any:
+    """A model of transformers without its head; the model itself if it has none.
+
+    ``base_model`` alone gives the whole model for the families whose ``base_model_prefix`` names no attribute of theirs
+    (Llama 4).
+    """
+    if model.base_model is not model or model.get_output_embeddings() is None:
+        return model.base_model
+    from transformers import PreTrainedModel
+
+    return next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
+
+
 def check_config(config: Any) -> None:
     """Refuse variants of a known family that its entry does not describe.
 

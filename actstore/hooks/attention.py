@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
+from actstore.hooks.exclusive import Turn
 from actstore.hooks.visitor import Visitor, shown
 
 if TYPE_CHECKING:
@@ -23,27 +24,30 @@ Names = Mapping[str, str]
 """By what passes (``rot_q``, ``rot_k``, ``scores``, ``pattern``), the hook's name."""
 
 _lock = threading.Lock()
-_taps: dict[int, tuple[Names, Visitor]] = {}
+_taps: dict[int, tuple[Names, Visitor, Turn]] = {}
 """By id of the attention module. Modules of other models, in this thread or another, pass untouched."""
 
 
 @contextlib.contextmanager
-def tap(modules: Mapping["nn.Module", Names], visitor: Visitor, *, is_scaled: bool = True) -> Iterator[None]:
+def tap(
+    modules: Mapping["nn.Module", Names], visitor: Visitor, turn: Turn, *, is_scaled: bool = True
+) -> Iterator[None]:
     """Show the visitor what passes the attention of these modules, until the context ends.
 
     Args:
         modules: attention modules, each with the names of the hooks that are wanted there.
         visitor: sees the values; ``rot_q``, ``rot_k`` as [batch, position, head, d_head], the other two as
             [batch, head, position, source_position].
+        turn: the forward that is watched.
         is_scaled: whether modules with a method ``_attn`` divide scores by the root of d_head.
     """
     with contextlib.ExitStack() as stack:
         for module, names in modules.items():
             if hasattr(module, "_attn"):
-                stack.enter_context(_wrapped_method(module, names, visitor, is_scaled=is_scaled))
+                stack.enter_context(_wrapped_method(module, names, visitor, turn, is_scaled=is_scaled))
             else:
                 stack.enter_context(_in_table(module))
-                _taps[id(module)] = (names, visitor)
+                _taps[id(module)] = (names, visitor, turn)
                 stack.callback(_taps.pop, id(module))
         yield
 
@@ -100,9 +104,9 @@ class _Tapped:
 
         original = self.original or sys.modules[type(module).__module__].eager_attention_forward
         found = _taps.get(id(module))
-        if found is None:
+        if found is None or not found[2].is_passing():
             return original(module, query, key, value, attention_mask, **kwargs)
-        names, visitor = found
+        names, visitor, _ = found
         query, key = _visit_rotated(names, visitor, query, key)
         if not names.keys() & {"scores", "pattern"}:
             return original(module, query, key, value, attention_mask, **kwargs)
@@ -125,11 +129,15 @@ class _Tapped:
 
 
 @contextlib.contextmanager
-def _wrapped_method(module: Any, names: Names, visitor: Visitor, *, is_scaled: bool) -> Iterator[None]:
+def _wrapped_method(
+    module: Any, names: Names, visitor: Visitor, turn: Turn, *, is_scaled: bool
+) -> Iterator[None]:
     """GPT-Neo and GPT-J compute attention in a method of their own."""
     original = module._attn
 
     def tapped(query: Any, key: Any, value: Any, attention_mask: Any = None) -> Any:
+        if not turn.is_passing():
+            return original(query, key, value, attention_mask)
         query, key = _visit_rotated(names, visitor, query, key)
         local = getattr(module, "bias", None)  # GPT-Neo: which positions a local layer sees
         rule = _Rule(

@@ -9,7 +9,9 @@ from actstore.hooks.architecture import Architecture
 from actstore.hooks.config import HookedConfig
 from actstore.hooks.factored_matrix import FactoredMatrix
 from actstore.hooks.site import Part, Site, sites_in_layer
-from actstore.hooks.taps import Norm, projection
+from actstore.hooks.taps import Norm
+from actstore.hooks.used_weights import bias, projection
+from actstore.hooks.used_weights import norm as used_norm
 
 if TYPE_CHECKING:
     import torch
@@ -103,12 +105,16 @@ class AttentionWeights:
 
     @property
     def W_K(self) -> "torch.Tensor":
-        """[h, d, dh], before norms of keys and rotation; a copy where heads share keys."""
+        """[h, d, dh], before norms of keys and rotation; a copy where heads share keys.
+
+        One for each query head, also where several share keys: TransformerLens' Bridge has one for each key head there,
+        ``W_K[:: n_heads // n_key_value_heads]`` of this.
+        """
         return self._reading("k", "W_K")
 
     @property
     def W_V(self) -> "torch.Tensor":
-        """[h, d, dh]; a copy where heads share values."""
+        """[h, d, dh]; a copy where heads share values, one for each query head, as `W_K`."""
         return self._reading("v", "W_V")
 
     @property
@@ -137,6 +143,15 @@ class AttentionWeights:
     def b_O(self) -> "torch.Tensor":
         """[d]."""
         return bias(self._block.find("attn.hook_z", "attn.b_O")[0])
+
+    @property
+    def written_biases(self) -> "torch.Tensor":
+        """(ln1.b @ W_V + b_V) @ W_O [h, d]: what each head writes wherever it looks, since its pattern sums to 1."""
+        import torch
+
+        weight = self.W_V
+        constant = self.b_V + self._block.ln1.b.to(weight.dtype) @ weight
+        return torch.einsum("he,hed->hd", constant, self.W_O)
 
     @property
     def QK(self) -> FactoredMatrix:
@@ -227,15 +242,15 @@ class MlpWeights:
         return self._block.find("mlp.hook_pre", f"mlp.{name}")
 
 
-def bias(module: Any) -> "torch.Tensor":
-    """Bias [out] of a linear module, zeros if it has none."""
-    bias: torch.Tensor | None = module.bias
-    return bias if bias is not None else module.weight.new_zeros(projection(module).shape[-1])
-
-
 def norm_weights(module: Any, kind: Norm) -> NormWeights:
-    weight: torch.Tensor = module.weight
-    bias: torch.Tensor | None = getattr(module, "bias", None)
+    """Gain and bias of a norm.
+
+    Raises:
+        ModelError: the module uses others.
+    """
+    used = used_norm(module)
+    weight: torch.Tensor = used.weight
+    bias: torch.Tensor | None = getattr(used, "bias", None)
     return NormWeights(
         1.0 + weight.float() if kind == "rms_plus_one" else weight,
         weight.new_zeros(weight.shape) if bias is None else bias,

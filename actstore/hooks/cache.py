@@ -2,11 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
-from actstore.errors import HookError, ModelError, TokensError
+from actstore.errors import HookError, ModelError
 from actstore.hooks.components import Components
 from actstore.hooks.decomposition import through
+from actstore.hooks.derived import together
+from actstore.hooks.directions import residual_directions, token_ids
+from actstore.hooks.functions import NameFilter, selected
 from actstore.hooks.names import HookName
 from actstore.hooks.position import PositionSlice
+from actstore.hooks.quoted import quoted
+from actstore.reason import reason
 
 if TYPE_CHECKING:
     import torch
@@ -15,9 +20,65 @@ if TYPE_CHECKING:
 class ActivationCache(Components):
     """Hook values [batch, ...]: ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", -1]``, ``cache["k6"]``.
 
-    If positions were chosen by an integer when the values were kept (``run_with_cache(pos_slice=3)``), they have no
-    position axis, and neither has any result; give no ``pos_slice`` to methods then.
+    ``cache.kind`` says what they are, activations or gradients: see `gradients`.
     """
+
+    def gradients(self, of: "torch.Tensor", names_filter: "NameFilter | None" = None) -> "ActivationCache":
+        """The gradients of a number with respect to the values of this cache, which was made with ``grad=True``.
+
+        They are gradients of what the forward went on with. Nothing else is computed from them: ``stack_head_results``
+        needs those of ``attn.hook_result``, to be named in the run.
+
+        Args:
+            of: a tensor of one number, computed from the output of the run, or from values of this cache.
+            names_filter: which hooks; None for all that are held and can have a gradient.
+
+        Raises:
+            HookError: a value is not part of the graph of the number, so that it has no gradient; or the graph has been
+                freed.
+        """
+        import torch
+
+        if self.kind != "activations":
+            raise HookError(f"gradients are those of activations, and {self._why_not()}")
+        names = set(self.cache_dict if names_filter is None else selected(self.names, names_filter))
+        lacking = names - self.cache_dict.keys()
+        if lacking:
+            raise HookError(
+                f"this cache does not hold {min(lacking)}, so it has no gradient; add it to the run"
+            )
+        values = {
+            name: value for name, value in self.cache_dict.items() if name in names and value.requires_grad
+        }
+        if not isinstance(of, torch.Tensor) or of.numel() != 1 or not of.requires_grad or not values:
+            raise HookError(
+                f"expected a tensor of one number, computed from a run with grad=True, found {quoted(of)}; run with "
+                "grad=True, and take a mean or a sum of what came out"
+            )
+        try:
+            found = torch.autograd.grad(of.sum(), list(values.values()), retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise HookError(f"the gradients cannot be computed: {reason(error)}") from error
+            raise HookError(
+                "the graph of this run has been freed, as backward() and torch.autograd.grad do unless told "
+                "retain_graph=True; run again with grad=True"
+            ) from error
+        for name, gradient in zip(values, found, strict=True):
+            if gradient is None:
+                raise HookError(
+                    f"the number was not computed from {name} as this cache holds it, so it has no gradient; leave it "
+                    "out of names_filter, and choose rows or positions after"
+                )
+        return ActivationCache(
+            dict(zip(values, found, strict=True)),
+            self.model,
+            self.has_batch_dim,
+            names=self.names,
+            cfg=self.cfg,
+            kind="gradients",
+            edited=self._edited,
+        )
 
     def stack_activation(
         self, name: str, layer: int | None = -1, sublayer_type: str | None = None
@@ -55,10 +116,10 @@ class ActivationCache(Components):
     ) -> "torch.Tensor":
         """Direct logit attribution: what each part of the stream adds to the logits of tokens [part, batch, position].
 
-        The gain of the final norm is in the directions of the tokens, ``model.folded_W_U[:, token]``; TransformerLens
-        gets these by folding the gain into W_U. So the attributions of all parts (`get_full_resid_decomposition`) and
-        ``model.folded_b_U[token]`` add up to the logit of the model; in a model with a softcap on its logits
-        (Gemma-2), to the logit before it.
+        The parts go through the final norm (`apply_ln_to_stack`, with its gain), and onto the directions of the tokens
+        (`HookedModel.tokens_to_residual_directions`). So the attributions of all parts (`get_full_resid_decomposition`)
+        and ``model.folded_b_U[token]`` add up to the logit of the model; in a model with a softcap on its logits
+        (Gemma-2), to the logit before it. TransformerLens gives these if it has folded the gain into W_U.
 
         Args:
             residual_stack: [part, batch, position, d_model]; not normed.
@@ -73,8 +134,12 @@ class ActivationCache(Components):
             ModelError: there is no model, or it has no head.
             TokensError: a text is not one token, or an id is not of this model.
         """
+        import torch
+
+        self._model("logit_attrs")
+        wide = torch.promote_types(residual_stack.dtype, torch.float32)
         scaled = self.apply_ln_to_stack(
-            residual_stack,
+            residual_stack.to(wide),
             pos_slice=pos_slice,
             batch_slice=batch_slice,
             has_batch_dim=has_batch_dim,
@@ -108,6 +173,7 @@ class ActivationCache(Components):
         """
         import torch
 
+        self._check_computes("logit_lens")
         model = self._model("logit_lens")
         if not model.has_head:
             raise ModelError("logit_lens needs the language-model head; load the model with it")
@@ -120,35 +186,16 @@ class ActivationCache(Components):
         return (logits, labels) if return_labels else logits
 
     def _directions(self, tokens: Any, stack: "torch.Tensor") -> "torch.Tensor":
-        """Columns of folded_W_U, to be multiplied with a stack [part, ..., d_model]."""
-        weights = self._weights("logit_attrs")
-        ids = self._ids(tokens).to(weights.W_U.device)
+        """To be multiplied with a stack [part, ..., d_model]."""
+        model = self._model("logit_attrs")
+        ids = token_ids(model, tokens)
         rows = stack.shape[1:-1]
         if ids.ndim and ids.shape not in (rows, rows[:1]):
             raise HookError(
                 f"tokens have shape {list(ids.shape)} and the stack has rows and positions {list(rows)}; give one "
                 "token, one for each row, or one for each row and position"
             )
-        # The same as columns of weights.folded_W_U, which is a whole copy of W_U.
-        columns = weights.W_U[:, ids.flatten()].float() * weights.ln_final.w.float()[:, None]
-        directions = columns.T.reshape(*ids.shape, -1).detach().to(stack.device)
+        directions = together(stack, residual_directions(model, ids))[1]
         if ids.ndim == 1:
             directions = directions.reshape(len(ids), *[1] * (len(rows) - 1), -1)
         return directions
-
-    def _ids(self, tokens: Any) -> "torch.Tensor":
-        import torch
-
-        if isinstance(tokens, str):
-            tokens = self._model("logit_attrs").to_single_token(tokens)
-        elif isinstance(tokens, list | tuple) and any(isinstance(token, str) for token in tokens):
-            tokens = [self._model("logit_attrs").to_single_token(token) for token in tokens]
-        ids = torch.as_tensor(tokens)
-        if ids.is_floating_point() or ids.numel() == 0:
-            raise TokensError(f"expected token ids or texts, found {ids.dtype} of shape {list(ids.shape)}")
-        wrong = ids[(ids < 0) | (ids >= self.cfg.d_vocab)]
-        if wrong.numel():
-            raise TokensError(
-                f"token id {int(wrong[0])} is outside of the {self.cfg.d_vocab} ids of this model"
-            )
-        return ids

@@ -2,20 +2,23 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from actstore.errors import HookError, ModelError
 from actstore.hooks.config import HookedConfig
-from actstore.hooks.derived import Derivation, Way
+from actstore.hooks.derived import Derivation, Way, is_one_stream
+from actstore.hooks.device import usable_device
 from actstore.hooks.names import HookName, HookNames, join, split
 from actstore.hooks.point import point_of
-from actstore.hooks.position import PositionSlice, at_positions
+from actstore.hooks.position import PositionSlice, at_positions, is_one
 
 if TYPE_CHECKING:
     import torch
 
     from actstore.hooks.model import HookedModel
     from actstore.hooks.weights import Weights
+
+Kind = Literal["activations", "gradients"]
 
 _WHERE = "to names_filter (in a store: to its hooks)"
 
@@ -24,37 +27,52 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
     """Hook values [batch, ...] under every spelling of their names, and values that follow from them.
 
     ``in``, `keys`, `values`, `items`, ``iter`` and ``len`` are about the values that are held. Indexing also computes
-    what follows from those by one or two operations; it is not kept.
+    what follows from those by one or two operations; it is not kept. Only of activations: no gradient follows from
+    others by the operations of the forward.
     """
 
     def __init__(
         self,
         values: Mapping[str, "torch.Tensor"],
-        *,
-        names: HookNames,
-        cfg: HookedConfig,
         model: "HookedModel | None" = None,
         has_batch_dim: bool = True,
+        *,
+        names: HookNames | None = None,
+        cfg: HookedConfig | None = None,
+        kind: Kind | None = None,
         edited: Iterable[str] = (),
     ) -> None:
         """
         Args:
-            values: by canonical name.
-            names: all hooks of the model.
-            cfg: its sizes.
+            values: by name.
             model: for what needs weights.
             has_batch_dim: whether the first axis of the values is the row.
+            names: all hooks of the model; None for those of ``model``.
+            cfg: its sizes; None for those of ``model``.
+            kind: what the values are. None if that is not known: nothing is computed from them then, since of gradients
+                it would be wrong.
             edited: hooks that functions may have changed; what follows from others in their layer is not computed.
 
         Raises:
+            HookError: the model does not have one of the hooks.
             ModelError: the model is none, or another one than that of the values.
         """
+        if kind not in ("activations", "gradients", None):
+            raise HookError(f"kind is {kind!r}; choose 'activations', 'gradients' or None")
+        if names is None or cfg is None:
+            if model is None:
+                raise ModelError("a cache needs the model of its values; give ActivationCache(values, model)")
+            _check_model(model, model.cfg if cfg is None else cfg)
+            names, cfg = names or model.names, cfg or model.cfg
         _check_model(model, cfg)
-        self.cache_dict = dict(values)
+        self.cache_dict = {
+            name if name in names else names.one(name): value for name, value in values.items()
+        }
         self.names = names
         self.cfg = cfg
         self.model = model
         self.has_batch_dim = has_batch_dim
+        self.kind = kind
         self._edited = frozenset(edited)
         self._derivation = Derivation(names, cfg, self._weights)
 
@@ -118,7 +136,12 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return "hook_pos_embed" in self.cache_dict
 
     def to(self, device: "str | torch.device") -> Self:
-        """Move all values to a device. Gives this cache itself."""
+        """Move all values to a device. Gives this cache itself.
+
+        Raises:
+            ModelError: the device is not there.
+        """
+        device = usable_device(device)
         self.cache_dict = {name: value.to(device) for name, value in self.cache_dict.items()}
         return self
 
@@ -144,13 +167,16 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         """
         if not self.has_batch_dim:
             raise HookError("this cache holds one row without a batch axis, so rows cannot be chosen")
-        indices(batch_slice, self._rows(), "row")
         return type(self)(
-            {name: at_positions(value, batch_slice, axis=0) for name, value in self.cache_dict.items()},
+            {
+                name: at_positions(value, batch_slice, axis=0, noun="row")
+                for name, value in self.cache_dict.items()
+            },
+            self.model,
             names=self.names,
             cfg=self.cfg,
-            model=self.model,
-            has_batch_dim=not isinstance(batch_slice, int),
+            kind=self.kind,
+            has_batch_dim=not is_one(batch_slice),
             edited=self._edited,
         )
 
@@ -163,9 +189,31 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             (
                 way
                 for way in self._derivation.ways(name)
-                if all(need in self.cache_dict for need in way.needs) and not self._between(name, way)
+                if all(need in self.cache_dict for need in way.needs)
+                and self._may_compute(name, way)
+                and not self._between(name, way)
             ),
             None,
+        )
+
+    def _may_compute(self, name: str, way: Way) -> bool:
+        """Whether the way holds for what the values are."""
+        is_same = name in way.needs or (self.kind == "gradients" and is_one_stream(name, *way.needs))
+        return self.kind == "activations" or is_same
+
+    def _check_computes(self, what: str) -> None:
+        """
+        Raises:
+            HookError: the values are not known to be activations, and of gradients the result would be wrong.
+        """
+        if self.kind != "activations":
+            raise HookError(f"{what} is computed from activations, and {self._why_not()}")
+
+    def _why_not(self) -> str:
+        if self.kind == "gradients":
+            return "this cache holds gradients"
+        return (
+            "this cache was made by hand, maybe of gradients; say kind='activations' if it holds activations"
         )
 
     def _between(self, name: str, way: Way) -> set[str]:
@@ -173,7 +221,9 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         if name in self.cache_dict:
             return set()
         layer, _ = split(name)
-        return {each for each in self._edited - set(way.needs) if split(each)[0] == layer}
+        between = {each for each in self._edited - set(way.needs) if split(each)[0] == layer}
+        # The stream into the next layer is the one out of this layer, unless a function has changed it in between.
+        return between | {need for need in self._edited & set(way.needs) if split(need)[0] != layer}
 
     def _lacking(self, name: str) -> list[str]:
         """The fewest values by which another one, which is neither held nor follows, would follow."""
@@ -182,6 +232,11 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return min(found, key=len, default=[])
 
     def _advice(self, name: str) -> str:
+        if self.kind != "activations":
+            return (
+                f"this cache does not hold {name}, and {self._why_not()}, so it is not computed from other values; add "
+                f"{name} to names_filter of the run"
+            )
         for way in self._derivation.ways(name):
             between = self._between(name, way)
             if between and all(need in self.cache_dict for need in way.needs):
@@ -205,6 +260,8 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         missing: list[str] = []
         for name in names:
             if self._way(name) is None:
+                if self.kind != "activations":
+                    raise HookError(f"{what}: {self._advice(name)}")
                 point = point_of(name)
                 too_large = point is not None and point.why_not_stored is not None
                 missing += (self._lacking(name) if too_large else []) or [name]
@@ -235,26 +292,6 @@ def _check_model(model: object, cfg: HookedConfig) -> None:
     if differing:
         what = ", ".join(f"{each} {getattr(given, each)} and not {getattr(cfg, each)}" for each in differing)
         raise ModelError(f"these values are of another model than {given.model_name}, which has {what}")
-
-
-def indices(chosen: PositionSlice, size: int, noun: str) -> list[int]:
-    """What a slice chooses of 0 ... size - 1.
-
-    Raises:
-        HookError: there is no such index; the message calls it by the noun.
-    """
-    every = range(size)
-    if chosen is None:
-        return list(every)
-    if isinstance(chosen, tuple):
-        chosen = slice(*chosen)
-    if isinstance(chosen, slice):
-        return list(every[chosen])
-    wanted: Sequence[int] = [chosen] if isinstance(chosen, int) else chosen
-    for each in wanted:
-        if not -size <= each < size:
-            raise HookError(f"{noun} {each} is outside of the {size} {noun}s that there are")
-    return [every[each] for each in wanted]
 
 
 def _listing(missing: Sequence[str], names: HookNames) -> str:

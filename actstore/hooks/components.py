@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError
-from actstore.hooks.cached_values import indices
 from actstore.hooks.decomposition import Decomposition
 from actstore.hooks.derived import head_results, together
 from actstore.hooks.names import join
-from actstore.hooks.position import PositionSlice, at_positions
+from actstore.hooks.position import PositionSlice, at_positions, indices, is_one
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +24,14 @@ class Components(Decomposition):
         incl_remainder: bool = False,
         pos_slice: PositionSlice = None,
         apply_ln: bool = False,
+        fold_value_biases: bool = False,
     ) -> Any:
         """What each head before a layer adds to the stream, computed from attn.hook_z: ``L0H0``, ``L0H1``, ...
 
-        Biases of attention belong to no head.
+        Biases of the output projection belong to no head. Those of values, and of the norm before them, are in z and so
+        in what its head adds: weights are as the model has them. They add the same at every position, since rows of
+        patterns sum to 1. TransformerLens moves them out of the heads if it processes weights, as its
+        ``HookedTransformer`` and ``enable_compatibility_mode`` do: ``fold_value_biases=True`` gives what it gives then.
 
         Args:
             layer: see `Decomposition`.
@@ -36,6 +39,7 @@ class Components(Decomposition):
             incl_remainder: one more part, ``remainder``: the stream less all heads.
             pos_slice: see `Decomposition`.
             apply_ln: see `apply_ln_to_stack`.
+            fold_value_biases: leave ``(ln1.b @ W_V + b_V) @ W_O`` out of each head; it is in the remainder then.
 
         Raises:
             HookError: values are missing, or heads of this model do not write to the stream.
@@ -43,9 +47,15 @@ class Components(Decomposition):
         """
         end = self._end(layer)
         weights = self._writing("stack_head_results", "heads")
+        for computed, option in (
+            (incl_remainder, "incl_remainder"),
+            (fold_value_biases, "fold_value_biases"),
+        ):
+            if computed:
+                self._check_computes(f"stack_head_results with {option}")
         names = [join(each, "attn.hook_result") for each in range(end)]
         self._require("stack_head_results", [*names, *self._others(end, incl_remainder, apply_ln)])
-        parts = [self._heads(weights, each, pos_slice) for each in range(end)]
+        parts = [self._heads(weights, each, pos_slice, fold_value_biases) for each in range(end)]
         labels = [f"L{each}H{head}" for each in range(end) for head in range(self.cfg.n_heads)]
         return self._finish(parts, labels, end, incl_remainder, pos_slice, apply_ln, return_labels)
 
@@ -65,6 +75,7 @@ class Components(Decomposition):
             HookError: values are missing, or neurons of this layer do not write to the stream.
             ModelError: there is no model.
         """
+        self._check_computes("get_neuron_results")
         name = self.names.one(("post", layer))
         weights = self._writing("get_neuron_results", "neurons")
         self._require("get_neuron_results", [name])
@@ -75,7 +86,7 @@ class Components(Decomposition):
             chosen = indices(neuron_slice, weight.shape[0], "neuron")
             post, weight = post[..., chosen], weight[chosen]
         results = post[..., None] * weight
-        return results[..., 0, :] if isinstance(neuron_slice, int) else results
+        return results[..., 0, :] if is_one(neuron_slice) else results
 
     def stack_neuron_results(
         self,
@@ -121,6 +132,7 @@ class Components(Decomposition):
         apply_ln: bool = False,
         pos_slice: PositionSlice = None,
         return_labels: bool = False,
+        fold_value_biases: bool = False,
     ) -> Any:
         """All parts of the stream into a layer: heads, neurons, ``embed``, ``pos_embed``, and all biases as ``bias``.
 
@@ -131,6 +143,7 @@ class Components(Decomposition):
             apply_ln: see `apply_ln_to_stack`.
             pos_slice: see `Decomposition`.
             return_labels: see `Decomposition`.
+            fold_value_biases: biases of values are in ``bias`` and not in the heads; see `stack_head_results`.
 
         Raises:
             HookError: values are missing, or heads or neurons of this model do not write to the stream.
@@ -139,6 +152,7 @@ class Components(Decomposition):
         import torch
 
         what = "get_full_resid_decomposition"
+        self._check_computes(what)
         end = self._end(layer, mlp_input)
         weights = self._writing(what, "heads")
         embeddings = self._embeddings()
@@ -149,7 +163,7 @@ class Components(Decomposition):
         self._require(what, [*heads, *mlps, *(name for _, name in embeddings), *scales])
         parts, labels = [], []
         for each in range(end + mlp_input):
-            parts.append(self._heads(weights, each, pos_slice))
+            parts.append(self._heads(weights, each, pos_slice, fold_value_biases))
             labels += [f"L{each}H{head}" for head in range(self.cfg.n_heads)]
         if end and expand_neurons:
             neurons, names = self.stack_neuron_results(end, pos_slice, return_labels=True)
@@ -160,7 +174,9 @@ class Components(Decomposition):
             labels += [f"{each}_mlp_out" for each in range(end)]
         parts.append(self._stack(what, [name for _, name in embeddings], pos_slice))
         labels += [label for label, _ in embeddings]
-        bias = weights.accumulated_bias(end, mlp_input, include_mlp_biases=expand_neurons)
+        bias = weights.accumulated_bias(
+            end, mlp_input, include_mlp_biases=expand_neurons, fold_value_biases=fold_value_biases
+        )
         parts.append(bias.detach().to(parts[-1]).expand_as(parts[-1][:1]))
         stack = torch.cat(parts)
         if apply_ln:
@@ -182,7 +198,9 @@ class Components(Decomposition):
             )
         return model.weights
 
-    def _heads(self, weights: "Weights", layer: int, pos_slice: PositionSlice) -> "torch.Tensor":
+    def _heads(
+        self, weights: "Weights", layer: int, pos_slice: PositionSlice, fold_value_biases: bool
+    ) -> "torch.Tensor":
         """[head, ..., d_model]"""
         name = join(layer, "attn.hook_result")
         if name in self.cache_dict:
@@ -190,6 +208,9 @@ class Components(Decomposition):
         else:
             z = at_positions(self[join(layer, "attn.hook_z")], pos_slice, axis=-3)
             results = head_results(z, weights.blocks[layer].attn.W_O)
+        if fold_value_biases:
+            results, biases = together(results, weights.blocks[layer].attn.written_biases)
+            results = results - biases
         return results.movedim(-2, 0)
 
     def _others(self, end: int, incl_remainder: bool, apply_ln: bool) -> list[str]:

@@ -53,9 +53,15 @@ class HookedConfig:
     def of(cls, config: Any, architecture: Architecture, *, name: str | None = None) -> Self:
         """Read a Hugging Face configuration."""
 
+        def value_of(name: str) -> Any:
+            try:
+                return getattr(config, name, None)
+            except RuntimeError:  # it differs from layer to layer
+                return None
+
         def first(*names: str, default: Any = None) -> Any:
-            found = (getattr(config, each, None) for each in names)
-            return next((value for value in found if value is not None), default)
+            values = (value_of(name) for name in names)
+            return next((value for value in values if value is not None), default)
 
         n_heads = first("num_attention_heads", "num_heads", default=1)
         d_model = config.hidden_size

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import HookError
 from actstore.hooks.cached_values import CachedValues
+from actstore.hooks.derived import together
 from actstore.hooks.names import join
 from actstore.hooks.position import PositionSlice, at_positions
+from actstore.hooks.used_weights import placed_for
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +39,8 @@ class Decomposition(CachedValues):
         Args:
             layer: see the class.
             incl_mid: also the streams between attention and MLP.
-            apply_ln: norm the streams: for the unembedding, each by the real final norm with its gain and bias; else
-                as `apply_ln_to_stack` does.
+            apply_ln: norm the streams: for the unembedding, each by the final norm with its gain, bias and a scale of
+                its own; else as `apply_ln_to_stack` does.
             pos_slice: see the class.
             mlp_input: see the class.
             return_labels: see the class.
@@ -60,6 +62,7 @@ class Decomposition(CachedValues):
         norm = (end, mlp_input) if apply_ln and not is_final else None
         stack = self._stack("accumulated_resid", names, pos_slice, norm)
         if apply_ln and is_final:
+            self._check_computes("accumulated_resid with apply_ln")
             stack = self._final_norm("accumulated_resid with apply_ln", stack)
         return (stack, [label for label, _ in parts]) if return_labels else stack
 
@@ -113,12 +116,15 @@ class Decomposition(CachedValues):
         batch_slice: PositionSlice = None,
         has_batch_dim: bool = True,
     ) -> "torch.Tensor":
-        """Parts of a stream, scaled as the norm before a layer scales the whole stream, so that they still add up.
+        """Parts of a stream as the norm before a layer passes them on, so that they still add up.
 
-        Centred if the norm is a LayerNorm, and divided by its hook_scale; its gain and bias are not applied.
+        Centred if the norm is a LayerNorm, divided by the hook_scale of the whole stream, and multiplied by the gain of
+        the norm. So they go with the weights that read them as the model has them: with ``W_U`` after the final norm,
+        with ``W_Q[layer]`` and so on before. Their sum lacks only the bias of the norm. TransformerLens leaves the gain
+        out here, and has it in its weights instead, if it has folded them.
 
         Args:
-            residual_stack: [part, batch, position, d_model], at the chosen positions.
+            residual_stack: [part, batch, position, d_model], at the chosen positions; or one part without its axis.
             layer: see the class.
             mlp_input: the norm before the MLP.
             pos_slice: positions of the stack.
@@ -127,17 +133,20 @@ class Decomposition(CachedValues):
 
         Raises:
             HookError: hook_scale is missing, as is the stream from which it would follow; or the stack has other rows
-                or positions.
+                or positions; or the cache holds no activations.
+            ModelError: there is no model.
         """
+        self._check_computes("apply_ln_to_stack")
         end = self._end(layer)
         scale = at_positions(self[self._scale(end, mlp_input)], pos_slice, axis=-2)
         if batch_slice is not None:
             if has_batch_dim:
-                residual_stack = at_positions(residual_stack, batch_slice, axis=1)
+                residual_stack = at_positions(residual_stack, batch_slice, axis=1, noun="row")
             if self.has_batch_dim:
-                scale = at_positions(scale, batch_slice, axis=0)
-        rows, scales = residual_stack.shape[1:-1], scale.shape[:-1]
-        fits = rows == scales or (self.has_batch_dim and scales[0] == 1 and rows == scales[1:])
+                scale = at_positions(scale, batch_slice, axis=0, noun="row")
+        is_part = residual_stack.shape[:-1] == scale.shape[:-1]
+        rows, scales = residual_stack.shape[0 if is_part else 1 : -1], scale.shape[:-1]
+        fits = rows == scales or (self.has_batch_dim and scales[:1] == (1,) and rows == scales[1:])
         if not fits and (self.has_batch_dim or rows[1:] != scales):
             raise HookError(
                 f"the stack has shape {tuple(residual_stack.shape)} and the scale of its norm {tuple(scale.shape)}; "
@@ -145,7 +154,17 @@ class Decomposition(CachedValues):
             )
         if self.cfg.normalization_type == "LN":
             residual_stack = residual_stack - residual_stack.mean(-1, keepdim=True)
-        return residual_stack / scale.to(residual_stack.device)
+        factor = self._gain(end, mlp_input, residual_stack) / scale.to(residual_stack.device).float()
+        return residual_stack * factor.to(residual_stack.dtype)
+
+    def _gain(self, end: int, mlp_input: bool, stack: "torch.Tensor") -> "torch.Tensor":
+        """What the norm multiplies with, float32 [d_model]."""
+        weights = self._weights("apply_ln_to_stack, which applies the gain of a norm,")
+        if end == self.cfg.n_layers:
+            norm = weights.ln_final
+        else:
+            norm = weights.blocks[end].ln2 if mlp_input else weights.blocks[end].ln1
+        return together(stack, norm.w)[1].float()
 
     def _end(self, layer: int | None, mlp_input: bool = False) -> int:
         """
@@ -200,8 +219,7 @@ def through(module: Any, value: "torch.Tensor") -> "torch.Tensor":
     """What a module of the model makes of a value, on the device of the value."""
     import torch
 
-    weight = module.weight
     # Parameters of a model that was loaded elsewhere require gradients; the value decides.
     with torch.set_grad_enabled(torch.is_grad_enabled() and value.requires_grad):
-        found: torch.Tensor = module(value.to(weight.device, weight.dtype))
+        found: torch.Tensor = module(placed_for(module, value))
     return found.to(value.device)

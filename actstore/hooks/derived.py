@@ -144,6 +144,17 @@ def together(value: "torch.Tensor", weight: "torch.Tensor") -> tuple["torch.Tens
     return value.to(dtype), weight.to(value.device, dtype)
 
 
+def is_one_stream(*names: str) -> bool:
+    """Whether these are two names of one residual stream: out of a layer, and into the next."""
+    layers = set()
+    for name in names:
+        layer, leaf = split(name)
+        if layer is None or leaf not in ("hook_resid_pre", "hook_resid_post"):
+            return False
+        layers.add(layer + (leaf == "hook_resid_post"))
+    return len(layers) == 1
+
+
 def _itself(value: Any) -> Any:
     return value
 

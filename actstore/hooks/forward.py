@@ -1,12 +1,12 @@
 """One forward of a Hugging Face model past its hooks: no KV cache, and nothing that nobody asked for."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from actstore.hooks.architecture import Architecture
 from actstore.hooks.config import HookedConfig
-from actstore.hooks.exclusive import exclusive
+from actstore.hooks.exclusive import Turn, exclusive
 from actstore.hooks.names import join
 from actstore.hooks.point import POINTS
 from actstore.hooks.site import AnySite, sites_in_layer, sites_outside
@@ -78,23 +78,24 @@ class Forward:
             given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
         import torch
 
-        with exclusive(self._base), contextlib.ExitStack() as stack:
+        with exclusive(self._base) as turn, contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad() if has_graph else torch.no_grad())
             if has_graph:
                 for embedding in self._embeddings:
-                    stack.callback(embedding.register_forward_hook(_root).remove)
+                    stack.callback(embedding.register_forward_hook(_root(turn)).remove)
             attention = self._architecture.attention
             stack.enter_context(
                 tapped(
                     sites,
                     visitor,
+                    turn,
                     batch=tokens.shape[0],
                     norm=self._architecture.norm,
                     is_scaled=attention is None or attention.is_scaled,
                 )
             )
             if stop_at_layer is not None:
-                return self._until(stop_at_layer, given)
+                return self._until(stop_at_layer, given, turn)
             with contextlib.suppress(Finished):
                 if has_logits:
                     logits: torch.Tensor = self._model(**given).logits
@@ -102,15 +103,19 @@ class Forward:
                 self._base(**given)
             return None
 
-    def _until(self, layer: int, given: dict[str, Any]) -> "torch.Tensor":
+    def _until(self, layer: int, given: dict[str, Any], turn: Turn) -> "torch.Tensor":
         """The residual stream into a layer, or out of the last one."""
         reached: list[torch.Tensor] = []
 
         def before(_module: Any, args: Any, kwargs: Any) -> None:
+            if not turn.is_passing():
+                return
             reached.append(args[0] if args else kwargs["hidden_states"])
             raise Finished
 
         def after(_module: Any, _args: Any, output: Any) -> None:
+            if not turn.is_passing():
+                return
             reached.append(output[0] if isinstance(output, tuple) else output)
             raise Finished
 
@@ -126,6 +131,11 @@ class Forward:
         return reached[0]
 
 
-def _root(_module: Any, _args: Any, output: "torch.Tensor") -> "torch.Tensor":
+def _root(turn: Turn) -> "Callable[[Any, Any, torch.Tensor], torch.Tensor]":
     """Parameters need no gradients, so the graph must begin somewhere."""
-    return output if output.requires_grad else output.detach().requires_grad_()
+
+    def root(_module: Any, _args: Any, output: "torch.Tensor") -> "torch.Tensor":
+        is_leaf = output.requires_grad or not turn.is_passing()
+        return output if is_leaf else output.detach().requires_grad_()
+
+    return root

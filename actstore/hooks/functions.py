@@ -1,12 +1,17 @@
 """Functions that users hang on hooks, and which values a run keeps."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actstore.errors import HookError
+from actstore.hooks.exclusive import in_function
 from actstore.hooks.names import HookName, HookNames, defaults_of, layer_of, stored_as
+from actstore.hooks.quoted import quoted
+from actstore.hooks.raw_calls import RawCalls
+from actstore.reason import reason
 
 if TYPE_CHECKING:
     import torch
@@ -42,57 +47,78 @@ NameFilter = HookName | Iterable[HookName] | Callable[[str], bool]
 """Names or globs in any spelling, or a function of the canonical name."""
 
 
-def selected(names: HookNames, chosen: NameFilter) -> tuple[str, ...]:
+def selected(names: HookNames, chosen: NameFilter, *, is_exact: bool = False) -> tuple[str, ...]:
     """Canonical names, in the order of the forward.
+
+    A function that says yes to every hook means those that are captured by default, as the others follow from them;
+    ``is_exact`` for all that it says yes to.
 
     Raises:
         HookError: a name or glob matches nothing, or the function says no to every hook.
     """
     if chosen is None or isinstance(chosen, int | float):
-        raise HookError(f"expected names of hooks or a function of the name, found {chosen!r}")
+        raise HookError(f"expected names of hooks or a function of the name, found {quoted(chosen)}")
     if callable(chosen):
         found = {name for name in names.all if chosen(name)}
         if not found:
             raise HookError("the function that filters hooks says no to every hook of this model")
-        # A function that says yes to everything means what is captured by default.
-        return names.ordered(defaults_of(found) if len(found) == len(names.all) else found)
+        is_default = len(found) == len(names.all) and not is_exact
+        return names.ordered(defaults_of(found) if is_default else found)
     return names.select(chosen)
 
 
 class HookFunctions:
     """The functions that hang on the hooks of one model."""
 
-    def __init__(self, names: HookNames) -> None:
+    def __init__(self, names: HookNames, raw_calls: RawCalls) -> None:
+        """
+        Args:
+            names: all hooks of the model.
+            raw_calls: calls of the model that would not call the functions; refused while any hangs.
+        """
         self._names = names
+        self._raw_calls = raw_calls
+        self._changing = threading.Lock()
         self._functions: dict[str, list[HookFunction]] = {}
         self._points: dict[str, HookPoint] = {}
 
     def add(self, chosen: NameFilter, function: HookFunction) -> tuple[str, ...]:
         """Hang a function on hooks, whose names are given back; those of one hook are called in the order of adding."""
+        if not callable(function):
+            raise HookError(f"expected a function to hang on {quoted(chosen)}, found {quoted(function)}")
         names = selected(self._names, chosen)
-        for name in names:
-            self._functions.setdefault(name, []).append(function)
+        with self._changing:
+            for name in names:
+                self._functions.setdefault(name, []).append(function)
+            self._raw_calls.refuse()
         return names
 
     def clear(self) -> None:
         """Remove all functions, and forget what they have kept in ``hook.ctx``."""
-        self._functions.clear()
-        self._points.clear()
+        with self._changing:
+            self._functions.clear()
+            self._points.clear()
+            self._raw_calls.admit()
 
     @contextmanager
     def added(self, pairs: Sequence[tuple[NameFilter, HookFunction]]) -> Iterator[None]:
         """Functions for the duration of a context. Those that hung there before stay."""
         added: list[tuple[str, HookFunction]] = []
+        if not isinstance(pairs, Iterable):
+            raise HookError(f"expected pairs of (name, function), found {quoted(pairs)}")
         try:
             for pair in pairs:
                 if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
-                    raise HookError(f"expected pairs of (name, function), found {pair!r}")
+                    raise HookError(f"expected pairs of (name, function), found {quoted(pair)}")
                 chosen, function = pair
                 added += [(name, function) for name in self.add(chosen, function)]
             yield
         finally:
-            for name, function in added:
-                self._remove(name, function)
+            with self._changing:
+                for name, function in added:
+                    self._remove(name, function)
+                if not self._functions:
+                    self._raw_calls.admit()
 
     def _remove(self, name: str, function: HookFunction) -> None:
         """The one that was added last, if `clear` has not been called since."""
@@ -123,12 +149,13 @@ class HookFunctions:
         point = self._points.setdefault(name, HookPoint(name))
         for function in self._functions.get(name, ()):
             try:
-                found: Any = function(value, hook=point)
+                with in_function():
+                    found: Any = function(value, hook=point)
             except TypeError as error:
                 if "hook" not in str(error) or "argument" not in str(error):
                     raise
                 raise HookError(
-                    f"the function on {name} cannot be called as function(value, hook=point): {error}"
+                    f"the function on {name} cannot be called as function(value, hook=point): {reason(error)}"
                 ) from error
             if found is None:
                 continue

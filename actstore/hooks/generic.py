@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
 from actstore.hooks.architecture import ARCHITECTURES, Architecture
+from actstore.hooks.load_errors import explaining
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ def generic_architecture(config: Any) -> Architecture:
         raise cannot_hook(kind, "it is not a causal language model that transformers knows by itself")
     if n_layers is None or getattr(config, "hidden_size", None) is None:
         raise cannot_hook(kind, "its configuration has no num_hidden_layers or hidden_size")
-    with device("meta"):
+    with explaining(config.name_or_path or kind), device("meta"):
         base = AutoModel.from_config(config)
     lists = [
         path

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from actstore.errors import TokensError
+
 if TYPE_CHECKING:
     import torch
 
@@ -23,12 +25,28 @@ def output(
     return loss if return_type == "loss" else (logits, loss)
 
 
+def check_has_loss(tokens: "torch.Tensor", mask: "torch.Tensor | None") -> None:
+    """
+    Raises:
+        TokensError: there is no token whose loss could be had, so that a mean would be no number.
+    """
+    if tokens.shape[1] < 2 or (mask is not None and not bool(_is_next(mask).any())):
+        raise TokensError(
+            "there is no next token to have a loss: every row has one token, or gaps of padding between all of its "
+            "tokens; give longer rows, or choose return_type='logits'"
+        )
+
+
 def next_token_loss(
     logits: "torch.Tensor", tokens: "torch.Tensor", mask: "torch.Tensor | None", *, per_token: bool
 ) -> "torch.Tensor":
     """Cross-entropy of each next token, in nats.
 
-    The mean over real tokens; or one each, [batch, position - 1], 0 at padding.
+    A token counts where it and the one just before it are no padding: on either side, padding leaves the loss of a row
+    what it is alone; the first token behind a gap has none, as in TransformerLens.
+
+    Returns:
+        The mean over these tokens; or one each, [batch, position - 1], 0 at the others.
     """
     import torch
 
@@ -36,6 +54,11 @@ def next_token_loss(
     losses = -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
     if mask is None:
         return losses if per_token else losses.mean()
-    # A token counts where it and the one before it are real.
-    real = (mask[:, 1:] * mask[:, :-1]).to(losses.dtype)
-    return losses * real if per_token else (losses * real).sum() / real.sum()
+    counts = _is_next(mask)
+    losses = losses.masked_fill(~counts, 0.0)
+    return losses if per_token else losses.sum() / counts.sum()
+
+
+def _is_next(mask: "torch.Tensor") -> "torch.Tensor":
+    """bool [batch, position - 1]"""
+    return (mask[:, 1:] != 0) & (mask[:, :-1] != 0)

@@ -6,10 +6,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from actstore.errors import HookError, ModelError
-from actstore.hooks.architecture import Architecture, architecture
+from actstore.errors import HookError, ModelError, TokensError
+from actstore.hooks.adapters import check_inside
+from actstore.hooks.architecture import Architecture, architecture, base_of
 from actstore.hooks.cache import ActivationCache
 from actstore.hooks.config import HookedConfig
+from actstore.hooks.device import usable_device
+from actstore.hooks.directions import residual_directions
 from actstore.hooks.forward import Forward
 from actstore.hooks.functions import (
     HookFunction,
@@ -19,12 +22,15 @@ from actstore.hooks.functions import (
     in_forward_order,
     selected,
 )
+from actstore.hooks.left_padding import has_left_padding, ignores_left_padding
+from actstore.hooks.live_model import checked, device_of
 from actstore.hooks.loading import load_config, load_model, load_tokenizer
-from actstore.hooks.loss import ReturnType, output
+from actstore.hooks.loss import ReturnType, check_has_loss, output
 from actstore.hooks.model_names import names_of
 from actstore.hooks.point import is_read_only, point_of
-from actstore.hooks.position import PositionSlice, at_positions
+from actstore.hooks.position import PositionSlice, at_positions, indices, is_one
 from actstore.hooks.prompts import PaddingSide, Prompts
+from actstore.hooks.raw_calls import RawCalls
 from actstore.hooks.self_check import self_check
 from actstore.hooks.text import WithText
 from actstore.hooks.visitor import Ending, Handing, Sink
@@ -40,7 +46,8 @@ if TYPE_CHECKING:
 class HookedModel(WithText):
     """Runs an unmodified Hugging Face model; its attention kernels and its numbers stay what they are.
 
-    Gradients are off unless a call asks for them. Hooks are on the model only while one of its methods runs.
+    Gradients are off unless a call asks for them. Hooks are on the model only while one of its methods runs. While
+    functions hang on them, a call of the Hugging Face model itself is an error, since it would skip these.
     """
 
     def __init__(
@@ -49,7 +56,8 @@ class HookedModel(WithText):
         """Wrap a model that is already loaded. The model is not changed; put it into evaluation mode yourself.
 
         Args:
-            model: a causal language model of transformers, or a base model without a head.
+            model: a causal language model of transformers, or a base model without a head; also with adapters of
+                modules such as LoRA, or in a PeftModel with such, quantised, or offloaded by accelerate.
             tokenizer: for methods that take text; or the reason why there is none.
             prepend_bos: whether text begins with the BOS token by default; None for yes, if there is one.
             check: compare hook values by identities that must hold, in one forward over 8 tokens.
@@ -57,34 +65,28 @@ class HookedModel(WithText):
         Raises:
             ModelError: its family is not known, or it fails the check.
         """
-        config = getattr(model, "config", None)
-        if config is None:
-            raise ModelError(
-                f"expected a model of transformers, found {model!r}; names and folders are for "
-                "HookedModel.from_pretrained"
-            )
-        if model.training:
-            raise ModelError(
-                "the model is in training mode, where dropout makes its values random; call model.eval()"
-            )
+        inner, config = checked(model)
         self.hf = model
-        self.base: nn.Module = model.base_model
+        self.base: nn.Module = base_of(inner)
         self.architecture: Architecture = architecture(config)
         missing = tokenizer if isinstance(tokenizer, str) else None
         has_text = tokenizer is not None and missing is None
         super().__init__(Prompts(tokenizer, prepend_bos=prepend_bos) if has_text else None, missing)
         self.cfg = replace(
             HookedConfig.of(config, self.architecture),
+            n_layers=len(self.base.get_submodule(self.architecture.layers)),
             device=str(self.device),
             dtype=str(self.dtype).removeprefix("torch."),
             default_prepend_bos=None if self._prompts is None else self._prompts.prepend_bos,
         )
         self.names = names_of(self.architecture, self.cfg)
-        self.has_head = self.base is not model and model.get_output_embeddings() is not None
-        self._forward = Forward(model, self.base, self.architecture, self.cfg)
-        self._functions = HookFunctions(self.names)
+        self.has_head = self.base is not inner and inner.get_output_embeddings() is not None
+        self._forward = Forward(inner, self.base, self.architecture, self.cfg)
+        self._functions = HookFunctions(self.names, RawCalls(inner, self.base))
         if check:
             self_check(self)
+            if inner is not model:
+                check_inside(model, inner, self.device)
 
     @classmethod
     def from_pretrained(
@@ -110,7 +112,8 @@ class HookedModel(WithText):
             trust_remote_code: run Python code that comes with the model. Only if you trust it.
             prepend_bos: whether text begins with the BOS token by default; None for yes, if there is one.
             attention: implementation, such as ``sdpa`` or ``flash_attention_2``; None for the family's default.
-            n_layers: load only the first layers; the weights of the others are never read into memory.
+            n_layers: load only the first layers; the weights of the others are never read into memory. Hooks have the
+                values of the whole model; logits and loss come from the stream out of the last layer that is there.
             has_head: load the language-model head and the tokenizer, for logits and text.
 
         Parameters require no gradients: ``model.hf.requires_grad_(True)`` to train it.
@@ -122,7 +125,6 @@ class HookedModel(WithText):
         if dtype is not None:
             dtype = str(dtype).removeprefix("torch.")
         config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
-        architecture(config)
         model = load_model(
             name,
             config,
@@ -130,6 +132,7 @@ class HookedModel(WithText):
             device=device,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            layers=architecture(config).layers,
             n_layers=n_layers,
             has_head=has_head,
             attention=attention,
@@ -139,7 +142,8 @@ class HookedModel(WithText):
 
     @property
     def device(self) -> "torch.device":
-        return next(self.base.parameters()).device
+        """Where the model takes token ids."""
+        return device_of(self.base.get_submodule(self.architecture.embed), self.base)
 
     @property
     def dtype(self) -> "torch.dtype":
@@ -211,7 +215,8 @@ class HookedModel(WithText):
             names_filter: a name, names, globs, or a function of the name; None for all hooks.
             device: where values are kept; None for the device of the model.
             remove_batch_dim: keep values of a single row without their batch axis.
-            pos_slice: keep only these positions: an integer, a list, or a (start, stop) pair.
+            pos_slice: keep only these positions: an integer, a list, or a (start, stop) pair. The axis stays, with size
+                1 for an integer, as in TransformerLens; methods of the cache drop it.
 
         The other arguments are those of a call of the model.
 
@@ -222,14 +227,20 @@ class HookedModel(WithText):
             HookError: a name matches nothing.
         """
         ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
-        if grad and (pos_slice is not None or device is not None):
+        if grad and (pos_slice is not None or device is not None or remove_batch_dim):
             raise HookError(
-                "grad=True keeps whole values where they are; leave out pos_slice and device, and choose after"
+                "grad=True keeps whole values where they are; leave out pos_slice, device and remove_batch_dim, and "
+                "choose after"
             )
+        if device is not None:
+            device = usable_device(device)
+        if pos_slice is not None:
+            positions = indices(pos_slice, ids.shape[1], "position")
+            pos_slice = positions if is_one(pos_slice) else pos_slice
         if remove_batch_dim and len(ids) != 1:
             raise HookError(f"remove_batch_dim needs one row, and there are {len(ids)}")
-        wanted = selected(self.names, "*" if names_filter is None else names_filter)
-        if grad and names_filter is None:
+        wanted = selected(self.names, "*" if names_filter is None else names_filter, is_exact=grad)
+        if grad and (names_filter is None or callable(names_filter)):
             wanted = tuple(name for name in wanted if not is_read_only(name))
         if stop_at_layer is not None:
             wanted = self._before(stop_at_layer, wanted, is_default=_is_open(names_filter))
@@ -239,7 +250,7 @@ class HookedModel(WithText):
             assert point is not None
             value = at_positions(value, pos_slice, axis=point.position_axis)
             if device is not None:
-                return value.to(_device(device), copy=True)
+                return value.to(device, copy=True)
             return value if point.is_computed and pos_slice is None else value.clone()
 
         visitor = Keeping(self._functions, wanted, copy=copy, keep_graph=grad)
@@ -247,9 +258,8 @@ class HookedModel(WithText):
         self._check_reached(set(wanted) - visitor.values.keys())
         cache = ActivationCache(
             in_forward_order(visitor.values, self.names),
-            names=self.names,
-            cfg=self.cfg,
-            model=self,
+            self,
+            kind="activations",
             edited=self._functions.names,
         )
         return result, cache.remove_batch_dim() if remove_batch_dim else cache
@@ -300,6 +310,18 @@ class HookedModel(WithText):
             self._forward.run(tokens, visitor, hooks, has_logits=False)
         self._check_reached(visitor.waiting)
 
+    @cached_property
+    def _ignores_left_padding(self) -> bool:
+        # Attention that is known is given the mask; of other families nothing is known.
+        return self.architecture.attention is not None or ignores_left_padding(self)
+
+    def _check_padding(self, mask: "torch.Tensor") -> None:
+        if has_left_padding(mask) and not self._ignores_left_padding:
+            raise TokensError(
+                f"this {self.cfg.model_type} model computes with padding in front of a row, whatever the mask says; "
+                "pad on the right (padding_side='right')"
+            )
+
     def _check_reached(self, missing: set[str]) -> None:
         if missing:
             raise ModelError(
@@ -307,10 +329,30 @@ class HookedModel(WithText):
                 "where actstore expects them"
             )
 
+    def tokens_to_residual_directions(self, tokens: "str | int | torch.Tensor") -> "torch.Tensor":
+        """The columns of W_U of tokens, ``W_U[:, token]``: [d_model] for one token, else with their axes in front.
+
+        The logit of a token is the product of this with the final stream after its norm: ``apply_ln_to_stack`` gives
+        parts of that stream with the gain of the norm, as the raw W_U needs them, and ``folded_b_U`` is the rest.
+
+        Args:
+            tokens: one token, as text or id; or ids [batch] or [batch, position].
+
+        Raises:
+            ModelError: the model was loaded without its head.
+            TokensError: a text is not one token, or an id is not of this model.
+        """
+        found = residual_directions(self, tokens)
+        return found if found.numel() > self.cfg.d_model else found.flatten()  # as TransformerLens has it
+
     @cached_property
     def weights(self) -> Weights:
-        """Views of the weights in TransformerLens' shapes; also reachable as ``model.W_Q`` and so on."""
-        head = self.hf.get_output_embeddings() if self.has_head else None
+        """Views of the weights in TransformerLens' shapes; also reachable as ``model.W_Q`` and so on.
+
+        Asking for one raises ModelError if the forward uses another: with adapters, quantisation or offloading.
+        """
+        # An adapter that is added later puts another module in place of the head.
+        head = self.hf.get_output_embeddings if self.has_head else None
         return Weights(self.base, head, self.architecture, self.cfg)
 
     def __getattr__(self, name: str) -> Any:
@@ -342,6 +384,8 @@ class HookedModel(WithText):
         has_logits = return_type is not None and stop is None
         if has_logits and not self.has_head:
             raise ModelError("this model was loaded without its head; choose return_type=None")
+        if has_logits and return_type != "logits":
+            check_has_loss(ids, mask)
         result = self._forward.run(
             ids,
             visitor if has_logits or stop is not None else Ending(visitor, visitor.names),
@@ -356,7 +400,7 @@ class HookedModel(WithText):
         return output(result, ids, mask, return_type, per_token=loss_per_token)
 
     def _layer(self, layer: int) -> int:
-        if not isinstance(layer, int):
+        if not isinstance(layer, int) or isinstance(layer, bool):
             raise HookError(f"stop_at_layer is {layer!r}; give the number of a layer")
         found = layer + self.cfg.n_layers if layer < 0 else layer
         if not 0 <= found <= self.cfg.n_layers:
@@ -379,12 +423,3 @@ def _is_open(names_filter: NameFilter | None) -> bool:
     """Whether it names no hook in particular, but a kind that may be cut off."""
     each = [names_filter] if isinstance(names_filter, str) else names_filter
     return each is None or callable(each) or any(isinstance(name, str) and "*" in name for name in each)
-
-
-def _device(device: "str | torch.device") -> "torch.device":
-    import torch
-
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"device {device!r} is not known; choose cpu, or cuda if there is a GPU") from error

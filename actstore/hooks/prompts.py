@@ -1,9 +1,12 @@
 """Text to token ids and back, under the names of TransformerLens."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import TokensError
+from actstore.hooks.inputs import check_text, check_unicode
+from actstore.hooks.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +46,7 @@ class Prompts:
 
         if padding_side not in ("left", "right"):
             raise TokensError(f"padding_side is {padding_side!r}; choose 'left' or 'right'")
-        texts = [text] if isinstance(text, str) else list(text)
-        if not texts or not all(isinstance(each, str) for each in texts):
-            raise TokensError(f"expected a text or a list of texts to tokenize, found {text!r}")
+        texts = check_text(text)
         begin = self._begin(prepend_bos)
         rows = [begin + list(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
         rows = [row if truncate is None else row[:truncate] for row in rows]
@@ -62,9 +63,7 @@ class Prompts:
 
     def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
         """The text of ids [position], or of each row of ids [batch, position]."""
-        ids: Any = tokens if isinstance(tokens, int | list) else _plain(tokens)
-        if isinstance(ids, int):
-            ids = [ids]
+        ids = _plain(tokens)
         if ids and isinstance(ids[0], list):
             return [self._decode(row) for row in ids]
         return self._decode(ids)
@@ -76,9 +75,9 @@ class Prompts:
         if isinstance(text, str):
             ids = self.to_tokens(text, prepend_bos=prepend_bos)[0][0].tolist()
         else:
-            ids = _plain(text)
-            if ids and isinstance(ids[0], str):
+            if isinstance(text, list | tuple) and text and isinstance(text[0], str):
                 raise TokensError("pieces are those of one text; call to_str_tokens for each of several")
+            ids = _plain(text)
             ids = ids[0] if ids and isinstance(ids[0], list) else ids
         return [self._decode([token]) for token in ids]
 
@@ -89,7 +88,8 @@ class Prompts:
             TokensError: it is several; the message shows the pieces.
         """
         if not isinstance(text, str):
-            raise TokensError(f"expected a text of one token, found {text!r}")
+            raise TokensError(f"expected a text of one token, found {quoted(text)}")
+        check_unicode(text)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             pieces = " + ".join(repr(self._decode([token])) for token in ids) or "nothing"
@@ -147,8 +147,20 @@ class Prompts:
 
 
 def _plain(tokens: Any) -> Any:
-    """Ids of a tensor or a sequence as lists of integers."""
-    return tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
+    """Ids [position] or [batch, position], or one id, as lists of integers.
+
+    Raises:
+        TokensError: they are no ids.
+    """
+    given = tokens.tolist() if hasattr(tokens, "tolist") else tokens
+    ids = given if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
+    ids = list(ids)
+    rows = ids if ids and all(isinstance(row, list | tuple) for row in ids) else [ids]
+    for token in (token for row in rows for token in row):
+        is_id = isinstance(token, Integral) and not isinstance(token, bool)
+        if not is_id or not 0 <= int(token) < 2**31:
+            raise TokensError(f"expected token ids, found {quoted(tokens)}")
+    return [[int(token) for token in row] for row in rows] if rows is ids else [int(token) for token in ids]
 
 
 def _name(tokenizer: Any) -> str:

@@ -1,9 +1,10 @@
 """The configuration of a model as a store has it. Anybody can have written it, so it is taken on trust in nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.errors import ActstoreError, HookError, ModelError
+from actstore.hooks.config_sizes import check_sizes
 
 if TYPE_CHECKING:
     from actstore.hooks.config import HookedConfig
@@ -11,16 +12,6 @@ if TYPE_CHECKING:
 
 UNKNOWN_MODEL: Final = "unknown"
 """Type of a model that nobody named."""
-_MAX_COUNTS: Final = {
-    "layer": 1000,
-    "num_block": 1000,
-    "attention_types": 1000,
-    "expert": 10_000,
-    "label": 100_000,
-}
-"""Of what transformers makes a list of, item by item, as soon as it sees the number; by a part of the field's name."""
-_MAX_INTEGER: Final = 1 << 40
-"""No size of a model comes near it."""
 _CODE: Final = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config")
 """Fields that ask for code or for further packages. Names and sizes need none of them."""
 
@@ -42,7 +33,7 @@ def hooks_of_stored(fields: Mapping[str, Any]) -> "tuple[HookNames, HookedConfig
 
     from actstore.hooks.model_names import hooks_of
 
-    _check_sizes(fields)
+    check_sizes(fields, "the configuration of the model in the store", "the store is damaged")
     wanted = {name: value for name, value in fields.items() if name not in _CODE}
     _check_names(wanted)
     model_type = wanted.pop("model_type", None)
@@ -57,16 +48,6 @@ def hooks_of_stored(fields: Mapping[str, Any]) -> "tuple[HookNames, HookedConfig
         ) from error
 
 
-def _check_sizes(fields: Mapping[str, Any]) -> None:
-    for place, value in _integers(fields):
-        limit = min((n for name, n in _MAX_COUNTS.items() if name in place), default=_MAX_INTEGER)
-        if abs(value) > limit:
-            raise ModelError(
-                f"the configuration of the model in the store has {place[:100]!r} larger than {limit:,}, which no "
-                "model has; the store is damaged"
-            )
-
-
 def _check_names(fields: Mapping[str, Any]) -> None:
     """Configurations keep fields that they do not know as attributes, in the place of their own methods too."""
     from transformers import PretrainedConfig
@@ -77,18 +58,3 @@ def _check_names(fields: Mapping[str, Any]) -> None:
                 f"the configuration of the model in the store has a field {name[:100]!r}, which no model has; the "
                 "store is damaged"
             )
-
-
-def _integers(value: Any) -> Iterator[tuple[str, int]]:
-    """All integers in plain data, each with its path."""
-    todo: list[tuple[str, Any]] = [("", value)]
-    while todo:
-        place, value = todo.pop()
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, int):
-            yield place, value
-        elif isinstance(value, Mapping):
-            todo += [(f"{place}.{name}".lstrip("."), item) for name, item in value.items()]
-        elif isinstance(value, list | tuple):
-            todo += [(place, item) for item in value]

@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import HookError
 from actstore.hooks.attention import tap
+from actstore.hooks.exclusive import Turn
 from actstore.hooks.site import AnySite, AttentionSite, NormSite, ResultSite, RouterSite, Site
+from actstore.hooks.used_weights import norm as used_norm
+from actstore.hooks.used_weights import projection
 from actstore.hooks.visitor import Visitor, shown
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ Norm = Literal["layer", "rms", "rms_plus_one"]
 def tapped(
     sites: Mapping[str, tuple["nn.Module", AnySite]],
     visitor: Visitor,
+    turn: Turn,
     *,
     batch: int,
     norm: Norm,
@@ -30,6 +34,7 @@ def tapped(
     Args:
         sites: by hook, in the order of the forward: the module that site paths begin at, and the site.
         visitor: sees the values, [batch, position, ...].
+        turn: the forward that is watched.
         batch: rows of the forward; some modules see rows and positions as one axis.
         norm: what the norms of this model compute.
         is_scaled: see `actstore.hooks.attention.tap`.
@@ -43,9 +48,9 @@ def tapped(
         else:
             kind = site.side if isinstance(site, Site) else type(site).__name__
             taps.setdefault((module, kind), []).append((name, site))
-    places = _Shown(visitor, batch, norm)
+    places = _Shown(visitor, turn, batch, norm)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(tap(attention, visitor, is_scaled=is_scaled))
+        stack.enter_context(tap(attention, visitor, turn, is_scaled=is_scaled))
         # Inner values of a module before its output, which they decide.
         for (module, kind), found in sorted(taps.items(), key=lambda item: item[0][1] == "output"):
             stack.callback(places.register(module, kind, found).remove)
@@ -55,8 +60,9 @@ def tapped(
 class _Shown:
     """Values as modules have them, and as a visitor sees them."""
 
-    def __init__(self, visitor: Visitor, batch: int, norm: Norm) -> None:
+    def __init__(self, visitor: Visitor, turn: Turn, batch: int, norm: Norm) -> None:
         self._visitor = visitor
+        self._turn = turn
         self._batch = batch
         self._norm = norm
 
@@ -64,6 +70,8 @@ class _Shown:
         if kind == "input":
 
             def before(_module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if not self._turn.is_passing():
+                    return None
                 if not args:  # some layers are called with names
                     new = self._passing(kwargs["hidden_states"], found)
                     return args, kwargs | {"hidden_states": new}
@@ -72,6 +80,8 @@ class _Shown:
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
         def after(module: "nn.Module", args: tuple[Any, ...], output: Any) -> Any:
+            if not self._turn.is_passing():
+                return None
             if kind == "output":
                 # Attention modules and older layers return (value, weights).
                 if isinstance(output, tuple):
@@ -128,10 +138,11 @@ class _Shown:
             changed = changed or is_other
         if not changed:
             return None
-        weight = module.weight.float()
+        used = used_norm(module)
+        weight = used.weight.float()
         out = normalized.float() * (1.0 + weight if self._norm == "rms_plus_one" else weight)
-        if getattr(module, "bias", None) is not None:
-            out = out + module.bias.float()
+        if getattr(used, "bias", None) is not None:
+            out = out + used.bias.float()
         new_value: torch.Tensor = out.to(value.dtype).reshape(value.shape)
         return new_value
 
@@ -176,11 +187,6 @@ def normalize(value: "torch.Tensor", eps: float, *, norm: Norm) -> tuple["torch.
 
 
 def eps_of(module: Any) -> float:
-    """The epsilon of a norm module of transformers or of PyTorch."""
+    """The epsilon of a norm module of transformers or of PyTorch, also in an adapter."""
+    module = getattr(module, "base_layer", getattr(module, "original_module", module))
     return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)
-
-
-def projection(module: Any) -> "torch.Tensor":
-    """Weight of a linear module as [in, out], a view. GPT-2's Conv1D keeps it that way, Linear the other way."""
-    weight: torch.Tensor = module.weight
-    return weight if type(module).__name__ == "Conv1D" else weight.T

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import TokensError
 from actstore.hooks.config import HookedConfig
+from actstore.hooks.inputs import as_mask, as_token_ids, check_text, embeddable
 from actstore.hooks.prompts import PaddingSide, Prompts
 
 if TYPE_CHECKING:
@@ -105,45 +106,33 @@ class WithText(ABC):
             )
         return self._prompts
 
+    @abstractmethod
+    def _check_padding(self, mask: "torch.Tensor") -> None:
+        """
+        Raises:
+            TokensError: the model would compute with the padding of a mask [batch, position].
+        """
+
     def _input(
         self, given: Any, prepend_bos: bool | None, padding_side: PaddingSide, mask: "torch.Tensor | None"
     ) -> tuple["torch.Tensor", "torch.Tensor | None"]:
         """(ids [batch, position], mask or None) on the device of the model."""
         import torch
 
-        if isinstance(given, list) and given and not isinstance(given[0], str):
-            given = _as_ids(given)
-        if isinstance(given, torch.Tensor):
-            ids = given if given.ndim == 2 else given[None]
+        if isinstance(given, torch.Tensor) or _is_list_of_ids(given):
+            ids = as_token_ids(given, self.cfg.n_ctx)
+            mask = None if mask is None else as_mask(mask, ids)
         else:
             if mask is not None:
                 raise TokensError("attention_mask is made from the text; give it only with token ids")
+            check_text(given)
             ids, mask = self._text().to_tokens(given, prepend_bos=prepend_bos, padding_side=padding_side)
-        if ids.ndim != 2 or ids.dtype.is_floating_point or ids.numel() == 0:
-            raise TokensError(
-                f"expected token ids [batch, position], found {ids.dtype} of shape {tuple(given.shape)}"
-            )
-        if self.cfg.n_ctx is not None and ids.shape[1] > self.cfg.n_ctx:
-            raise TokensError(
-                f"rows of {ids.shape[1]} tokens are longer than the {self.cfg.n_ctx} that this model is made for; "
-                "cut them, as to_tokens does"
-            )
-        mask = None if mask is None else torch.as_tensor(mask)
-        if mask is not None and mask.shape != ids.shape:
-            raise TokensError(
-                f"attention_mask has shape {tuple(mask.shape)}, and the token ids {tuple(ids.shape)}; give one "
-                "entry for each token"
-            )
-        for found in torch.stack(torch.aminmax(ids)).tolist():
-            if not 0 <= found < self.cfg.d_vocab:
-                raise TokensError(f"token id {found} is outside of the {self.cfg.d_vocab} ids of this model")
-        return ids.to(self.device), None if mask is None else mask.to(self.device)
+            ids = as_token_ids(ids, self.cfg.n_ctx)
+        if mask is not None:
+            self._check_padding(mask)
+            mask = mask.to(self.device)
+        return embeddable(ids.to(self.device), mask, self.cfg.d_vocab), mask
 
 
-def _as_ids(given: Any) -> "torch.Tensor":
-    import torch
-
-    try:
-        return torch.tensor(given)
-    except (ValueError, TypeError) as error:
-        raise TokensError(f"expected token ids in rows of one length, found {given!r}") from error
+def _is_list_of_ids(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and not any(isinstance(each, str) for each in given)

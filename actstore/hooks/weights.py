@@ -3,20 +3,21 @@
 Values are rows: ``q = x @ W_Q[head] + b_Q[head]``. What belongs to one layer (``blocks[3].attn.W_Q``) is a view of the
 model's parameters wherever their layout allows, so that writing to it changes the model. What is stacked over the
 layers is a copy, made anew each time. Weights are as the model has them: no norm is folded into them, but see
-`Weights.folded_W_U`.
+`Weights.folded_b_U`.
 """
 # ruff: noqa: N802, N815 - names of TransformerLens
 
+from collections.abc import Callable
 from functools import cached_property
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import ModelError
 from actstore.hooks.architecture import Architecture
-from actstore.hooks.block_weights import BlockWeights, NormWeights, bias, norm_weights
+from actstore.hooks.block_weights import BlockWeights, NormWeights, norm_weights
 from actstore.hooks.config import HookedConfig
 from actstore.hooks.factored_matrix import FactoredMatrix
-from actstore.hooks.taps import projection
+from actstore.hooks.used_weights import bias, embedding, projection
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,9 @@ class _Stacked(property):
         def stacked(weights: "Weights") -> "torch.Tensor":
             import torch
 
-            return torch.stack([of(block) for block in weights.blocks])
+            found = [of(block) for block in weights.blocks]
+            # Layers of one model can be on several devices.
+            return torch.stack([weight.to(found[0].device) for weight in found])
 
         super().__init__(stacked, doc=doc)
 
@@ -45,8 +48,8 @@ class Weights:
     """Weights of a whole model; d is d_model, dh d_head, m d_mlp, h heads, V the vocabulary, L layers."""
 
     W_Q = _Stacked("attn.W_Q", "[L, h, d, dh].")
-    W_K = _Stacked("attn.W_K", "[L, h, d, dh]; heads that share keys have equal ones.")
-    W_V = _Stacked("attn.W_V", "[L, h, d, dh]; heads that share values have equal ones.")
+    W_K = _Stacked("attn.W_K", "[L, h, d, dh]; one for each query head, equal where heads share keys.")
+    W_V = _Stacked("attn.W_V", "[L, h, d, dh]; one for each query head, equal where heads share values.")
     W_O = _Stacked("attn.W_O", "[L, h, dh, d].")
     b_Q = _Stacked("attn.b_Q", "[L, h, dh].")
     b_K = _Stacked("attn.b_K", "[L, h, dh].")
@@ -60,18 +63,22 @@ class Weights:
     b_out = _Stacked("mlp.b_out", "[L, d].")
 
     def __init__(
-        self, base: "nn.Module", head: "nn.Module | None", architecture: Architecture, cfg: HookedConfig
+        self,
+        base: "nn.Module",
+        head: "Callable[[], nn.Module] | None",
+        architecture: Architecture,
+        cfg: HookedConfig,
     ) -> None:
         """Look at a model; nothing is copied.
 
         Args:
             base: the model without a head; it may have been loaded with fewer layers.
-            head: output embedding, if it was loaded.
+            head: gives the output embedding, if it was loaded.
             architecture: the entry of its family.
             cfg: its sizes.
         """
         self._base: Any = base
-        self._head: Any = head
+        self._head = head
         self._architecture = architecture
         self._cfg = cfg
 
@@ -86,10 +93,13 @@ class Weights:
     @property
     def W_E(self) -> "torch.Tensor":
         """Embedding [V, d]: ``W_E[tokens]`` is hook_embed. A copy for Gemma, which scales what it looks up."""
-        module = self._base.get_submodule(self._architecture.embed)
+        module = embedding(self._base.get_submodule(self._architecture.embed))
         weight: torch.Tensor = module.weight
         scale = getattr(module, "embed_scale", None)
-        return weight if scale is None else weight * scale.to(weight.dtype)
+        if scale is None or (isinstance(scale, float) and scale == 1.0):
+            return weight
+        factor: float | torch.Tensor = scale if isinstance(scale, float) else scale.to(weight.dtype)
+        return weight * factor
 
     @property
     def W_pos(self) -> "torch.Tensor":
@@ -97,7 +107,7 @@ class Weights:
         if self._architecture.pos_embed is None:
             reason = self._architecture.undefined_outside()["hook_pos_embed"]
             raise ModelError(f"this model has no W_pos: {reason}")
-        module = self._base.get_submodule(self._architecture.pos_embed)
+        module = embedding(self._base.get_submodule(self._architecture.pos_embed))
         weight: torch.Tensor = module.weight[getattr(module, "offset", 0) :]  # OPT begins at row 2
         return weight
 
@@ -120,17 +130,22 @@ class Weights:
 
     @property
     def folded_W_U(self) -> "torch.Tensor":
-        """diag(ln_final.w) @ W_U [d, V] in float32, a copy: from a normalized residual stream to logits.
-
-        Direct logit attribution projects parts of the residual stream, divided by ln_final.hook_scale, onto this. The
-        raw W_U would leave out the gain of the final norm, which differs between directions, and so rank parts wrongly.
-        ``ln_final.hook_normalized @ folded_W_U + folded_b_U`` are the logits, before a softcap (Gemma-2).
         """
-        return self.ln_final.w.float()[:, None] * self.W_U.float()
+        Raises:
+            ModelError: always. `ActivationCache.apply_ln_to_stack` applies the gain of the final norm by now, which
+                code that goes on with W_U, as TransformerLens' users do, needs; this would apply it twice.
+        """
+        raise ModelError(
+            "there is no folded_W_U: apply_ln_to_stack applies the gain of the final norm, and goes with W_U; with "
+            "ln_final.hook_normalized, which is before the gain, goes ln_final.w[:, None] * W_U"
+        )
 
     @property
     def folded_b_U(self) -> "torch.Tensor":
-        """b_U + ln_final.b @ W_U [V] in float32: the logits of no residual stream at all."""
+        """b_U + ln_final.b @ W_U [V] in float32: the logits of no residual stream at all.
+
+        With these, the direct attributions of all parts of the stream add up to the logits (before a softcap).
+        """
         return self.b_U.float() + self.ln_final.b.float() @ self.W_U.float()
 
     @property
@@ -148,7 +163,11 @@ class Weights:
         return [f"L{layer}H{head}" for layer in range(len(self.blocks)) for head in range(self._cfg.n_heads)]
 
     def accumulated_bias(
-        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+        self,
+        layer: int,
+        mlp_input: bool = False,
+        include_mlp_biases: bool = True,
+        fold_value_biases: bool = False,
     ) -> "torch.Tensor":
         """What biases of attention and MLP alone have added to the residual stream into a layer [d], in float32.
 
@@ -159,6 +178,8 @@ class Weights:
             layer: 0 up to the number of layers, which means all of them.
             mlp_input: up to the input of the layer's MLP, so with the bias of its attention.
             include_mlp_biases: not only those of attention.
+            fold_value_biases: also those of values and of the norm before them, times W_O, which heads write
+                otherwise.
 
         Raises:
             ValueError: there is no such layer.
@@ -169,12 +190,12 @@ class Weights:
             raise ValueError(f"layer is {layer}; it must be 0 to {last}")
         total = self.W_E.new_zeros(self._cfg.d_model).float()
         for block in self.blocks[:layer]:
-            total = total + block.attn.b_O
+            total = total + _attention_bias(block, fold_value_biases)
             if include_mlp_biases and not block.mlp.is_mixture:
                 total = total + block.mlp.b_out
         if mlp_input:
             self.blocks[layer].check_has("hook_mlp_in", "stream between attention and MLP")
-            total = total + self.blocks[layer].attn.b_O
+            total = total + _attention_bias(self.blocks[layer], fold_value_biases)
         return total
 
     def all_composition_scores(self, mode: Literal["Q", "K", "V"]) -> "torch.Tensor":
@@ -213,4 +234,10 @@ class Weights:
             raise ModelError(
                 "this model was loaded without its language-model head; load it with the head to see W_U and b_U"
             )
-        return self._head
+        return self._head()
+
+
+def _attention_bias(block: BlockWeights, fold_value_biases: bool) -> "torch.Tensor":
+    """[d]"""
+    bias = block.attn.b_O
+    return bias + block.attn.written_biases.sum(0) if fold_value_biases else bias

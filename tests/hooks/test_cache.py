@@ -59,7 +59,9 @@ def caching(model: HookedModel, names_filter: Any = None, **options: Any) -> Act
 def only(cache: ActivationCache, names: Sequence[str], *, has_model: bool = True) -> ActivationCache:
     """A cache that holds no more than these."""
     values = {name: cache.cache_dict[name] for name in names}
-    return ActivationCache(values, names=cache.names, cfg=cache.cfg, model=cache.model if has_model else None)
+    return ActivationCache(
+        values, cache.model if has_model else None, names=cache.names, cfg=cache.cfg, kind=cache.kind
+    )
 
 
 @pytest.fixture
@@ -156,8 +158,14 @@ def test_without_a_batch_axis_all_is_the_same(gpt2: HookedModel) -> None:
 
 def test_to_moves_all_values(gpt2: HookedModel) -> None:
     cache = caching(gpt2, "blocks.*.hook_resid_post")
-    assert cache.to("meta") is cache
-    assert {value.device.type for value in cache.values()} == {"meta"}
+    before = dict(cache)
+    assert cache.to("cpu") is cache
+    assert all(torch.equal(value, before[name]) for name, value in cache.items())
+    # Not there on a machine of the tests, or without any values.
+    for device in ("xpu:3", "meta", "nowhere", 3.5):
+        with pytest.raises(ModelError, match=r"^device .*; choose cpu, or cuda if there is a GPU$"):
+            cache.to(device)  # type: ignore[arg-type]
+    assert {value.device.type for value in cache.values()} == {"cpu"}
 
 
 # Derived values
@@ -246,14 +254,16 @@ def test_parts_add_up_to_the_stream(load: Load, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_parts_add_up_to_the_input_of_an_mlp(load: Load, kind: str) -> None:
-    cache = caching(load(kind))
+    model = load(kind)
+    cache = caching(model)
     for layer in range(3):
         mid = cache["resid_mid", layer]
         assert_near(cache.decompose_resid(layer, mlp_input=True).sum(0), mid)
         full = cache.get_full_resid_decomposition(layer, mlp_input=True)
         assert_near(full.sum(0), mid)
         normed = cache.get_full_resid_decomposition(layer, mlp_input=True, apply_ln=True)
-        assert_near(normed.sum(0), cache["normalized", layer, "ln2"])
+        gain = model.blocks[layer].ln2.w
+        assert_near(normed.sum(0), cache["normalized", layer, "ln2"] * gain)
 
 
 def test_labels_name_the_parts(gpt2: HookedModel) -> None:
@@ -320,13 +330,14 @@ def test_positions_can_be_chosen(gpt2: HookedModel, pos_slice: Any) -> None:
     )
 
 
-def test_a_cache_of_one_position_needs_no_pos_slice(gpt2: HookedModel) -> None:
+def test_a_cache_of_one_position_has_an_axis_for_it(gpt2: HookedModel) -> None:
     whole, cache = caching(gpt2), caching(gpt2, pos_slice=-1)
-    full = cache.get_full_resid_decomposition(apply_ln=True)
     expected = whole.get_full_resid_decomposition(apply_ln=True, pos_slice=-1)
-    assert full.shape == (783, 2, 64)
-    assert_near(full, expected)
-    assert_near(cache.logit_lens(), whole.logit_lens(pos_slice=-1))
+    full = cache.get_full_resid_decomposition(apply_ln=True)
+    assert full.shape == (783, 2, 1, 64)
+    assert_near(full[:, :, 0], expected)
+    assert_near(cache.get_full_resid_decomposition(apply_ln=True, pos_slice=-1), expected)
+    assert_near(cache.logit_lens(pos_slice=0), whole.logit_lens(pos_slice=-1))
 
 
 def test_layer_zero_has_no_heads(gpt2: HookedModel) -> None:
@@ -340,13 +351,23 @@ def test_layer_zero_has_no_heads(gpt2: HookedModel) -> None:
 
 def test_apply_ln_to_stack_keeps_the_sum(load: Load) -> None:
     for kind in ("gpt2", "llama", "gemma2"):
-        cache = caching(load(kind))
-        for layer, norm in ((0, "ln1"), (2, "ln1"), (None, "ln_final"), (-1, "ln_final")):
+        model = load(kind)
+        cache = caching(model)
+        for layer, norm in ((0, "ln1"), (2, "ln1")):
             stack = cache.apply_ln_to_stack(cache.decompose_resid(layer), layer)
-            where = "ln_final" if layer in (None, -1) else f"blocks.{layer}.{norm}"
-            assert_near(stack.sum(0), cache[f"{where}.hook_normalized"])
+            # What attention reads, but for the bias of the norm.
+            assert_near(stack.sum(0) + model.blocks[layer].ln1.b, cache[f"blocks.{layer}.{norm}.hook_out"])
+        normed = model.hf.get_submodule(f"{model.hf.base_model_prefix}.{model.architecture.ln_final}")(
+            cache["resid_post", -1]
+        ).detach()
+        for final in (None, -1):
+            stack = cache.apply_ln_to_stack(cache.decompose_resid(), final)
+            assert_near(stack.sum(0) + model.ln_final.b, normed)
         one = cache.apply_ln_to_stack(cache.decompose_resid(), batch_slice=1, pos_slice=None)
-        assert_near(one.sum(0), cache["ln_final.hook_normalized"][1])
+        assert_near(one.sum(0) + model.ln_final.b, normed[1])
+        # One part without an axis for parts, as the notebook on indirect objects has it.
+        last = cache.apply_ln_to_stack(cache["resid_post", -1][:, -1], pos_slice=-1)
+        assert_near(last + model.ln_final.b, normed[:, -1])
 
 
 def test_stack_activation(gpt2: HookedModel) -> None:
@@ -385,12 +406,12 @@ def test_tokens_of_attributions(gpt2: HookedModel) -> None:
     single = " the"
     token = gpt2.to_single_token(single)
     normed = cache.apply_ln_to_stack(stack)
-    expected = normed @ gpt2.folded_W_U[:, token]
+    expected = normed @ gpt2.W_U[:, token]
     for given in (single, token, torch.tensor(token), [token] * 2, [single] * 2, [[token] * 16] * 2):
         assert_near(cache.logit_attrs(stack, given), expected)
     # One for each row.
     found = cache.logit_attrs(stack, [token, 5])
-    assert_near(found[:, 1], normed[:, 1] @ gpt2.folded_W_U[:, 5])
+    assert_near(found[:, 1], normed[:, 1] @ gpt2.W_U[:, 5])
     last = cache.logit_attrs(stack[:, :, -1], [token, 5], pos_slice=-1)
     assert_near(last, found[:, :, -1])
     one = cache.logit_attrs(stack, 5, batch_slice=1)
@@ -496,9 +517,10 @@ def test_long_runs_of_layers_are_cut_short(tiny_model: TinyModel) -> None:
 def test_what_needs_weights_says_so(gpt2: HookedModel) -> None:
     whole = caching(gpt2)
     cache = only(whole, list(whole), has_model=False)
-    stack = cache.decompose_resid(apply_ln=True)
-    assert_near(stack.sum(0), cache["ln_final.hook_normalized"])
+    stack = cache.decompose_resid()
+    gain = "apply_ln_to_stack, which applies the gain of a norm,"
     calls: list[tuple[str, Callable[[], Any]]] = [
+        (gain, lambda: cache.decompose_resid(apply_ln=True)),
         ("blocks.1.attn.hook_result", lambda: cache["result", 1]),
         ("stack_head_results", cache.stack_head_results),
         ("stack_neuron_results", lambda: cache.stack_neuron_results(2)),
@@ -583,37 +605,40 @@ def test_arguments_out_of_range(gpt2: HookedModel) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_it_computes_what_transformer_lens_computes(tiny_model: TinyModel, load: Load, kind: str) -> None:
-    cache = caching(load(kind))
+    model = load(kind)
+    cache = caching(model)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")
         theirs = bridge.boot(tiny_model(kind)).run_with_cache(some_tokens())[1]
         stack = cache.decompose_resid()
-        calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+        ln_final, blocks = model.weights.ln_final, model.weights.blocks
+        # The norm whose gain apply_ln_to_stack applies; TransformerLens leaves it to the weights behind it.
+        calls: list[tuple[Any, ...]] = [
             ("accumulated_resid", (), {"incl_mid": True}),
             ("accumulated_resid", (), {"apply_ln": True, "pos_slice": -1}),
-            ("accumulated_resid", (2,), {"apply_ln": True, "mlp_input": True}),
+            ("accumulated_resid", (2,), {"apply_ln": True, "mlp_input": True}, blocks[2].ln2),
             ("decompose_resid", (), {}),
-            ("decompose_resid", (1,), {"mode": "attn", "mlp_input": True, "apply_ln": True}),
+            ("decompose_resid", (1,), {"mode": "attn", "mlp_input": True, "apply_ln": True}, blocks[1].ln2),
             ("decompose_resid", (), {"mode": "mlp", "incl_embeds": False, "pos_slice": (2, 5)}),
             ("stack_head_results", (), {"incl_remainder": True}),
-            ("stack_head_results", (2,), {"apply_ln": True, "pos_slice": -1}),
+            ("stack_head_results", (2,), {"apply_ln": True, "pos_slice": -1}, blocks[2].ln1),
             ("stack_neuron_results", (2,), {"neuron_slice": (0, 5), "incl_remainder": True}),
             ("get_neuron_results", (1,), {"neuron_slice": [3, 7], "pos_slice": [0, 4]}),
-            ("get_full_resid_decomposition", (2,), {"apply_ln": True}),
+            ("get_full_resid_decomposition", (2,), {"apply_ln": True}, blocks[2].ln1),
             ("get_full_resid_decomposition", (), {"expand_neurons": False, "pos_slice": -1}),
-            ("apply_ln_to_stack", (stack,), {}),
-            ("apply_ln_to_stack", (stack, 1), {"mlp_input": True, "batch_slice": 1}),
+            ("apply_ln_to_stack", (stack,), {}, ln_final),
+            ("apply_ln_to_stack", (stack, 1), {"mlp_input": True, "batch_slice": 1}, blocks[1].ln2),
             ("stack_activation", ("z",), {}),
             ("stack_activation", ("scale", 2, "ln2"), {}),
         ]
-        for name, args, options in calls:
+        for name, args, options, *norm in calls:
             labelled = {"return_labels": True} if name in LABELLED else {}
             ours = getattr(cache, name)(*args, **options, **labelled)
             expected = getattr(theirs, name)(*args, **options, **labelled)
             if labelled:
                 assert ours[1] == expected[1], name
                 ours, expected = ours[0], expected[0]
-            assert_near(ours, expected, 5e-5)
+            assert_near(ours, expected * norm[0].w if norm else expected, 5e-5)
 
 
 def test_a_stack_of_other_positions_is_refused(tiny_model: TinyModel) -> None:
@@ -639,6 +664,8 @@ def test_what_a_function_changed_is_not_computed_from_what_came_before(tiny_mode
         (("resid_mid", 1), ["*.hook_resid_pre", "*.hook_attn_out"], ("resid_mid", 1)),
         (("scale", 1, "ln1"), "*.hook_resid_*", ("normalized", 1, "ln1")),
         ("ln_final.hook_scale", "*.hook_resid_*", "ln_final.hook_scale"),
+        # Not from what comes after it either: the stream out of layer 0, before it was changed into that of layer 1.
+        (("resid_pre", 1), "blocks.1.hook_resid_pre", ("resid_post", 0)),
     ):
         function = zero if "scale" not in str(name) else (lambda value, hook: value * 2)
         with model.hooks([(name, function)]):

@@ -57,7 +57,7 @@ def test_the_dtype_is_that_of_the_checkpoint_unless_told(tiny_model: TinyModel) 
 
 
 def test_a_device_that_is_not_there(tiny_model: TinyModel) -> None:
-    with pytest.raises(ModelError, match="cannot be put on device 'cuda:99'"):
+    with pytest.raises(ModelError, match="device 'cuda:99' is not known or not there"):
         HookedModel.from_pretrained(str(tiny_model("llama")), device="cuda:99")
 
 

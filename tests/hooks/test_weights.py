@@ -111,7 +111,7 @@ def load_plain(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, H
     family = ARCHITECTURES[hf.config.model_type]
     cfg = HookedConfig.of(hf.config, family)
     base = hf.get_submodule(family.prefix)
-    return hf, cfg, Weights(base, hf.get_output_embeddings(), family, cfg)
+    return hf, cfg, Weights(base, hf.get_output_embeddings, family, cfg)
 
 
 def run(folder: Path) -> Loaded:
@@ -211,12 +211,17 @@ def test_logits_from_the_last_residual_stream(loaded: Loaded) -> None:
     cfg, weights = loaded.cfg, loaded.weights
     final = loaded.passed(cfg.n_layers - 1, "")
     ones = NormWeights(torch.ones(cfg.d_model), torch.zeros(cfg.d_model))
-    logits = normalized(cfg, final, ones) @ weights.folded_W_U + weights.folded_b_U
+    logits = normalized(cfg, final, ones) * weights.ln_final.w @ weights.W_U + weights.folded_b_U
     unfolded = normalized(cfg, final, weights.ln_final) @ weights.W_U + weights.b_U
     cap = cfg.output_logits_soft_cap
     for found in (logits, unfolded):
         close(cap * torch.tanh(found / cap) if cap else found, loaded.logits)
-    assert not torch.allclose(weights.folded_W_U, weights.W_U, atol=1e-3)
+
+
+def test_the_gain_is_not_applied_twice(loaded: Loaded) -> None:
+    """Stacks have it by now, so that the name which went with them without it is an error."""
+    with pytest.raises(ModelError, match="there is no folded_W_U: apply_ln_to_stack applies the gain"):
+        _ = loaded.weights.folded_W_U
 
 
 def test_shapes_of_stacked_weights(loaded: Loaded) -> None:
@@ -397,7 +402,7 @@ def test_without_a_head(tiny_model: TinyModel) -> None:
     base = AutoModel.from_pretrained(tiny_model("llama"), config=config, dtype=torch.float32)
     family = ARCHITECTURES["llama"]
     weights = Weights(base, None, family, HookedConfig.of(config, family))
-    for name in ("W_U", "b_U", "folded_W_U", "folded_b_U"):
+    for name in ("W_U", "b_U", "folded_b_U"):
         with pytest.raises(ModelError, match="without its language-model head; load it with the head"):
             getattr(weights, name)
     assert weights.W_Q.shape == (2, 4, 64, 16)
@@ -407,9 +412,9 @@ def test_without_a_head(tiny_model: TinyModel) -> None:
 def test_an_unknown_architecture_has_only_embeddings(tiny_model: TinyModel) -> None:
     hf, _, _ = load_plain(tiny_model("llama"))
     family = replace(ARCHITECTURES["llama"], attention=None, mlp=None, ln1=None, ln2=None, ln_final=None)
-    weights = Weights(hf.model, hf.lm_head, family, HookedConfig.of(hf.config, family))
+    weights = Weights(hf.model, lambda: hf.lm_head, family, HookedConfig.of(hf.config, family))
     assert weights.W_E.shape == weights.W_U.mT.shape == (300, 64)
-    for name in ("W_Q", "W_O", "b_V", "QK", "OV", "W_in", "W_gate", "b_out", "ln_final", "folded_W_U"):
+    for name in ("W_Q", "W_O", "b_V", "QK", "OV", "W_in", "W_gate", "b_out", "ln_final", "folded_b_U"):
         with pytest.raises(ModelError, match="only the residual stream is known for this architecture"):
             getattr(weights, name)
     for name in ("ln1", "ln2"):
@@ -425,7 +430,7 @@ def test_half_precision(model_type: str, tiny_model: TinyModel) -> None:
     tokens = torch.arange(8)
     assert torch.equal(weights.W_E[tokens], hf.get_input_embeddings()(tokens))
     assert weights.W_Q.dtype == torch.bfloat16
-    assert weights.folded_W_U.dtype == weights.folded_b_U.dtype == torch.float32
+    assert weights.folded_b_U.dtype == torch.float32
     assert weights.accumulated_bias(2).dtype == torch.float32
     assert weights.all_composition_scores("V").dtype == torch.float32
     # 1 + weight would lose most of the weight's digits in bfloat16.
