@@ -39,10 +39,13 @@ _CHECKSUM = {
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's own, which leaves fields with defaults optional even in what it writes itself."""
+    """Pydantic's own, which leaves fields with defaults optional even in what it writes itself; here those alone are
+    that can be left out of a document.
+    """
 
     def field_is_required(self, field: Any, total: bool) -> bool:
-        return self.mode == "serialization" or super().field_is_required(field, total)
+        is_always_written = self.mode == "serialization" and "serialization_exclude_if" not in field
+        return is_always_written or super().field_is_required(field, total)
 
 
 def schemas() -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.store.rows import Rows
+from actstore.store.stored_norms import StoredNorms
 
 if TYPE_CHECKING:
     import torch
@@ -20,9 +21,11 @@ class Activations:
     Indices are NumPy's: integers, slices, ``...``, and a list of sequences on the first axis.
     """
 
-    def __init__(self, hook: str, rows: Rows, store: "Store") -> None:
+    def __init__(self, hook: str, rows: Rows, norms: StoredNorms, store: "Store") -> None:
         self.hook = hook
         self.rows = rows
+        self.norms = norms
+        """L2 norms of the rows, float32 [n_sequences, context_length]; NaN for padding."""
         self._store = store
 
     @property

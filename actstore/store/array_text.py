@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
+from actstore.reason import reason
 
 LARGEST: Final = 1e120
 """No sum of squares of float32 values gets there, so sums of what is below cannot overflow."""
@@ -30,7 +31,7 @@ def decoded(text: str, size: int, where: str) -> NDArray[np.float64]:
         # The last character can have bits that no byte takes; other texts of the same bytes are damage too.
         only_text = base64.b64encode(base64.b64decode(text[-4:])).decode() == text[-4:]
     except (binascii.Error, ValueError) as error:
-        raise StorageError(f"{where} is damaged: it is not base64 ({error})") from error
+        raise StorageError(f"{where} is damaged: it is not base64 ({reason(error)})") from error
     if len(data) != 8 * size:
         raise StorageError(f"{where} is damaged: it has {len(data)} bytes where {8 * size} were expected")
     if not only_text:

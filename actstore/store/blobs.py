@@ -14,8 +14,12 @@ from numpy.typing import NDArray
 from actstore.errors import MissingExtraError, StorageError
 from actstore.store.shard import Bytes
 from actstore.store.storage_errors import BlobNotFoundError
+from actstore.store.urls import LOCAL, S3, check_url, local_path, scheme_of
 
 __all__ = ["BlobInfo", "BlobNotFoundError", "Blobs", "check_key", "open_blobs", "probe"]
+
+ATTEMPT: Final = "actstore-attempt"
+"""Metadata of every object on S3: the id of the call that wrote it, by which that call knows its own object again."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,11 @@ class BlobInfo:
     """Another one whenever the content was replaced by other content. S3: the ETag, which equal content may share;
     files: inode, time of change and size."""
     metadata: Mapping[str, str]
-    """What `Blobs.create` was given, where storage keeps it; on S3 also ``actstore-attempt``, the id of the call
-    that wrote it. Empty on a file system."""
+    """What `Blobs.create` was given, where storage keeps it; on S3 also `ATTEMPT`. Empty on a file system."""
+    lasting_tag: str = ""
+    """Of files: time of change and size, without the inode, which some mounts make up anew, and which a copy with its
+    times in the place of the file changes. Empty elsewhere.
+    """
 
 
 class BlobReader(Protocol):
@@ -148,7 +155,7 @@ def check_key(key: str) -> str:
 
 def is_served(url: str) -> bool:
     """Whether a URL is that of a store that ``actstore serve`` gives."""
-    return url.startswith(("http://", "https://")) and "/v1/stores" in url
+    return url.startswith(("http://", "https://", "http+unix://")) and "/v1/stores" in url
 
 
 def open_blobs(url: str) -> Blobs:
@@ -158,19 +165,21 @@ def open_blobs(url: str) -> Blobs:
     one of the two.
 
     Raises:
-        StorageError: the URL has a scheme that no installed package serves, or is that of a server; or ``ACTSTORE_S3``
-            has another value.
+        StorageError: the URL has a scheme that no installed package serves, is that of a server, or one that clients
+            take for different places (`check_url`); or ``ACTSTORE_S3`` has another value.
         MissingExtraError: ``ACTSTORE_S3`` is ``obstore``, and that is not installed.
     """
     if is_served(url):
         raise StorageError(
             f"{url} is a store of a server, which can only be read through actstore.open; give the URL of its storage"
         )
-    if "://" not in url or url.startswith(("file://", "local://")):
+    scheme = scheme_of(url)
+    if scheme in LOCAL:
         from actstore.store.local import LocalBlobs
 
-        return LocalBlobs(url.removeprefix("file://").removeprefix("local://"))
-    if url.startswith(("s3://", "s3a://")):
+        return LocalBlobs(local_path(url, "the URL"))
+    url = check_url(url)
+    if scheme in S3:
         return _open_s3(url)
     from actstore.store.remote import RemoteBlobs
 
@@ -209,6 +218,10 @@ def probe(blobs: Blobs) -> bool:
     Raises:
         StorageError: it cannot be written or read, or gives other bytes than were written.
     """
+    from actstore.store.local import LocalBlobs
+
+    if isinstance(blobs, LocalBlobs):
+        blobs.probe_linked_folders()
     for _ in range(_PROBES):
         try:
             if _is_refused(blobs):

@@ -1,6 +1,6 @@
 """Commits: the records that make shards part of a store. What no record names does not exist."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
@@ -12,12 +12,14 @@ from actstore.store.blobs import BlobReader, Blobs
 from actstore.store.document import Document
 from actstore.store.layout import ArrayLayout
 from actstore.store.plan import RUNS, Plan
-from actstore.store.shard import Shard, crc32c
+from actstore.store.shard import Bytes, Shard, crc32c
 from actstore.store.shard_reader import decode
 from actstore.store.statistics import HookStatistics
 
 _CRC32C: Final = "actstore-crc32c"
 """Metadata of a shard, where storage has any."""
+_PLAN: Final = "actstore-plan"
+"""The same: checksum of the plan that it was written for."""
 
 _READERS: Final = 16
 _RECORDS_AT_ONCE: Final = 64
@@ -49,6 +51,10 @@ class ObjectRecord(Document):
     nbytes: Count
     crc32c: Crc32c
 
+    def is_of(self, data: Bytes) -> bool:
+        """Whether these are the bytes that were put there."""
+        return (len(data), crc32c(data)) == (self.nbytes, self.crc32c)
+
 
 class TokensRecord(Document):
     """Every token shard is in its place: work can start."""
@@ -74,13 +80,23 @@ class Environment(Document):
     """Sequences and positions of every forward."""
 
 
+def _is_none(field: object) -> bool:
+    """Whether a field is one that earlier versions did not have: their documents are spelled without it."""
+    return field is None
+
+
 class Golden(Document):
-    """One row, computed again by the plain forward of Hugging Face, with the row alone in its batch."""
+    """One row, computed again by the plain forward of Hugging Face, in its batch and alone."""
 
     sequence: Count
+    reference: Literal["whole", "loaded"] | None = Field(default=None, exclude_if=_is_none)
+    """What ran the plain forward: ``whole`` for the whole model as transformers loads it, ``loaded`` for the very model
+    that captured, with those layers alone that the hooks need. It is left out in stores of versions that did not record
+    it, which all used the latter.
+    """
     errors: dict[str, Annotated[float, Field(ge=0)]]
-    """By hook: root mean square over positions of the difference's norm over that of the plain value, or over the
-    median of those of all positions where that is larger.
+    """By hook, against the row alone: root mean square over positions of the difference's norm over that of the plain
+    value, or over the median of those of all positions where that is larger.
     """
 
 
@@ -96,6 +112,8 @@ class CommitRecord(Document):
     """Real tokens, without padding."""
     shards: dict[str, ObjectRecord]
     """By hook name."""
+    norms: ObjectRecord | None = Field(default=None, exclude_if=_is_none)
+    """Shard of the norms of all hooks. It is left out of the document where the plan has none."""
     statistics: dict[str, HookStatistics]
     """By hook name; attention scores and patterns have none."""
     golden: Golden | None
@@ -103,6 +121,11 @@ class CommitRecord(Document):
     segment that it computes anyway.
     """
     environment: Environment
+
+    def objects(self, plan: Plan) -> tuple[ObjectRecord, ...]:
+        """Every shard that a record of this plan vouches for, in the order of `Plan.segment_arrays`."""
+        acts = (self.shards[name] for name in plan.hook_names)
+        return (*acts, *(() if self.norms is None else (self.norms,)))
 
 
 def has_golden(segment: int) -> bool:
@@ -148,7 +171,9 @@ def read_commit(blobs: BlobReader, plan: Plan, segment: int) -> CommitRecord:
     return record
 
 
-def read_commits(blobs: BlobReader, plan: Plan, segments: Sequence[int]) -> Iterator[CommitRecord]:
+def read_commits(
+    blobs: BlobReader, plan: Plan, segments: Sequence[int]
+) -> Generator[CommitRecord, None, None]:
     """The records of some segments. A few at a time: with statistics they are large, and there can be 100,000.
 
     Raises:
@@ -168,6 +193,9 @@ def mismatch(plan: Plan, segment: int, record: CommitRecord) -> str | None:
     keys: Mapping[str, str] = {h.name: plan.activations(h).key(segment) for h in plan.request.hooks}
     if {name: shard.key for name, shard in record.shards.items()} != keys:
         return "its shards are not those of the plan"
+    norms = plan.norm_array().key(segment) if plan.norms else None
+    if (None if record.norms is None else record.norms.key) != norms:
+        return "its norms are not those of the plan"
     return None
 
 
@@ -181,23 +209,30 @@ class Put:
     """Whether its bytes are those that were to be written, whoever wrote them."""
 
 
-def put(blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard) -> Put:
+def put(
+    blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard, *, plan_checksum: int | None = None
+) -> Put:
     """Write a shard, or adopt the one that is already under its name.
 
     A shard can be there because an earlier attempt was killed before its commit, or because another worker has the
     same segment. (That our own request got through and its reply was lost, `Blobs.create` finds out.) Its bytes are
-    read back, and the record describes what is really there: nothing is ever overwritten.
+    read back, and the record describes what is really there: nothing is ever overwritten. A shard of another plan is
+    known by its metadata; where storage keeps none, the caller must see that an adopted one has the right values.
 
     Args:
         blobs: the store.
         layout: the array.
         index: number of the shard.
         shard: its bytes.
+        plan_checksum: of the plan that it is written for.
 
     Raises:
-        StorageError: what is there is no such shard, or has not the checksum that its writer gave it.
+        StorageError: what is there is no such shard, is one of another plan, or has not the checksum that its writer
+            gave it.
     """
     metadata = {_CRC32C: str(shard.crc32c)}
+    if plan_checksum is not None:
+        metadata[_PLAN] = str(plan_checksum)
     own = ObjectRecord(key=shard.key, nbytes=shard.nbytes, crc32c=shard.crc32c)
     if blobs.create(shard.key, shard.parts, metadata=metadata):
         return Put(own, is_own=True)
@@ -206,8 +241,10 @@ def put(blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard) -> Put:
     if found == own:
         return Put(own, is_own=True)
     info = blobs.head(shard.key)
-    said = None if info is None else info.metadata.get(_CRC32C)
+    said, planned = (None if info is None else info.metadata.get(name) for name in (_CRC32C, _PLAN))
     try:
+        if plan_checksum is not None and planned not in (None, str(plan_checksum)):
+            raise StorageError("it was written by a run of another plan")
         if said not in (None, str(found.crc32c)):
             raise StorageError(f"its crc32c is {found.crc32c}, and its writer gave it {said}")
         decode(layout, index, present)

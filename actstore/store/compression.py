@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError, StorageError
+from actstore.reason import reason
 
 Compression = Literal["lz4", "zstd"]
 """``lz4`` after a shuffle of bits: fast. ``zstd`` after a shuffle of bytes: slower."""
@@ -113,7 +114,7 @@ def decompress(frame: NDArray[np.uint8], itemsize: int, out: NDArray[np.uint8], 
         with _one_thread() as blosc:
             blosc.decompress(frame, out)
     except (RuntimeError, ValueError) as error:
-        raise StorageError(f"{where} is damaged: Blosc cannot decompress it ({error})") from error
+        raise StorageError(f"{where} is damaged: Blosc cannot decompress it ({reason(error)})") from error
 
 
 _lock = threading.Lock()

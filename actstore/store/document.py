@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from actstore.errors import StorageError
+from actstore.reason import reason
 from actstore.store.blobs import BlobNotFoundError, BlobReader
 from actstore.store.layout import to_json
 from actstore.store.shard import crc32c
@@ -60,7 +61,7 @@ class Document(BaseModel):
             raise StorageError(f"{where} is damaged: {place}: {problem['msg']}") from error
         except (ValueError, RecursionError) as error:
             # Not UTF-8, not JSON, a number of a million digits, lists in lists in lists.
-            raise StorageError(f"{where} is damaged: it is not JSON ({error})") from error
+            raise StorageError(f"{where} is damaged: it is not JSON ({reason(error)})") from error
 
     @classmethod
     def read(cls, blobs: BlobReader, key: str) -> Self:

@@ -1,12 +1,14 @@
 """Files and names that survive a power cut, and locks among processes."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from actstore.errors import StorageError
 from actstore.store.layout import PAGE
@@ -73,20 +75,53 @@ def _open_new(path: Path) -> int:
 
 
 def link_new(source: Path, target: Path) -> None:
-    """Give a finished file its final name, unless that name is taken."""
+    """Give a finished file its final name, unless that name is taken.
+
+    By a hard link; where the file system has none, by a rename that refuses a name that is taken.
+
+    Raises:
+        FileExistsError: it is taken.
+        StorageError: this file system can do neither.
+        OSError: it is another file system (EXDEV), or full, or not ours to write.
+    """
     try:
         target.hardlink_to(source)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+        if error.errno not in _NO_LINKS:
             raise
-        raise StorageError(
-            f"{target} cannot be created: this file system has no hard links, which create-only writes need; "
-            "use a local disk, NFS, or object storage"
-        ) from error
+        _rename_new(source, target)
+
+
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems say that have no hard links."""
+_AT_FDCWD: Final = -100
+_RENAME_NOREPLACE: Final = 1
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    # Python has no name for it.
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    failed = errno.ENOSYS
+    if rename is not None:
+        arguments = (_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+        if rename(*arguments) == 0:
+            return
+        failed = ctypes.get_errno()
+    if failed not in (*_NO_LINKS, errno.EINVAL):
+        raise OSError(failed, os.strerror(failed), str(source), None, str(target))
+    raise StorageError(
+        f"{target} cannot be created: this file system has neither hard links nor renames that refuse a taken name, "
+        "and create-only writes need one of them; use a local disk, NFS, or object storage"
+    )
 
 
 def make_folder(folder: Path) -> None:
-    """``mkdir -p`` whose new names survive a power cut."""
+    """``mkdir -p`` whose new names survive a power cut.
+
+    Raises:
+        StorageError: one of them is a link that leads nowhere.
+        FileExistsError: one of them is a file.
+    """
     missing = []
     while not folder.exists():
         missing.append(folder)
@@ -97,7 +132,20 @@ def make_folder(folder: Path) -> None:
         except FileExistsError:
             if _is_no_folder(new):
                 raise
+            check_link(new)
         sync_folder(new.parent)
+
+
+def check_link(path: Path) -> None:
+    """See that a link leads somewhere.
+
+    Raises:
+        StorageError: it does not.
+    """
+    if path.is_symlink() and not path.exists():
+        raise StorageError(
+            f"{path} is a link to {path.readlink()}, which is not there; mount that disk, or remove the link"
+        )
 
 
 def _is_no_folder(path: Path) -> bool:

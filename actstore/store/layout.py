@@ -46,6 +46,8 @@ class ArrayLayout:
     chunk_rows: int
     compression: Compression | None = None
     """Of each inner chunk by itself; None stores the tensor as it lies in memory."""
+    hooks: tuple[str, ...] = ()
+    """Names of the entries of an axis of hooks, told in the attributes."""
 
     def __post_init__(self) -> None:
         if self.compression is not None:
@@ -150,7 +152,7 @@ class ArrayLayout:
             "fill_value": dtype(self.dtype).fill_value,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "dimension_names": list(self.axes),
-            "attributes": {},
+            "attributes": {"hooks": list(self.hooks)} if self.hooks else {},
         }
 
 

@@ -5,7 +5,6 @@ import errno
 import os
 import shutil
 import stat
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -13,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
+from actstore.reason import reason
 from actstore.store.blobs import BlobInfo, check_key
 from actstore.store.durable import link_new, locked, make_folder, sync_folder, write
+from actstore.store.partial_files import PARTIAL, PartialFiles, is_partial
+from actstore.store.pinned import Pinnable
 from actstore.store.shard import Bytes
 from actstore.store.storage_errors import BlobNotFoundError, DiskFullError, damaged
 
-PARTIAL = "_actstore/partial"
-"""Where files lie until they are whole. What a killed run leaves here is garbage that nobody reads."""
 LOCK = f"{PARTIAL}/lock"
 """Held while a blob is replaced, and removed again; one that a killed process left locks nothing."""
 _FOLDER_RETRIES = 20
@@ -27,12 +27,13 @@ _MAPPED_NBYTES = 1 << 20
 """Less than this is faster read than mapped."""
 
 
-class LocalBlobs:
+class LocalBlobs(Pinnable):
     """Files below one folder; a blob is one file.
 
     Guarantees: after `create` or `replace` returns, file and name survive a power cut; a file under its final name is
-    whole. Links in the folder are followed, also to other disks. `replace` locks a file, which keeps processes apart
-    on local disks and, across machines, on NFSv4.
+    whole. Links in the folder are followed, also to other disks. Without hard links, files get their names by renames
+    that refuse a taken name (Linux); a file system that has neither is refused. `replace` locks a file, which keeps
+    processes apart on local disks and, across machines, on NFSv4.
     """
 
     n_retries = 0
@@ -41,8 +42,12 @@ class LocalBlobs:
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser().absolute()
         self.url = str(self.root)
-        self._made_root = not self.root.exists()
-        """The user's own folder is not ours to remove, even when empty."""
+        try:
+            self._made_root = not self.root.exists()
+            """The user's own folder is not ours to remove, even when empty."""
+        except OSError as error:
+            raise self._explained(error, "", "read") from error
+        self._partial_files = PartialFiles(self.root)
 
     def path(self, key: str) -> Path:
         return self.root / check_key(key) if key else self.root
@@ -66,18 +71,18 @@ class LocalBlobs:
         path = self.root / check_key(key)
         try:
             for _ in range(_FOLDER_RETRIES):
-                partial = self.root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
                 try:
-                    return attempt(path, partial)
+                    with self._partial_files.beside(path) as partial:
+                        return attempt(path, partial)
                 except StorageError:
                     raise  # of the parts
                 except FileNotFoundError:
                     # Whoever deletes a blob removes the folders that it leaves empty, and they may be these. Whoever
                     # cleans up after killed writers may have taken our partial file for one of theirs.
                     continue
-                finally:
-                    with contextlib.suppress(OSError):
-                        partial.unlink()
+                except OSError as error:
+                    if error.errno != errno.EXDEV or not self._partial_files.is_new_elsewhere(path.parent):
+                        raise
         except StorageError:
             raise
         except OSError as error:
@@ -126,6 +131,12 @@ class LocalBlobs:
                 raise damaged(str(self.path(key)), start + len(data), start, nbytes)
             return data
 
+    def read_and_head(self, key: str) -> tuple[Bytes, BlobInfo]:
+        """All of a small blob, and what `head` says of it, of the same file though its name be given to another."""
+        with self._opened(key) as descriptor:
+            data = os.pread(descriptor, self._check_range(descriptor, key, 0, None), 0)
+            return data, _info(os.fstat(descriptor))
+
     def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
         rest, place = memoryview(out.data), start
         with self._opened(key) as descriptor:
@@ -136,10 +147,15 @@ class LocalBlobs:
                     raise damaged(str(self.path(key)), place, start, out.nbytes)
                 rest, place = rest[n_read:], place + n_read
 
+    def descriptor(self, key: str) -> int:
+        """A file, opened for reading; or an `OSError`. The caller closes it."""
+        # A pipe would wait for somebody to write; files know no waiting.
+        return os.open(f"{self.url}/{check_key(key)}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[int]:
         try:
-            descriptor = os.open(f"{self.url}/{check_key(key)}", os.O_RDONLY)
+            descriptor = self.descriptor(key)
             try:
                 yield descriptor
             finally:
@@ -147,23 +163,36 @@ class LocalBlobs:
         except StorageError:
             raise
         except OSError as error:
-            raise self._explained(error, key, "read") from error
+            found = self._explained(error, key, "read")
+            self._explain(found)
+            raise found from error
 
     def _check_range(self, descriptor: int, key: str, start: int, nbytes: int | None) -> int:
-        """Bytes that there are from ``start`` on; an error if fewer than asked for."""
-        size = os.fstat(descriptor).st_size
+        """Bytes that there are from ``start`` on; an error if fewer than asked for, or of another version."""
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError(f"{self.path(key)} is no file; put the file that was there back")
+        if self._version is not None:
+            # The file is held open, so it is this one that is read, whatever gets its name meanwhile.
+            self._version.seen(key, _tag_of(status))
+        size = status.st_size
         if size < start + (nbytes or 0):
             raise damaged(str(self.path(key)), size, start, nbytes)
         return size - start
 
     def head(self, key: str) -> BlobInfo | None:
         try:
-            status = (self.root / check_key(key)).stat()
+            status = self._status(key)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise self._explained(error, key, "read") from error
-        return BlobInfo(status.st_size, _tag_of(status), {}) if stat.S_ISREG(status.st_mode) else None
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return _info(status)
+
+    def _status(self, key: str) -> os.stat_result:
+        return (self.root / check_key(key)).stat()
 
     def names(self, prefix: str) -> list[str]:
         return sorted(entry.name for entry in self._entries(prefix))
@@ -179,7 +208,7 @@ class LocalBlobs:
     def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.path(prefix)) as entries:
-                return list(entries)
+                return [entry for entry in entries if not is_partial(entry.name)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
@@ -192,6 +221,8 @@ class LocalBlobs:
             with contextlib.suppress(FileNotFoundError, BlockingIOError), locked(path, waits=False):
                 pass
             return
+        if key.startswith(f"{PARTIAL}/"):
+            self._partial_files.remove_noted(path)
         try:
             path.unlink()
         except (FileNotFoundError, NotADirectoryError):
@@ -207,11 +238,29 @@ class LocalBlobs:
                     break
                 folder.rmdir()
 
+    def probe_linked_folders(self) -> None:
+        """See that blobs can be written in folders that are on other file systems, before there is work to lose.
+
+        Raises:
+            StorageError: in one they cannot.
+        """
+        for folder in self._partial_files.linked_folders():
+            try:
+                self._partial_files.probe(folder)
+            except StorageError:
+                raise
+            except OSError as error:
+                raise self._explained(error, str(folder.relative_to(self.root)), "written") from error
+
     def free_nbytes(self) -> int | None:
-        folder = self.root
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
+        folder = self.root / "acts"  # which may be on another disk
+        while True:
+            try:
+                return shutil.disk_usage(folder).free
+            except (FileNotFoundError, NotADirectoryError):
+                folder = folder.parent  # not made yet, or removed since by whoever deleted its last blob
+            except OSError as error:
+                raise self._explained(error, "", "read") from error
 
     def _explained(self, error: OSError, key: str, verb: str) -> StorageError:
         path = self.path(key)
@@ -233,7 +282,7 @@ class LocalBlobs:
                 f"{path} cannot be written: the disk is full; free some space and run the same command again, "
                 "it goes on from what is committed"
             )
-        return StorageError(f"{path} cannot be {verb}: {error.strerror or error}")
+        return StorageError(f"{path} cannot be {verb}: {reason(error)}")
 
 
 def _tag(path: Path) -> str | None:
@@ -243,5 +292,13 @@ def _tag(path: Path) -> str | None:
         return None
 
 
+def _info(status: os.stat_result) -> BlobInfo:
+    return BlobInfo(status.st_size, _tag_of(status), {}, lasting_tag=_lasting_tag_of(status))
+
+
 def _tag_of(status: os.stat_result) -> str:
-    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+    return f"{status.st_ino}-{_lasting_tag_of(status)}"
+
+
+def _lasting_tag_of(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}"

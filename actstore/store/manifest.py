@@ -5,11 +5,13 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from actstore.store.blobs import Blobs
+from actstore.store.blobs import BlobInfo, BlobReader, Blobs
 from actstore.store.commit import ObjectRecord
 from actstore.store.document import Document
+from actstore.store.local import LocalBlobs
 from actstore.store.plan import RUNS, Plan
 from actstore.store.statistics import HookStatistics
+from actstore.store.storage_errors import BlobNotFoundError
 
 MANIFEST_KEY = "_actstore/manifest.json"
 
@@ -63,13 +65,28 @@ class Manifest(Document):
         return self
 
 
-def read_manifest(blobs: Blobs) -> Manifest | None:
+def read_manifest(blobs: BlobReader) -> Manifest | None:
     """The manifest of a store; None if no run is finished.
 
     Raises:
         StorageError: it is damaged or cannot be read.
     """
     return Manifest.read_if_there(blobs, MANIFEST_KEY)
+
+
+def read_manifest_and_head(blobs: BlobReader) -> tuple[Manifest | None, BlobInfo | None]:
+    """The manifest, and what storage says of it where that takes no request of its own.
+
+    Raises:
+        StorageError: it is damaged or cannot be read.
+    """
+    if not isinstance(blobs, LocalBlobs):
+        return read_manifest(blobs), None
+    try:
+        data, info = blobs.read_and_head(MANIFEST_KEY)
+    except BlobNotFoundError:
+        return None, None
+    return Manifest.from_bytes(bytes(data), f"{blobs.url}/{MANIFEST_KEY}"), info
 
 
 def update_manifest(blobs: Blobs, change: Callable[[Manifest], Manifest]) -> Manifest:

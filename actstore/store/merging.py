@@ -8,6 +8,7 @@ from typing import Self
 from pydantic import ValidationError
 
 from actstore.errors import StorageError
+from actstore.reason import reason
 from actstore.store.array_text import encoded
 from actstore.store.exact_sum import ExactSum
 from actstore.store.norm_sketch import SketchSum
@@ -114,5 +115,5 @@ class Merging:
             )
         except ValidationError as error:
             raise StorageError(
-                f"records of statistics are damaged: they add up to more than can be ({error})"
+                f"records of statistics are damaged: they add up to more than can be ({reason(error)})"
             ) from error

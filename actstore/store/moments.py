@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.store.norms import UNSET, rounded
 from actstore.store.plan import HookArray
 from actstore.store.statistics import HookStatistics
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _CPU_CHUNK: Final = 1 << 19
 _GPU_CHUNK: Final = 1 << 23
 """Elements that are float64 at one time: 4 MB, which stay in the cache, and 64 MB, which few kernels do."""
-_PADDING: Final = -1.0
 _ROUNDING: Final = 1e-9
 """Two float64 sums of one segment's values, added in any order, are much closer, relative to the sum of sizes."""
 
@@ -56,9 +56,10 @@ class Moments:
             for name, hook in self._hooks.items()
             if has_statistics(hook)
         }
+        self._highest: dict[str, Tensor] = {}
 
     def add(self, hook_name: str, value: Tensor, is_real: Tensor) -> None:
-        """Count a batch; hooks without statistics are passed over.
+        """Count a batch. Of hooks without statistics only the largest element is kept.
 
         Args:
             hook_name: One of the hooks.
@@ -70,6 +71,22 @@ class Moments:
         """
         if has_statistics(self._hooks[hook_name]):
             self._sums[hook_name].add(value, is_real)
+            return
+        # Not a number if any is none; -Inf, which scores hold where nothing is seen, is never the largest.
+        highest = value.amax()
+        before = self._highest.get(hook_name)
+        self._highest[hook_name] = highest if before is None else highest.maximum(before)
+
+    def not_finite_hooks(self) -> set[str]:
+        """Hooks that can hold NaN or infinity, padding included. Waits for the device."""
+        found = {name for name, highest in self._highest.items() if not math.isfinite(highest.item())}
+        return found | {name for name, sums in self._sums.items() if sums.has_not_finite}
+
+    def norms(self) -> dict[str, NDArray[np.float32]]:
+        """[n, L] of all batches since the last reset, as they are stored, by the name of each hook that has some. Waits
+        for the device.
+        """
+        return {name: sums.stored_norms() for name, sums in self._sums.items() if self._hooks[name].has_norms}
 
     def records(self) -> dict[str, HookStatistics]:
         """Of all batches since the last reset, by hook name. Waits for the device."""
@@ -84,6 +101,10 @@ class _Sums:
 
         size = math.prod(shape)
         self._norms: list[Tensor] = []
+        self._length = 0
+        self._fetched: NDArray[np.float64] | None = None
+        self.has_not_finite = False
+        """Known once there is a record."""
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._max_abs = torch.zeros((), dtype=torch.float64, device=device)
         self._moment = torch.zeros(size, size, dtype=torch.float64, device=device) if covariance else None
@@ -91,6 +112,8 @@ class _Sums:
     def add(self, value: Tensor, is_real: Tensor) -> None:
         import torch
 
+        self._length = value.shape[1]
+        self._fetched = None
         with torch.inference_mode():
             rows = value.reshape(-1, len(self._total))
             add = self._add_on_cpu if rows.device.type == "cpu" else self._add_on_gpu
@@ -103,6 +126,7 @@ class _Sums:
         chosen = None if is_real.all() else is_real.nonzero()[:, 0]
         n_rows = len(rows) if chosen is None else len(chosen)
         norms = torch.empty(n_rows, dtype=torch.float64)
+        every = norms if chosen is None else torch.full((len(rows),), UNSET, dtype=torch.float64)
         buffer = torch.empty(min(step, n_rows), rows.shape[1], dtype=torch.float64)
         for start in range(0, n_rows, step):
             part = slice(start, start + step)
@@ -118,7 +142,9 @@ class _Sums:
                 lowest, highest = torch.aminmax(values)
                 self._max_abs.fill_(max(self._max_abs.item(), highest.item(), -lowest.item()))
                 self._add_sums(exact)
-        self._norms.append(norms)
+        if chosen is not None:
+            every[chosen] = norms
+        self._norms.append(every)
 
     def _add_on_gpu(self, rows: Tensor, is_real: Tensor) -> None:
         """Nothing here depends on what a tensor holds: to look would be to wait."""
@@ -133,7 +159,7 @@ class _Sums:
             lowest, highest = torch.aminmax(exact)
             self._max_abs = self._max_abs.maximum(highest).maximum(-lowest)
             self._add_sums(exact)
-            self._norms.append(norms.masked_fill_(~is_real[part], _PADDING))
+            self._norms.append(norms.masked_fill_(~is_real[part], UNSET))
 
     def _add_sums(self, exact: Tensor) -> None:
         if exact.shape[1] == 1 and not exact.is_cuda:
@@ -144,12 +170,23 @@ class _Sums:
         if self._moment is not None:
             self._moment.addmm_(exact.T, exact)
 
-    def record(self) -> HookStatistics:
+    def _every_norm(self) -> NDArray[np.float64]:
+        """Of all rows, `UNSET` for padding. It is fetched from the device once."""
         import torch
 
-        norms = torch.cat(self._norms).cpu().numpy() if self._norms else np.empty(0)
+        if self._fetched is None:
+            self._fetched = torch.cat(self._norms).cpu().numpy() if self._norms else np.empty(0)
+        return self._fetched
+
+    def stored_norms(self) -> NDArray[np.float32]:
+        """[n, L]"""
+        return rounded(self._every_norm()).reshape(-1, max(1, self._length))
+
+    def record(self) -> HookStatistics:
+        norms = self._every_norm()
+        self.has_not_finite = not bool(np.isfinite(norms).all())
         return HookStatistics.of_tokens(
-            norms[norms != _PADDING],
+            norms[norms != UNSET],
             self._total.cpu().numpy(),
             float(self._max_abs),
             None if self._moment is None else self._moment.cpu().numpy(),
@@ -165,7 +202,20 @@ def of_rows(
     *,
     covariance: bool = False,
 ) -> HookStatistics:
-    """The record of stored rows, computed on the CPU in the batches of the extraction.
+    """The first of `recomputed`."""
+    return recomputed(hook, rows, dtype, lengths, batch_size, covariance=covariance)[0]
+
+
+def recomputed(
+    hook: HookArray,
+    rows: NDArray[Any],
+    dtype: str,
+    lengths: NDArray[np.integer[Any]],
+    batch_size: int,
+    *,
+    covariance: bool = False,
+) -> tuple[HookStatistics, NDArray[np.float32]]:
+    """The record and the norms [n, L] of stored rows, computed on the CPU in the batches of the extraction.
 
     Args:
         hook: A hook that has statistics.
@@ -185,7 +235,7 @@ def of_rows(
         data = torch.from_numpy(np.array(rows[batch], order="C").reshape(-1).view(np.uint8))
         values = data.view(getattr(torch, dtype)).reshape(-1, *rows.shape[1:])
         sums.add(values, torch.from_numpy(is_real[batch]))
-    return sums.record()
+    return sums.record(), sums.stored_norms()
 
 
 def agree(stored: HookStatistics, recomputed: HookStatistics) -> str | None:

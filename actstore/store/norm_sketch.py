@@ -7,7 +7,7 @@ from typing import Annotated, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from actstore.store.document import Document
 
@@ -39,7 +39,7 @@ class NormSketch(Document):
     """
 
     n_zero: int = Field(ge=0, lt=2**63)
-    buckets: tuple[tuple[_Index, _Count], ...]
+    buckets: Annotated[tuple[tuple[_Index, _Count], ...], FailFast()]
     """Pairs of index and count, by index; empty buckets are left out."""
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ import obstore
 from numpy.typing import NDArray
 from obstore.store import S3Store
 
+from actstore.reason import reason
 from actstore.store.blobs import BlobInfo
 from actstore.store.s3 import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Blobs
 from actstore.store.shard import Bytes, view
@@ -50,23 +51,26 @@ class ObjectBlobs(S3Blobs):
         with _translated():
             obstore.put(self._writer, path, list(map(view, parts)), attributes=dict(metadata), mode=mode)
 
-    def _get(self, path: str, start: int, nbytes: int | None) -> Bytes:
+    def _get(self, path: str, start: int, nbytes: int | None, tag: str | None) -> tuple[Bytes, str]:
+        options = _conditions(tag)
+        if nbytes is not None:
+            options["range"] = (start, start + nbytes)
+        elif start:
+            options["range"] = {"offset": start}
         with _translated():
-            if nbytes is not None:
-                data = obstore.get_range(self._reader, path, start=start, length=nbytes)
-            else:
-                options: Any = {"range": {"offset": start}} if start else None
-                data = obstore.get(self._reader, path, options=options).bytes()
-        return np.frombuffer(memoryview(data), np.uint8) if len(data) else b""
+            reply = obstore.get(self._reader, path, options=options)
+            data = reply.bytes()
+        return np.frombuffer(memoryview(data), np.uint8) if len(data) else b"", reply.meta["e_tag"] or ""
 
-    def _get_into(self, path: str, start: int, out: NDArray[np.uint8]) -> int:
+    def _get_into(self, path: str, start: int, out: NDArray[np.uint8], tag: str | None) -> tuple[int, str]:
+        options = _conditions(tag) | {"range": (start, start + out.nbytes)}
         with _translated():
-            reply = obstore.get(self._reader, path, options={"range": (start, start + out.nbytes)})
+            reply = obstore.get(self._reader, path, options=options)
             place = 0
             for chunk in reply.stream(_CHUNK_NBYTES):
                 out[place : place + len(chunk)] = np.frombuffer(chunk, np.uint8)
                 place += len(chunk)
-        return place
+        return place, reply.meta["e_tag"] or ""
 
     def _head(self, path: str) -> BlobInfo | None:
         try:
@@ -108,6 +112,11 @@ class ObjectBlobs(S3Blobs):
             if self._stores is None:
                 self._stores = _connect(self._bucket)
             return self._stores
+
+
+def _conditions(tag: str | None) -> Any:
+    """Options of a GET that wants this ETag, or any."""
+    return {} if tag is None else {"if_match": tag}
 
 
 def _connect(bucket: str) -> tuple[S3Store, S3Store]:
@@ -175,11 +184,15 @@ def _translated() -> Iterator[None]:
     """Turn what obstore and botocore raise into `RequestError`."""
     try:
         yield
-    except (obstore.exceptions.BaseError, OSError) as error:
+    except (
+        obstore.exceptions.BaseError,
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: of a path or an endpoint
         text, _, details = str(error).partition("\n\nDebug source:")
-        raise RequestError(_kind(error, text, details), text) from error
+        raise RequestError(_kind(error, text, details), reason(text)) from error
     except botocore.exceptions.BotoCoreError as error:
-        raise RequestError(Kind.NO_CREDENTIALS, str(error)) from error
+        raise RequestError(Kind.NO_CREDENTIALS, reason(error)) from error
 
 
 def _kind(error: Exception, text: str, details: str) -> Kind:

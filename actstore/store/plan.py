@@ -1,11 +1,12 @@
 """The plan: what a store will hold, down to the last row, fixed before the first activation is computed."""
 
 import math
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import FailFast, Field, JsonValue, model_validator
 
 from actstore.store.compression import Compression
 from actstore.store.document import Document
@@ -56,7 +57,7 @@ class TokensIdentity(Document):
     """Which text, tokenised and packed in which way."""
 
     source: str
-    files: tuple[SourceFileIdentity, ...]
+    files: Annotated[tuple[SourceFileIdentity, ...], FailFast()]
     column: str | None
     documents: Literal["file", "paragraph", "line"]
     tokenizer: str | None
@@ -88,13 +89,20 @@ class HookArray(Document):
             raise ValueError(f"{self.name} has {len(self.shape)} dimensions and {len(self.axes)} axes")
         return self
 
+    @property
+    def has_norms(self) -> bool:
+        """Whether the norm of a row says something: it does not where an axis is itself positions, as in attention
+        patterns, nor where the row is a single number.
+        """
+        return "source_position" not in self.axes and math.prod(self.shape) > 1
+
 
 class Request(Document):
     """All that decides the bytes of a store. Two runs with equal requests are the same run."""
 
     model: ModelIdentity
     tokens: TokensIdentity
-    hooks: tuple[HookArray, ...] = Field(min_length=1)
+    hooks: Annotated[tuple[HookArray, ...], FailFast()] = Field(min_length=1)
     dtype: Literal["bfloat16", "float16", "float32"]
     batch_size: int = Field(ge=1, le=1 << 24)
     """Sequences in one forward; the last is filled up, so that every forward has the same shape."""
@@ -139,6 +147,16 @@ class Plan(Document):
     tokens_sha256: str
     """Of all stored rows of token ids, little-endian int32, padding included."""
     segment_size: int = Field(ge=1, le=1 << 40)
+    norms: bool = Field(default=False, exclude_if=operator.not_)
+    """Whether the norms of the rows are stored beside them. It is left out of the document if not: versions that stored
+    none did not have it.
+    """
+
+    @model_validator(mode="after")
+    def _norms_of_something(self) -> Self:
+        if self.norms and not self.norm_hooks:
+            raise ValueError("norms are stored, and no hook has any")
+        return self
 
     @model_validator(mode="after")
     def _tokens_come_first(self) -> Self:
@@ -167,7 +185,8 @@ class Plan(Document):
     def groups(self) -> tuple[str, ...]:
         """Paths of the Zarr groups that its arrays lie in, the root and ours not among them."""
         above = ("parts", self.part) if self.part else ()
-        return (*above, self._path("acts"))
+        norms = (self._path("norms"),) if self.norms else ()
+        return (*above, self._path("acts"), *norms)
 
     @property
     def context_length(self) -> int:
@@ -200,6 +219,33 @@ class Plan(Document):
             chunk_rows=dividing_chunk_rows(row_nbytes, self.segment_size),
             compression=self.request.compression,
         )
+
+    @property
+    def norm_hooks(self) -> tuple[HookArray, ...]:
+        """The hooks whose norms are stored, if any are, in the order in which they lie beside each other."""
+        return tuple(hook for hook in self.request.hooks if hook.has_norms)
+
+    def norm_array(self) -> ArrayLayout:
+        """Layout of the norms [n_sequences, hooks, context_length] of a run that stores them, one shard a segment."""
+        inner = (len(self.norm_hooks), self.context_length)
+        return ArrayLayout(
+            path=self._path(f"norms/{self.run}"),
+            shape=(self.n_sequences, *inner),
+            dtype="float32",
+            axes=("sequence", "hook", "position"),
+            shard_rows=self.segment_size,
+            chunk_rows=dividing_chunk_rows(math.prod(inner) * 4, self.segment_size, target_nbytes=1 << 18),
+            hooks=tuple(hook.name for hook in self.norm_hooks),
+        )
+
+    def segment_arrays(self) -> tuple[ArrayLayout, ...]:
+        """Every array of which a segment writes a shard, in the order in which they are written."""
+        acts = (self.activations(hook) for hook in self.request.hooks)
+        return (*acts, *((self.norm_array(),) if self.norms else ()))
+
+    def arrays(self) -> tuple[ArrayLayout, ...]:
+        """Every array that the run writes, in the order of the table of its shards."""
+        return (*(self.token_arrays() if self.has_own_tokens else ()), *self.segment_arrays())
 
     def token_arrays(self) -> tuple[ArrayLayout, ...]:
         """Layouts of the arrays that say what each row is, all sharded alike.
@@ -236,14 +282,14 @@ class Plan(Document):
     @property
     def nbytes(self) -> int:
         """Bytes of all shards, tokens included; metadata and commit records add a few KB each."""
-        tokens = self.token_arrays() if self.has_own_tokens else ()
-        return self.activation_nbytes + sum(layout.nbytes for layout in tokens)
+        return sum(layout.nbytes for layout in self.arrays())
 
     @property
     def n_objects(self) -> int:
-        """Files or objects that the run makes; one less if the store has a group of parts already."""
-        tokens = self.token_arrays() if self.has_own_tokens else ()
-        arrays = [*tokens, *(self.activations(hook) for hook in self.request.hooks)]
+        """Files or objects that the run makes; one less if the store has a group of parts already, and one more if it
+        adds the first norms over tokens of an earlier run.
+        """
+        arrays = self.arrays()
         shards = sum(layout.n_shards for layout in arrays)
         is_first = self.run == FIRST_RUN
         groups = 2 + len(self.groups) if is_first else len(self.groups) if self.has_own_tokens else 0

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
+from actstore.reason import reason
 from actstore.store.blobs import BlobInfo, check_key
-from actstore.store.local import PARTIAL
+from actstore.store.partial_files import PARTIAL
+from actstore.store.pinned import Pinnable
 from actstore.store.retries import Retries
 from actstore.store.shard import Bytes, view
 from actstore.store.storage_errors import BlobNotFoundError, Kind, RequestError, damaged
@@ -25,7 +27,7 @@ _TAGS: Final = ("ETag", "etag", "generation", "mtime", "last_modified", "LastMod
 """Where the fsspec classes say which version of a file it is."""
 
 
-class RemoteBlobs:
+class RemoteBlobs(Pinnable):
     """Files below any fsspec URL.
 
     Where the storage cannot refuse a create itself, and in every `replace`, it is looked first and written then:
@@ -44,7 +46,7 @@ class RemoteBlobs:
         try:
             self._fs, root = fsspec.core.url_to_fs(self.url)
         except (ValueError, ImportError) as error:
-            raise StorageError(f"{url} cannot be opened: {error}") from error
+            raise StorageError(f"{url} cannot be opened: {reason(error)}") from error
         self._root = root.rstrip("/")
         self._retries = Retries(self.url)
         scheme = url.split("://", 1)[0]
@@ -149,7 +151,12 @@ class RemoteBlobs:
                 data: bytes = self._fs.cat_file(path, start=start, end=stop)
             return data
 
-        data = self._retries.run(key, "read", ask)
+        try:
+            data = self._retries.run(key, "read", ask)
+        except StorageError as error:
+            self._explain(error)
+            raise
+        self.check_version()  # nothing says of which version the bytes are
         if nbytes is None and start and not data:
             found = self.head(key)
             if found is not None and found.nbytes < start:
@@ -233,9 +240,9 @@ def _translated() -> Iterator[None]:
     """Turn what fsspec classes raise into `RequestError`."""
     try:
         yield
-    except (OSError, NotImplementedError, aiohttp.ClientError) as error:
+    except Exception as error:  # each has classes of errors of its own, with no base in common
         kind = next((kind for kind, types in _KINDS if isinstance(error, types)), Kind.OTHER)
-        raise RequestError(kind, str(error) or type(error).__name__) from error
+        raise RequestError(kind, reason(error)) from error
 
 
 _KINDS: Final[tuple[tuple[Kind, tuple[type[Exception], ...]], ...]] = (

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import NotCommittedError
 from actstore.store.blobs import BlobReader
+from actstore.store.checksums import Checksums
 from actstore.store.dtypes import dtype
 from actstore.store.layout import ArrayLayout, RowRange
 from actstore.store.local import LocalBlobs
@@ -21,6 +23,7 @@ from actstore.store.sections import PIECE_NBYTES, Piece, Section, Sections
 from actstore.store.shard import Bytes
 from actstore.store.shard_reader import CompressedShards
 from actstore.store.storage_errors import BlobNotFoundError, damaged
+from actstore.store.whole_shards import WholeShards
 
 _REQUESTS: Final = 16
 """Requests to remote storage under way at once, if nothing else is said."""
@@ -44,7 +47,22 @@ class Rows:
     neighbouring rows in a shard. Of few rows, or of wide ones, only the range of positions asked for is read.
     """
 
-    def __init__(self, blobs: BlobReader, sections: Sequence[Section]) -> None:
+    def __init__(
+        self,
+        blobs: BlobReader,
+        sections: Sequence[Section],
+        checksums: Checksums | None = None,
+        *,
+        check: bool = False,
+    ) -> None:
+        """
+        Args:
+            blobs: where the shards are.
+            sections: who wrote which rows, in order.
+            checksums: what was committed of each shard. A shard that is read as a whole from remote storage is compared
+                with it; None compares nothing.
+            check: compare every shard when it is first used, also where a part of it is wanted, and local ones.
+        """
         if not sections:
             raise ValueError("an array needs one section at least")
         self.blobs = blobs
@@ -52,6 +70,10 @@ class Rows:
         self._is_local = isinstance(blobs, LocalBlobs)
         self.sections = tuple(sections)
         """Who wrote which rows, in order."""
+        self._checksums = checksums
+        self._check = check
+        self._checks_all = check and checksums is not None
+        self._checks_whole = checksums is not None and (check or not self._is_local)
         first = sections[0].layout
         for section in sections:
             kind = (section.layout.shape[1:], section.layout.dtype, section.layout.axes)
@@ -88,9 +110,37 @@ class Rows:
             self._check_committed(piece.section, piece.rows)
             yield piece
 
-    def over(self, blobs: BlobReader) -> "Rows":
-        """The same rows, read from somewhere else."""
-        return Rows(blobs, self.sections)
+    def over(self, blobs: BlobReader, *, is_checked: bool | None = None) -> "Rows":
+        """The same rows, read from somewhere else.
+
+        Args:
+            blobs: where.
+            is_checked: whether all that is there was compared with the checksums before. None, if it is the same place.
+        """
+        found = Rows(blobs, self.sections, self._checksums, check=self._check)
+        if is_checked is None:
+            found._checks_all, found._checks_whole = self._checks_all, self._checks_whole
+        elif is_checked:
+            found._checks_all = found._checks_whole = False
+        return found
+
+    def check_first_use(self, shards: Iterable[tuple[int, int]]) -> None:
+        """Compare shards with what was committed, where every shard is to be, and these were not yet.
+
+        Args:
+            shards: section and number of each.
+
+        Raises:
+            StorageError: one is not what was committed, or cannot be read.
+        """
+        if self._checks_all and self._checksums is not None:
+            for section, shard in shards:
+                self._checksums.check_once(self.sections[section].layout.key(shard))
+
+    @property
+    def checksums(self) -> Checksums | None:
+        """What every shard is to be compared with when it is first used; None where it is not."""
+        return self._checksums if self._checks_all else None
 
     @property
     def layouts(self) -> tuple[ArrayLayout, ...]:
@@ -159,6 +209,7 @@ class Rows:
         n_rows = min(len(rows), layout.rows_in(shard) - within)
         self._check_committed(number, RowRange(shard, within, n_rows, first))
         key = layout.key(shard)
+        self.check_first_use([(number, shard)])
         try:
             return self.blobs.read(key, within * layout.row_nbytes, n_rows * layout.row_nbytes)
         except BlobNotFoundError as error:
@@ -171,8 +222,11 @@ class Rows:
         piece = self._places.one_piece(index.rows)
         # Before anything takes memory: there may be far more rows in a plan than in the store.
         shards = self._places.shards(index.rows) if piece is None else [(piece.section, piece.rows)]
+        used = []
         for section, part in shards:
             self._check_committed(section, part)
+            if self._checks_whole:
+                used.append((section, part))
         if out is None:
             if math.prod(shape) * self.storage.itemsize > _MAX_NBYTES:
                 raise MemoryError(f"rows of shape {shape} of {self.path} do not fit into memory")
@@ -188,12 +242,30 @@ class Rows:
                 raise ValueError("rows cannot be read backwards into out; read them forwards")
             values = out.reshape(shape)
         if values.size:
-            self._fill(index, values, piece, n_requests)
+            whole = self._whole(index, used) if used else None
+            self._fill(index, values, piece, n_requests, whole)
+            if whole is not None:
+                whole.check()
         if out is not None:
             return out
         if index.is_reversed:
             values = values[::-1]
         return values[0] if index.is_single else values
+
+    def _whole(self, index: RowIndex, used: list[tuple[int, RowRange]]) -> WholeShards | None:
+        """The shards that are read from first to last byte, if they are to be compared with what was committed. Others
+        are compared here, if they are to be, too.
+        """
+        assert self._checksums is not None
+        is_sparse, whole, parts = self._reads_ranges(index), [], []
+        for section, part in used:
+            layout = self.sections[section].layout
+            if part.n_rows == layout.rows_in(part.shard) and not is_sparse:
+                whole.append((layout, part.shard, self._compressed[section]))
+            else:
+                parts.append((section, part.shard))
+        self.check_first_use(parts)
+        return WholeShards(whole, self._checksums) if whole else None
 
     def _check_there(self, rows: Selection) -> None:
         """See that there are such rows at all, before a damaged plan makes us look for more than storage can hold."""
@@ -221,12 +293,20 @@ class Rows:
                 f"committed in {self.blobs.url}{hint}"
             )
 
-    def _fill(self, index: RowIndex, values: NDArray[Any], piece: Piece | None, n_requests: int) -> None:
+    def _fill(
+        self,
+        index: RowIndex,
+        values: NDArray[Any],
+        piece: Piece | None,
+        n_requests: int,
+        whole: WholeShards | None,
+    ) -> None:
         is_sparse = self._reads_ranges(index)
 
         def read(piece: Piece) -> None:
             try:
-                self._read_piece(piece, index, values[piece.at : piece.at + piece.rows.n_rows], is_sparse)
+                out = values[piece.at : piece.at + piece.rows.n_rows]
+                self._read_piece(piece, index, out, is_sparse, whole)
             except BlobNotFoundError as error:
                 # A committed shard that is gone must never look like one that was not written yet.
                 key = self.sections[piece.section].layout.key(piece.rows.shard)
@@ -255,10 +335,11 @@ class Rows:
         unwanted = first.row_nbytes * (1 - (index.span.stop - index.span.start) / self.shape[1])
         return len(index.rows) <= _FEW or unwanted >= _REQUEST_NBYTES
 
-    def _read_piece(self, piece: Piece, index: RowIndex, out: NDArray[Any], is_sparse: bool) -> None:
+    def _read_piece(
+        self, piece: Piece, index: RowIndex, out: NDArray[Any], is_sparse: bool, whole: WholeShards | None
+    ) -> None:
         layout, part = self.sections[piece.section].layout, piece.rows
         key, start = layout.key(part.shard), part.start * layout.row_nbytes
-        compressed = self._compressed[piece.section]
         if is_sparse and index.span is not None:
             position_nbytes = layout.row_nbytes // self.shape[1]
             start += index.span.start * position_nbytes
@@ -266,18 +347,24 @@ class Rows:
             inner = index.within_span
         else:
             shape, inner = (part.n_rows, *self.shape[1:]), index.inner
+        on_read = None if whole is None else partial(whole.add, key)
+        compressed = self._compressed[piece.section]
         if index.is_whole or (is_sparse and index.span_is_whole):
             if compressed is None:
                 self.blobs.read_into(key, start, _bytes_of(out))
+                if on_read is not None:
+                    on_read(start, _bytes_of(out))
             else:
-                compressed.read_into(part, _bytes_of(out))
+                compressed.read_into(part, _bytes_of(out), on_read)
             return
         nbytes = math.prod(shape) * self.storage.itemsize
         if compressed is None:
             data = self.blobs.read(key, start, nbytes)
+            if on_read is not None:
+                on_read(start, data)
         else:
             data = np.empty(nbytes, np.uint8)
-            compressed.read_into(part, data)
+            compressed.read_into(part, data, on_read)
         out[...] = np.frombuffer(data, self.storage).reshape(shape)[inner]
 
 

@@ -1,5 +1,6 @@
 """One run of a store: what it planned, and what of it is committed."""
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError, StorageError
-from actstore.store.blobs import Blobs
+from actstore.store.blobs import ATTEMPT, BlobInfo, Blobs
 from actstore.store.commit import committed, plan_key, read_plan, tokens_key
-from actstore.store.manifest import FinishedRun, read_manifest
+from actstore.store.manifest import FinishedRun, read_manifest_and_head
 from actstore.store.plan import FIRST_RUN, RUNS, HookArray, Plan
+from actstore.store.segment_ranges import SegmentRanges
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,6 +26,10 @@ class Run:
     """Whether the token arrays that it brings are committed; False for a run that adds hooks."""
     finished: FinishedRun | None
     """Its entry in the manifest."""
+    plan_tag: str | None = None
+    """`plan_tag_of` the plan as it was found, of a run that is not in the manifest."""
+    manifest_tag: str | None = dataclasses.field(default=None, compare=False)
+    """`tag_of` the manifest that it was found in, where that takes no request."""
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -47,6 +53,11 @@ class Run:
         """The same as ranges in order, which take no memory for each row."""
         if self.is_complete:
             return [range(self.plan.n_sequences)]
+        if isinstance(self.committed, SegmentRanges):
+            spans = (
+                (self.plan.segment(span[0]), self.plan.segment(span[-1])) for span in self.committed.ranges
+            )
+            return [range(first.start, last.stop) for first, last in spans]
         segments = (self.plan.segment(index) for index in sorted(self.committed))
         return [range(segment.start, segment.stop) for segment in segments]
 
@@ -56,8 +67,28 @@ class Run:
 
 def run_names(blobs: Blobs) -> list[str]:
     """Names of all runs, from one listing. A folder without a plan is none: a writer was killed before it began."""
+    return list(_plan_tags(blobs))
+
+
+def _plan_tags(blobs: Blobs) -> dict[str, str]:
+    """`plan_tag_of` the plan of each run, by name."""
     names = [name for name in blobs.names(RUNS) if len(name) == 4 and name.isascii() and name.isdecimal()]
-    return [name for name in names if blobs.head(plan_key(name)) is not None]
+    plans = {name: blobs.head(plan_key(name)) for name in names}
+    return {name: plan_tag_of(info) for name, info in plans.items() if info is not None}
+
+
+def tag_of(info: BlobInfo) -> str:
+    """Another one for each blob that was ever written under a key, also if the content is the same, where storage tells
+    them apart.
+    """
+    return f"{info.tag} {info.metadata.get(ATTEMPT, '')}"
+
+
+def plan_tag_of(info: BlobInfo) -> str:
+    """`tag_of` a plan, which stays the same for a file that only has another inode. A plan is never replaced, and that
+    of a store which was deleted and written again has another time.
+    """
+    return info.lasting_tag or tag_of(info)
 
 
 def read_runs(blobs: Blobs) -> tuple[Run, ...]:
@@ -68,15 +99,16 @@ def read_runs(blobs: Blobs) -> tuple[Run, ...]:
     Raises:
         StorageError: a plan or the manifest is damaged or cannot be read; or the store has lost its first plan.
     """
-    manifest = read_manifest(blobs)
+    manifest, info = read_manifest_and_head(blobs)
+    tag = None if info is None else tag_of(info)
     known = {} if manifest is None else {entry.plan.run: entry for entry in manifest.runs}
-    runs = {name: _finished(entry) for name, entry in known.items()}
+    runs = {name: _finished(entry, tag) for name, entry in known.items()}
     if manifest is None or not manifest.sealed:
-        for name in run_names(blobs):
+        for name, tag in _plan_tags(blobs).items():
             plan = read_plan(blobs, name) if name not in runs else None
             if plan is not None:
                 has_tokens = plan.has_own_tokens and blobs.head(tokens_key(name)) is not None
-                runs[name] = Run(plan, committed(blobs, plan), has_tokens, None)
+                runs[name] = Run(plan, committed(blobs, plan), has_tokens, None, tag)
     if runs and FIRST_RUN not in runs:
         raise StorageError(
             f"{blobs.url} is damaged: {plan_key(FIRST_RUN)} is missing, and other runs are there"
@@ -145,5 +177,6 @@ def overlap(left: Sequence[range], right: Sequence[range]) -> list[range]:
     return found
 
 
-def _finished(entry: FinishedRun) -> Run:
-    return Run(entry.plan, range(entry.plan.n_segments), entry.plan.has_own_tokens, entry)
+def _finished(entry: FinishedRun, tag: str | None) -> Run:
+    plan = entry.plan
+    return Run(plan, range(plan.n_segments), plan.has_own_tokens, entry, manifest_tag=tag)

@@ -9,13 +9,13 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.store.blobs import BlobInfo, check_key
+from actstore.errors import StorageError
+from actstore.store.blobs import ATTEMPT, BlobInfo, check_key
+from actstore.store.pinned import Pinnable
 from actstore.store.retries import Retries
 from actstore.store.shard import Bytes
 from actstore.store.storage_errors import BlobNotFoundError, Kind, RequestError, damaged
 
-ATTEMPT: Final = "actstore-attempt"
-"""Metadata of every object: the id of the call that wrote it, by which that call knows its own object again."""
 CONNECT_TIMEOUT_S: Final = 10
 READ_TIMEOUT_S: Final = 60
 """Without any byte of the reply."""
@@ -23,7 +23,11 @@ READ_TIMEOUT_S: Final = 60
 _T = TypeVar("_T")
 
 
-class S3Blobs(abc.ABC):
+class _ChangedError(Exception):
+    """An object is another one than was read before."""
+
+
+class S3Blobs(Pinnable, abc.ABC):
     """Objects below ``s3://bucket/prefix``.
 
     Credentials and endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``AWS_PROFILE``,
@@ -82,7 +86,7 @@ class S3Blobs(abc.ABC):
         if nbytes == 0:
             check_key(key)
             return b""  # no range of bytes is empty
-        data = self._ranged(key, start, nbytes, lambda path: self._get(path, start, nbytes))
+        data = self._ranged(key, start, nbytes, lambda path, tag: self._get(path, start, nbytes, tag))
         if data is None:
             return b""
         if nbytes is not None and len(data) != nbytes:
@@ -93,26 +97,68 @@ class S3Blobs(abc.ABC):
         if not out.nbytes:
             check_key(key)
             return
-        found = self._ranged(key, start, out.nbytes, lambda path: self._get_into(path, start, out))
+        found = self._ranged(key, start, out.nbytes, lambda path, tag: self._get_into(path, start, out, tag))
         if found != out.nbytes:
             raise damaged(f"{self.url}/{key}", start + (found or 0), start, out.nbytes)
 
-    def _ranged(self, key: str, start: int, nbytes: int | None, request: Callable[[str], _T]) -> _T | None:
-        """What the request gives; None for all that follows the last byte."""
+    def _ranged(
+        self, key: str, start: int, nbytes: int | None, request: Callable[[str, str | None], tuple[_T, str]]
+    ) -> _T | None:
+        """What the request gives, of the version that these blobs are pinned to; None for all that follows the last
+        byte.
+
+        Args:
+            key: of the object.
+            start: first byte.
+            nbytes: number of bytes; None for all.
+            request: is given the path of the object, and the ETag that it must have, if one is known; gives the ETag
+                that it has.
+        """
+        version = self._version
+        if version is None:
+            return self._asked(key, start, nbytes, request, None)[0]
+        try:
+            try:
+                found, tag = self._asked(key, start, nbytes, request, version.tag(key))
+            except _ChangedError:
+                # Also by a repair of the same store, whose records then say so.
+                version.check()
+                found, tag = self._asked(key, start, nbytes, request, None)
+        except StorageError as error:
+            self._explain(error)
+            raise
+        version.seen(key, tag)
+        return found
+
+    def _asked(
+        self,
+        key: str,
+        start: int,
+        nbytes: int | None,
+        request: Callable[[str, str | None], tuple[_T, str]],
+        tag: str | None,
+    ) -> tuple[_T | None, str | None]:
+        """
+        Raises:
+            _ChangedError: the object has another ETag.
+        """
         path = self._path(key)
 
-        def ask() -> _T | None:
+        def ask() -> tuple[_T | None, str | None]:
             try:
-                return request(path)
+                found, now = request(path, tag)
             except RequestError as error:
+                if tag is not None and error.kind is Kind.TAKEN:
+                    raise _ChangedError from error
                 if error.kind is not Kind.RANGE:
                     raise
-                found = self._head(path)
-                if found is None:
+                info = self._head(path)
+                if info is None:
                     raise RequestError(Kind.MISSING, "it was deleted meanwhile") from error
-                if nbytes is None and start == found.nbytes:
-                    return None
-                raise damaged(f"{self.url}/{key}", found.nbytes, start, nbytes) from error
+                if nbytes is None and start == info.nbytes:
+                    return None, None
+                raise damaged(f"{self.url}/{key}", info.nbytes, start, nbytes) from error
+            return found, now or None
 
         return self._retries.run(key, "read", ask)
 
@@ -174,11 +220,13 @@ class S3Blobs(abc.ABC):
         """One PUT, on the condition that there is no such object, or that its ETag is ``expected``."""
 
     @abc.abstractmethod
-    def _get(self, path: str, start: int, nbytes: int | None) -> Bytes:
-        """Bytes of an object; fewer where it ends before."""
+    def _get(self, path: str, start: int, nbytes: int | None, tag: str | None) -> tuple[Bytes, str]:
+        """Bytes of an object, fewer where it ends before, and its ETag; on the condition that this is ``tag``, if one
+        is given.
+        """
 
     @abc.abstractmethod
-    def _get_into(self, path: str, start: int, out: NDArray[np.uint8]) -> int:
+    def _get_into(self, path: str, start: int, out: NDArray[np.uint8], tag: str | None) -> tuple[int, str]:
         """The same into memory; number of bytes that there were."""
 
     @abc.abstractmethod

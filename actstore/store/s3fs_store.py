@@ -13,6 +13,7 @@ from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untype
 from fsspec.asyn import sync
 from numpy.typing import NDArray
 
+from actstore.reason import reason
 from actstore.store.blobs import BlobInfo
 from actstore.store.s3 import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Blobs
 from actstore.store.shard import Bytes, view
@@ -61,30 +62,40 @@ class S3fsBlobs(S3Blobs):
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         self._call("put_object", Key=path, Body=body, Metadata=dict(metadata), **condition)
 
-    def _get(self, path: str, start: int, nbytes: int | None) -> Bytes:
+    def _get(self, path: str, start: int, nbytes: int | None, tag: str | None) -> tuple[Bytes, str]:
         with _translated():
-            data: NDArray[np.uint8] = sync(self._fs.loop, self._fetched, path, start, nbytes)
-        return data
+            found: tuple[NDArray[np.uint8], str] = sync(
+                self._fs.loop, self._fetched, path, start, nbytes, tag
+            )
+        return found
 
-    async def _fetched(self, path: str, start: int, nbytes: int | None) -> NDArray[np.uint8]:
-        async with self._reply(path, start, nbytes) as reply:
+    async def _fetched(
+        self, path: str, start: int, nbytes: int | None, tag: str | None
+    ) -> tuple[NDArray[np.uint8], str]:
+        async with self._reply(path, start, nbytes, tag) as reply:
             data = np.empty(reply["ContentLength"], np.uint8)
-            return data[: await _fill(data, reply["Body"])]
+            return data[: await _fill(data, reply["Body"])], reply.get("ETag", "")
 
-    def _get_into(self, path: str, start: int, out: NDArray[np.uint8]) -> int:
+    def _get_into(self, path: str, start: int, out: NDArray[np.uint8], tag: str | None) -> tuple[int, str]:
         with _translated():
-            n_filled: int = sync(self._fs.loop, self._filled, path, start, out)
-        return n_filled
+            found: tuple[int, str] = sync(self._fs.loop, self._filled, path, start, out, tag)
+        return found
 
-    async def _filled(self, path: str, start: int, out: NDArray[np.uint8]) -> int:
-        async with self._reply(path, start, out.nbytes) as reply:
-            return await _fill(out, reply["Body"])
+    async def _filled(
+        self, path: str, start: int, out: NDArray[np.uint8], tag: str | None
+    ) -> tuple[int, str]:
+        async with self._reply(path, start, out.nbytes, tag) as reply:
+            return await _fill(out, reply["Body"]), reply.get("ETag", "")
 
     @contextlib.asynccontextmanager
-    async def _reply(self, path: str, start: int, nbytes: int | None) -> AsyncIterator[dict[str, Any]]:
+    async def _reply(
+        self, path: str, start: int, nbytes: int | None, tag: str | None
+    ) -> AsyncIterator[dict[str, Any]]:
         last = "" if nbytes is None else start + nbytes - 1
-        span = {"Range": f"bytes={start}-{last}"} if start or nbytes is not None else {}
-        reply = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=path, **span)
+        asked = {"Range": f"bytes={start}-{last}"} if start or nbytes is not None else {}
+        if tag is not None:
+            asked["IfMatch"] = tag
+        reply = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=path, **asked)
         try:
             yield reply
         finally:
@@ -139,7 +150,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (OSError, botocore.exceptions.BotoCoreError, aiohttp.ClientError) as error:
-        raise RequestError(_kind(error), str(error) or type(error).__name__) from error
+        raise RequestError(_kind(error), reason(error)) from error
 
 
 _KINDS: Final[tuple[tuple[Kind, tuple[type[Exception], ...]], ...]] = (

@@ -1,7 +1,7 @@
 """Sealing: what the commit records of a finished run say, in two files, and the manifest that points to them."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from actstore.errors import StorageError
@@ -14,7 +14,6 @@ from actstore.store.commit import (
     read_plan,
     tokens_key,
 )
-from actstore.store.lease import LEASES
 from actstore.store.manifest import (
     FinishedRun,
     Manifest,
@@ -29,13 +28,17 @@ from actstore.store.moments import has_statistics
 from actstore.store.plan import Plan
 from actstore.store.run import run_names
 from actstore.store.shard import crc32c
+from actstore.store.turns import remove_leases
 
-SCRATCH: Final = ("_actstore/partial", "_actstore/probe", LEASES)
-"""Folders that are never part of a store."""
+SCRATCH: Final = ("_actstore/partial", "_actstore/probe")
+"""Folders that are never part of a store. Leases are not, either; see `actstore.store.turns`."""
 
 
-def seal(blobs: Blobs) -> None:
+def seal(blobs: Blobs) -> frozenset[str]:
     """Add every run that is complete to the manifest. Can be repeated after an interruption at any point.
+
+    Returns:
+        Names of the runs all of whose records were read for it.
 
     Raises:
         StorageError: a record is damaged, or writing failed.
@@ -44,7 +47,7 @@ def seal(blobs: Blobs) -> None:
     known = set() if present is None else {finished.plan.run for finished in present.runs}
     names = run_names(blobs)
     if present is not None and present.sealed and known.issuperset(names):
-        return
+        return frozenset()
     new = {}
     for name in names:
         plan = read_plan(blobs, name)
@@ -61,6 +64,7 @@ def seal(blobs: Blobs) -> None:
     if manifest.sealed and not {finished.plan.run for finished in manifest.runs}.issuperset(run_names(blobs)):
         # A run began between the listing and the manifest, and whoever began it may have looked just before.
         unseal(blobs)
+    return frozenset(new)
 
 
 def unseal(blobs: Blobs) -> None:
@@ -71,18 +75,28 @@ def unseal(blobs: Blobs) -> None:
         update_manifest(blobs, lambda manifest: manifest.model_copy(update={"sealed": False}))
 
 
-def remove_scratch(blobs: Blobs) -> None:
+def is_sealed(blobs: Blobs) -> bool:
+    """Whether the manifest names all runs of the store."""
+    manifest = read_manifest(blobs)
+    return manifest is not None and manifest.sealed
+
+
+def remove_scratch(blobs: Blobs, leases: Mapping[str, str] | None = None, seconds: float = 0.0) -> None:
     """Remove what killed writers left. A writer that is still at work writes its file again.
 
-    Leases go once the store is sealed: then no segment is left that one could be for.
+    Leases go where their holder is known to be gone; those of segments once the store is sealed, for then no segment is
+    left that one could be for.
+
+    Args:
+        blobs: the store.
+        leases: what `lease_tags` gave some time ago; those that were not renewed since go as well.
+        seconds: how long ago.
     """
-    manifest = read_manifest(blobs)
-    is_sealed = manifest is not None and manifest.sealed
+    with contextlib.suppress(StorageError):  # a role that may not delete
+        remove_leases(blobs, leases or {}, seconds, is_sealed=is_sealed(blobs))
     for folder in SCRATCH:
-        if folder == LEASES and not is_sealed:
-            continue
         for name in blobs.names(folder):
-            with contextlib.suppress(StorageError):  # a role that may not delete
+            with contextlib.suppress(StorageError):
                 blobs.delete(f"{folder}/{name}")
 
 
@@ -95,10 +109,10 @@ def _compact(blobs: Blobs, plan: Plan) -> FinishedRun:
     """Write what the records of a complete run say into two files."""
     from actstore.store.shards_table import is_table, shards_table, to_parquet
 
-    shards: dict[int, dict[str, ObjectRecord]] = {}
+    shards: dict[int, tuple[ObjectRecord, ...]] = {}
     statistics = merging(plan)
     for record in read_commits(blobs, plan, range(plan.n_segments)):
-        shards[record.segment] = record.shards
+        shards[record.segment] = record.objects(plan)
         for name, found in record.statistics.items():
             statistics[name].add(found)
     tokens = TokensRecord.read(blobs, tokens_key(plan.run)) if plan.has_own_tokens else None

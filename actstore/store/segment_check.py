@@ -1,7 +1,7 @@
 """Checking one committed segment: its record, its shards, and whether the statistics are those of the values."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 from actstore.errors import StorageError
 from actstore.store.commit import CommitRecord, commit_key, has_golden, mismatch
 from actstore.store.inspection import Inspection
-from actstore.store.moments import agree, has_statistics, of_rows
+from actstore.store.moments import agree, has_statistics, recomputed
+from actstore.store.norms import difference
+from actstore.store.not_finite import not_finite
 from actstore.store.plan import HookArray, Plan
 from actstore.store.statistics import HookStatistics
-
-_INFINITY: Final = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F80_0000}
-"""Bits of +Inf. Those of NaN are more, without the sign."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,9 @@ def check_segment(
     for problem in problems:
         inspection.found(key, problem, **where)
     is_sound = not problems
+    norms = None
+    if record.norms is not None:
+        norms = inspection.shard(plan.norm_array(), index, record.norms, **where)
     for hook in plan.request.hooks:
         stored = record.statistics.get(hook.name)
         if stored is not None and has_statistics(hook):
@@ -65,7 +67,7 @@ def check_segment(
         if not has_statistics(hook):
             n_not_finite = count_not_finite(hook, rows, plan.request.dtype, here, plan.request.batch_size)
         elif stored is not None and is_sound:
-            is_sound &= _is_of_values(inspection, plan, index, hook, stored, rows, here)
+            is_sound &= _is_of_values(inspection, plan, index, hook, stored, norms, rows, here)
             n_not_finite = stored.n_not_finite
         if n_not_finite:
             inspection.found(
@@ -97,18 +99,8 @@ def count_not_finite(
     hook: HookArray, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], batch_size: int
 ) -> int:
     """Real tokens with NaN or infinity; -Inf is what attention scores hold where a position does not see another."""
-    infinity = _INFINITY[dtype]
-    sign = 1 << (8 * rows.itemsize - 1)
-    is_real = np.arange(rows.shape[1]) < lengths[:, None]
-    n_found = 0
-    for start in range(0, len(rows), batch_size):
-        batch = slice(start, start + batch_size)
-        bits = rows[batch].view(f"<u{rows.itemsize}")
-        is_wrong = (bits & (sign - 1)) >= infinity
-        if hook.name.endswith("hook_attn_scores"):
-            is_wrong &= bits != (infinity | sign)
-        n_found += int((is_wrong.any(axis=tuple(range(2, bits.ndim))) & is_real[batch]).sum())
-    return n_found
+    found = not_finite(hook.name, rows, dtype, lengths, first_sequence=0, batch_size=batch_size)
+    return found.n_tokens
 
 
 def _fits(inspection: Inspection, plan: Plan, index: int, hook: HookArray, stored: HookStatistics) -> bool:
@@ -128,15 +120,31 @@ def _is_of_values(
     index: int,
     hook: HookArray,
     stored: HookStatistics,
+    norms: NDArray[np.float32] | None,
     rows: NDArray[Any],
     lengths: NDArray[Any],
 ) -> bool:
-    """Whether statistics are those of the stored values."""
+    """Whether statistics are those of the stored values; norms that are not are noted, too.
+
+    Args:
+        norms: [n, hooks, L] as they are stored; None where there are none, or they are damaged.
+    """
     request = plan.request
-    recomputed = of_rows(
+    statistics, own_norms = recomputed(
         hook, rows, request.dtype, lengths, request.batch_size, covariance=request.covariance
     )
-    problem = agree(stored, recomputed)
+    if norms is not None and hook.has_norms:
+        layout = plan.norm_array()
+        there = np.ascontiguousarray(norms[:, layout.hooks.index(hook.name)])
+        problem = difference(there, own_norms)
+        if problem is not None:
+            inspection.found(
+                layout.key(index),
+                f"has other norms of {hook.name} than its values: {problem}",
+                run=plan.run,
+                segment=index,
+            )
+    problem = agree(stored, statistics)
     if problem is None:
         return True
     inspection.found(

@@ -44,7 +44,16 @@ def index(layout: ArrayLayout, shard: int, sizes: Sequence[int] | None = None) -
     pairs[:present, 1] = layout.chunk_nbytes if sizes is None else sizes
     pairs[0, 0] = 0
     pairs[1:present, 0] = np.cumsum(pairs[: present - 1, 1], dtype=np.uint64)
-    encoded = pairs.tobytes()
+    return indexed(pairs)
+
+
+def indexed(pairs: NDArray[np.uint64]) -> bytes:
+    """The index that says this.
+
+    Args:
+        pairs: [chunks of a shard, 2] offset and bytes of each.
+    """
+    encoded = pairs.astype("<u8", copy=False).tobytes()
     return encoded + struct.pack("<I", crc32c(encoded))
 
 

@@ -21,6 +21,7 @@ _MAX_INDICES: Final = 1024
 
 Pairs = NDArray[np.uint64]
 """[chunks of a shard, 2] Offset and bytes of each inner chunk."""
+OnRead = Callable[[int, Bytes], None]
 
 
 def read_index(blobs: BlobReader, layout: ArrayLayout, shard: int, nbytes: int) -> Pairs:
@@ -125,22 +126,23 @@ class CompressedShards:
         self._indices: dict[int, Pairs] = {}
         self._lock = threading.Lock()
 
-    def read_into(self, part: RowRange, out: NDArray[np.uint8]) -> None:
+    def read_into(self, part: RowRange, out: NDArray[np.uint8], on_read: OnRead | None = None) -> None:
         """Fill ``out`` with some rows of a shard.
 
         Args:
             part: the rows.
             out: contiguous, ``part.n_rows * row_nbytes`` long.
+            on_read: called with the first byte of all that was read of the object, and with what was read.
 
         Raises:
             BlobNotFoundError: there is no such shard.
             StorageError: the shard is damaged or cannot be read.
         """
         layout = self._layout
-        pairs = self._index(part.shard)
+        pairs = self.index(part.shard)
         stop = part.start + part.n_rows
         first, last = part.start // layout.chunk_rows, (stop - 1) // layout.chunk_rows
-        frames = self._frames(part.shard, pairs, first, last)
+        frames = self._frames(part.shard, pairs, first, last, on_read)
         chunk_buffer: NDArray[np.uint8] | None = None
         for chunk in range(first, last + 1):
             chunk_start = chunk * layout.chunk_rows
@@ -157,23 +159,35 @@ class CompressedShards:
             within = (start_row - chunk_start) * layout.row_nbytes
             wanted[:] = chunk_buffer[within : within + wanted.nbytes]
 
-    def _frames(self, shard: int, pairs: Pairs, first: int, last: int) -> list[NDArray[np.uint8]]:
+    def _frames(
+        self, shard: int, pairs: Pairs, first: int, last: int, on_read: OnRead | None
+    ) -> list[NDArray[np.uint8]]:
         """The frames of chunks ``first`` to ``last``, in one read if they follow each other."""
         offsets = [int(offset) for offset in pairs[first : last + 1, 0]]
         sizes = [int(nbytes) for nbytes in pairs[first : last + 1, 1]]
         key = self._layout.key(shard)
-        if all(offsets[i] + sizes[i] == offsets[i + 1] for i in range(len(offsets) - 1)):
-            whole = np.frombuffer(self._blobs.read(key, offsets[0], sum(sizes)), np.uint8)
-            return [
-                whole[offset - offsets[0] :][:nbytes] for offset, nbytes in zip(offsets, sizes, strict=True)
-            ]
-        return [
-            np.frombuffer(self._blobs.read(key, offset, nbytes), np.uint8)
-            for offset, nbytes in zip(offsets, sizes, strict=True)
-        ]
 
-    def _index(self, shard: int) -> Pairs:
-        """Read once: a shard never changes."""
+        def read(start: int, nbytes: int) -> NDArray[np.uint8]:
+            data = np.frombuffer(self._blobs.read(key, start, nbytes), np.uint8)
+            if on_read is not None:
+                on_read(start, data)
+            return data
+
+        if all(offsets[i] + sizes[i] == offsets[i + 1] for i in range(len(offsets) - 1)):
+            together = read(offsets[0], sum(sizes))
+            return [
+                together[offset - offsets[0] :][:nbytes]
+                for offset, nbytes in zip(offsets, sizes, strict=True)
+            ]
+        return [read(offset, nbytes) for offset, nbytes in zip(offsets, sizes, strict=True)]
+
+    def index(self, shard: int) -> Pairs:
+        """Where the chunks of a shard are. Read once: a shard never changes.
+
+        Raises:
+            BlobNotFoundError: there is no such shard.
+            StorageError: the index is damaged or cannot be read.
+        """
         found = self._indices.get(shard)
         if found is None:
             found = read_index(self._blobs, self._layout, shard, self._nbytes(shard))

@@ -1,12 +1,13 @@
 """The table of all shards of a run, as Parquet."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from actstore.errors import StorageError
+from actstore.reason import reason
 from actstore.store.commit import ObjectRecord, TokensRecord
 from actstore.store.plan import Plan
 
@@ -26,13 +27,13 @@ _SLACK_NBYTES: Final = 1 << 20
 
 
 def shards_table(
-    plan: Plan, shards: Mapping[int, Mapping[str, ObjectRecord]], tokens: TokensRecord | None
+    plan: Plan, shards: Mapping[int, Sequence[ObjectRecord]], tokens: TokensRecord | None
 ) -> pa.Table:
-    """Every shard of a run: token arrays first, then hooks, each by number.
+    """Every shard of a run: token arrays first, then hooks, then norms, each by number.
 
     Args:
         plan: of the run.
-        shards: by segment and hook.
+        shards: by segment, in the order of `Plan.segment_arrays`.
         tokens: for a run that brings tokens.
     """
     rows: list[tuple[str, int, ObjectRecord]] = []
@@ -44,9 +45,8 @@ def shards_table(
                 f"{len(places)} were expected; it is damaged"
             )
         rows += [(path, i, shard) for (path, i), shard in zip(places, tokens.shards, strict=True)]
-    for hook in plan.request.hooks:
-        path = plan.activations(hook).path
-        rows += [(path, index, shards[index][hook.name]) for index in sorted(shards)]
+    for number, layout in enumerate(plan.segment_arrays()):
+        rows += [(layout.path, index, shards[index][number]) for index in sorted(shards)]
     columns = {
         "array": [path for path, _, _ in rows],
         "shard": [index for _, index, _ in rows],
@@ -73,9 +73,11 @@ def from_parquet(data: bytes, *, n_rows: int) -> pa.Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         if _is_expected(file, n_rows):
-            return file.read()
+            # Five small columns gain nothing from threads, and those of pyarrow that end while tracemalloc is stopped
+            # crash Python 3.11.
+            return file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"table of shards cannot be read as Parquet: {error}") from error
+        raise StorageError(f"table of shards cannot be read as Parquet: {reason(error)}") from error
     raise StorageError(f"table of shards has not the columns and the {n_rows} rows that were expected")
 
 

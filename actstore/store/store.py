@@ -4,7 +4,8 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, reduce
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +13,20 @@ from numpy.typing import NDArray
 from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.hooks.names import HookName, each_name, forward_order, long_name, stored_as
 from actstore.store.activations import Activations
-from actstore.store.blobs import BlobReader, is_served, open_blobs
+from actstore.store.blobs import BlobReader, Blobs, is_served, open_blobs
+from actstore.store.checksums import Checksums
 from actstore.store.commit import plan_key, read_commits
-from actstore.store.manifest import RunStatistics
+from actstore.store.identity import Identity, check_same, identity_of
+from actstore.store.manifest import FinishedRun, RunStatistics
 from actstore.store.merging import Merging
 from actstore.store.moments import has_statistics
+from actstore.store.pinned import pinned
 from actstore.store.plan import FIRST_RUN, HookArray, Plan
 from actstore.store.rows import Rows, Section
 from actstore.store.run import Run, overlap, read_runs
 from actstore.store.statistics import HookStatistics, Statistics
+from actstore.store.stored_norms import NormsOfPart, StoredNorms
+from actstore.store.version import Version
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +42,10 @@ if TYPE_CHECKING:
     from actstore.loader.valid_rows import ValidRows
     from actstore.query.search import Matches
 
+Check = Literal["first-use"]
+CHECK: Final = "ACTSTORE_CHECK"
+"""Environment variable: the check, where none is given."""
+
 
 class Store:
     """Committed activations of one model over one set of tokens. Open one with `actstore.open`.
@@ -43,37 +53,80 @@ class Store:
     A store that is still being written can be read: what is committed is there, all else raises.
     """
 
-    def __init__(self, blobs: BlobReader, runs: tuple[Run, ...], look: Callable[[], tuple[Run, ...]]) -> None:
+    def __init__(
+        self,
+        storage: BlobReader,
+        runs: tuple[Run, ...],
+        look: Callable[[], tuple[Run, ...]],
+        check: Check | None = None,
+    ) -> None:
         """
         Args:
-            blobs: where everything is.
+            storage: where everything is.
             runs: what is committed.
             look: finds that out again.
+            check: as for `open_store`.
         """
-        self.url = blobs.url
-        self.blobs = blobs
-        """Where everything is read from."""
+        self.url = storage.url
+        self._storage = storage
+        self._look = look
+        self._check = check
+        self._set_runs(runs)
+
+    def _set_runs(self, runs: tuple[Run, ...]) -> None:
         self.runs = runs
         """What was extracted, in the order in which it was begun."""
-        self._look = look
+        self._version = Version(self._storage, runs)
+        self.blobs = pinned(self._storage, self._version)
+        """Where everything is read from: nothing but what belongs to these runs."""
+        self.checksums = Checksums(self.blobs, runs)
+        """What was committed of each shard."""
         self._activations: dict[str, Activations] = {}
+        self._n_not_finite: dict[str, dict[str, int]] = {}
+        """By finished run and hook, once it was asked for."""
+        self.__dict__.pop("_arrays", None)
 
     def refresh(self) -> None:
-        """Look again at what is committed."""
-        self.runs = self._look()
-        self._activations = {}
-        self.__dict__.pop("_arrays", None)
+        """Look again at what is committed.
+
+        Raises:
+            StorageError: it is not there any more, or cannot be read.
+            StoreReplacedError: it is another store.
+        """
+        self._set_runs(self._grown())
 
     def newer(self) -> "Store":
         """The same store with what is committed now; itself, if nothing is new.
 
         Raises:
             StorageError: it is not there any more, or cannot be read.
+            StoreReplacedError: it is another store.
         """
+        runs = self._grown()
+        return self if runs == self.runs else Store(self._storage, runs, self._look, self._check)
+
+    def _grown(self) -> tuple[Run, ...]:
         runs = self._look()
         if not runs:
             raise _no_store(self.url)
-        return self if runs == self.runs else Store(self.blobs, runs, self._look)
+        if runs != self.runs:
+            self._version.check()  # afterwards: then it is what was found
+            check_same(self.url, self.identity, identity_of(runs))
+        return runs
+
+    def check_version(self) -> None:
+        """See that it is still there, grown or not.
+
+        Raises:
+            StorageError: its records cannot be read.
+            StoreReplacedError: it is not.
+        """
+        self._version.check()
+
+    @property
+    def identity(self) -> Identity:
+        """What tells the contents of this store from all others, wherever they are."""
+        return identity_of(self.runs)
 
     @property
     def plan(self) -> Plan:
@@ -173,11 +226,12 @@ class Store:
         found = self.array_of(hook)
         if found.name not in self._activations:
             rows = self._rows([self._section(part, found) for part in self._parts])
-            self._activations[found.name] = Activations(found.name, rows, self)
+            norms = StoredNorms(found.name, self.shape, [self._norms(part, found) for part in self._parts])
+            self._activations[found.name] = Activations(found.name, rows, norms, self)
         return self._activations[found.name]
 
     def _rows(self, sections: list[Section]) -> Rows:
-        return Rows(self.blobs, sections)
+        return Rows(self.blobs, sections, self.checksums, check=self._check is not None)
 
     def _section(self, part: Run, hook: HookArray) -> Section:
         """The rows of a hook over the tokens of one part."""
@@ -190,6 +244,18 @@ class Store:
         why = f"this hook was not extracted over the tokens of run {part.plan.run}; extract it over them"
         return Section(part.plan.activations(hook), lambda _: False, why)
 
+    def _norms(self, part: Run, hook: HookArray) -> NormsOfPart:
+        """The norms of a hook over the tokens of one part."""
+        for run in self._runs_over(part):
+            if run.hook(hook.name) is not None and run.plan.norms and hook.has_norms:
+                layout = run.plan.norm_array()
+                why = "run the extraction again to complete them"
+                section = Section(layout, run.committed.__contains__, why)
+                # Not from `_rows`: a server cuts rows of hooks and tokens, and has these as objects.
+                rows = Rows(self.blobs, [section], self.checksums, check=self._check is not None)
+                return NormsOfPart(part.plan.n_sequences, rows, layout.hooks.index(hook.name))
+        return NormsOfPart(part.plan.n_sequences, None, 0)
+
     def stats(self, hook: HookName) -> Statistics:
         """Statistics of a hook over all committed tokens, padding left out; no activations are read.
 
@@ -197,6 +263,12 @@ class Store:
             HookError: this store does not hold it, or has no statistics of it (attention scores and patterns).
             NotCommittedError: nothing of it is committed yet.
             StorageError: a record is damaged.
+        """
+        return self.merged_stats(hook, None)
+
+    def merged_stats(self, hook: HookName, look: Callable[[int], None] | None) -> Statistics:
+        """As `stats`, where somebody is told of the tokens of each record that is read, and may raise something to
+        stop: a store that is not finished has a record for each segment.
         """
         found = self.array_of(hook)
         if not has_statistics(found):
@@ -208,24 +280,116 @@ class Store:
                 for record in self._records(run, found.name):
                     merging.add(record)
                     n_records += 1
+                    if look is not None:
+                        look(record.count)
         if not n_records:
             raise NotCommittedError(
                 f"nothing of {found.name} is committed in {self.url} yet; run the extraction again to complete it"
             )
         return Statistics(merging.record(), found.shape)
 
+    def not_finite(
+        self, hook: HookName, *, most_segments: int | None = None, most_records: int | None = None
+    ) -> list[tuple[range, int]]:
+        """Where a hook has NaN or infinity, from what its statistics count; no activations are read.
+
+        Args:
+            hook: one that has statistics.
+            most_segments: stop after so many segments that have some.
+            most_records: read at most so many commit records of a run. Those of a run that has no such token, as its
+                statistics say, are not read at all.
+
+        Returns:
+            Sequences of each segment that has such tokens, and how many tokens; those of one that was not looked at for
+            ``most_records`` are counted with the rest of their run.
+
+        Raises:
+            HookError: this store does not hold it, or has no statistics of it (attention scores and patterns).
+            StorageError: a record is damaged.
+        """
+        found = self.array_of(hook)
+        if not has_statistics(found):
+            raise HookError(f"{found.name} has no statistics: its values are not those of one token alone")
+        where: list[tuple[range, int]] = []
+        first = 0
+        for part in self._parts:
+            for run in self._runs_over(part):
+                if run.hook(found.name) is not None:
+                    left = None if most_segments is None else most_segments - len(where)
+                    where += self._not_finite_of(run, found.name, first, left, most_records)
+            first += part.plan.n_sequences
+        return where
+
+    def _not_finite_of(
+        self, run: Run, hook: str, first: int, most_segments: int | None, most_records: int | None
+    ) -> list[tuple[range, int]]:
+        n_left = self._count_not_finite(run, hook)
+        where: list[tuple[range, int]] = []
+        if n_left == 0:
+            return where
+        n_segments = len(run.committed)
+        in_order = iter(run.committed if isinstance(run.committed, range) else sorted(run.committed))
+        looked_at = list(islice(in_order, most_records))
+        for record in read_commits(self.blobs, run.plan, looked_at):
+            if n_left == 0 or (most_segments is not None and len(where) >= most_segments):
+                return where
+            if hook not in record.statistics:
+                raise self._without_statistics(run, hook)
+            n_tokens = record.statistics[hook].n_not_finite
+            if n_tokens:
+                segment = run.plan.segment(record.segment)
+                where.append((range(first + segment.start, first + segment.stop), n_tokens))
+                n_left = None if n_left is None else n_left - n_tokens
+        if not n_left:
+            return where
+        if n_left < 0 or len(looked_at) == n_segments:
+            raise StorageError(
+                f"{self.url} is damaged: the statistics of run {run.plan.run} do not count as many tokens of {hook} "
+                f"that are not finite as its commit records; run `actstore verify {self.url} --repair`, then the "
+                "extraction again"
+            )
+        rest = run.plan.segment(next(in_order)).start
+        where.append((range(first + rest, first + run.plan.n_sequences), n_left))
+        return where
+
+    def _count_not_finite(self, run: Run, hook: str) -> int | None:
+        """How many tokens of a finished run are not finite; None for others, of which nobody knows yet."""
+        if run.finished is None:
+            return None
+        counts = self._n_not_finite.get(run.plan.run)
+        if counts is None:
+            merged = self._summed_up(run.finished)
+            counts = {name: record.n_not_finite for name, record in merged.hooks.items()}
+            self._n_not_finite[run.plan.run] = counts
+        if hook not in counts:
+            raise self._without_statistics(run, hook)
+        return counts[hook]
+
     def _records(self, run: Run, hook: str) -> Iterator[HookStatistics]:
         try:
             if run.finished is not None:
-                yield RunStatistics.read(self.blobs, run.finished.statistics.key).hooks[hook]
+                yield self._summed_up(run.finished).hooks[hook]
                 return
             for record in read_commits(self.blobs, run.plan, sorted(run.committed)):
                 yield record.statistics[hook]
         except KeyError as error:
+            raise self._without_statistics(run, hook) from error
+
+    def _without_statistics(self, run: Run, hook: str) -> StorageError:
+        return StorageError(
+            f"{self.url} is damaged: run {run.plan.run} has no statistics of {hook}; run `actstore verify "
+            f"{self.url} --repair`, then the extraction again"
+        )
+
+    def _summed_up(self, finished: FinishedRun) -> RunStatistics:
+        record = finished.statistics
+        data = bytes(self.blobs.read(record.key))
+        if not record.is_of(data):
             raise StorageError(
-                f"{self.url} is damaged: run {run.plan.run} has no statistics of {hook}; run `actstore verify "
+                f"{self.url}/{record.key} is not the one that the manifest names; it is damaged: run `actstore verify "
                 f"{self.url} --repair`, then the extraction again"
-            ) from error
+            )
+        return RunStatistics.from_bytes(data, f"{self.url}/{record.key}")
 
     def __contains__(self, hook: object) -> bool:
         try:
@@ -317,7 +481,7 @@ class Store:
             point = point_of(name)
             axis = 1 if point is None else point.position_axis
             values[name] = value.movedim(1, axis)
-        return ActivationCache(values, names=names, cfg=cfg, model=model)
+        return ActivationCache(values, model, names=names, cfg=cfg, kind="activations")
 
     def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
         return {name: self[name][sequences] for name in hooks}
@@ -416,9 +580,11 @@ class Store:
                 order and the rows of ``window_rows`` of them among each other, for object stores; None, as stored.
             window_rows: the least number of stored rows that are shuffled together, those that are dropped included.
                 Where files are not mapped, a window is held in memory, and the next one with it.
-            drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids.
+            drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids; ``nonfinite``, those with NaN or
+                infinity in one of the hooks, for which the segments are read that have any.
             seqpos: positions to keep, a slice or a list.
-            max_norm: rows of the first hook with a larger Euclidean norm are left out; all of it is read to find them.
+            max_norm: rows of the first hook with a larger Euclidean norm are left out; its norms are read to find them,
+                or all of it where norms are not stored.
             mask: bool [n_sequences, context_length] or [n_sequences], True for rows to keep.
             epochs: how often every row comes; None never ends.
             drop_last: leave out the last batch of an epoch where it is smaller.
@@ -508,11 +674,16 @@ class Store:
         return zarr.open_group(self.url, mode="r")
 
     def reopened(self) -> "Store":
-        """The same store with connections of its own."""
-        return open_store(self.url)
+        """The same store with connections of its own.
+
+        Raises:
+            StorageError: it cannot be read.
+            StoreReplacedError: it is another store by now.
+        """
+        return _unpickled(self.url, self._check, self.identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return open_store, (self.url,)
+        return _unpickled, (self.url, self._check, self.identity)
 
     def __repr__(self) -> str:
         model = self.plan.request.model.name
@@ -537,7 +708,24 @@ def _token_section(part: Run, path: str) -> Section:
     return Section(part.plan.token_array(path), is_committed, "run the extraction again to complete them")
 
 
-def open_store(url: str | os.PathLike[str], *, token: str | None = None, direct: bool | None = None) -> Store:
+def _unpickled(url: str, check: Check | None, identity: Identity) -> Store:
+    """A store that was opened before.
+
+    Raises:
+        StoreReplacedError: it is another one by now.
+    """
+    found = open_store(url, check=check)
+    check_same(url, identity, found.identity)
+    return found
+
+
+def open_store(
+    url: str | os.PathLike[str],
+    *,
+    token: str | None = None,
+    direct: bool | None = None,
+    check: Check | None = None,
+) -> Store:
     """Open the store below a path or URL; exported as `actstore.open`.
 
     Args:
@@ -545,24 +733,50 @@ def open_store(url: str | os.PathLike[str], *, token: str | None = None, direct:
         token: for a server; the environment variable ACTSTORE_TOKEN, where none is given.
         direct: whether to read the storage behind a server without it: None, for loaders, where it can be reached;
             True, for everything; False, for nothing.
+        check: ``first-use`` compares the checksum of every shard when it is first used, which reads all of it; the
+            environment variable ACTSTORE_CHECK, where none is given. None compares those that are read as a whole from
+            remote storage.
 
     Raises:
-        StorageError: there is no store, or it cannot be read.
+        StorageError: there is no store, or it cannot be read; or an option that is not for it.
     """
     if is_served(str(url)):
         from actstore.query.client.served_store import ServedStore
 
+        if check is not None:
+            raise StorageError(
+                f"{url} is a server, which checks what it reads; set ACTSTORE_CHECK where it runs, and leave check out"
+            )
         return ServedStore(str(url), token, direct)
     if token is not None or direct is not None:
         raise StorageError(
             f"{url} is no server, and token and direct are for one (http://host:port/v1/stores/name); leave them out"
         )
-    blobs = open_blobs(str(url))
+    return store_in(open_blobs(str(url)), check)
+
+
+def store_in(storage: Blobs, check: Check | None = None) -> Store:
+    """The store in some storage; as `open_store`.
+
+    Raises:
+        StorageError: there is no store, or it cannot be read.
+    """
+    check = _check_of(check)
 
     def look() -> tuple[Run, ...]:
-        return read_runs(blobs)
+        return read_runs(storage)
 
     runs = look()
     if not runs:
-        raise _no_store(blobs.url)
-    return Store(blobs, runs, look)
+        raise _no_store(storage.url)
+    return Store(storage, runs, look, check)
+
+
+def _check_of(check: str | None) -> Check | None:
+    found = check or os.environ.get(CHECK)
+    if not found:
+        return None
+    if found == "first-use":
+        return "first-use"
+    name = "check" if check else CHECK
+    raise StorageError(f"{name} is {found!r}; it can be 'first-use', or left out")

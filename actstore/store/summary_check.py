@@ -6,7 +6,6 @@ from actstore.store.inspection import Inspection
 from actstore.store.manifest import FinishedRun, RunStatistics
 from actstore.store.plan import Plan
 from actstore.store.seal import merging
-from actstore.store.shard import crc32c
 from actstore.store.shards_table import from_parquet, shards_table, to_parquet
 
 
@@ -15,15 +14,15 @@ class RecordSums:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._shards: dict[int, dict[str, ObjectRecord]] = {}
-        """By segment and hook."""
+        self._shards: dict[int, tuple[ObjectRecord, ...]] = {}
+        """By segment, as `CommitRecord.objects`."""
         self._statistics = merging(plan)
         self.tokens: TokensRecord | None = None
         """For a run that brings tokens."""
 
     def add(self, record: CommitRecord) -> None:
         """Count a record that fits the plan."""
-        self._shards[record.segment] = record.shards
+        self._shards[record.segment] = record.objects(self._plan)
         for name, found in record.statistics.items():
             self._statistics[name].add(found)
 
@@ -63,7 +62,7 @@ def check_summary(inspection: Inspection, finished: FinishedRun, sums: RecordSum
     for record in (finished.shards, finished.statistics):
         try:
             data = bytes(inspection.read(record.key))
-            if (len(data), crc32c(data)) != (record.nbytes, record.crc32c):
+            if not record.is_of(data):
                 inspection.found(record.key, "is not what the manifest points to", **where)
             elif sums.is_whole and not sums.is_in(record.key, data):
                 inspection.found(record.key, "does not say what the commit records say", **where)

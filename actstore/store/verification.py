@@ -39,6 +39,10 @@ class Verification:
     """Their size together."""
     n_rows_recomputed: int
     """Rows that were compared with the model again; 0 unless asked for."""
+    reference: Literal["whole", "loaded"] | None
+    """The model that they were compared with: ``whole`` as transformers loads it, or ``loaded`` with those layers alone
+    that the hooks need, for lack of memory.
+    """
     findings: tuple[Finding, ...]
     n_removed: int
     """Objects that a repair has removed."""

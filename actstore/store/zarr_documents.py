@@ -8,9 +8,7 @@ from actstore.store.plan import RUNS, Plan
 
 def zarr_documents(plan: Plan) -> dict[str, bytes]:
     """The ``zarr.json`` of every group and array that a run needs, by key."""
-    tokens = plan.token_arrays() if plan.has_own_tokens else ()
-    layouts = (*tokens, *(plan.activations(hook) for hook in plan.request.hooks))
-    metadata = {layout.metadata_key: layout.metadata() for layout in layouts}
+    metadata = {layout.metadata_key: layout.metadata() for layout in plan.arrays()}
     metadata |= {f"{group}/zarr.json": group_metadata({}) for group in (*plan.groups, "acts", "_actstore")}
     summary = {"format": FORMAT, "manifest": MANIFEST_KEY, "runs": RUNS}
     metadata[ROOT_METADATA] = group_metadata({"actstore": summary})

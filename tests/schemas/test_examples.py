@@ -39,48 +39,47 @@ STRICTER_IN_PYTHON = {
 
 MESSAGES = {
     "job-a-list.yaml": "must hold a mapping of fields, such as 'model: gpt2', not list",
-    "job-as-json-unknown-field.json": ": 1 problem\n  contextLength: is not a field of a job",
-    "job-context-length-a-boolean.yaml": ": 1 problem\n  context_length: input should be a valid integer, got True",
-    "job-context-length-a-string.yaml": ": 1 problem\n  context_length: input should be a valid integer, got '128'",
-    "job-context-length-fraction.yaml": ": 1 problem\n  context_length: input should be a valid integer, got 127.5",
+    "job-as-json-unknown-field.json": ": 1 problem: contextLength: is not a field of a job",
+    "job-context-length-a-boolean.yaml": ": 1 problem: context_length: input should be a valid integer, got True",
+    "job-context-length-a-string.yaml": ": 1 problem: context_length: input should be a valid integer, got '128'",
+    "job-context-length-fraction.yaml": ": 1 problem: context_length: input should be a valid integer, got 127.5",
     "job-context-length-integral-float.yaml": (
-        ": 1 problem\n  context_length: input should be a valid integer, got 128.0"
+        ": 1 problem: context_length: input should be a valid integer, got 128.0"
     ),
     "job-context-length-zero.yaml": (
-        ": 1 problem\n  context_length: input should be greater than or equal to 1, got 0"
+        ": 1 problem: context_length: input should be greater than or equal to 1, got 0"
     ),
     "job-documents-unknown.yaml": (
-        ": 1 problem\n  documents: input should be 'file', 'paragraph' or 'line', got 'sentence'"
+        ": 1 problem: documents: input should be 'file', 'paragraph' or 'line', got 'sentence'"
     ),
     "job-dtype-unknown.yaml": (
-        ": 1 problem\n  dtype: input should be 'bfloat16', 'float16' or 'float32', got 'float64'"
+        ": 1 problem: dtype: input should be 'bfloat16', 'float16' or 'float32', got 'float64'"
     ),
     # Each form that hooks can have reports its own problem.
-    "job-hooks-a-number.yaml": ": 1 problem\n  hooks: should be hook names or globs: a list, or "
+    "job-hooks-a-number.yaml": ": 1 problem: hooks: should be hook names or globs: a list, or "
     "separated by commas, got 5",
-    "job-hooks-empty-list.yaml": ": 1 problem\n  hooks: should be hook names or globs",
-    "job-hooks-empty-name.yaml": ": 1 problem\n  hooks: should be hook names or globs",
-    "job-max-tokens-zero.yaml": ": 1 problem\n  max_tokens: input should be greater than or equal to 1, got 0",
-    "job-model-empty.yaml": ": 1 problem\n  model: string should have at least 1 character, got ''",
-    "job-model-missing.yaml": ": 1 problem\n  model: is required",
-    "job-model-null.yaml": ": 1 problem\n  model: input should be a valid string, got None",
-    "job-num-workers-a-string.yaml": ": 1 problem\n  num_workers: input should be a valid integer, got 'all'",
-    "job-packing-unknown.yaml": ": 1 problem\n  packing: input should be 'concat' or 'document', got 'rows'",
-    "job-revision-a-date.yaml": ": 1 problem\n  revision: ",
-    "job-seed-negative.yaml": ": 1 problem\n  seed: input should be greater than or equal to 0, got -1",
+    "job-hooks-empty-list.yaml": ": 1 problem: hooks: should be hook names or globs",
+    "job-hooks-empty-name.yaml": ": 1 problem: hooks: should be hook names or globs",
+    "job-max-tokens-zero.yaml": ": 1 problem: max_tokens: input should be greater than or equal to 1, got 0",
+    "job-model-empty.yaml": ": 1 problem: model: string should have at least 1 character, got ''",
+    "job-model-missing.yaml": ": 1 problem: model: is required",
+    "job-model-null.yaml": ": 1 problem: model: input should be a valid string, got None",
+    "job-num-workers-a-string.yaml": ": 1 problem: num_workers: input should be a valid integer, got 'all'",
+    "job-packing-unknown.yaml": ": 1 problem: packing: input should be 'concat' or 'document', got 'rows'",
+    "job-revision-a-date.yaml": ": 1 problem: revision: ",
+    "job-seed-negative.yaml": ": 1 problem: seed: input should be greater than or equal to 0, got -1",
     "job-three-problems.yaml": (
-        ": 3 problems\n"
-        "  out: is required\n"
-        "  dtype: input should be 'bfloat16', 'float16' or 'float32', got 'fp8'\n"
-        "  hook: is not a field of a job"
+        ": 3 problems: out: is required; "
+        "dtype: input should be 'bfloat16', 'float16' or 'float32', got 'fp8'; "
+        "hook: is not a field of a job"
     ),
     "job-token-negative.yaml": (
-        ": 1 problem\n  sequence_separator_token: should be a token id, 'bos', 'eos', 'sep' or 'none', got -1"
+        ": 1 problem: sequence_separator_token: should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none', got -1"
     ),
     "job-token-unknown.yaml": (
-        ": 1 problem\n  begin_batch_token: should be a token id, 'bos', 'eos', 'sep' or 'none', got 'start'"
+        ": 1 problem: begin_batch_token: should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none', got 'start'"
     ),
-    "job-unknown-field.yaml": ": 1 problem\n  hook: is not a field of a job",
+    "job-unknown-field.yaml": ": 1 problem: hook: is not a field of a job",
     "plan-checksum-missing.json": "is damaged: it does not begin with its checksum",
     "plan-checksum-wrong.json": " and its content gives ",
     "plan-compression-unknown.json": "is damaged: request.compression: ",

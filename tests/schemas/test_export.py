@@ -50,7 +50,12 @@ def test_schema_is_valid_and_closed(kind: str) -> None:
 def test_every_field_of_a_store_document_is_required(kind: str) -> None:
     schema: dict[str, Any] = json.loads((FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8"))
     for record in _records(schema):
-        assert set(record["required"]) == set(record["properties"])
+        # What earlier versions did not have is left out: norms of plans and commit records, references of golden rows.
+        fields = set(record["properties"])
+        can_lack = {"norms"} if {"segment", "segment_size"} & fields else set()
+        if "errors" in fields:
+            can_lack = {"reference"}
+        assert set(record["required"]) == fields - can_lack
 
 
 @pytest.fixture(scope="module")

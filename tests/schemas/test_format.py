@@ -193,8 +193,8 @@ def test_a_reader_made_from_the_page_reads_what_actstore_reads(example: _Example
 
 
 def test_every_key_is_on_the_page(example: _Example) -> None:
-    groups = {"zarr.json", "acts/zarr.json", "_actstore/zarr.json"}
-    arrays = [f"acts/{hook}" for hook in HOOKS] + ["tokens", "lengths", "documents", "offsets"]
+    groups = {"zarr.json", "acts/zarr.json", "norms/zarr.json", "_actstore/zarr.json"}
+    arrays = [f"acts/{hook}" for hook in HOOKS] + ["norms/0000", "tokens", "lengths", "documents", "offsets"]
     metadata = {f"{path}/zarr.json" for path in arrays}
     shards = {array.key(i) for array in map(example.array, arrays) for i in array.shards}
     run = "_actstore/runs/0000"
@@ -234,6 +234,8 @@ def test_records_describe_the_objects(example: _Example) -> None:
         for hook, record in commit["shards"].items():
             assert record["key"] == f"acts/{hook}/c.{segment}.0.0"
             records.append(record)
+        assert commit["norms"]["key"] == f"norms/0000/c.{segment}.0.0"
+        records.append(commit["norms"])
     for record in records:
         data = (example.root / record["key"]).read_bytes()
         assert (len(data), google_crc32c.value(data)) == (record["nbytes"], record["crc32c"])
@@ -253,6 +255,7 @@ def test_manifest_sums_up_the_records(example: _Example) -> None:
     shards = list(example.json(f"{folder}/tokens.json")["shards"])
     commits = [example.json(f"{folder}/commits/{segment:08d}.json") for segment in range(3)]
     shards += [commit["shards"][hook] for hook in HOOKS for commit in commits]
+    shards += [commit["norms"] for commit in commits]
     rows = pq.read_table(example.root / run["shards"]["key"]).to_pylist()
     assert [{key: row[key] for key in ("crc32c", "key", "nbytes")} for row in rows] == shards
     assert all(row["key"].startswith(f"{row['array']}/c.{row['shard']}") for row in rows)
@@ -277,6 +280,21 @@ def test_statistics_are_what_the_page_says(example: _Example) -> None:
             assert said["norms"]["buckets"] == [
                 list(pair) for pair in zip(*(x.tolist() for x in buckets), strict=True)
             ]
+
+
+def test_norms_are_what_the_page_says(example: _Example) -> None:
+    store = actstore.open(str(example.root))
+    metadata = example.json("norms/0000/zarr.json")
+    assert metadata["attributes"] == {"hooks": HOOKS}
+    assert metadata["dimension_names"] == ["sequence", "hook", "position"]
+    assert (metadata["shape"], metadata["data_type"]) == ([30, 2, LENGTH], "float32")
+    array = example.array("norms/0000")
+    for row in range(30):
+        found = np.frombuffer(array.bytes_at(*array.place(row)), "<f4").reshape(2, LENGTH)
+        for number, hook in enumerate(HOOKS):
+            exact = np.linalg.norm(store[hook][row].double().numpy(), axis=1)
+            np.testing.assert_array_max_ulp(found[number], exact.astype(np.float32), maxulp=1)
+            np.testing.assert_array_equal(store[hook].norms[row], found[number])
 
 
 def test_provenance(example: _Example) -> None:

@@ -22,8 +22,10 @@ from actstore.store.commit import (
     tokens_key,
 )
 from actstore.store.layout import ArrayLayout
-from actstore.store.moments import has_statistics, of_rows
+from actstore.store.moments import has_statistics, recomputed
+from actstore.store.norms import side_by_side
 from actstore.store.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
+from actstore.store.shard import encode
 from actstore.store.zarr_documents import zarr_documents
 from tests.store.arrays import encoded, random_bits
 
@@ -128,22 +130,28 @@ def commit_segment(blobs: Blobs, plan: Plan, index: int, values: Columns) -> Com
     for hook in hooks:
         layout = plan.activations(hook)
         shards[hook.name] = put(blobs, layout, index, encoded(layout, index, values[hook.name])).record
+    of_hooks = {
+        hook.name: recomputed(
+            hook,
+            values[hook.name][segment.start : segment.stop],
+            plan.request.dtype,
+            lengths,
+            plan.request.batch_size,
+        )
+        for hook in hooks
+        if has_statistics(hook)
+    }
+    norms = None
+    if plan.norms:
+        side = side_by_side(plan, index, {name: found for name, (_, found) in of_hooks.items()})
+        norms = put(blobs, plan.norm_array(), index, encode(plan.norm_array(), index, side)).record
     record = CommitRecord(
         segment=index,
         n_sequences=segment.n_sequences,
         n_tokens=int(lengths.sum()),
         shards=shards,
-        statistics={
-            hook.name: of_rows(
-                hook,
-                values[hook.name][segment.start : segment.stop],
-                plan.request.dtype,
-                lengths,
-                plan.request.batch_size,
-            )
-            for hook in hooks
-            if has_statistics(hook)
-        },
+        norms=norms,
+        statistics={name: found for name, (found, _) in of_hooks.items()},
         golden=Golden(sequence=segment.start, errors={}) if has_golden(index) else None,
         environment=ENVIRONMENT,
     )

@@ -16,7 +16,7 @@ import pytest
 from actstore.errors import StorageError
 from actstore.store import lease as lease_module
 from actstore.store.blobs import Blobs
-from actstore.store.lease import LEASES, LeaseRecord, lease
+from actstore.store.lease import LEASES, PATIENCE_S, LeaseRecord, lease
 from actstore.store.local import LocalBlobs
 from actstore.store.shard import Bytes
 
@@ -62,6 +62,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease_module, "RENEWAL_S", 0.02)
     monkeypatch.setattr(lease_module, "PATIENCE_S", 1.0)
     monkeypatch.setattr(lease_module, "_POLL_S", 0.02)
+    monkeypatch.setattr(lease_module, "LOOK_S", 0.02)
 
 
 @pytest.fixture
@@ -170,12 +171,19 @@ def test_not_taken_from_a_process_that_renews_it(blobs: Blobs, monkeypatch: pyte
     """Time is counted in renewals, a quarter of the patience each, so that slow storage makes no difference."""
     counts: Counter[str] = Counter()
     entered = threading.Event()
+    looks = threading.Semaphore(0)
 
     def count(name: str) -> None:
         call = getattr(blobs, name)
 
         def counted(*args: Any, **keywords: Any) -> Any:
+            if name == "replace" and threading.current_thread() is not waiting:
+                # Who waits looks several times between two renewals, and finds the same.
+                for _ in range(3):
+                    looks.acquire(timeout=60)
             counts[name] += 1
+            if name == "create":
+                looks.release()
             return call(*args, **keywords)
 
         monkeypatch.setattr(blobs, name, counted)
@@ -183,6 +191,7 @@ def test_not_taken_from_a_process_that_renews_it(blobs: Blobs, monkeypatch: pyte
     def wait_for_it() -> None:
         with lease(blobs, NAME):
             entered.set()
+            looks.release(1000)  # nobody looks any more
 
     count("create")
     count("replace")
@@ -227,6 +236,29 @@ def test_one_that_was_removed_is_lost(blobs: Blobs) -> None:
             held.check()
 
 
+class Removing(LocalBlobs):
+    """Storage that takes its time to replace a blob, which is gone meanwhile."""
+
+    n_replaced = 0
+
+    def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
+        info = self.head(key)
+        assert info is not None
+        if info.tag != expected:
+            return False
+        self.delete(key)
+        time.sleep(0.2)
+        self.n_replaced += 1
+        return self.create(key, parts)
+
+
+def test_a_lease_that_is_being_renewed_is_not_taken_for_lost(tmp_path: Path) -> None:
+    blobs = Removing(tmp_path / "store")
+    with lease(blobs, NAME) as held:
+        while blobs.n_replaced < 4:
+            held.check()
+
+
 class Troubled(LocalBlobs):
     """Storage whose replies to `replace` are what a test makes of them."""
 
@@ -261,3 +293,12 @@ def test_trouble_with_storage_does_not_cost_the_lease(tmp_path: Path, trouble: E
         held.check()
     # Without the right to delete it stays, and others wait it out.
     assert blobs.names(LEASES) == ([] if trouble is None else [KEY.rsplit("/", 1)[1]])
+
+
+def test_who_cannot_renew_it_is_told_so_by_its_own_clock(blobs: Blobs) -> None:
+    """Others may take it by now, and storage that cannot be reached does not say."""
+    with lease(blobs, NAME) as held:
+        held.check()
+        held._renewed -= PATIENCE_S
+        with pytest.raises(StorageError, match="took over"):
+            held.check()

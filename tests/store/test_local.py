@@ -14,7 +14,9 @@ import pytest
 
 from actstore.errors import StorageError
 from actstore.store.blobs import BlobNotFoundError, probe
-from actstore.store.local import LOCK, PARTIAL, LocalBlobs
+from actstore.store.durable import locked
+from actstore.store.local import LOCK, LocalBlobs
+from actstore.store.partial_files import PARTIAL
 
 NOBODY = 65_534
 
@@ -67,20 +69,6 @@ def test_place_where_no_folder_can_be_made() -> None:
     with pytest.raises(StorageError, match="/proc/run/a cannot be written: ") as caught:
         LocalBlobs("/proc/run").create("a", [b"x"])
     assert not isinstance(caught.value, BlobNotFoundError)
-
-
-def test_file_system_without_hard_links(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def link(*_args: object, **_options: object) -> None:
-        raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # what vfat answers
-
-    monkeypatch.setattr(os, "link", link)
-    with pytest.raises(StorageError) as caught:
-        local.create("a", [b"x"])
-    assert str(caught.value) == (
-        f"{local.url}/a cannot be created: this file system has no hard links, which create-only writes need; "
-        "use a local disk, NFS, or object storage"
-    )
-    assert local.names(PARTIAL) == []
 
 
 def test_full_disk_leaves_nothing_behind(local: LocalBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,3 +216,61 @@ def test_read_of_more_than_one_call_gives(local: LocalBlobs, monkeypatch: pytest
     out = np.zeros(9_000, np.uint8)
     local.read_into("a", 500, out)
     assert np.array_equal(out, data[500:9_500])
+
+
+def test_of_two_who_replace_at_once_one_is_told_so(
+    local: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one comes between the first look and the lock."""
+    local.create("a", [b"old"])
+    info = local.head("a")
+    assert info is not None
+    real = os.fsync
+
+    def other_first(descriptor: int) -> None:
+        monkeypatch.undo()
+        assert LocalBlobs(local.root).replace("a", [b"theirs"], expected=info.tag)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", other_first)
+    assert not local.replace("a", [b"ours"], expected=info.tag)
+    assert bytes(local.read("a")) == b"theirs"
+
+
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever was in has removed the file, and the next one makes and locks another."""
+    path = tmp_path / "lock"
+    real, asked, is_named = fcntl.flock, threading.Event(), list[bool]()
+
+    def flock(descriptor: int, how: int) -> None:
+        if threading.current_thread() is thread:
+            asked.set()
+        real(descriptor, how)
+
+    def wait() -> None:
+        with locked(path):
+            is_named.append(path.exists())
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    thread = threading.Thread(target=wait)
+    with locked(path):
+        thread.start()
+        assert asked.wait(60)
+    thread.join()
+    assert is_named == [True]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("nbytes", [1000, 2 << 20], ids=["read", "mapped"])
+def test_a_file_that_is_too_short_is_damaged(local: LocalBlobs, nbytes: int) -> None:
+    """However it is read: of pages behind the end of a file, looking at them would end the process."""
+    local.create("a", [bytes(nbytes)])
+    os.truncate(local.path("a"), nbytes - 1)
+    told = rf"a has {nbytes - 1} bytes where {nbytes} were expected; it is damaged"
+    with pytest.raises(StorageError, match=told):
+        local.read("a", 0, nbytes)
+    with pytest.raises(StorageError, match=told):
+        local.read_into("a", 0, np.empty(nbytes, np.uint8))
+    assert len(local.read("a", 0, nbytes - 1)) == nbytes - 1

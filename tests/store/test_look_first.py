@@ -1,13 +1,16 @@
 """Storage that takes a second create for an overwrite: nothing that is there is lost."""
 
+import contextlib
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from actstore.errors import PlanMismatchError, StorageError
 from actstore.extraction.claim import claim
-from actstore.store.blobs import Blobs, probe
+from actstore.store.blobs import BlobInfo, Blobs, probe
 from actstore.store.commit import put, tokens_key
 from actstore.store.layout import ROOT_METADATA
 from actstore.store.look_first import LookFirst
@@ -131,3 +134,23 @@ def test_a_tag_that_is_not_the_present_one_replaces_nothing(bare: Blobs, blobs: 
     assert not blobs.replace("a", [b"two"], expected="another")
     assert not blobs.replace("b", [b"two"], expected="another")
     assert bytes_below(bare) == {"a": b"one"}
+
+
+def test_of_two_threads_that_create_one_key_one_is_told_so() -> None:
+    """They meet between the look and the write, where nothing keeps them apart."""
+    gate = threading.Barrier(2)
+
+    class Meeting(Overwriting):
+        def head(self, key: str) -> BlobInfo | None:
+            found = super().head(key)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                gate.wait(0.2)
+            return found
+
+    blobs = Meeting()
+    with ThreadPoolExecutor(2) as threads:
+        # Two wrappers, as two writers of one process have.
+        made = [threads.submit(LookFirst(blobs).create, "a", [bytes([i])]) for i in range(2)]
+        created = [each.result() for each in made]
+    assert sorted(created) == [False, True]
+    assert bytes(blobs.read("a")) == bytes([created.index(True)])

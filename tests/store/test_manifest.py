@@ -28,7 +28,7 @@ from actstore.store.seal import seal, unseal
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, SEGMENT, N, commit_segment, example_plan, example_values
 from tests.store.runs import ATTN_OUT, MLP_OUT, begin_run, hooks_run, tokens_run, write_run
-from tests.store.watched import CHANGES, LISTINGS, READS, WatchedBlobs
+from tests.store.watched import CHANGES, LISTINGS, READS, WatchedBlobs, watched
 
 RUNS = {
     "one run": (example_plan(),),
@@ -245,3 +245,19 @@ def test_a_manifest_of_which_bits_changed_is_damage(local: LocalBlobs) -> None:
     path.write_bytes(path.read_bytes().replace(b'"sealed": true', b'"sealed": fals'))
     with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
         actstore.open(local.url)
+
+
+def test_a_run_that_is_added_between_content_and_tag_stays(blobs: Blobs) -> None:
+    """Whichever of the two is asked for first."""
+    add(blobs, "0001")
+    n_calls = 0
+
+    def after(_name: str, key: str) -> None:
+        nonlocal n_calls
+        n_calls += key == MANIFEST_KEY
+        if n_calls == 1:
+            n_calls += 1
+            add(blobs, "0002")
+
+    add(watched(blobs, after=after), "0003")
+    assert names_in(blobs) == ["0001", "0002", "0003"]

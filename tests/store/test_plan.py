@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from actstore.store.layout import PAGE
-from actstore.store.local import PARTIAL, LocalBlobs
+from actstore.store.local import LocalBlobs
+from actstore.store.partial_files import PARTIAL
 from actstore.store.plan import Plan
 from actstore.store.seal import seal
 from tests.store.example import HOOKS, N, example_plan, example_values, write_store

@@ -1,5 +1,6 @@
 """Repair: exactly what is damaged goes, and what vouched for it; a store that lost it says less, never more."""
 
+import contextlib
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actstore.errors import BusyError
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.local import LocalBlobs
@@ -355,3 +357,46 @@ def test_killed_at_any_change_it_can_be_repeated(memory: Blobs, kind: str) -> No
             continue
         break
     assert n_changes >= 2
+
+
+@pytest.mark.parametrize("kind", ["value flipped", "tokens shard flipped", "plan flipped"])
+def test_nothing_is_changed_once_others_may_write(memory: Blobs, kind: str) -> None:
+    """The lease of the repair is gone at any moment: from then on, nothing is removed or written."""
+    DAMAGE[kind][0](memory, make_store(memory))
+    check = checked(memory)
+    for n_good in range(3):
+        before, left = bytes_below(memory), iter(range(n_good))
+
+        def fence() -> None:
+            if next(left, None) is None:  # noqa: B023
+                raise BusyError("it is another one's turn")
+
+        calls = watched(memory)
+        with contextlib.suppress(BusyError):
+            repair(calls, check, check.findings, fence)
+        changed = {key for key in before if bytes_below(memory).get(key) != before[key]}
+        assert len(changed) <= n_good
+        for key in changed:
+            memory.delete(key)
+            memory.create(key, [before[key]])
+
+
+def test_shards_that_get_their_record_meanwhile_stay(memory: Blobs) -> None:
+    """By a writer of an earlier version, of which no lease tells."""
+    plan = make_store(memory)
+    record_key = commit_key(RUN, 1)
+    record = bytes(memory.read(record_key))
+    for key in (record_key, MANIFEST_KEY, shards_key(RUN), statistics_key(RUN)):
+        memory.delete(key)
+    shards = {layout.key(1) for layout in plan.segment_arrays()}
+    check = checked(memory)
+
+    def before(name: str, key: str) -> None:
+        if (name, key) == ("head", record_key) and memory.head(record_key) is None:
+            memory.create(record_key, [record])
+
+    removed = repair(watched(memory, before=before), check, check.findings)
+    assert not shards & set(removed)
+    assert checked(memory).findings == []
+    memory.delete(record_key)
+    assert set(repaired(memory)) == shards

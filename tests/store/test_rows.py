@@ -18,7 +18,9 @@ from actstore.store.compression import Compression
 from actstore.store.layout import ArrayLayout
 from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows, Section
+from actstore.store.sections import Sections
 from tests.store.arrays import random_bits, write_array
+from tests.store.example import example_plan
 
 N = 37
 LAYOUT = ArrayLayout("acts/h", (N, 8, 6), "bfloat16", ("sequence", "position", "d_model"), 16, 4)
@@ -468,3 +470,14 @@ def test_large_reads_are_shared_by_threads(local: LocalBlobs, compression: Any, 
     with pytest.raises(BlobNotFoundError, match="is committed but missing"):
         rows[:]
     np.testing.assert_array_equal(rows[:16], values[:16])
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5, 8, 16, 17, 40])
+def test_steps_look_at_every_shard_that_they_touch(step: int) -> None:
+    """Before any row is read: one that is not committed must not be passed over."""
+    layouts = [example_plan(n_sequences=n).activations(example_plan().request.hooks[0]) for n in (37, 16, 21)]
+    sections = Sections(layouts)
+    for start in range(20):
+        rows = range(start, sections.starts[-1], step)
+        touched = {(section, row // 16) for section, row in map(sections.find, rows)}
+        assert {(section, part.shard) for section, part in sections.shards(rows)} == touched

@@ -8,8 +8,7 @@ import pytest
 
 from actstore.errors import StorageError
 from actstore.store import retries
-from actstore.store.blobs import BlobNotFoundError, Blobs, open_blobs, probe
-from actstore.store.s3 import ATTEMPT
+from actstore.store.blobs import ATTEMPT, BlobNotFoundError, Blobs, open_blobs, probe
 from tests.conftest import S3Server
 from tests.faults.fault_plan import Fault, Plan, Request, always
 from tests.faults.proxy import FaultProxy

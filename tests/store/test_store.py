@@ -12,8 +12,10 @@ import torch
 import actstore
 from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.store.blobs import BlobNotFoundError, Blobs
-from actstore.store.commit import commit_key, plan_key, tokens_key
+from actstore.store.commit import CommitRecord, commit_key, plan_key, read_commit, tokens_key
 from actstore.store.local import LocalBlobs
+from actstore.store.manifest import RunStatistics, statistics_key
+from actstore.store.seal import seal
 from tests.store.arrays import bits
 from tests.store.example import (
     D_MODEL,
@@ -172,6 +174,54 @@ def test_unknown_hook_lists_what_there_is(local: LocalBlobs, asked: Any) -> None
         store[asked]
     assert str(caught.value) == f"{local.url} does not hold {asked!r}; it holds {', '.join(IN_ORDER)}"
     assert isinstance(caught.value, KeyError)
+
+
+def miscounted(record: CommitRecord, hook: str, change: int | None) -> CommitRecord:
+    """A record that counts other tokens that are not finite, or that has no statistics of a hook."""
+    statistics = dict(record.statistics)
+    count = statistics.pop(hook)
+    if change is not None:
+        statistics[hook] = count.model_copy(update={"n_not_finite": count.n_not_finite + change})
+    return record.model_copy(update={"statistics": statistics})
+
+
+@pytest.mark.parametrize(
+    ("is_sealed", "change", "message"),
+    [
+        (False, None, "is damaged: run 0000 has no statistics of"),
+        (True, None, "is damaged: run 0000 has no statistics of"),
+        (True, -1, "do not count as many tokens of .* that are not finite"),
+        (True, 1, "do not count as many tokens of .* that are not finite"),
+    ],
+)
+@pytest.mark.parametrize("most_records", [None, 3])
+def test_records_that_miscount_what_is_not_finite(
+    local: LocalBlobs, is_sealed: bool, change: int | None, message: str, most_records: int | None
+) -> None:
+    plan = example_plan()
+    values = {name: array.copy() for name, array in example_values(plan).items()}
+    values[RESID_0][:, :2] = np.nan
+    write_store(local, plan, values, range(plan.n_segments))
+    if is_sealed:
+        seal(local)
+    counts = actstore.open(local.url).not_finite(RESID_0, most_records=most_records)
+    assert [sequences for sequences, _ in counts] == [range(16), range(16, 32), range(32, N)]
+    path = local.path(commit_key(plan.run, 2))
+    path.write_bytes(miscounted(read_commit(local, plan, 2), RESID_0, change).to_bytes())
+    with pytest.raises(StorageError, match=message):
+        actstore.open(local.url).not_finite(RESID_0, most_records=most_records)
+
+
+def test_damaged_statistics_do_not_say_what_is_finite(local: LocalBlobs) -> None:
+    plan = example_plan()
+    write_store(local, plan, example_values(plan), range(plan.n_segments))
+    seal(local)
+    path = local.path(statistics_key(plan.run))
+    statistics = RunStatistics.read(local, statistics_key(plan.run)).hooks
+    finite = statistics[RESID_0].model_copy(update={"n_not_finite": 0})
+    path.write_bytes(RunStatistics(hooks=statistics | {RESID_0: finite}).to_bytes())
+    with pytest.raises(StorageError, match="is not the one that the manifest names"):
+        actstore.open(local.url).not_finite(RESID_0)
 
 
 def test_zarr_sees_the_same_store(blobs: Blobs) -> None:

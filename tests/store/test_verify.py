@@ -119,8 +119,9 @@ def anywhere(request: pytest.FixtureRequest, tmp_path: Path, memory: Blobs) -> B
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
-def test_whole_store_is_clean(anywhere: Blobs, dtype: str, compression: Any) -> None:
-    plan = make_store(anywhere, example_plan(dtype, compression))
+@pytest.mark.parametrize("norms", [False, True])
+def test_whole_store_is_clean(anywhere: Blobs, dtype: str, compression: Any, norms: bool) -> None:
+    plan = make_store(anywhere, example_plan(dtype, compression, norms=norms))
     sizes: list[int] = []
     check = Check(anywhere, sizes.append)
     check.run()
@@ -128,8 +129,8 @@ def test_whole_store_is_clean(anywhere: Blobs, dtype: str, compression: Any) -> 
     assert check.is_complete
     assert check.committed == {RUN: [0, 1, 2]}
     # Every object once: 9 shards of activations, 4 of tokens, 3 records and the one of tokens, 7 arrays and 3
-    # groups, the plan, the manifest and its two files.
-    assert check.n_objects == plan.n_objects == len(sizes) == 31
+    # groups, the plan, the manifest and its two files; with norms a group, an array and 3 shards.
+    assert check.n_objects == plan.n_objects == len(sizes) == (36 if norms else 31)
     assert check.nbytes == sum(sizes)
 
 
