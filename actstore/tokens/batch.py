@@ -13,6 +13,8 @@ TextBatch = tuple[int, list[str]]
 TokenBatch = tuple[int, list[TokenIds]]
 """The number of the first document, and the documents from it on, without gaps."""
 
+MAX_DOCUMENT_NBYTES = 256 << 20
+"""Of the text of one document. A tokenizer takes some fifty times as much memory for it."""
 BATCH_DOCUMENTS = 4096
 BATCH_SIZE = 1 << 20
 """Characters or tokens; a single longer document is a batch of its own size."""

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actstore.errors import TokensError
-from actstore.tokens.batch import TokenIds
+from actstore.tokens.batch import MAX_DOCUMENT_NBYTES, TokenIds
 
 Kind = Literal["text", "tokens"]
 """What documents are: strings, or token ids already."""
@@ -50,7 +50,11 @@ def choose_column(
 def choose_field(schema: pa.Schema, column: str | None, name: str) -> tuple[str, Kind]:
     """`choose_column` for an Arrow schema."""
     kinds = {field.name: _kind(field.type) for field in schema}
-    return choose_column(kinds, column, name, types={field.name: str(field.type) for field in schema})
+    types = {field.name: str(field.type) for field in schema}
+    chosen, kind = choose_column(kinds, column, name, types=types)
+    if (n := schema.names.count(chosen)) > 1:
+        raise TokensError(f"{name} has {n} columns named {chosen}; give each a name of its own")
+    return chosen, kind
 
 
 def _kind(type_: pa.DataType) -> Kind | None:
@@ -65,13 +69,22 @@ def _kind(type_: pa.DataType) -> Kind | None:
 
 
 def chunk_texts(chunk: "pa.Array[Any]", name: str) -> Iterator[str]:
-    """The strings of a chunk, null as empty. Raises TokensError for bytes that are not UTF-8."""
+    """The strings of a chunk, null as empty.
+
+    Raises TokensError for bytes that are not UTF-8, and for a string that is too long to be a document.
+    """
     try:
         values = chunk.to_pylist()
     except UnicodeDecodeError as error:
         raise TokensError(
             f"{name} holds a string that is not UTF-8; write the column anew as UTF-8"
         ) from error
+    longest = max((len(value) for value in values if value is not None), default=0)
+    if longest > MAX_DOCUMENT_NBYTES:
+        raise TokensError(
+            f"{name} holds a string of {longest:,} characters, and a document has at most {MAX_DOCUMENT_NBYTES:,}; "
+            "split it"
+        )
     return ("" if value is None else value for value in values)
 
 

@@ -8,6 +8,8 @@ from typing import BinaryIO, cast
 import zstandard
 
 CHUNK_NBYTES = 64 * 1024
+_PIECE_NBYTES = 2 * 1024
+"""Of compressed bytes given to zstandard at once. It gives all that they stand for, up to 2**15 times as much."""
 
 
 class _Chunks(io.RawIOBase):
@@ -40,15 +42,17 @@ def _zstd_chunks(raw: BinaryIO) -> Iterator[bytes]:
     frame = decompressor.decompressobj()
     in_frame = False
     while chunk := raw.read(CHUNK_NBYTES):
-        while chunk:
-            in_frame = True
-            if data := frame.decompress(chunk):
-                yield data
-            chunk = b""
-            if frame.eof:
-                chunk = frame.unused_data
-                frame = decompressor.decompressobj()
-                in_frame = False
+        for start in range(0, len(chunk), _PIECE_NBYTES):
+            piece = chunk[start : start + _PIECE_NBYTES]
+            while piece:
+                in_frame = True
+                if data := frame.decompress(piece):
+                    yield data
+                piece = b""
+                if frame.eof:
+                    piece = frame.unused_data
+                    frame = decompressor.decompressobj()
+                    in_frame = False
     if in_frame:
         raise EOFError("the last zstd frame is incomplete")
 

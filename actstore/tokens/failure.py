@@ -9,14 +9,7 @@ import pyarrow as pa
 import zstandard
 
 from actstore.errors import TokensError
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an error's text without its full stop, or the name of its class."""
-    # The whole text of an OSError repeats the path, which the message around it names.
-    text = error.strerror if isinstance(error, OSError) and error.strerror else error
-    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
+from actstore.reason import reason
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 from fsspec.core import url_to_fs
 
 from actstore.errors import MissingExtraError, TokensError
+from actstore.reason import reason
 from actstore.tokens.compression import decompressed
-from actstore.tokens.failure import reading, reason
+from actstore.tokens.failure import reading
 
 Format = Literal["text", "jsonl", "parquet", "arrow"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import pyarrow as pa
 
 from actstore.errors import MissingExtraError, TokensError
+from actstore.reason import reason
 from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
 from actstore.tokens.column import Kind, choose_field, chunk_texts, chunk_tokens
-from actstore.tokens.failure import reason
 from actstore.tokens.files import SourceFile
 from actstore.tokens.record import choose_key, text_of, tokens_of
 

@@ -1,16 +1,21 @@
 """JSON Lines files: one object a line, one of its keys as the document."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from actstore.errors import TokensError
+from actstore.reason import reason
 from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
 from actstore.tokens.column import Kind
 from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
 from actstore.tokens.record import choose_key, text_of, tokens_of
 from actstore.tokens.text import lines
+
+_MAX_LINE_NBYTES: Final = 64 << 20
+"""JSON takes up to thirty times as much memory as its text."""
 
 
 class JsonlSource:
@@ -41,19 +46,41 @@ class JsonlSource:
                         f"line {number} of {file.name} has no key {self.column}; "
                         f"its keys are: {', '.join(record) or 'none'}"
                     )
+                if isinstance(record, _Repeated) and self.column in record.repeated:
+                    raise TokensError(
+                        f"line {number} of {file.name} has the key {self.column} more than once; name each key once"
+                    )
                 yield f"{self.column} in line {number} of {file.name}", record[self.column]
+
+
+class _Repeated(dict[str, Any]):
+    """An object with a key twice, which JSON allows and everybody reads in another way."""
+
+    repeated: frozenset[str] = frozenset()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeated = _Repeated(found)
+    repeated.repeated = frozenset(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
+    return repeated
+
+
+_DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _records(file: LocatedFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The line number from 1, and the object in it."""
     with reading(file.name), file.open() as stream:
-        for number, line in enumerate(lines(stream, file.name), 1):
+        for number, line in enumerate(lines(stream, file.name, max_nbytes=_MAX_LINE_NBYTES), 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
+                record = _DECODER.decode(line)
             except (ValueError, RecursionError) as error:
-                raise TokensError(f"line {number} of {file.name} is not JSON: {error}") from error
+                raise TokensError(f"line {number} of {file.name} is not JSON: {reason(error)}") from error
             if not isinstance(record, dict):
                 raise TokensError(
                     f"line {number} of {file.name} is a JSON {type(record).__name__}, not an object with keys"

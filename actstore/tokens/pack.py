@@ -44,9 +44,7 @@ class Packing:
         if self.context_length < 1:
             raise TokensError(f"context_length is {self.context_length}; it must be 1 or more")
         if self.mode == "document" and self.pad is None:
-            raise TokensError(
-                "packing one document a row needs a pad id, and none is given; the EOS id will do"
-            )
+            raise TokensError("packing one document a row needs a pad id, and none is given; any id will do")
         prefixed = self.begin_batch is not None or (
             self.mode == "document" and self.begin_sequence is not None
         )
@@ -196,7 +194,7 @@ def _check(number: int, ids: NDArray[Any], limit: int) -> None:
     if len(bad):
         raise TokensError(
             f"document {number} has the token id {ids[bad[0]]} at offset {bad[0]}, but ids must be 0 to "
-            f"{limit - 1}; use the model that these tokens were made for"
+            f"{limit - 1}; use the model that these tokens, or their tokenizer, were made for"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError, TokensError
+from actstore.reason import reason
 from actstore.tokens.pack import Rows
 
 _FILES = {"tokens": "<i4", "lengths": "<i4", "documents": "<i8", "offsets": "<i4"}
@@ -73,9 +74,7 @@ def spool(rows: Iterable[Rows], folder: Path) -> Spool:
     except TokensError:
         raise
     except OSError as error:
-        raise StorageError(
-            f"the packed tokens cannot be written to {folder}: {error.strerror or error}"
-        ) from error
+        raise StorageError(f"the packed tokens cannot be written to {folder}: {reason(error)}") from error
     if n_sequences == 0:
         raise TokensError("there is nothing to spool: the source packs to 0 rows; give more text")
     shapes = {"lengths": (n_sequences,)}

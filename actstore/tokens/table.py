@@ -14,6 +14,11 @@ from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
 
 _ROWS = 1024
+_MAX_NBYTES = 256 << 20
+"""Of a column in memory at once, about."""
+_SUSPICIOUS_NBYTES = 1 << 30
+_MAX_RATIO = 10_000
+_ID_NBYTES = 8
 _FILE_MAGIC = b"ARROW1"
 
 
@@ -56,7 +61,9 @@ class TableSource:
         row = 0
         with reading(file.name), file.open() as stream:
             chunks = (
-                _parquet(stream, self.column) if file.format == "parquet" else _arrow(stream, self.column)
+                _parquet(stream, self.column, file.name)
+                if file.format == "parquet"
+                else _arrow(stream, self.column)
             )
             for chunk in chunks:
                 yield row, chunk
@@ -68,10 +75,36 @@ def _schema(file: LocatedFile) -> pa.Schema:
         return pq.read_schema(stream) if file.format == "parquet" else _reader(stream, None).schema
 
 
-def _parquet(stream: BinaryIO, column: str) -> "Iterator[pa.Array[Any]]":
+def _parquet(stream: BinaryIO, column: str, name: str) -> "Iterator[pa.Array[Any]]":
     table = pq.ParquetFile(stream)
-    for batch in table.iter_batches(batch_size=_ROWS, columns=[column]):
-        yield batch.column(column)
+    for group in range(table.num_row_groups):
+        n_rows = _rows_at_once(table.metadata.row_group(group), column, name)
+        for batch in table.iter_batches(batch_size=n_rows, row_groups=[group], columns=[column]):
+            yield batch.column(column)
+
+
+def _rows_at_once(group: pq.RowGroupMetaData, column: str, name: str) -> int:
+    """How many rows of a row group are held in memory at once, so that it takes about `_MAX_NBYTES`.
+
+    One value can stand for many rows, in little space. Raises TokensError for a column that unpacks to far more
+    than any text does.
+    """
+    nbytes = n_compressed = n_values = 0
+    for chunk in map(group.column, range(group.num_columns)):
+        if chunk.path_in_schema.split(".")[0] == column:
+            nbytes += chunk.total_uncompressed_size
+            n_compressed += chunk.total_compressed_size
+            n_values += chunk.num_values
+    unpacked = max(nbytes, n_values * _ID_NBYTES)
+    if unpacked > _SUSPICIOUS_NBYTES and unpacked > _MAX_RATIO * n_compressed:
+        raise TokensError(
+            f"column {column} of {name} unpacks from {n_compressed:,} bytes to {unpacked:,}, more than "
+            f"{_MAX_RATIO:,} times as many, which no text does; write the file anew"
+        )
+    n_ids_per_row = n_values // max(1, group.num_rows)
+    # No value is longer than all of the row group's together, but each may be in every row.
+    most = max(1, n_ids_per_row * _ID_NBYTES if n_values > group.num_rows else nbytes)
+    return max(1, min(_ROWS, _MAX_NBYTES // most))
 
 
 def _arrow(stream: BinaryIO, column: str) -> "Iterator[pa.Array[Any]]":

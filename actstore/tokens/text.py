@@ -1,15 +1,17 @@
 """Plain text files: a document is a file, a paragraph or a line."""
 
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Final, Literal
 
-from actstore.tokens.batch import TextBatch, in_batches
+from actstore.errors import TokensError
+from actstore.tokens.batch import MAX_DOCUMENT_NBYTES, TextBatch, in_batches
 from actstore.tokens.failure import decode, reading
 from actstore.tokens.files import LocatedFile, probe
 
 Unit = Literal["file", "paragraph", "line"]
 
-_BOM = b"\xef\xbb\xbf"
+_CHUNK_NBYTES: Final = 1 << 20
+_BOM: Final = b"\xef\xbb\xbf"
 
 
 class TextSource:
@@ -26,38 +28,90 @@ class TextSource:
         self._documents = documents
 
     def batches(self) -> Iterator[TextBatch]:
-        """Raises TokensError for a file that is gone, damaged or not UTF-8."""
+        """Raises TokensError for a file that is gone, damaged or not UTF-8, and for a document that is too
+        large.
+        """
         return in_batches(text for file in self._located for text in self._read(file))
 
     def _read(self, file: LocatedFile) -> Iterator[str]:
         with reading(file.name), file.open() as stream:
             if self._documents == "file":
-                data = stream.read()
+                data = _whole(stream, file.name)
                 bom = len(_BOM) if data.startswith(_BOM) else 0
                 yield decode(data[bom:], file.name, start=bom)
             elif self._documents == "line":
                 # A blank line is an empty document, so a document's number is its line's, counted from 0.
                 yield from (line if line.strip() else "" for line in lines(stream, file.name))
             else:
-                yield from _paragraphs(lines(stream, file.name))
+                yield from _paragraphs(lines(stream, file.name), file.name)
 
 
-def lines(stream: BinaryIO, name: str) -> Iterator[str]:
-    """Decoded lines without their line ends (LF or CR LF) and without a byte order mark."""
+def _whole(stream: BinaryIO, name: str) -> bytes:
+    chunks, nbytes = [], 0
+    while chunk := stream.read(_CHUNK_NBYTES):
+        chunks.append(chunk)
+        nbytes += len(chunk)
+        if nbytes > MAX_DOCUMENT_NBYTES:
+            raise TokensError(
+                f"{name} has more than {_mib(MAX_DOCUMENT_NBYTES)} of text, which is the most that one document may "
+                "have; split it with documents: paragraph or line (--documents), or into several files"
+            )
+    return b"".join(chunks)
+
+
+def lines(stream: BinaryIO, name: str, *, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> Iterator[str]:
+    """Decoded lines without their line ends (LF or CR LF) and without a byte order mark.
+
+    Raises TokensError for one of more than `max_nbytes`, before it is read to its end, and for what is not
+    UTF-8.
+    """
     start = 0
-    for line in stream:
+    for line in _raw_lines(stream, name, max_nbytes):
         bom = len(_BOM) if start == 0 and line.startswith(_BOM) else 0
-        yield decode(line[bom:], name, start=start + bom).removesuffix("\n").removesuffix("\r")
-        start += len(line)
+        yield decode(line[bom:], name, start=start + bom).removesuffix("\r")
+        start += len(line) + 1
 
 
-def _paragraphs(source: Iterator[str]) -> Iterator[str]:
+def _raw_lines(stream: BinaryIO, name: str, max_nbytes: int) -> Iterator[bytes]:
+    """Lines without their LF. Only `read` is asked of the stream: not every storage can read a line in part."""
+    number, begun, nbytes = 1, list[bytes](), 0
+    while chunk := stream.read(_CHUNK_NBYTES):
+        first, *others = chunk.split(b"\n")
+        begun.append(first)
+        nbytes += len(first)
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            number += len(others)
+            begun, nbytes = [others[-1]], len(others[-1])
+        if nbytes > max_nbytes:
+            raise TokensError(
+                f"line {number} of {name} has more than {_mib(max_nbytes)} (of decompressed text), which is the most "
+                "that one line may have; split it into several lines"
+            )
+    if nbytes:
+        yield b"".join(begun)
+
+
+def _paragraphs(source: Iterator[str], name: str) -> Iterator[str]:
     paragraph: list[str] = []
-    for line in source:
+    size = 0
+    for number, line in enumerate(source, 1):
         if line.strip():
             paragraph.append(line)
+            size += len(line) + 1
+            if size > MAX_DOCUMENT_NBYTES:
+                raise TokensError(
+                    f"the paragraph around line {number} of {name} has more than "
+                    f"{_mib(MAX_DOCUMENT_NBYTES)} of text, which is the most that one document may have; separate "
+                    "paragraphs by blank lines, or choose documents: line (--documents)"
+                )
         elif paragraph:
             yield "\n".join(paragraph)
-            paragraph = []
+            paragraph, size = [], 0
     if paragraph:
         yield "\n".join(paragraph)
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes >> 20} MiB"

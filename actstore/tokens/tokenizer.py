@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from actstore.errors import TokensError
+from actstore.reason import reason
 from actstore.tokens.batch import TokenIds
-from actstore.tokens.failure import reason
 from actstore.tokens.source import Source
 
 if TYPE_CHECKING:
@@ -55,10 +55,12 @@ def special_id(
         raise TokensError(f"{option} is {token!r}; choose 'bos', 'eos', 'sep', 'pad', a token id or 'none'")
     found = getattr(tokenizer, f"{token}_token_id")
     if found is None:
+        how = f" with {option} (--{option.replace('_', '-')})" if option.endswith("_token") else ""
+        last = "" if option == "pad_token" else " or 'none'"
         there = [f"'{other}'" for other in _SPECIAL if getattr(tokenizer, f"{other}_token_id") is not None]
         raise TokensError(
             f"tokenizer {name} has no {token.upper()} token, which {option}='{token}' needs; "
-            f"choose {', '.join([*there, 'a token id'])} or 'none'"
+            f"name another one{how}: {', '.join([*there, 'a token id'])}{last}"
         )
     return int(found)
 

@@ -127,3 +127,12 @@ def test_bytes_that_are_not_utf8_are_named_by_offset(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     with pytest.raises(TokensError, match=r"a.jsonl is not UTF-8: byte 0xff at byte offset 24"):
         read(f"{tmp_path}/a.jsonl")
+
+
+def test_key_that_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a", "n": 1, "n": 2}\n{"text": "b", "text": "c"}\n')
+    with pytest.raises(
+        TokensError, match=r"line 2 of .*a\.jsonl has the key text more than once; name each key"
+    ):
+        list(open_source(str(path)).batches())

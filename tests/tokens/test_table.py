@@ -191,3 +191,48 @@ def test_a_string_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
 def test_an_empty_table_has_no_documents(tmp_path: Path) -> None:
     write_parquet(TABLE.slice(0, 0), tmp_path / "a.parquet")
     assert read(f"{tmp_path}/a.parquet") == []
+
+
+def doubled(path: Path, *, is_text: bool = True, other: bool = False) -> Path:
+    """A table with two columns of one name; what is read, or beside what is read."""
+    values = pa.array(["a"]) if is_text else pa.array([[1]])
+    names = ["text", "other", "other"] if other else ["text", "text", "other"]
+    table = pa.Table.from_arrays([values, values, values], names=names)
+    if path.suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+@pytest.mark.parametrize("is_text", [True, False])
+@pytest.mark.parametrize("column", ["text", None])
+def test_two_columns_of_one_name(tmp_path: Path, suffix: str, is_text: bool, column: str | None) -> None:
+    path = doubled(tmp_path / f"a.{suffix}", is_text=is_text)
+    if column is None and not is_text:
+        return  # no column of this name is looked for
+    with pytest.raises(TokensError, match=r"has 2 columns named text; give each a name of its own"):
+        open_source(str(path), column=column)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_two_other_columns_of_one_name_do_not_matter(tmp_path: Path, suffix: str) -> None:
+    path = doubled(tmp_path / f"a.{suffix}", other=True)
+    ((_, texts),) = open_source(str(path)).batches()
+    assert texts == ["a"]
+
+
+def test_later_file_with_two_columns_of_one_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    doubled(tmp_path / "b.parquet")
+    with pytest.raises(TokensError, match=r"b\.parquet has 2 columns named text"):
+        list(open_source(str(tmp_path)).batches())
+
+
+def test_column_whose_name_is_a_path_into_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"a.text": ["flat"], "a": [{"text": "nested"}]}), path)
+    ((_, texts),) = open_source(str(path), column="a.text").batches()
+    assert texts == ["flat"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from actstore.errors import TokensError
 from actstore.tokens import (
@@ -20,6 +21,7 @@ from actstore.tokens import (
     token_documents,
     tokenizer_sha256,
 )
+from tests.tokens.conftest import train
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,10 @@ def test_special_ids(tokenizer: Any, token: Any, found: int | None) -> None:
     [
         (
             "sep",
-            "no SEP token, which begin_batch_token='sep' needs; choose 'bos', 'eos', a token id or 'none'",
+            (
+                "no SEP token, which begin_batch_token='sep' needs; name another one with begin_batch_token "
+                r"\(--begin-batch-token\): 'bos', 'eos', a token id or 'none'"
+            ),
         ),
         ("cls", "begin_batch_token is 'cls'; choose 'bos', 'eos', 'sep', 'pad', a token id or 'none'"),
         (10**6, "has ids 0 to .*, but begin_batch_token is 1000000"),
@@ -181,3 +186,16 @@ def test_the_package_imports_neither_torch_nor_transformers_nor_datasets() -> No
     code = "import sys, actstore.tokens; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_what_a_tokenizer_puts_around_a_text_is_left_to_packing() -> None:
+    """Most tokenizers of language models put a BOS token before it, which packing would then put there again."""
+    opening, plain = train(300), train(300)
+    opening.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", opening.bos_token_id)]
+    )
+    texts = ["Who goes there?", "I am thy father's spirit", ""]
+    assert [ids[0] for ids in opening(texts)["input_ids"]] == [opening.bos_token_id] * 3
+    found = [ids.tolist() for ids in encode_documents(opening, texts)]
+    assert found == [ids.tolist() for ids in encode_documents(plain, texts)]
+    assert not any(opening.bos_token_id in ids for ids in found)
