@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.extraction.golden import positions_first, relative_error, tolerance
+from actstore.extraction.agreement import Deviation, deviation, distances, is_mixture
+from actstore.extraction.batches import filled_up
+from actstore.extraction.golden import recomputed, recomputed_alone
 from actstore.store.plan import Plan
 
 if TYPE_CHECKING:
     import torch
 
-    from actstore.hooks.model import HookedModel
+    from actstore.extraction.reference import Reference
 
+_BITS_OF_ANOTHER_MACHINE = 0.5
+"""Share of the positions of a row that have other bits if other kernels computed it."""
+_ROUTED_ALIKE = 0.9
+"""Share of the positions of a row that must have been sent to the same experts on other hardware."""
 Stored = Callable[[str, Sequence[int]], NDArray[Any]]
 """Takes (hook name, rows of the plan); gives what is stored, [row, context_length, *shape] in the storage type."""
 
@@ -32,14 +38,16 @@ class Mismatch:
     hook: str
     sequence: int
     """Row of the plan."""
+    position: int
+    """The one that is furthest away."""
     error: float
-    """`actstore.extraction.golden.relative_error` over the real positions; infinite if only one side is a number."""
+    """`actstore.extraction.agreement.distances` there; infinite if only one side is a number."""
     allowed: float
 
     def __str__(self) -> str:
         return (
-            f"{self.hook} of sequence {self.sequence} is {self.error:.2g} away, relative to its size, from what the "
-            f"model gives, and {self.allowed:.2g} is allowed"
+            f"{self.hook} of sequence {self.sequence} is {self.error:.2g} away at position {self.position}, relative "
+            f"to its size, from what the model gives, and {self.allowed:.2g} is allowed"
         )
 
 
@@ -53,13 +61,13 @@ class DeepCheck:
     another version of torch or transformers, there may be none; and where the model is the same, all of them.
     """
     largest_errors: dict[str, float]
-    """By hook, over the rows."""
+    """By hook, over the real positions of the rows, against the forward of the same batch."""
     problems: tuple[Mismatch, ...]
     """In the order of rows, then of hooks."""
 
 
 def deep_check(
-    model: "HookedModel",
+    reference: "Reference",
     plan: Plan,
     rows: Sequence[int],
     *,
@@ -69,14 +77,14 @@ def deep_check(
 ) -> DeepCheck:
     """Compute rows again, each within the batch that the worker had it in, and compare with what is stored.
 
-    Bits are compared first. Where they differ, real positions must agree as well as two forwards of one row do:
+    Bits are compared first. Where they differ, every real position must be as near as two forwards of one row are:
     another device or another version rounds otherwise, and what is stored is right all the same.
 
-    Costs one forward for each batch that has one of these rows in it, and the memory of the rows asked for of one
-    batch.
+    Costs one forward for each batch that has one of these rows in it, one more for each row whose bits differ, and the
+    memory of the rows asked for of one batch.
 
     Args:
-        model: that of the plan, in its dtype; it may have been loaded only as far as the hooks need.
+        reference: the model of the plan, in its dtype.
         plan: of one run.
         rows: of the plan, in committed segments; in any order, each counted once.
         tokens: int32 [n_sequences, context_length] over the rows of the plan.
@@ -91,29 +99,64 @@ def deep_check(
     outside = [row for row in rows if not 0 <= row < plan.n_sequences]
     if outside:
         raise IndexError(f"row {outside[0]} is out of bounds for {plan.n_sequences} rows")
-    largest = dict.fromkeys(plan.hook_names, 0.0)
+    hooks = list(plan.hook_names)
+    largest = dict.fromkeys(hooks, 0.0)
     problems: list[Mismatch] = []
     n_rows = n_bit_equal = 0
     for start, stop, wanted in _batches(plan, rows):
-        values = _computed(model, plan, tokens[start:stop], [row - start for row in wanted])
-        is_equal = [True] * len(wanted)
-        for hook, computed in values.items():
-            found = as_tensor(stored(hook, wanted), plan.request.dtype)
-            allowed = tolerance(model, hook)
-            for index, row in enumerate(wanted):
-                if _has_same_bits(found[index], computed[index]):
-                    continue
-                is_equal[index] = False
-                length = int(lengths[row : row + 1][0])
-                error = relative_error(found[index, :length], computed[index, :length])
-                largest[hook] = max(largest[hook], error)
-                if not error <= allowed:
-                    problems.append(Mismatch(hook, row, error, allowed))
+        batch = filled_up(tokens[start:stop], plan.request.batch_size)
+        computed = recomputed(reference, batch, [row - start for row in wanted], hooks)
+        values = {hook: as_tensor(stored(hook, wanted), plan.request.dtype) for hook in hooks}
+        for index, row in enumerate(wanted):
+            is_other = [
+                hook for hook in hooks if not _has_same_bits(values[hook][index], computed[hook][index])
+            ]
+            n_bit_equal += not is_other
+            if not is_other:
+                continue
+            length = int(lengths[row : row + 1][0])
+            alone = recomputed_alone(reference, batch[row - start], length, is_other)
+            for hook in is_other:
+                real, in_batch = values[hook][index, :length], computed[hook][index, :length].to("cpu")
+                largest[hook] = max(largest[hook], float(distances(real, in_batch).max()))
+                wrong = _deviation(reference, hook, real, in_batch, alone[hook])
+                if wrong is not None:
+                    problems.append(Mismatch(hook, row, wrong.position, wrong.error, wrong.allowed))
         n_rows += len(wanted)
-        n_bit_equal += sum(is_equal)
-    order = {hook: index for index, hook in enumerate(plan.hook_names)}
+    order = {hook: index for index, hook in enumerate(hooks)}
     problems.sort(key=lambda problem: (problem.sequence, order[problem.hook]))
     return DeepCheck(n_rows, n_bit_equal, largest, tuple(problems))
+
+
+def _deviation(
+    reference: "Reference",
+    hook: str,
+    values: "torch.Tensor",
+    in_batch: "torch.Tensor",
+    alone: "torch.Tensor",
+) -> Deviation | None:
+    """What is wrong with a row, [position, *shape] each.
+
+    Whether it was computed by other kernels shows in its bits: most positions have others then. In a mixture, a few
+    positions may then have been sent to other experts, which no forward here tells apart from damage.
+    """
+    import torch
+
+    is_routed = is_mixture(reference.model.base.config)
+    errors = distances(values, in_batch)
+    is_other_machine = bool((errors > 0).double().mean() > _BITS_OF_ANOTHER_MACHINE)
+    wrong = deviation(
+        hook,
+        values,
+        in_batch,
+        alone,
+        dtype=reference.dtype,
+        is_mixture=is_routed,
+        is_other_machine=is_other_machine,
+    )
+    if wrong is None or not (is_routed and is_other_machine):
+        return wrong
+    return None if torch.quantile(errors, _ROUTED_ALIKE) <= wrong.allowed else wrong
 
 
 def as_tensor(values: NDArray[Any], dtype: str) -> "torch.Tensor":
@@ -136,29 +179,11 @@ def _batches(plan: Plan, rows: Sequence[int]) -> Iterator[tuple[int, int, list[i
         yield start, min(start + size, segment.stop), wanted
 
 
-def _computed(
-    model: "HookedModel", plan: Plan, tokens: NDArray[Any], wanted: Sequence[int]
-) -> "dict[str, torch.Tensor]":
-    """By hook, [len(wanted), context_length, *shape] in host memory."""
-    import torch
-
-    ids = torch.from_numpy(tokens.astype(np.int64)).to(model.device)
-    # As in the worker: the last batch is filled up with its last row.
-    missing = plan.request.batch_size - len(ids)
-    ids = torch.cat([ids, ids[-1:].expand(missing, -1)])
-    values: dict[str, torch.Tensor] = {}
-
-    def take(hook: str, value: "torch.Tensor") -> None:
-        values[hook] = positions_first(hook, value)[list(wanted)].cpu()
-
-    model.run(ids, plan.hook_names, take)
-    return values
-
-
 def _has_same_bits(left: "torch.Tensor", right: "torch.Tensor") -> bool:
     import torch
 
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
+    right = right.to(left.device)
     bits = {2: torch.int16, 4: torch.int32}[left.element_size()]
     return torch.equal(left.contiguous().view(bits), right.contiguous().view(bits))

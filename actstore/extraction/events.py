@@ -1,9 +1,10 @@
 """What a run reports while it goes on. The library prints nothing; it calls back."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from actstore.store.commit import CommitRecord
+from actstore.store.not_finite import NotFinite
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class SegmentDone:
     """False if another run had committed it before we came to it; nothing was computed."""
     n_retries: int = 0
     """Requests to storage that were repeated since the last segment of this worker."""
+    not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
+    """By hook that has them: tokens with NaN or infinity, as the model computed them."""
     record: CommitRecord | None = None
     """To be committed by whoever hears of it, where storage cannot decide between several workers."""
 

@@ -1,5 +1,6 @@
 """The seam between a run and whatever computes it: one function, found by name among the installed ones."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
@@ -37,6 +38,18 @@ class Executor(Protocol):
             ActstoreError: the first segment that failed for good; segments committed by then stay.
         """
         ...
+
+
+def workers_here(name: str, resources: Resources) -> int | None:
+    """Workers that an executor would start on this machine, which then must have the memory and devices for them. None
+    where they are elsewhere, or that is not known: the module of an executor need not have a function of this name.
+
+    Raises:
+        JobError: there is no such executor.
+    """
+    module = sys.modules[executor(name).__module__]
+    count = getattr(module, "workers_here", None)
+    return None if count is None else cast(int | None, count(resources))
 
 
 def executor(name: str) -> Executor:

@@ -1,21 +1,34 @@
 """Running a plan: claim the store, write the tokens, then the segments that are missing."""
 
+import contextlib
+import math
 import time
 from dataclasses import replace
+from functools import reduce
+from typing import Final
 
-from actstore.errors import JobError, PlanMismatchError
+from actstore.errors import IncompleteError, JobError, PlanMismatchError
 from actstore.extraction.claim import claim
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
 from actstore.extraction.executor import Resources
 from actstore.extraction.executor import executor as find_executor
 from actstore.extraction.job import Job
-from actstore.extraction.planning import PlannedRun, absolute_model, check_device
+from actstore.extraction.planning import PlannedRun, absolute_model, check_device, check_memory
 from actstore.extraction.planning import plan as make_plan
 from actstore.extraction.report import Report
 from actstore.extraction.worker import WorkerSpec
-from actstore.store.commit import commit_key
+from actstore.store.commit import commit_key, read_commits, tokens_key
+from actstore.store.lease import Lease
+from actstore.store.manifest import RunStatistics
+from actstore.store.not_finite import NotFinite, add_up, not_finite
+from actstore.store.read_back import read_back
+from actstore.store.rows import Rows, Section
 from actstore.store.run import read_runs
-from actstore.store.seal import remove_scratch, seal
+from actstore.store.seal import is_sealed, remove_scratch, seal
+from actstore.store.turns import Turn, lease_tags, writing
+
+_PLACED_WITHIN: Final = 256
+"""Segments whose records are searched for the first tokens that are not finite. All of them could take minutes."""
 
 
 def extract(
@@ -29,7 +42,8 @@ def extract(
 ) -> Report:
     """Compute and commit every segment that the store does not have yet.
 
-    Kill it at any point: the same call goes on from the segments that are committed.
+    Kill it at any point: the same call goes on from the segments that are committed. It returns when it has read back
+    from storage that the run is complete.
 
     Args:
         run: what `actstore.plan` gave, or a job, or the path or URL of a job file.
@@ -40,66 +54,23 @@ def extract(
         on_event: called with progress.
 
     Raises:
+        BusyError: the store is being repaired; run it again after that.
+        IncompleteError: records were removed while it ran; run it again.
         ActstoreError: in one sentence what is wrong. What is committed stays.
     """
     if not isinstance(run, PlannedRun):
         run = make_plan(run, on_event=on_event)
     job = run.job
-    started = time.perf_counter()
-    execute = find_executor(executor or job.executor)
-    device = check_device(device or job.device, executor or job.executor)
+    name = executor or job.executor
     if num_workers is not None and num_workers < 1:
         raise JobError(f"num_workers is {num_workers}; it must be 1 or more")
-    pending = run.pending
-    blobs, plan = run.blobs, run.plan
-    n_retries_before = blobs.n_retries
-    if not run.is_finished:
-        claim(blobs, plan)
-    if run.packed is not None:
-        run.packed.store(blobs, plan)
-    done: list[SegmentDone] = []
-    first_started: list[float] = []
-
-    def on_segment(segment: SegmentDone) -> None:
-        now = time.perf_counter()
-        first_started.append(now - segment.seconds_forward - segment.seconds_writing)
-        if segment.record is not None:
-            blobs.create(commit_key(plan.run, segment.segment), [segment.record.to_bytes()])
-        done.append(replace(segment, record=None))
-        on_event(done[-1])
-
-    if pending:
-        spec = WorkerSpec(
-            blobs.url,
-            absolute_model(job.model),
-            job.revision,
-            device,
-            run=plan.run,
-            is_strict=job.strict,
-            is_conditional=run.is_conditional,
-        )
-        resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
-        execute(spec, pending, resources, on_segment)
-    seal(blobs)
-    remove_scratch(blobs)
-    ended = time.perf_counter()
-    report = Report(
-        url=blobs.url,
-        run=plan.run,
-        n_segments=plan.n_segments,
-        n_segments_before=len(run.committed),
-        n_tokens=plan.n_tokens,
-        n_tokens_computed=sum(segment.n_sequences for segment in done if segment.is_new)
-        * plan.context_length,
-        nbytes_written=sum(segment.nbytes for segment in done),
-        seconds=ended - started,
-        seconds_tokenising=0.0 if run.packed is None else run.packed.seconds,
-        seconds_forward=sum(segment.seconds_forward for segment in done),
-        seconds_waiting=sum(segment.seconds_waiting for segment in done),
-        n_retries=blobs.n_retries - n_retries_before + sum(segment.n_retries for segment in done),
-        seconds_running=ended - min(first_started, default=ended),
-    )
+    resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
+    device = check_device(device or job.device, name, resources)
+    check_memory(run, name, resources)
+    report = _Extraction(run, name, resources, device, on_event).run()
+    n_retries_before = run.blobs.n_retries
     following = _following(run)
+    report = replace(report, n_retries=report.n_retries + run.blobs.n_retries - n_retries_before)
     if following is None:
         return report
     return report + extract(
@@ -112,6 +83,182 @@ def extract(
     )
 
 
+class _Extraction:
+    """One run of a store on its way to be complete."""
+
+    def __init__(
+        self, run: PlannedRun, executor: str, resources: Resources, device: str | None, on_event: OnEvent
+    ) -> None:
+        self._planned = run
+        self._execute = find_executor(executor)
+        self._resources = resources
+        self._device = device
+        self._on_event = on_event
+        self._done: dict[int, SegmentDone] = {}
+        self._first_started = math.inf
+
+    def run(self) -> Report:
+        """Do what is missing, and read back that nothing is.
+
+        Raises:
+            ActstoreError: as `extract`.
+        """
+        started = time.perf_counter()
+        blobs = self._planned.blobs
+        n_retries_before = blobs.n_retries
+        leases = lease_tags(blobs)
+        if self._planned.is_finished and is_sealed(blobs):
+            run = self._planned
+            # Records were all read before the store was sealed; `actstore verify` reads them again.
+            statistics = read_back(blobs, run.plan, are_records_read=True)
+        else:
+            with writing(blobs) as held:
+                run = _as_it_is_now(self._planned)
+                self._write(run, held)
+                read = seal(blobs)
+                statistics = read_back(blobs, run.plan, are_records_read=run.plan.run in read)
+        ended = time.perf_counter()
+        remove_scratch(blobs, leases, ended - started)
+        done = self._done.values()
+        return Report(
+            url=blobs.url,
+            run=run.plan.run,
+            n_segments=run.plan.n_segments,
+            n_segments_before=len(run.committed),
+            n_tokens=run.plan.n_tokens,
+            n_tokens_computed=sum(segment.n_sequences for segment in done if segment.is_new)
+            * run.plan.context_length,
+            nbytes_written=sum(segment.nbytes for segment in done),
+            seconds=ended - started,
+            seconds_tokenising=0.0 if run.packed is None else run.packed.seconds,
+            seconds_forward=sum(segment.seconds_forward for segment in done),
+            seconds_waiting=sum(segment.seconds_waiting for segment in done),
+            n_retries=blobs.n_retries - n_retries_before + sum(segment.n_retries for segment in done),
+            seconds_running=ended - min(self._first_started, ended),
+            not_finite=self._not_finite(run, statistics),
+        )
+
+    def _not_finite(self, run: PlannedRun, statistics: RunStatistics) -> dict[str, NotFinite]:
+        """By hook, tokens of the run that are not finite: how many, the records say; where, who computed them."""
+        now: dict[str, NotFinite] = reduce(
+            add_up, (segment.not_finite for segment in self._done.values()), {}
+        )
+        found = {}
+        for name in run.plan.hook_names:
+            record = statistics.hooks.get(name)
+            here = now.get(name, NotFinite(0, ()))
+            n_tokens = here.n_tokens if record is None else record.n_not_finite
+            if n_tokens:
+                found[name] = NotFinite(n_tokens, here.first_sequences)
+        # Only of hooks with statistics can there be any in segments that were not computed now.
+        unplaced = {name for name, here in found.items() if not here.first_sequences}
+        for name, sequences in _first_not_finite(run, unplaced).items():
+            found[name] = NotFinite(found[name].n_tokens, sequences)
+        return _numbered_through(run, found)
+
+    def _write(self, run: PlannedRun, held: Lease) -> None:
+        """All that is missing of a run."""
+        blobs, plan, job = run.blobs, run.plan, run.job
+        if not run.is_finished:
+            claim(blobs, plan)
+        if run.packed is not None:
+            run.packed.store(blobs, plan)
+        if not run.pending:
+            return
+
+        def on_segment(segment: SegmentDone) -> None:
+            now = time.perf_counter()
+            begun = now - segment.seconds_forward - segment.seconds_writing
+            self._first_started = min(self._first_started, begun)
+            if segment.record is not None:
+                held.check()
+                blobs.create(commit_key(plan.run, segment.segment), [segment.record.to_bytes()])
+            self._done[segment.segment] = replace(segment, record=None)
+            self._on_event(self._done[segment.segment])
+
+        spec = WorkerSpec(
+            blobs.url,
+            absolute_model(job.model),
+            job.revision,
+            self._device,
+            run=plan.run,
+            is_strict=job.strict,
+            is_conditional=run.is_conditional,
+            turn=Turn.of(held),
+        )
+        self._execute(spec, run.pending, self._resources, on_segment)
+
+
+def _numbered_through(run: PlannedRun, found: dict[str, NotFinite]) -> dict[str, NotFinite]:
+    """With the numbers that sequences have in the store, whose earlier runs can have brought some, too."""
+    runs = read_runs(run.blobs) if found else ()
+    before = sum(
+        other.plan.n_sequences
+        for other in runs
+        if other.plan.has_own_tokens and other.plan.run < run.plan.tokens_of
+    )
+    return {
+        name: NotFinite(one.n_tokens, tuple(before + sequence for sequence in one.first_sequences))
+        for name, one in found.items()
+    }
+
+
+def _first_not_finite(run: PlannedRun, hooks: set[str]) -> dict[str, tuple[int, ...]]:
+    """First sequences of hooks that have such tokens: of the first segment that earlier runs have committed with any,
+    if it is among the first `_PLACED_WITHIN`.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    segments = range(min(run.plan.n_segments, _PLACED_WITHIN))
+    if not hooks:
+        return found
+    with contextlib.closing(read_commits(run.blobs, run.plan, segments)) as records:
+        for record in records:
+            for name in sorted(hooks - found.keys()):
+                if record.statistics[name].n_not_finite:
+                    found[name] = _not_finite_of(run, name, record.segment).first_sequences
+            if len(found) == len(hooks):
+                break
+    return found
+
+
+def _not_finite_of(run: PlannedRun, hook: str, index: int) -> NotFinite:
+    """Of one stored segment of a hook."""
+    blobs, plan = run.blobs, run.plan
+    segment = plan.segment(index)
+    array = next(array for array in plan.request.hooks if array.name == hook)
+    rows, lengths = (
+        Rows(blobs, [Section(layout, lambda _: True)])[segment.start : segment.stop]
+        for layout in (plan.activations(array), plan.token_array("lengths"))
+    )
+    return not_finite(
+        hook,
+        rows,
+        plan.request.dtype,
+        lengths,
+        first_sequence=segment.start,
+        batch_size=plan.request.batch_size,
+    )
+
+
+def _as_it_is_now(run: PlannedRun) -> PlannedRun:
+    """A run with the segments that are committed by now: a repair can have been there since it was planned.
+
+    Raises:
+        IncompleteError: it took more away than can be made again without planning.
+    """
+    if run.is_new:
+        return run
+    blobs, plan = run.blobs, run.plan
+    here = next((found for found in read_runs(blobs) if found.plan.run == plan.run), None)
+    has_tokens = run.packed is not None or blobs.head(tokens_key(plan.tokens_of)) is not None
+    if here is None or not has_tokens or (run.is_finished and here.finished is None):
+        raise IncompleteError(
+            f"run {plan.run} of {blobs.url} was changed after it had been planned, by a repair or another run; run "
+            "the same command again"
+        )
+    return replace(run, committed=frozenset(here.committed))
+
+
 def _following(run: PlannedRun) -> PlannedRun | None:
     """A further run of the store that the job asks for and that is not complete: a repair can leave several."""
     if all(found.finished is not None for found in read_runs(run.blobs)):
@@ -120,4 +267,5 @@ def _following(run: PlannedRun) -> PlannedRun | None:
         following = make_plan(run.job)
     except PlanMismatchError:
         return None
-    return following if following.pending and following.plan.run != run.plan.run else None
+    is_other = following.plan.run != run.plan.run
+    return following if is_other and not following.is_finished else None

@@ -28,7 +28,7 @@ class Place:
         """Paths that a new run will write to."""
         part = self.name if self.over is None else self.over.tokens_of
         prefix = "" if part == FIRST_RUN else f"parts/{part}/"
-        return tuple(f"{prefix}acts/{hook}" for hook in self.hooks)
+        return (*(f"{prefix}acts/{hook}" for hook in self.hooks), f"{prefix}norms/{self.name}")
 
 
 def find_place(

@@ -8,6 +8,11 @@ from actstore.extraction.executor import Resources
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
 
 
+def workers_here(_resources: Resources) -> int:
+    """See `actstore.extraction.executor.workers_here`."""
+    return 1
+
+
 def run(
     spec: WorkerSpec,
     pending: Sequence[int],

@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from actstore.errors import JobError, StorageError
+from actstore.errors import JobError
+from actstore.extraction.job_file import read_fields
+from actstore.reason import reason
 
-SpecialToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "none"] | None
+SpecialToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "pad", "none"] | None
+PadToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "pad"] | None
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -52,6 +54,10 @@ class Job(BaseModel):
     )
     sequence_separator_token: SpecialToken = Field(
         None, description="Token between two documents of a row. Default: bos for text, none for token ids."
+    )
+    pad_token: PadToken = Field(
+        None,
+        description="Token that fills rows of packing: document. Default: pad if there is one, else eos.",
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many tokens, rounded down to whole sequences."
@@ -104,12 +110,17 @@ def parse_job(fields: Mapping[str, Any], where: str = "job") -> Job:
     """
     try:
         # Through JSON, so that Python, YAML and the schema agree on what a list or an integer is.
-        return Job.model_validate_json(json.dumps(dict(fields), default=_not_json))
+        text = json.dumps(dict(fields), default=_not_json)
+    except (ValueError, RecursionError, TypeError) as error:
+        # A list in itself, or in a thousand others; a number of a million digits; a key that JSON cannot spell.
+        raise JobError(f"{where} has a value that no field can have: {reason(error)}") from error
+    try:
+        return Job.model_validate_json(text)
     except ValidationError as error:
         problems = error.errors(include_url=False)
         lines = list({problem["loc"][:1]: _problem(problem) for problem in problems}.values())
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise JobError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from error
+        raise JobError(f"{where}: {count}: {'; '.join(lines)}") from error
 
 
 def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -120,25 +131,10 @@ def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
         overrides: fields that take precedence over the file's.
 
     Raises:
-        JobError: it lists every problem with its location.
+        JobError: it lists every problem with its location; or the file holds no job.
         StorageError: the file cannot be read.
     """
-    from actstore.store.blobs import open_blobs
-
-    folder, slash, name = url.rpartition("/")
-    try:
-        data = bytes(open_blobs(folder or slash or ".").read(name))
-    except StorageError as error:
-        raise StorageError(f"the job file cannot be read: {error}") from error
-    try:
-        fields = yaml.safe_load(data)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise JobError(f"{url} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(fields, dict):
-        raise JobError(
-            f"{url} must hold a mapping of fields, such as 'model: gpt2', not {type(fields).__name__}"
-        )
-    return parse_job({str(key): value for key, value in fields.items()} | dict(overrides or {}), where=url)
+    return parse_job(read_fields(url) | dict(overrides or {}), where=url)
 
 
 def _not_json(value: Any) -> dict[str, str]:
@@ -152,14 +148,17 @@ _KINDS = {"missing": "is required", "extra_forbidden": "is not a field of a job"
 def _problem(problem: Any) -> str:
     """One line: where, what was expected, what was found."""
     if not problem["loc"]:
-        return str(problem["msg"])
+        return reason(problem["msg"])
     field = str(problem["loc"][0])
     if problem["type"] in _KINDS:
         return f"{field}: {_KINDS[problem['type']]}"
     text = problem["msg"][0].lower() + problem["msg"][1:]
     # A union tells what each of its members would have wanted; one sentence for both.
     if field.endswith("_token"):
-        text = "should be a token id, 'bos', 'eos', 'sep' or 'none'"
+        names = (
+            "'bos', 'eos', 'sep' or 'pad'" if field == "pad_token" else "'bos', 'eos', 'sep', 'pad' or 'none'"
+        )
+        text = f"should be a token id, {names}"
     elif field == "hooks":
         text = "should be hook names or globs: a list, or separated by commas"
     found = repr(problem["input"])

@@ -2,22 +2,23 @@
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.events import OnEvent, ignore
-from actstore.extraction.executor import executor as find_executor
+from actstore.extraction.executor import Resources, workers_here
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.growth import Place, find_place
 from actstore.extraction.job import Job, load_job, parse_job
+from actstore.extraction.memory import total_nbytes
 from actstore.extraction.stored_hooks import stored_hooks
 from actstore.extraction.tokens_stage import PackedTokens, TokenStage
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT
+from actstore.hooks.embedding_rows import embedding_rows
 from actstore.hooks.loading import load_config
 from actstore.store.blobs import Blobs, open_blobs, probe
 from actstore.store.commit import read_plan
@@ -28,6 +29,7 @@ from actstore.store.look_first import LookFirst
 from actstore.store.moments import has_statistics
 from actstore.store.plan import FIRST_RUN, RUNS, HookArray, ModelIdentity, Plan, Request
 from actstore.store.run import read_runs
+from actstore.store.turns import refuse_beside_living_repair
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -66,7 +68,7 @@ class PlannedRun:
 
     @property
     def nbytes_to_write(self) -> int:
-        layouts = [self.plan.activations(hook) for hook in self.plan.request.hooks]
+        layouts = self.plan.segment_arrays()
         tokens = sum(layout.nbytes for layout in self.plan.token_arrays()) if self.packed else 0
         return tokens + sum(layout.max_shard_nbytes(index) for layout in layouts for index in self.pending)
 
@@ -136,16 +138,18 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
 
     Raises:
         JobError, ModelError, HookError, TokensError, StorageError: what is wrong, in one sentence.
+        BusyError: the store at ``out`` is being repaired.
         PlanMismatchError: the store at ``out`` is of another plan; the differences are named.
     """
     job = _job(job, fields)
-    find_executor(job.executor)
-    check_device(job.device, job.executor)
+    open_blobs(job.out)  # a URL that cannot be one is said before anything is loaded
+    resources = Resources(job.num_workers, job.ray_address)
+    check_device(job.device, job.executor, resources)
     config = load_config(job.model, revision=job.revision)
     _check_context(job, config)
     hooks = stored_hooks(config, job.hook_patterns, job.context_length)
     _check_covariance(job, hooks)
-    stage = TokenStage.of(job, config.vocab_size)
+    stage = TokenStage.of(job, embedding_rows(config, job.model))
     request = Request(
         model=ModelIdentity(
             name=absolute_model(job.model),
@@ -163,6 +167,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         covariance=job.covariance,
     )
     blobs = open_blobs(job.out)
+    refuse_beside_living_repair(blobs)
     runs = read_runs(blobs)
     if any(run.plan.request.model.is_imported for run in runs):
         raise PlanMismatchError(
@@ -172,7 +177,7 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     place = find_place(blobs.url, runs, request, segment_size=job.segment_size, append=job.append)
     run = _planned(job, request, blobs, place, stage, on_event)
     _check_space(run)
-    _check_memory(run)
+    check_memory(run, job.executor, resources)
     return run
 
 
@@ -200,7 +205,8 @@ def _planned(
         hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
         added = request.model_copy(update={"hooks": hooks, "tokens": place.over.request.tokens})
         size = _segment_size(job, added, place.over.n_sequences)
-        changes = {"run": place.name, "request": added, "segment_size": size}
+        norms = any(hook.has_norms for hook in hooks)
+        changes = {"run": place.name, "request": added, "segment_size": size, "norms": norms}
         made = place.over.model_copy(update=changes)
         return PlannedRun(job, made, blobs, None, frozenset(), is_new=True, is_conditional=is_conditional)
     skip = sum(plan.n_sequences for plan in place.skipped)
@@ -218,6 +224,7 @@ def _planned(
         n_documents=packed.spool.n_documents,
         tokens_sha256=packed.sha256(),
         segment_size=_segment_size(job, request, packed.spool.n_sequences),
+        norms=any(hook.has_norms for hook in request.hooks),
     )
     if existing is not None and made.tokens_sha256 != existing.plan.tokens_sha256:
         raise PlanMismatchError(
@@ -285,22 +292,55 @@ def absolute_model(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
-def check_device(name: str | None, executor: str) -> str | None:
-    """The name itself, if torch knows such a device; and has it, where the work is done in this process.
+def check_device(name: str | None, executor: str, resources: Resources) -> str | None:
+    """The name itself, if torch knows such a device; and this machine has it, where the work is to be done here.
 
     Raises:
-        JobError: it does not.
+        JobError: it does not; or there is no such executor.
     """
-    if name is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+    n_workers = workers_here(executor, resources)
+    if name is None:
+        return None
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
         raise JobError(f"device {name!r} is not known; choose cpu, cuda, or one of several such as cuda:0")
-    if executor == "inline" and (name or "").startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise JobError(
-                f"device {name!r} was asked for, and torch finds no GPU on this machine; choose cpu"
-            )
+    kind, _, number = name.partition(":")
+    if executor == "ray" and kind == "cuda" and int(number or 0):
+        raise JobError(
+            f"device {name!r} was asked for, and Ray gives each worker a GPU of its own, which it sees as the only "
+            "one; choose cuda"
+        )
+    if kind == "cpu" or n_workers is None:
+        return name
+    n_devices = _n_devices(kind)
+    if not n_devices:
+        raise JobError(
+            f"device {name!r} was asked for, and torch finds no {_DEVICES[kind]} on this machine; choose cpu, or the "
+            "ray executor and the address of a cluster that has it"
+        )
+    if int(number or 0) >= n_devices:
+        raise JobError(
+            f"device {name!r} was asked for, and this machine has {n_devices} of them, from {kind}:0 on; choose one "
+            "of these"
+        )
+    if kind == "cuda" and n_workers > n_devices:
+        raise JobError(
+            f"{n_workers} workers with a GPU each were asked for, and this machine has {n_devices}; choose a smaller "
+            "num_workers, or the address of a cluster that has them"
+        )
     return name
+
+
+_DEVICES: Final = {"cuda": "GPU", "mps": "GPU of Apple", "xpu": "GPU of Intel"}
+
+
+def _n_devices(kind: str) -> int:
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return torch.xpu.device_count() if torch.xpu.is_available() else 0
 
 
 def free_place(blobs: Blobs, place: Place) -> Place:
@@ -336,12 +376,19 @@ def _check_space(run: PlannedRun) -> None:
         )
 
 
-def _check_memory(run: PlannedRun) -> None:
-    if run.job.executor != "inline":
-        return  # workers have other machines
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if run.worker_nbytes > memory:
-        raise JobError(
-            f"a worker would hold {run.worker_nbytes / 1e9:.1f} GB of activations in memory and this machine has "
-            f"{memory / 1e9:.1f} GB; choose a smaller batch_size or segment_size, or fewer hooks"
-        )
+def check_memory(run: PlannedRun, executor: str, resources: Resources) -> None:
+    """See that this machine has the memory for the activations of the workers that would be started on it.
+
+    Raises:
+        JobError: it does not; or there is no such executor.
+    """
+    n_workers = workers_here(executor, resources)
+    memory = total_nbytes()
+    if n_workers is None or run.worker_nbytes * n_workers <= memory:
+        return
+    who = "a worker" if n_workers == 1 else f"{n_workers} workers"
+    raise JobError(
+        f"{who} would hold {run.worker_nbytes * n_workers / 1e9:.1f} GB of activations in memory and this machine has "
+        f"{memory / 1e9:.1f} GB; choose a smaller batch_size or segment_size, fewer hooks or workers, "
+        "or the ray executor and the address of a cluster"
+    )

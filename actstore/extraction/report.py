@@ -1,10 +1,14 @@
 """What a run did, in figures."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Final
 
+from actstore.store.not_finite import NotFinite, add_up
 from actstore.store.plan import FIRST_RUN
+
+_SHOWN: Final = 10
+"""Hooks that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,19 @@ class Report:
     seconds_running: float
     """Wall time from the first segment's start of work to the last commit, start-up not counted."""
 
+    not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
+    """By hook that has them: tokens of the whole run with NaN or infinity, as the model computed them. Attention
+    patterns and scores: of the segments that were computed now."""
+
     def __add__(self, other: "Report") -> "Report":
         """Of two runs of a store, one after the other."""
         rest = {
             field.name: getattr(self, field.name) + getattr(other, field.name)
             for field in fields(self)
-            if field.name not in ("url", "run")
+            if field.name not in ("url", "run", "not_finite")
         }
-        return Report(url=self.url, run=f"{self.run} and {other.run}", **rest)
+        found = add_up(self.not_finite, other.not_finite)
+        return Report(url=self.url, run=f"{self.run} and {other.run}", not_finite=found, **rest)
 
     @property
     def tokens_per_second(self) -> float:
@@ -64,6 +73,7 @@ class Report:
                     "store": f"{self.url} (complete before: nothing to do)",
                     "tokens": f"{self.n_tokens:,}",
                 }
+                | self._not_finite_rows()
             )
         before = f", {self.n_segments_before} of them by earlier runs" if self.n_segments_before else ""
         run = "" if self.run == FIRST_RUN else f"run {self.run} "
@@ -77,7 +87,14 @@ class Report:
                 "time": f"{self.seconds_tokenising:.1f} s tokenising, {self.seconds_forward:.1f} s in the forward, "
                 f"{self.seconds_waiting:.1f} s waiting for writes, {self.seconds:.1f} s in all",
             }
+            | self._not_finite_rows()
         )
+
+    def _not_finite_rows(self) -> dict[str, str]:
+        lines = [f"{name}: {found}" for name, found in self.not_finite.items()]
+        if len(lines) > _SHOWN:
+            lines[_SHOWN:] = [f"and {len(lines) - _SHOWN} more hooks"]
+        return {"NaN or infinity": "\n".join(lines)} if lines else {}
 
 
 def table(rows: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actstore.errors import PlanMismatchError, StorageError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
 from actstore.extraction.job import Job
+from actstore.extraction.special_tokens import needs_tokenizer, special_tokens
 from actstore.store.blobs import Blobs
 from actstore.store.commit import ObjectRecord, TokensRecord, put, tokens_key
 from actstore.store.dtypes import dtype
@@ -33,7 +34,6 @@ from actstore.tokens import (
     open_source,
     order,
     pack,
-    special_id,
     spool,
     token_documents,
     tokenizer_sha256,
@@ -51,44 +51,27 @@ class TokenStage:
     tokenizer: "PreTrainedTokenizerBase | None"
     packing: Packing
     identity: TokensIdentity
-    vocab_size: int
+    n_embeddings: int
+    """Ids of the text must be below it."""
 
     @classmethod
-    def of(cls, job: Job, vocab_size: int) -> "TokenStage":
+    def of(cls, job: Job, n_embeddings: int) -> "TokenStage":
         """Open the source and the tokenizer of a job.
 
         Raises:
-            TokensError: either cannot be had, or the tokenizer lacks a token that packing needs.
+            TokensError: either cannot be had, or the tokenizer or the model lacks a token that packing needs.
         """
         source = open_source(job.tokens, column=job.column, documents=job.documents)
         is_text = source.kind == "text"
-        default = "bos" if is_text else "none"
-        chosen = {
-            "begin_batch_token": job.begin_batch_token if job.begin_batch_token is not None else default,
-            "begin_sequence_token": job.begin_sequence_token,
-            "sequence_separator_token": (
-                job.sequence_separator_token if job.sequence_separator_token is not None else default
-            ),
-        }
-        pads = job.packing == "document"
-        needed = (
-            is_text or pads or any(isinstance(token, str) and token != "none" for token in chosen.values())
-        )
-        tokenizer = _load_tokenizer(job) if needed else None
-
-        def token_id(option: str) -> int | None:
-            token = chosen[option]
-            if token is None or token == "none":
-                return None
-            return token if tokenizer is None and isinstance(token, int) else _id(tokenizer, token, option)
-
+        tokenizer = _load_tokenizer(job) if needs_tokenizer(job, is_text=is_text) else None
+        special = special_tokens(job, tokenizer, is_text=is_text, n_embeddings=n_embeddings)
         packing = Packing(
             mode=job.packing,
             context_length=job.context_length,
-            begin_batch=token_id("begin_batch_token"),
-            begin_sequence=token_id("begin_sequence_token"),
-            separator=token_id("sequence_separator_token"),
-            pad=_pad_id(tokenizer) if pads else None,
+            begin_batch=special.begin_batch,
+            begin_sequence=special.begin_sequence,
+            separator=special.separator,
+            pad=special.pad,
         )
         identity = TokensIdentity(
             source=job.tokens,
@@ -110,7 +93,7 @@ class TokenStage:
             skip_sequences=0,
             seed=job.seed,
         )
-        return cls(source, tokenizer, packing, identity, vocab_size)
+        return cls(source, tokenizer, packing, identity, n_embeddings)
 
     def run(
         self, on_event: OnEvent, *, skip_sequences: int = 0, skipped: Sequence[Plan] = ()
@@ -137,7 +120,7 @@ class TokenStage:
         def blocks() -> Iterator[Rows]:
             n_sequences = 0
             documents = token_documents(self.source, self.tokenizer)
-            for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.vocab_size):
+            for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.n_embeddings):
                 n_sequences += len(block)
                 on_event(Tokenised(n_sequences, n_sequences * length))
                 yield block
@@ -189,16 +172,6 @@ def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:
 def _load_tokenizer(job: Job) -> "PreTrainedTokenizerBase":
     # The revision is the model's; another repository has other ones.
     return load_tokenizer(job.model, job.revision) if job.tokenizer is None else load_tokenizer(job.tokenizer)
-
-
-def _id(tokenizer: Any, token: int | str, option: str) -> int | None:
-    return special_id(tokenizer, token, option=option)
-
-
-def _pad_id(tokenizer: Any) -> int | None:
-    return special_id(
-        tokenizer, "eos" if tokenizer.pad_token_id is None else "pad", option="packing='document'"
-    )
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,24 @@
 """`actstore.verify`: a store against its own records, and on request against the model."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from actstore.errors import ModelError, StorageError
-from actstore.extraction.deep import deep_check
+from actstore.extraction.deep import DeepCheck, deep_check
 from actstore.extraction.golden import sampled_row
-from actstore.extraction.worker import WorkerSpec, load_planned_model
+from actstore.extraction.older_versions import doubt
+from actstore.extraction.reference import Kind, Reference, whole_model
+from actstore.extraction.worker import WorkerSpec, check_weights, load_planned_model
+from actstore.hooks.loading import chosen_device
 from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.commit import plan_key, read_plan
+from actstore.store.commit import commit_key, plan_key, read_commit, read_plan
 from actstore.store.plan import FIRST_RUN, Plan
 from actstore.store.repair import repair as remove_damage
 from actstore.store.rows import Rows, Section
+from actstore.store.turns import repairing
 from actstore.store.verification import Finding, Verification
 from actstore.store.verify import Check
 
@@ -35,7 +40,7 @@ def verify(
         url: of the store.
         deep: also run the model again on some rows of each run whose tokens are there.
         repair: write again what the rest of the store tells, and remove what else is damaged, so that the next
-            extraction makes exactly that again. Nobody may write to the store meanwhile.
+            extraction makes exactly that again. Refused while somebody writes to the store.
         n_rows: how many rows of each run to run again.
         model: where the model is on this machine, if not where it was; its weights must be those of the plan.
         revision: branch, tag or commit on the Hub.
@@ -43,36 +48,39 @@ def verify(
         on_object: called with the size of each object that was read.
 
     Raises:
+        BusyError: somebody writes to the store that is to be repaired.
         StorageError: there is no store, or storage cannot be reached.
         ModelError: the model cannot be loaded, or its weights are others; or no model is known, with ``deep``.
     """
     started = time.perf_counter()
     blobs = open_blobs(str(url))
     check = Check(blobs, on_object)
-    check.run()
-    if not check.plans and not check.findings:
-        raise StorageError(
-            f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
-        )
-    if deep and any(plan.request.model.is_imported for plan in check.plans.values()):
-        raise ModelError(
-            f"the activations at {blobs.url} were imported, and which weights computed them is not known; verify "
-            "without deep"
-        )
-    findings = check.findings
-    n_recomputed = 0
-    if deep and not any(finding.severity == "damage" for finding in findings):
-        for plan in check.plans.values():
-            of_tokens = check.tokens.get(plan.tokens_of)
-            if of_tokens is None or not of_tokens.is_sound:
-                continue  # what the model would run on is not there
-            rows = _sampled_rows(plan, check.committed[plan.run], n_rows)
-            spec = WorkerSpec(
-                blobs.url, model or plan.request.model.name, revision or plan.request.model.revision, device
-            )
-            findings += _recomputed(blobs, plan, rows, spec)
-            n_recomputed += len(rows)
-    changed = remove_damage(blobs, check, findings) if repair else []
+    with contextlib.ExitStack() as stack:
+        # From before the check on: shards that are written after it would seem to have no record.
+        is_turn = repair and bool(blobs.names("_actstore"))
+        turn = stack.enter_context(repairing(blobs)) if is_turn else None
+        check.run()
+        _check_possible(blobs, check, deep=deep)
+        findings = [*check.findings, *_doubts(blobs, check)]
+        n_recomputed = 0
+        kinds: set[Kind] = set()
+        if deep and not any(finding.severity == "damage" for finding in findings):
+            for plan in check.plans.values():
+                of_tokens = check.tokens.get(plan.tokens_of)
+                if of_tokens is None or not of_tokens.is_sound:
+                    continue  # what the model would run on is not there
+                rows = _sampled_rows(plan, check.committed[plan.run], n_rows)
+                spec = WorkerSpec(
+                    blobs.url,
+                    model or plan.request.model.name,
+                    revision or plan.request.model.revision,
+                    device,
+                )
+                wrong, kind = _recomputed(blobs, plan, rows, spec)
+                findings += wrong
+                kinds.add(kind)
+                n_recomputed += len(rows)
+        changed = [] if turn is None else remove_damage(blobs, check, findings, turn.check)
     n_rewritten = sum(blobs.head(key) is not None for key in changed)
     return Verification(
         url=blobs.url,
@@ -83,11 +91,40 @@ def verify(
         n_objects=check.n_objects,
         nbytes=check.nbytes,
         n_rows_recomputed=n_recomputed,
+        reference=min(kinds, default=None),
         findings=tuple(findings),
         n_removed=len(changed) - n_rewritten,
         n_rewritten=n_rewritten,
         seconds=time.perf_counter() - started,
     )
+
+
+def _doubts(blobs: Blobs, check: Check) -> Iterator[Finding]:
+    """Runs that an older version may have made wrong."""
+    for name, plan in check.plans.items():
+        if 0 not in check.vouched[name]:
+            continue  # nothing is known of what made it
+        reason = doubt(plan, read_commit(blobs, plan, 0))
+        if reason is not None:
+            yield Finding(commit_key(name, 0), reason, run=name, segment=0, severity="warning")
+
+
+def _check_possible(blobs: Blobs, check: Check, *, deep: bool) -> None:
+    """See that there is a store, and one that can be checked like this.
+
+    Raises:
+        StorageError: there is none.
+        ModelError: no model is known to check it with.
+    """
+    if not check.plans and not check.findings:
+        raise StorageError(
+            f"there is no actstore store at {blobs.url} ({plan_key(FIRST_RUN)} does not exist)"
+        )
+    if deep and any(plan.request.model.is_imported for plan in check.plans.values()):
+        raise ModelError(
+            f"the activations at {blobs.url} were imported, and which weights computed them is not known; verify "
+            "without deep"
+        )
 
 
 def _incomplete(check: Check) -> Iterator[str]:
@@ -114,9 +151,21 @@ def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int) -> list[int
     return sorted(rows)
 
 
-def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> list[Finding]:
-    """What does not come out of the model again."""
-    model = load_planned_model(plan, spec)
+def _whole(plan: Plan, spec: WorkerSpec) -> Reference | None:
+    """The whole model, loaded by transformers alone; None where memory is short."""
+    import torch
+
+    check_weights(plan, spec)
+    dtype: torch.dtype = getattr(torch, plan.request.dtype)
+    batch = (plan.request.batch_size, plan.context_length)
+    device = torch.device(chosen_device(spec.device))
+    return whole_model(spec.model, spec.revision, dtype, device, batch)
+
+
+def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> tuple[list[Finding], Kind]:
+    """What does not come out of the model again, and which model that was."""
+    import torch
+
     part = read_plan(blobs, plan.tokens_of)
     assert part is not None
     tokens, lengths = (
@@ -126,16 +175,34 @@ def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> 
         hook.name: Rows(blobs, [Section(plan.activations(hook), lambda _: True)])
         for hook in plan.request.hooks
     }
-    found = deep_check(
-        model, plan, rows, tokens=tokens, lengths=lengths, stored=lambda hook, some: arrays[hook][some]
-    )
+
+    def compared(reference: Reference) -> DeepCheck:
+        return deep_check(
+            reference,
+            plan,
+            rows,
+            tokens=tokens,
+            lengths=lengths,
+            stored=lambda hook, some: arrays[hook][some],
+        )
+
+    kind: Kind = "whole"
+    whole = _whole(plan, spec)
+    try:
+        checked = None if whole is None else compared(whole)
+    except torch.OutOfMemoryError:  # there was room for the model, and not for its forward
+        checked = None
+    if checked is None:
+        whole = None  # room for the other
+        kind, checked = "loaded", compared(Reference(load_planned_model(plan, spec), "loaded"))
     layouts = {hook.name: plan.activations(hook) for hook in plan.request.hooks}
-    return [
+    findings = [
         Finding(
             layouts[problem.hook].key(problem.sequence // plan.segment_size),
             f"is not what the model computes: {problem}",
             run=plan.run,
             segment=problem.sequence // plan.segment_size,
         )
-        for problem in found.problems
+        for problem in checked.problems
     ]
+    return findings, kind

@@ -1,30 +1,39 @@
 """The worker: runs the model over one segment at a time and commits it. A plain class; every executor uses it."""
 
+import contextlib
 import queue
 import threading
 import time
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from actstore._version import __version__
 from actstore.errors import ActstoreError, ExtractError, ModelError, StorageError
+from actstore.extraction.batches import filled_up
 from actstore.extraction.buffers import SegmentBuffers
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
-from actstore.extraction.golden import golden, sampled_row
+from actstore.extraction.golden import Expected, expected, golden, sampled_row
 from actstore.extraction.heap import keep_large_blocks
-from actstore.extraction.segment_writer import SegmentWriter
+from actstore.extraction.reference import Reference, reference_for
+from actstore.extraction.segment_writer import SegmentWriter, Values
 from actstore.hooks.model import HookedModel
 from actstore.hooks.names import layers_needed
 from actstore.hooks.point import point_of
+from actstore.reason import reason
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import CommitRecord, Environment, Golden, commit_key, has_golden, read_plan
+from actstore.store.dtypes import dtype
 from actstore.store.moments import Moments
+from actstore.store.not_finite import NotFinite, not_finite
 from actstore.store.plan import FIRST_RUN, Plan, Segment
 from actstore.store.rows import Rows, Section
+from actstore.store.turns import Turn
 
 if TYPE_CHECKING:
     import torch
@@ -39,10 +48,14 @@ class _Computed:
 
     record: CommitRecord
     """All but its shards."""
+    norms: Mapping[str, NDArray[np.float32]]
+    """By hook, as `Moments.norms`."""
     seconds: float
     """In the model."""
     seconds_waiting: float
     """The model stood still before."""
+    not_finite: frozenset[str]
+    """Hooks that can hold NaN or infinity."""
 
 
 class InterruptedRunError(ActstoreError):
@@ -68,6 +81,8 @@ class WorkerSpec:
     """Whether all shards of a segment must be of one attempt, bit for bit."""
     is_conditional: bool = True
     """Whether storage refuses a second create of a key; if not, whoever called the worker commits."""
+    turn: Turn | None = None
+    """Of whoever called the worker. Once it is over, nothing more is committed."""
 
     def start(self) -> "Worker":
         return Worker(self)
@@ -87,6 +102,7 @@ class Worker:
         """
         import torch
 
+        self._spec = spec
         self._blobs: Blobs = open_blobs(spec.url)
         plan = read_plan(self._blobs, spec.run)
         if plan is None:
@@ -104,6 +120,7 @@ class Worker:
             Rows(self._blobs, [Section(plan.token_array(name), lambda _: True)])
             for name in ("tokens", "lengths")
         )
+        self._batch_shape = (plan.request.batch_size, plan.context_length)
         self._moments = Moments(plan.request.hooks, self._device, covariance=plan.request.covariance)
         self._is_checked = False
         self._free: queue.SimpleQueue[SegmentBuffers] = queue.SimpleQueue()
@@ -112,7 +129,11 @@ class Worker:
         # One thread, so that torch keeps one pool of threads of its own, and segments go first in, first out.
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._writer = SegmentWriter(
-            self._blobs, plan, is_strict=spec.is_strict, is_conditional=spec.is_conditional
+            self._blobs,
+            plan,
+            is_strict=spec.is_strict,
+            is_conditional=spec.is_conditional,
+            fence=lambda: None if spec.turn is None else spec.turn.check(self._blobs),
         )
         self._stopped = threading.Event()
         self._counting = threading.Lock()
@@ -136,7 +157,9 @@ class Worker:
         try:
             computed = self._forward.submit(self._compute, segment, tokens, lengths, buffers).result()
             started = time.perf_counter()
-            record = self._writer.write(segment, buffers.rows(segment), computed.record, lengths)
+            values = buffers.rows(segment)
+            record = self._writer.write(segment, values, computed.norms, computed.record, lengths)
+            found = self._not_finite(segment, values, lengths, computed.not_finite)
         finally:
             self._free.put(buffers)
         return SegmentDone(
@@ -148,7 +171,27 @@ class Worker:
             time.perf_counter() - started,
             n_retries=self._new_retries(),
             record=None if self._writer.is_conditional else record,
+            not_finite=found,
         )
+
+    def _not_finite(
+        self, segment: Segment, values: Values, lengths: NDArray[Any], suspects: Collection[str]
+    ) -> dict[str, NotFinite]:
+        """By hook, the tokens that are not finite. Only hooks that can have any are looked at."""
+        request = self._plan.request
+        width = f"<u{dtype(request.dtype).itemsize}"
+        counts = {
+            name: not_finite(
+                name,
+                values[name][: segment.n_sequences].view(width),
+                request.dtype,
+                lengths,
+                first_sequence=segment.start,
+                batch_size=request.batch_size,
+            )
+            for name in suspects
+        }
+        return {name: found for name, found in counts.items() if found.n_tokens}
 
     def _new_retries(self) -> int:
         """Requests to storage that were repeated since this was last asked."""
@@ -167,13 +210,19 @@ class Worker:
         self._writer.close()
 
     def _compute(
-        self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any], buffers: SegmentBuffers
+        self,
+        segment: Segment,
+        tokens: NDArray[Any],
+        lengths: NDArray[Any],
+        buffers: SegmentBuffers,
     ) -> "_Computed":
         """Forward all batches of a segment."""
+        # In the same turn of the forward: otherwise the next segment would be the first of this worker, and checked.
+        of_row = self._expected_of_first(segment, tokens, lengths) if segment.index == 0 else None
         started = time.perf_counter()
         waiting = started - self._idle_since
         self._moments.reset()
-        try:
+        with self._naming(segment):
             for start in range(0, segment.n_sequences, self._plan.request.batch_size):
                 if self._stopped.is_set():
                     raise InterruptedRunError("the run was asked to stop")
@@ -185,24 +234,68 @@ class Worker:
                 n_tokens=int(lengths.sum()),
                 shards={},
                 statistics=self._moments.records(),
-                golden=self._check(segment, tokens, lengths, buffers),
+                golden=self._check(segment, tokens, lengths, buffers, of_row),
                 environment=self._environment(),
             )
+            norms = self._moments.norms() if self._plan.norms else {}
+        self._idle_since = time.perf_counter()
+        suspects = frozenset(self._moments.not_finite_hooks())
+        return _Computed(record, norms, self._idle_since - started, waiting, suspects)
+
+    @contextlib.contextmanager
+    def _naming(self, segment: Segment) -> Iterator[None]:
+        """Say in which segment something failed that is no error of ours.
+
+        Raises:
+            ExtractError: in its place.
+        """
+        try:
+            yield
         except ActstoreError:
             raise
         except Exception as error:
             raise ExtractError(
                 f"segment {segment.index} (sequences {segment.start}:{segment.stop}) failed in the forward on "
-                f"{self._device}: {error}" + _advice(error)
+                f"{self._device}: {reason(error)}" + _advice(error)
             ) from error
-        self._idle_since = time.perf_counter()
-        return _Computed(record, self._idle_since - started, waiting)
+
+    def _expected_of_first(self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]) -> Expected:
+        """What a model that shares nothing with this one gives for the golden row of the run's first segment."""
+        import torch
+
+        started = time.perf_counter()
+        with self._naming(segment):
+            reference = reference_for(self._spec, self._model, self._batch_shape)
+            try:
+                of_row = self._expected(reference, segment, tokens, lengths)
+            except torch.OutOfMemoryError:  # two models and a forward were too much
+                if reference.kind == "loaded":
+                    raise
+                del reference
+                torch.cuda.empty_cache()
+                of_row = self._expected(Reference(self._model, "loaded"), segment, tokens, lengths)
+        self._idle_since += time.perf_counter() - started
+        return of_row
+
+    def _expected(
+        self, reference: Reference, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]
+    ) -> Expected:
+        row = sampled_row(self._plan.tokens_sha256, segment) - segment.start
+        size = self._batch_shape[0]
+        start = row // size * size
+        batch = filled_up(tokens[start : start + size], size)
+        return expected(reference, batch, row - start, int(lengths[row]), self._plan.hook_names)
 
     def _check(
-        self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any], buffers: SegmentBuffers
+        self,
+        segment: Segment,
+        tokens: NDArray[Any],
+        lengths: NDArray[Any],
+        buffers: SegmentBuffers,
+        of_row: Expected | None,
     ) -> Golden | None:
-        """Compute one row again by the plain forward; for the first segment of this worker, and for those whose
-        records hold the result.
+        """Compare one row with the plain forward; for the first segment of this worker, and for those whose records
+        hold the result.
 
         Raises:
             ModelError: it gives other values.
@@ -210,11 +303,12 @@ class Worker:
         is_recorded = has_golden(segment.index)
         if self._is_checked and not is_recorded:
             return None
+        if of_row is None:
+            of_row = self._expected(Reference(self._model, "loaded"), segment, tokens, lengths)
         sequence = sampled_row(self._plan.tokens_sha256, segment)
-        row = sequence - segment.start
-        found = golden(self._model, tokens[row], int(lengths[row]), buffers.sequence(row), sequence)
+        checked = golden(of_row, buffers.sequence(sequence - segment.start), sequence)
         self._is_checked = True
-        return found if is_recorded else None
+        return checked if is_recorded else None
 
     def _batch(
         self, tokens: NDArray[Any], lengths: NDArray[Any], start: int, buffers: SegmentBuffers
@@ -222,13 +316,11 @@ class Worker:
         import torch
 
         size = self._plan.request.batch_size
-        rows = torch.from_numpy(tokens[start : start + size]).to(self._device, torch.int64)
-        n_sequences = len(rows)
+        batch = tokens[start : start + size]
+        n_sequences = len(batch)
+        rows = torch.from_numpy(filled_up(batch, size)).to(self._device, torch.int64)
         positions = torch.arange(rows.shape[1], device=self._device)
         is_real = positions < torch.from_numpy(lengths[start : start + size]).to(self._device)[:, None]
-        if n_sequences < size:
-            # Kernels choose their order of summation by shape: the last batch has the shape of all others.
-            rows = torch.cat([rows, rows[-1:].expand(size - n_sequences, -1)])
 
         def take(hook: str, value: "torch.Tensor") -> None:
             # Stores have the position in front; patterns have heads there.
@@ -252,7 +344,7 @@ class Worker:
             transformers=transformers.__version__,
             device=torch.cuda.get_device_name(self._device) if is_gpu else self._device.type,
             attention=self._model.attention,
-            batch=(self._plan.request.batch_size, self._plan.context_length),
+            batch=self._batch_shape,
         )
 
 
@@ -262,21 +354,30 @@ def load_planned_model(plan: Plan, spec: WorkerSpec) -> HookedModel:
     Raises:
         ModelError: it cannot be loaded, or its weights are not the planned ones.
     """
-    planned = plan.request.model
-    found = fingerprint(spec.model, spec.revision)
-    if found != planned.fingerprint:
-        raise ModelError(
-            f"the weights of {spec.model} on this machine are {found}, the plan was made with "
-            f"{planned.fingerprint}; use the same model files everywhere"
-        )
+    check_weights(plan, spec)
     return HookedModel.from_pretrained(
         spec.model,
         dtype=plan.request.dtype,
         device=spec.device,
         revision=spec.revision,
-        n_layers=layers_needed(plan.hook_names, planned.n_layers),
+        n_layers=layers_needed(plan.hook_names, plan.request.model.n_layers),
         has_head=False,
     )
+
+
+def check_weights(plan: Plan, spec: WorkerSpec) -> None:
+    """Refuse a model on this machine whose weights are not the planned ones.
+
+    Raises:
+        ModelError: they are not.
+    """
+    planned = plan.request.model.fingerprint
+    found = fingerprint(spec.model, spec.revision)
+    if found != planned:
+        raise ModelError(
+            f"the weights of {spec.model} on this machine are {found}, the plan was made with {planned}; use the same "
+            "model files everywhere"
+        )
 
 
 def _advice(error: Exception) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.extraction.deep import DeepCheck, as_tensor, deep_check
+from actstore.extraction.reference import Reference
 from actstore.hooks.model import HookedModel
 
 TinyModel = Callable[..., Path]
@@ -40,7 +41,7 @@ class Extracted:
     def check(self, rows: Sequence[int], stored: Any = None, model: HookedModel | None = None) -> DeepCheck:
         store = self.store
         return deep_check(
-            model or self.model,
+            Reference(model or self.model, "loaded"),
             store.plan,
             rows,
             tokens=store.tokens,
@@ -134,9 +135,10 @@ def damaged(extracted: Extracted, row: int, change: Change) -> DeepCheck:
 
 
 def short_row(extracted: Extracted) -> int:
-    """One that has padding; the first of its batch."""
+    """One that has padding, in the midst of a batch whose first row has more of it, or less."""
     lengths = extracted.store.lengths[:]
-    return next(row for row in range(0, 64, BATCH) if lengths[row] < LENGTH)
+    inside = (row for row in range(64) if 0 < row % BATCH < BATCH - 1)
+    return next(row for row in inside if LENGTH > lengths[row] != lengths[row - row % BATCH])
 
 
 @pytest.mark.parametrize(

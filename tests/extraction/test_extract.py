@@ -18,7 +18,15 @@ import zarr
 from transformers import AutoModelForCausalLM
 
 import actstore
-from actstore.errors import ExtractError, ModelError, NotCommittedError, PlanMismatchError, StorageError
+from actstore.cli.main import run
+from actstore.errors import (
+    ExtractError,
+    IncompleteError,
+    ModelError,
+    NotCommittedError,
+    PlanMismatchError,
+    StorageError,
+)
 from actstore.extraction.events import Event, SegmentDone, Tokenised
 
 Fields = dict[str, Any]
@@ -77,7 +85,7 @@ def test_zarr_python_and_tensorstore_read_the_same_bits(fields: Fields, dtype: s
     store = actstore.open(fields["out"])
     group = zarr.open_group(fields["out"], mode="r")
     assert sorted(name for name, _ in group.members()) == [
-        "_actstore", "acts", "documents", "lengths", "offsets", "tokens"
+        "_actstore", "acts", "documents", "lengths", "norms", "offsets", "tokens"
     ]  # fmt: skip
     for hook in store.hooks:
         ours = store[hook].numpy()
@@ -88,6 +96,10 @@ def test_zarr_python_and_tensorstore_read_the_same_bits(fields: Fields, dtype: s
         assert np.array_equal(by_zarr.view(width), ours.view(width))
         assert np.array_equal(by_tensorstore.view(width), ours.view(width))
         assert store[hook].zarr.metadata.to_dict()["dimension_names"] == ("sequence", "position", "d_model")
+    norms = np.stack([store[name].norms[:] for name in store.plan.hook_names], axis=1)
+    spec = {"driver": "zarr3", "kvstore": f"file://{fields['out']}/norms/0000/"}
+    assert np.array_equal(tensorstore.open(spec).result().read().result(), norms)
+    assert np.array_equal(zarr.open_array(fields["out"], path="norms/0000", mode="r")[...], norms)
     for name in ("tokens", "lengths", "documents", "offsets"):
         assert np.array_equal(
             np.asarray(zarr.open_array(fields["out"], path=name, mode="r")[...]), getattr(store, name)[:]
@@ -129,6 +141,49 @@ def test_a_rerun_computes_only_what_is_missing(fields: Fields) -> None:
 
     actstore.extract(actstore.plan(**fields), on_event=note)
     assert sorted(done) == [2, 6]
+    assert files(fields["out"]) == before
+
+
+def remove(fields: Fields, *segments: int) -> None:
+    for segment in segments:
+        Path(fields["out"], f"_actstore/runs/0000/commits/{segment:08d}.json").unlink()
+
+
+@pytest.mark.parametrize("kind", ["record", "tokens", "records of all"])
+def test_what_is_removed_during_a_run_is_not_called_complete(
+    fields: Fields, tmp_path: Path, kind: str
+) -> None:
+    actstore.extract(actstore.plan(**fields | {"out": str(tmp_path / "undisturbed")}))
+    done: list[int] = []
+
+    def disturb(event: Event) -> None:
+        assert isinstance(event, SegmentDone)
+        done.append(event.segment)
+        if len(done) == (7 if kind == "records of all" else 4):
+            if kind == "tokens":
+                Path(fields["out"], "_actstore/runs/0000/tokens.json").unlink()
+            else:
+                remove(fields, *(done if kind == "records of all" else done[:1]))
+
+    with pytest.raises(IncompleteError, match=r"run the same command again$") as caught:
+        actstore.extract(actstore.plan(**fields), on_event=disturb)
+    assert "\n" not in str(caught.value)
+    assert not actstore.open(fields["out"]).is_complete or kind == "tokens"
+    report = actstore.extract(actstore.plan(**fields))
+    assert report.n_segments_before == {"record": 6, "tokens": 7, "records of all": 0}[kind]
+    assert files(fields["out"]) == files(tmp_path / "undisturbed")
+
+
+def test_a_finished_run_that_lost_a_record_is_not_called_complete(
+    fields: Fields, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    actstore.extract(actstore.plan(**fields))
+    before = files(fields["out"])
+    remove(fields, 3)
+    assert run(["extract", *options, "--quiet"]) == 75
+    assert f"after `actstore verify {fields['out']} --repair`" in capsys.readouterr().err
+    actstore.verify(fields["out"], repair=True)
+    assert run(["extract", *options, "--quiet"]) == 0
     assert files(fields["out"]) == before
 
 

@@ -8,7 +8,7 @@ from actstore.errors import PlanMismatchError
 from actstore.extraction.growth import Place, find_place
 from actstore.store.commit import ObjectRecord
 from actstore.store.manifest import FinishedRun, shards_key, statistics_key
-from actstore.store.plan import Plan, Request
+from actstore.store.plan import Plan, Request, SourceFileIdentity
 from actstore.store.run import Run
 from tests.store.example import HOOKS, example_plan
 from tests.store.runs import ATTN_OUT, MLP_OUT, hooks_run, with_hooks
@@ -139,7 +139,8 @@ def test_other_tokens_are_a_run_of_their_own_if_that_is_wanted() -> None:
         request = asking(*B, tokens__source="third.txt", tokens__max_tokens=80)
         place = find_place(URL, runs, request, append=True)
         assert place == Place(name, B)
-        assert place.arrays == tuple(f"parts/{name}/acts/{hook}" for hook in B)
+        acts = (f"parts/{name}/acts/{hook}" for hook in B)
+        assert place.arrays == (*acts, f"parts/{name}/norms/{name}")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +219,37 @@ def test_what_cannot_be_done_now_is_told(runs: list[Run], request_: Request, mes
             find_place(URL, runs, request_, append=append)
 
 
+def files(*sizes: int) -> tuple[SourceFileIdentity, ...]:
+    return tuple(SourceFileIdentity(name=f"{i}.txt", nbytes=nbytes) for i, nbytes in enumerate(sizes))
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_same"),
+    [
+        (files(10, 20), True),
+        (files(10, 20, 30), True),
+        (files(10, 21), False),
+        (files(10, 21, 30), False),
+        (files(10), False),
+        (files(20, 10)[::-1], False),
+    ],
+    ids=["more of it", "a further file", "one that changed", "both", "one that is gone", "in another order"],
+)
+def test_text_that_the_store_has_in_part_is_gone_on_with_if_it_is_the_same(
+    asked: tuple[SourceFileIdentity, ...], is_same: bool
+) -> None:
+    """Else some of its sequences would be there twice, and nobody could tell which."""
+    stored = as_run("0000", asking(*A, tokens__files=files(10, 20)))
+    request = asking(*A, tokens__files=asked, tokens__max_tokens=80)
+    if is_same:
+        assert find_place(URL, [done(stored)], request, append=True).skipped == (stored,)
+        return
+    with pytest.raises(
+        PlanMismatchError, match="its files are not the first ones that this job reads. Name only"
+    ):
+        find_place(URL, [done(stored)], request, append=True)
+
+
 def test_segments_of_another_size() -> None:
     def place(runs: list[Run], request: Request, size: int) -> Place:
         return find_place(URL, runs, request, segment_size=size)
@@ -243,10 +275,10 @@ def test_the_command_that_added_hooks_has_nothing_to_do_once_it_is_done() -> Non
 @pytest.mark.parametrize(
     ("place", "arrays"),
     [
-        (Place("0000", B), (f"acts/{MLP_OUT}",)),
-        (Place("0003", B, over=FIRST), (f"acts/{MLP_OUT}",)),
-        (Place("0003", B), (f"parts/0003/acts/{MLP_OUT}",)),
-        (Place("0003", B, over=PART.plan), (f"parts/0001/acts/{MLP_OUT}",)),
+        (Place("0000", B), (f"acts/{MLP_OUT}", "norms/0000")),
+        (Place("0003", B, over=FIRST), (f"acts/{MLP_OUT}", "norms/0003")),
+        (Place("0003", B), (f"parts/0003/acts/{MLP_OUT}", "parts/0003/norms/0003")),
+        (Place("0003", B, over=PART.plan), (f"parts/0001/acts/{MLP_OUT}", "parts/0001/norms/0003")),
     ],
 )
 def test_where_a_new_run_writes(place: Place, arrays: tuple[str, ...]) -> None:

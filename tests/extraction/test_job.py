@@ -33,20 +33,20 @@ def test_all_problems_are_told_at_once_with_their_location() -> None:
     with pytest.raises(JobError) as caught:
         parse_job(wrong, where="job.yaml")
     text = str(caught.value)
-    assert text.startswith("job.yaml: 5 problems\n")
+    assert text.startswith("job.yaml: 5 problems: ")
     for line in (
         "context_length: input should be a valid integer, got 'long'",
         "dtype: input should be 'bfloat16', 'float16' or 'float32', got 'float8'",
         "modle: is not a field of a job",
-        "begin_batch_token: should be a token id, 'bos', 'eos', 'sep' or 'none', got 'start'",
+        "begin_batch_token: should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none', got 'start'",
         "out: is required",
     ):
-        assert f"\n  {line}" in text
+        assert line in text.split(": ", 2)[2].split("; ")
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "128", None, [128]])
 def test_context_length_is_a_positive_integer(value: object) -> None:
-    with pytest.raises(JobError, match="1 problem\n  context_length: "):
+    with pytest.raises(JobError, match="1 problem: context_length: "):
         parse_job(GOOD | {"context_length": value})
 
 

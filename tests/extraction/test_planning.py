@@ -1,6 +1,8 @@
 """Everything is checked before anything is written: one sentence each, and nothing left behind."""
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,51 @@ def test_more_memory_than_there_is(fields: Fields, monkeypatch: pytest.MonkeyPat
     with pytest.raises(JobError, match=r"hold 0\.0 GB of activations .* smaller batch_size or segment_size"):
         actstore.plan(**fields)
     assert not Path(fields["out"]).exists()
+
+
+HERE: Fields = {"executor": "inline"}
+LOCAL_RAY: Fields = {"executor": "ray", "num_workers": 2}
+ELSEWHERE: Fields = {"executor": "ray", "ray_address": "auto"}
+
+
+@pytest.mark.parametrize("chosen", [HERE, LOCAL_RAY], ids=["inline", "ray"])
+@pytest.mark.parametrize("moment", ["plan", "extract"])
+def test_the_executor_that_is_chosen_is_checked_for_memory_and_device(
+    fields: Fields, monkeypatch: pytest.MonkeyPatch, chosen: Fields, moment: str
+) -> None:
+    """A plan for a cluster is not held to what this machine has; once the work is to be done here, it is."""
+
+    def refused(**more: Any) -> str:
+        attempt: Callable[[], object] = partial(actstore.plan, **fields, **chosen, **more)
+        if moment == "extract":
+            run = actstore.plan(**fields, **ELSEWHERE, **more)
+            run = dataclasses.replace(run, job=run.job.model_copy(update={"ray_address": None}))
+            attempt = partial(actstore.extract, run, **chosen)
+        with pytest.raises(JobError) as caught:
+            attempt()
+        assert not Path(fields["out"]).exists()
+        return str(caught.value)
+
+    assert "device 'cuda' was asked for, and torch finds no GPU on this machine" in refused(device="cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    if chosen is LOCAL_RAY:
+        assert "2 workers with a GPU each were asked for, and this machine has 1" in refused(device="cuda")
+    else:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+        ours = {"device": "cuda:3"} if moment == "plan" else {}
+        if ours:
+            assert "has 3 of them, from cuda:0 on" in refused(**ours)
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 700}[name])
+    if chosen is LOCAL_RAY:  # 1.6 MB each, and there are 2.9
+        assert refused().startswith("2 workers would hold 0.0 GB of activations in memory")
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 100}[name])
+    assert "would hold 0.0 GB of activations in memory and this machine has 0.0 GB" in refused()
+
+
+def test_one_gpu_of_several_is_not_for_ray_workers(fields: Fields) -> None:
+    with pytest.raises(JobError, match="Ray gives each worker a GPU of its own.*; choose cuda$"):
+        actstore.plan(**fields, **ELSEWHERE, device="cuda:1")
 
 
 def test_planning_alone_writes_nothing(fields: Fields) -> None:

@@ -17,11 +17,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 import actstore
 from actstore.errors import JobError, NotCommittedError, PlanMismatchError, StorageError
+from actstore.extraction import inline
 from actstore.extraction.claim import claim
 from actstore.extraction.events import Event, SegmentDone
 from actstore.extraction.worker import WorkerSpec
 from actstore.store.blobs import open_blobs
 from actstore.store.commit import commit_key, read_commit
+from actstore.store.lease import LEASES
 from actstore.store.local import LocalBlobs
 from actstore.store.merging import merge
 from tests.conftest import TinyModel
@@ -478,3 +480,24 @@ def test_only_one_process_commits_where_storage_cannot_decide(
     assert sorted(event.segment for event in events if isinstance(event, SegmentDone)) == [0, 1, 2]
     assert all(event.record is None for event in events if isinstance(event, SegmentDone))
     assert files(share.removeprefix("share://")) == files(base["out"])
+
+
+def test_who_has_lost_its_turn_commits_nothing_for_its_workers(
+    base: Fields, share: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where storage cannot decide, this process is the only one that may, and only while its lease is there."""
+    monkeypatch.setattr(Share, "__init__", lambda self, **_: LocalFileSystem.__init__(self, auto_mkdir=True))
+    run = actstore.plan(**base | {"out": share})
+    execute, folder = inline.run, Path(share.removeprefix("share://"))
+
+    def losing(spec: Any, pending: Any, resources: Any, on_segment: Any) -> None:
+        def on_segment_later(done: SegmentDone) -> None:
+            shutil.rmtree(folder / LEASES)
+            on_segment(done)
+
+        execute(spec, pending[:1], resources, on_segment_later)
+
+    monkeypatch.setattr(inline, "run", losing)
+    with pytest.raises(StorageError, match="took over"):
+        actstore.extract(run)
+    assert not list((folder / "_actstore/runs/0000").glob("commits/*"))

@@ -1,8 +1,9 @@
 """Writing a segment: what was there before, whose it is then, and when it is committed."""
 
+import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,23 +12,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actstore.errors import StorageError
+from actstore.errors import BusyError, StorageError
 from actstore.extraction.segment_writer import SegmentWriter
 from actstore.store import lease as lease_module
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import CommitRecord, Golden, commit_key, put, read_commit
 from actstore.store.lease import LEASES, LeaseRecord, lease
 from actstore.store.local import LocalBlobs
-from actstore.store.moments import of_rows
+from actstore.store.moments import recomputed
+from actstore.store.norms import side_by_side
 from actstore.store.plan import Plan
 from actstore.store.seal import seal
-from actstore.store.shard import crc32c
+from actstore.store.shard import crc32c, encode
+from actstore.store.shard_reader import decode
+from actstore.store.turns import Turn, writing
 from tests.store.arrays import encoded
 from tests.store.example import ENVIRONMENT, HOOKS, Columns, example_plan, example_tokens, example_values
 from tests.store.runs import begin_run, bytes_below
 from tests.store.watched import CHANGES, watched
 
-PLAN = example_plan()
+PLAN = example_plan(norms=True)
 OURS = {
     name: np.random.default_rng(seed).standard_normal(values.shape, np.float32)
     for seed, (name, values) in enumerate(example_values(PLAN).items())
@@ -45,8 +49,14 @@ def store(tmp_path: Path) -> LocalBlobs:
 
 
 @contextmanager
-def writer(blobs: Blobs, *, is_strict: bool = False, is_conditional: bool = True) -> Iterator[SegmentWriter]:
-    made = SegmentWriter(blobs, PLAN, is_strict=is_strict, is_conditional=is_conditional)
+def writer(
+    blobs: Blobs,
+    *,
+    is_strict: bool = False,
+    is_conditional: bool = True,
+    fence: Callable[[], None] = lambda: None,
+) -> Iterator[SegmentWriter]:
+    made = SegmentWriter(blobs, PLAN, is_strict=is_strict, is_conditional=is_conditional, fence=fence)
     try:
         yield made
     finally:
@@ -58,10 +68,11 @@ def lengths(index: int) -> NDArray[Any]:
     return example_tokens(PLAN)["lengths"][segment.start : segment.stop]
 
 
-def statistics(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
+def again(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
+    """Statistics and norms by hook."""
     segment = plan.segment(index)
     return {
-        hook.name: of_rows(
+        hook.name: recomputed(
             hook,
             values[hook.name][segment.start : segment.stop],
             plan.request.dtype,
@@ -70,6 +81,14 @@ def statistics(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]
         )
         for hook in plan.request.hooks
     }
+
+
+def statistics(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
+    return {name: found for name, (found, _) in again(index, values, plan).items()}
+
+
+def norms(index: int, values: Columns) -> dict[str, NDArray[np.float32]]:
+    return {name: found for name, (_, found) in again(index, values).items()}
 
 
 def rows(index: int, values: Columns) -> dict[str, NDArray[Any]]:
@@ -94,7 +113,7 @@ def write(to: SegmentWriter, index: int, values: Columns = OURS) -> CommitRecord
         golden=Golden(sequence=PLAN.segment(index).start, errors={}),
         environment=ENVIRONMENT,
     )
-    return to.write(PLAN.segment(index), rows(index, values), record, lengths(index))
+    return to.write(PLAN.segment(index), rows(index, values), norms(index, values), record, lengths(index))
 
 
 def orphan(blobs: Blobs, index: int, hook: str, values: Columns) -> str:
@@ -116,6 +135,11 @@ def check_record(blobs: Blobs, index: int, values: Columns) -> None:
         data = bytes(blobs.read(shard.key))
         assert (len(data), crc32c(data)) == (shard.nbytes, shard.crc32c)
     assert record.statistics == statistics(index, values)
+    assert record.norms is not None
+    data = bytes(blobs.read(record.norms.key))
+    assert record.norms.is_of(data)
+    stored = decode(PLAN.norm_array(), index, data)
+    np.testing.assert_array_equal(stored, np.stack([*norms(index, values).values()], axis=1))
 
 
 @pytest.mark.parametrize("is_strict", [False, True])
@@ -168,6 +192,120 @@ def test_strict_replaces_what_differs_and_keeps_what_does_not(store: LocalBlobs,
     assert store.path(equal).stat().st_ino == before[equal]
     assert bytes(store.read(differing)) != changed
     assert store.names(LEASES) == []
+
+
+def orphaned_norms(blobs: Blobs, index: int, values: Columns) -> str:
+    """The shard of norms of a segment that was never committed; its key."""
+    layout = PLAN.norm_array()
+    return put(
+        blobs, layout, index, encode(layout, index, side_by_side(PLAN, index, norms(index, values)))
+    ).record.key
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+@pytest.mark.parametrize("index", [0, LAST])
+def test_norms_are_those_of_the_shards_that_are_there(store: LocalBlobs, index: int, is_strict: bool) -> None:
+    """An earlier attempt, which had other last bits, ended before its record."""
+    for hook in HOOKS:
+        orphan(store, index, hook, THEIRS)
+    before = bytes(store.read(orphaned_norms(store, index, THEIRS)))
+    with writer(store, is_strict=is_strict) as to:
+        record = write(to, index)
+    check_record(store, index, OURS if is_strict else THEIRS)
+    assert record.norms is not None
+    assert (bytes(store.read(record.norms.key)) == before) is not is_strict
+
+
+def test_norms_that_differ_by_rounding_are_adopted(store: LocalBlobs) -> None:
+    layout, theirs = PLAN.norm_array(), side_by_side(PLAN, 0, norms(0, OURS))
+    theirs[0, 0, 0] = np.nextafter(theirs[0, 0, 0], np.float32(np.inf))
+    there = put(store, layout, 0, encode(layout, 0, theirs)).record
+    with writer(store) as to:
+        assert write(to, 0).norms == there
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_norms_of_other_values_are_not_adopted(store: LocalBlobs, is_strict: bool) -> None:
+    key = orphaned_norms(store, 0, {name: 2 * values for name, values in OURS.items()})
+    with writer(store, is_strict=is_strict) as to:
+        if is_strict:
+            write(to, 0)
+            check_record(store, 0, OURS)
+            return
+        with pytest.raises(StorageError, match=f"/{key} was there before, and holds other norms than"):
+            write(to, 0)
+    assert store.head(commit_key("0000", 0)) is None
+
+
+def of_another_model(values: NDArray[Any]) -> NDArray[Any]:
+    """The shape and size of a hook's values, and nothing else of them."""
+    return np.roll(values, 1, axis=1)
+
+
+@pytest.mark.parametrize("is_conditional", [True, False])
+@pytest.mark.parametrize("index", [0, LAST])
+def test_shards_that_another_run_has_left_are_not_adopted(
+    store: LocalBlobs, index: int, is_conditional: bool
+) -> None:
+    key = orphan(store, index, HOOKS[1], {HOOKS[1]: of_another_model(OURS[HOOKS[1]])})
+    with (
+        writer(store, is_conditional=is_conditional) as to,
+        pytest.raises(
+            StorageError, match=f"/{key} was there before, and holds other values .* choose another out"
+        ),
+    ):
+        write(to, index)
+    assert store.head(commit_key("0000", index)) is None
+
+
+@pytest.mark.parametrize(("share", "is_adopted"), [(0.05, True), (0.2, False)])
+def test_a_few_tokens_of_an_adopted_shard_may_differ(
+    store: LocalBlobs, share: float, is_adopted: bool
+) -> None:
+    """Rounding on other hardware sends some tokens of a mixture to another expert."""
+    values = THEIRS[HOOKS[0]].copy()
+    tokens = values.reshape(-1, *values.shape[2:])  # its first rows are those of segment 0
+    n_tokens = PLAN.segment(0).n_sequences * PLAN.context_length
+    tokens[: int(share * n_tokens)] *= -1
+    orphan(store, 0, HOOKS[0], {HOOKS[0]: values})
+    with writer(store) as to:
+        if is_adopted:
+            write(to, 0)
+            check_record(store, 0, OURS | {HOOKS[0]: values})
+        else:
+            with pytest.raises(StorageError, match="another run has left it"):
+                write(to, 0)
+
+
+def test_a_writer_whose_store_was_deleted_puts_nothing_into_the_next_one(store: LocalBlobs) -> None:
+    with writing(store) as held, writer(store, fence=lambda: Turn.of(held).check(store)) as to:
+        write(to, 0)
+        shutil.rmtree(store.root)
+        begin_run(store, PLAN)
+        before = bytes_below(store)
+        with pytest.raises(BusyError, match="the store was deleted"):
+            write(to, 1)
+        assert bytes_below(store) == before
+
+
+@pytest.mark.parametrize("is_strict", [False, True])
+def test_who_is_out_of_its_turn_once_its_shards_are_there_commits_nothing(
+    store: LocalBlobs, is_strict: bool
+) -> None:
+    """A repair may have looked at the segment meanwhile, and removed what no record vouched for."""
+    good = iter([None])
+
+    def fence() -> None:
+        if next(good, "over") == "over":
+            raise BusyError("it is another one's turn")
+
+    with (
+        writer(store, is_strict=is_strict, fence=fence) as to,
+        pytest.raises(BusyError, match="another one's turn"),
+    ):
+        write(to, 0)
+    assert store.head(PLAN.activations(PLAN.request.hooks[0]).key(0)) is not None
+    assert store.head(commit_key(PLAN.run, 0)) is None
 
 
 @pytest.mark.parametrize("is_strict", [False, True])

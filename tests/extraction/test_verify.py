@@ -12,9 +12,11 @@ from actstore.extraction.verify import verify
 from actstore.store.commit import ObjectRecord, commit_key, plan_key, read_commit, tokens_key
 from actstore.store.local import LocalBlobs
 from actstore.store.manifest import MANIFEST_KEY, shards_key, statistics_key
-from actstore.store.moments import of_rows
+from actstore.store.moments import recomputed
+from actstore.store.norms import side_by_side
 from actstore.store.seal import seal
-from actstore.store.shard import crc32c
+from actstore.store.shard import crc32c, encode
+from actstore.store.shard_reader import decode
 from tests.faults.store_bytes import differences, store_bytes
 from tests.store.test_verify import cut, flip, overwrite
 
@@ -170,9 +172,15 @@ def change_row(url: str) -> None:
     record = read_commit(blobs, plan, 2)
     shard = ObjectRecord(key=SHARD, nbytes=len(data), crc32c=crc32c(data))
     lengths = np.full(16, 32)
-    statistics = of_rows(hook, rows[:16], plan.request.dtype, lengths, plan.request.batch_size)
+    statistics, own = recomputed(hook, rows[:16], plan.request.dtype, lengths, plan.request.batch_size)
+    of_norms = plan.norm_array()
+    side = np.array(decode(of_norms, 2, blobs.read(of_norms.key(2))))
+    norms = {name: side[:, number] for number, name in enumerate(of_norms.hooks)} | {HOOK: own}
+    made = encode(of_norms, 2, side_by_side(plan, 2, norms))
+    overwrite(blobs, made.key, b"".join(bytes(part) for part in made.parts))
     changes = {
         "shards": record.shards | {HOOK: shard},
+        "norms": ObjectRecord(key=made.key, nbytes=made.nbytes, crc32c=made.crc32c),
         "statistics": record.statistics | {HOOK: statistics},
     }
     overwrite(blobs, commit_key(RUN, 2), record.model_copy(update=changes).to_bytes())

@@ -2,11 +2,12 @@
 
 import shutil
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 import actstore
 from actstore.errors import JobError, ModelError, StorageError
 from actstore.extraction.claim import claim
-from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
+from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, Worker, WorkerSpec
+from actstore.hooks.visitor import Sink
+from actstore.store.commit import commit_key, read_commit
 from actstore.store.local import LocalBlobs
 from actstore.store.shard import Bytes
 
@@ -58,6 +61,57 @@ def test_memory_is_not_reused_while_it_is_still_being_written(fields: Fields) ->
     worker.close()
 
 
+@pytest.fixture
+def worker(fields: Fields) -> Iterator[Worker]:
+    """Of a store that has its tokens, and no segment."""
+    run = actstore.plan(**fields)
+    claim(run.blobs, run.plan)
+    assert run.packed is not None
+    run.packed.store(run.blobs, run.plan)
+    started = WorkerSpec(fields["out"], fields["model"]).start()
+    yield started
+    started.close()
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_a_worker_checks_the_segment_that_it_begins_with(
+    worker: Worker, fields: Fields, monkeypatch: pytest.MonkeyPatch, is_wrong: bool
+) -> None:
+    """Also where that is not the first of the run, as after an interruption; its record does not say so."""
+    hook = "blocks.1.hook_mlp_out"
+    run = worker._model.run
+
+    def run_with_a_fault(tokens: torch.Tensor, hooks: Sequence[str], sink: Sink) -> None:
+        run(tokens, hooks, lambda name, value: sink(name, value.roll(1, 1) if name == hook else value))
+
+    if is_wrong:
+        monkeypatch.setattr(worker._model, "run", run_with_a_fault)
+        with pytest.raises(ModelError, match=f"^{hook} of sequence .* was captured .* was not committed"):
+            worker.run(3)
+        assert not (Path(fields["out"]) / commit_key("0000", 3)).exists()
+        return
+    assert worker.run(3).is_new
+    record = read_commit(LocalBlobs(fields["out"]), worker._plan, 3)
+    assert record.golden is None
+    monkeypatch.setattr(worker._model, "run", run_with_a_fault)
+    worker.run(4)  # only the first: another forward for each would take as long as the run
+
+
+def test_every_forward_has_the_shape_of_the_plan(worker: Worker) -> None:
+    """Kernels choose their order of summation by it, so the last bits of a row depend on it."""
+    seen: list[tuple[int, ...]] = []
+    handle = worker._model.base.get_input_embeddings().register_forward_pre_hook(  # type: ignore[operator]
+        lambda _module, args: seen.append(tuple(args[0].shape))
+    )
+    last = worker._plan.n_segments - 1
+    assert worker._plan.segment(last).n_sequences % 8
+    worker.run(3)
+    del seen[:]
+    worker.run(last)
+    handle.remove()
+    assert seen == [(8, 32)]
+
+
 def test_a_checkpoint_that_lacks_weights_is_refused(fields: Fields, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(fields["model"], folder)
@@ -95,3 +149,32 @@ def test_the_folder_of_the_user_stays(fields: Fields) -> None:
     Path(fields["out"]).mkdir()
     actstore.plan(**fields)
     assert list(Path(fields["out"]).iterdir()) == []
+
+
+def test_what_a_worker_records_is_what_it_stores(fields: Fields) -> None:
+    """Of each segment alone, and of real tokens alone, also where the last batch is filled up."""
+    fields |= {"packing": "document", "pad_token": "eos"}
+    run = actstore.plan(**fields)
+    claim(run.blobs, run.plan)
+    assert run.packed is not None
+    run.packed.store(run.blobs, run.plan)
+    last = run.plan.n_segments - 1
+    assert run.plan.segment(last).n_sequences % run.plan.request.batch_size
+    worker = WorkerSpec(fields["out"], fields["model"]).start()
+    for index in (1, 2, last):
+        worker.run(index)
+    worker.close()
+    store, blobs = actstore.open(fields["out"]), LocalBlobs(fields["out"])
+    for index in (1, 2, last):
+        segment, record = run.plan.segment(index), read_commit(blobs, run.plan, index)
+        rows = slice(segment.start, segment.stop)
+        lengths = store.lengths[rows]
+        assert lengths.min() < 32
+        is_real = np.arange(32) < lengths[:, None]
+        assert record.n_tokens == is_real.sum()
+        for hook, found in record.statistics.items():
+            tokens = store[hook][rows].double().numpy()[is_real]
+            assert found.count == len(tokens)
+            assert found.max_abs == np.abs(tokens).max()
+            total, _ = found.arrays(tokens.shape[1:])
+            np.testing.assert_allclose(total, tokens.sum(0), rtol=1e-10, atol=1e-8)

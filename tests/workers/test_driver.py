@@ -4,6 +4,7 @@ happens, `tests/test_main_job.py` compares them.
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import pytest
 import actstore
 from actstore.errors import ExtractError, ModelError
 from actstore.extraction.events import Event, SegmentDone
+from actstore_workers import pace
+from tests.workers.processes import worker_pids
 
 pytestmark = pytest.mark.ray
 Fields = dict[str, Any]
@@ -41,19 +44,6 @@ def files(folder: str | Path) -> dict[str, bytes]:
     }
 
 
-def worker_pids() -> list[int]:
-    """Processes of our actors, on this machine."""
-    pids = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                if b"ray::WorkerActor" in (folder / "cmdline").read_bytes():
-                    pids.append(int(folder.name))
-            except OSError:
-                continue
-    return pids
-
-
 def test_killed_workers_are_replaced(ray: ModuleType, fields: Fields, tmp_path: Path) -> None:
     del ray
     fields |= {"max_tokens": 1000 * 32}
@@ -61,12 +51,13 @@ def test_killed_workers_are_replaced(ray: ModuleType, fields: Fields, tmp_path: 
     actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
     killed: list[int] = []
     done: list[int] = []
+    of_others = worker_pids()  # those of an earlier test may not have ended yet
 
     def kill_one(event: Event) -> None:
         assert isinstance(event, SegmentDone)
         done.append(event.segment)
         if len(done) in (5, 25):
-            pid = worker_pids()[0]
+            pid = next(pid for pid in worker_pids() if pid not in of_others)
             os.kill(pid, signal.SIGKILL)
             killed.append(pid)
 
@@ -74,6 +65,41 @@ def test_killed_workers_are_replaced(ray: ModuleType, fields: Fields, tmp_path: 
     assert len(killed) == 2
     assert sorted(done) == list(range(63))
     assert files(fields["out"]) == files(inline)
+
+
+def test_segments_of_a_stopped_worker_are_given_to_others(
+    ray: ModuleType, fields: Fields, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    del ray
+    monkeypatch.setattr(pace, "FLOOR_S", 2.0)
+    monkeypatch.setattr(pace, "START_FLOOR_S", 2.0)  # if the worker that is stopped has segment 0
+    fields |= {"max_tokens": 400 * 32}
+    done: list[int] = []
+    stopped: list[int] = []
+    of_others = worker_pids()
+
+    def stop_one(event: Event) -> None:
+        assert isinstance(event, SegmentDone)
+        done.append(event.segment)
+        if len(done) == 5:
+            stopped.append(next(pid for pid in worker_pids() if pid not in of_others))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    report = actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2, on_event=stop_one)
+    assert sorted(done) == list(range(25))
+    assert report.n_tokens_computed <= report.n_tokens == 400 * 32
+    assert actstore.verify(fields["out"]).is_complete
+    assert re.search(
+        rf"the worker in process {stopped[0]} on \S+ gave no sign for \d+ s, where [\d.]+ s were the most before; "
+        r"segments \[[\d, ]+\] are given to others",
+        caplog.text,
+    )
+    deadline = (
+        time.monotonic() + 60
+    )  # Ray gives a process that does not answer some seconds before it kills it
+    while stopped[0] in worker_pids():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_worker_that_cannot_start_is_told_as_it_is(ray: ModuleType, fields: Fields, tmp_path: Path) -> None:
@@ -136,9 +162,12 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
             process.wait(0.01)
         assert process.poll() is None
         assert time.monotonic() < deadline
+    workers = worker_pids()
+    assert workers
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while worker_pids():  # they notice that their driver is gone; until then they may still commit
+    # They notice that their driver is gone; until then they may still commit.
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
         assert time.monotonic() < deadline
     n_before = len(list(commits.glob("*.json")))
     assert n_before < 63

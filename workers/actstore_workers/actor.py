@@ -1,6 +1,8 @@
 """The worker as a Ray actor."""
 
 import dataclasses
+import os
+import platform
 from types import ModuleType
 from typing import Any
 
@@ -14,6 +16,10 @@ class WorkerActor:
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._worker: Worker | None = None
+
+    def place(self) -> tuple[str, int]:
+        """Where it is: host and process. Its answer says that the cluster has had room for it."""
+        return platform.node(), os.getpid()
 
     def start(self) -> None:
         """Load the model."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from actstore.errors import ExtractError, MissingExtraError
+from actstore.reason import reason
 
 # Only metadata travels through the object store; Ray would otherwise take 30 % of the memory for it.
 _OBJECT_STORE_NBYTES = 200 << 20
@@ -73,11 +74,9 @@ def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[Mod
             )
         except (OSError, ValueError, RuntimeError) as error:
             if address is None:
-                raise ExtractError(
-                    f"Ray cannot be started on this machine: {str(error).splitlines()[0]}"
-                ) from error
+                raise ExtractError(f"Ray cannot be started on this machine: {reason(error)}") from error
             raise ExtractError(
-                f"there is no Ray cluster to join at {address!r}: {str(error).splitlines()[0]}; start one with "
+                f"there is no Ray cluster to join at {address!r}: {reason(error)}; start one with "
                 "`ray start --head`, or leave the address out"
             ) from error
     try:

@@ -1,16 +1,18 @@
 """The ray executor: a pool of workers, fed segment by segment, with retries that are counted."""
 
 import logging
+import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from actstore.errors import (
     ActstoreError,
+    BusyError,
     ExtractError,
     HookError,
     JobError,
@@ -21,8 +23,10 @@ from actstore.errors import (
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.executor import Resources
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
+from actstore.reason import reason
 from actstore_workers.actor import ActorOptions, make_actor
 from actstore_workers.cluster import cluster, import_ray
+from actstore_workers.pace import Pace
 
 import_ray()  # fails here, when the executor is looked up and before any work, if Ray is not installed
 
@@ -30,10 +34,17 @@ _log = logging.getLogger("actstore")
 
 MAX_ATTEMPTS = 3
 """Of one segment, and of starting one worker. Preempted workers do not count."""
-_HOPELESS = (JobError, ModelError, HookError, PlanMismatchError, TokensError)
+_HOPELESS = (BusyError, JobError, ModelError, HookError, PlanMismatchError, TokensError)
 """Errors that every further attempt would meet again."""
 _WAIT_S = 1.0
 _STALL_WARNING_S = 60.0
+
+
+def workers_here(resources: Resources) -> int | None:
+    """See `actstore.extraction.executor.workers_here`. A cluster to join has machines of its own."""
+    if resources.ray_address is not None or import_ray().is_initialized():
+        return None
+    return resources.num_workers or 1
 
 
 def run(
@@ -45,7 +56,8 @@ def run(
     """Compute all pending segments on Ray; see `actstore.extraction.executor.Executor`.
 
     Workers write their own shards to the store and return figures. A worker that dies is replaced, and its
-    segments are given out again; exactly once is the store's promise, not Ray's.
+    segments are given out again; so is one that gives no sign for much longer than segments have taken so far. Exactly
+    once is the store's promise, not Ray's.
     """
     asked = resources.num_workers
     # Ray counts the CPUs that this container may use; only more workers than CPUs need to be asked for.
@@ -62,6 +74,15 @@ class _Slot:
     actor: Any
     is_ready: bool = False
     n_running: int = 0
+    where: str = "a worker that is not placed yet"
+    silent_since: float = math.inf
+    """When it last gave a sign, or was last given something to do after it had nothing; endless before it is placed."""
+    last_done: float = -math.inf
+    """When it last finished a segment."""
+
+
+_Call = int | Literal["place", "start"]
+"""A segment, or a step before the first one."""
 
 
 class _Pool:
@@ -79,46 +100,51 @@ class _Pool:
         self._pending = deque(pending)
         self._on_segment = on_segment
         self._attempts: Counter[int] = Counter()
+        self._hangs: Counter[int] = Counter()
+        """By segment: workers that were given up over it."""
         self._failed_starts = 0
-        self._calls: dict[Any, tuple[_Slot, int | None]] = {}
-        """What is under way: the slot, and the segment, or None for a start."""
+        self._pace = Pace()
+        self._calls: dict[Any, tuple[_Slot, _Call]] = {}
+        """What is under way."""
         self._slots = [self._fill() for _ in range(size)]
 
     def run(self) -> None:
         """Until nothing is left."""
         stalled_since = time.monotonic()
         try:
-            while self._pending or any(index is not None for _, index in self._calls.values()):
+            while self._pending or any(isinstance(what, int) for _, what in self._calls.values()):
                 self._feed()
                 done, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=_WAIT_S)
                 for call in done:
                     self._finish(call)
                     stalled_since = time.monotonic()
+                for slot in list(self._slots):
+                    self._give_up_if_hung(slot)
                 if time.monotonic() - stalled_since > _STALL_WARNING_S and not all(
                     s.is_ready for s in self._slots
                 ):
-                    _log.warning(
-                        "%d workers have not started yet, waiting for %g CPUs and %g GPUs each; the cluster has %s",
-                        sum(not slot.is_ready for slot in self._slots),
-                        self._options.num_cpus,
-                        self._options.num_gpus,
-                        {
-                            name: n
-                            for name, n in self._ray.cluster_resources().items()
-                            if name in ("CPU", "GPU")
-                        },
-                    )
+                    self._warn_of_stall()
                     stalled_since = time.monotonic()
         finally:
             for slot in self._slots:
                 self._ray.kill(slot.actor)
+
+    def _warn_of_stall(self) -> None:
+        resources = self._ray.cluster_resources().items()
+        _log.warning(
+            "%d workers have not started yet, waiting for %g CPUs and %g GPUs each; the cluster has %s",
+            sum(not slot.is_ready for slot in self._slots),
+            self._options.num_cpus,
+            self._options.num_gpus,
+            {name: n for name, n in resources if name in ("CPU", "GPU")},
+        )
 
     def _any_ready(self) -> bool:
         return any(slot.is_ready for slot in self._slots)
 
     def _fill(self) -> _Slot:
         slot = _Slot(make_actor(self._ray, self._spec, self._options))
-        self._calls[slot.actor.start.remote()] = (slot, None)
+        self._calls[slot.actor.place.remote()] = (slot, "place")
         return slot
 
     def _feed(self) -> None:
@@ -127,47 +153,106 @@ class _Pool:
             for slot in self._slots:
                 if self._pending and slot.is_ready and slot.n_running < depth:
                     index = self._pending.popleft()
+                    if not slot.n_running:
+                        slot.silent_since = time.monotonic()
                     slot.n_running += 1
                     self._calls[slot.actor.run.remote(index)] = (slot, index)
 
     def _finish(self, call: Any) -> None:
-        slot, index = self._calls.pop(call)
+        slot, what = self._calls.pop(call)
         errors = self._ray.exceptions
         try:
             result = self._ray.get(call)
         except errors.RayTaskError as error:
-            self._retry(slot, index, error.cause)
+            self._retry(slot, what, error.cause)
         except errors.RayError as error:
             # Died, killed for memory, node lost, never placed: Ray has a class for each, the cure is the same.
-            self._replace(slot, index, error)
+            self._replace(slot, what, error)
         else:
-            if index is None:
-                slot.is_ready = True
-                self._failed_starts = 0
-            else:
-                slot.n_running -= 1
-                self._on_segment(result)
+            self._succeed(slot, what, result)
 
-    def _retry(self, slot: _Slot, index: int | None, cause: Exception) -> None:
+    def _succeed(self, slot: _Slot, what: _Call, result: Any) -> None:
+        now = time.monotonic()
+        if what == "place":
+            host, pid = result
+            self._placed(slot, host, pid)
+        elif what == "start":
+            self._pace.started(now - slot.silent_since)
+            slot.is_ready = True
+            self._failed_starts = 0
+        else:
+            self._pace.finished(now - slot.silent_since)
+            slot.n_running -= 1
+            slot.silent_since = slot.last_done = now
+            self._on_segment(result)
+
+    def _placed(self, slot: _Slot, host: str, pid: int) -> None:
+        """The cluster has room for a worker, so that from here on it is the worker that takes time."""
+        slot.where = f"the worker in process {pid} on {host}"
+        slot.silent_since = time.monotonic()
+        self._calls[slot.actor.start.remote()] = (slot, "start")
+
+    def _give_up_if_hung(self, slot: _Slot) -> None:
+        """A process that is stopped, or waits for ever, fails no call: only time tells."""
+        silent = time.monotonic() - slot.silent_since
+        calls = {call: what for call, (owner, what) in self._calls.items() if owner is slot}
+        deadline = self._deadline(slot, calls.values())
+        # What is done and was not looked at yet is a sign, too: callers can be slow to take it.
+        if not calls or silent <= deadline or self._ray.wait(list(calls), timeout=0)[0]:
+            return
+        segments = [what for what in calls.values() if isinstance(what, int)]
+        for call in calls:
+            del self._calls[call]
+        self._hangs.update(segments)
+        to_do = f"segments {segments} are given to others" if segments else "another one is started"
+        known = self._pace.segment if segments else self._pace.start
+        _log.warning(
+            "%s gave no sign for %.0f s%s; %s",
+            *(
+                slot.where,
+                silent,
+                "" if known is None else f", where {known:.1f} s were the most before",
+                to_do,
+            ),
+        )
+        error = ExtractError(f"{slot.where} gave no sign for {silent:.0f} s")
+        self._pending.extend(segments[1:])
+        self._replace(slot, segments[0] if segments else "start", error)
+
+    def _deadline(self, slot: _Slot, calls: Collection[_Call]) -> float:
+        """Seconds that a worker may be silent over these calls."""
+        segments = [what for what in calls if isinstance(what, int)]
+        if not segments:
+            return self._pace.start_deadline(self._failed_starts)
+        loads_again = 0 in segments
+        n_attempts = max(self._hangs[index] for index in segments)
+        deadline = self._pace.deadline(n_attempts, is_alone=False, loads_again=loads_again)
+        others = [other for other in self._slots if other is not slot and other.is_ready]
+        late = slot.silent_since + deadline / 2
+        if any(not other.n_running or other.last_done > late for other in others):
+            return deadline
+        return self._pace.deadline(n_attempts, is_alone=True, loads_again=loads_again)
+
+    def _retry(self, slot: _Slot, what: _Call, cause: Exception) -> None:
         """The worker lives and has told what went wrong. It is replaced all the same: a GPU in a bad state would
         fail every segment at once, and be the first to ask for the next.
         """
         if isinstance(cause, _HOPELESS):
             raise cause
-        self._replace(slot, index, cause)
+        self._replace(slot, what, cause)
 
-    def _replace(self, slot: _Slot, index: int | None, error: Exception) -> None:
+    def _replace(self, slot: _Slot, what: _Call, error: Exception) -> None:
         """The worker is given up; each of its calls comes here, the first one fills its place."""
         preempted = bool(getattr(error, "preempted", False))
-        if index is not None:
-            self._pending.append(index)
+        if isinstance(what, int):
+            self._pending.append(what)
         if slot in self._slots:
             # Only the first call that fails is to blame; the others fell with their worker.
-            if index is not None and not preempted:
-                self._count_attempt(index, error)
+            if isinstance(what, int) and not preempted:
+                self._count_attempt(what, error)
             if not slot.is_ready and not preempted:
                 self._count_start(error)
-            _log.warning("a worker failed and is replaced: %s", _first_line(error))
+            _log.warning("a worker failed and is replaced: %s", _told(error))
             # It may still live and hold its GPU. What else it had in hand comes back as a dead actor's calls.
             self._ray.kill(slot.actor)
             self._slots[self._slots.index(slot)] = self._fill()
@@ -177,19 +262,16 @@ class _Pool:
         if self._attempts[index] >= MAX_ATTEMPTS:
             raise ExtractError(
                 f"segment {index} failed {MAX_ATTEMPTS} times, so the run is given up; the last time: "
-                f"{_first_line(cause)}"
+                f"{_told(cause)}"
             ) from cause
 
     def _count_start(self, cause: Exception) -> None:
         self._failed_starts += 1
         if self._failed_starts >= MAX_ATTEMPTS and not self._any_ready():
             raise ExtractError(
-                f"workers failed to start {MAX_ATTEMPTS} times in a row; the last time: {_first_line(cause)}"
+                f"workers failed to start {MAX_ATTEMPTS} times in a row; the last time: {_told(cause)}"
             ) from cause
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ActstoreError):
-        return str(error)
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, ActstoreError) else f"{type(error).__name__}: {reason(error)}"
