@@ -4,6 +4,7 @@ import ctypes
 import math
 import mmap
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from actstore.loader.file_ends import FileEnds
 from actstore.loader.order import Window
 from actstore.loader.row_source import select
 from actstore.loader.shard_places import ShardPlaces
+from actstore.store.checksums import Checksums
 from actstore.store.layout import ArrayLayout
 from actstore.store.local import LocalBlobs
+from actstore.store.shard import crc32c, index
 from actstore.store.storage_errors import BlobNotFoundError, damaged
 
 _SPARE_MAPS: Final = 4096
@@ -42,6 +45,7 @@ class AddressRange:
         shards: NDArray[np.int64] | None = None,
         *,
         remedy: str = "",
+        checksums: Checksums | None = None,
     ) -> None:
         """
         Args:
@@ -49,10 +53,12 @@ class AddressRange:
             places: of an array that `can_map`, all of it committed.
             shards: numbers of those that are wanted, ascending; None for all.
             remedy: what to do about a file that has become shorter, if not to verify the store.
+            checksums: that files are compared with when rows of them are first gathered; None compares nothing.
 
         Raises:
             BlobNotFoundError: a file is missing.
             StorageError: a file has another size than it must, or cannot be mapped.
+            StoreReplacedError: the files may be of another store than was opened.
         """
         self._blobs = blobs
         self._places = places
@@ -85,9 +91,18 @@ class AddressRange:
         self._finalizer = weakref.finalize(self, _release, on_fault, base, nbytes)
         # Not at the end of the process, when a thread may still be reading, and all memory goes anyway.
         self._finalizer.atexit = False
-        for shard in shards.tolist():
-            self._map(shard)
+        self._checksums = checksums
+        self._is_lent = False
+        try:
+            for shard in shards.tolist():
+                self._map(shard)
+        except StorageError:
+            blobs.check_version()
+            raise
+        # What is mapped stays, whatever gets its name: it is enough to look once, behind the last of them.
+        blobs.check_version()
         memory = np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(base))
+        self._memory: NDArray[np.uint8] = memory
         self._rows = torch.from_numpy(memory).view(-1, places.row_nbytes)
         self._ends = FileEnds(memory, places.n_shards)
 
@@ -108,14 +123,14 @@ class AddressRange:
     def _map(self, shard: int) -> None:
         path, expected = self._path(shard), int(self._places.nbytes[shard])
         try:
-            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = self._blobs.descriptor(self._places.key(shard))
         except FileNotFoundError as error:
             raise BlobNotFoundError(f"{path} cannot be opened: {error.strerror}") from error
         except OSError as error:
             raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
         try:
             status = os.fstat(file)
-            if status.st_size != expected:
+            if status.st_size != expected or not stat.S_ISREG(status.st_mode):
                 raise damaged(path, status.st_size, 0, expected)
             self._inodes[shard] = status.st_ino
             nbytes = int(self._places.data_nbytes[shard])
@@ -147,21 +162,68 @@ class AddressRange:
             out: uint8 [len(rows), nbytes of a row], contiguous.
 
         Raises:
-            StorageError: a file has become shorter since it was mapped.
+            StorageError: a file has become shorter since it was mapped, or is not what was committed.
         """
         mapping.still_listens()
         shards = self._places(rows)
         select(self._rows, rows + self._shifts[shards], out)
-        cut = self._ends.check(shards, self._extent, self._check_size)
+        self._check(shards)
+
+    def check(self, rows: NDArray[np.int64]) -> None:
+        """What `gather` does about files, for a caller who has read rows where they lie.
+
+        Raises:
+            StorageError: a file has become shorter since it was mapped, or is not what was committed.
+        """
+        mapping.still_listens()
+        self._check(self._places(rows))
+
+    def _check(self, shards: NDArray[np.int64]) -> None:
+        cut = self._ends.check(shards, self._extent, self._check_first)
         if self._faults:
             is_before = self._offsets <= self._faults[0] - self._base
             cut = int(np.argmax(np.where(is_before, self._offsets, -1)))
         if cut is not None:
             raise self._shorter(cut)
 
+    def touch(self, rows: NDArray[np.int64]) -> None:
+        """Read a byte of each page of rows, so that the system fetches it. Other threads of Python run meanwhile."""
+        memory = self._rows.view(-1)
+        starts = (rows + self._shifts[self._places(rows)]) * self.row_nbytes
+        within = np.arange(0, self.row_nbytes, mmap.PAGESIZE)
+        mapping.still_listens()
+        torch.take(memory, torch.from_numpy((starts[:, None] + within).reshape(-1)))
+
+    def lend(self) -> None:
+        """Stay mapped until nobody holds this object any more, even if it is closed before."""
+        self._is_lent = True
+
+    @property
+    def row_nbytes(self) -> int:
+        """Of each row."""
+        return self._places.row_nbytes
+
+    def addresses(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Where rows begin."""
+        found: NDArray[np.int64] = self._base + (rows + self._shifts[self._places(rows)]) * self.row_nbytes
+        return found.astype(np.uint64)
+
     def _extent(self, shard: int) -> tuple[int, int]:
         start = int(self._offsets[shard])
         return start, start + int(self._places.data_nbytes[shard])
+
+    def _check_first(self, shard: int) -> None:
+        """Of a file of which rows were gathered for the first time."""
+        self._check_size(shard)
+        key = self._places.key(shard)
+        if self._checksums is None or self._checksums.was_checked(key):
+            return
+        start, end = self._extent(shard)
+        tail = index(*self._places.at(shard))
+        checksum = crc32c(tail, crc32c(self._memory[start:end]))
+        if not self._faults:
+            self._checksums.check(key, end - start + len(tail), checksum)
+            self._checksums.set_checked(key)
 
     def _check_size(self, shard: int) -> None:
         try:
@@ -172,14 +234,23 @@ class AddressRange:
             raise self._shorter(shard)
 
     def _shorter(self, shard: int) -> StorageError:
+        """What to say of a file that was cut.
+
+        Raises:
+            StoreReplacedError: another store was written over this one.
+        """
+        self._blobs.check_version()
         return StorageError(f"{self._path(shard)} has become shorter while it was read; {self._remedy}")
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
         """As `RowSource.need`; all of them are here."""
 
     def close(self) -> None:
-        """Give the addresses back. Nothing may be gathered afterwards, or meanwhile."""
-        self._finalizer()
+        """Give the addresses back. Nothing may be gathered afterwards, or meanwhile, but by those to whom rows
+        were lent: then this is done when nobody holds this object any more.
+        """
+        if not self._is_lent:
+            self._finalizer()
 
 
 def _release(on_fault: Any, base: int, nbytes: int) -> None:

@@ -4,6 +4,8 @@ import hashlib
 import math
 import threading
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,11 +14,13 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
+from actstore.loader.address_range import AddressRange
 from actstore.loader.batch import Batch, Values, all_tensors_of
 from actstore.loader.buffers import Buffers
 from actstore.loader.contents import contents_id
 from actstore.loader.disk_cache import DiskCache
 from actstore.loader.drop import valid_rows
+from actstore.loader.lent_rows import LentRows
 from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches, GlobalShuffle, InOrder, Order, Window, WindowShuffle
 from actstore.loader.row_source import RowSource
@@ -47,19 +51,37 @@ class _Interruptible(Protocol):
 class BatchMaker:
     """Knows which rows are in batch k of an epoch, and fetches them. Threads take turns."""
 
-    def __init__(self, store: "Store", options: LoaderOptions, rows: ValidRows | None = None) -> None:
+    def __init__(
+        self,
+        store: "Store",
+        options: LoaderOptions,
+        rows: ValidRows | None = None,
+        *,
+        n_requests: int | None = None,
+        before_memory: Callable[[str], None] | None = None,
+    ) -> None:
         """
         Args:
             store: whose rows they are.
             options: of the loader.
             rows: those that are not dropped, where they are known.
+            n_requests: the most to remote storage at once, of each hook; None for as many as make latency not matter.
+            before_memory: called with the name of an array whose windows were to be on a disk, before they are read
+                into memory since that has no room; what it raises is what comes of the batch.
         """
+        self._n_requests = n_requests
+        self._before_memory = before_memory
         self.store = store
         self.options = options
         self._cache: DiskCache | None = None
         if options.cache_dir is not None and not isinstance(store.tokens.blobs, LocalBlobs):
-            contents = contents_id(store)
-            self._cache = DiskCache(store.tokens.blobs, options.cache_dir, contents, options.cache_limit)
+            self._cache = DiskCache(
+                store.tokens.blobs,
+                options.cache_dir,
+                contents_id(store),
+                options.cache_limit,
+                store.checksums,
+            )
         arrays = {hook: store[hook].rows for hook in options.hooks}
         if options.provenance:
             arrays[_TOKENS] = store.tokens
@@ -67,7 +89,7 @@ class BatchMaker:
         self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
         self._length = store.shape[1]
         if rows is None or rows.n_rows != math.prod(store.shape):  # it can have grown since
-            rows = valid_rows(store, options.drop, options.hooks[0])
+            rows = valid_rows(store, options.drop, options.hooks)
         self.rows = rows
         self._edges = shard_edges(self._arrays[options.hooks[0]].layouts)
         self._order = self._make_order()
@@ -92,13 +114,17 @@ class BatchMaker:
         self._sources: dict[str, RowSource] = {}
         self._is_interrupted = False
 
+    def memory_of_batch(self) -> dict[str, Buffers]:
+        """Buffers for one batch at a time, for a caller who counts its memory."""
+        return {hook: Buffers(1) for hook in self.options.hooks}
+
     def _new_buffers(self) -> Buffers:
         """Of a hook. Batches are ready, one is made, the caller has one, and is given the next."""
         is_pinned = self._transfer is not None and self._transfer.is_pinned
         return Buffers(self.options.prefetch + 3, is_pinned=is_pinned)
 
     def _cached(self, rows: Rows) -> Rows:
-        return rows if self._cache is None else rows.over(self._cache)
+        return rows if self._cache is None else rows.over(self._cache, is_checked=True)
 
     def _make_order(self) -> Order:
         options = self.options
@@ -117,8 +143,13 @@ class BatchMaker:
     def _numbers(self, epoch: int, places: range) -> NDArray[np.int64]:
         return self.rows.select(self._order(epoch, np.arange(places.start, places.stop)))
 
-    def __call__(self, epoch: int, k: int) -> Values | Batch:
+    def __call__(self, epoch: int, k: int, memory: dict[str, Buffers] | None = None) -> Values | Batch:
         """A batch.
+
+        Args:
+            epoch: number of it.
+            k: of the batch in it.
+            memory: see `memory_of_batch`; None for the maker's own.
 
         Raises:
             IndexError: an epoch has fewer batches.
@@ -126,16 +157,38 @@ class BatchMaker:
             StorageError: rows cannot be read.
         """
         with self._lock:
-            return self._make(epoch, self.batches[k])
+            return self._make(epoch, self.batches[k], self._buffers if memory is None else memory)
 
-    def _make(self, epoch: int, places: range) -> Values | Batch:
+    def lend(self, epoch: int, k: int) -> dict[str, LentRows] | None:
+        """A batch whose rows stay where they lie, by hook; see `can_lend`. The files are looked at, the rows are not.
+
+        Returns:
+            None if the system does not let the files be mapped any more.
+
+        Raises:
+            IndexError: an epoch has fewer batches.
+            NotCommittedError: a hook is missing for some of the tokens.
+            StorageError: a file is missing, too short, or not what was committed.
+        """
+        with self._lock:
+            numbers = self._numbers(epoch, self.batches[k])
+            lent = {}
+            for hook in self.options.hooks:
+                source = self._source(hook)
+                if not isinstance(source, AddressRange):
+                    return None
+                lent[hook] = LentRows(source, numbers)
+                lent[hook].check()
+            return lent
+
+    def _make(self, epoch: int, places: range, memory: dict[str, Buffers]) -> Values | Batch:
         numbers = self._numbers(epoch, places)
         if len(numbers):  # a rank can be without rows of a small last batch
             windows, ahead = self._windows(epoch, places)
             for name in self._arrays:
                 self._source(name).need(windows, ahead)
         options = self.options
-        found = {hook: self._values(hook, numbers) for hook in options.hooks}
+        found = {hook: self._values(hook, numbers, memory[hook]) for hook in options.hooks}
         values: Values = found[options.hooks[0]] if options.is_single else found
         if not options.provenance:
             return values
@@ -160,13 +213,15 @@ class BatchMaker:
         is_last = self.options.epochs is not None and epoch + 1 >= self.options.epochs
         return windows[first:end], None if is_last else self._order.windows(epoch + 1)[0]
 
-    def _values(self, hook: str, numbers: NDArray[np.int64]) -> torch.Tensor:
+    def _values(self, hook: str, numbers: NDArray[np.int64], memory: Buffers) -> torch.Tensor:
         stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         dtype = self.options.dtype or stored
         if self._transfer is not None:
             # Converted where they arrive: there is more to it than to a copy, and less to copy.
-            return self._transfer(self._gathered(hook, numbers, stored), dtype).view(len(numbers), *shape)
-        return self._gathered(hook, numbers, dtype).view(len(numbers), *shape)
+            return self._transfer(self._gathered(hook, numbers, stored, memory), dtype).view(
+                len(numbers), *shape
+            )
+        return self._gathered(hook, numbers, dtype, memory).view(len(numbers), *shape)
 
     def hand_over(self, batch: Values | Batch) -> None:
         """Told by the thread that will use a batch."""
@@ -174,13 +229,15 @@ class BatchMaker:
             for tensor in all_tensors_of(batch):
                 self._transfer.hand_over(tensor)
 
-    def _gathered(self, hook: str, numbers: NDArray[np.int64], dtype: torch.dtype) -> torch.Tensor:
+    def _gathered(
+        self, hook: str, numbers: NDArray[np.int64], dtype: torch.dtype, memory: Buffers
+    ) -> torch.Tensor:
         """Flattened rows, in host memory."""
         stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         if not len(numbers):
             return torch.empty(0, math.prod(shape), dtype=dtype)
         source = self._sources[hook]
-        out = self._buffers[hook].take((len(numbers), math.prod(shape)), dtype)
+        out = memory.take((len(numbers), math.prod(shape)), dtype)
         if dtype == stored:
             source.gather(numbers, out.view(torch.uint8))
             return out
@@ -195,7 +252,14 @@ class BatchMaker:
     def _source(self, name: str) -> RowSource:
         source = self._sources.get(name)
         if source is None:
-            source = source_of(self._arrays[name], self._edges, has_windows=self.options.shuffle != "global")
+            before = self._before_memory
+            source = source_of(
+                self._arrays[name],
+                self._edges,
+                has_windows=self.options.shuffle != "global",
+                n_requests=self._n_requests,
+                before_memory=None if before is None else partial(before, name),
+            )
             self._sources[name] = source
             if self._is_interrupted and isinstance(source, _Interruptible):
                 source.interrupt()

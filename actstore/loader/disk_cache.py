@@ -16,11 +16,14 @@ from numpy.typing import NDArray
 
 from actstore.errors import LoaderError, StorageError
 from actstore.store.blobs import BlobInfo, BlobReader
+from actstore.store.checksums import Checksums, pieces_of
 from actstore.store.durable import locked
-from actstore.store.local import PARTIAL, LocalBlobs
-from actstore.store.sections import PIECE_NBYTES
+from actstore.store.local import LocalBlobs
+from actstore.store.partial_files import PARTIAL
+from actstore.store.pinned import check_version
 from actstore.store.shard import Bytes
 from actstore.store.storage_errors import BlobNotFoundError, DiskFullError
+from actstore.store.urls import local_path
 
 T = TypeVar("T")
 
@@ -55,11 +58,16 @@ class DiskCache:
 
     Several processes may use one folder. A file appears there whole and on disk, or not at all; what was not read for
     longest is removed when there is more than the limit. A file that is being read, or mapped, stays readable then.
-    Each fetch takes `PIECE_NBYTES` of memory.
+    Each fetch takes `PIECE_NBYTES` of memory. Nothing gets here that is not what was committed.
     """
 
     def __init__(
-        self, blobs: BlobReader, folder: str | os.PathLike[str], store_id: str, limit: int | None
+        self,
+        blobs: BlobReader,
+        folder: str | os.PathLike[str],
+        store_id: str,
+        limit: int | None,
+        checksums: Checksums | None = None,
     ) -> None:
         """
         Args:
@@ -68,14 +76,17 @@ class DiskCache:
             store_id: what tells this store from all others, also from one that was at the same URL before.
             limit: bytes of all that is cached below the folder, give or take a twentieth for each process; None for no
                 limit.
+            checksums: of what was committed; None where nobody knows.
         """
         self.blobs = blobs
         """What is cached."""
         # All below is ours to remove; the user's folder may hold anything else.
-        self._root = Path(folder).expanduser().absolute() / FOLDER
+        self._root = local_path(folder, "cache_dir") / FOLDER
         self.limit = limit
         """Bytes of all files below the folder; None for no limit."""
-        name = hashlib.sha256(f"{blobs.url}\n{store_id}".encode()).hexdigest()[:32]
+        self._checksums = checksums
+        # Other than the names of releases that kept what they got, of whatever store it was.
+        name = hashlib.sha256(f"{blobs.url}\n{store_id}\nchecked".encode()).hexdigest()[:32]
         self.files = LocalBlobs(self._root / name)
         """The cached blobs, by the same keys."""
         self._locks = tuple(threading.Lock() for _ in range(64))
@@ -123,7 +134,7 @@ class DiskCache:
                 if self._is_here(key):  # another process has fetched it meanwhile
                     self.n_hits += 1
                     return
-                whole = _Whole(self.blobs, key, self.limit)
+                whole = _Whole(self.blobs, key, self.limit, self._checksums)
                 self.files.create(key, whole)
                 self.n_misses += 1
         with self._counting:
@@ -248,25 +259,27 @@ class DiskCache:
 class _Whole:
     """All bytes of a blob, piece by piece; read again each time they are gone through."""
 
-    def __init__(self, blobs: BlobReader, key: str, limit: int | None) -> None:
+    def __init__(self, blobs: BlobReader, key: str, limit: int | None, checksums: Checksums | None) -> None:
         self._blobs = blobs
         self._key = key
         self._limit = limit
+        self._checksums = checksums
         self.nbytes = 0
 
     def __iter__(self) -> Iterator[Bytes]:
         where = f"{self._blobs.url}/{self._key}"
         info = self._blobs.head(self._key)
         if info is None:
+            check_version(self._blobs)
             raise BlobNotFoundError(f"{where} does not exist")
         if self._limit is not None and info.nbytes > self._limit:
             raise NoRoomError(f"{where} has {info.nbytes} bytes, and cache_limit is {self._limit}")
         self.nbytes = info.nbytes
-        memory = np.empty(min(PIECE_NBYTES, info.nbytes), np.uint8)
-        for start in range(0, info.nbytes, PIECE_NBYTES):
-            piece = memory[: info.nbytes - start]
-            self._blobs.read_into(self._key, start, piece)
-            yield piece
+        # An error at the end is one of whoever writes this to a file, which then gets no name.
+        if self._checksums is not None:
+            yield from self._checksums.checked_pieces(self._blobs, self._key, info.nbytes)
+            return
+        yield from pieces_of(self._blobs, self._key, info.nbytes)
         now = self._blobs.head(self._key)
         if now is None or now.tag != info.tag:
             raise StorageError(f"{where} was replaced while it was read; open the store again")

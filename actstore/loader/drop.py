@@ -1,7 +1,8 @@
 """Which rows are left out, asked for by name, token, position, norm or mask, and applied when a store is read."""
 
+import math
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
+from actstore.loader.norm_limit import BLOCK_NBYTES, NormLimit
 from actstore.loader.valid_rows import AllRows, MarkedRows, SamePositions, ValidRows
+from actstore.store.moments import has_statistics
+from actstore.store.not_finite import is_masked_by_design
 
 if TYPE_CHECKING:
     from actstore.store.store import Store
 
 PAD: Final = "pad"
+NONFINITE: Final = "nonfinite"
 _SPECIAL: Final = {"bos": "bos_token_id", "eos": "eos_token_id", "sep": "sep_token_id"}
-_BLOCK_NBYTES: Final = 1 << 24
-"""Of the tokens, or activations, that are looked at together."""
+Watch = Callable[[Iterator[NDArray[np.bool_]]], Iterator[NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
@@ -28,12 +32,20 @@ class Drop:
     """Ids, wherever they are."""
     is_padding_dropped: bool = False
     """Positions behind the length of their sequence, whatever token is there."""
+    is_nonfinite_dropped: bool = False
+    """Rows of tokens that have NaN or infinity in any hook of the loader; padding is not looked at."""
     positions: tuple[int, ...] | None = None
     """Those that are kept; None keeps all."""
     max_norm: float | None = None
     """Rows whose Euclidean norm is larger, in the first hook of the loader."""
     mask: NDArray[np.bool_] | None = None
     """[n_sequences, context_length] True where a row is kept."""
+
+    @property
+    def looks_at_rows(self) -> bool:
+        """Whether all rows must be looked at, rather than counted by position."""
+        is_by_value = self.is_nonfinite_dropped or self.max_norm is not None or self.mask is not None
+        return bool(self.tokens) or self.is_padding_dropped or is_by_value
 
 
 def parse(
@@ -47,7 +59,8 @@ def parse(
 
     Args:
         store: whose rows they are.
-        drop: ``bos``, ``eos``, ``sep``, ``pad``, or token ids.
+        drop: ``bos``, ``eos``, ``sep``, ``pad``, ``nonfinite``, or token ids; padding that is not finite is dropped by
+            ``pad`` alone.
         seqpos: positions to keep, counted as in a list.
         max_norm: see `Drop`.
         mask: [n_sequences, context_length] or [n_sequences], True where rows are kept.
@@ -56,27 +69,36 @@ def parse(
         LoaderError: an unknown name, or one that the model has no token for; positions that there are not; a mask of
             another shape or type.
     """
-    if isinstance(drop, str | int):
-        drop = (drop,)
+    drop = _named(drop)
     tokens: list[int] = []
     for one in drop:
         if hasattr(one, "__index__") and not isinstance(one, bool):
             tokens.append(operator.index(one))
-        elif one != PAD:
+        elif one not in (PAD, NONFINITE):
             tokens += _ids(store, one)
     length = store.shape[1]
     return Drop(
         tokens=tuple(sorted(set(tokens))),
         is_padding_dropped=PAD in drop,
+        is_nonfinite_dropped=NONFINITE in drop,
         positions=None if seqpos is None else _positions(seqpos, length),
         max_norm=max_norm,
         mask=None if mask is None else _mask(mask, store.shape),
     )
 
 
+def _named(drop: Any) -> tuple[Any, ...]:
+    """What is to be dropped, one by one; a generator can be gone through only once."""
+    if isinstance(drop, str) or hasattr(drop, "__index__"):
+        return (drop,)
+    if not isinstance(drop, Iterable):
+        raise LoaderError(f"drop is {drop!r}; it must be a list of names and token ids")
+    return tuple(drop)
+
+
 def _ids(store: "Store", name: Any) -> list[int]:
-    if name not in _SPECIAL:
-        known = ", ".join(repr(one) for one in (*_SPECIAL, PAD))
+    if not isinstance(name, str) or name not in _SPECIAL:
+        known = ", ".join(repr(one) for one in (*_SPECIAL, PAD, NONFINITE))
         raise LoaderError(f"drop names {name!r}; it can be {known}, or token ids")
     found = store.plan.request.model.config.get(_SPECIAL[name])
     ids = found if isinstance(found, list) else [found]
@@ -109,16 +131,18 @@ def _mask(mask: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return np.broadcast_to(values if values.ndim == 2 else values[:, None], shape)
 
 
-def valid_rows(store: "Store", drop: Drop, hook: str) -> ValidRows:
+def valid_rows(store: "Store", drop: Drop, hooks: Sequence[str], *, watch: Watch | None = None) -> ValidRows:
     """The rows that are left.
 
-    Nothing is read if what is asked for are positions. Token ids have all token ids of the store read, and a norm
-    all values of the hook, in pieces.
+    Nothing is read if what is asked for are positions. Token ids have all token ids of the store read, in pieces; a
+    norm all norms of the hook, or all its values where norms are not stored; rows that are not finite, the segments
+    that have some, of each hook.
 
     Args:
         store: whose rows they are.
         drop: what is left out.
-        hook: the one that has the norm.
+        hooks: of the loader; the first one has the norm.
+        watch: gives the masks of rows, piece by piece, as it gets them; it may raise something to stop.
 
     Raises:
         LoaderError: nothing is left.
@@ -130,9 +154,12 @@ def valid_rows(store: "Store", drop: Drop, hook: str) -> ValidRows:
     if drop.positions is not None:
         by_position[:] = False
         by_position[list(drop.positions)] = True
+    not_finite = _not_finite_sequences(store, hooks) if drop.is_nonfinite_dropped else {}
     found: ValidRows
-    if drop.tokens or drop.is_padding_dropped or drop.max_norm is not None or drop.mask is not None:
-        found = MarkedRows(n_sequences * length, _masks(store, drop, hook, by_position))
+    by_token = drop.tokens or drop.is_padding_dropped or not_finite
+    if by_token or drop.max_norm is not None or drop.mask is not None:
+        masks = _masks(store, drop, hooks[0], not_finite, by_position)
+        found = MarkedRows(n_sequences * length, masks if watch is None else watch(masks))
     elif by_position.all():
         found = AllRows(n_sequences * length)
     else:
@@ -142,13 +169,35 @@ def valid_rows(store: "Store", drop: Drop, hook: str) -> ValidRows:
     return found
 
 
+def _not_finite_sequences(store: "Store", hooks: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """By hook, [n_sequences] those that must be looked at; hooks that have none are left out."""
+    found = {}
+    for hook in hooks:
+        if has_statistics(store.array_of(hook)):
+            ranges = [sequences for sequences, _ in store.not_finite(hook)]
+        else:
+            ranges = [range(store.shape[0])]  # nobody has counted
+        if ranges:
+            found[hook] = np.zeros(store.shape[0], bool)
+            for sequences in ranges:
+                found[hook][sequences.start : sequences.stop] = True
+    return found
+
+
 def _masks(
-    store: "Store", drop: Drop, hook: str, by_position: NDArray[np.bool_]
+    store: "Store",
+    drop: Drop,
+    hook: str,
+    not_finite: Mapping[str, NDArray[np.bool_]],
+    by_position: NDArray[np.bool_],
 ) -> Iterator[NDArray[np.bool_]]:
     n_sequences, length = store.shape
-    acts = None if drop.max_norm is None else store[hook]
-    row_nbytes = length * 4 if acts is None else acts.nbytes // max(1, n_sequences) + 1
-    step = max(1, _BLOCK_NBYTES // row_nbytes)
+    limit = None if drop.max_norm is None else NormLimit(store, hook, drop.max_norm)
+    largest = max((store[name].nbytes for name in not_finite), default=0)
+    row_nbytes = largest // max(1, n_sequences) + 1 if not_finite else length * 4
+    step = max(1, BLOCK_NBYTES // row_nbytes)
+    if limit is not None:
+        step = min(step, limit.n_at_once)
     tokens, lengths = store.tokens, store.lengths
     for start in range(0, n_sequences, step):
         rows = slice(start, min(start + step, n_sequences))
@@ -161,9 +210,22 @@ def _masks(
             ids = tokens[rows]
             for token in drop.tokens:
                 mask &= ids != token
-        if acts is not None and drop.max_norm is not None:
-            # In float64, whose sums do not differ by the machine in any digit that could matter: ranks must agree.
-            values = acts[rows].double().flatten(2)
-            # NaN is not below anything, so such rows go, too.
-            mask &= (values.square_().sum(-1).sqrt_() <= drop.max_norm).numpy()
+        for name, is_looked_at in not_finite.items():
+            some = np.flatnonzero(is_looked_at[rows])
+            if len(some):
+                # Statistics do not count padding, so that of a segment without such tokens is not read: nor is it here.
+                is_padding = np.arange(length) >= lengths[rows][some][:, None]
+                mask[some] &= is_padding | _is_finite(store, name, start + some)
+        if limit is not None:
+            limit.apply(rows, mask)
         yield mask
+
+
+def _is_finite(store: "Store", hook: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[n, L] whether all elements of a row are finite; -Inf in attention scores is what they mask with."""
+    values = store[hook][rows].flatten(2)
+    is_finite = values.isfinite()
+    if is_masked_by_design(hook):
+        is_finite |= values == -math.inf
+    found: NDArray[np.bool_] = is_finite.all(-1).numpy()
+    return found

@@ -16,10 +16,12 @@ from actstore.errors import LoaderError, NotCommittedError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.batch_source import BatchSource
+from actstore.loader.finite import warn_of_not_finite
 from actstore.loader.metrics import Counts, Metrics
 from actstore.loader.options import LoaderOptions
 from actstore.loader.prefetch import Prefetch
 from actstore.loader.valid_rows import ValidRows
+from actstore.store.identity import contents_of, is_same_contents
 
 if TYPE_CHECKING:
     from actstore.store.store import Store
@@ -49,9 +51,13 @@ class Loader(Closing):
             make: gives what batches come from; None reads them from the store.
         """
         _check_complete(store, options.hooks)
+        warn_of_not_finite(store, options.hooks, options.drop)
         self.store = store
         self.options = options
         self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make()
+        runs = [run for run in store.runs if any(run.hook(hook) is not None for hook in options.hooks)]
+        self._of: dict[str, Any] = {"hooks": list(options.hooks), "contents": contents_of(runs)}
+        """What its values are of: part of its state."""
         self._epoch = self._k = 0
         self._ahead: Prefetch[_Made] | None = None
         self._process = os.getpid()
@@ -172,21 +178,23 @@ class Loader(Closing):
         self._make.begin_process()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch is, and of which order; plain data that JSON can hold. Batches that were made ahead
-        and not taken do not count.
+        """Where the next batch is, of which order, hooks and store; plain data that JSON can hold. Batches that were
+        made ahead and not taken do not count.
         """
         return {
             "version": _STATE_VERSION,
             "epoch": self._epoch,
             "batch": self._k,
             "order": self._make.identity(),
+            "loaders": [self._of],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another loader was, with any number of ranks; it takes no longer than to begin anew.
 
         Raises:
-            LoaderError: it is no such state, or of another order: other rows, or the same ones in another one.
+            LoaderError: it is no such state; or of another order, other rows, or the same ones in another one; or of
+                other hooks, or another store.
         """
         try:
             version, epoch, k = (operator.index(state[name]) for name in ("version", "epoch", "batch"))
@@ -213,7 +221,36 @@ class Loader(Closing):
                     f"the state is of a loader with {name} {order.get(name)!r}, and this one has {value!r}; make the "
                     "loader as it was, or begin anew"
                 )
+        self._check_values(state.get("loaders"))
         self.seek(epoch, k)
+
+    def _check_values(self, loaders: Any) -> None:
+        """See that this loader is one of those that a state is of.
+
+        Args:
+            loaders: their `_of`; None in states of earlier releases, which do not say.
+
+        Raises:
+            LoaderError: it is not.
+        """
+        if loaders is None:
+            return
+        try:
+            known = [(sorted(each["hooks"]), list(each["contents"])) for each in loaders]
+        except (KeyError, TypeError) as error:
+            raise LoaderError(f"{loaders!r} is no part of a state; give what state_dict() gave") from error
+        ours = [contents for hooks, contents in known if hooks == sorted(self.options.hooks)]
+        if not ours:
+            theirs = " or ".join(", ".join(hooks) for hooks, _ in known)
+            raise LoaderError(
+                f"the state is of a loader of {theirs}, and this one is of {', '.join(self.options.hooks)}; make the "
+                "loader as it was, or begin anew"
+            )
+        if not any(is_same_contents(contents, self._of["contents"]) for contents in ours):
+            raise LoaderError(
+                f"the state is of a loader of another store than {self.store.url}, with another plan or other values; "
+                "open the store that it is of, or begin anew"
+            )
 
     def metrics(self) -> Metrics:
         """How it went until now."""

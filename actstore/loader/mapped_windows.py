@@ -1,7 +1,7 @@
 """Rows of windows whose shards are files: mapped, so that memory is that of the page cache."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from actstore.loader.cached_range import cached_range
 from actstore.loader.disk_cache import DiskCache, NoRoomError
 from actstore.loader.order import Window
 from actstore.loader.shard_places import ShardPlaces
-from actstore.loader.window_rows import N_REQUESTS, WindowRows
+from actstore.loader.window_rows import COPIED_NBYTES, N_REQUESTS, WindowRows
 from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows
 from actstore.store.storage_errors import DiskFullError
@@ -29,13 +29,23 @@ class MappedWindows:
     them they are read into memory instead, from then on.
     """
 
-    def __init__(self, rows: Rows, edges: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        edges: NDArray[np.int64],
+        n_requests: int | None = None,
+        before_memory: Callable[[], None] | None = None,
+    ) -> None:
         """
         Args:
             rows: an array in `LocalBlobs` or a `DiskCache`, that `AddressRange.can_map`.
             edges: first sequence of each shard that windows name, [n_shards + 1]; the last one is the number of all.
+            n_requests: the most to remote storage at once; `N_REQUESTS` if it is not said.
+            before_memory: called before windows are read into memory; what it raises is what `gather` raises.
         """
         self._rows = rows
+        self._n_requests = n_requests or N_REQUESTS
+        self._before_memory = before_memory
         self._edges = edges
         self._length = rows.shape[1]
         self._places = ShardPlaces(rows.layouts)
@@ -70,11 +80,11 @@ class MappedWindows:
     def _open(self, shards: NDArray[np.int64], stop: threading.Event) -> AddressRange:
         blobs = self._rows.blobs
         if isinstance(blobs, DiskCache):
-            mapped = cached_range(blobs, self._places, shards, stop, N_REQUESTS)
+            mapped = cached_range(blobs, self._places, shards, stop, self._n_requests)
             self._nbytes_opened += mapped.nbytes
             return mapped
         assert isinstance(blobs, LocalBlobs)
-        return AddressRange(blobs, self._places, shards)
+        return AddressRange(blobs, self._places, shards, checksums=self._rows.checksums)
 
     @property
     def nbytes_read(self) -> int:
@@ -115,20 +125,25 @@ class MappedWindows:
             if len(here) == len(rows):
                 mapped.gather(rows, out)
                 return
-            part = torch.empty(len(here), out.shape[1], dtype=torch.uint8)
-            mapped.gather(rows[here], part)
-            out[torch.from_numpy(here)] = part
+            step = max(1, COPIED_NBYTES // max(1, out.shape[1]))
+            for start in range(0, len(here), step):
+                some = here[start : start + step]
+                part = torch.empty(len(some), out.shape[1], dtype=torch.uint8)
+                mapped.gather(rows[some], part)
+                out[torch.from_numpy(some)] = part
             is_left[here] = False
         if is_left.any():
             raise ValueError("rows were asked for that are in none of the windows that were needed")
 
     def _go_past_the_disk(self, error: DiskFullError | NoRoomError) -> None:
         rows = self._rows
+        if self._before_memory is not None:
+            self._before_memory()
         if isinstance(rows.blobs, DiskCache):
             rows.blobs.warn_once(error)
-            rows = rows.over(rows.blobs.blobs)
+            rows = rows.over(rows.blobs.blobs, is_checked=False)
         self._close()
-        self._in_memory = WindowRows(rows, self._edges)
+        self._in_memory = WindowRows(rows, self._edges, self._n_requests)
         if self._is_interrupted:
             self._in_memory.interrupt()
         self._in_memory.need(*self._wanted)

@@ -50,7 +50,7 @@ class Counts:
         """One more was taken."""
         tensors = tensors_of(batch)
         self._n_batches += 1
-        self._n_rows += len(tensors[0])
+        self._n_rows += tensors[0].shape[0]
         self._nbytes += sum(tensor.nbytes for tensor in tensors)
         self._seconds_gathering += seconds_gathering
         self._seconds_waiting += seconds_waiting

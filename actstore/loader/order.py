@@ -13,7 +13,7 @@ WINDOW_ROWS: Final = 1 << 20
 """The least number of stored rows that are shuffled among each other, where that is not all of them. Gemma Scope
 shuffled in buckets of about 10^6 (arXiv 2408.05147, section 3.3.2).
 """
-_AHEAD_ROWS: Final = 1 << 16
+AHEAD_ROWS: Final = 1 << 16
 """Read together, where rows are not shuffled."""
 _OF_ROWS, _OF_SHARDS, _IN_WINDOW = range(3)
 """Part of the keys, so that permutations of one epoch have nothing to do with each other."""
@@ -104,6 +104,18 @@ def _windows(
     return tuple(found)
 
 
+def largest_window(stored: NDArray[np.int64], window_rows: int) -> tuple[int, int]:
+    """How many windows an epoch has, and stored rows of one at most, in whatever order the shards are.
+
+    Args:
+        stored: rows of each shard that has valid ones, [n_shards].
+        window_rows: see `WindowShuffle`.
+    """
+    largest, total = int(stored.max()), int(stored.sum())
+    n_windows = max(1, total // (-(-window_rows // largest) * largest))
+    return n_windows, total if n_windows == 1 else min(total, -(-total // n_windows) + largest)
+
+
 class InOrder:
     """As they are stored."""
 
@@ -114,7 +126,7 @@ class InOrder:
             stored: rows of each shard, [n_shards], valid or not.
         """
         valid = np.diff(starts)
-        self._windows = _windows(np.flatnonzero(valid), valid, stored, _AHEAD_ROWS)
+        self._windows = _windows(np.flatnonzero(valid), valid, stored, AHEAD_ROWS)
 
     def __call__(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """As `Order`."""

@@ -50,6 +50,10 @@ def paired(
     for store in stores[1:]:
         _check_tokens(stores[0], store)
     first = stores[0].loader(stores_and_hooks[0][1], **options)
+    if first.options.drop.is_nonfinite_dropped:
+        raise LoaderError(
+            "drop='nonfinite' would drop other rows in each store; find the rows to keep, and give them as mask"
+        )
     loaders = [first]
     for store, (_, hooks) in zip(stores[1:], stores_and_hooks[1:], strict=True):
         chosen, is_single = chosen_hooks(store, hooks)
@@ -152,7 +156,9 @@ class PairedLoader(Closing):
     def state_dict(self) -> dict[str, Any]:
         """As `Loader.state_dict`; a loader of one of the stores goes on from it, too."""
         epoch, k = self._place
-        return self._loaders[0].state_dict() | {"epoch": epoch, "batch": k}
+        states = [loader.state_dict() for loader in self._loaders]
+        of = [each for state in states for each in state["loaders"]]
+        return states[0] | {"epoch": epoch, "batch": k, "loaders": of}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Loader.load_state_dict`.

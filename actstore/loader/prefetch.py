@@ -32,7 +32,9 @@ class Prefetch(Generic[T]):
         # Nothing is waited for there: whatever thread collects garbage may be one that the items need.
         weakref.finalize(self, self._end).atexit = False
         _RUNNING.add(self._end)
+        _STARTED.difference_update([thread for thread in tuple(_STARTED) if not thread.is_alive()])
         self._thread.start()
+        _STARTED.add(self._thread)
 
     @property
     def n_ready(self) -> int:
@@ -122,14 +124,21 @@ class _Ending:
 
 
 _RUNNING: set[_Ending] = set()
-"""Threads that are not to be in the midst of something when the interpreter goes."""
+"""Threads that are to be told to end when the interpreter goes."""
+_STARTED: set[threading.Thread] = set()
+"""Threads that are waited for then, also those that have nothing left to do but to give memory back. One that is in
+torch's code when the interpreter is gone cannot leave it, and aborts the process ("terminate called without an active
+exception").
+"""
 
 
 @atexit.register
 def _end_all() -> None:
     for end in tuple(_RUNNING):
         end()
-        end.join()
+    for thread in tuple(_STARTED):
+        if thread.is_alive() and thread is not threading.current_thread():
+            thread.join()
 
 
 def _work(items: Iterator[T], shared: _Shared[T], end: _Ending) -> None:

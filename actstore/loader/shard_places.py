@@ -54,9 +54,14 @@ class ShardPlaces:
         found: NDArray[np.int64] = (rows - self._origins[section]) // self._shard_rows[section]
         return found
 
-    def key(self, shard: int) -> str:
+    def at(self, shard: int) -> tuple[ArrayLayout, int]:
+        """The section of a shard, and its number there."""
         section = bisect.bisect_right(self._firsts, shard) - 1
-        return self.layouts[section].key(shard - self._firsts[section])
+        return self.layouts[section], shard - self._firsts[section]
+
+    def key(self, shard: int) -> str:
+        layout, number = self.at(shard)
+        return layout.key(number)
 
 
 def _int64(values: list[int]) -> NDArray[np.int64]:

@@ -9,24 +9,23 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.loader.order import Window
-from actstore.store.blobs import BlobReader
-from actstore.store.layout import ArrayLayout
+from actstore.store.rows import Rows
 
 
 class SingleRows:
     """Each row with a read of its own: slow, and works wherever there are bytes."""
 
-    def __init__(self, blobs: BlobReader, layouts: Sequence[ArrayLayout], n_threads: int) -> None:
+    def __init__(self, rows: Rows, n_threads: int) -> None:
         """
         Args:
-            blobs: where the shards are.
-            layouts: one after the other the sections of the array, none of them compressed.
+            rows: the array, not compressed.
             n_threads: reads at once.
         """
-        self._blobs = blobs
-        self._layouts = layouts
-        self._length = layouts[0].shape[1]
-        self._ends = np.cumsum([layout.shape[0] * self._length for layout in layouts])
+        self._rows = rows
+        self._blobs = rows.blobs
+        self._layouts = rows.layouts
+        self._length = rows.shape[1]
+        self._ends = np.cumsum([layout.shape[0] * self._length for layout in self._layouts])
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="row")
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
@@ -39,6 +38,7 @@ class SingleRows:
             layout = self._layouts[sections[place]]
             row = int(rows[place] - self._ends[sections[place]]) + layout.shape[0] * self._length
             shard, within = divmod(row, layout.shard_rows * self._length)
+            self._rows.check_first_use([(int(sections[place]), shard)])
             self._blobs.read_into(layout.key(shard), within * nbytes, memory[place])
 
         # By file, so that neighbours are read together.

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -27,13 +27,33 @@ _READS: Final = 8
 _LOG: Final = logging.getLogger(__name__)
 
 
-def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> RowSource:
+def has_windows_in_memory(rows: Rows, *, is_cached: bool) -> bool:
+    """Whether windows of an array are read into memory, as they are where shards are no files that can be mapped.
+
+    Args:
+        rows: the array.
+        is_cached: whether its shards are fetched to a disk.
+    """
+    is_on_disk = is_cached or isinstance(rows.blobs, LocalBlobs | DiskCache)
+    return not (is_on_disk and AddressRange.can_map(rows.layouts))
+
+
+def source_of(
+    rows: Rows,
+    edges: NDArray[np.int64],
+    *,
+    has_windows: bool,
+    n_requests: int | None = None,
+    before_memory: Callable[[], None] | None = None,
+) -> RowSource:
     """Files that can be mapped are, all at once or by windows; else windows are read, if the order has them.
 
     Args:
         rows: the array, all of it committed.
         edges: see `shard_edges`.
         has_windows: whether the order takes rows from a few shards at a time.
+        n_requests: the most to remote storage at once; None for as many as make latency not matter.
+        before_memory: see `MappedWindows`.
 
     Raises:
         LoaderError: rows from anywhere are asked for, and single rows cannot be read here.
@@ -44,10 +64,10 @@ def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> Row
     blobs, layouts = rows.blobs, rows.layouts
     if has_windows:
         if isinstance(blobs, LocalBlobs) and AddressRange.fits(layouts):
-            return AddressRange(blobs, ShardPlaces(layouts))
-        if isinstance(blobs, LocalBlobs | DiskCache) and AddressRange.can_map(layouts):
-            return MappedWindows(rows, edges)
-        return WindowRows(rows, edges)
+            return AddressRange(blobs, ShardPlaces(layouts), checksums=rows.checksums)
+        if not has_windows_in_memory(rows, is_cached=False):
+            return MappedWindows(rows, edges, n_requests, before_memory)
+        return WindowRows(rows, edges, n_requests)
     if any(layout.compression is not None for layout in layouts):
         raise LoaderError(
             f"{rows.path} is compressed, and shuffle='global' takes single rows from anywhere; use shuffle='window'"
@@ -59,9 +79,9 @@ def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> Row
         )
     if AddressRange.fits(layouts):
         places = ShardPlaces(layouts)
-        return (
-            AddressRange(blobs, places) if isinstance(blobs, LocalBlobs) else _all_mapped(blobs, places, rows)
-        )
+        if isinstance(blobs, DiskCache):
+            return _all_mapped(blobs, places, rows, n_requests or N_REQUESTS)
+        return AddressRange(blobs, places, checksums=rows.checksums)
     if isinstance(blobs, DiskCache):
         with _needs_all(rows), blobs.room_for(rows.nbytes):
             pass  # it is only asked for
@@ -72,7 +92,7 @@ def source_of(rows: Rows, edges: NDArray[np.int64], *, has_windows: bool) -> Row
             rows.path,
             *_counts(layouts),
         )
-    return SingleRows(blobs, layouts, _READS)
+    return SingleRows(rows, _READS)
 
 
 def _counts(layouts: Sequence[ArrayLayout]) -> tuple[int, int, int]:
@@ -82,14 +102,14 @@ def _counts(layouts: Sequence[ArrayLayout]) -> tuple[int, int, int]:
     return n_files, n_free, 1 << (2 * n_files + (1 << 16)).bit_length()
 
 
-def _all_mapped(cache: DiskCache, places: ShardPlaces, rows: Rows) -> AddressRange:
+def _all_mapped(cache: DiskCache, places: ShardPlaces, rows: Rows, n_requests: int) -> AddressRange:
     """All shards of an array, fetched.
 
     Raises:
         LoaderError: the cache may not be that large.
     """
     with _needs_all(rows):
-        return cached_range(cache, places, np.arange(places.n_shards), threading.Event(), N_REQUESTS)
+        return cached_range(cache, places, np.arange(places.n_shards), threading.Event(), n_requests)
 
 
 @contextlib.contextmanager

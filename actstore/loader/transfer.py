@@ -3,6 +3,7 @@
 import torch
 
 from actstore.errors import LoaderError
+from actstore.reason import reason
 
 
 class Transfer:
@@ -53,8 +54,8 @@ def check_device(device: torch.device | str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]  # more is for torch's developers
+        first = reason(error).split(". ")[0]  # more is for torch's developers
         raise LoaderError(
-            f"device is {str(device)!r}, and torch {torch.__version__} cannot use it here: {reason}; leave device out "
+            f"device is {str(device)!r}, and torch {torch.__version__} cannot use it here: {first}; leave device out "
             "for host memory"
         ) from error

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actstore.loader.buffers import new_memory
 from actstore.loader.order import Window
 from actstore.loader.stoppable_blobs import StoppableBlobs
 from actstore.store.local import LocalBlobs
@@ -18,6 +19,8 @@ from actstore.store.rows import Rows
 
 N_REQUESTS: Final = 64
 """To remote storage at once: enough for its latency not to matter, if each brings some megabytes."""
+COPIED_NBYTES: Final = 4 << 20
+"""Rows of a batch that lies in several windows are copied once more on their way, so many at once."""
 _LOCAL_READS: Final = 8
 """Of files at once, where they cannot be mapped."""
 
@@ -31,15 +34,16 @@ class WindowRows:
     Memory: two windows, however many a batch lies in. Memory of one that is given up is used for the next.
     """
 
-    def __init__(self, rows: Rows, edges: NDArray[np.int64]) -> None:
+    def __init__(self, rows: Rows, edges: NDArray[np.int64], n_requests: int | None = None) -> None:
         """
         Args:
             rows: the array.
             edges: first sequence of each shard, [n_shards + 1]; the last one is the number of all.
+            n_requests: the most to remote storage at once; `N_REQUESTS` if it is not said.
         """
         self._blobs = StoppableBlobs(rows.blobs)
         self._rows = rows.over(self._blobs)
-        self._n_requests = _LOCAL_READS if isinstance(rows.blobs, LocalBlobs) else N_REQUESTS
+        self._n_requests = _LOCAL_READS if isinstance(rows.blobs, LocalBlobs) else n_requests or N_REQUESTS
         self._edges = edges
         self._length = rows.shape[1]
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="window")
@@ -168,7 +172,7 @@ def _memory(nbytes: int, free: list[Values]) -> Values:
         if free[-1].nbytes >= nbytes:
             return free.pop()
         free.pop()
-    return np.empty(nbytes, np.uint8)
+    return new_memory(nbytes)
 
 
 def _copy(memory: Values, at: NDArray[np.int64], to: NDArray[np.int64], out: torch.Tensor) -> None:
@@ -181,5 +185,7 @@ def _copy(memory: Values, at: NDArray[np.int64], to: NDArray[np.int64], out: tor
     values = memory[: n_rows * found.shape[1]].reshape(n_rows, -1)
     if len(to) == len(found):
         np.take(values, at, axis=0, out=found, mode="clip")  # any other mode makes a copy first
-    else:
-        found[to] = values[at]
+        return
+    step = max(1, COPIED_NBYTES // max(1, found.shape[1]))
+    for start in range(0, len(to), step):
+        found[to[start : start + step]] = values[at[start : start + step]]

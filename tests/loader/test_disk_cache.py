@@ -22,7 +22,10 @@ from actstore.loader.cached_range import cached_range
 from actstore.loader.disk_cache import DiskCache, NoRoomError
 from actstore.loader.shard_places import ShardPlaces
 from actstore.store.blobs import BlobInfo, BlobNotFoundError, Blobs, open_blobs
-from actstore.store.local import PARTIAL, LocalBlobs
+from actstore.store.checksums import Checksums
+from actstore.store.local import LocalBlobs
+from actstore.store.partial_files import PARTIAL
+from actstore.store.run import read_runs
 from actstore.store.seal import seal
 from actstore.store.sections import PIECE_NBYTES
 from tests.store.example import HOOKS, example_plan, example_values, write_store
@@ -347,3 +350,20 @@ def test_processes(tmp_path: Path) -> None:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert sizes(tmp_path / "cache") <= 8 * NBYTES
+
+
+def test_what_was_not_committed_does_not_get_into_it(tmp_path: Path) -> None:
+    """A damaged shard is told each time, and is not read from the cache without a word later."""
+    there = open_blobs(f"memory://{uuid.uuid4().hex}")
+    plan = example_plan()
+    write_store(there, plan, example_values(plan), range(plan.n_segments))
+    key = plan.activations(plan.request.hooks[0]).key(1)
+    data = bytearray(bytes(there.read(key)))
+    data[100] ^= 1
+    there.delete(key)
+    there.create(key, [bytes(data)])
+    cache = DiskCache(there, tmp_path, "a store", None, Checksums(there, read_runs(there)))
+    for _ in range(2):
+        with pytest.raises(StorageError, match="damaged or was replaced"):
+            cache.read(key, 0, 64)
+        assert cache.files.head(key) is None

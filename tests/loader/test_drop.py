@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import LoaderError
+from actstore.loader import drop
+from actstore.loader.norm_limit import BLOCK_NBYTES
 from actstore.store.local import LocalBlobs
 from actstore.store.store import Store
 from tests.loader.stores import N_ROWS, A, rows_of
-from tests.store.example import LENGTH, N, example_plan, example_values, write_store
+from tests.store import example
+from tests.store.example import LENGTH, N, example_plan, example_tokens, example_values, write_store
 
 
 def kept(store: Store, **options: Any) -> NDArray[np.bool_]:
@@ -40,11 +43,55 @@ Oracle = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]
         ({"drop": ["pad"]}, lambda ids, at: np.ones(ids.shape, bool)),
     ],
 )
-def test_dropped_rows(store: Store, options: dict[str, Any], oracle: Oracle) -> None:
+@pytest.mark.parametrize("nbytes", [BLOCK_NBYTES, 5 * 4 * LENGTH], ids=["at once", "in blocks"])
+def test_dropped_rows(
+    store: Store, options: dict[str, Any], oracle: Oracle, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drop, "BLOCK_NBYTES", nbytes)
     ids = store.tokens[:]
     positions = np.broadcast_to(np.arange(LENGTH), ids.shape)
     np.testing.assert_array_equal(kept(store, **options), oracle(ids, positions))
     np.testing.assert_array_equal(kept(store, shuffle="window", **options), oracle(ids, positions))
+
+
+@pytest.fixture
+def padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The first token of the first sequence is not finite, and padding in the first and in the last segment."""
+    plan = example_plan()
+    tokens = {**example_tokens(plan), "lengths": np.full(N, 5, "<i4")}
+    monkeypatch.setattr(example, "example_tokens", lambda _: tokens)
+    values = {name: np.ones_like(array) for name, array in example_values(plan).items()}
+    values[A][0, 0] = np.nan
+    values[A][[0, 1, N - 1], 6] = np.nan
+    blobs = LocalBlobs(tmp_path / "padded")
+    write_store(blobs, plan, values, range(plan.n_segments))
+    return actstore.open(blobs.url)
+
+
+@pytest.mark.parametrize("nbytes", [BLOCK_NBYTES, 5000], ids=["at once", "in blocks"])
+def test_padding_is_dropped_alike_in_all_segments(
+    padded: Store, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether its values are finite or not, and whether its segment has tokens that are not."""
+    monkeypatch.setattr(drop, "BLOCK_NBYTES", nbytes)
+    finite = np.ones((N, LENGTH), bool)
+    finite[0, 0] = False
+    np.testing.assert_array_equal(kept(padded, drop=["nonfinite"]), finite)
+    finite[:, 5:] = False
+    np.testing.assert_array_equal(kept(padded, drop=["nonfinite", "pad"]), finite)
+
+
+@pytest.mark.parametrize("kind", [list, set, iter, dict.fromkeys, lambda names: (name for name in names)])
+def test_names_to_be_dropped_come_in_anything_that_can_be_iterated_over(padded: Store, kind: Any) -> None:
+    names = ["pad", "nonfinite", 7]
+    np.testing.assert_array_equal(kept(padded, drop=kind(names)), kept(padded, drop=names))
+    assert kept(padded, drop=kind(names)).sum() == N * 5 - 1  # 7 is the id of padding
+
+
+@pytest.mark.parametrize("drop", [None, 1.5, [["pad"]], [None], True, ["unknown"]])
+def test_what_cannot_be_dropped_is_named(store: Store, drop: Any) -> None:
+    with pytest.raises(LoaderError, match=r"drop is|drop names"):
+        store.loader(A, batch_size=8, drop=drop)
 
 
 def test_large_norms_are_dropped(store: Store) -> None:

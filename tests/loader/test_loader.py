@@ -278,7 +278,10 @@ def test_two_names_of_one_tensor(store: Store) -> None:
         ({"prefetch": -1}, "prefetch is -1"),
         ({"batch_size": 8.0}, "batch_size is 8.0; it must be an integer"),
         ({"dtype": "int8"}, "dtype is 'int8'; it can be bfloat16"),
-        ({"drop": ["start"]}, "drop names 'start'; it can be 'bos', 'eos', 'sep', 'pad', or token ids"),
+        (
+            {"drop": ["start"]},
+            "drop names 'start'; it can be 'bos', 'eos', 'sep', 'pad', 'nonfinite', or token ids",
+        ),
         ({"drop": ["bos"]}, "the configuration of the model has no bos_token_id; give the id itself"),
         ({"seqpos": [8]}, r"seqpos is \[8\]; sequences have positions 0 to 7"),
         ({"mask": np.ones((3, 3), bool)}, r"mask is bool of shape \(3, 3\)"),

@@ -1,12 +1,13 @@
 """Files that are damaged, or become so, while a loader reads them."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actstore.errors import StorageError
+from actstore.errors import StorageError, StoreReplacedError
 from actstore.loader.address_range import AddressRange
 from actstore.store.local import LocalBlobs
 from actstore.store.store import Store
@@ -28,6 +29,16 @@ def test_a_file_that_becomes_shorter_is_an_error(store: Store) -> None:
         next(loader)
     # Not only once: what was zeros must never be taken for values.
     with pytest.raises(StorageError, match="has become shorter"):
+        next(loader)
+
+
+def test_a_store_that_another_is_written_over_is_not_called_damaged(store: Store, tmp_path: Path) -> None:
+    other, _ = finished(LocalBlobs(tmp_path / "other"), example_plan(n_documents=1))
+    loader = store.loader(A, batch_size=N_ROWS, epochs=None, prefetch=0)
+    next(loader)
+    shutil.copytree(other.url, store.url, dirs_exist_ok=True)
+    cut(Path(store.url) / f"acts/{A}/c.1.0.0")
+    with pytest.raises(StoreReplacedError, match="open it again"):
         next(loader)
 
 

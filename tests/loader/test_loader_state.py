@@ -3,6 +3,7 @@
 import itertools
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 import actstore
 from actstore.errors import LoaderError
 from actstore.store.local import LocalBlobs
+from actstore.store.seal import seal
 from actstore.store.store import Store
-from tests.loader.stores import A, rows_of
-from tests.store.example import N, example_plan
-from tests.store.runs import tokens_run, write_run
+from tests.loader.stores import A, B, finished, rows_of
+from tests.store.example import LENGTH, N, example_plan, example_values, write_store
+from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
 
 
 def test_epochs(store: Store) -> None:
@@ -95,6 +97,19 @@ def test_state_of_another_order(store: Store, changes: dict[str, Any], message: 
         store.loader(A, batch_size=30).load_state_dict(other.state_dict())
 
 
+def test_state_of_other_windows(store: Store, tmp_path: Path) -> None:
+    """Larger ones; or of a store with the same rows in other shards."""
+    options: dict[str, Any] = {"batch_size": 30, "shuffle": "window"}
+    loader = store.loader(A, window_rows=16 * LENGTH, **options)
+    state = store.loader(A, window_rows=32 * LENGTH, **options).state_dict()
+    with pytest.raises(LoaderError, match="with window_rows 256, and this one has 128"):
+        loader.load_state_dict(state)
+    other, _ = finished(LocalBlobs(tmp_path / "other"), example_plan(segment_size=8))
+    state = other.loader(A, window_rows=16 * LENGTH, **options).state_dict()
+    with pytest.raises(LoaderError, match=r"with shards \d+, and this one has \d+"):
+        loader.load_state_dict(state)
+
+
 def test_state_of_as_many_other_rows(store: Store) -> None:
     masks = [np.ones(N, bool) for _ in range(2)]
     masks[0][0] = masks[1][1] = False
@@ -154,3 +169,60 @@ def test_tokens_that_are_added_later_are_not_of_this_order(tmp_path: Path) -> No
 def test_no_state(store: Store, state: Any) -> None:
     with pytest.raises(LoaderError):
         store.loader(A, batch_size=30).load_state_dict(state)
+
+
+def renamed(store: Store, tmp_path: Path, **changes: Any) -> Store:
+    """A store of another plan, or of other values of the same plan."""
+    plan = example_plan()
+    model = plan.request.model.model_copy(update=changes)
+    plan = plan.model_copy(update={"request": plan.request.model_copy(update={"model": model})})
+    values = {name: value[::-1].copy() for name, value in example_values(plan).items()}
+    blobs = LocalBlobs(tmp_path / "other")
+    write_store(blobs, plan, values, range(plan.n_segments))
+    seal(blobs)
+    return actstore.open(blobs.url)
+
+
+@pytest.mark.parametrize("changes", [{}, {"fingerprint": "crc32c:1"}], ids=["values", "model"])
+def test_state_of_another_store(store: Store, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """It has the same tokens in the same order, so nothing of the order tells them apart."""
+    other = renamed(store, tmp_path, **changes)
+    ours, theirs = (each.loader(A, batch_size=30) for each in (store, other))
+    assert ours.state_dict()["order"] == theirs.state_dict()["order"]
+    with pytest.raises(LoaderError, match="the state is of a loader of another store"):
+        ours.load_state_dict(theirs.state_dict())
+    copy = tmp_path / "copy"
+    shutil.copytree(store.url, copy)
+    actstore.open(copy).loader(A, batch_size=30).load_state_dict(ours.state_dict())
+
+
+@pytest.mark.parametrize("hooks", [B, [A, B], "blocks.*.hook_resid_post"])
+def test_state_of_other_hooks(store: Store, hooks: Any) -> None:
+    ours, theirs = store.loader(A, batch_size=30), store.loader(hooks, batch_size=30)
+    with pytest.raises(LoaderError, match=f"is of a loader of .*, and this one is of {A};"):
+        ours.load_state_dict(theirs.state_dict())
+    with pytest.raises(LoaderError, match=f"the state is of a loader of {A}, and this one is of"):
+        theirs.load_state_dict(ours.state_dict())
+
+
+def test_states_of_earlier_releases_are_taken(store: Store) -> None:
+    state = store.loader(B, batch_size=30).state_dict()
+    del state["loaders"]
+    loader = store.loader(A, batch_size=30)
+    loader.load_state_dict(state | {"batch": 3})
+    assert loader.place == (0, 3)
+    with pytest.raises(LoaderError, match="is no part of a state"):
+        loader.load_state_dict(state | {"loaders": [1]})
+
+
+def test_a_state_outlives_the_end_of_a_run_and_further_hooks(tmp_path: Path) -> None:
+    """All segments are committed; the manifest comes later, and hooks that were added then."""
+    blobs = LocalBlobs(tmp_path / "store")
+    write_run(blobs, example_plan())
+    state = actstore.open(blobs.url).loader(A, batch_size=30).state_dict()
+    seal(blobs)
+    finished = actstore.open(blobs.url).loader(A, batch_size=30)
+    finished.load_state_dict(state)
+    write_run(blobs, hooks_run("0001", MLP_OUT))
+    for each in (state, finished.state_dict()):
+        actstore.open(blobs.url).loader(A, batch_size=30).load_state_dict(each)

@@ -202,6 +202,10 @@ def test_refused(stores: tuple[Store, Store], tmp_path: Path) -> None:
         paired([(one, A)], batch_size=8)
     with pytest.raises(LoaderError, match="max_norm would drop other rows in each store"):
         paired([(one, A), (other, A)], batch_size=8, max_norm=1.0)
+    names: Any
+    for names in ("nonfinite", ["nonfinite"], {"nonfinite"}, (name for name in ("pad", "nonfinite"))):
+        with pytest.raises(LoaderError, match="drop='nonfinite' would drop other rows in each store"):
+            paired([(one, A), (other, A)], batch_size=8, drop=names)
     with pytest.raises(HookError, match="does not hold"):
         paired([(one, A), (other, MLP_OUT)], batch_size=8)
     alone = write(tmp_path / "alone", with_hooks(example_plan(), MLP_OUT))

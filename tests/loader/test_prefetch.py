@@ -165,3 +165,37 @@ def test_an_item_that_takes_long_is_interrupted() -> None:
     ahead.close()
     assert interrupted.is_set()
     check_ended(ahead._thread)
+
+
+def test_a_thread_that_gives_memory_back_is_waited_for_at_the_end() -> None:
+    """Of a loader that was let go, and not closed. In torch's code, a thread without an interpreter aborts."""
+    code = """
+import time
+import torch
+from actstore.loader.prefetch import Prefetch
+
+class Items:
+    memory = torch.zeros(500_000, 8)
+    rows = torch.randint(0, 500_000, (500_000,))
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return 1
+
+    def __del__(self, select=torch.index_select, now=time.monotonic):
+        end = now() + 1
+        while now() < end:
+            select(self.memory, 0, self.rows)
+
+def use():
+    next(Prefetch(iter(Items()), 2, lambda: None))
+
+use()
+time.sleep(0.3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], timeout=120, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

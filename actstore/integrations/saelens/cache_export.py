@@ -13,8 +13,10 @@ import pyarrow as pa
 from actstore.errors import StorageError
 from actstore.hooks.names import HookName
 from actstore.integrations.saelens.installed import check_installed
+from actstore.reason import reason
 from actstore.store.activations import Activations
 from actstore.store.store import Store, open_store
+from actstore.store.urls import local_path
 
 _BLOCK_NBYTES: Final = 1 << 24
 """Of float32 values that are converted and written together."""
@@ -53,7 +55,7 @@ def export_cache(
     opened = store if isinstance(store, Store) else open_store(str(store))
     acts = opened[hook]
     acts.rows.check_committed()
-    where = Path(folder)
+    where = local_path(folder, "the folder of the cache")
     try:
         where.mkdir(parents=True, exist_ok=True)
         if any(where.iterdir()):
@@ -62,7 +64,7 @@ def export_cache(
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"{where} cannot be written: {error.strerror or error}") from error
+        raise StorageError(f"{where} cannot be written: {reason(error)}") from error
 
 
 def _write(store: Store, acts: Activations, folder: Path, on_bytes: Callable[[int], None] | None) -> int:

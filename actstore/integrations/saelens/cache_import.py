@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from actstore._version import __version__
 from actstore.errors import HookError, JobError, PlanMismatchError
@@ -26,7 +27,7 @@ from actstore.hooks.names import layer_of, stored_as
 from actstore.hooks.point import point_of
 from actstore.hooks.stored_config import UNKNOWN_MODEL
 from actstore.integrations.saelens.cached_rows import TOKENS, CachedRows
-from actstore.store.blobs import open_blobs, probe
+from actstore.store.blobs import Blobs, open_blobs, probe
 from actstore.store.commit import CommitRecord, Environment, commit_key, committed
 from actstore.store.dtypes import dtype as dtype_of
 from actstore.store.layout import segment_size
@@ -43,9 +44,11 @@ from actstore.store.plan import (
     SourceFileIdentity,
     TokensIdentity,
 )
+from actstore.store.read_back import read_back
 from actstore.store.run import read_runs
 from actstore.store.seal import remove_scratch, seal
 from actstore.store.store import Store, open_store
+from actstore.store.turns import writing
 from actstore.tokens import Rows, spool
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -90,6 +93,9 @@ def import_cache(
     plan = _plan(rows, packed, dtype, model)
     blobs = open_blobs(url)
     existing = read_runs(blobs)
+    if existing:
+        # Versions that stored no norms can have begun it.
+        plan = plan.model_copy(update={"norms": existing[0].plan.norms})
     if not existing:
         free_place(blobs, Place(FIRST_RUN, plan.hook_names))
     elif len(existing) > 1 or existing[0].plan != plan:
@@ -103,25 +109,42 @@ def import_cache(
         return open_store(url)
     is_conditional = probe(blobs)
     blobs = blobs if is_conditional else LookFirst(blobs)
-    claim(blobs, plan)
-    packed.store(blobs, plan)
+    with writing(blobs) as held:
+        claim(blobs, plan)
+        packed.store(blobs, plan)
+        _write_segments(blobs, plan, rows, packed, held.check, on_bytes, is_conditional=is_conditional)
+        read = seal(blobs)
+        read_back(blobs, plan, are_records_read=plan.run in read)
+    remove_scratch(blobs)
+    return open_store(url)
+
+
+def _write_segments(
+    blobs: Blobs,
+    plan: Plan,
+    rows: CachedRows,
+    packed: PackedTokens,
+    fence: Callable[[], None],
+    on_bytes: Callable[[int], None],
+    *,
+    is_conditional: bool,
+) -> None:
+    """Those that are not committed."""
     done = committed(blobs, plan)
-    writer = SegmentWriter(blobs, plan, is_strict=False, is_conditional=is_conditional)
+    writer = SegmentWriter(blobs, plan, is_strict=False, is_conditional=is_conditional, fence=fence)
     try:
         buffers = SegmentBuffers(plan, torch.device("cpu"))
         for segment in plan.segments():
             if segment.index not in done:
-                record = _fill(buffers, rows, plan, segment)
+                record, norms = _fill(buffers, rows, plan, segment)
                 lengths = packed.rows("lengths", segment.start, segment.stop)
-                record = writer.write(segment, buffers.rows(segment), record, lengths)
+                record = writer.write(segment, buffers.rows(segment), norms, record, lengths)
                 if not is_conditional:
+                    fence()
                     blobs.create(commit_key(plan.run, segment.index), [record.to_bytes()])
             on_bytes(plan.activations(plan.request.hooks[0]).data_nbytes(segment.index))
     finally:
         writer.close()
-    seal(blobs)
-    remove_scratch(blobs)
-    return open_store(url)
 
 
 def _packed(rows: CachedRows) -> PackedTokens:
@@ -190,6 +213,7 @@ def _plan(rows: CachedRows, packed: PackedTokens, dtype: DType, model: str | Non
         segment_size=segment_size(
             [length * d_in * dtype_of(dtype).itemsize], n_sequences=n_sequences, batch_size=batch_size
         ),
+        norms=hook.has_norms,
     )
 
 
@@ -232,8 +256,10 @@ def _hook(rows: CachedRows, model: str | None) -> tuple[HookArray, ModelIdentity
     )
 
 
-def _fill(buffers: SegmentBuffers, rows: CachedRows, plan: Plan, segment: Segment) -> CommitRecord:
-    """Bring a segment into the buffers; its record, but for the shards."""
+def _fill(
+    buffers: SegmentBuffers, rows: CachedRows, plan: Plan, segment: Segment
+) -> tuple[CommitRecord, dict[str, NDArray[np.float32]]]:
+    """Bring a segment into the buffers; its record, but for the shards, and its norms."""
     (hook,), request = plan.request.hooks, plan.request
     moments = Moments(request.hooks, "cpu", covariance=False)
     wanted: torch.dtype = getattr(torch, request.dtype)
@@ -250,7 +276,7 @@ def _fill(buffers: SegmentBuffers, rows: CachedRows, plan: Plan, segment: Segmen
         value = value.view(len(value), plan.context_length, *hook.shape)
         buffers.put(hook.name, start, len(value), value)
         moments.add(hook.name, value, torch.ones(value.shape[:2], dtype=torch.bool))
-    return CommitRecord(
+    record = CommitRecord(
         segment=segment.index,
         n_sequences=segment.n_sequences,
         n_tokens=segment.n_sequences * plan.context_length,
@@ -267,3 +293,4 @@ def _fill(buffers: SegmentBuffers, rows: CachedRows, plan: Plan, segment: Segmen
             batch=(request.batch_size, plan.context_length),
         ),
     )
+    return record, moments.norms()

@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
+from actstore.reason import reason
+from actstore.store.urls import local_path
 
 TOKENS: Final = "token_ids"
 
@@ -45,7 +47,7 @@ class CachedRows:
         Raises:
             StorageError: it is no cache, or cannot be read.
         """
-        where = Path(folder).absolute()
+        where = local_path(folder, "the folder of the cache")
         try:
             state = (where / "state.json").read_bytes()
             names = [str(file["filename"]) for file in json.loads(state)["_data_files"]]
@@ -59,7 +61,7 @@ class CachedRows:
             tables = [pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files]
             table = pa.concat_tables(tables)
         except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"the cache {where} cannot be read: {error}; make it again") from error
+            raise StorageError(f"the cache {where} cannot be read: {reason(error)}; make it again") from error
         hooks = [name for name in table.column_names if name != TOKENS]
         if len(hooks) != 1 or TOKENS not in table.column_names:
             raise StorageError(

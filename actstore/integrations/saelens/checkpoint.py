@@ -8,6 +8,7 @@ from typing import Any, Final
 from actstore.errors import LoaderError
 from actstore.integrations.saelens.preset import parts_of
 from actstore.integrations.saelens.provider import DataProvider
+from actstore.reason import reason
 
 POSITION: Final = "actstore_position.json"
 """In the folder of a checkpoint."""
@@ -73,7 +74,7 @@ def resume(trainer: Any, provider: DataProvider, checkpoint: Path | str) -> None
             trainer.sae.load_weights_from_checkpoint(folder)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise LoaderError(
-            f"{folder} cannot be loaded into this trainer: {error}; make it as the one that wrote it"
+            f"{folder} cannot be loaded into this trainer: {reason(error)}; make it as the one that wrote it"
         ) from error
     for part, ours in zip(parts, schedules, strict=True):
         for name, value in _schedule(part).items():

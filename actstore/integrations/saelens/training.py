@@ -14,6 +14,7 @@ from actstore.integrations.saelens.preset import prepare
 from actstore.integrations.saelens.provider import data_provider
 from actstore.loader.arguments import ReadArguments
 from actstore.store.store import Store
+from actstore.store.urls import local_path
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE, TrainingSAEConfig
@@ -67,6 +68,7 @@ def train_sae(
         raise LoaderError(
             f"sae is {type(sae).__name__}; give a TrainingSAE or a TrainingSAEConfig of sae_lens"
         )
+    output = None if output is None else local_path(output, "the output")
     batch_size = cfg.train_batch_size_samples * options.get("world_size", 1)
     options.setdefault("device", cfg.device)
     with data_provider(store, hook, batch_size=batch_size, **options) as provider:
