@@ -8,7 +8,9 @@ from typing import Any, Final
 import numpy as np
 
 from actstore.query.selection import Rows, text_of
+from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows as StoredRows
+from actstore.store.sections import PIECE_NBYTES as READ_AT_ONCE_NBYTES
 from actstore.store.shard import view
 
 PIECE_NBYTES: Final = 2 << 20
@@ -16,6 +18,9 @@ PIECE_NBYTES: Final = 2 << 20
 
 _READ_NBYTES: Final = 128 << 20
 """The most that is read for a piece, where little of each sequence is asked for."""
+
+_READERS: Final = 16
+"""Threads that read together, at most."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,28 @@ class Cut:
         whole = self.stored.layouts[0].row_nbytes
         return max(1, min(PIECE_NBYTES // max(1, self.row_nbytes), _READ_NBYTES // max(1, whole)))
 
+    @property
+    def held_nbytes(self) -> int:
+        """Memory that it takes to read it piece by piece: the one that is sent, the one after it, the end of the one
+        before, and what a piece is made from. Nothing, where files are mapped.
+        """
+        stored, rows = self.stored, self.sequences
+        layouts = stored.layouts
+        is_compressed = any(layout.compression is not None for layout in layouts)
+        is_local = isinstance(stored.blobs, LocalBlobs)
+        if is_local and not is_compressed and not self._is_cut and isinstance(rows, range) and rows.step == 1:
+            return 0
+        n_rows = min(self.piece_rows, len(rows))
+        pieces = min(self.nbytes, 3 * n_rows * self.row_nbytes)
+        around = n_rows * math.prod(_size_around(each) for each in self.inner) * stored.storage.itemsize
+        source = 0
+        if is_compressed or not is_local:
+            whole = n_rows * max(layout.row_nbytes for layout in layouts)
+            source = min(whole if self._is_cut else 0, _READERS * READ_AT_ONCE_NBYTES)
+            if is_compressed:
+                source += max(layout.chunk_nbytes for layout in layouts)
+        return pieces + (around if self._is_cut else 0) + source
+
     @cached_property
     def _is_cut(self) -> bool:
         """Whether more is read than asked for."""
@@ -93,6 +120,11 @@ class Cut:
                 low = int(each.min()) if len(each) else 0
                 values = np.take(values, each - low, axis=axis)
         return values
+
+
+def _size_around(each: Rows) -> int:
+    around = _around(each)
+    return len(each) if isinstance(each, range) else around.stop - around.start
 
 
 def _around(each: Rows) -> slice:

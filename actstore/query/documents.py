@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from actstore.query.selection import INNER_PATTERN, PATTERN
 from actstore.store.manifest import FinishedRun
@@ -69,7 +69,7 @@ class RunDocument(Reply):
     """One run of a store, and what of it is committed."""
 
     plan: Plan
-    committed: tuple[tuple[int, int], ...]
+    committed: Annotated[tuple[tuple[int, int], ...], FailFast()]
     """Ranges of numbers of segments, start and stop."""
     has_tokens: bool
     finished: FinishedRun | None
@@ -87,8 +87,10 @@ class StoreDocument(Reply):
     n_segments: int
     n_segments_committed: int
     is_complete: bool
-    hooks: tuple[str, ...]
-    runs: tuple[RunDocument, ...]
+    hooks: Annotated[tuple[str, ...], FailFast()]
+    runs: Annotated[tuple[RunDocument, ...], FailFast()]
+    contents: Annotated[tuple[str, ...], FailFast()]
+    """Of each run: its plan, and the checksum of its shards if it is finished, as hashes."""
 
 
 class HookList(Reply):
@@ -168,16 +170,16 @@ class FetchPlan(Reply):
 
     expires_s: int | None
     """Seconds for which URLs of the kind ``http`` are good."""
-    places: tuple[Place, ...]
-    arrays: tuple[PlannedArray, ...]
-    reads: tuple[PlannedRead, ...]
+    places: Annotated[tuple[Place, ...], FailFast()]
+    arrays: Annotated[tuple[PlannedArray, ...], FailFast()]
+    reads: Annotated[tuple[PlannedRead, ...], FailFast()]
 
 
 class MatchList(Reply):
     """Where a text, or token ids, begin."""
 
-    sequences: tuple[int, ...]
-    positions: tuple[int, ...]
+    sequences: Annotated[tuple[int, ...], FailFast()]
+    positions: Annotated[tuple[int, ...], FailFast()]
 
 
 class OrderDocument(Reply):
@@ -193,6 +195,8 @@ class OrderDocument(Reply):
     """Another one where any batch is another one. Replies with batches have it in the header ``Actstore-Order``."""
     identity: dict[str, Any]
     """All that decides which rows are in batch k; part of the state of a loader."""
+    at_once: int = Field(1, ge=1)
+    """Batches that can be asked for in one request, as raw bytes."""
 
 
 class ProblemDocument(Reply):

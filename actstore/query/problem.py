@@ -72,6 +72,8 @@ TITLES: Final = {
     "index": "There are no such rows or positions",
     "too-large": "More than may be asked for at once",
     "storage": "The storage of the store does not answer as it should",
+    "host": "The server has another name",
+    "cross-site": "A page of another site asked",
     "token": "A valid token is needed",
     "not-found": "There is nothing here",
     "method": "This method is not for this resource",
@@ -112,6 +114,7 @@ def error_of(document: Any, status: int, url: str) -> Exception:
         return StorageError(f"{url} cannot be read: {detail}")
     if status in (401, 403):
         return StorageError(
-            f"{url} needs a valid token; give it as actstore.open(url, token=...) or in ACTSTORE_TOKEN"
+            f"{url} needs a valid token; none was given, or it is not valid, or not any more: give one as "
+            "actstore.open(url, token=...) or in ACTSTORE_TOKEN, or ask whoever runs the server"
         )
     return StorageError(f"{url} cannot be read: {detail or f'the server answered with status {status}'}")

@@ -1,7 +1,7 @@
 """Stored sequences, found by a text, by token ids, or by the hash of all their tokens."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from actstore.store.store import Store
 
-_BLOCK_NBYTES: Final = 1 << 24
+BLOCK_NBYTES: Final = 1 << 24
 """Of the tokens that are looked at together."""
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
 _SAMPLE: Final = 1 << 14
@@ -64,15 +64,24 @@ def check(text: Any, tokens: Any, sha: Any, limit: int | None) -> None:
 
 
 def search(
-    store: "Store", text: str | None, tokens: Any, sha: Any, prefix: bool, limit: int | None, once: bool
+    store: "Store",
+    text: str | None,
+    tokens: Any,
+    sha: Any,
+    prefix: bool,
+    limit: int | None,
+    once: bool,
+    look: Callable[[int], None] | None = None,
 ) -> Matches:
-    """See `Store.find` and `Store.locate`; once gives only the first match of each sequence."""
+    """See `Store.find` and `Store.locate`; once gives only the first match of each sequence. What looks on is told of
+    the sequences of each block, and may raise something to stop.
+    """
     check(text, tokens, sha, limit)
     if sha is not None:
-        blocks = _with_sha(store, sha)
+        blocks = _with_sha(store, sha, look)
     else:
         needles = [_ids(tokens)] if text is None else _encoded(store, text)
-        blocks = _with_ids(store, needles, prefix)
+        blocks = _with_ids(store, needles, prefix, look)
     kept, n_kept = [Matches(np.empty(0, np.int64), np.empty(0, np.int64))], 0
     for sequences, positions in blocks:
         each = _is_new(sequences) if once else slice(None)
@@ -83,10 +92,12 @@ def search(
     return Matches(*(np.concatenate(values)[:limit] for values in zip(*kept, strict=True)))
 
 
-def _with_ids(store: "Store", needles: list[Ids], is_prefix: bool) -> Iterator[Matches]:
+def _with_ids(
+    store: "Store", needles: list[Ids], is_prefix: bool, look: Callable[[int], None] | None
+) -> Iterator[Matches]:
     length, lengths = store.shape[1], store.lengths
     needles = [needle for needle in needles if len(needle) <= length]
-    for first, block in _read(store) if needles else ():
+    for first, block in _read(store, look) if needles else ():
         found = [(needle, _starts(block, needle, is_prefix)) for needle in needles]
         if not any(len(starts) for _, starts in found):
             continue
@@ -105,23 +116,25 @@ def _with_ids(store: "Store", needles: list[Ids], is_prefix: bool) -> Iterator[M
         yield _behind_inserted(store, matches) if is_prefix else matches
 
 
-def _with_sha(store: "Store", sha: Any) -> Iterator[Matches]:
+def _with_sha(store: "Store", sha: Any, look: Callable[[int], None] | None) -> Iterator[Matches]:
     digest, lengths, sha256 = bytes.fromhex(sha), store.lengths, hashlib.sha256
-    for first, block in _read(store):
+    for first, block in _read(store, look):
         ends = (lengths[first : first + len(block)] * 4).tolist()
         rows = zip(block.view(np.uint8), ends, strict=True)
         same = first + np.flatnonzero([sha256(row[:end]).digest() == digest for row, end in rows])
         yield Matches(same, np.zeros_like(same))
 
 
-def _read(store: "Store") -> Iterator[tuple[int, Ids]]:
+def _read(store: "Store", look: Callable[[int], None] | None) -> Iterator[tuple[int, Ids]]:
     """Number of the first row, and token ids [n_rows, length], which are there until the next block is read."""
     (n_sequences, length), rows = store.shape, store.tokens
-    step = min(max(1, _BLOCK_NBYTES // (4 * length)), n_sequences)
+    step = min(max(1, BLOCK_NBYTES // (4 * length)), n_sequences)
     # Memory that is there already is read into much faster than new memory.
     memory = np.empty((step, length), rows.storage)
     for first in range(0, n_sequences, step):
         yield first, rows.read(slice(first, first + step), memory[: n_sequences - first])
+        if look is not None:
+            look(min(step, n_sequences - first))
 
 
 def _starts(block: Ids, needle: Ids, is_prefix: bool) -> NDArray[np.int64]:

@@ -20,9 +20,11 @@ _STOP_S = 60.0
 class Running:
     """A server that answers."""
 
-    def __init__(self, process: "subprocess.Popen[str]", url: str, log: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[str]", said: str, log: Path) -> None:
         self.process = process
-        self.url = url
+        self.said = said
+        """Its line of JSON."""
+        self.url: str = json.loads(said)["url"]
         self.log = log
         """What it wrote to stderr."""
 
@@ -75,7 +77,7 @@ def running(folder: Path, *arguments: str, **environment: str) -> Iterator[Runni
         line = process.stdout.readline()
         assert line, f"the server did not start:\n{log.read_text()}"
         reader.start()  # the server must never wait for somebody who reads its output
-        yield Running(process, json.loads(line)["url"], log)
+        yield Running(process, line, log)
     finally:
         if process.poll() is None:
             process.terminate()

@@ -10,7 +10,7 @@ from tests.store.example import LENGTH, N, example_plan, example_values, write_s
 from tests.store.runs import ATTN_OUT, MLP_OUT, hooks_run, write_run
 
 WHOLE: Final = "whole.bf16"
-"""Sealed, bfloat16."""
+"""Sealed, bfloat16, with norms."""
 COMPRESSED: Final = "compressed"
 """Sealed, float32, lz4."""
 GROWN: Final = "grown"
@@ -20,7 +20,10 @@ NAMES: Final = (WHOLE, COMPRESSED, GROWN)
 
 def write_all(at: Callable[[str], Blobs]) -> None:
     """All of them, at the storage that a name stands for."""
-    for name, plan in ((WHOLE, example_plan("bfloat16")), (COMPRESSED, example_plan("float32", "lz4"))):
+    for name, plan in (
+        (WHOLE, example_plan("bfloat16", norms=True)),
+        (COMPRESSED, example_plan("float32", "lz4")),
+    ):
         blobs = at(name)
         write_store(blobs, plan, example_values(plan), range(plan.n_segments))
         seal(blobs)

@@ -3,7 +3,6 @@
 import hashlib
 import http.client
 import json
-import logging
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,9 +24,11 @@ import actstore
 from actstore.cli.main import run
 from actstore.errors import JobError, StorageError
 from actstore.query.client.served_store import ServedStore
+from actstore.query.loopback import is_loopback
+from actstore.query.problem import Problem
 from actstore.query.server import access
-from actstore.query.server.access import Access, Scope
-from actstore.query.server.run import is_loopback
+from actstore.query.server.access import Access, Scope, check_token_file
+from actstore.query.server.hosts import Hosts
 from actstore.query.wire import JSON, PROBLEM
 from actstore.store.store import Store
 from tests.query.running import Running, running
@@ -93,6 +95,16 @@ def test_a_client_is_told_by_nothing_of_its_token(tmp_path: Path) -> None:
     assert not any(token[:4] in client for token in TOKENS for client in clients)
 
 
+def test_names_of_tokens(tmp_path: Path) -> None:
+    """Wherever in the line; several tokens may be of one name, as while one takes the place of another."""
+    found = Access(
+        file_of(tmp_path, f"{ALL} name=ann # x\n{ONE} name=ann alpha-*\n{NONE} delta-* name=b.o_b@x-y z\n")
+    )
+    assert found.scope(ALL) == Scope("ann", ("*",))
+    assert found.scope(ONE) == Scope("ann", ("alpha-*",))
+    assert found.scope(NONE) == Scope("b.o_b@x-y", ("delta-*", "z"))
+
+
 @pytest.mark.parametrize(
     ("globs", "allowed", "refused"),
     [
@@ -107,7 +119,14 @@ def test_scopes(globs: tuple[str, ...], allowed: list[str], refused: list[str]) 
     scope = Scope("client", globs)
     assert all(map(scope.allows, allowed))
     assert not any(map(scope.allows, refused))
-    assert scope.is_all is ("*" in globs)
+
+
+@pytest.mark.parametrize(
+    ("globs", "is_all"), [(("*",), True), (("a", "*"), True), (("a*",), False), (("?",), False), ((), False)]
+)
+def test_who_may_read_all_stores(globs: tuple[str, ...], is_all: bool) -> None:
+    """And so the counters of the server, which name them."""
+    assert Scope("client", globs).is_all is is_all
 
 
 @pytest.mark.parametrize(
@@ -122,45 +141,187 @@ def test_scopes(globs: tuple[str, ...], allowed: list[str], refused: list[str]) 
         (f"sha256:{'0' * 66}", "line 1"),
         (f"sha256:{'g' * 64}", "line 1"),
         ("sha256:", "line 1"),
-        (b"\xff\xfe" * 20, "it is not UTF-8"),
+        (b"\xff\xfe" * 20, "line 1 .* is not UTF-8"),
+        (f"{ALL}\n{ONE} name=", "line 2 .* has the name ''; a name begins with a letter"),
+        (f"{ALL} name=10.0.0.1", "line 1 .* has the name '10.0.0.1'; a name begins"),
+        (f"{ALL} name=fe80::1", "line 1 .* has the name 'fe80::1'"),
+        (f"{ALL} name=unix", "line 1 .* is not 'unix'"),
+        (f"{ALL} name={'x' * 65}", "line 1 .* up to 64 letters"),
+        (f"{ALL} name=a name=b", "line 1 .* has 2 names; give its token one name="),
+        (f"{ALL} name=a name=a", "line 1 .* has 2 names"),
+        ("name=ann", "line 1 .* 16 characters"),
     ],
 )
 def test_wrong_files(text: str | bytes, message: str, tmp_path: Path) -> None:
     with pytest.raises(JobError, match=message) as caught:
-        Access(file_of(tmp_path, text))
+        check_token_file(file_of(tmp_path, text))
     assert ALL not in str(caught.value)
 
 
 def test_a_file_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="cannot be read: No such file"):
-        Access(tmp_path / "nowhere")
+        check_token_file(tmp_path / "nowhere")
 
 
-def test_a_changed_file_is_read_again(
+class Looking(Access):
+    """Looks at its file whenever it is asked."""
+
+    @property
+    def is_open(self) -> bool:
+        self.look()
+        return super().is_open
+
+    def scope(self, token: str) -> Scope | None:
+        self.look()
+        return super().scope(token)
+
+
+def test_a_file_is_read_again_and_again(tmp_path: Path) -> None:
+    found = Access(file_of(tmp_path, _TOKEN_FILE))
+    file_of(tmp_path, f"{LATER} beta\n")
+    assert found.scope(ALL)  # it has just been looked at
+    found.start()
+    try:
+        _until(lambda: found.scope(LATER) is not None)
+        assert found.scope(LATER) == Scope(hashlib.sha256(LATER.encode()).hexdigest()[:12], ("beta",))
+        assert found.scope(ALL) is None
+    finally:
+        found.close()
+
+
+def test_a_disk_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Nobody waits for it, and nobody is let in by what was read more than two seconds before."""
+    goes_on, read = threading.Event(), access._read
+    goes_on.set()
+
+    def held_up(path: Path) -> bytes:
+        goes_on.wait()
+        return read(path)
+
+    monkeypatch.setattr(access, "_read", held_up)
     path = file_of(tmp_path, _TOKEN_FILE)
     found = Access(path)
-    file_of(tmp_path, f"{LATER} beta")
-    assert found.scope(ALL)  # it has just been looked at
-    monkeypatch.setattr(access, "_LOOK_S", -1.0)
-    later = found.scope(LATER)
-    assert later
-    assert later.globs == ("beta",)
-    assert found.scope(ALL) is None
-    # Half-written, empty, gone: whoever had access keeps it.
-    with caplog.at_level(logging.ERROR):
-        for text in (f"{ALL}\n{LATER[:9]}", "", b"\xff"):
-            file_of(tmp_path, text)
-            assert found.scope(LATER)
-            assert found.scope(ALL) is None
-        path.unlink()
+    found.start()
+    try:
+        assert found.scope(ALL)
+        goes_on.clear()
+        path.write_text(f"{LATER}\n")
+        gone_at = time.monotonic()
+
+        def ask_on() -> None:
+            while time.monotonic() < gone_at + 2.0:
+                found.scope(ALL)
+            found.scope(ALL)
+
+        with pytest.raises(Problem, match="token file cannot be read now") as refused:
+            ask_on()
+        assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
+        assert not found.is_open
+        goes_on.set()
+        _until(lambda: found.is_open)
         assert found.scope(LATER)
-    assert caplog.text.count("the tokens stay as they were") == 4
-    assert not any(token[:9] in caplog.text for token in TOKENS)
-    file_of(tmp_path, ALL)
+        assert found.scope(ALL) is None
+    finally:
+        goes_on.set()
+        found.close()
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert "could not be read within 2 s; nobody is let in until it can" in caplog.text
+
+
+def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """Something else in the place of a file."""
+
+    def act(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return act
+
+
+LOST: Final[dict[str, Callable[[Path], object]]] = {
+    "the line is gone": lambda path: path.write_text(f"{LATER}\n"),
+    "the line is gone, and another is wrong": lambda path: path.write_text(f"short\n{LATER}\n"),
+    "the line is no text": lambda path: path.write_bytes(b"\xff\xfe" * 20 + f"\n{LATER}\n".encode()),
+    "the line is cut": lambda path: path.write_text(f"{LATER}\n{ALL[:-1]}"),
+    "empty": lambda path: path.write_text(""),
+    "only wrong lines": lambda path: path.write_text("short\n"),
+    "comments": lambda path: path.write_text(f"# {ALL}\n"),
+    "gone": lambda path: path.unlink(),
+    "a folder": instead(Path.mkdir),
+    "a pipe": instead(os.mkfifo),
+    "a link to nothing": instead(lambda path: path.symlink_to("nothing")),
+    "too large": lambda path: path.write_text(f"{ALL}\n" + "#" * (1 << 20)),
+    "replaced": lambda path: file_of(path.parent / "new", f"{LATER}\n").replace(path),
+}
+
+
+@pytest.mark.parametrize("how", LOST)
+def test_a_token_that_is_not_there_any_more(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "new").mkdir()
+    path = file_of(tmp_path, f"{ALL}\n")
+    found = Looking(path)
     assert found.scope(ALL)
-    assert found.scope(LATER) is None
+    LOST[how](path)
+    keeps_others = path.is_file() and LATER in path.read_bytes().decode(errors="replace")
+    for _ in range(3):
+        assert found.scope(ALL) is None
+        assert bool(found.scope(LATER)) is keeps_others
+        assert found.is_open is keeps_others
+    is_right = how in ("the line is gone", "the line is cut", "replaced")
+    assert len(caplog.records) == (not is_right)  # said once
+    assert ("nobody is let in" in caplog.text) is not keeps_others
+    assert not any(token[:9] in caplog.text for token in TOKENS)
+
+
+def test_a_file_that_is_right_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = file_of(tmp_path, f"{ALL}\n")
+    found = Looking(path)
+    path.unlink()
+    assert not found.is_open
+    file_of(tmp_path, f"{ALL}\n")
+    assert found.scope(ALL)
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert "as it should be again" in caplog.text
+
+
+def test_a_change_that_the_file_system_does_not_show(tmp_path: Path) -> None:
+    """The same inode, size and time."""
+    path = file_of(tmp_path, f"{ALL}\n")
+    found, before = Looking(path), path.stat()
+    other = ALL[::-1]
+    path.write_text(f"{other}\n")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_ino, after.st_size, after.st_mtime_ns) == (
+        before.st_ino,
+        before.st_size,
+        before.st_mtime_ns,
+    )
+    assert found.scope(ALL) is None
+    assert found.scope(other)
+
+
+def test_half_a_line_gives_nothing(tmp_path: Path) -> None:
+    """Without the stores that it is for, a token would be good for all."""
+    path = file_of(tmp_path, f"{ALL}\n")
+    found = Looking(path)
+    with path.open("w") as file:
+        for part in (f"{ALL}\n{LATER}", " alpha"):
+            file.write(part)
+            file.flush()
+            assert found.scope(LATER) is None
+        file.write("-*\n")
+    scope = found.scope(LATER)
+    assert scope
+    assert scope.globs == ("alpha-*",)
+    # Who ends without a line break means it, if it stays.
+    file_of(tmp_path, ONE)
+    assert found.scope(ONE) is None
+    assert found.scope(ONE)
 
 
 @dataclass(frozen=True)
@@ -223,7 +384,7 @@ def guarded(root: Path, token_file: Path, tmp_path_factory: pytest.TempPathFacto
     with running(tmp_path_factory.mktemp("guarded-server"), *arguments) as found:
         yield found
         log = found.log.read_text()
-        assert "GET /v1/stores" in log
+        assert '"path": "/v1/stores"' in log
         assert not [token for token in TOKENS if token in log or token[5:] in log]
 
 
@@ -313,7 +474,7 @@ def test_lists_have_what_is_in_scope(token: str, names: list[str], guarded: Runn
     ids=lambda value: value[:12],
 )
 def test_what_is_no_token(value: str, guarded: Running) -> None:
-    for path in ("/v1/stores", f"/v1/stores/{OURS}", "/metrics", "/none", "/"):
+    for path in ("/v1/stores", f"/v1/stores/{OURS}", "/metrics", "/none"):
         reply = ask(guarded.url, path, Authorization=value)
         assert (reply.status, reply.header("www-authenticate")) == (401, "Bearer"), path
         assert json.loads(reply.body)["type"] == "urn:actstore:problem:token"
@@ -363,6 +524,22 @@ def test_the_client_sends_its_token(guarded: Running, stores: Path, monkeypatch:
         actstore.open(url, token=WRONG)
 
 
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("http://ann:secret-of-ann-1234@127.0.0.1:8000/v1/stores/a", "ACTSTORE_TOKEN"),
+        ("http+unix:///run/actstore.sock/v1/stores/a", "%2F in the place of each '/'"),
+        ("http+unix://run%2Factstore.sock/v1/stores/a", "%2F in the place of each '/'"),
+    ],
+)
+def test_urls_that_no_server_has(url: str, said: str) -> None:
+    """Each is refused before anything is asked for, and none shows a secret."""
+    with pytest.raises(StorageError) as raised:
+        actstore.open(url)
+    assert said in str(raised.value)
+    assert "secret" not in str(raised.value)
+
+
 def test_the_client_says_what_is_wrong_with_its_token(guarded: Running) -> None:
     for token in (None, WRONG):
         with pytest.raises(StorageError, match=r"needs a valid token; .*ACTSTORE_TOKEN") as caught:
@@ -380,22 +557,22 @@ def _until(what: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
-def test_a_running_server_reads_its_tokens_again(guarded: Running, token_file: Path) -> None:
-    def status(token: str) -> int:
-        return ask(guarded.url, f"/v1/stores/{THEIRS}", token).status
-
-    try:
-        assert (status(LATER), status(HASHED)) == (401, 200)
-        token_file.write_text(f"{_TOKEN_FILE}{LATER} betas-*\n".replace("sha256:", "#"))
-        _until(lambda: status(LATER) == 200)
-        assert (status(HASHED), status(ALL)) == (401, 200)
-        token_file.write_text("half")
-        _until(lambda: "the tokens stay as they were" in guarded.log.read_text() or status(ALL) != 200)
-        assert (status(LATER), status(ALL)) == (200, 200)
-    finally:
-        token_file.write_text(_TOKEN_FILE)
-    _until(lambda: status(HASHED) == 200)
-    assert status(LATER) == 401
+def test_a_reply_that_has_begun_is_finished(root: Path, tmp_path: Path) -> None:
+    path = file_of(tmp_path, f"{ALL}\n")
+    with running(tmp_path, "--root", str(root), "--token-file", str(path)) as server:
+        parts = urlsplit(server.url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
+        headers = {"Authorization": f"Bearer {ALL}"}
+        target = f"/v1/stores/{OURS}/hooks/{_HOOK}/slice"
+        connection.request("GET", target, headers=headers)
+        reply = connection.getresponse()
+        path.unlink()
+        _until(lambda: ask(server.url, target, ALL).status == 401)
+        assert len(reply.read()) == int(reply.headers["Content-Length"])
+        # The same connection is worth nothing by itself.
+        connection.request("GET", target, headers=headers)
+        assert connection.getresponse().status == 401
+        connection.close()
 
 
 @pytest.mark.parametrize(
@@ -405,6 +582,16 @@ def test_a_running_server_reads_its_tokens_again(guarded: Running, token_file: P
         ("127.1.2.3", True),
         ("::1", True),
         ("localhost", True),
+        ("LocalHost.", True),
+        ("store.localhost", True),
+        ("::ffff:127.0.0.1", True),
+        ("127.1", True),
+        ("2130706433", True),
+        ("0x7f.1", True),
+        ("10.1", False),
+        ("127.0.0.1 x", False),
+        ("localhost..", False),
+        ("xlocalhost", False),
         ("0.0.0.0", False),
         ("::", False),
         ("10.0.0.1", False),
@@ -416,6 +603,67 @@ def test_a_running_server_reads_its_tokens_again(guarded: Running, token_file: P
 )
 def test_loopback(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("allowed", "called"),
+    [
+        ("box.lan", ["box.lan", "BOX.lan:8000", "box.lan."]),
+        ("Box.Lan.", ["box.lan"]),
+        ("box.lan:8000", ["box.lan:8000", "box.lan:9"]),
+        ("bücher.example", ["xn--bcher-kva.example"]),
+        ("10.0.0.7:80", ["10.0.0.7", "10.0.0.7:8000"]),
+        ("[2001:DB8::1]:8000", ["[2001:db8::1]", "[2001:db8:0::1]:9"]),
+        ("2001:db8::1", ["[2001:db8::1]:8000"]),
+        (" my_box ", ["my_box"]),
+    ],
+)
+def test_ways_to_write_an_allowed_host(allowed: str, called: list[str]) -> None:
+    hosts = Hosts([allowed])
+    for each in (*called, "", "127.0.0.1", "LOCALHOST.:80", "[::1]:8000"):
+        hosts.check(each)
+    for each in ("other.lan", "box.lan.evil.example", "[::2]", "box.lan@evil.example", "a b", "box.lan/x"):
+        with pytest.raises(Problem, match="is not called"):
+            hosts.check(each)
+
+
+@pytest.mark.parametrize(
+    "allowed",
+    ["", "http://box.lan", "*", "*.lan", "box.lan,other", "box lan", "box.lan/", "[box]", "a..b", ":80"],
+)
+def test_allowed_hosts_that_are_none(
+    allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rather than never to match."""
+    assert run(["serve", "--root", str(tmp_path), "--port", "0", "--allowed-host", allowed]) == 1
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert f"--allowed-host has {allowed!r}, which is no name of a machine; give one as" in said.err
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/v1/stores", "/healthz", "/nothing"])
+def test_pages_of_other_sites_have_nothing_from_a_server_without_tokens(
+    path: str, server: Running, guarded: Running
+) -> None:
+    """But whoever follows a link to a page sees it."""
+    loads = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
+    frames = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
+    visits = frames | {"Sec-Fetch-Dest": "document"}
+    for headers in (loads, frames):
+        reply = ask(server.url, path, **headers)
+        assert reply.status == 403
+        assert json.loads(reply.body)["type"] == "urn:actstore:problem:cross-site"
+    is_page = path in ("/", "/docs")
+    assert (ask(server.url, path, **visits).status == 200) is is_page
+    assert (ask(server.url, path, method="POST", **visits).status == 403) is True
+    for site in ("same-origin", "same-site", "none"):
+        reply = ask(server.url, path, **(loads | {"Sec-Fetch-Site": site}))
+        assert reply.status == (404 if path == "/nothing" else 200)
+        assert reply.header("cross-origin-resource-policy") == "same-origin"
+        if path == "/":
+            assert reply.header("cache-control") == "no-store"
+    # Only who has a token gets anything there, and no page can send one without being asked first.
+    assert ask(guarded.url, path, ALL, **loads).status == (404 if path == "/nothing" else 200)
 
 
 @pytest.fixture

@@ -158,6 +158,17 @@ def test_tokens(name: str, opened: Open, local: Open) -> None:
     assert bits(out) == bits(ours[2:6])
 
 
+@pytest.mark.parametrize("index", [slice(None), 3, (slice(20, 30), 2), [36, 0, 17]])
+def test_norms(index: Any, opened: Open, local: Open) -> None:
+    for hook in HOOKS:
+        ours, theirs = local(WHOLE)[hook].norms, opened(WHOLE)[hook].norms
+        assert ours.ranges == theirs.ranges == (range(N),)
+        assert outcome(theirs, index) == outcome(ours, index)
+    assert opened(COMPRESSED)[RESID].norms.ranges == ()
+    array: Any = opened(WHOLE).zarr["norms/0000"]
+    np.testing.assert_array_equal(array[:, 1], local(WHOLE)[HOOKS[1]].norms[:])
+
+
 def test_rows_that_are_not_committed_raise(opened: Open) -> None:
     store = opened(GROWN)
     with pytest.raises(NotCommittedError, match="not committed"):

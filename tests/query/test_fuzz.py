@@ -71,7 +71,11 @@ class Target:
         self, target: str | bytes, *headers: str | bytes, method: str = "GET", body: bytes | None = None
     ) -> Reply:
         """One request, its reply checked for all that holds of every reply."""
-        lines = [method.encode() + b" " + _bytes(target) + b" HTTP/1.1", b"Host: x", b"Connection: close"]
+        lines = [
+            method.encode() + b" " + _bytes(target) + b" HTTP/1.1",
+            b"Host: localhost",
+            b"Connection: close",
+        ]
         lines += map(_bytes, headers)
         if body is not None:
             lines += [b"Content-Length: %d" % len(body)]
@@ -421,7 +425,7 @@ def test_bodies_of_json_types(media: str, target: Target) -> None:
 
 
 def test_bodies_too_large(target: Target) -> None:
-    announced = b"POST %s/select HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" % _STORE.encode()
+    announced = b"POST %s/select HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n" % _STORE.encode()
     announced += b"Content-Type: application/json\r\n"
     assert checked(target.send(announced + b"Content-Length: 4194305\r\n\r\n{")).status == 413
     assert checked(target.send(announced + b"Content-Length: 99999999999999999999\r\n\r\n{")).status in (
@@ -576,13 +580,13 @@ def test_accepted(target: Target) -> None:
 
 
 _END: Final = b"\r\nConnection: close\r\n\r\n"
-_GET: Final = b"GET /healthz HTTP/1.1\r\nHost: x"
+_GET: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost"
 
 PROTOCOLS: Final[dict[str, tuple[bytes, set[int]]]] = {
     "HTTP/1.0": (b"GET /healthz HTTP/1.0\r\n\r\n", {200}),
     "HTTP/1.0 of a slice": (f"GET {_SLICE} HTTP/1.0\r\n\r\n".encode(), {200}),
     "HTTP/0.9": (b"GET /healthz\r\n\r\n", {200, 400}),
-    "HTTP/9.9": (b"GET /healthz HTTP/9.9\r\nHost: x" + _END, {200, 400}),
+    "HTTP/9.9": (b"GET /healthz HTTP/9.9\r\nHost: localhost" + _END, {200, 400}),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", {400, 404, 405}),
     "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), {400}),
     "binary": (bytes(range(256)) * 4 + b"\r\n\r\n", {400}),
@@ -591,16 +595,16 @@ PROTOCOLS: Final[dict[str, tuple[bytes, set[int]]]] = {
     "no host": (b"GET /healthz HTTP/1.1" + _END, {200, 400}),
     "two hosts": (_GET + b"\r\nHost: y" + _END, {200, 400}),
     "a strange host": (b"GET /healthz HTTP/1.1\r\nHost: ../../etc\xff" + _END, {200, 400}),
-    "a whole URL": (b"GET http://elsewhere/healthz HTTP/1.1\r\nHost: x" + _END, {200, 400, 404}),
-    "another method": (b"DELETE /healthz HTTP/1.1\r\nHost: x" + _END, {405}),
-    "PUT": (f"PUT {_PLAN} HTTP/1.1\r\nHost: x\r\nContent-Length: 0".encode() + _END, {405}),
-    "DELETE": (f"DELETE {_STORE} HTTP/1.1\r\nHost: x".encode() + _END, {405}),
-    "unknown method": (b"FETCH /healthz HTTP/1.1\r\nHost: x" + _END, {400, 405}),
-    "method in lower case": (b"get /healthz HTTP/1.1\r\nHost: x" + _END, {400, 405}),
-    "a long method": (b"G" * 70_000 + b" / HTTP/1.1\r\nHost: x" + _END, {400, 405}),
-    "TRACE": (b"TRACE /healthz HTTP/1.1\r\nHost: x" + _END, {400, 405}),
-    "OPTIONS": (b"OPTIONS * HTTP/1.1\r\nHost: x" + _END, {400, 404, 405}),
-    "CONNECT": (b"CONNECT elsewhere:443 HTTP/1.1\r\nHost: x" + _END, {400, 404, 405}),
+    "a whole URL": (b"GET http://elsewhere/healthz HTTP/1.1\r\nHost: localhost" + _END, {200, 400, 404}),
+    "another method": (b"DELETE /healthz HTTP/1.1\r\nHost: localhost" + _END, {405}),
+    "PUT": (f"PUT {_PLAN} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0".encode() + _END, {405}),
+    "DELETE": (f"DELETE {_STORE} HTTP/1.1\r\nHost: localhost".encode() + _END, {405}),
+    "unknown method": (b"FETCH /healthz HTTP/1.1\r\nHost: localhost" + _END, {400, 405}),
+    "method in lower case": (b"get /healthz HTTP/1.1\r\nHost: localhost" + _END, {400, 405}),
+    "a long method": (b"G" * 70_000 + b" / HTTP/1.1\r\nHost: localhost" + _END, {400, 405}),
+    "TRACE": (b"TRACE /healthz HTTP/1.1\r\nHost: localhost" + _END, {400, 405}),
+    "OPTIONS": (b"OPTIONS * HTTP/1.1\r\nHost: localhost" + _END, {400, 404, 405}),
+    "CONNECT": (b"CONNECT elsewhere:443 HTTP/1.1\r\nHost: localhost" + _END, {400, 404, 405}),
     "WebSocket": (
         _GET
         + b"\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13"
@@ -623,7 +627,7 @@ PROTOCOLS: Final[dict[str, tuple[bytes, set[int]]]] = {
     "many headers": (_GET + b"".join(b"\r\nX-%d: y" % n for n in range(5000)) + _END, {200, 400, 431}),
     "a large header": (_GET + b"\r\nX: " + b"y" * 500_000 + _END, {200, 400, 431}),
     "100-continue": (
-        f"POST {_STORE}/select HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nExpect: other".encode()
+        f"POST {_STORE}/select HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nExpect: other".encode()
         + b"\r\nContent-Length: 2"
         + _END
         + b"{}",
@@ -649,11 +653,11 @@ _HALF: Final = (
     b"GET ",
     b"GET /v1/stores",
     b"GET /v1/stores HTTP/1.1\r\n",
-    b"GET /v1/stores HTTP/1.1\r\nHost: x\r\nX: ",
-    f"GET {_SLICE} HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
-    f"POST {_STORE}/select HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: 90\r\n\r\n{{".encode(),
-    f"POST {_STORE}/plan HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{{".encode(),
-    f"GET {_STORE}/batches/0?hook={_HOOK}&batch_size=99 HTTP/1.1\r\nHost: x\r\n\r\n".encode(),
+    b"GET /v1/stores HTTP/1.1\r\nHost: localhost\r\nX: ",
+    f"GET {_SLICE} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+    f"POST {_STORE}/select HTTP/1.1\r\nHost: [::1]\r\nContent-Type: {JSON}\r\nContent-Length: 90\r\n\r\n{{".encode(),
+    f"POST {_STORE}/plan HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{{".encode(),
+    f"GET {_STORE}/batches/0?hook={_HOOK}&batch_size=99 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
     b"",
 )
 

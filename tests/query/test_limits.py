@@ -23,6 +23,7 @@ from actstore.store.local import LocalBlobs
 from actstore.store.seal import seal
 from tests.conftest import S3Server
 from tests.query.running import Running, running
+from tests.query.stores import WHOLE
 from tests.query.tcp_proxy import TcpProxy, tcp_proxy
 from tests.store.example import LENGTH, example_plan, example_values, write_store
 from tests.store.runs import with_hooks
@@ -91,7 +92,7 @@ def connected(server: Running, *, source: str = "127.0.0.1", receives: int | Non
 
 
 def ask(connection: socket.socket, path: str) -> None:
-    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
 
 
 def begun(connection: socket.socket) -> tuple[int, bytes]:
@@ -312,6 +313,119 @@ def test_storage_that_hangs(hanging: tuple[Running, TcpProxy, NDArray[Any]]) -> 
     until(lambda: get(server, small)[2] == expected)
 
 
+def test_what_comes_too_late_is_not_sent(hanging: tuple[Running, TcpProxy, NDArray[Any]]) -> None:
+    """Whoever was told that it took too long goes on with the connection: the reply that was meant before must not be
+    on it.
+    """
+    server, proxy, values = hanging
+    n = (PIECE_NBYTES * 3 // 2) // ROW_NBYTES
+    path = f"/v1/stores/far/hooks/{HOOK}/slice?seq=0:{n}"
+    until(lambda: get(server, path)[2] == values[:n].tobytes())
+    proxy.flows.clear()
+    with contextlib.ExitStack() as stack:
+        # As many as a client may have under way, so that another one is let in once one of them has ended.
+        late = [stack.enter_context(connected(server)) for _ in range(4)]
+        for connection in late:
+            ask(connection, path)
+        for connection in late:
+            reply = http.client.HTTPResponse(connection)
+            reply.begin()
+            assert reply.status == 503
+            reply.read()
+        assert get(server, path)[0] == 429
+        proxy.flows.set()
+        until(lambda: get(server, path)[2] == values[:n].tobytes())
+        for connection in late:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            came = rest(connection)
+            assert came.startswith(b"HTTP/1.1 200 ")
+            assert len(came) < 1000
+
+
+def test_bodies_and_plans_count_as_memory(stores: Path, tmp_path: Path) -> None:
+    """What a client sends is large once it is parsed, and so is a plan before it is sent."""
+    url, headers = f"/v1/stores/{WHOLE}", {"Content-Type": "application/json"}
+
+    def asked(n_numbers: int) -> bytes:
+        return json.dumps({"hooks": ["lengths"], "sequences": [1] * n_numbers}).encode()
+
+    def select(n_numbers: int, source: str = "127.0.0.1") -> tuple[int, http.client.HTTPMessage, Any]:
+        body = asked(n_numbers)
+        status, head, answer = get(
+            server, f"{url}/select", source=source, method="POST", headers=headers, body=body
+        )
+        return status, head, json.loads(answer) if status != 200 else None
+
+    def plan(**select: Any) -> tuple[int, Any]:
+        body = json.dumps({"select": select}).encode()
+        status, _, answer = get(server, f"{url}/plan", method="POST", headers=headers, body=body)
+        return status, json.loads(answer)
+
+    with running(tmp_path, "--root", str(stores), "--memory", str(1 << 20)) as server:
+        assert select(10_000)[0] == 200
+        status, _, problem = select(20_000)
+        assert status == 413
+        assert "this request takes up to" in problem["detail"]
+        head = f"POST {url}/select HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with connected(server) as connection:
+            body = asked(10_000)
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:-1])
+            until(lambda: select(10_000)[0] == 503)
+            status, head_of_reply, problem = select(10_000)
+            assert (status, int(head_of_reply["Retry-After"]) >= 1) == (503, True)
+            assert "requests, replies and batches of this client" in problem["detail"]
+            assert select(10_000, "127.0.0.2")[0] == 200
+            connection.sendall(body[-1:])
+            assert begun(connection)[0] == 200
+        until(lambda: select(10_000)[0] == 200)
+        status, found = plan(hooks=["*"], sequences="0:2")
+        assert status == 200
+        assert found["reads"]
+        status, found = plan(hooks=["*"], positions="0::2")
+        assert status == 413
+        assert "this plan takes" in found["detail"]
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+def test_health_while_all_threads_wait_for_storage(
+    s3_server: S3Server, large: tuple[Path, NDArray[Any]], tmp_path: Path, has_other: bool
+) -> None:
+    """More requests wait for storage than there are threads; a server with nothing else is not ready, and says so."""
+    url = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}/far"
+    write(open_blobs(url), 64, 1)
+    small = f"/v1/stores/far/hooks/{HOOK}/slice?seq=0"
+    stores = [str(large[0] / "plain"), url] if has_other else [url]
+    with (
+        tcp_proxy(s3_server.endpoint) as proxy,
+        running(tmp_path, *stores, "--concurrency", "400", AWS_ENDPOINT_URL=proxy.url) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        assert get(server, "/readyz")[0] == get(server, small)[0] == 200
+        proxy.flows.clear()
+
+        def is_stuck() -> bool:
+            # The pages need no storage, only a thread.
+            ask(stack.enter_context(connected(server)), small)
+            with contextlib.closing(connected(server)) as client:
+                client.settimeout(1.0)
+                ask(client, "/docs")
+                try:
+                    return not client.recv(1)
+                except TimeoutError:
+                    return True
+
+        until(is_stuck)
+        assert get(server, "/healthz")[0] == 200
+        status, _, body = get(server, "/readyz")
+        if has_other:
+            assert status == 200
+        else:
+            assert status == 503
+            assert "did not answer within 3 s" in json.loads(body)["detail"]
+        proxy.flows.set()
+        until(lambda: get(server, "/readyz")[0] == 200)
+
+
 def test_nothing_is_read_for_a_client_that_is_gone(
     hanging: tuple[Running, TcpProxy, NDArray[Any]],
 ) -> None:
@@ -382,3 +496,19 @@ def check_counters(server: Running) -> None:
     assert made >= 1
     if not server.workers():
         assert given >= 6  # all that the second one asked for
+
+
+def test_connections_that_come_at_once(large: tuple[Path, NDArray[Any]], tmp_path: Path) -> None:
+    """Each takes a part of a long reply and no more. Those that are refused give nobody else a place."""
+    with (
+        running(tmp_path, "--root", str(large[0]), "--connections", "8") as server,
+        contextlib.ExitStack() as stack,
+    ):
+        statuses = []
+        for _ in range(60):
+            connection = stack.enter_context(connected(server, receives=1 << 16))
+            with contextlib.suppress(ConnectionError):
+                ask(connection, "/v1/stores/plain" + LARGE)
+                statuses.append(begun(connection)[0])
+        assert statuses.count(200) == 4  # half of them, as all have one address
+        assert get(server, "/healthz", source="127.0.0.9")[0] == 200

@@ -38,7 +38,16 @@ _N_WIDE, _N_NARROW = 20, 60
 """Requests for each operation and way of making them."""
 _BARE: Final = frozenset({"healthz", "readyz", "metrics", "list_stores"})
 """Operations without parameters: nothing about them can be wrong."""
-_OF_HTTP: Final = frozenset({"date", "content-length", "content-type", "connection"})
+_OF_HTTP: Final = frozenset(
+    {
+        "date",
+        "content-length",
+        "content-type",
+        "connection",
+        "x-content-type-options",
+        "cross-origin-resource-policy",
+    }
+)
 """Headers that need no mention."""
 
 

@@ -133,7 +133,7 @@ def test_ids_are_found_where_a_search_by_hand_finds_them(
     parts, needle = made
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         store = store_of(Path(folder), *parts)
-        patch.setattr(search, "_BLOCK_NBYTES", rows_in_block * 4 * store.shape[1])
+        patch.setattr(search, "BLOCK_NBYTES", rows_in_block * 4 * store.shape[1])
         expected = by_hand(parts, needle, prefix=prefix)
         sequences = sorted({sequence for sequence, _ in expected})
         assert places(store.locate(tokens=needle, prefix=prefix)) == expected
@@ -190,7 +190,7 @@ def test_sha_is_of_the_real_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows = [[7, -2, 300, 0], [7, -2, 300, 9], [7, -2, 300, 0], [7, -2, 0, 0]]
     parts = part(rows, [3, 3, 4, 2], [0, 0, 0, 0]), part([[300, 7, -2, 300], [7, -2, 300, 4]], [4, 3], [0, 0])
     store = store_of(tmp_path, *parts)
-    monkeypatch.setattr(search, "_BLOCK_NBYTES", 2 * 4 * 4)
+    monkeypatch.setattr(search, "BLOCK_NBYTES", 2 * 4 * 4)
     sha = hashlib.sha256(struct.pack("<3i", 7, -2, 300)).hexdigest()
     assert sequence_sha256([7, -2, 300]) == sequence_sha256(store.tokens[1][:3]) == sha
     assert places(store.locate(sha=sha.upper())) == [(0, 0), (1, 0), (5, 0)]
@@ -205,9 +205,12 @@ def test_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     store_of(tmp_path, rows)
     write_part(LocalBlobs(tmp_path), "0001", rows, is_there=False)
     store = actstore.open(str(tmp_path))
-    monkeypatch.setattr(search, "_BLOCK_NBYTES", 2 * 3 * 4)
+    monkeypatch.setattr(search, "BLOCK_NBYTES", 2 * 3 * 4)
     assert store.find(tokens=[1], limit=2).tolist() == [0, 1]
-    assert places(store.locate(tokens=[1], limit=4)) == [(0, 0), (0, 1), (1, 0), (1, 2)]
+    all_places = [(0, 0), (0, 1), (1, 0), (1, 2)]
+    for n in (1, 2, 3, 4):  # also within what is looked at together
+        assert places(store.locate(tokens=[1], limit=n)) == all_places[:n]
+    assert store.find(tokens=[1], limit=1).tolist() == [0]
     assert store.find(sha=sequence_sha256([1, 3, 1]), limit=1).tolist() == [1]
     for limit in (3, None):
         with pytest.raises(NotCommittedError, match=r"rows 2:4 of parts/0001/tokens .* are not committed"):

@@ -2,25 +2,28 @@
 
 import contextlib
 import http.client
+import io
 import os
 import socket
 import ssl
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import ActstoreError
+from actstore.query.client import bounds, unix
+from actstore.reason import reason
 from actstore.store.storage_errors import Kind, RequestError
 
 _CONNECT_S: Final = 10
-_READ_S: Final = 120
-"""Without any byte of the reply. A server answers, or says that it is busy, in less."""
+_PLENTY_NBYTES: Final = 1 << 20
 _KEPT: Final = 32
 """Idle connections to one server."""
 
@@ -30,14 +33,14 @@ Address = tuple[str, str, int | None]
 class Connections:
     """Idle ones by server. Threads may share it; a forked process begins with none."""
 
-    def __init__(self, *, connect_s: float = _CONNECT_S, read_s: float = _READ_S) -> None:
+    def __init__(self, *, connect_s: float = _CONNECT_S, read_s: float | None = None) -> None:
         """
         Args:
             connect_s: seconds to get a connection.
-            read_s: seconds without any byte of a reply.
+            read_s: seconds as of `bounds.READ_S`, in its place.
         """
         self._connect_s = connect_s
-        self._read_s = read_s
+        self._read_s = bounds.READ_S if read_s is None else read_s
         self._begin_process()
 
     def _begin_process(self) -> None:
@@ -62,10 +65,14 @@ class Connections:
         if self._process != os.getpid():
             self._begin_process()
         parts = urlsplit(url)
-        address = (parts.scheme, parts.hostname or "", parts.port)
+        is_local = parts.scheme == unix.SCHEME
+        address = (parts.scheme, unix.socket_path(url) if is_local else parts.hostname or "", parts.port)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         with _translated():
-            connection, reply = self._sent(address, method, target, headers, body)
+            try:
+                connection, reply = self._sent(address, method, target, headers, body)
+            except (UnicodeError, http.client.InvalidURL) as error:
+                raise RequestError(Kind.OTHER, f"no request can be sent there: {reason(error)}") from error
         is_done = False
         try:
             with _translated():
@@ -75,6 +82,7 @@ class Connections:
             if is_done:
                 self._keep(address, connection)
             else:
+                reply.close()
                 connection.close()
 
     def _sent(
@@ -86,6 +94,7 @@ class Connections:
             if connection is None:
                 connection = self._opened(address)
             try:
+                connection.sock.settimeout(self._read_s)
                 connection.request(method, target, body, dict(headers))
                 return connection, connection.getresponse()
             except (ConnectionError, http.client.BadStatusLine):
@@ -104,14 +113,15 @@ class Connections:
 
     def _opened(self, address: Address) -> http.client.HTTPConnection:
         scheme, host, port = address
-        if scheme == "https":
-            found: http.client.HTTPConnection = http.client.HTTPSConnection(
-                host, port, timeout=self._connect_s, context=self._ssl
-            )
+        found: http.client.HTTPConnection
+        if scheme == unix.SCHEME:
+            found = unix.UnixConnection(host, timeout=self._connect_s)
+        elif scheme == "https":
+            found = http.client.HTTPSConnection(host, port, timeout=self._connect_s, context=self._ssl)
         else:
             found = http.client.HTTPConnection(host, port, timeout=self._connect_s)
+        found.response_class = _Reply
         found.connect()
-        found.sock.settimeout(self._read_s)
         return found
 
     def _keep(self, address: Address, connection: http.client.HTTPConnection) -> None:
@@ -132,6 +142,98 @@ def _close_all(idle: dict[Address, list[http.client.HTTPConnection]]) -> None:
     for connections in idle.values():
         while connections:
             connections.pop().close()
+
+
+class _Reply(http.client.HTTPResponse):
+    """A reply that takes no longer than `bounds` says, however it comes."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        raw = cast("socket.SocketIO", self.fp.detach())
+        self._paced = _Paced(raw, sock)
+        self.fp = io.BufferedReader(self._paced)
+
+    def begin(self) -> None:
+        """As http.client has it, which would take a head that was cut off for one that ends there."""
+        try:
+            super().begin()
+        except http.client.HTTPException:
+            if not self._paced.has_ended:
+                raise
+        if self._paced.has_ended:
+            raise http.client.RemoteDisconnected("the reply was cut off")
+        self._paced.begin_body()
+
+
+class _Paced(io.RawIOBase):
+    """What comes from a socket, as long as it comes fast enough. A limit for each byte would let one come forever."""
+
+    def __init__(self, raw: socket.SocketIO, sock: socket.socket) -> None:
+        super().__init__()
+        self._raw = raw
+        self._sock = sock
+        self._read_s = self._timeout = sock.gettimeout() or bounds.READ_S
+        self._begun = time.monotonic()
+        self._n_read = 0
+        self._is_head = True
+        self._lowest = 0  # whatever the reply before needed
+        self.has_ended = False
+
+    def begin_body(self) -> None:
+        """The clock begins anew."""
+        self._begun = time.monotonic()
+        self._n_read = 0
+        self._is_head = False
+
+    def readable(self) -> bool:
+        """As `io.RawIOBase`."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As `io.RawIOBase`.
+
+        Raises:
+            TimeoutError: it comes too slowly.
+            HTTPException: there is no end to the head.
+        """
+        if self._is_head and self._n_read > bounds.HEAD_NBYTES:
+            raise http.client.HTTPException(f"more than {bounds.HEAD_NBYTES} bytes before a reply")
+        worth_s = 0.0 if self._is_head else self._n_read / bounds.SLOWEST
+        left = self._begun + self._read_s + worth_s - time.monotonic()
+        if left <= 0:
+            raise self._late(self._read_s + worth_s)
+        timeout = min(left, self._read_s)
+        if timeout != self._timeout:
+            self._sock.settimeout(timeout)
+            self._timeout = timeout
+        self._wake_at(len(buffer))
+        try:
+            n = self._raw.readinto(buffer) or 0
+        except TimeoutError as error:
+            raise self._late(timeout) from error
+        self.has_ended = n == 0
+        self._n_read += n
+        return n
+
+    def _wake_at(self, nbytes: int) -> None:
+        """Have the system wake this thread once there is as much as it wants, or plenty, and not for each packet."""
+        # What is read into the buffer in between may be more than will come.
+        lowest = min(nbytes, _PLENTY_NBYTES) if nbytes > io.DEFAULT_BUFFER_SIZE and not self._is_head else 1
+        if lowest != self._lowest and not isinstance(self._sock, ssl.SSLSocket):
+            with contextlib.suppress(OSError):  # a system without it
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowest)
+            self._lowest = lowest
+
+    def _late(self, seconds: float) -> TimeoutError:
+        which = "the head" if self._is_head else "the body"
+        return TimeoutError(
+            f"{self._n_read} bytes of {which} of its reply came, and no more in {seconds:.0f} s"
+        )
+
+    def close(self) -> None:
+        """As `io.RawIOBase`."""
+        self._raw.close()
+        super().close()
 
 
 def read_into(reply: http.client.HTTPResponse, out: NDArray[np.uint8]) -> None:
@@ -165,7 +267,8 @@ def _translated() -> Iterator[None]:
         raise RequestError(Kind.OTHER, f"it does not speak TLS as expected: {error.reason}") from error
     except (ConnectionRefusedError, socket.gaierror) as error:
         raise RequestError(Kind.UNREACHABLE, error.strerror or str(error)) from error
-    except http.client.InvalidURL as error:
-        raise RequestError(Kind.OTHER, str(error)) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise RequestError(Kind.BROKEN, str(error) or type(error).__name__) from error
+    except (OSError, http.client.IncompleteRead) as error:
+        raise RequestError(Kind.BROKEN, bounds.shown(error) or type(error).__name__) from error
+    except http.client.HTTPException as error:
+        what = bounds.shown(error) or type(error).__name__
+        raise RequestError(Kind.OTHER, f"it does not answer as HTTP has it: {what}") from error

@@ -5,26 +5,28 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Final
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
+from actstore.query.client.bounds import OBJECT_NBYTES, read_problem, unexpected
 from actstore.query.client.connections import Connections
 from actstore.query.client.http_blobs import HttpBlobs, take_range
+from actstore.query.client.places import planned
 from actstore.query.client.server import Server
-from actstore.query.documents import FetchPlan, Place, PlanRequest
-from actstore.store.blobs import BlobInfo, BlobReader, Blobs, check_key, open_blobs
+from actstore.reason import reason
+from actstore.store.blobs import BlobInfo, BlobReader, check_key, open_blobs
 from actstore.store.commit import plan_key
+from actstore.store.pinned import Pinnable
 from actstore.store.plan import FIRST_RUN
 from actstore.store.retries import Retries
 from actstore.store.run import Run, read_runs
 from actstore.store.shard import Bytes
 from actstore.store.storage_errors import Kind, RequestError, kind_of_reply
 
-_LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 _PROBE_S: Final = 5
+_CHANGED: Final = 412
 _MARGIN: Final = 0.5
 """Of the time that a URL is good for. Nothing is asked for with an older one."""
 
@@ -42,18 +44,19 @@ def direct_blobs(server: Server, runs: Sequence[Run], *, must: bool = False) -> 
     """
     key = plan_key(FIRST_RUN)
     try:
-        place = server.document(FetchPlan, "/plan", asked=PlanRequest(keys=[key])).places[0]
+        place, _ = planned(server, key)
         if place.kind == "http":
             _probe(place.url)
             return SignedBlobs(server)
-        found = _opened(server, place)
+        found = open_blobs(place.url.removesuffix(f"/{key}"))
         theirs = {run.plan.run: run for run in read_runs(found)}
         if any(not _is_same(run, theirs.get(run.plan.run)) for run in runs):
             raise StorageError(f"what is at {place.url.removesuffix(key)} is another store, or a part of it")
     except Exception as error:
         if must:
             raise StorageError(
-                f"the storage behind {server.url} cannot be read from here: {error}; open it without direct=True"
+                f"the storage behind {server.url} cannot be read from here: {reason(error)}; open it without "
+                "direct=True"
             ) from error
         return None
     return found
@@ -61,21 +64,11 @@ def direct_blobs(server: Server, runs: Sequence[Run], *, must: bool = False) -> 
 
 def _is_same(run: Run, other: Run | None) -> bool:
     """Whether all of a run is in the other one, with the same checksums once it is finished."""
-    if other is None or run.plan != other.plan or not set(run.committed) <= set(other.committed):
+    if other is None or run.plan != other.plan or len(run.committed) > len(other.committed):
+        return False
+    if not other.is_complete and not all(number in other.committed for number in run.committed):
         return False
     return run.finished is None or run.finished == other.finished
-
-
-def _opened(server: Server, place: Place) -> Blobs:
-    root = place.url.removesuffix(f"/{place.key}")
-    scheme = urlsplit(root).scheme
-    if place.kind == "file":
-        if urlsplit(server.url).hostname not in _LOOPBACK:
-            # A path of another machine may be anything here.
-            raise StorageError(f"{root} is on the disk of the server")
-    elif scheme in ("", "file", "local", "http", "https"):
-        raise StorageError(f"{root} is not where others could read it")
-    return open_blobs(root)
 
 
 def _probe(url: str) -> None:
@@ -86,13 +79,12 @@ def _probe(url: str) -> None:
     """
     connections = Connections(connect_s=_PROBE_S, read_s=_PROBE_S)
     with connections.request("GET", url, {"Range": "bytes=0-0"}) as reply:
-        reply.read()
-        if reply.status >= 300:
+        if reply.status not in (200, 206):
             raise RequestError(Kind.DENIED, f"storage answered with status {reply.status}")
     connections.close()
 
 
-class SignedBlobs:
+class SignedBlobs(Pinnable):
     """`BlobReader` of objects whose URLs a server signs. Threads may share it."""
 
     def __init__(self, server: Server) -> None:
@@ -114,11 +106,12 @@ class SignedBlobs:
         if time.monotonic() < until:
             return url
         asked_at = time.monotonic()
-        plan = self._server.document(FetchPlan, "/plan", asked=PlanRequest(keys=[check_key(key)]))
-        url = plan.places[0].url
+        place, expires_s = planned(self._server, check_key(key))
+        if place.kind != "http":
+            raise unexpected(self.url, f"a place of the kind {place.kind}", "a presigned URL, as before,")
         with self._lock:
-            self._urls[key] = url, asked_at + _MARGIN * (plan.expires_s or 0)
-        return url
+            self._urls[key] = place.url, asked_at + _MARGIN * expires_s
+        return place.url
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
         """As `BlobReader.read`."""
@@ -126,6 +119,8 @@ class SignedBlobs:
             info = self.head(key)
             if info is None:
                 return self._through.read(key, start)  # which says that it is missing
+            if info.nbytes > OBJECT_NBYTES:
+                raise unexpected(f"{self.url}/{key}", f"{info.nbytes} bytes", f"at most {OBJECT_NBYTES}")
             nbytes = max(0, info.nbytes - start)
         out = np.empty(nbytes, np.uint8)
         self.read_into(key, start, out)
@@ -136,19 +131,43 @@ class SignedBlobs:
         if not out.nbytes:
             check_key(key)
             return
-        span = {"Range": f"bytes={start}-{start + out.nbytes - 1}"}
+        try:
+            tag = self._read_into(key, start, out, None if self._version is None else self._version.tag(key))
+        except StorageError as error:
+            self._explain(error)
+            raise
+        if self._version is not None:
+            self._version.seen(key, tag)
 
-        def ask() -> None:
+    def _read_into(self, key: str, start: int, out: NDArray[np.uint8], known: str | None) -> str | None:
+        """
+        Args:
+            known: the ETag that the object must have, if one is known.
+
+        Returns:
+            The ETag that it has.
+        """
+        asked = {"Range": f"bytes={start}-{start + out.nbytes - 1}"}
+        if known is not None:
+            asked["If-Match"] = known
+
+        def ask() -> str | None:
             url = self._signed(key)
-            with self._connections.request("GET", url, span) as reply:
+            with self._connections.request("GET", url, asked) as reply:
+                if reply.status == _CHANGED:
+                    read_problem(reply)
+                    self.check_version()
+                    asked.pop("If-Match", None)  # the same store, repaired: its records say so
+                    raise RequestError(Kind.BROKEN, "it was written again meanwhile")
                 if reply.status >= 300:
-                    raise self._refused(reply, key)
+                    raise self._refused(reply, key)  # a redirect, too: it could lead anywhere
                 take_range(reply, f"{self.url}/{key}", start, out)
+                return reply.getheader("ETag")
 
-        self._retries.run(key, "read", ask)
+        return self._retries.run(key, "read", ask)
 
     def _refused(self, reply: http.client.HTTPResponse, key: str) -> RequestError:
-        reply.read()
+        read_problem(reply)
         kind = kind_of_reply(reply.status, "")
         with self._lock:
             was_there = self._urls.pop(key, None) is not None

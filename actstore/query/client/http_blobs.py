@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import StorageError
+from actstore.query.client.bounds import OBJECT_NBYTES, announced, read_document, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.server import Server
 from actstore.store.blobs import BlobInfo, check_key
@@ -36,7 +36,7 @@ class HttpBlobs:
             return out
 
         def take(reply: http.client.HTTPResponse) -> bytes:
-            return reply.read()
+            return read_document(reply, f"{self.url}/{key}", OBJECT_NBYTES)
 
         data = self._server.take(self._path(key), take)
         self._server.count(len(data))
@@ -61,8 +61,9 @@ class HttpBlobs:
         """As `BlobReader.head`."""
 
         def take(reply: http.client.HTTPResponse) -> BlobInfo:
+            length = announced(reply, f"{self.url}/{key}")
             reply.read()
-            return BlobInfo(int(reply.headers["Content-Length"]), reply.headers["ETag"], {})
+            return BlobInfo(length, reply.getheader("ETag") or "", {})
 
         try:
             return self._server.take(self._path(key), take, method="HEAD")
@@ -78,15 +79,20 @@ def take_range(reply: http.client.HTTPResponse, where: str, start: int, out: NDA
 
     Raises:
         RequestError: they were cut off.
-        StorageError: the object is shorter.
+        StorageError: the object is shorter, or something else came.
     """
-    length = int(reply.headers.get("Content-Length", -1))
+    length = announced(reply, where)
     if reply.status == _WHOLE and start == 0 and length == out.nbytes:
         pass
     elif reply.status != _PART:
-        raise StorageError(
-            f"{where} was asked for a range, and the server gave all of it; it cannot be read so"
+        raise unexpected(
+            where, f"status {reply.status} and {length} bytes", f"a range of {out.nbytes} bytes, 206,"
         )
-    elif length != out.nbytes:
+    elif length < out.nbytes:
         raise damaged(where, start + length, start, out.nbytes)
+    else:
+        span = f"bytes {start}-{start + out.nbytes - 1}/"
+        given = reply.getheader("Content-Range", span)
+        if length != out.nbytes or not given.startswith(span):
+            raise unexpected(where, f"{length} bytes, {shown(given)},", f"{span}*")
     read_into(reply, out)

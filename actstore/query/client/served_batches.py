@@ -3,7 +3,8 @@
 import http.client
 import math
 import threading
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -16,26 +17,31 @@ from actstore.errors import LoaderError, StorageError
 from actstore.loader.batch import Batch, Values, all_tensors_of, tensors_of
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.buffers import Buffers
-from actstore.loader.drop import valid_rows
+from actstore.loader.drop import NONFINITE, PAD, valid_rows
 from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches
 from actstore.loader.transfer import Transfer
 from actstore.loader.valid_rows import ValidRows
+from actstore.query.client.bounds import check_length, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.safetensors import read_header
+from actstore.query.client.served_rows import check_kind
 from actstore.query.client.server import Server
 from actstore.query.documents import OrderDocument
 from actstore.query.selection import listed, text_of
-from actstore.query.wire import DTYPE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, SHAPE, TOKENS
-from actstore.store.storage_errors import Kind, RequestError
+from actstore.query.wire import N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
+from actstore.store.storage_errors import RequestError
 
 if TYPE_CHECKING:
     from actstore.store.store import Store
 
-_AHEAD: Final = 1
-"""Batches that are asked for beside the one that is wanted."""
+_REQUESTS: Final = 2
+"""Under way at once: the server begins with the second one while the first is on its way."""
+_AT_ONCE_NBYTES: Final = 64 << 20
+"""Of batches that are asked for in one request."""
 Key = tuple[int, int]
 """Epoch and number of a batch."""
+_MAX_DIGITS: Final = 6
 _ORIGIN: Final = (SEQUENCES, POSITIONS, TOKENS)
 
 
@@ -63,9 +69,15 @@ class ServedBatches:
         self.batches = Batches(
             order.n_rows, options.batch_size, options.drop_last, options.rank, options.world_size
         )
+        self._check_order(order)
+        self._kinds = {
+            hook: (_name(options.dtype or store[hook].dtype), store[hook].shape[2:]) for hook in options.hooks
+        }
+        """Type of each hook in a batch, and shape of its rows."""
         self._transfer = None if options.device is None else Transfer(options.device)
         is_pinned = self._transfer is not None and self._transfer.is_pinned
-        n_kept = options.prefetch + 3 + _AHEAD
+        self._at_once = self._n_at_once(order) if options.prefetch else 1
+        n_kept = options.prefetch + 2 + _REQUESTS * self._at_once
         self._buffers = {hook: Buffers(n_kept, is_pinned=is_pinned) for hook in options.hooks}
         self.begin_process()
 
@@ -80,11 +92,25 @@ class ServedBatches:
         self._is_interrupted = False
         self._threads: ThreadPoolExecutor | None = None
         self._asked: dict[Key, Future[Values | Batch]] = {}
+        self._unwanted: weakref.WeakSet[Future[Values | Batch]] = weakref.WeakSet()
+        """That were asked for, and nobody waits for any more."""
+
+    def _n_at_once(self, order: OrderDocument) -> int:
+        if not self._is_raw:
+            return 1
+        dtype, inner = self._kinds[self.options.hooks[0]]
+        itemsize: int = getattr(torch, dtype).itemsize
+        nbytes = len(self.batches[0]) * math.prod(inner) * itemsize
+        return max(1, min(order.at_once, self.batches.n_batches, _AT_ONCE_NBYTES // max(1, nbytes)))
+
+    @property
+    def _is_raw(self) -> bool:
+        return self.options.is_single and not self.options.provenance
 
     @cached_property
     def rows(self) -> ValidRows:
         """Found here, from the tokens of the store."""
-        return valid_rows(self._store, self.options.drop, self.options.hooks[0])
+        return valid_rows(self._store, self.options.drop, self.options.hooks)
 
     @property
     def mask_nbytes(self) -> int:
@@ -125,76 +151,146 @@ class ServedBatches:
             if self._is_interrupted:
                 raise LoaderError("the loader was closed, or begins elsewhere; ask for the batch again")
             if not self.options.prefetch:
-                return self._moved(self._fetched(epoch, k))
-            wanted = self._following(epoch, k)
-            for key in self._asked.keys() - set(wanted):
-                self._asked.pop(key).cancel()
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(1 + _AHEAD, thread_name_prefix="batches")
-            for key in wanted:
-                asked = self._asked.get(key)
-                has_failed = asked is not None and asked.done() and asked.exception() is not None
-                if asked is None or has_failed:
-                    self._asked[key] = self._threads.submit(self._fetched, *key)
+                wanted: Future[Values | Batch] = Future()
+                self._fetch(epoch, k, [wanted])
+                return self._moved(wanted.result())
+            self._ask_for(self._following(epoch, k))
             return self._moved(self._asked.pop((epoch, k)).result())
 
-    def _following(self, epoch: int, k: int) -> list[Key]:
-        """A batch, and those that are asked for before it is here: the server makes them while it is on its way."""
-        found, epochs = [(epoch, k)], self.options.epochs
-        for _ in range(_AHEAD):
-            epoch, k = (epoch, k + 1) if k + 1 < self.batches.n_batches else (epoch + 1, 0)
-            if epochs is None or epoch < epochs:
-                found.append((epoch, k))
+    def _ask_for(self, wanted: list[list[Key]]) -> None:
+        """Have these batches on their way, those of each list in one request, and no others."""
+        keys = {key for together in wanted for key in together}
+        for key in self._asked.keys() - keys:
+            self._give_up(self._asked.pop(key))
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="batches")
+        for together in wanted:
+            new = [key for key in together if not self._is_asked(key)]
+            # Those between them were asked for with others that failed since; each of them alone is rare enough.
+            for run in _runs(new):
+                futures: list[Future[Values | Batch]] = [Future() for _ in run]
+                self._asked.update(zip(run, futures, strict=True))
+                self._threads.submit(self._fetch, *run[0], futures)
+
+    def _give_up(self, asked: "Future[Values | Batch]") -> None:
+        self._unwanted.add(asked)
+        asked.cancel()
+
+    def _is_asked(self, key: Key) -> bool:
+        asked = self._asked.get(key)
+        return asked is not None and not (asked.done() and asked.exception() is not None)
+
+    def _following(self, epoch: int, k: int) -> list[list[Key]]:
+        """A batch and those that are asked for before it is here, in the requests that they are asked for with."""
+        found, epochs = list[list[Key]](), self.options.epochs
+        while len(found) < _REQUESTS and (epochs is None or epoch < epochs):
+            # The same requests wherever a loader begins.
+            stop = min((k // self._at_once + 1) * self._at_once, self.batches.n_batches)
+            found.append([(epoch, number) for number in range(k, stop)])
+            epoch, k = (epoch, stop) if stop < self.batches.n_batches else (epoch + 1, 0)
         return found
 
-    def _fetched(self, epoch: int, k: int) -> Values | Batch:
-        is_raw = self.options.is_single and not self.options.provenance
-        take = self._take_raw if is_raw else self._take_named
-        accept = RAW if is_raw else SAFETENSORS
-        query = {**self._query, "epoch": epoch}
+    def _check_order(self, order: OrderDocument) -> None:
+        """
+        Raises:
+            StorageError: there cannot be such an order of this store.
+        """
+        most = math.prod(self._store.shape)
+        if not 1 <= order.n_rows <= most:
+            raise StorageError(
+                f"{self._server.url}/batches gave {order.n_rows} rows where 1 to {most} were expected; open the store "
+                "again if it has grown since, or tell whoever runs the server"
+            )
+        if order.n_batches != self.batches.n_batches or not order.n_batches:
+            raise unexpected(
+                f"{self._server.url}/batches",
+                f"{order.n_batches} batches of {order.n_rows} rows",
+                f"{self.batches.n_batches}, and one at least,",
+            )
 
-        def checked(reply: http.client.HTTPResponse) -> Values | Batch:
+    def _fetch(self, epoch: int, k: int, futures: "list[Future[Values | Batch]]") -> None:
+        """Batches from k on, each given as soon as it is here."""
+        is_wanted = [future.set_running_or_notify_cancel() for future in futures]
+        n_given = 0
+        try:
+            while n_given < len(futures) and any(is_wanted):
+                n_given += self._fetch_some(epoch, k + n_given, futures[n_given:])
+                is_wanted = [future not in self._unwanted for future in futures[n_given:]]
+        except BaseException as error:  # noqa: BLE001 - it is raised where they are waited for
+            for future in futures[n_given:]:
+                if not future.done():
+                    future.set_exception(error)
+
+    def _fetch_some(self, epoch: int, k: int, futures: "list[Future[Values | Batch]]") -> int:
+        """As many of them as one reply has; how many these are."""
+        accept = RAW if self._is_raw else SAFETENSORS
+        query = {**self._query, "epoch": epoch}
+        if len(futures) > 1:
+            query["count"] = len(futures)
+
+        def take(reply: http.client.HTTPResponse) -> int:
             if reply.getheader(ORDER) != self._version:
                 raise LoaderError(
                     f"{self._server.url} is not what it was when this loader was made: it has other tokens or another "
                     "model by now; make the loader anew"
                 )
-            return take(reply)
+            sizes = [len(self.batches[number]) for number in range(k, k + self._n_here(reply, len(futures)))]
+            n_given = 0
+            try:
+                for batch in (
+                    self._taken_raw(reply, sizes) if self._is_raw else self._taken_named(reply, sizes[0])
+                ):
+                    for tensor in tensors_of(batch):
+                        self._server.count(tensor.nbytes)
+                    if not futures[n_given].cancelled():
+                        futures[n_given].set_result(batch)
+                    n_given += 1
+                    if all(future in self._unwanted for future in futures[n_given:]):
+                        break  # whoever wanted them is elsewhere by now
+            except RequestError:
+                if not n_given:
+                    raise
+                # What has come is given already; the rest is asked for again.
+            return n_given
 
-        found = self._server.take(f"/batches/{k}", checked, query=query, accept=accept)
-        n_rows = len(self.batches[k])
-        for tensor in tensors_of(found):
-            if len(tensor) != n_rows:
-                raise StorageError(
-                    f"{self._server.url} gave {len(tensor)} rows where batch {k} has {n_rows}; it is another server"
-                )
-            self._server.count(tensor.nbytes)
-        return found
+        return self._server.take(f"/batches/{k}", take, query=query, accept=accept)
 
-    def _take_raw(self, reply: http.client.HTTPResponse) -> Values | Batch:
-        shape = tuple(int(size) for size in (reply.getheader(SHAPE) or "").split(",") if size)
-        return self._filled(reply, self.options.hooks[0], reply.getheader(DTYPE) or "", shape)
+    def _n_here(self, reply: http.client.HTTPResponse, n_wanted: int) -> int:
+        text = reply.getheader(N_HERE) or "1"
+        n = int(text) if text.isdecimal() and len(text) < _MAX_DIGITS else 0
+        if not 1 <= n <= n_wanted:
+            raise unexpected(f"{self._server.url}/batches", f"{shown(text)} batches", f"1 to {n_wanted}")
+        return n
 
-    def _take_named(self, reply: http.client.HTTPResponse) -> Values | Batch:
-        found = {}
-        for name, (dtype, shape) in read_header(reply).items():
-            found[name] = self._filled(reply, name, dtype, shape)
+    def _taken_raw(self, reply: http.client.HTTPResponse, sizes: list[int]) -> Iterator[Values]:
+        hook, where = self.options.hooks[0], f"{self._server.url}/batches"
+        dtype, inner = self._kinds[hook]
+        shape = (sum(sizes), *inner)
+        check_kind(reply, where, dtype, shape)
+        check_length(reply, where, math.prod(shape) * getattr(torch, dtype).itemsize)
+        for size in sizes:
+            yield self._filled(reply, hook, dtype, (size, *inner))
+
+    def _taken_named(self, reply: http.client.HTTPResponse, n_rows: int) -> Iterator[Values | Batch]:
         options = self.options
-        if not {*options.hooks, *(_ORIGIN if options.provenance else ())} <= found.keys():
-            raise RequestError(
-                Kind.OTHER, f"the batch has {', '.join(found)}, which is not what was asked for"
-            )
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {
+            hook: (dtype, (n_rows, *inner)) for hook, (dtype, inner) in self._kinds.items()
+        }
+        if options.provenance:
+            expected |= dict.fromkeys(_ORIGIN, ("int64", (n_rows,)))
+        found = {
+            name: self._filled(reply, name, *expected[name])
+            for name in read_header(reply, f"{self._server.url}/batches", expected)
+        }
         hooks = {hook: found[hook] for hook in options.hooks}
         values: Values = hooks[options.hooks[0]] if options.is_single else hooks
-        return Batch(values, *(found[name] for name in _ORIGIN)) if options.provenance else values
+        yield Batch(values, *(found[name] for name in _ORIGIN)) if options.provenance else values
 
     def _filled(
         self, reply: http.client.HTTPResponse, name: str, dtype: str, shape: Sequence[int]
     ) -> torch.Tensor:
         """Memory that was used before, filled from the socket."""
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype) or not shape:
-            raise RequestError(Kind.OTHER, f"a batch of type {dtype!r} and shape {list(shape)} came")
+        kind = getattr(torch, dtype)
         if name not in self._buffers:
             found = torch.empty(tuple(shape), dtype=kind)
         else:
@@ -236,6 +332,8 @@ class ServedBatches:
         """End the threads, after the requests that are under way, and close the connections."""
         self.interrupt()
         with self._lock:
+            for asked in self._asked.values():
+                self._give_up(asked)
             threads, self._threads, self._asked = self._threads, None, {}
             if threads is not None:
                 threads.shutdown(cancel_futures=True)
@@ -243,9 +341,23 @@ class ServedBatches:
         self._is_interrupted = False
 
 
+def _runs(keys: list[Key]) -> Iterator[list[Key]]:
+    """Batches that follow each other."""
+    start = 0
+    for at in range(1, len(keys) + 1):
+        if at == len(keys) or keys[at] != (keys[at - 1][0], keys[at - 1][1] + 1):
+            yield keys[start:at]
+            start = at
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _query(options: LoaderOptions) -> dict[str, Any]:
     drop = options.drop
-    tokens = [*map(str, drop.tokens), *(["pad"] if drop.is_padding_dropped else [])]
+    named = {PAD: drop.is_padding_dropped, NONFINITE: drop.is_nonfinite_dropped}
+    tokens = [*map(str, drop.tokens), *(name for name, is_dropped in named.items() if is_dropped)]
     found: dict[str, Any] = {
         "hook": list(options.hooks),
         "batch_size": options.batch_size,
@@ -264,5 +376,5 @@ def _query(options: LoaderOptions) -> dict[str, Any]:
     if drop.max_norm is not None:
         found["max_norm"] = drop.max_norm
     if options.dtype is not None:
-        found["dtype"] = str(options.dtype).removeprefix("torch.")
+        found["dtype"] = _name(options.dtype)
     return found

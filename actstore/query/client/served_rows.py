@@ -9,17 +9,19 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.query.client.bounds import check_length, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.server import Server
 from actstore.query.documents import Select
 from actstore.query.selection import Rows as Numbers
 from actstore.query.selection import text_of
-from actstore.query.wire import RAW
+from actstore.query.wire import DTYPE, RAW, SHAPE
 from actstore.store.blobs import BlobReader
+from actstore.store.checksums import Checksums
 from actstore.store.row_index import RowIndex
 from actstore.store.rows import Rows, Section
 from actstore.store.sections import Piece
-from actstore.store.storage_errors import Kind, RequestError
+from actstore.store.whole_shards import WholeShards
 
 _REQUEST_NBYTES: Final = 32 << 20
 """Of larger reads, several requests are under way at once."""
@@ -33,22 +35,37 @@ _MAX_TEXT: Final = 2_000
 class ServedRows(Rows):
     """`Rows` of a server."""
 
-    def __init__(self, server: Server, name: str, blobs: BlobReader, sections: Sequence[Section]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        name: str,
+        blobs: BlobReader,
+        sections: Sequence[Section],
+        checksums: Checksums,
+    ) -> None:
         """
         Args:
             server: of the store.
             name: of the hook, or of the array of tokens.
             blobs: the same store as objects, for those who read shards.
             sections: as for `Rows`.
+            checksums: likewise.
         """
-        super().__init__(blobs, sections)
+        super().__init__(blobs, sections, checksums)
         self._server = server
         self._name = name
 
-    def _fill(self, index: RowIndex, values: NDArray[Any], piece: Piece | None, n_requests: int) -> None:
+    def _fill(
+        self,
+        index: RowIndex,
+        values: NDArray[Any],
+        piece: Piece | None,
+        n_requests: int,
+        whole: WholeShards | None,
+    ) -> None:
         inner = _inner(index, self.shape)
         if inner is None:
-            super()._fill(index, values, piece, n_requests)
+            super()._fill(index, values, piece, n_requests, whole)
             return
         memory = values.reshape(-1).view(np.uint8)
         row_nbytes = memory.nbytes // len(index.rows)
@@ -79,10 +96,12 @@ class ServedRows(Rows):
                 done.result()
 
     def _read_part(self, rows: Numbers, inner: tuple[Numbers, ...], out: NDArray[np.uint8]) -> None:
+        where = f"{self._server.url}/hooks/{self._name}"
+        shape = (len(rows), *(len(each) for each in inner))
+
         def take(reply: http.client.HTTPResponse) -> None:
-            length = int(reply.headers.get("Content-Length", -1))
-            if length != out.nbytes:
-                raise RequestError(Kind.OTHER, f"{length} bytes came where {out.nbytes} were asked for")
+            check_kind(reply, where, self.dtype, shape)
+            check_length(reply, where, out.nbytes)
             read_into(reply, out)
 
         positions = text_of(inner[0]) if inner else ":"
@@ -100,6 +119,20 @@ class ServedRows(Rows):
             )
             self._server.take("/select", take, asked=asked, accept=RAW)
         self._server.count(out.nbytes)
+
+
+def check_kind(reply: http.client.HTTPResponse, where: str, dtype: str, shape: Sequence[int]) -> None:
+    """See that raw bytes are of the array that was asked for.
+
+    Raises:
+        StorageError: they are of another one.
+    """
+    given = (reply.getheader(DTYPE, "no type"), reply.getheader(SHAPE, "none"))
+    expected = (dtype, ",".join(map(str, shape)))
+    if given != expected:
+        raise unexpected(
+            where, shown(f"{given[0]} of shape {given[1]}"), f"{expected[0]} of shape {expected[1]}"
+        )
 
 
 def _listed(numbers: Numbers) -> str | list[int]:

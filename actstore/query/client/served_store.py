@@ -10,15 +10,18 @@ import numpy as np
 
 from actstore.errors import JobError, StorageError
 from actstore.hooks.names import HookName
+from actstore.query.client import answers
 from actstore.query.client.direct import direct_blobs
 from actstore.query.client.http_blobs import HttpBlobs
 from actstore.query.client.safetensors import read_tensors
 from actstore.query.client.served_rows import ServedRows
 from actstore.query.client.server import Server
+from actstore.query.client.unix import is_unix
 from actstore.query.documents import MatchList, Select, StatisticsDocument, StoreDocument
 from actstore.query.search import Matches, check
 from actstore.query.wire import SAFETENSORS
 from actstore.store.blobs import BlobReader
+from actstore.store.identity import Identity, check_same
 from actstore.store.row_index import RowIndex
 from actstore.store.rows import Rows, Section
 from actstore.store.run import Run
@@ -43,7 +46,7 @@ _MAX_SEQUENCES: Final = 100_000
 """In one request."""
 _MAX_NAMED: Final = 90
 """Hooks, or tokens to be dropped, in the URL of a batch."""
-_MAX_SEARCHED: Final = 20_000
+_MAX_SEARCHED: Final = 5_000
 """Characters that fit into a URL, also where each becomes several."""
 _MAX_MATCHES: Final = 1_000_000
 """Of a search; as many as a server gives."""
@@ -69,27 +72,15 @@ class ServedStore(Store):
         if not url.rstrip("/").partition("/v1/stores/")[2]:
             raise StorageError(f"{url} names no store; write it as http://host:port/v1/stores/name")
         super().__init__(HttpBlobs(self.server), self._read_runs(), self._read_runs)
-        if direct:
-            self.blobs = self._storage
 
     def _read_runs(self) -> tuple[Run, ...]:
-        found = self.server.document(StoreDocument, "")
-        return tuple(
-            Run(
-                plan=run.plan,
-                committed=range(run.plan.n_segments)
-                if run.committed == ((0, run.plan.n_segments),)
-                else frozenset(number for start, stop in run.committed for number in range(start, stop)),
-                has_tokens=run.has_tokens,
-                finished=run.finished,
-            )
-            for run in found.runs
-        )
+        return answers.runs_of(self.server.document(StoreDocument, ""), self.server.url)
 
-    def refresh(self) -> None:
-        """As `Store.refresh`."""
-        super().refresh()
+    def _set_runs(self, runs: tuple[Run, ...]) -> None:
+        super()._set_runs(runs)
         self.__dict__.pop("_behind", None)
+        if self._direct:
+            self.blobs, self.checksums = self._behind.blobs, self._behind.checksums
 
     @cached_property
     def _reachable(self) -> BlobReader | None:
@@ -97,7 +88,7 @@ class ServedStore(Store):
         return None if self._direct is False else direct_blobs(self.server, self.runs)
 
     @property
-    def _storage(self) -> BlobReader:
+    def _must_reach(self) -> BlobReader:
         """
         Raises:
             StorageError: it cannot be reached.
@@ -109,13 +100,13 @@ class ServedStore(Store):
     @cached_property
     def _behind(self) -> Store:
         """The same runs, read from the storage."""
-        return Store(self._storage, self.runs, self._read_runs)
+        return Store(self._must_reach, self.runs, self._read_runs)
 
     def _rows(self, sections: list[Section]) -> Rows:
         if self._direct:
             return super()._rows(sections)
         name = sections[0].layout.path.rpartition("/")[2]
-        return ServedRows(self.server, name, self.blobs, sections)
+        return ServedRows(self.server, name, self.blobs, sections, self.checksums)
 
     def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
         if self._direct or not hooks:
@@ -127,17 +118,31 @@ class ServedStore(Store):
             return super()._several(hooks, sequences)
         asked = Select(hooks=list(hooks), sequences=[int(row) for row in index.rows])
 
+        expected = {name: (self[name].rows.dtype, (len(index.rows), *self[name].shape[1:])) for name in hooks}
+
         def take(reply: http.client.HTTPResponse) -> "dict[str, torch.Tensor]":
-            return read_tensors(reply)
+            return read_tensors(reply, f"{self.server.url}/select", expected)
 
         found = self.server.take("/select", take, asked=asked, accept=SAFETENSORS)
         return {name: found[name] for name in hooks}
 
     def stats(self, hook: HookName) -> Statistics:
         """As `Store.stats`; the server has merged the records."""
-        name = self.array_of(hook).name
-        found = self.server.document(StatisticsDocument, f"/hooks/{name}/stats")
+        array = self.array_of(hook)
+        path = f"/hooks/{array.name}/stats"
+        most = answers.statistics_nbytes(array.shape)
+        found = self.server.document(StatisticsDocument, path, most=most)
+        answers.check_statistics(found, array, f"{self.server.url}{path}")
         return Statistics(found.record, found.shape)
+
+    def not_finite(
+        self, hook: HookName, *, most_segments: int | None = None, most_records: int | None = None
+    ) -> list[tuple[range, int]]:
+        """As `Store.not_finite`; without the storage behind the server, all sequences are given together."""
+        if self._reachable is not None:
+            return self._behind.not_finite(hook, most_segments=most_segments, most_records=most_records)
+        n_tokens = self.stats(hook).n_not_finite
+        return [(range(self.shape[0]), n_tokens)] if n_tokens else []
 
     def _matches(
         self, text: str | None, tokens: Any, sha: str | None, prefix: bool, limit: int | None, *, once: bool
@@ -151,13 +156,17 @@ class ServedStore(Store):
                 f"what is searched for has more than {_MAX_SEARCHED} characters; look for its first part, or open the "
                 "storage itself"
             )
-        query |= {"prefix": prefix, "once": once, "limit": _MAX_MATCHES if limit is None else limit}
-        found = self.server.document(MatchList, "/prompts", query)
+        most = _MAX_MATCHES if limit is None else limit
+        query |= {"prefix": prefix, "once": once, "limit": most}
+        # A server gives no more than that, whatever the limit.
+        n_values = 2 * min(most, _MAX_MATCHES) + 2
+        found = self.server.document(MatchList, "/prompts", query, most_values=n_values)
+        matches = answers.matches_of(found, self.shape, most, f"{self.server.url}/prompts", once=once)
         if limit is None and len(found.sequences) == _MAX_MATCHES:
             raise JobError(
                 f"there are more than {_MAX_MATCHES} places; give a limit, or look for something rarer"
             )
-        return Matches(np.array(found.sequences, np.int64), np.array(found.positions, np.int64))
+        return matches
 
     def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
         """As `Store.loader_of`: from the storage where it can be reached, else batches that the server makes."""
@@ -182,11 +191,26 @@ class ServedStore(Store):
 
         import actstore.store.bfloat16  # noqa: F401 - registers the type
 
+        if is_unix(self.url):
+            raise StorageError(
+                f"zarr-python cannot read {self.url}, for it knows no Unix sockets; open the store over http://"
+            )
         return zarr.open_group(f"{self.url}/zarr", mode="r", storage_options=self.server.storage_options)
 
     def reopened(self) -> "ServedStore":
-        """The same store with connections of its own."""
-        return ServedStore(self.url, self._token, self._direct)
+        """As `Store.reopened`."""
+        return _unpickled(self.url, self._token, self._direct, self.identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ServedStore, (self.url, self._token, self._direct)
+        return _unpickled, (self.url, self._token, self._direct, self.identity)
+
+
+def _unpickled(url: str, token: str | None, direct: bool | None, identity: Identity) -> ServedStore:
+    """A store that was opened before.
+
+    Raises:
+        StoreReplacedError: it is another one by now.
+    """
+    found = ServedStore(url, token, direct)
+    check_same(url, identity, found.identity)
+    return found

@@ -11,9 +11,15 @@ from urllib.parse import quote, urlencode, urlsplit
 from pydantic import BaseModel, ValidationError
 
 from actstore.errors import StorageError
+from actstore.query.client import bounds, unix
+from actstore.query.client.bounds import shown, unexpected
 from actstore.query.client.connections import Connections
+from actstore.query.client.no_redirects import client_without_redirects
+from actstore.query.documents import StoreDocument
 from actstore.query.problem import error_of
-from actstore.query.wire import JSON, PROBLEM, STORE
+from actstore.query.wire import CONTENTS, JSON, PROBLEM, STORE
+from actstore.reason import reason
+from actstore.store.identity import Identity, continues, label_of, replaced
 from actstore.store.retries import Retries
 from actstore.store.storage_errors import Kind, RequestError
 
@@ -21,8 +27,12 @@ _BUSY: Final = frozenset({429, 503, 504})
 _PATIENCE_S: Final = 300.0
 """For a server that is started again, or moved to another machine, while a job reads from it."""
 _GATEWAY: Final = 502
-_MAX_ERROR: Final = 1 << 16
-"""Bytes of a problem."""
+_OK: Final = 200
+_PART: Final = 206
+_DETAIL: Final = 2_000
+"""Characters of what a problem says."""
+_MAX_KNOWN: Final = 1_000
+"""Labels of contents; one that is not among them is asked for again."""
 
 D = TypeVar("D", bound=BaseModel)
 T = TypeVar("T")
@@ -44,9 +54,20 @@ class Server:
         """
         self.url = url.rstrip("/")
         try:
-            _ = urlsplit(self.url).port
+            parts = urlsplit(self.url)
+            _ = parts.port
         except ValueError as error:
-            raise StorageError(f"{self.url} is no URL: {error}") from error
+            raise StorageError(f"{self.url} is no URL: {reason(error)}") from error
+        if "@" in parts.netloc:
+            raise StorageError(
+                "the URL has something before an '@', and servers take no names or passwords there; give a token as "
+                "actstore.open(url, token=...) or in ACTSTORE_TOKEN"
+            )
+        if unix.is_unix(url) and not unix.socket_path(url).startswith("/"):
+            raise StorageError(
+                f"{self.url} names no Unix socket; write its path with %2F in the place of each '/', as in "
+                "http+unix://%2Frun%2Factstore.sock/v1/stores/NAME"
+            )
         token = (token or "").strip()
         if not (token.isascii() and token.isprintable()):
             raise StorageError(
@@ -60,11 +81,16 @@ class Server:
         self._nbytes = 0
         self._store: str | None = None
         """Which one it is, once there was a reply."""
+        self._identity: Identity = ()
+        """Of the largest of its contents that were seen."""
+        self._known: set[str] = set()
+        """Labels of contents that were seen to be of this store."""
 
     @property
     def storage_options(self) -> dict[str, Any]:
         """Of fsspec, for others who read the store over HTTP."""
-        return {"headers": self._headers} if self._headers else {}
+        found: dict[str, Any] = {"get_client": client_without_redirects}
+        return found | {"headers": self._headers} if self._headers else found
 
     @property
     def n_retries(self) -> int:
@@ -77,24 +103,55 @@ class Server:
         with self._lock:
             return self._nbytes
 
-    def document(self, kind: type[D], path: str, query: Query = _NONE, asked: BaseModel | None = None) -> D:
+    def document(
+        self,
+        kind: type[D],
+        path: str,
+        query: Query = _NONE,
+        asked: BaseModel | None = None,
+        *,
+        most: int = bounds.DOCUMENT_NBYTES,
+        most_values: int = bounds.DOCUMENT_VALUES,
+    ) -> D:
         """The JSON of a resource of the store; POST where something is asked.
+
+        Args:
+            kind: what it is.
+            path: of the resource.
+            query: of the URL.
+            asked: the body of the request.
+            most: bytes that it can have.
+            most_values: values that it can have.
 
         Raises:
             StorageError: there is no such store, or it cannot be read; or what `error_of` makes of the reply.
         """
 
         def take(reply: http.client.HTTPResponse) -> bytes:
-            return reply.read()
+            return bounds.read_document(reply, f"{self.url}{path}", most)
 
         data = self.take(path, take, query=query, asked=asked, accept=JSON)
+        found = self._parsed(kind, data, path, most_values)
+        if isinstance(found, StoreDocument):
+            self._learn(found.contents)
+        return found
+
+    def _parsed(
+        self, kind: type[D], data: bytes, path: str = "", most_values: int = bounds.DOCUMENT_VALUES
+    ) -> D:
+        where = f"{self.url}{path}"
+        # Another value needs another comma, as lists in lists are refused beyond a depth.
+        n_values = data.count(b",") + 1
+        if n_values > most_values:
+            raise unexpected(where, f"a document of {n_values} values", f"one of at most {most_values}")
         try:
             return kind.model_validate_json(data)
         except ValidationError as error:
-            problem = error.errors(include_url=False)[0]
-            raise StorageError(
-                f"{self.url} does not answer as an actstore server of this version: {problem['loc']}: {problem['msg']}"
-            ) from error
+            problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            place = shown(".".join(map(str, problem["loc"])))
+            raise unexpected(
+                where, f"a document that is none ({place}: {shown(problem['msg'])})", f"a {kind.__name__}"
+            ) from None
 
     def take(
         self,
@@ -125,6 +182,8 @@ class Server:
                 self._check_store(reply)
                 if reply.status >= 300:
                     self._refused(reply, url)
+                if reply.status != _OK and not (reply.status == _PART and "Range" in headers):
+                    raise unexpected(f"{self.url}{path}", f"status {reply.status}", f"status {_OK}")
                 return take(reply)
 
         return self._retries.run(f"{self._name}{path}", "read", ask)
@@ -132,16 +191,48 @@ class Server:
     def _check_store(self, reply: http.client.HTTPResponse) -> None:
         """
         Raises:
-            StorageError: the reply is of another store than the ones before.
+            StoreReplacedError: the reply is of another store than the ones before.
+            RequestError: what it is of cannot be known yet.
         """
-        found = reply.getheader(STORE)
+        found, label = reply.getheader(STORE), reply.getheader(CONTENTS) or ""
         with self._lock:
             if self._store is None:
                 self._store = found
-            if found not in (None, self._store):
-                raise StorageError(
-                    f"{self.url} is another store than it was when it was opened; open it again"
-                )
+                self._known = {label}  # whatever it is, it is what is opened
+            if found is None and self._store is not None and reply.status < 300:
+                raise unexpected(self.url, f"a reply without {STORE}", "which store it is of")
+            if found is None or (found == self._store and label in self._known):
+                return
+            if found != self._store:
+                raise replaced(self.url)
+        self._learn(self._contents())
+        with self._lock:
+            is_known = label in self._known
+        if not is_known:
+            raise RequestError(Kind.BROKEN, "one of its processes does not have yet what another one has")
+
+    def _contents(self) -> Identity:
+        """What the store has now, asked for beside a reply that is of something unknown."""
+        with self.connections.request("GET", self.url, {**self._headers, "Accept": JSON}) as reply:
+            if reply.status >= 300:
+                self._refused(reply, self.url)
+            return self._parsed(StoreDocument, bounds.read_document(reply, self.url)).contents
+
+    def _learn(self, identity: Identity) -> None:
+        """
+        Raises:
+            StoreReplacedError: this is another store than the one before.
+        """
+        with self._lock:
+            is_grown = continues(self._identity, identity)
+            # One of its processes can be behind another one for a moment.
+            if not (is_grown or continues(identity, self._identity)):
+                raise replaced(self.url)
+            if is_grown:
+                self._identity = identity
+            if len(self._known) >= _MAX_KNOWN:
+                self._known = set()
+            self._known.add(label_of(identity))
 
     def count(self, nbytes: int) -> None:
         """Take note of a body that was taken."""
@@ -154,17 +245,21 @@ class Server:
             RequestError: it may be answered when it is asked again.
             Exception: what the reply says.
         """
-        text = reply.read(_MAX_ERROR)
+        text = bounds.read_problem(reply)
         is_ours = (reply.getheader("Content-Type") or "").startswith(PROBLEM)
-        document = _parsed(text) if is_ours else None
+        document = _problem(text) if is_ours else None
         if reply.status in _BUSY or (reply.status == _GATEWAY and document is None):
-            reason = document.get("detail") if isinstance(document, dict) else None
-            raise RequestError(Kind.BROKEN, str(reason or f"the server answered with status {reply.status}"))
+            detail = None if document is None else document["detail"]
+            raise RequestError(Kind.BROKEN, detail or f"the server answered with status {reply.status}")
         raise error_of(document, reply.status, url)
 
 
-def _parsed(text: bytes) -> Any:
+def _problem(text: bytes) -> dict[str, str] | None:
+    """What a problem says, in one line; None if it is none."""
     try:
-        return json.loads(text)
-    except ValueError:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(fields, dict):
+        return None
+    return {"type": str(fields.get("type", "")), "detail": shown(fields.get("detail", ""), _DETAIL)}

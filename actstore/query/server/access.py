@@ -1,9 +1,12 @@
-"""Who may read which stores: bearer tokens from a file that is read again when it changes."""
+"""Who may read which stores: bearer tokens from a file that is read again and again."""
 
 import fnmatch
 import hashlib
 import hmac
 import logging
+import os
+import re
+import stat
 import threading
 import time
 from dataclasses import dataclass
@@ -11,12 +14,26 @@ from pathlib import Path
 from typing import Final
 
 from actstore.errors import JobError
+from actstore.query.problem import LATER, Problem
 
 _HASHED: Final = "sha256:"
-_LOOK_S: Final = 1.0
-"""Between two looks at the file."""
+_LOOK_S: Final = 0.5
+"""Between the beginnings of two looks at the file."""
+_GOOD_S: Final = 2.0
+"""From the beginning of a look, what it found. A token that is no longer in the file is good for this long at most, in
+every process, also if the file cannot be looked at any more.
+"""
 _MIN_LENGTH: Final = 16
+_MAX_NBYTES: Final = 1 << 20
+"""Of the file, all of which is read each time: a change is noticed whatever inode, time and size say."""
+_NAMED: Final = "name="
+"""No name of a store has an equals sign, so this was never a glob of any."""
+_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._@-]{0,63}")
+_TAKEN: Final = "unix"
+"""What clients of a Unix socket are called. Addresses do not begin with a letter, or have colons."""
 _LOG: Final = logging.getLogger(__name__)
+
+Scopes = tuple[tuple[bytes, "Scope"], ...]
 
 
 @dataclass(frozen=True)
@@ -24,7 +41,9 @@ class Scope:
     """The stores that a token is good for."""
 
     client: str
-    """Tells this token from others, and says nothing of it."""
+    """Its name in the token file, which several tokens may share; else what tells the token from others, and says
+    nothing of it. Whatever is limited for a client is limited for all that has this name.
+    """
     globs: tuple[str, ...] = ("*",)
 
     @property
@@ -35,77 +54,212 @@ class Scope:
         return any(fnmatch.fnmatchcase(store, glob) for glob in self.globs)
 
 
-class Access:
-    """The tokens of a file: one a line, then globs of the names of stores, or nothing for all; ``#`` begins a comment.
+def check_token_file(path: Path) -> None:
+    """See that a server can start with a file: all of it must be as it should be.
 
-    A token can be given as ``sha256:`` and the hexadecimal digest of it.
+    Raises:
+        JobError: it cannot be read, or has no token, or a short one.
+    """
+    found = _parsed(_read(path), path)
+    if found.problem is not None:
+        raise JobError(found.problem)
+
+
+class Access:
+    """The tokens of a file: one a line, then ``name=`` whose it is, if that is to be known, and globs of the names of
+    stores, or nothing for all; ``#`` begins a comment.
+
+    A token can be given as ``sha256:`` and the hexadecimal digest of it. Nobody is let in by what the file said
+    before: a line that is no token is passed over, and a file without any, or that cannot be read, lets nobody in.
+
+    The file is read by a thread of its own: a disk that hangs keeps no request waiting, but what was read before is
+    good for two seconds, and then nobody is let in.
     """
 
     def __init__(self, path: Path) -> None:
         """
-        Raises:
-            JobError: the file cannot be read, or has no token, or a short one.
+        Args:
+            path: of the file, which is looked at here, and once it was started again and again.
         """
         self._path = path
-        self._lock = threading.Lock()
-        self._looked_at = time.monotonic()
-        self._version = self._seen()
-        self._scopes = _parsed(path)
+        self._digest = b""
+        """Of the file as it was read last."""
+        self._is_settled = True
+        self._found = _Found((), None)
+        self._looked_at = 0.0
+        self._is_late = False
+        self._is_closed = threading.Event()
+        self.look(is_first=True)
+
+    def start(self) -> None:
+        """Look at the file twice a second, until `close`."""
+        threading.Thread(target=self._look_on, name="token-file", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._is_closed.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is anybody who is let in."""
+        return self._is_fresh() and bool(self._found.scopes)
 
     def scope(self, token: str) -> Scope | None:
-        """What a token is good for; None if nothing. It takes equally long for any token of a length."""
+        """What a token is good for; None if nothing. It takes equally long for any token of a length, and waits for
+        nothing.
+
+        Raises:
+            Problem: what the file says cannot be known now.
+        """
+        if not self._is_fresh():
+            raise Problem(
+                503,
+                "busy",
+                "the token file cannot be read now, so nobody is let in; ask again, and see the log of the server",
+                LATER,
+            )
         digest = hashlib.sha256(token.encode()).digest()
         found = None
-        for known, scope in self._current():
+        for known, scope in self._found.scopes:
             if hmac.compare_digest(known, digest):
                 found = scope
         return found
 
-    def _current(self) -> tuple[tuple[bytes, Scope], ...]:
-        with self._lock:
-            if time.monotonic() - self._looked_at > _LOOK_S:
-                self._looked_at = time.monotonic()
-                version = self._seen()
-                if version != self._version:
-                    self._version = version
-                    try:
-                        self._scopes = _parsed(self._path)
-                    except JobError as error:
-                        # Half-written, or gone for a moment: those who had access keep it until it is right again.
-                        _LOG.error("%s; the tokens stay as they were", error)
-            return self._scopes
+    def _is_fresh(self) -> bool:
+        is_late = time.monotonic() - self._looked_at > _GOOD_S
+        if is_late and not self._is_late:
+            self._is_late = True
+            _LOG.error(
+                "the token file %s could not be read within %g s; nobody is let in until it can",
+                self._path,
+                _GOOD_S,
+            )
+        return not is_late
 
-    def _seen(self) -> tuple[int, int, int] | None:
+    def _look_on(self) -> None:
+        begun = time.monotonic()
+        while not self._is_closed.wait(max(0.0, begun + _LOOK_S - time.monotonic())):
+            begun = time.monotonic()
+            try:
+                self.look()
+            except Exception:  # noqa: BLE001 - or nobody would look any more
+                _LOG.exception("the token file %s cannot be looked at", self._path)
+
+    def look(self, *, is_first: bool = False) -> None:
+        """See what is in the file now.
+
+        Args:
+            is_first: whether a last line without a line break counts at once.
+        """
+        # What changes meanwhile is seen by the next look.
+        begun = time.monotonic()
+        self._take_file(is_first=is_first)
+        self._looked_at = begun
+        if self._is_late and time.monotonic() - begun <= _GOOD_S:
+            self._is_late = False
+            _LOG.warning("the token file %s can be read again", self._path)
+
+    def _take_file(self, *, is_first: bool) -> None:
         try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_ino, status.st_mtime_ns, status.st_size
+            data = _read(self._path)
+        except JobError as error:
+            self._digest = b""
+            self._take(_Found((), str(error)))
+            return
+        digest = hashlib.sha256(data).digest()
+        is_same = digest == self._digest
+        if is_same and self._is_settled:
+            return
+        # Whoever writes a line in two parts must not give the first of them, which may name fewer stores: none is all.
+        self._is_settled = is_same or is_first or data.endswith(b"\n")
+        self._digest = digest
+        self._take(_parsed(data if self._is_settled else data[: data.rfind(b"\n") + 1], self._path))
+
+    def _take(self, found: "_Found") -> None:
+        """Say once what is wrong."""
+        before, self._found = self._found, found
+        if found.problem == before.problem:
+            return
+        if found.problem is None:
+            _LOG.warning("the token file %s is as it should be again", self._path)
+        elif found.scopes:
+            _LOG.error("%s; that line is passed over", found.problem)
+        else:
+            _LOG.error("%s; nobody is let in until it is right", found.problem)
 
 
-def _parsed(path: Path) -> tuple[tuple[bytes, Scope], ...]:
+@dataclass(frozen=True)
+class _Found:
+    """What is in a file."""
+
+    scopes: Scopes
+    problem: str | None
+    """The first one."""
+
+
+def _read(path: Path) -> bytes:
+    """All of the file.
+
+    Raises:
+        JobError: it cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        # A pipe would wait for somebody to write.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise JobError(f"the token file {path} is no file; give a text file with one token a line")
+            data = file.read(_MAX_NBYTES + 1)
+    except OSError as error:
         raise JobError(
-            f"the token file {path} cannot be read: {reason}; give a text file with one token a line"
+            f"the token file {path} cannot be read: {error.strerror}; give a text file with one token a line"
         ) from error
-    found = []
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.partition("#")[0].split()
+    if len(data) > _MAX_NBYTES:
+        raise JobError(
+            f"the token file {path} has more than {_MAX_NBYTES} bytes; give fewer tokens, or globs of stores"
+        )
+    return data
+
+
+def _parsed(data: bytes, path: Path) -> _Found:
+    scopes, problem = [], None
+    for number, line in enumerate(data.split(b"\n"), 1):
+        try:
+            words = line.decode().partition("#")[0].split()
+        except UnicodeDecodeError:
+            problem = problem or f"line {number} of the token file {path} is not UTF-8; write it as text"
+            continue
         if not words:
             continue
-        digest = _digest(words[0])
-        if digest is None:
-            raise JobError(
-                f"line {number} of the token file {path} has no token of {_MIN_LENGTH} characters or more, all ASCII; "
-                'make one with python -c "import secrets; print(secrets.token_urlsafe())"'
-            )
-        found.append((digest, Scope(digest.hex()[:12], tuple(words[1:]) or ("*",))))
-    if not found:
-        raise JobError(f"the token file {path} has no token; write one a line")
-    return tuple(found)
+        try:
+            scopes.append(_of_line(words))
+        except ValueError as error:
+            problem = problem or f"line {number} of the token file {path} {error}"
+    if not scopes and problem is None:
+        problem = f"the token file {path} has no token; write one a line"
+    return _Found(tuple(scopes), problem)
+
+
+def _of_line(words: list[str]) -> tuple[bytes, Scope]:
+    """
+    Raises:
+        ValueError: it has no token, or no name where one should be.
+    """
+    digest = _digest(words[0])
+    if digest is None:
+        raise ValueError(
+            f"has no token of {_MIN_LENGTH} characters or more, all ASCII; "
+            'make one with python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
+    names = [word.removeprefix(_NAMED) for word in words[1:] if word.startswith(_NAMED)]
+    if len(names) > 1:
+        raise ValueError(f"has {len(names)} names; give its token one {_NAMED}")
+    if names and (not _NAME.fullmatch(names[0]) or names[0] == _TAKEN):
+        raise ValueError(
+            f"has the name {names[0][:100]!r}; a name begins with a letter, has up to 64 letters, digits, '.', '_', "
+            f"'@' and '-', and is not {_TAKEN!r}"
+        )
+    globs = tuple(word for word in words[1:] if not word.startswith(_NAMED))
+    return digest, Scope(names[0] if names else digest.hex()[:12], globs or ("*",))
 
 
 def _digest(word: str) -> bytes | None:

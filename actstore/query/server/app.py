@@ -1,25 +1,34 @@
 """The application: routes, errors, limits."""
 
+import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from fastapi import FastAPI, Security
 from fastapi.openapi.utils import get_openapi
 from fastapi.security import HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from actstore.query.documents import ProblemDocument
-from actstore.query.server import health, orders, plans, prompts, slices, stores, zarr_files
+from actstore.query.server import health, orders, pages, plans, prompts, slices, stores, zarr_files
 from actstore.query.server.access import Access
+from actstore.query.server.access_log import AccessLog
 from actstore.query.server.batches import SharedBatches
+from actstore.query.server.budget import MemoryBudget
 from actstore.query.server.catalog import Catalog
+from actstore.query.server.connection import REFUSED
 from actstore.query.server.gate import Gate
-from actstore.query.server.held import Held
+from actstore.query.server.hot_routes import HotRoutes
+from actstore.query.server.known_rows import KnownRows
 from actstore.query.server.metrics import Metrics
 from actstore.query.server.problems import answer_errors
+from actstore.query.server.readiness import Readiness
+from actstore.query.server.scans import Scans
 from actstore.query.server.settings import Settings
 from actstore.query.server.state import State
-from actstore.query.wire import STORE
+from actstore.query.wire import CONTENTS, STORE
 
 VERSION: Final = "1"
 _DESCRIPTION: Final = (
@@ -36,6 +45,8 @@ _TAGS: Final = (
 _BEARER: Final = HTTPBearer(auto_error=False, description="Needed where the server was given a token file.")
 
 
+_IDLE_S: Final = 60.0
+"""After which an order of batches that nobody asks for gives its memory back."""
 _NOT_DESCRIBED: Final = "Successful Response"
 """What FastAPI says of a reply."""
 
@@ -44,16 +55,29 @@ def create_app(settings: Settings) -> Gate:
     """The whole server as an ASGI application.
 
     Raises:
-        JobError: the token file is not as it should be.
-        StorageError: the root cannot be opened.
+        StorageError: the root cannot be opened, or the access log not be written.
     """
     metrics = Metrics()
+    log = None if settings.access_log is None else AccessLog(settings.access_log, metrics.count_dropped_lines)
     access = None if settings.token_file is None else Access(settings.token_file)
-    catalog = Catalog(settings.stores, settings.root)
-    batches = SharedBatches(metrics, settings.max_held)
+    catalog = Catalog(settings.stores, settings.root, settings.allow_links)
+    budget = MemoryBudget(settings.max_held)
+    batches = SharedBatches(metrics, budget)
     app = _routes()
-    app.state.actstore = State(settings, catalog, batches, metrics, Held(settings.max_held))
-    return Gate(app, settings, access, metrics)
+    scans = Scans(settings.scans, settings.timeout_s, metrics)
+    app.state.actstore = State(
+        settings,
+        catalog,
+        batches,
+        metrics,
+        budget,
+        KnownRows(budget),
+        scans,
+        Readiness(catalog, access),
+        access,
+        log,
+    )
+    return Gate(HotRoutes(app, [slices.HOT, orders.HOT]), settings, access, metrics, budget, log)
 
 
 def openapi() -> dict[str, Any]:
@@ -67,6 +91,7 @@ def _routes() -> FastAPI:
         title="actstore",
         version=VERSION,
         description=_DESCRIPTION,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
         lifespan=_lifespan,
@@ -74,6 +99,7 @@ def _routes() -> FastAPI:
     )
     app.include_router(health.router)
     app.include_router(health.private, dependencies=[Security(_BEARER)])
+    app.include_router(pages.router)
     for module in (stores, slices, prompts, orders, plans, zarr_files):
         app.include_router(module.router, dependencies=[Security(_BEARER)])
     answer_errors(app)
@@ -102,7 +128,7 @@ def _documented(app: FastAPI) -> dict[str, Any]:
                 _without_null(parameter["schema"])
             for reply in operation["responses"].values():
                 if "{store}" in path:
-                    reply["headers"] = {**reply.get("headers", {}), STORE: _STORE}
+                    reply["headers"] = {**reply.get("headers", {}), STORE: _STORE, CONTENTS: _CONTENTS}
                 if reply["description"] == _NOT_DESCRIBED:
                     schema = next(iter(reply["content"].values()))["schema"]
                     name = schema.get("$ref", "").rpartition("/")[2]
@@ -113,6 +139,12 @@ def _documented(app: FastAPI) -> dict[str, Any]:
 
 _STORE: Final = {
     "description": "Another one for another store, the same while one grows. Where there is a store.",
+    "schema": {"type": "string"},
+}
+
+_CONTENTS: Final = {
+    "description": "Another one whenever there is more in the store, or another store: the number of its runs, "
+    "and a hash over the `contents` of its description.",
     "schema": {"type": "string"},
 }
 
@@ -127,6 +159,32 @@ def _without_null(schema: dict[str, Any]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    yield
-    app.state.actstore.batches.close()
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    state: State = app.state.actstore
+    giving_back = asyncio.create_task(_give_back(state.budget))
+    if state.access is not None:
+        state.access.start()
+
+    def refused(client: str, status: int | None, seconds: float) -> None:
+        state.metrics.count_refusal(status)
+        if state.log is not None:
+            state.log.write_refusal(client, status, seconds)
+
+    yield {REFUSED: refused}
+    giving_back.cancel()
+    if state.access is not None:
+        state.access.close()
+    state.scans.close()
+    state.batches.close()
+    if state.log is not None:
+        await run_in_threadpool(state.log.close)
+    for handler in logging.getLogger("actstore").handlers:
+        # A worker process ends by a signal, without the end that Python makes of logs.
+        await run_in_threadpool(handler.flush)
+
+
+async def _give_back(budget: MemoryBudget) -> None:
+    """Now and then, what nobody has asked for since."""
+    while True:
+        await asyncio.sleep(_IDLE_S / 4)
+        await run_in_threadpool(budget.give_up_idle, _IDLE_S)

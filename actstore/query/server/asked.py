@@ -27,7 +27,7 @@ HookPath = Annotated[
         description="A hook, in any spelling without `/`; or `tokens`, `lengths`, `documents`, `offsets`.",
     ),
 ]
-Dropped = Annotated[str, Field(pattern=r"^(bos|eos|sep|pad|-?[0-9]{1,9})$")]
+Dropped = Annotated[str, Field(pattern=r"^(bos|eos|sep|pad|nonfinite|-?[0-9]{1,9})$")]
 Format = Literal["raw", "safetensors", "npy", "arrow", "json"]
 
 

@@ -2,149 +2,270 @@
 
 import hashlib
 import json
-import math
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable
+import weakref
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import torch
 
 from actstore.errors import LoaderError
 from actstore.loader.batch import Batch, Values
 from actstore.loader.batch_maker import BatchMaker
+from actstore.loader.footprint import Footprint, batch_nbytes
 from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches
+from actstore.loader.valid_rows import ValidRows
 from actstore.query.problem import LATER, Problem
+from actstore.query.server import heap
+from actstore.query.server.budget import Account, MemoryBudget
 from actstore.query.server.metrics import Metrics
+from actstore.query.server.order_memory import ORDER_NBYTES, checked, n_kept_of, n_requests_of
+from actstore.query.server.slots import Lease, Lent, Made, Memory, Slots
 from actstore.store.store import Store
 
-_MAX_ORDERS: Final = 16
-"""Whose windows and masks a process holds."""
-_KEPT: Final = 16
-"""Batches of an order at most, the last that were asked for."""
+MOST_AT_ONCE: Final = 64
+"""Batches in one reply, however small they are: the event loop puts them together, which takes it up to 0.3 ms each.
+What a request takes is little beside so many.
+"""
 
-Key = tuple[int, int]
-"""Epoch and number of a batch."""
+
+class InUse:
+    """An order that is not given up until this is ended, or gone."""
+
+    def __init__(self, order: "Order", account: Account) -> None:
+        self.order = order
+        self._end = weakref.finalize(self, account.leave)
+        self._end.atexit = False
+
+    def end(self) -> None:
+        """Others may have its memory."""
+        self._end()
 
 
 class SharedBatches:
-    """The orders that were asked for last, each with its last batches. Threads may share it."""
+    """The orders that were asked for last, as many as there is memory for. Threads may share it."""
 
-    def __init__(self, metrics: Metrics, max_held: int) -> None:
+    def __init__(self, metrics: Metrics, budget: MemoryBudget) -> None:
         """
         Args:
             metrics: that tell which batches were shared.
-            max_held: bytes of batches that are kept, of all orders together.
+            budget: of the process.
         """
         self._metrics = metrics
-        self._max_held = max_held
+        self._budget = budget
         self._lock = threading.Lock()
-        self._orders: OrderedDict[Hashable, Future[Order]] = OrderedDict()
+        self._orders: dict[Hashable, tuple[Account, Future[Order]]] = {}
 
-    def order(self, store: Store, options: LoaderOptions) -> "Order":
-        """Of a store, for all ranks: `LoaderOptions.rank` is for `Order.batch`.
+    def order(
+        self, store: Store, options: LoaderOptions, client: str, rows: ValidRows | None = None
+    ) -> InUse:
+        """Of a store, for all ranks: `LoaderOptions.rank` is for `Order.part`.
+
+        Args:
+            store: whose rows they are.
+            options: of the loader.
+            client: who asks.
+            rows: those that are not dropped, where they are known.
 
         Raises:
             LoaderError: no rows are left, or they cannot be read in this order.
             NotCommittedError: a row is not committed.
+            Problem: it takes more memory than there is.
             StorageError: what must be read cannot be.
         """
-        options = replace(options, rank=0, world_size=1, prefetch=_KEPT)
-        key = (id(store), options)
-        gone: list[Future[Order]] = []
+        key = _key(store, options)
+        options = key[1]
         with self._lock:
-            found = self._orders.get(key)
-            is_new = found is None
-            if found is None:
-                found = self._orders[key] = Future()
-                while len(self._orders) > _MAX_ORDERS:
-                    gone.append(self._orders.popitem(last=False)[1])
-            self._orders.move_to_end(key)
+            known = self._orders.get(key)
+            is_new = known is None or not known[0].use(client)
+            if known is None or is_new:
+                future: Future[Order] = Future()
+                account = self._budget.account(client, partial(self._give_up, key, future))
+                known = self._orders[key] = account, future
+        account, made = known
         if is_new:
             try:
-                found.set_result(Order(store, options, self._metrics, self._max_held // _MAX_ORDERS))
+                forget = partial(self._forget, key, made)
+                made.set_result(self._made(store, options, account, rows, forget))
             except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-                found.set_exception(error)
-                with self._lock:
-                    if self._orders.get(key) is found:
-                        del self._orders[key]
-        for each in gone:
-            if each.done() and each.exception() is None:
-                each.result().close()
-        return found.result()
+                made.set_exception(error)
+                self._forget(key, made)
+                account.close()
+        try:
+            return InUse(made.result(), account)
+        except BaseException:
+            account.leave()
+            raise
+
+    def is_lent(self, store: Store, options: LoaderOptions) -> bool:
+        """Whether an order is there whose batches are lent, so that nothing has to be waited for to begin with one."""
+        with self._lock:
+            known = self._orders.get(_key(store, options))
+        return (
+            known is not None and known[1].done() and not known[1].exception() and known[1].result().is_lent
+        )
+
+    def _made(
+        self,
+        store: Store,
+        options: LoaderOptions,
+        account: Account,
+        rows: ValidRows | None,
+        forget: Callable[[], None],
+    ) -> "Order":
+        needed = checked(self._budget, store, options, rows)
+        fixed = needed.windows + needed.scratch + ORDER_NBYTES
+        # With the batch that is wanted of it: of two orders that fit without one, and not with it, none could be used.
+        account.grow(fixed, fixed + needed.batch)
+        account.grow(needed.batch)
+        n_kept = n_kept_of(self._budget.limit, needed)
+        order = Order(store, options, self._metrics, self._budget, account, needed, n_kept, rows, forget)
+        account.shrink(0, needed.batch)
+        return order
+
+    def _forget(self, key: Hashable, made: "Future[Order]") -> None:
+        with self._lock:
+            if key in self._orders and self._orders[key][1] is made:
+                del self._orders[key]
+
+    def _give_up(self, key: Hashable, made: "Future[Order]") -> None:
+        self._forget(key, made)
+        made.result().close()
 
     def close(self) -> None:
         """End all threads."""
         with self._lock:
-            orders, self._orders = list(self._orders.values()), OrderedDict()
-        for each in orders:
-            if each.done() and each.exception() is None:
-                each.result().close()
+            orders, self._orders = list(self._orders.values()), {}
+        for _, made in orders:
+            if made.done() and made.exception() is None:
+                made.result().close()
+
+
+def _key(store: Store, options: LoaderOptions) -> tuple[int, LoaderOptions]:
+    """The same for all ranks."""
+    return id(store), replace(options, rank=0, world_size=1, prefetch=0)
 
 
 class Order:
     """One order of the rows of a store, and the batches that are made of it."""
 
-    def __init__(self, store: Store, options: LoaderOptions, metrics: Metrics, max_held: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        options: LoaderOptions,
+        metrics: Metrics,
+        budget: MemoryBudget,
+        account: Account,
+        needed: Footprint,
+        n_kept: int,
+        rows: ValidRows | None,
+        forget: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            store: whose rows they are.
+            options: of the loader.
+            metrics: that tell which batches were shared.
+            budget: of the process.
+            account: with what is needed for one batch.
+            needed: that is; nothing for a batch whose rows are lent.
+            n_kept: batches that are kept, at most.
+            rows: those that are not dropped, where they are known.
+            forget: have the next one who asks get another order, as this one cannot go on.
+        """
         self._store = store  # or its id would be that of another one some day
         self._metrics = metrics
+        self._account = account
+        self._needed = needed
+        self._forget = forget
+        self._spilled: set[str] = set()
         self.options = options
-        self.maker = BatchMaker(store, options)
-        nbytes = nbytes_of(store, options)
-        self._n_kept = max(2, min(_KEPT, max_held // max(1, nbytes)))
-        self._lock = threading.Lock()
-        self._made: OrderedDict[Key, Future[Values | Batch]] = OrderedDict()
+        self.maker = BatchMaker(
+            store, options, rows, n_requests=n_requests_of(budget, options), before_memory=self._spill
+        )
+        self._slots = Slots(budget, account, needed.batch, n_kept, self.maker.memory_of_batch)
         # torch's threads would wait for each other on cores that send what is ready.
         self._thread = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
+        self.is_lent = not needed.batch
+        """Whether rows of batches stay where they lie."""
+        self._batch_nbytes = batch_nbytes(store, options)
         self._counted = (0, 0, 0)
         self._is_given_up = False
         self.version = _version(store, self.maker)
         """Another one where any batch is another one."""
 
-    def batch(self, epoch: int, k: int) -> "Future[Values | Batch]":
-        """Batch k of an epoch, of all ranks, once it is made; it is not to be cancelled.
+    def at_once(self, nbytes: int) -> int:
+        """How many batches can be asked for together, if all of them may have so many bytes."""
+        return max(1, min(MOST_AT_ONCE, nbytes // max(1, self._batch_nbytes))) if self.is_lent else 1
+
+    def batch(self, epoch: int, k: int, client: str, n: int = 1) -> Lease:
+        """Batch k of an epoch, of all ranks, for a client.
+
+        Args:
+            epoch: number of it.
+            k: of the batch in it.
+            client: who asks.
+            n: batches from there on; more than one if they are lent.
 
         Raises:
             IndexError: an epoch has fewer batches.
-            Problem: the order was given up meanwhile; ask again.
+            Problem: there is no memory for it now, or the order was given up meanwhile; ask again.
         """
         self.maker.batches[k]  # or it is an IndexError
-        with self._lock:
-            is_shared = (epoch, k) in self._made
-            made = self._begun((epoch, k))
-            # Whoever reads batches in order will want the next one.
-            if (epoch, k - 1) in self._made and k + 1 < self.maker.batches.n_batches:
-                self._begun((epoch, k + 1))
-            while len(self._made) > self._n_kept:
-                self._made.popitem(last=False)
+        if self.is_lent:
+            for _ in range(n):
+                self._metrics.count_batch(is_shared=False)
+            return Lease(self._submit(self._lend, epoch, k, n))
+        lease, is_shared = self._slots.lease((epoch, k), client, partial(self._begun, epoch, k))
+        # Whoever reads batches in order will want the next one.
+        if (epoch, k - 1) in self._slots and k + 1 < self.maker.batches.n_batches:
+            self._slots.make_ahead((epoch, k + 1), partial(self._begun, epoch, k + 1))
         self._metrics.count_batch(is_shared=is_shared)
-        return made
+        return lease
 
-    def part(self, whole: Values | Batch, k: int, rank: int, world_size: int) -> Values | Batch:
+    def part(self, whole: Made, k: int, rank: int, world_size: int) -> Made:
         """The rows of batch k that belong to a rank."""
         if world_size == 1:
             return whole
         options = self.options
         batches = Batches(self.maker.rows.n_valid, options.batch_size, options.drop_last, rank, world_size)
-        start = self.maker.batches[k].start
-        return _rows(whole, slice(batches[k].start - start, batches[k].stop - start))
 
-    def _begun(self, key: Key) -> "Future[Values | Batch]":
-        found = self._made.get(key)
-        if found is None or (found.done() and (found.cancelled() or found.exception() is not None)):
-            try:
-                found = self._made[key] = self._thread.submit(self._make, *key)
-            except RuntimeError as error:  # the thread has ended
-                raise given_up() from error
-        self._made.move_to_end(key)
-        return found
+        def of_rank(number: int) -> slice:
+            start = self.maker.batches[number].start
+            return slice(batches[number].start - start, batches[number].stop - start)
 
-    def _make(self, epoch: int, k: int) -> Values | Batch:
+        if isinstance(whole, Lent):
+            return Lent(
+                [
+                    {hook: rows[of_rank(number)] for hook, rows in batch.items()}
+                    for number, batch in enumerate(whole.batches, k)
+                ]
+            )
+        return _rows(whole, of_rank(k))
+
+    def _begun(self, epoch: int, k: int, memory: Memory) -> "Future[Made]":
+        return self._submit(self._make, epoch, k, memory)
+
+    def _submit(self, work: Callable[..., Made], *args: Any) -> "Future[Made]":
         try:
-            found = self.maker(epoch, k)
+            return self._thread.submit(work, *args)
+        except RuntimeError as error:  # the thread has ended
+            raise given_up() from error
+
+    def _lend(self, epoch: int, k: int, n: int) -> Lent:
+        batches = [self.maker.lend(epoch, number) for number in range(k, k + n)]
+        if None in batches:
+            self._forget()
+            raise given_up()
+        return Lent([rows for rows in batches if rows is not None])
+
+    def _make(self, epoch: int, k: int, memory: Memory) -> Values | Batch:
+        try:
+            found = self.maker(epoch, k, memory)
         except LoaderError as error:
             if self._is_given_up:
                 raise given_up() from error
@@ -154,12 +275,22 @@ class Order:
         self._counted = counts
         return found
 
+    def _spill(self, name: str) -> None:
+        """The disk has no room for the windows of an array, so that memory must have it."""
+        nbytes = self._needed.spilled.get(name, 0)
+        if name not in self._spilled:
+            self._account.grow(nbytes, nbytes)
+            self._spilled.add(name)
+
     def close(self) -> None:
-        """Give back threads and maps, after the batch that is being made, or in the midst of it."""
+        """Give back threads, maps and memory, after the batch that is being made, or in the midst of it."""
         self._is_given_up = True
         self.maker.interrupt()
         self._thread.shutdown(wait=True, cancel_futures=True)
         self.maker.close()
+        self._slots.close()
+        heap.trim()
+        self._account.close()
 
 
 def _version(store: Store, maker: BatchMaker) -> str:
@@ -177,17 +308,6 @@ def _version(store: Store, maker: BatchMaker) -> str:
 def given_up() -> Problem:
     """Of an order, while somebody waited for a batch of it."""
     return Problem(503, "busy", "others asked for many other orders of batches; ask again", LATER)
-
-
-def nbytes_of(store: Store, options: LoaderOptions) -> int:
-    """Of a batch, at most."""
-    rows = min(options.batch_size, math.prod(store.shape))
-    return rows * sum(_row_nbytes(store, hook, options) for hook in options.hooks)
-
-
-def _row_nbytes(store: Store, hook: str, options: LoaderOptions) -> int:
-    acts = store[hook]
-    return math.prod(acts.shape[2:]) * (options.dtype or acts.dtype).itemsize
 
 
 def _rows(batch: Values | Batch, rows: slice) -> Values | Batch:

@@ -2,9 +2,69 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Final, Protocol
 
-from actstore.query.cut import PIECE_NBYTES, Cut
+import numpy as np
+
+from actstore.loader.lent_rows import LentRows
+from actstore.query.cut import Cut
+from actstore.query.server.socket_writes import Vectors
+
+_COPIED_NBYTES: Final = 2 << 20
+_OF_ROW_NBYTES: Final = 64
+"""For each row of a batch that is sent from where it lies: its number, and its address and length while it is sent."""
+
+
+class Scattered:
+    """Bytes of rows that lie in mapped files, sent from there."""
+
+    def __init__(self, rows: LentRows, start: int, stop: int) -> None:
+        """
+        Args:
+            rows: one after the other.
+            start: first byte of them.
+            stop: the one after the last, which is another one.
+        """
+        first = start // rows.row_nbytes
+        self._rows = rows[first : -(-stop // rows.row_nbytes)]
+        self._start = start - first * rows.row_nbytes
+        self.nbytes = stop - start
+
+    def vectors(self) -> Vectors:
+        """Where they are, but for those of the last row."""
+        self._rows.fetch()
+        addresses = self._rows[:-1].addresses()
+        table = np.column_stack([addresses, np.full_like(addresses, self._rows.row_nbytes)])
+        if len(table):
+            table[0] += np.array([self._start, -self._start]).astype(np.uint64)
+        return table
+
+    def end(self) -> bytes:
+        """Those of the last row. If they are asked for when the others were sent, no whole reply has other bytes than
+        were stored.
+
+        Raises:
+            StorageError: a file that has any of the rows has become shorter.
+        """
+        last = self._rows[-1:].copied().tobytes()
+        self._rows.check()
+        before = (len(self._rows) - 1) * self._rows.row_nbytes
+        return last[max(0, self._start - before) : self._start + self.nbytes - before]
+
+    def copies(self) -> Iterator[memoryview]:
+        """The same bytes, where they cannot be sent from where they are.
+
+        Raises:
+            StorageError: a file has become shorter.
+        """
+        nbytes, stop = self._rows.row_nbytes, self._start + self.nbytes
+        step = max(1, _COPIED_NBYTES // nbytes)
+        for row in range(0, len(self._rows), step):
+            data = self._rows[row : row + step].copied().reshape(-1).data
+            yield data[max(0, self._start - row * nbytes) : min(data.nbytes, stop - row * nbytes)]
+
+
+Piece = memoryview | Scattered
 
 
 class Part(Protocol):
@@ -15,10 +75,15 @@ class Part(Protocol):
 
     @property
     def held_nbytes(self) -> int:
-        """Memory that it takes until it is sent, where that is more than a piece of the usual size."""
+        """Memory that it takes until it is sent, and that nothing else counts."""
         ...
 
-    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing has to be read or made for pieces of it."""
+        ...
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Bytes ``start:stop``, in order; read when they are asked for. Large pieces are memory that is there anyway,
         or files that are mapped.
 
@@ -32,9 +97,18 @@ class Part(Protocol):
 class InMemory:
     """Bytes that are there."""
 
-    def __init__(self, data: bytes | memoryview) -> None:
-        self._data = memoryview(data).cast("B")
-        self.nbytes = self.held_nbytes = self._data.nbytes
+    def __init__(self, data: Any, *, is_counted: bool = False) -> None:
+        """
+        Args:
+            data: what has a buffer.
+            is_counted: whether its memory is counted elsewhere.
+        """
+        self.array = np.frombuffer(data, np.uint8) if memoryview(data).nbytes else np.empty(0, np.uint8)
+        """Gone when nothing of it is being sent any more; of `bytes` nobody could tell."""
+        self.is_there = True
+        self._data = memoryview(self.array.data)
+        self.nbytes = self._data.nbytes
+        self.held_nbytes = 0 if is_counted else self.nbytes
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""
@@ -47,8 +121,8 @@ class Stored:
     def __init__(self, cut: Cut) -> None:
         self._cut = cut
         self.nbytes = cut.nbytes
-        # One is sent while the next one is read.
-        self.held_nbytes = 2 * cut.row_nbytes if cut.row_nbytes > PIECE_NBYTES else 0
+        self.held_nbytes = cut.held_nbytes
+        self.is_there = not cut.held_nbytes  # it is mapped
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""
@@ -62,6 +136,23 @@ class Stored:
             row += n_rows
 
 
+class InPlace:
+    """Rows that stay in mapped files until they are sent."""
+
+    def __init__(self, rows: LentRows) -> None:
+        self._rows = rows
+        self.nbytes = rows.nbytes
+        self.is_there = True
+        # Two copies of the last row, or of as many as are sent together where they must be copied.
+        copied = max(_COPIED_NBYTES, rows.row_nbytes)
+        self.held_nbytes = len(rows) * _OF_ROW_NBYTES + 2 * min(self.nbytes, copied)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """As `Part.pieces`."""
+        if stop > start:
+            yield Scattered(self._rows, start, stop)
+
+
 class Body:
     """Parts, one after the other."""
 
@@ -69,9 +160,13 @@ class Body:
         self._parts = parts
         self._ends = list(itertools.accumulate(part.nbytes for part in parts))
         self.nbytes = self._ends[-1] if parts else 0
-        self.held_nbytes = sum(part.held_nbytes for part in parts)
+        self.is_there = all(part.is_there for part in parts)
+        # What is there is there at once, and of the others one after the other.
+        there = sum(part.held_nbytes for part in parts if isinstance(part, InMemory))
+        read = [part.held_nbytes for part in parts if not isinstance(part, InMemory)]
+        self.held_nbytes = there + max(read, default=0)
 
-    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """As `Part.pieces`."""
         for part, end in zip(self._parts, self._ends, strict=True):
             first = end - part.nbytes

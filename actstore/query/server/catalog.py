@@ -4,16 +4,18 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
-from actstore.errors import JobError, StorageError
+from actstore.errors import JobError, StorageError, StoreReplacedError
 from actstore.query.problem import Problem
+from actstore.query.server.served_files import ServedFiles, served_blobs
 from actstore.store.blobs import Blobs, open_blobs
 from actstore.store.commit import plan_key
 from actstore.store.local import LocalBlobs
 from actstore.store.plan import FIRST_RUN
-from actstore.store.store import Store, open_store
+from actstore.store.store import Store, store_in
 
 NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
 """Of a store. What else a folder may be called cannot be part of a URL as it is."""
@@ -30,22 +32,25 @@ _LOG: Final = logging.getLogger(__name__)
 class Catalog:
     """Opens stores when they are asked for, and looks now and then whether they have grown. Threads may share it."""
 
-    def __init__(self, stores: Mapping[str, str], root: str | None) -> None:
+    def __init__(self, stores: Mapping[str, str], root: str | None, allow_links: Sequence[Path] = ()) -> None:
         """
         Args:
             stores: URL by name.
             root: folder or bucket; stores below it are named by their last component.
+            allow_links: folders that links in stores may lead into.
 
         Raises:
             StorageError: there is no such folder.
         """
+        self._allow_links = tuple(allow_links)
         self._named = {name: open_blobs(url).url for name, url in stores.items()}
-        self._root = None if root is None else open_blobs(root)
+        self._root = None if root is None else served_blobs(root, self._allow_links)
         if isinstance(self._root, LocalBlobs) and not self._root.root.is_dir():
             raise StorageError(f"there is no folder {self._root.url}; make it first, or correct --root")
         self._below: dict[str, str] = {}
         self.clashes: list[str] = []
         """Of names of stores below the root, each as a sentence."""
+        self._warned: set[str] = set()
         self._listed_at = -_LIST_S
         self._listing = threading.Lock()
         self._opened: dict[str, _Opened] = {}
@@ -67,7 +72,7 @@ class Catalog:
     def _found(self, root: Blobs) -> dict[str, str]:
         found: dict[str, str] = {}
         clashes: list[str] = []
-        keys = list(_stores_below(root, "", _MAX_DEPTH))
+        keys = list(_stores_below(root, "", _MAX_DEPTH, self._warn))
         # A store that comes later takes no name away from one that has it.
         keys.sort(key=lambda key: _url(root, key) not in self._below.values())
         for key in keys:
@@ -76,7 +81,7 @@ class Catalog:
             if url in self._named.values():
                 continue  # under the name that it was given
             if not _NAME.fullmatch(name):
-                _LOG.warning("%s is not served: its name can have letters, digits, '.', '_' and '-'", url)
+                self._warn(f"{url} is not served: its name can have letters, digits, '.', '_' and '-'")
             elif name in found or self._named.get(name, url) != url:
                 clashes.append(f"{self._named.get(name) or found[name]} and {url} are both named {name}")
             else:
@@ -87,6 +92,12 @@ class Catalog:
         self.clashes = clashes
         return found
 
+    def _warn(self, problem: str) -> None:
+        """Once, not whenever stores are listed."""
+        if problem not in self._warned:
+            self._warned.add(problem)
+            _LOG.warning("%s", problem)
+
     def store(self, name: str) -> Store:
         """A store, as far as it is committed; the same object until more is.
 
@@ -94,40 +105,69 @@ class Catalog:
             Problem: there is none of this name.
             StorageError: it cannot be read.
         """
-        url = self._named.get(name) or self._below.get(name) or self.urls().get(name)
+        url = self._url(name)
         if url is None:
             raise no_store(name)
         with self._opening:
-            opened = self._opened.setdefault(url, _Opened(url))
+            opened = self._opened.setdefault(url, _Opened(self._blobs(url)))
         return opened.store()
+
+    def at_hand(self, name: str) -> Store | None:
+        """The same, if nothing has to be read for it."""
+        opened = self._opened.get(self._named.get(name) or self._below.get(name) or "")
+        return None if opened is None else opened.at_hand()
+
+    def _blobs(self, url: str) -> Blobs:
+        root = self._root
+        if not isinstance(root, ServedFiles) or url in self._named.values():
+            return served_blobs(url, self._allow_links)
+        return root.at(url.removeprefix(root.url).lstrip("/"))
+
+    def _url(self, name: str) -> str | None:
+        return self._named.get(name) or self._below.get(name) or self.urls().get(name)
+
+    def forget(self, name: str) -> None:
+        """Open a store anew when it is asked for next: another one is in its place."""
+        with self._opening:
+            self._opened.pop(self._url(name) or "", None)
 
 
 class _Opened:
     """A store that was asked for."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, blobs: Blobs) -> None:
+        self._blobs = blobs
         self._lock = threading.Lock()
         self._store: Store | None = None
         self._looked_at = 0.0
 
-    def store(self) -> Store:
+    def at_hand(self) -> Store | None:
         found = self._store
-        if found is not None and time.monotonic() - self._looked_at < _LOOK_S:
-            return found
+        return None if time.monotonic() - self._looked_at >= _LOOK_S else found
+
+    def store(self) -> Store:
+        at_hand, found = self.at_hand(), self._store
+        if at_hand is not None:
+            return at_hand
         # While one looks, others have what was there before.
         if not self._lock.acquire(blocking=found is None):
             assert found is not None
             return found
         try:
             if self._store is None:
-                self._store = open_store(self._url)
+                self._store = store_in(self._blobs)
             elif time.monotonic() - self._looked_at > _LOOK_S:
-                self._store = self._store.newer()
+                self._store = self._now(self._store)
             self._looked_at = time.monotonic()
             return self._store
         finally:
             self._lock.release()
+
+    def _now(self, store: Store) -> Store:
+        try:
+            return store.newer()
+        except StoreReplacedError:
+            return store_in(self._blobs)
 
 
 def _url(root: Blobs, key: str) -> str:
@@ -141,7 +181,7 @@ def no_store(name: str) -> Problem:
     )
 
 
-def _stores_below(root: Blobs, prefix: str, depth: int) -> Iterator[str]:
+def _stores_below(root: Blobs, prefix: str, depth: int, warn: Callable[[str], None]) -> Iterator[str]:
     """Keys of folders that are stores; nothing is looked for inside of one."""
     here = f"{prefix}/" if prefix else ""
     try:
@@ -150,13 +190,13 @@ def _stores_below(root: Blobs, prefix: str, depth: int) -> Iterator[str]:
     except StorageError as error:
         if not prefix:
             raise
-        _LOG.warning("%s/%s is not looked into: %s", root.url, prefix, error)
+        warn(f"{root.url}/{prefix} is not looked into: {error}")
         return
     if is_store:
         yield prefix
     for name in names:
         if not name.startswith((".", "_")) and "\\" not in name:
-            yield from _stores_below(root, f"{here}{name}", depth - 1)
+            yield from _stores_below(root, f"{here}{name}", depth - 1, warn)
 
 
 def named(arguments: Sequence[str]) -> dict[str, str]:

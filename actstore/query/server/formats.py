@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ _MAX_CONVERTED_NBYTES: Final = 64 << 20
 _MAX_SEQUENCES: Final = 1_000_000
 _MAX_JSON: Final = 100_000
 """Elements."""
+_JSON_NBYTES: Final = 100
+"""For each: a number of Python in a list, and its digits, twice."""
 
 
 def safetensors_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> bytes:
@@ -58,12 +61,11 @@ def slice_body(cut: Cut, form: str) -> Body:
     """One array.
 
     Args:
-        cut: what is asked for.
+        cut: what is asked for, not too large for `made_nbytes`.
         form: a name in `MEDIA`.
 
     Raises:
         NotCommittedError: a row is not committed.
-        Problem: it is too large for this format.
         StorageError: it cannot be read.
     """
     match form:
@@ -79,11 +81,47 @@ def slice_body(cut: Cut, form: str) -> Body:
             return Body([InMemory(_json(cut))])
 
 
+def made_nbytes(cut: Cut, form: str) -> int:
+    """Memory that `slice_body` takes, where it makes all of the body; 0 if that is read while it is sent.
+
+    Raises:
+        Problem: it is too large for this format.
+    """
+    is_widened = cut.dtype == "bfloat16"
+    if form in ("raw", "safetensors") or (form == "npy" and not is_widened):
+        return 0
+    n_elements = math.prod(cut.shape)
+    _check_size(cut, form, n_elements)
+    values = n_elements * (4 if is_widened else cut.stored.storage.itemsize)
+    match form:
+        case "json":
+            made = values + n_elements * _JSON_NBYTES
+        case "arrow":
+            made = 2 * (values + 16 * math.prod(cut.shape[:2]))
+        case _:
+            made = values
+    return cut.held_nbytes + made
+
+
+def _check_size(cut: Cut, form: str, n_elements: int) -> None:
+    if form == "json" and n_elements > _MAX_JSON:
+        raise _too_large(f"has {n_elements} elements, and JSON is for up to {_MAX_JSON}")
+    what = {"npy": "npy of bfloat16, which becomes float32,", "arrow": "Arrow", "json": "JSON"}[form]
+    if len(cut.sequences) > _MAX_SEQUENCES:
+        raise _too_large(f"has {len(cut.sequences)} sequences, and {what} is for up to {_MAX_SEQUENCES}")
+    if cut.nbytes > _MAX_CONVERTED_NBYTES:
+        raise _too_large(f"has {cut.nbytes} bytes, and {what} is for up to {_MAX_CONVERTED_NBYTES}")
+
+
+def _too_large(text: str) -> Problem:
+    return Problem(413, "too-large", f"the slice {text}; ask for raw bytes or safetensors, or for less")
+
+
 def _npy(cut: Cut) -> list[Part]:
     if cut.dtype != "bfloat16":
         return [InMemory(_npy_header(cut.stored.storage, cut.shape)), Stored(cut)]
-    values = _values(cut, "npy of bfloat16, which becomes float32,")
-    return [InMemory(_npy_header(values.dtype, values.shape)), InMemory(values.tobytes())]
+    values = _values(cut)
+    return [InMemory(_npy_header(values.dtype, values.shape)), InMemory(values)]
 
 
 def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
@@ -93,31 +131,23 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def _values(cut: Cut, what: str) -> NDArray[Any]:
+def _values(cut: Cut) -> NDArray[Any]:
     """All of it in memory. bfloat16 becomes float32, which holds every value of it exactly."""
-    if len(cut.sequences) > _MAX_SEQUENCES:
-        raise Problem(
-            413,
-            "too-large",
-            f"{what} is for up to {_MAX_SEQUENCES} sequences; ask for raw bytes, or for less",
-        )
-    if cut.nbytes > _MAX_CONVERTED_NBYTES:
-        raise Problem(
-            413,
-            "too-large",
-            f"the slice has {cut.nbytes} bytes, and {what} is for up to {_MAX_CONVERTED_NBYTES}; ask for raw bytes or "
-            "safetensors, or for less",
-        )
-    pieces = Stored(cut).pieces(0, cut.nbytes)
-    data = np.frombuffer(b"".join(pieces), cut.stored.storage).reshape(cut.shape)
-    return data.view(ml_dtypes.bfloat16).astype(np.float32) if cut.dtype == "bfloat16" else data
+    is_widened = cut.dtype == "bfloat16"
+    found = np.empty(math.prod(cut.shape), np.float32 if is_widened else cut.stored.storage)
+    at = 0
+    for piece in Stored(cut).pieces(0, cut.nbytes):
+        part = np.frombuffer(piece, cut.stored.storage)
+        found[at : at + len(part)] = part.view(ml_dtypes.bfloat16) if is_widened else part
+        at += len(part)
+    return found.reshape(cut.shape)
 
 
-def _arrow(cut: Cut) -> bytes:
+def _arrow(cut: Cut) -> pa.Buffer:
     """A row for each sequence and position: their numbers, and the value as a list of fixed size."""
     if 0 in cut.shape[2:]:
         raise JobError("inner is empty, and Arrow has no values without elements; ask for some")
-    values = _values(cut, "Arrow")
+    values = _values(cut)
     sequences = np.asarray(cut.sequences, np.int64)
     columns: dict[str, Any] = {"sequence": sequences}
     if cut.inner:
@@ -136,21 +166,18 @@ def _arrow(cut: Cut) -> bytes:
     field = pa.field(cut.name, column.type, metadata=metadata)
     schema = pa.schema([*(pa.field(name, pa.int64()) for name in columns), field])
     table = pa.table([*(pa.array(each) for each in columns.values()), column], schema=schema)
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, schema) as writer:
+    # Of the right size from the start: a buffer that grows is there twice each time.
+    size = pa.MockOutputStream()
+    with pa.ipc.new_stream(size, schema) as writer:
         writer.write_table(table)
-    return sink.getvalue().to_pybytes()
+    found = pa.py_buffer(bytearray(size.size()))
+    with pa.FixedSizeBufferWriter(found) as sink, pa.ipc.new_stream(sink, schema) as writer:
+        writer.write_table(table)
+    return found
 
 
 def _json(cut: Cut) -> bytes:
-    n_elements = int(np.prod(cut.shape, dtype=object))
-    if n_elements > _MAX_JSON:
-        raise Problem(
-            413,
-            "too-large",
-            f"the slice has {n_elements} elements, and JSON is for up to {_MAX_JSON}; ask for raw bytes or safetensors",
-        )
-    values = _values(cut, "JSON")
+    values = _values(cut)
     fields = {
         "name": cut.name,
         "dtype": cut.dtype,

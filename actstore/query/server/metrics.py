@@ -6,6 +6,7 @@ from typing import Any, Final
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     generate_latest,
     multiprocess,
@@ -24,6 +25,10 @@ def _counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
 
 _REQUESTS: Final = _counter("requests", "Requests that were answered.", ("route", "method", "status"))
 _BYTES: Final = _counter("reply_bytes", "Bytes of the bodies of replies.", ("route",))
+_OF_CLIENT: Final = _counter("client_requests", "Requests of a token, by its name.", ("client", "status"))
+_BYTES_OF_CLIENT: Final = _counter(
+    "client_reply_bytes", "Bytes of the bodies of replies to a token.", ("client",)
+)
 _SECONDS: Final = Histogram(
     "actstore_request_seconds",
     "From a request to the end of its reply.",
@@ -38,18 +43,47 @@ _MISSES: Final = _counter("cache_misses", "Shards that were fetched into the cac
 _STORAGE: Final = _counter(
     "storage_bytes", "Bytes of windows of batches that were read from storage, or mapped."
 )
+_SCANNED: Final = _counter("scanned_rows", "Rows, sequences and tokens of records that scans looked at.")
+_DROPPED: Final = _counter("access_log_dropped", "Lines of the access log that could not be written in time.")
+_MEMORY: Final = Gauge(
+    "actstore_memory_bytes",
+    "Memory that is held for clients, as of the last reply of each process.",
+    registry=_REGISTRY,
+    multiprocess_mode="livesum",
+)
 
 
 class Metrics:
-    """Of one process. No label has the name of a store, or of anything else that a client may not know."""
+    """Of one process. No label has the name of a store, or of anything else that a client may not know; names of
+    clients are for those who may read all stores, as all of this is.
+    """
 
-    def count(self, scope: Any, status: int | None, nbytes: int, seconds: float) -> None:
-        """A request, and what it was answered."""
+    def count(self, scope: Any, client: str | None, status: int | None, nbytes: int, seconds: float) -> None:
+        """A request, and what it was answered.
+
+        Args:
+            scope: as ASGI has it.
+            client: whose token it had; None if it had none. Addresses are no labels: there is no end to them.
+            status: of the reply; None if there was none.
+            nbytes: of the body of the reply.
+            seconds: from the head of the request to the end of the reply.
+        """
         route = getattr(scope.get("route"), "path", "other")
         method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST") else "other"
         _REQUESTS.labels(route, method, str(status or 0)).inc()
         _BYTES.labels(route).inc(nbytes)
         _SECONDS.labels(route).observe(seconds)
+        if client is not None:
+            _OF_CLIENT.labels(client, str(status or 0)).inc()
+            _BYTES_OF_CLIENT.labels(client).inc(nbytes)
+
+    def count_refusal(self, status: int | None) -> None:
+        """A connection that was refused before there was a request."""
+        _REQUESTS.labels("other", "other", str(status or 0)).inc()
+
+    def count_dropped_lines(self, n_lines: int) -> None:
+        """Of the access log."""
+        _DROPPED.inc(n_lines)
 
     def count_batch(self, *, is_shared: bool) -> None:
         """A batch that was asked for."""
@@ -60,6 +94,14 @@ class Metrics:
         _HITS.inc(n_hits)
         _MISSES.inc(n_misses)
         _STORAGE.inc(nbytes)
+
+    def count_scanned(self, n_rows: int) -> None:
+        """A piece of a scan."""
+        _SCANNED.inc(n_rows)
+
+    def set_memory(self, nbytes: int) -> None:
+        """What this process holds now."""
+        _MEMORY.set(nbytes)
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""

@@ -50,8 +50,7 @@ def _arrays(store: Store) -> dict[str, tuple[ArrayLayout, Callable[[int], bool]]
     """
     found: dict[str, tuple[ArrayLayout, Callable[[int], bool]]] = {}
     for run in store.runs:
-        for hook in run.plan.request.hooks:
-            layout = run.plan.activations(hook)
+        for layout in run.plan.segment_arrays():
             found[layout.path] = layout, run.committed.__contains__
         for layout in run.plan.token_arrays() if run.plan.has_own_tokens else ():
             found[layout.path] = layout, partial(_all_or_none, run.has_tokens)

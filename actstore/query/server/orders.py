@@ -1,8 +1,11 @@
 """Routes of batches."""
 
 import asyncio
-from concurrent.futures import Future
-from typing import Annotated, Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Final
 
 import torch
 from fastapi import APIRouter, Path, Query, Request
@@ -11,20 +14,27 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from actstore.errors import LoaderError
-from actstore.loader.batch import Batch, Values
+from actstore.loader.batch import Batch
+from actstore.loader.footprint import batch_nbytes
 from actstore.loader.options import LoaderOptions, options_of
+from actstore.loader.valid_rows import ValidRows
 from actstore.query.documents import OrderDocument
 from actstore.query.problem import Problem
 from actstore.query.selection import numbers
 from actstore.query.server.asked import BatchOf, BatchQuery, StoreName
-from actstore.query.server.batches import Order, given_up, nbytes_of
-from actstore.query.server.body import Body, InMemory
+from actstore.query.server.batches import MOST_AT_ONCE, InUse, given_up
+from actstore.query.server.body import Body, InMemory, InPlace, Part
+from actstore.query.server.catalog import NAME
 from actstore.query.server.formats import raw_headers, safetensors_header
+from actstore.query.server.hot_routes import HotRoute
+from actstore.query.server.known_rows import RowScan
+from actstore.query.server.order_memory import checked
 from actstore.query.server.problems import documented
-from actstore.query.server.reply import check_size, stream
+from actstore.query.server.reply import check_size, held_at_once, stream
 from actstore.query.server.slices import RANGES, header, tag_of, tensors
-from actstore.query.server.state import state_of, store_of
-from actstore.query.wire import N_BATCHES, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
+from actstore.query.server.slots import Lease, Lent, Made
+from actstore.query.server.state import scope_of, state_of, store_at_hand, store_of
+from actstore.query.wire import N_BATCHES, N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
 from actstore.store.store import Store
 
 router = APIRouter(tags=["training"])
@@ -37,6 +47,8 @@ class NumberedQuery(BatchQuery):
 
     epoch: Annotated[int, Field(ge=0, le=1 << 31)] = 0
     """Each has an order of its own."""
+    count: Annotated[int, Field(ge=1, le=MOST_AT_ONCE)] = 1
+    """Batches of the epoch from this one on, at most, as raw bytes. There can be fewer in the reply."""
 
 
 def _documented_batch() -> dict[int | str, dict[str, Any]]:
@@ -45,6 +57,7 @@ def _documented_batch() -> dict[int | str, dict[str, Any]]:
         each["headers"] = {
             **each["headers"],
             N_BATCHES: header("Batches of an epoch.", "integer"),
+            N_HERE: header("Batches of the reply.", "integer"),
             ORDER: header("Another one where any batch of the order is another one."),
         }
     return found
@@ -80,26 +93,95 @@ def _options(request: Request, store: Store, query: BatchQuery) -> LoaderOptions
     )
 
 
-def _order(request: Request, store: Store, query: BatchQuery) -> tuple[Order, LoaderOptions]:
+@dataclass(frozen=True)
+class Place:
+    """Which batches are asked for."""
+
+    epoch: int
+    k: int
+    count: int
+    """At most."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    store: Store
+    used: InUse
+    options: LoaderOptions
+    lease: Lease | None = None
+    n_batches: int = 1
+    """Of the lease."""
+
+
+async def _asked(request: Request, name: str, query: BatchQuery, place: Place | None) -> _Asked:
+    """An order, and a batch of it that is begun, if one is asked for by epoch and number."""
+    found: _Asked | RowScan | None = _at_hand(request, name, query, place)
+    if found is None:
+        found = await run_in_threadpool(_begun, request, name, query, place)
+    if isinstance(found, RowScan):
+        scans, client = state_of(request).scans, scope_of(request).client
+        rows = await scans.run(request, client, found.key, found)
+        found = await run_in_threadpool(_begun, request, name, query, place, rows)
+    assert isinstance(found, _Asked)
+    return found
+
+
+def _at_hand(request: Request, name: str, query: BatchQuery, place: Place | None) -> _Asked | RowScan | None:
+    """The same, if nothing has to be waited for; it saves two changes of threads."""
+    store = store_at_hand(request, name)
+    if store is None or not state_of(request).batches.is_lent(store, _options(request, store, query)):
+        return None
+    return _begun(request, name, query, place)
+
+
+def _begun(
+    request: Request,
+    name: str,
+    query: BatchQuery,
+    place: Place | None,
+    rows: ValidRows | None = None,
+) -> _Asked | RowScan:
+    """The same, or what must be done first."""
+    state, client = state_of(request), scope_of(request).client
+    store = store_of(request, name)
     options = _options(request, store, query)
     # The whole batch is made, also for a rank.
-    check_size(nbytes_of(store, options), state_of(request).settings.max_batch)
+    check_size(batch_nbytes(store, options), state.settings.max_batch)
+    is_raw = place is not None and _is_raw(
+        request, options
+    )  # or it is not acceptable, before anything is read
     if not store.is_complete:
         for hook in options.hooks:
             store[hook].rows.check_committed()
-    return state_of(request).batches.order(store, options), options
+    known = state.known_rows.find(store, options, client) if rows is None else rows
+    if isinstance(known, RowScan):
+        checked(state.budget, store, replace(options, rank=0, world_size=1))
+        return known
+    used = state.batches.order(store, options, client, known)
+    if place is None:
+        return _Asked(store, used, options)
+    order = used.order
+    n_left = order.maker.batches.n_batches - place.k
+    n = max(1, min(place.count if is_raw else 1, n_left, order.at_once(state.settings.max_batch)))
+    try:
+        lease = order.batch(place.epoch, place.k, client, n)
+    except IndexError as error:
+        raise LoaderError(str(error)) from error
+    return _Asked(store, used, options, lease, n)
 
 
 @router.get("/v1/stores/{store}/batches", responses=documented(404, 409, 502))
-def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderDocument:
+async def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderDocument:
     """How many rows and batches an epoch has; nothing of them is read."""
-    order, options = _order(request, store_of(request, store), query)
+    asked = await _asked(request, store, query, None)
+    order = asked.used.order
     return OrderDocument(
         n_rows=order.maker.rows.n_valid,
         n_batches=order.maker.batches.n_batches,
-        hooks=options.hooks,
+        hooks=asked.options.hooks,
         version=order.version,
         identity=order.maker.identity(),
+        at_once=order.at_once(state_of(request).settings.max_batch),
     )
 
 
@@ -112,46 +194,59 @@ def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderD
 async def batch(
     request: Request, store: StoreName, k: Number, query: Annotated[NumberedQuery, Query()]
 ) -> Response:
-    """Batch k of an epoch, in the order of `Store.loader`: raw bytes of one hook, else safetensors.
+    """Batch k of an epoch, and those after it if they are asked for, in the order of `Store.loader`: raw bytes of one
+    hook, else safetensors.
 
     Whoever asks for the same or for neighbouring batches shares what is read.
     """
-    found, order, options, begun = await run_in_threadpool(_begun, request, store, k, query)
+    begun = await _asked(request, store, query, Place(query.epoch, k, query.count))
+    used, options, lease = begun.used, begun.options, begun.lease
+    assert lease is not None
+    order = used.order
     try:
         # Many may wait, and none of them holds a thread. Who leaves does not take the batch from the others.
-        whole = await asyncio.shield(asyncio.wrap_future(begun))
+        whole = await asyncio.shield(asyncio.wrap_future(lease.made))
     except asyncio.CancelledError as error:
-        if begun.cancelled():
+        if lease.made.cancelled():
             raise given_up() from error
         raise
+    finally:
+        used.end()
     made = order.part(whole, k, query.rank, query.world_size)
     is_raw = _is_raw(request, options)
-    body, headers = _raw(made) if is_raw else (_safetensors(made, options.hooks[0]), {})
-    asked = (query.model_dump_json(), str(k), "raw" if is_raw else "safetensors")
-    return stream(
+    parts = _parts(made, options.hooks[0], lease, begun.store)
+    body, headers = _raw(parts) if is_raw else (_safetensors(parts), {})
+    asked = (query.model_dump_json(), str(k), "raw" if is_raw else "safetensors", str(begun.n_batches))
+    reply = partial(
+        stream,
         request,
         body,
         RAW if is_raw else SAFETENSORS,
-        tag=tag_of(found, *asked),
+        tag=tag_of(begun.store, *asked),
         headers={
             N_BATCHES: str(order.maker.batches.n_batches),
+            N_HERE: str(begun.n_batches),
             ORDER: order.version,
             "Vary": "Accept",
             **headers,
         },
     )
+    held = held_at_once(request, body.held_nbytes) if body.held_nbytes else None
+    if held is None and body.held_nbytes:
+        return await run_in_threadpool(reply)
+    return reply(held=held)
 
 
-def _begun(
-    request: Request, name: str, k: int, query: NumberedQuery
-) -> "tuple[Store, Order, LoaderOptions, Future[Values | Batch]]":
-    store = store_of(request, name)
-    order, options = _order(request, store, query)
-    _is_raw(request, options)  # or it is not acceptable, before anything is read
-    try:
-        return store, order, options, order.batch(query.epoch, k)
-    except IndexError as error:
-        raise LoaderError(str(error)) from error
+async def _batch(request: Request, path: dict[str, str], query: NumberedQuery) -> Response:
+    return await batch(request, path["store"], int(path["k"]), query)
+
+
+HOT: Final = HotRoute(
+    "/v1/stores/{store}/batches/{k}",
+    re.compile(rf"/v1/stores/(?P<store>{NAME[1:-1]})/batches/(?P<k>[0-9]{{1,18}})"),
+    NumberedQuery,
+    _batch,
+)
 
 
 def _is_raw(request: Request, options: LoaderOptions) -> bool:
@@ -166,27 +261,59 @@ def _is_raw(request: Request, options: LoaderOptions) -> bool:
     return is_one and SAFETENSORS not in accept
 
 
-def _raw(made: Values | Batch) -> tuple[Body, dict[str, str]]:
-    assert isinstance(made, torch.Tensor)
-    return Body([_bytes(made)]), raw_headers(_name(made), made.shape)
+@dataclass(frozen=True)
+class _Tensor:
+    """One of those in a reply."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: Sequence[Part]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
 
 
-def _safetensors(made: Values | Batch, hook: str) -> Body:
+def _parts(made: Made, hook: str, lease: Lease, store: Store) -> dict[str, _Tensor]:
+    """What a batch has, by name."""
+    if isinstance(made, Lent):
+        return {
+            name: _Tensor(
+                _name(store[name].dtype),
+                (sum(len(batch[name]) for batch in made.batches), *store[name].shape[2:]),
+                [InPlace(batch[name]) for batch in made.batches],
+            )
+            for name in made.batches[0]
+        }
     values = made.values if isinstance(made, Batch) else made
     named = dict(values) if isinstance(values, dict) else {hook: values}
     if isinstance(made, Batch):
         named |= {SEQUENCES: made.sequences, POSITIONS: made.positions, TOKENS: made.tokens}
+    return {
+        name: _Tensor(_name(tensor.dtype), tuple(tensor.shape), [_bytes(tensor, lease)])
+        for name, tensor in named.items()
+    }
+
+
+def _raw(parts: dict[str, _Tensor]) -> tuple[Body, dict[str, str]]:
+    (tensor,) = parts.values()
+    return Body(tensor.parts), raw_headers(tensor.dtype, tensor.shape)
+
+
+def _safetensors(parts: dict[str, _Tensor]) -> Body:
     head = safetensors_header(
-        [(name, _name(each), tuple(each.shape), each.nbytes) for name, each in named.items()]
+        [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in parts.items()]
     )
-    return Body([InMemory(head), *map(_bytes, named.values())])
+    return Body([InMemory(head), *(part for tensor in parts.values() for part in tensor.parts)])
 
 
-def _name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _bytes(tensor: torch.Tensor) -> InMemory:
+def _bytes(tensor: torch.Tensor, lease: Lease) -> InMemory:
     if not tensor.numel():
         return InMemory(b"")
-    return InMemory(memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy().data))
+    found = InMemory(tensor.contiguous().view(-1).view(torch.uint8).numpy(), is_counted=True)
+    lease.hold_for(found.array)
+    return found

@@ -1,8 +1,10 @@
 """Route of plans: what a client reads from storage by itself."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Final
 
 from fastapi import APIRouter, Request
+from starlette.responses import Response
 
 from actstore.errors import JobError
 from actstore.query.cut import Cut
@@ -12,24 +14,47 @@ from actstore.query.selection import Rows
 from actstore.query.server.asked import StoreName, cuts
 from actstore.query.server.objects import check_readable
 from actstore.query.server.problems import documented
-from actstore.query.server.state import state_of, store_of
+from actstore.query.server.reply import document
+from actstore.query.server.state import scope_of, state_of, store_of
 from actstore.store.blobs import BlobReader
 from actstore.store.local import LocalBlobs
 from actstore.store.s3 import S3Blobs
+from actstore.store.store import Store
 
 router = APIRouter(tags=["activations"])
 
-_MAX_READS = 100_000
+_MAX_READS: Final = 100_000
+_READS_AT_ONCE: Final = 256
+"""Whose memory is counted together."""
+_READ_NBYTES: Final = 1_400
+"""A read in Python, and as text, twice."""
+_PLACE_NBYTES: Final = 5_000
+"""A place likewise, with a URL that is signed."""
 
 
-@router.post("/v1/stores/{store}/plan", responses=documented(404, 409, 502))
-def plan(request: Request, store: StoreName, asked: PlanRequest) -> FetchPlan:
+@router.post("/v1/stores/{store}/plan", response_model=FetchPlan, responses=documented(404, 409, 502))
+def plan(request: Request, store: StoreName, asked: PlanRequest) -> Response:
     """Where the bytes of a selection are, for clients that read storage by themselves: S3 objects come with presigned
     URLs. `keys` asks for whole objects, as of compressed arrays, whose chunks only their index knows.
     """
     found = store_of(request, store)
     if (asked.select is None) == (not asked.keys):
         raise JobError("a plan is for either select or keys; give one of them")
+    budget, settings = state_of(request).budget, state_of(request).settings
+    held = budget.account(scope_of(request).client)
+
+    def hold(nbytes: int) -> None:
+        budget.check(held.nbytes + nbytes, "this plan takes", "ask for less at once")
+        held.grow(nbytes, nbytes)
+
+    try:
+        body = _planned(found, asked, settings.sign_s, hold).model_dump_json().encode()
+    finally:
+        held.close()
+    return document(request, body)
+
+
+def _planned(found: Store, asked: PlanRequest, sign_s: int, hold: Callable[[int], None]) -> FetchPlan:
     keys: dict[str, int] = {}
     for key in asked.keys:
         check_readable(found, key)
@@ -38,20 +63,22 @@ def plan(request: Request, store: StoreName, asked: PlanRequest) -> FetchPlan:
     reads: list[PlannedRead] = []
     for number, part in enumerate(parts):
         for key, offset, nbytes, destination in _ranges(part):
-            place = keys.setdefault(key, len(keys))
-            reads.append(
-                PlannedRead(place=place, offset=offset, nbytes=nbytes, array=number, destination=destination)
-            )
-            if len(reads) > _MAX_READS:
+            if len(reads) == _MAX_READS:
                 raise Problem(
                     413,
                     "too-large",
                     f"the plan would have more than {_MAX_READS} reads; ask for less at once",
                 )
-    seconds = state_of(request).settings.sign_s
-    places = tuple(_place(found.blobs, key, seconds) for key in keys)
+            if len(reads) % _READS_AT_ONCE == 0:
+                hold(_READS_AT_ONCE * _READ_NBYTES)
+            place = keys.setdefault(key, len(keys))
+            reads.append(
+                PlannedRead(place=place, offset=offset, nbytes=nbytes, array=number, destination=destination)
+            )
+    hold(len(keys) * _PLACE_NBYTES)
+    places = tuple(_place(found.blobs, key, sign_s) for key in keys)
     return FetchPlan(
-        expires_s=seconds if any(place.kind == "http" for place in places) else None,
+        expires_s=sign_s if any(place.kind == "http" for place in places) else None,
         places=places,
         arrays=tuple(
             PlannedArray(name=part.name, dtype=part.dtype, shape=part.shape, nbytes=part.nbytes)

@@ -8,9 +8,10 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from actstore.errors import ActstoreError
-from actstore.query.problem import Problem
-from actstore.query.server.gate import STORE_URL
+from actstore.errors import ActstoreError, StoreReplacedError
+from actstore.query.problem import LATER, Problem
+from actstore.query.server.gate import STORE_ID, STORE_URL, STORE_VERSION
+from actstore.query.server.state import state_of
 from actstore.query.wire import PROBLEM
 
 _LOG: Final = logging.getLogger(__name__)
@@ -22,9 +23,10 @@ _TEXTS: Final = {
     405: "Another method is needed.",
     406: "None of the accepted formats can be given.",
     409: "Rows are not committed yet.",
-    403: "There is no such store, for this client.",
+    403: "A page of another site asked; below `/zarr` also: there is no such store, for this client.",
     413: "More than may be asked for at once.",
     416: "The range has none of the bytes.",
+    421: "The server is not called by this name.",
     422: "The request is not valid.",
     429: "Too many requests of this client are under way.",
     502: "The storage does not answer as it should.",
@@ -41,7 +43,9 @@ _HEADERS: Final = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of these statuses, and of those that any request for a store may get."""
-    return {status: _documented(status) for status in sorted({*statuses, 400, 401, 413, 422, 429, 503})}
+    return {
+        status: _documented(status) for status in sorted({*statuses, 400, 401, 403, 413, 421, 422, 429, 503})
+    }
 
 
 def _documented(status: int) -> dict[str, Any]:
@@ -54,11 +58,22 @@ def _documented(status: int) -> dict[str, Any]:
 
 def answer_errors(app: FastAPI) -> None:
     """Have whatever a handler raises answered by a problem."""
-    for kind in (ActstoreError, MemoryError):
-        app.add_exception_handler(kind, _known)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unknown)
+    for kind in (ActstoreError, MemoryError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)
+
+
+async def answer(request: Request, error: Exception) -> Response:
+    """What a client is told of an error of a handler."""
+    match error:
+        case ActstoreError() | MemoryError():
+            return _known(request, error)
+        case RequestValidationError():
+            return _invalid(error)
+        case HTTPException():
+            return _http(error)
+        case _:
+            _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            return reply(Problem.of(error))
 
 
 def reply(problem: Problem) -> Response:
@@ -66,7 +81,9 @@ def reply(problem: Problem) -> Response:
     return JSONResponse(problem.document, problem.status, problem.headers, media_type=PROBLEM)
 
 
-async def _known(request: Request, error: Exception) -> Response:
+def _known(request: Request, error: Exception) -> Response:
+    if isinstance(error, StoreReplacedError):
+        return reply(_replaced(request, error))
     problem = Problem.of(error)
     if problem.status >= 500:
         _LOG.error("%s %s: %s", request.method, request.url.path, error)
@@ -77,8 +94,17 @@ async def _known(request: Request, error: Exception) -> Response:
     return reply(problem)
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _replaced(request: Request, error: StoreReplacedError) -> Problem:
+    """Whoever asks again gets the store that is there now, and hears of it if it was at the one before."""
+    name = request.path_params.get("store", "")
+    _LOG.warning("%s %s: %s", request.method, request.url.path, error)
+    state_of(request).catalog.forget(name)
+    for field in (STORE_ID, STORE_VERSION):
+        request.scope.pop(field, None)
+    return Problem(503, "busy", f"the store {name} was replaced; ask again for what is there now", LATER)
+
+
+def _invalid(error: RequestValidationError) -> Response:
     first = error.errors()[0]
     place = ".".join(str(each) for each in first["loc"][1:]) or str(first["loc"][0])
     hint = "/docs says what can be asked for"
@@ -87,8 +113,7 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     return reply(Problem(422, "invalid", f"{place}: {first['msg']}; {hint}"))
 
 
-async def _http(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _http(error: HTTPException) -> Response:
     if isinstance(error.__cause__, Problem):  # of `Gate`, while the body was read
         return reply(error.__cause__)
     headers = dict(error.headers or {})
@@ -97,8 +122,3 @@ async def _http(_request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return reply(Problem(404, "not-found", "there is nothing here; /docs lists what there is", headers))
     return reply(Problem(422, "invalid", str(error.detail), headers))
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return reply(Problem.of(error))

@@ -2,39 +2,46 @@
 
 import contextlib
 import functools
-import ipaddress
-import json
+import gc
+import logging
 import multiprocessing
 import os
 import signal
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from actstore.errors import JobError, StorageError
-from actstore.query.problem import Problem
+from actstore.errors import ActstoreError, JobError, StorageError
+from actstore.query.loopback import is_loopback
+from actstore.query.server.accepting import ConnectionFactory
+from actstore.query.server.addresses import Proxies
+from actstore.query.server.room import raise_descriptor_limit
 from actstore.query.server.settings import MULTIPROCESS, Settings
-from actstore.query.wire import PROBLEM
+from actstore.reason import reason
 
 if TYPE_CHECKING:
     from actstore.query.server.gate import Gate
 
-_KEEP_ALIVE_S: Final = 75
-"""For idle connections, which clients keep in a pool."""
+_NOT_STARTED: Final = "a process of the server could not start; see above"
+_LOG: Final = logging.getLogger(__name__)
 _DRAIN_S: Final = 30
 """For what is in flight when the server is told to end."""
 _BACKLOG: Final = 2048
-_MAX_HEAD: Final = 1 << 20
-"""Bytes that may come before the end of the headers; what is read at once may have a part of the body in it."""
+_CONNECT_S: Final = 1.0
+_UDS_MODE: Final = 0o600
+"""Of a Unix socket: for the user alone. With tokens, everybody on the machine may connect."""
+_UDS_MODE_WITH_TOKENS: Final = 0o666
 
 
 @dataclass(frozen=True)
@@ -44,49 +51,91 @@ class Listening:
     host: str = "127.0.0.1"
     port: int = 8000
     """0 takes one that is free."""
+    uds: Path | None = None
+    """A Unix socket, beside that."""
     workers: int = 1
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     verbose: bool = False
-    """Also log each request."""
+    """Also log what uvicorn has to say."""
 
 
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def bound(listening: Listening, settings: Settings) -> socket.socket:
-    """The socket of a server, shared by its processes.
+def bound(listening: Listening, settings: Settings) -> list[socket.socket]:
+    """The sockets of a server, shared by its processes: that of its address, and the Unix socket if there is one.
 
     Raises:
         JobError: it would be open to everybody, or its certificate cannot be used.
         StorageError: the address cannot be had.
     """
-    host, port = listening.host, listening.port
-    if settings.token_file is None and not is_loopback(host):
+    if settings.token_file is None and not is_loopback(listening.host):
         raise JobError(
-            f"{host} can be reached from elsewhere, so everybody could read the stores; give --token-file, or stay on "
-            "127.0.0.1"
+            f"{listening.host} can be reached from elsewhere, so everybody could read the stores; give --token-file, "
+            "or stay on 127.0.0.1"
         )
     _check_certificate(listening)
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    sockets = [_bound_tcp(listening, settings)]
+    if listening.uds is not None:
+        try:
+            sockets.append(_bound_uds(listening.uds, settings))
+        except BaseException:
+            sockets[0].close()
+            raise
+    return sockets
+
+
+def _bound_tcp(listening: Listening, settings: Settings) -> socket.socket:
+    host, port = listening.host, listening.port
+    server = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             # Inherited by connections: one whose client takes nothing is ended by the system, with what waits for it.
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * settings.stall_s))
-        found.bind((host, port))
-        found.listen(_BACKLOG)  # who comes before the processes are up waits for them
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * settings.stall_s))
+        server.bind((host, port))
+        server.listen(_BACKLOG)  # who comes before the processes are up waits for them
     except OSError as error:
-        found.close()
+        server.close()
         raise StorageError(
             f"{host}:{port} cannot be listened at: {error.strerror}; choose another --port, or 0 for a free one"
         ) from error
-    return found
+    return server
+
+
+def _bound_uds(path: Path, settings: Settings) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    try:
+        if path.is_socket() and _is_abandoned(path):
+            path.unlink()  # a server that was killed left it
+        server.bind(str(path))
+        path.chmod(_UDS_MODE if settings.token_file is None else _UDS_MODE_WITH_TOKENS)
+        server.listen(_BACKLOG)
+    except OSError as error:
+        server.close()
+        raise StorageError(
+            f"{path} cannot be made a Unix socket: {reason(error)}; choose another --uds, of at most 107 bytes, that "
+            "no other server listens at"
+        ) from error
+    return server
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_abandoned(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(_CONNECT_S)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False  # somebody is there, and busy
+    return False
 
 
 def _check_certificate(listening: Listening) -> None:
@@ -100,16 +149,18 @@ def _check_certificate(listening: Listening) -> None:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(path, key, password="")
     except OSError as error:
         raise JobError(
-            f"the certificate {path} cannot be used with the key {key or path}: {error.strerror or error}; give PEM "
+            f"the certificate {path} cannot be used with the key {key or path}: {reason(error)}; give PEM "
             "files, and a key without a password"
         ) from error
 
 
-def url_of(listening: Listening, bound: socket.socket) -> str:
-    """What clients type."""
+def url_of(listening: Listening, server: socket.socket) -> str:
+    """What clients type to reach one of the sockets."""
+    if server.family == socket.AF_UNIX:
+        return f"http+unix://{quote(str(Path(listening.uds or '').absolute()), safe='')}"
     scheme = "http" if listening.ssl_certfile is None else "https"
     host = f"[{listening.host}]" if ":" in listening.host else listening.host
-    return f"{scheme}://{host}:{bound.getsockname()[1]}"
+    return f"{scheme}://{host}:{server.getsockname()[1]}"
 
 
 @contextlib.contextmanager
@@ -134,25 +185,31 @@ def _half_of_free(folder: Path) -> int:
     return max(1, status.f_bavail * status.f_frsize // 2)
 
 
-def serve(settings: Settings, listening: Listening, at: socket.socket) -> None:
+def serve(settings: Settings, listening: Listening, sockets: list[socket.socket]) -> None:
     """Serve until SIGTERM or SIGINT; what is in flight then is finished.
 
     Raises:
-        JobError: the token file is not as it should be.
-        StorageError: the root cannot be opened.
+        JobError: a process could not start.
     """
+    raise_descriptor_limit()
+    socket_file = None if listening.uds is None else _identity(listening.uds)
+    limits = settings.connection_limits
+    proxies = Proxies(settings.forwarded_allow_ips)
+    factory = ConnectionFactory(limits, settings.max_request, settings.stall_s, proxies)
     config = uvicorn.Config(
         functools.partial(_application, settings),
         factory=True,
         workers=listening.workers,
-        http=_Protocol,
+        # Any callable will do; uvicorn only calls it.
+        http=factory,  # type: ignore[arg-type]
         ws="none",
-        loop="uvloop",
+        loop="actstore.query.server.accepting:AcceptingLoop",
         log_config=_log_config(listening.verbose),
-        access_log=listening.verbose,
+        access_log=False,
+        proxy_headers=False,  # the gate reads them
         server_header=False,
         backlog=_BACKLOG,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=_DRAIN_S,
         ssl_certfile=listening.ssl_certfile,
         ssl_keyfile=listening.ssl_keyfile,
@@ -160,55 +217,52 @@ def serve(settings: Settings, listening: Listening, at: socket.socket) -> None:
     # uvicorn ends by raising the signal again, which is not an error here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)
-    if listening.workers > 1:
-        Multiprocess(config, [at]).run()
-    else:
-        uvicorn.Server(config).run([at])
+    try:
+        if listening.workers > 1:
+            processes = _Processes(config, sockets)
+            processes.run()
+            if processes.has_failed:
+                raise JobError(_NOT_STARTED)
+        else:
+            try:
+                uvicorn.Server(config).run(sockets)
+            except SystemExit as error:
+                raise JobError(_NOT_STARTED) from error
+    finally:
+        if listening.uds is not None and _identity(listening.uds) == socket_file:
+            listening.uds.unlink(missing_ok=True)  # and not that of a server that took the place
 
 
-class _Protocol(HttpToolsProtocol):
-    """That of uvicorn, with a limit of what comes before a body, and a problem for what is no HTTP."""
+class _Processes(Multiprocess):
+    """Also says whether it ended since one of them could not start."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._n_head: int | None = 0
+    has_failed = False
 
-    def data_received(self, data: bytes) -> None:
-        """As asyncio has it; the parser would keep lines and headers of any length."""
-        if self._n_head is not None:
-            self._n_head += len(data)
-            if self._n_head > _MAX_HEAD:
-                self.send_400_response("too long")
-                return
-        super().data_received(data)
-
-    def on_headers_complete(self) -> None:
-        """As httptools has it."""
-        self._n_head = None
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """As httptools has it."""
-        self._n_head = 0
-        super().on_message_complete()
-
-    def send_400_response(self, msg: str) -> None:
-        """As uvicorn has it."""
-        del msg
-        problem = Problem(400, "invalid", "this is no HTTP, or the URL is too long")
-        body = json.dumps(problem.document).encode()
-        fields = {"content-type": PROBLEM, "content-length": str(len(body)), "connection": "close"}
-        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + b"\r\n" + body)
-        self.transport.close()
+    def keep_subprocess_alive(self) -> None:
+        """As uvicorn has it, which ends when a process says that it could not start."""
+        was_ending = self.should_exit.is_set()
+        super().keep_subprocess_alive()
+        self.has_failed |= self.should_exit.is_set() and not was_ending
 
 
 def _application(settings: Settings) -> "Gate":
     """Made in each process; prometheus_client looks for the shared folder when it is imported."""
-    from actstore.query.server.app import create_app
+    try:
+        from actstore.query.server import heap
+        from actstore.query.server.app import create_app
 
-    _end_with_parent()
-    return create_app(settings)
+        heap.give_back_large_blocks()
+        _end_with_parent()
+        application = create_app(settings)
+    except Exception as error:  # noqa: BLE001 - whatever it is, there is no server
+        # With another exit code it would be started again and again.
+        is_known = isinstance(error, ActstoreError)
+        _LOG.error("this process cannot serve: %s", error, exc_info=None if is_known else error)
+        sys.exit(STARTUP_FAILURE)
+    # What is there now stays to the end: the collector need not go through all of it, and of torch, again and again.
+    gc.collect()
+    gc.freeze()
+    return application
 
 
 def _end_with_parent() -> None:
@@ -235,9 +289,8 @@ def _log_config(is_verbose: bool) -> dict[str, Any]:
         "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
         "handlers": {
             "stderr": {
-                "class": "logging.StreamHandler",
+                "class": "actstore.query.server.lines.StderrHandler",
                 "formatter": "plain",
-                "stream": "ext://sys.stderr",
             }
         },
         "loggers": {

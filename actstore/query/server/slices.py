@@ -1,16 +1,23 @@
 """Routes of activations: slices of one hook, and selections of several."""
 
+import re
 from functools import lru_cache
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
+from actstore.query.cut import Cut
 from actstore.query.documents import Select
-from actstore.query.server.asked import HookPath, SliceOf, StoreName, cut, cuts, form
-from actstore.query.server.formats import MEDIA, raw_headers, safetensors_body, slice_body
+from actstore.query.server.asked import HookPath, SliceOf, SliceQuery, StoreName, cut, cuts, form
+from actstore.query.server.body import Body
+from actstore.query.server.budget import Account
+from actstore.query.server.catalog import NAME
+from actstore.query.server.formats import MEDIA, made_nbytes, raw_headers, safetensors_body, slice_body
+from actstore.query.server.hot_routes import HotRoute
 from actstore.query.server.problems import documented
-from actstore.query.server.reply import check_size, etag, stream
+from actstore.query.server.reply import check_size, etag, hold, stream
 from actstore.query.server.state import state_of, store_of
 from actstore.query.wire import DTYPE, JSON, RAW, SAFETENSORS, SHAPE
 from actstore.store.store import Store
@@ -122,13 +129,30 @@ def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: Sli
     part = cut(found, hook, query.seq, query.pos, query.inner)
     check_size(part.nbytes, state_of(request).settings.max_reply)
     headers = raw_headers(part.dtype, part.shape) if chosen == "raw" else {}
+    body, held = _body(request, part, chosen)
     return stream(
         request,
-        slice_body(part, chosen),
+        body,
         MEDIA[chosen],
         tag=tag_of(found, part.text, chosen),
         headers={"Vary": "Accept", **headers},
+        held=held,
     )
+
+
+def _body(request: Request, part: Cut, chosen: str) -> tuple[Body, Account | None]:
+    """The body, and what counts its memory if it is made here."""
+    nbytes = made_nbytes(part, chosen)
+    if not nbytes:
+        return slice_body(part, chosen), None
+    held = hold(request, nbytes)
+    try:
+        body = slice_body(part, chosen)
+    except BaseException:
+        held.close()
+        raise
+    held.shrink(nbytes - body.held_nbytes, nbytes - body.held_nbytes)
+    return body, held
 
 
 @router.post(
@@ -168,3 +192,15 @@ def _identity(store: Store) -> str | None:
             return None
         parts += [run.finished.plan.to_bytes().decode(), str(run.finished.shards.crc32c)]
     return etag(*parts)
+
+
+async def _slice(request: Request, path: dict[str, str], query: SliceQuery) -> Response:
+    return await run_in_threadpool(slice_of_hook, request, path["store"], path["hook"], query)
+
+
+HOT: Final = HotRoute(
+    "/v1/stores/{store}/hooks/{hook}/slice",
+    re.compile(rf"/v1/stores/(?P<store>{NAME[1:-1]})/hooks/(?P<hook>[^/]{{1,200}})/slice"),
+    SliceQuery,
+    _slice,
+)

@@ -6,13 +6,18 @@ from functools import lru_cache
 
 from fastapi import Request
 
-from actstore.query.server.access import Scope
+from actstore.query.server.access import Access, Scope
+from actstore.query.server.access_log import AccessLog
 from actstore.query.server.batches import SharedBatches
+from actstore.query.server.budget import MemoryBudget
 from actstore.query.server.catalog import Catalog, no_store
-from actstore.query.server.gate import STORE_ID, STORE_URL
-from actstore.query.server.held import Held
+from actstore.query.server.gate import SCOPE, STORE_ID, STORE_URL, STORE_VERSION
+from actstore.query.server.known_rows import KnownRows
 from actstore.query.server.metrics import Metrics
+from actstore.query.server.readiness import Readiness
+from actstore.query.server.scans import Scans
 from actstore.query.server.settings import Settings
+from actstore.store.identity import label_of
 from actstore.store.store import Store
 
 
@@ -24,7 +29,13 @@ class State:
     catalog: Catalog
     batches: SharedBatches
     metrics: Metrics
-    held: Held
+    budget: MemoryBudget
+    known_rows: KnownRows
+    scans: Scans
+    readiness: Readiness
+    access: Access | None = None
+    """The tokens; None lets everybody in."""
+    log: AccessLog | None = None
 
 
 def state_of(request: Request) -> State:
@@ -35,7 +46,7 @@ def state_of(request: Request) -> State:
 
 def scope_of(request: Request) -> Scope:
     """What the client of a request may read."""
-    found: Scope = request.scope["actstore.scope"]
+    found: Scope = request.scope[SCOPE]
     return found
 
 
@@ -48,13 +59,30 @@ def store_of(request: Request, name: str) -> Store:
     """
     if not scope_of(request).allows(name):
         raise no_store(name)
-    found = state_of(request).catalog.store(name)
-    request.scope[STORE_URL] = found.url
-    request.scope[STORE_ID] = store_id(found)
-    return found
+    return _noted(request, state_of(request).catalog.store(name))
+
+
+def store_at_hand(request: Request, name: str) -> Store | None:
+    """The same if nothing has to be read for it; None also where there is none, for this client."""
+    found = state_of(request).catalog.at_hand(name) if scope_of(request).allows(name) else None
+    return None if found is None else _noted(request, found)
+
+
+def _noted(request: Request, store: Store) -> Store:
+    """Have the reply say which store it is of, and no error where that is."""
+    request.scope[STORE_URL] = store.url
+    request.scope[STORE_ID] = store_id(store)
+    request.scope[STORE_VERSION] = _version(store)
+    return store
 
 
 @lru_cache(maxsize=256)
 def store_id(store: Store) -> str:
     """Another one for another store, the same while one grows."""
     return hashlib.sha256(store.plan.to_bytes()).hexdigest()[:32]
+
+
+@lru_cache(maxsize=256)
+def _version(store: Store) -> str:
+    """The store is the same object until there is more in it, or another one in its place."""
+    return label_of(store.identity)

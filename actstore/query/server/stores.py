@@ -1,6 +1,8 @@
 """Routes of stores, their hooks and statistics."""
 
 from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
 
 from actstore.errors import ActstoreError
 from actstore.query.documents import (
@@ -14,6 +16,8 @@ from actstore.query.documents import (
 )
 from actstore.query.server.asked import HookPath, StoreName
 from actstore.query.server.problems import documented
+from actstore.query.server.reply import document
+from actstore.query.server.scans import Look
 from actstore.query.server.state import scope_of, state_of, store_of
 from actstore.store.moments import has_statistics
 from actstore.store.run import Run
@@ -27,10 +31,11 @@ def list_stores(request: Request) -> StoreList:
     """All stores that this client may read."""
     scope, catalog = scope_of(request), state_of(request).catalog
     names = sorted(name for name in catalog.urls() if scope.allows(name))
-    return StoreList(stores=tuple(_summary(request, name) for name in names))
+    return StoreList(stores=tuple(summary(request, name) for name in names))
 
 
-def _summary(request: Request, name: str) -> StoreSummary:
+def summary(request: Request, name: str) -> StoreSummary:
+    """A line of the list of stores; one that cannot be read says so."""
     try:
         store = state_of(request).catalog.store(name)
     except ActstoreError as error:
@@ -48,12 +53,13 @@ def _summary(request: Request, name: str) -> StoreSummary:
     )
 
 
-@router.get("/v1/stores/{store}", responses=documented(404, 502))
-def describe_store(request: Request, store: StoreName) -> StoreDocument:
+@router.get("/v1/stores/{store}", response_model=StoreDocument, responses=documented(404, 502))
+def describe_store(request: Request, store: StoreName) -> Response:
     """A store: its plans, and what of them is committed."""
     found = store_of(request, store)
+    found.check_version()  # whoever opens it now shall not hear later that it is another one
     request_of_run = found.plan.request
-    return StoreDocument(
+    described = StoreDocument(
         name=store,
         model=request_of_run.model.name,
         shape=found.shape,
@@ -64,7 +70,9 @@ def describe_store(request: Request, store: StoreName) -> StoreDocument:
         is_complete=found.is_complete,
         hooks=found.hooks,
         runs=tuple(_run(run) for run in found.runs),
+        contents=found.identity,
     )
+    return document(request, described.model_dump_json().encode())
 
 
 def _run(run: Run) -> RunDocument:
@@ -88,11 +96,12 @@ def _ranges(run: Run) -> list[tuple[int, int]]:
     return found
 
 
-@router.get("/v1/stores/{store}/hooks", responses=documented(404, 502))
-def list_hooks(request: Request, store: StoreName) -> HookList:
+@router.get("/v1/stores/{store}/hooks", response_model=HookList, responses=documented(404, 502))
+def list_hooks(request: Request, store: StoreName) -> Response:
     """All hooks of a store, in the order of the forward."""
     found = store_of(request, store)
-    return HookList(hooks=tuple(_hook(found, name) for name in found.hooks))
+    listed = HookList(hooks=tuple(_hook(found, name) for name in found.hooks))
+    return document(request, listed.model_dump_json().encode())
 
 
 def _hook(store: Store, name: str) -> HookDocument:
@@ -108,10 +117,17 @@ def _hook(store: Store, name: str) -> HookDocument:
 
 
 @router.get("/v1/stores/{store}/hooks/{hook}/stats", responses=documented(404, 409, 502))
-def statistics(request: Request, store: StoreName, hook: HookPath) -> StatisticsDocument:
+async def statistics(request: Request, store: StoreName, hook: HookPath) -> StatisticsDocument:
     """Statistics of a hook over all committed tokens; no activations are read."""
-    found = store_of(request, store)
-    stats = found.stats(hook)
-    return StatisticsDocument(
-        hook=found[hook].hook, shape=stats.shape, summary=stats.to_dict(), record=stats.record
-    )
+    found = await run_in_threadpool(store_of, request, store)
+    name = found[hook].hook
+
+    def merge(look: Look | None) -> StatisticsDocument:
+        stats = found.merged_stats(name, look)
+        return StatisticsDocument(hook=name, shape=stats.shape, summary=stats.to_dict(), record=stats.record)
+
+    if all(run.finished is not None for run in found.runs):
+        return await run_in_threadpool(merge, None)
+    # There is a record for each segment.
+    scans, client = state_of(request).scans, scope_of(request).client
+    return await scans.run(request, client, (id(found), "stats", name), merge)

@@ -17,6 +17,7 @@ from actstore.query.server.slices import CONDITIONS, RANGES, tensors
 from actstore.query.server.state import store_of
 from actstore.query.wire import JSON, RAW
 from actstore.store.blobs import BlobReader
+from actstore.store.local import LocalBlobs
 from actstore.store.shard import view
 from actstore.store.store import Store
 
@@ -36,7 +37,9 @@ class _Blob:
         self._blobs = blobs
         self._key = key
         self.nbytes = nbytes
-        self.held_nbytes = 0
+        self.is_there = False
+        # As long as it is no file, which is mapped: the one that is sent, the next one, and the end of the last one.
+        self.held_nbytes = 0 if isinstance(blobs, LocalBlobs) else min(nbytes, 3 * _PIECE_NBYTES)
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""

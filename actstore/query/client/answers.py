@@ -1,0 +1,109 @@
+"""What the documents of a server say, compared with what was asked for."""
+
+import math
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from actstore.query.client.bounds import SEGMENTS, shown, unexpected
+from actstore.query.documents import MatchList, RunDocument, StatisticsDocument, StoreDocument
+from actstore.query.search import Matches
+from actstore.store.plan import FIRST_RUN, HookArray
+from actstore.store.run import Run, contradictions
+from actstore.store.segment_ranges import SegmentRanges
+
+_STATISTICS_NBYTES: Final = 4 << 20
+"""All of a document of statistics but what grows with the hook."""
+_MEAN_NBYTES: Final = 40
+"""Of each element of the mean as text, and of its sum."""
+_MOMENT_NBYTES: Final = 11
+"""Of eight bytes in base64, rounded up."""
+
+
+def runs_of(document: StoreDocument, url: str) -> tuple[Run, ...]:
+    """The runs of a store.
+
+    Args:
+        document: that describes it.
+        url: of the store.
+
+    Raises:
+        StorageError: there can be no such runs.
+    """
+    names = [run.plan.run for run in document.runs]
+    if not names or names[0] != FIRST_RUN or any(a >= b for a, b in pairwise(names)):
+        raise unexpected(url, f"the runs {shown(names)}", f"run {FIRST_RUN} and later ones, in order,")
+    if len(document.contents) != len(names):
+        raise unexpected(url, f"the contents of {len(document.contents)} runs", f"those of {len(names)}")
+    runs = tuple(_run(run, url) for run in document.runs)
+    for name, problem in contradictions({run.plan.run: run.plan for run in runs}).items():
+        raise unexpected(url, f"run {name}, which {shown(problem)},", "what can be")
+    return runs
+
+
+def _run(document: RunDocument, url: str) -> Run:
+    plan, finished = document.plan, document.finished
+    try:
+        committed = SegmentRanges(document.committed, plan.n_segments)
+    except ValueError as error:
+        raise unexpected(url, f"run {plan.run} with {error}", "its committed segments") from error
+    is_complete = len(committed) == plan.n_segments
+    if not is_complete and len(committed) > SEGMENTS:
+        raise unexpected(url, f"run {plan.run} with {len(committed)} segments", f"at most {SEGMENTS}")
+    if finished is not None and (finished.plan != plan or not is_complete):
+        raise unexpected(url, f"run {plan.run}, finished with another plan or not complete,", "its own plan")
+    return Run(
+        plan=plan,
+        committed=range(plan.n_segments) if is_complete else committed,
+        has_tokens=document.has_tokens,
+        finished=finished,
+    )
+
+
+def statistics_nbytes(shape: tuple[int, ...]) -> int:
+    """The most that a document of statistics can have, of a hook of this shape."""
+    n_elements = math.prod(shape)
+    moment = _MOMENT_NBYTES * n_elements * (n_elements + 1) // 2
+    return _STATISTICS_NBYTES + _MEAN_NBYTES * n_elements + moment
+
+
+def check_statistics(document: StatisticsDocument, hook: HookArray, where: str) -> None:
+    """See that statistics are those of a hook.
+
+    Raises:
+        StorageError: they cannot be.
+    """
+    if (document.hook, document.shape) != (hook.name, hook.shape):
+        came = shown(f"statistics of {document.hook} of shape {document.shape}")
+        raise unexpected(where, came, f"those of {hook.name} of shape {hook.shape}")
+    document.record.check(hook.shape, f"{where}, as the server gives it,")
+
+
+def matches_of(document: MatchList, shape: tuple[int, int], limit: int, where: str, *, once: bool) -> Matches:
+    """Where something begins.
+
+    Args:
+        document: that says so.
+        shape: of the store.
+        limit: places that were asked for at most.
+        where: what was asked for, for the error.
+        once: whether each sequence is there once at most.
+
+    Raises:
+        StorageError: there are no such places.
+    """
+    if len(document.sequences) != len(document.positions) or len(document.sequences) > limit:
+        came = f"{len(document.sequences)} sequences and {len(document.positions)} positions"
+        raise unexpected(where, came, f"as many of each, and at most {limit},")
+    try:
+        found = Matches(np.array(document.sequences, np.int64), np.array(document.positions, np.int64))
+    except OverflowError as error:
+        raise unexpected(where, "numbers beyond 64 bits", "places of the store") from error
+    for numbers, size in zip(found, shape, strict=True):
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < size):
+            raise unexpected(where, f"{numbers.min()} to {numbers.max()}", f"0 to {size - 1}")
+    steps, later = np.diff(found.sequences), np.diff(found.positions) > 0
+    if not ((steps > 0) | ((steps == 0) & later & (not once))).all():
+        raise unexpected(where, "places twice or out of order", "each once, in the order of the store,")
+    return found

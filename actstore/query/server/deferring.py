@@ -1,0 +1,44 @@
+"""A lock for what must also be told from where nobody can wait for it."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+
+class DeferringLock:
+    """As `threading.Lock`; calls that are left with it are made by whoever holds it, or at once if nobody does.
+
+    Finalizers run in any thread at any moment, also in one that holds the lock, and the thread that sends replies must
+    never wait: both leave a call here.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: deque[Callable[[], None]] = deque()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._run()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lock.release()
+        self._catch_up()
+
+    def later(self, call: Callable[[], None]) -> None:
+        """Have this called while the lock is held: now, or before anybody else has it. It must not raise."""
+        self._calls.append(call)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._calls and self._lock.acquire(blocking=False):
+            try:
+                self._run()
+            finally:
+                self._lock.release()
+
+    def _run(self) -> None:
+        while self._calls:
+            self._calls.popleft()()

@@ -1,0 +1,158 @@
+"""How many connections a process has, and which of them make room for others."""
+
+import contextlib
+import resource
+from collections import Counter, OrderedDict
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+_RESERVED: Final = 256
+"""File descriptors that connections leave to files, to storage, and to those who look after the server."""
+_SPARE: Final = 32
+"""Connections beyond the limit, for health checks while every other one has a request under way."""
+_SPARE_OF_ADDRESS: Final = 4
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """Of the connections of one process; plain data, so that worker processes can be given it."""
+
+    n_connections: int = 1_024
+    """At once."""
+    n_of_address: int = 512
+    """Of them, those from one address that is not of many clients."""
+    head_s: float = 10.0
+    """Until the line and headers of a request are there, from the start of the connection or their first byte; and
+    for the rest of a body that nobody waits for any more."""
+    keep_alive_s: int = 75
+    """Between two requests."""
+
+
+class Guest(Protocol):
+    """A connection, as `Room` sees it."""
+
+    address: str
+    """Of the client, without its port, as `counted_as` has it."""
+    is_of_many: bool
+    """Whether many clients come from that address, so that it may have all connections."""
+    is_spare: bool
+    """Whether it is beyond the limit, so that only health checks are answered."""
+
+    def drop(self) -> None:
+        """End it at once."""
+
+    def describe(self) -> str:
+        """The request that it has under way, for operators."""
+        ...
+
+
+class Room:
+    """The connections of a process, from when they are accepted. For the thread of one event loop."""
+
+    def __init__(self, limits: ConnectionLimits) -> None:
+        """
+        Args:
+            limits: of which fewer connections are allowed where the system gives fewer file descriptors.
+        """
+        self._n_allowed = max(1, min(limits.n_connections, _n_descriptors() - _RESERVED))
+        self._n_of_address = min(limits.n_of_address, self._n_allowed)
+        self._n = 0
+        self._n_spare = 0
+        self._counts: Counter[str] = Counter()
+        self._spare_counts: Counter[str] = Counter()
+        """By address."""
+        self._idle: dict[str, OrderedDict[Guest, None]] = {}
+        """By address, those without a request under way; the one that has waited longest is first."""
+        self._idle_spares: OrderedDict[Guest, None] = OrderedDict()
+        """Those that are for health checks, likewise. They are beyond what is allowed, so nothing else can take their
+        places.
+        """
+        self.at_work: set[Guest] = set()
+        """Those with one."""
+        self.is_ending = False
+        """Whether somebody tells already what the end waits for."""
+
+    def admit(self, guest: Guest) -> bool:
+        """Take a new connection in, which is idle; False if it must be closed.
+
+        When there are too many, an idle one is dropped: of the same address if that has too many, else of the address
+        that has most idle ones; whose client opens another when it needs one. If all have a request under way, a few
+        more are let in for health checks alone, and when there are too many of these, the idle one that waited longest
+        is dropped for the next one.
+        """
+        address = guest.address
+        is_own = not guest.is_of_many and self._counts[address] >= self._n_of_address
+        if is_own or self._n - self._n_spare >= self._n_allowed:
+            idle = self._idle.get(address) if is_own else max(self._idle.values(), key=len, default=None)
+            if idle:
+                longest = next(iter(idle))
+                self._forget(longest)
+                longest.drop()
+            elif self._has_spare(address):
+                guest.is_spare = True
+                self._n_spare += 1
+                self._spare_counts[address] += 1
+            else:
+                return False
+        self._n += 1
+        self._counts[address] += 1
+        self.idle(guest)
+        return True
+
+    def _has_spare(self, address: str) -> bool:
+        """See to a place for one more health check."""
+        is_own = self._spare_counts[address] >= _SPARE_OF_ADDRESS
+        if not is_own and self._n_spare < _SPARE:
+            return True
+        idle = (guest for guest in self._idle_spares if not is_own or guest.address == address)
+        longest = next(idle, None)
+        if longest is None:
+            return False
+        self._forget(longest)
+        longest.drop()
+        return True
+
+    def idle(self, guest: Guest) -> None:
+        """Its request was answered, or there was none yet."""
+        self.at_work.discard(guest)
+        if guest.is_spare:
+            self._idle_spares[guest] = None
+            return
+        self._idle.setdefault(guest.address, OrderedDict())[guest] = None
+
+    def busy(self, guest: Guest) -> None:
+        """It has a request under way."""
+        self._forget(guest)
+        self.at_work.add(guest)
+
+    def leave(self, guest: Guest) -> None:
+        """It is closed."""
+        self._forget(guest)
+        self.at_work.discard(guest)
+        self._n -= 1
+        self._n_spare -= guest.is_spare
+        for counts, n in ((self._counts, 1), (self._spare_counts, int(guest.is_spare))):
+            counts[guest.address] -= n
+            if not counts[guest.address]:
+                del counts[guest.address]
+
+    def _forget(self, guest: Guest) -> None:
+        """That it is idle."""
+        self._idle_spares.pop(guest, None)
+        idle = self._idle.get(guest.address)
+        if idle is not None:
+            idle.pop(guest, None)
+            if not idle:
+                del self._idle[guest.address]
+
+
+def raise_descriptor_limit() -> None:
+    """Take as many file descriptors as the system gives without asking."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS has a limit that it does not tell
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _n_descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft

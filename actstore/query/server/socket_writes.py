@@ -1,0 +1,240 @@
+"""Large replies, written from memory to the socket of a connection by threads, past the transport of the event loop.
+
+The loop is free for other requests meanwhile, several connections are served on as many cores, and rows that lie
+scattered in mapped files need not be gathered first.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vectors = NDArray[np.uint64]
+"""Address and length of pieces of memory, [n, 2]: the `struct iovec` of 64-bit systems."""
+
+_N_THREADS: Final = 16
+"""More than there are cores, as some wait for a disk. No more of them than there are cores write at once."""
+_NICE: Final = 10
+"""Of 0 to 19: these threads wait where others of this process have work for a core."""
+_MAX_VECTORS: Final = 1024
+"""That the system takes at once."""
+_VECTOR_NBYTES: Final = 16
+_PATIENCE_MS: Final = 2
+"""That a thread waits for a client to take more, before it turns to another one."""
+_TURN_S: Final = 0.05
+"""After which a thread turns to another client in any case."""
+SLOWEST: Final = 8_000
+"""Bytes a second that a client must take."""
+
+
+class ConnectionGoneError(Exception):
+    """The client hung up in the midst of a reply."""
+
+
+@cache
+def _writev() -> Any:
+    function = ctypes.CDLL(None, use_errno=True).writev
+    function.restype = ctypes.c_ssize_t
+    function.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int)
+    return function
+
+
+def vectors_of(data: memoryview) -> Iterator[Vectors]:
+    """Of contiguous memory, which the iterator keeps until it is asked for what comes after that."""
+    if data.nbytes:
+        array = np.frombuffer(data, np.uint8)
+        yield np.array([[array.ctypes.data, array.nbytes]], np.uint64)
+
+
+class _Write:
+    """Vectors that are partly written."""
+
+    def __init__(self, vectors: Iterator[Vectors]) -> None:
+        self._vectors = vectors
+        self._now: Vectors | None = None
+        self.is_done = False
+        self.nbytes = 0
+        """Written until now."""
+
+    def _next(self) -> None:
+        self._now = None
+        vectors = next((some for some in self._vectors if len(some)), None)
+        if vectors is None:
+            self.is_done = True
+            self._vectors = iter(())  # and nothing of what it has is held, while others wait for its memory
+            return
+        self._now = np.ascontiguousarray(vectors)
+        self._ends = np.cumsum(self._now[:, 1].astype(np.int64))
+        self._first = self._n = 0
+
+    def push(self, file: int, cores: threading.Semaphore) -> None:
+        """Write to a socket until all is written, it is full, or the turn is over.
+
+        Args:
+            file: descriptor of the socket.
+            cores: held while there is work for one.
+
+        Raises:
+            ConnectionGoneError: there is nobody at the other end.
+            OSError: memory cannot be read, as of a file that has become shorter.
+        """
+        deadline = time.monotonic() + _TURN_S
+        if self._now is None:
+            self._next()
+        poll: select.poll | None = None
+        while not self.is_done and time.monotonic() < deadline:
+            with cores:
+                is_full = self._write(file, deadline)
+            if self._is_written:
+                self._next()
+            elif is_full:
+                if poll is None:
+                    poll = select.poll()
+                    poll.register(file, select.POLLOUT)
+                if not poll.poll(_PATIENCE_MS):
+                    return
+
+    def _write(self, file: int, deadline: float) -> bool:
+        """Until these vectors are written, or it is time; whether the socket is full."""
+        assert self._now is not None
+        while not self._is_written and time.monotonic() < deadline:
+            start = self._now.ctypes.data + _VECTOR_NBYTES * self._first
+            n = _writev()(file, start, min(_MAX_VECTORS, len(self._now) - self._first))
+            if n >= 0:
+                self._advance(n)
+                continue
+            error = ctypes.get_errno()
+            if error == errno.EAGAIN:
+                return True
+            if error in (errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT):
+                raise ConnectionGoneError(os.strerror(error))
+            if error != errno.EINTR:
+                raise OSError(error, os.strerror(error))
+        return False
+
+    @property
+    def _is_written(self) -> bool:
+        return self._now is not None and self._first == len(self._now)
+
+    def _advance(self, n: int) -> None:
+        assert self._now is not None
+        self.nbytes += n
+        self._n += n
+        self._first = int(np.searchsorted(self._ends, self._n, side="right"))
+        if self._is_written:
+            return
+        left = int(self._ends[self._first]) - self._n
+        vector = self._now[self._first]
+        vector[0] += vector[1] - np.uint64(left)
+        vector[1] = left
+
+
+class WritingThreads:
+    """Those of a process. What they do can wait for other work of it: whoever is sent much waits longer anyway than
+    whoever is sent a few rows.
+    """
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="writing", initializer=_be_nice)
+        self._cores = threading.Semaphore(os.cpu_count() or 1)
+
+    def submit(self, write: _Write, file: int) -> "Future[None]":
+        """A turn."""
+        return self._executor.submit(write.push, file, self._cores)
+
+
+def _be_nice() -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+
+
+class SocketWriter:
+    """Writes to the socket of one connection, while nothing else does."""
+
+    def __init__(self, threads: WritingThreads, file: int, stall_s: float) -> None:
+        """
+        Args:
+            threads: that write.
+            file: descriptor of the socket; this object uses one of its own for the same socket.
+            stall_s: seconds without the client taking anything.
+
+        Raises:
+            OSError: there are no descriptors left.
+        """
+        self._threads = threads
+        self._file = os.dup(file)
+        self._stall_s = stall_s
+        self._is_gone = False
+        self._waiting: asyncio.Future[None] | None = None
+        self._turn: Future[Any] | None = None
+        self._begun = time.monotonic()
+        self.nbytes = 0
+        """Written until now."""
+
+    async def write(self, vectors: Iterator[Vectors]) -> None:
+        """All of these, one after the other; each is asked for, in a thread, when those before are written.
+
+        Args:
+            vectors: which keep the memory that they are of, as a thread may write for a moment after this is cancelled.
+
+        Raises:
+            ConnectionGoneError: the client hung up.
+            OSError: memory cannot be read.
+            TimeoutError: the client takes nothing, or next to nothing.
+        """
+        write = _Write(vectors)
+        before = self.nbytes
+        while not write.is_done:
+            n_written = write.nbytes
+            self._turn = self._threads.submit(write, self._file)
+            await asyncio.wrap_future(self._turn)
+            self.nbytes = before + write.nbytes
+            if self._is_gone:
+                raise ConnectionGoneError("the connection was closed")
+            if not write.is_done and write.nbytes == n_written:
+                await self._until_writable()
+            if time.monotonic() - self._begun > self._stall_s + self.nbytes / SLOWEST:
+                raise TimeoutError
+
+    async def _until_writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting = loop.create_future()
+        loop.add_writer(self._file, _wake, waiting)
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await waiting
+        finally:
+            loop.remove_writer(self._file)
+            self._waiting = None
+
+    def give_up(self) -> None:
+        """The connection is gone: write no more. Called in the loop."""
+        self._is_gone = True
+        if self._waiting is not None:
+            _wake(self._waiting)
+
+    def close(self) -> None:
+        """Give the descriptor back, but not while a thread may still write to it: its number could be that of another
+        connection by then.
+        """
+        file = self._file
+        if self._turn is None:
+            os.close(file)
+        else:
+            self._turn.add_done_callback(lambda _turn: os.close(file))
+
+
+def _wake(waiting: "asyncio.Future[None]") -> None:
+    if not waiting.done():
+        waiting.set_result(None)
