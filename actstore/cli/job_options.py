@@ -38,10 +38,15 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         help="Full rows across documents, as SAELens does (default), or one document a row.",
     ),
     click.option(
-        "--begin-batch-token", metavar="TOKEN", help="bos, eos, sep, none or an id: begins each row."
+        "--begin-batch-token", metavar="TOKEN", help="bos, eos, sep, pad, none or an id: begins each row."
     ),
     click.option("--begin-sequence-token", metavar="TOKEN", help="Likewise: begins each document."),
     click.option("--sequence-separator-token", metavar="TOKEN", help="Likewise: between documents in a row."),
+    click.option(
+        "--pad-token",
+        metavar="TOKEN",
+        help="bos, eos, sep, pad or an id: fills rows (default: pad, else eos).",
+    ),
     click.option("--max-tokens", type=int, help="Stop after this many tokens."),
     click.option("--batch-size", type=int, help="Sequences in one forward (default: about 4,096 tokens)."),
     click.option("--segment-size", type=int, help="Sequences in a unit of work (default: 64 MiB shards)."),

@@ -1,6 +1,5 @@
 """``actstore``: finds the command, and turns every error into one sentence and an exit code."""
 
-import os
 import signal
 import sys
 from importlib import import_module
@@ -9,10 +8,13 @@ from types import FrameType
 import click
 
 from actstore._version import __version__
-from actstore.errors import ActstoreError
+from actstore.cli.readers import may_leave
+from actstore.errors import ActstoreError, BusyError, IncompleteError
+from actstore.reason import reason
 
 RESUMABLE = 75
-"""Exit code after SIGTERM (``EX_TEMPFAIL``): run the same command again."""
+"""Exit code (``EX_TEMPFAIL``) after SIGTERM, of a run that is not complete after all, and where another process has the
+store: run the same command again."""
 
 _COMMANDS = {
     "demo": "Extract from a bundled model, read back, draw one picture.",
@@ -76,14 +78,16 @@ def main() -> None:
 def run(args: list[str]) -> int:
     """Run one command line; returns its exit code.
 
-    0 done; 1 an error, told in one sentence; 2 wrong usage; 75 terminated, and 130 interrupted: run it again.
+    0 done; 1 an error, told in one sentence; 2 wrong usage; 75 terminated, not complete or not our turn, and 130
+    interrupted: run it again.
     """
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        # Without standalone mode, click returns the code of an Exit, and otherwise what the command returned: None.
-        code = cli.main(args=args, prog_name="actstore", standalone_mode=False)
+        with may_leave():
+            # Without standalone mode, click returns the code of an Exit, and otherwise what the command returned: None.
+            code = cli.main(args=args, prog_name="actstore", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
         error.show()
@@ -94,20 +98,17 @@ def run(args: list[str]) -> int:
     except _Terminated:
         click.echo("terminated; what is committed stays, the same command goes on from there", err=True)
         return RESUMABLE
-    except BrokenPipeError:
-        # The reader of our output has left, as `head` does. Keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except ActstoreError as error:
         if debug:
             raise
         click.echo(f"error: {error}", err=True)
-        return 1
+        return RESUMABLE if isinstance(error, BusyError | IncompleteError) else 1
     except Exception as error:
         if debug:
             raise
         click.echo(
-            f"internal error: {type(error).__name__}: {error} (this is a bug; --debug shows where)", err=True
+            f"internal error: {type(error).__name__}: {reason(error)} (this is a bug; --debug shows where)",
+            err=True,
         )
         return 1
 

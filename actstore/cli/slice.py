@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from actstore.errors import JobError
 from actstore.store.activations import Activations
 from actstore.store.store import open_store
+from actstore.store.urls import local_path
 
 
 class Slice(click.ParamType[slice]):
@@ -50,6 +51,7 @@ def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str | None,
 
     safetensors files also hold the token ids of the rows.
     """
+    output = None if output is None else local_path(output, "the output")
     if output is not None and not output.absolute().parent.is_dir():
         raise JobError(
             f"{output} cannot be written: there is no folder {output.absolute().parent}; make it first"

@@ -45,10 +45,29 @@ def stats_command(
     store = open_store(url)
     chosen = [name for hook in hooks for name in store.matching(hook)]
     found = {name: store.stats(name) for name in dict.fromkeys(chosen)} if hooks else _all(store)
+    where = {name: _where(store, name) for name, statistics in found.items() if statistics.n_not_finite}
     if as_json:
-        click.echo(json.dumps({name: statistics.to_dict() for name, statistics in found.items()}, indent=2))
+        told = {
+            name: statistics.to_dict() | {"not_finite_in": where.get(name, [])}
+            for name, statistics in found.items()
+        }
+        click.echo(json.dumps(told, indent=2))
     else:
-        click.echo(_table(found))
+        click.echo("\n".join([_table(found), *(_told(name, places) for name, places in where.items())]))
+
+
+_MOST_PLACES = 1000
+
+
+def _where(store: Store, hook: str) -> list[tuple[int, int, int]]:
+    """First and last sequence (exclusive) of segments with NaN or infinity, and how many tokens of it have some."""
+    found = store.not_finite(hook, most_segments=_MOST_PLACES)
+    return [(rows.start, rows.stop, n_tokens) for rows, n_tokens in found[:_MOST_PLACES]]
+
+
+def _told(hook: str, places: list[tuple[int, int, int]]) -> str:
+    some = ", ".join(f"{n_tokens:,} of sequences {start}:{stop}" for start, stop, n_tokens in places[:8])
+    return f"{hook}: NaN or infinity in tokens {some}" + (", ..." if len(places) > 8 else "")
 
 
 def _all(store: Store) -> dict[str, Statistics]:

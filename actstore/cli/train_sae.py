@@ -49,7 +49,9 @@ _SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "
     show_default=True,
     help="Shuffled among each other; two windows are in memory.",
 )
-@click.option("--drop", multiple=True, help="bos, eos, sep or a token id, to leave out; can be repeated.")
+@click.option(
+    "--drop", multiple=True, help="bos, eos, sep, nonfinite or a token id, to leave out; can be repeated."
+)
 @click.option("--seqpos", type=Slice(), help="Positions to keep, such as 1: for all but the first.")
 @click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Local folder for shards of a remote store."
@@ -100,11 +102,13 @@ def train_sae_command(
     from actstore.integrations.saelens.provider import data_provider
     from actstore.integrations.saelens.training import train_sae
     from actstore.loader.transfer import check_device
+    from actstore.store.urls import local_path
 
     check_installed()
     from sae_lens.config import SAETrainerConfig
     from sae_lens.registry import get_sae_training_class
 
+    output = local_path(output, "the output")
     where = output / "checkpoints"
     if resume is None and where.is_dir() and any(where.iterdir()):
         raise LoaderError(

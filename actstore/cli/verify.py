@@ -83,14 +83,18 @@ def _text(found: "Verification") -> str:
     n_damaged = len(found.damage)
     state = "clean" if found.is_clean else f"DAMAGED: {n_damaged} finding" + ("s" if n_damaged != 1 else "")
     if found.n_removed or found.n_rewritten:
-        state = "was " + state[0].lower() + state[1:] + ", and repaired"
+        state = f"was {'damaged' if n_damaged else 'clean'}, and repaired: {len(found.findings)} findings"
     rows = {
         "store": f"{found.url} ({state})",
         "segments": f"{found.n_committed:,} of {found.n_segments:,} committed",
         "checked": f"{found.n_objects:,} objects, {found.nbytes / 1e6:,.1f} MB in {found.seconds:.1f} s",
     }
     if found.n_rows_recomputed:
-        rows["model"] = f"{found.n_rows_recomputed} rows computed again and compared"
+        rows["model"] = f"{found.n_rows_recomputed} rows computed again and compared" + (
+            ", with the layers alone that the hooks need, for lack of memory"
+            if found.reference == "loaded"
+            else ""
+        )
     if found.findings:
         rows["findings"] = "\n".join(str(finding) for finding in found.findings)
     lost = [finding for finding in found.damage if not finding.is_repairable]

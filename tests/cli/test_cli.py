@@ -90,11 +90,10 @@ def test_problems_of_a_job_come_all_at_once() -> None:
     done = command("extract", "--model", "gpt2", "--context-length", "0")
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "error: job: 4 problems",
-        "  tokens: is required",
-        "  hooks: is required",
-        "  context_length: input should be greater than or equal to 1, got 0",
-        "  out: is required",
+        (
+            "error: job: 4 problems: tokens: is required; hooks: is required; "
+            "context_length: input should be greater than or equal to 1, got 0; out: is required"
+        )
     ]
 
 

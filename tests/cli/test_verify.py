@@ -158,7 +158,11 @@ def test_what_may_not_be_read_is_not_damaged(store: LocalBlobs) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(store.root, f"{folder}/store")
         Path(folder).chmod(0o755)
+        # Whoever repairs may write here, and still not read that one shard.
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            os.chown(path, 65534, -1)
         shard = Path(folder, "store", STORED)
+        os.chown(shard, 0, 0)
         shard.chmod(0)
         os.seteuid(65534)  # nobody
         try:
