@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c deploy/con
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: demo test faults check bench clean
+.PHONY: demo test faults mutants check bench clean
 .DEFAULT_GOAL := demo
 
 $(BIN)/python:
@@ -28,15 +28,19 @@ test: $(VENV)/.dev  ## The whole test suite
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m faults tests/faults --durations=15
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not alone" tests/faults --durations=15
+	$(BIN)/python -m pytest -m "faults and alone" tests/faults -s
+
+mutants: $(VENV)/.dev  ## Deliberate faults that tests must notice, one after the other; ONLY=store for a part
+	$(BIN)/python -m tests.mutants.run
 
 check: $(VENV)/.dev  ## Lint and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev  ## The benchmark table, into tests/benchmarks/RESULTS.md
-	$(BIN)/python -m tests.benchmarks.run
+bench: $(VENV)/.dev  ## The benchmark table, into tests/benchmarks/RESULTS.md; ROWS="loader query" prints a part
+	$(BIN)/python -m tests.benchmarks.run $(ROWS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache actstore-demo

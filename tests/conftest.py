@@ -242,6 +242,15 @@ def _tiny_config(model_type: str) -> dict[str, Any]:
             "shared_expert_intermediate_size": 80,
         },
         "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
+        # What each layer adds is scaled by the number of layers.
+        "minicpm3": {
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 16,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 16,
+        },
         # Attention is not scaled by the head's width, and scores and logits are large enough to feel their caps.
         "gemma2": {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         "gemma3_text": {

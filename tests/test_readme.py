@@ -149,7 +149,7 @@ def test_hooks_page(smollm2: Path, tmp_path: Path) -> None:
     assert name in code
     checks = """
 assert cache["z", 4].shape == (1, tokens.shape[1], 9, 64)
-assert len(gradients) == 30 and all(gradient.abs().max() > 0 for gradient in gradients)
+assert len(gradients) == 30 and all(gradient.abs().max() > 0 for gradient in gradients.values())
 assert torch.equal(outside, model(tokens)) and not torch.equal(inside, outside)
 """
     run(code.replace(name, str(smollm2)) + checks, tmp_path)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,8 @@ _SEQUENCES = _NBYTES // (LENGTH * D_MODEL * 2)
 _PROMPTS, _PROMPT, _NARROW = 256, 15, 576
 """Prompts as long as those of indirect objects, as wide as SmolLM2."""
 _CLIENTS = 4
+_TRAINERS, _TRAINER_PROCESSES = 16, 4
+_BESIDE = f"beside {_TRAINERS} busy trainers"
 _WAIT_S = 60
 
 
@@ -183,6 +185,49 @@ def _latencies(server: Running, n: int = 500) -> tuple[float, float]:
     return taken[n // 2], taken[int(0.99 * n)]
 
 
+@contextmanager
+def _busy_trainers(url: str) -> Iterator[None]:
+    """Trainers that take batches as fast as they come, each in an order of its own, in processes of their own."""
+    per_process = _TRAINERS // _TRAINER_PROCESSES
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _TRAINER, url, str(first), str(per_process)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for first in range(0, _TRAINERS, per_process)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "busy\n"
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+_TRAINER = f"""
+import sys, threading, actstore
+url, first, n = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+begun = threading.Barrier(n + 1)
+def train(seed):
+    loader = actstore.open(url, direct=False).loader({HOOK!r}, batch_size={BATCH}, epochs=None, seed=seed)
+    next(loader)
+    begun.wait()
+    for _ in loader:
+        pass
+for seed in range(first, first + n):
+    threading.Thread(target=train, args=(seed,), daemon=True).start()
+begun.wait()
+print("busy", flush=True)
+threading.Event().wait()
+"""
+
+
 def _requests(server: Running, seconds: float = 3.0) -> float:
     """Requests a second of a process, for clients that do nothing but ask for prompts and take them."""
     address = urlsplit(server.url)
@@ -216,19 +261,22 @@ def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
     store_at(root / "wide")
     _prompts_at(root / "prompts")
     out = np.empty(_NBYTES, np.uint8)
+    unix = folder / "socket"
     with (
-        running(folder, "--root", str(root), OMP_NUM_THREADS="2") as server,
+        running(folder, "--root", str(root), "--uds", str(unix), OMP_NUM_THREADS="2") as server,
         _process("-c", _BARE) as bare,
         _process("-c", _FLIGHT, str(root / "wide")) as flying,
     ):
         url = f"{server.url}/v1/stores/wide/hooks/{HOOK}/slice?seq=0:{_SEQUENCES}"
         local, served = actstore.open(root / "wide"), server.store("wide", direct=False)
+        beside = actstore.open(f"http+unix://{quote(str(unix), safe='')}/v1/stores/wide", direct=False)
         measured: dict[str, Callable[[], float]] = {
             "slice": lambda: _downloads(url, out),
             "bare": lambda: _downloads(f"http://127.0.0.1:{bare}/", out),
             "flight": lambda: _flight(flying),
             "local": lambda: _loader_rate(local),
             "served": lambda: _loader_rate(served),
+            "unix": lambda: _loader_rate(beside),
             "raw": _raw_rate,
         }
         rates = all_in_turns(measured, repeats=repeats)
@@ -241,6 +289,11 @@ def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
             for found in zip(*(_latencies(server) for _ in range(repeats)), strict=True)
         )
         requests = statistics.median(_requests(server) for _ in range(3))
+        with _busy_trainers(f"{server.url}/v1/stores/wide"):
+            busy_p50, busy_p99 = (
+                statistics.median(found)
+                for found in zip(*(_latencies(server) for _ in range(repeats)), strict=True)
+            )
     shutil.rmtree(root)
     batches = f"query: batches of {BATCH} x {D_MODEL} bf16"
     return [
@@ -249,7 +302,8 @@ def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
         ),
         Ratio("query: slice of 64 MiB", rates["slice"], rates["flight"], "GB/s", 3, "Arrow Flight do_get"),
         Ratio(batches, rates["served"], rates["local"], "GB/s", 0.5, "local loader"),
-        Ratio(batches, rates["served"], rates["raw"], "GB/s", 0.5, "the same bytes over plain sockets"),
+        Ratio(batches, rates["served"], rates["raw"], "GB/s", 0.8, "the same bytes over plain sockets"),
+        Ratio(f"{batches}, Unix socket", rates["unix"], rates["raw"], "GB/s", 0.8, "plain TCP sockets"),
         Ratio(
             f"query: one prompt, {_PROMPT} x {_NARROW} bf16, p50",
             p50,
@@ -268,5 +322,7 @@ def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
             "-",
             lower_is_better=True,
         ),
+        Ratio("query: one prompt on an idle server, p50", p50, busy_p50, "ms", 0.1, _BESIDE),
+        Ratio("query: one prompt on an idle server, p99", p99, busy_p99, "ms", 0.1, _BESIDE),
         Ratio("query: prompts a second, one process", requests, 500, "req/s", 1, "the target"),
     ]

@@ -35,7 +35,9 @@ _PACKAGES = ("actstore", "torch", "transformers", "ray", "zarr", "transformer-le
 
 
 def main(chosen: list[str]) -> int:
-    """Run all benchmarks, or those named; 1 if a target is missed."""
+    """Run all benchmarks and write RESULTS.md, or print those that are named. A target that is missed is marked, and is
+    no error; 2 if there is no benchmark of a name.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable(logging.WARNING)
     ratios: list[Ratio] = []
@@ -58,13 +60,17 @@ def main(chosen: list[str]) -> int:
             "ray": lambda: bench_ray.run(model, TEXT_PATH, folder),
             "cli": lambda: bench_cli.run(_any_store(folder, model)),
         }
+        unknown = sorted(set(chosen) - set(benches))
+        if unknown:
+            print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(benches)}", file=sys.stderr)
+            return 2
         for bench in chosen or list(benches):
             ratios += benches[bench]()
     text = _text(ratios)
     print(text)
     if not chosen:
         RESULTS.write_text(text, encoding="utf-8")
-    return 0 if all(ratio.is_met for ratio in ratios) else 1
+    return 0
 
 
 def _any_store(folder: Path, model: Path) -> Path:

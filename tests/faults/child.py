@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -162,6 +163,8 @@ def _main(
         report = actstore.extract(planned).to_dict()
     except ActstoreError as raised:
         error = f"{type(raised).__name__}: {raised}"
+    except Exception:  # noqa: BLE001
+        error = traceback.format_exc()  # a fault of ours: the test says where
     seconds = time.monotonic() - started
     connection.send(
         Outcome(

@@ -69,7 +69,8 @@ class Point:
 
 def points(steps: list[Step]) -> list[Point]:
     """Every state of the disk that a crash between or within these steps can leave: before each of them, after
-    those that change a name (a thread's next step may be long off), and in the middle of writes.
+    those that change a name (a thread's next step may be long off), and in the middle of writes. A step that failed
+    (another thread had made the folder; a folder was not empty) changed nothing, and leaves no state of its own.
     """
     found = [Point(step, "before") for step in steps]
     found += [Point(step, "after") for step in steps if step.call in _BY_NAME]
@@ -85,6 +86,7 @@ class Watch:
 
     def __init__(self, root: Path, point: Point | None = None) -> None:
         self.steps: list[Step] = []
+        """Those that succeeded."""
         self.missed: list[str] = []
         """Changes that came by another way than the functions watched."""
         self._root = str(root)
@@ -115,6 +117,8 @@ class Watch:
                 _write_half(real, *args)
                 os._exit(EXIT_CODE)
             result = self._quietly(real, *args, **keywords)
+            with self._lock:
+                self.steps.append(step)
             self._reach(step, "after")
             return result
 
@@ -124,7 +128,6 @@ class Watch:
         with self._lock:
             step = Step(call, key, self._turns[call, key])
             self._turns[call, key] += 1
-            self.steps.append(step)
         return step
 
     def _reach(self, step: Step, moment: Moment) -> None:

@@ -1,6 +1,7 @@
 """What a store consists of, object by object, whatever wrote it."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from tests.conftest import S3Server
@@ -38,7 +39,8 @@ def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
 def _objects(url: str, server: S3Server | None) -> dict[str, str]:
     if server is None:
         root = Path(url)
-        files = (path for path in root.rglob("*") if path.is_file())
+        walk = os.walk(root, followlinks=True)  # folders may be links to other disks
+        files = [Path(folder) / name for folder, _, names in walk for name in names]
         return {str(path.relative_to(root)): _digest(path.read_bytes()) for path in files}
     client = server.client()
     bucket, prefix = url.removeprefix("s3://").split("/", 1)

@@ -11,6 +11,7 @@ from tests.faults.crash import EXIT_CODE, Point, points
 from tests.faults.fault_plan import Request
 from tests.faults.finished import check_finished
 from tests.faults.proxy import FaultProxy, Kill
+from tests.store.file_systems import another_disk
 
 N_SEGMENTS = 3
 N_PARTS = 6
@@ -65,6 +66,31 @@ def test_crashes_at_every_step_of_the_disk(
 ) -> None:
     fields = make_fields(tmp_path / "store", N_SEGMENTS)
     crash_on_disk(disk_points[part::N_PARTS], fields, undisturbed(fields))
+
+
+@pytest.mark.faults
+def test_crashes_where_activations_lie_on_another_disk(
+    make_fields: MakeFields, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    fields = make_fields(tmp_path / "store", N_SEGMENTS)
+    with another_disk(tmp_path) as disk:
+
+        def link(name: str) -> None:
+            (tmp_path / name).mkdir()
+            (disk / name).mkdir()
+            (tmp_path / name / "acts").symlink_to(disk / name)
+
+        link("watched")
+        outcome = Child(fields | {"out": str(tmp_path / "watched")}, watch=True).outcome()
+        assert outcome.report, outcome.error
+        assert outcome.missed == ()
+        check_finished(str(tmp_path / "watched"), undisturbed(fields))
+        every = [point for point in points(list(outcome.steps)) if point.step.name.startswith("acts/")]
+        assert {"open", "write", "fsync", "link", "unlink"} <= {point.step.call for point in every}
+        chosen = every[len(every) // 10 :: len(every) // 5]
+        for i in range(len(chosen)):
+            link(f"store-{i}")
+        crash_on_disk(chosen, fields, undisturbed(fields))
 
 
 def crash_at_requests(

@@ -15,6 +15,7 @@ from actstore.extraction.events import Event, SegmentDone
 from tests.faults.child import Child, run
 from tests.faults.conftest import Fields, MakeFields, Undisturbed
 from tests.faults.finished import check_finished
+from tests.workers.processes import worker_pids
 
 N_SEGMENTS = 40
 N_KILLS = 11
@@ -72,19 +73,6 @@ def ray() -> Iterator[ModuleType]:
 
     with cluster(None, num_cpus=2) as connected:
         yield connected
-
-
-def worker_pids() -> list[int]:
-    """Processes of our actors, on this machine."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                if b"ray::WorkerActor" in (folder / "cmdline").read_bytes():
-                    found.append(int(folder.name))
-            except OSError:
-                continue
-    return sorted(found)
 
 
 @pytest.mark.faults

@@ -26,6 +26,7 @@ def wide_fields(make_fields: MakeFields) -> MakeFields:
 
 
 @pytest.mark.faults
+@pytest.mark.alone
 def test_the_worker_waits_for_slow_storage(
     wide_fields: MakeFields,
     undisturbed: Undisturbed,

@@ -1,0 +1,75 @@
+"""Access that is taken away from a server of several processes, whatever becomes of the token file."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from actstore.store.local import LocalBlobs
+from tests.query.running import running
+from tests.query.stores import WHOLE, write_all
+from tests.query.test_access import ALL, LATER, LOST, _until, ask, file_of
+
+pytestmark = pytest.mark.faults
+
+BOUND_S: Final = 2.0
+"""Within which a token that is taken out is good for nothing."""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores")
+    write_all(lambda name: LocalBlobs(folder / name))
+    return folder
+
+
+def test_a_running_server_lets_nobody_in_for_what_its_file_said(stores: Path, tmp_path: Path) -> None:
+    """Every process of it, whatever becomes of the file."""
+    path = file_of(tmp_path, f"{ALL}\n{LATER}\n")
+    (tmp_path / "new").mkdir()
+    arguments = ("--root", str(stores), "--token-file", str(path), "--workers", "2")
+
+    with running(tmp_path, *arguments) as server:
+
+        def statuses(token: str, resource: str = f"/v1/stores/{WHOLE}") -> set[int]:
+            """Connections are shared out among the processes."""
+            return {ask(server.url, resource, token).status for _ in range(12)}
+
+        assert statuses(ALL) == {200}
+        for how in (
+            "the line is gone, and another is wrong",
+            "empty",
+            "gone",
+            "replaced",
+            "only wrong lines",
+        ):
+            LOST[how](path)
+            changed = time.monotonic()
+            _until(lambda: statuses(ALL) == {401})
+            assert time.monotonic() - changed < BOUND_S + 1.0  # the requests take some
+            expected = {200} if LATER in (path.read_text() if path.exists() else "") else {401}
+            assert statuses(LATER) == expected
+            assert statuses(ALL, "/readyz") == ({200} if expected == {200} else {503})
+            file_of(tmp_path, f"{ALL}\n{LATER}\n")
+            _until(lambda: statuses(ALL) == {200})
+            assert statuses(ALL, "/readyz") == {200}
+        log = server.log.read_text()
+        assert log.count("nobody is let in until") <= 2 * 3  # once by each process
+        assert log.count("that line is passed over") <= 2
+        # Another process in the place of one that died begins with the file as it is.
+        LOST["the line is gone, and another is wrong"](path)
+        for pid in server.workers():
+            os.kill(pid, signal.SIGKILL)
+        _until(lambda: _answer(lambda: statuses(LATER)) == {200})
+        assert statuses(ALL) == {401}
+
+
+def _answer(ask: Callable[[], set[int]]) -> set[int]:
+    try:
+        return ask()
+    except OSError:
+        return set()  # between two processes
