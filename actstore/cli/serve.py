@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from actstore.cli.byte_size import ByteSize
 from actstore.errors import JobError, MissingExtraError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -48,27 +49,27 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--cache-limit",
-    type=click.IntRange(min=1),
+    type=ByteSize(),
     help="Bytes that it may take. Default: half of what is free there.",
 )
 @click.option(
     "--max-reply",
-    type=click.IntRange(min=1),
-    default=4 << 30,
+    type=ByteSize(),
+    default="4GiB",
     show_default=True,
     help="Bytes of one reply.",
 )
 @click.option(
     "--max-batch",
-    type=click.IntRange(min=1),
-    default=256 << 20,
+    type=ByteSize(),
+    default="256MiB",
     show_default=True,
     help="Bytes of one batch; some of them are kept.",
 )
 @click.option(
     "--memory",
-    type=click.IntRange(min=1 << 20),
-    default=1 << 30,
+    type=ByteSize(1 << 20),
+    default="1GiB",
     show_default=True,
     help="Bytes that a process may hold for clients: batches, windows, replies. One client gets half at most.",
 )

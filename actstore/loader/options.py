@@ -171,7 +171,12 @@ def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     Raises:
         LoaderError: no type that activations can have.
     """
-    name = str(dtype).removeprefix("torch.")
+    name = dtype_name(dtype)
     if dtype is not None and name not in _DTYPES:
         raise LoaderError(f"dtype is {dtype!r}; it can be {', '.join(_DTYPES)}")
     return None if dtype is None else getattr(torch, name)
+
+
+def dtype_name(dtype: torch.dtype | str | None) -> str:
+    """A type as it is called in plans and on the wire, ``bfloat16`` for `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")

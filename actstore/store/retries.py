@@ -1,7 +1,11 @@
 """The same request again after a transient failure: counted, with growing random pauses, a limited number of times."""
 
+import logging
+import math
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, TypeVar
 
 import tenacity
@@ -20,7 +24,11 @@ _STRANGER_S: Final = 10.0
 _TRIES_OF_A_STRANGER: Final = 3
 """A server that never answered is more likely a wrong address than a fault that passes."""
 
+TELL_S = 10.0
+"""A request that is repeated for longer is told in the log, and again after each such time, so that nobody wonders."""
+
 _T = TypeVar("_T")
+_LOG: Final = logging.getLogger(__name__)
 
 
 class Retries:
@@ -38,6 +46,7 @@ class Retries:
         self._url = url
         self._patience_s = patience_s
         self._n = 0
+        self._told = -math.inf
         self._lock = threading.Lock()
         self._has_answered = False
 
@@ -62,7 +71,7 @@ class Retries:
             retry=tenacity.retry_if_exception(self._is_transient),
             stop=self._is_enough,
             wait=tenacity.wait_random_exponential(multiplier=FIRST_PAUSE_S, max=MAX_PAUSE_S),
-            before_sleep=self._count,
+            before_sleep=partial(self._repeated, key, verb),
             reraise=True,
         )
         try:
@@ -94,6 +103,15 @@ class Retries:
         limit = MAX_TRIES if self._has_answered else _TRIES_OF_A_STRANGER
         return state.attempt_number >= limit or (state.attempt_number > 1 and seconds >= MAX_SECONDS)
 
-    def _count(self, _: tenacity.RetryCallState) -> None:
+    def _repeated(self, key: str, verb: str, state: tenacity.RetryCallState) -> None:
+        """Count one that is repeated, and tell those who wait for it why they do."""
+        seconds, now = state.seconds_since_start or 0.0, time.monotonic()
         with self._lock:
             self._n += 1
+            is_told = seconds >= TELL_S and now - self._told >= TELL_S
+            if is_told:
+                self._told = now
+        error = None if state.outcome is None else state.outcome.exception()
+        if is_told and isinstance(error, RequestError):
+            reason = explained(error, self._url, key, verb)
+            _LOG.warning("%s; trying again for %.0f s now", reason, seconds)

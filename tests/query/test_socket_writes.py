@@ -50,3 +50,16 @@ def test_memory_outlives_whoever_waits_for_it() -> None:
         theirs.settimeout(60)
         assert theirs.recv(NBYTES, socket.MSG_WAITALL) == data
         assert is_gone.wait(60)
+
+
+def test_descriptors_of_replies_are_bounded() -> None:
+    """Slow clients cannot take those that health checks and files need."""
+    threads = WritingThreads()
+    mine, theirs = socket.socketpair()
+    with mine, theirs, contextlib.ExitStack() as stack:
+        for _ in range(128):
+            stack.callback(SocketWriter(threads, mine.fileno(), 60).close)
+        with pytest.raises(OSError, match="Too many open files"):
+            SocketWriter(threads, mine.fileno(), 60)
+        stack.close()
+        SocketWriter(threads, mine.fileno(), 60).close()

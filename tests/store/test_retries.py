@@ -73,3 +73,17 @@ def test_slow_failures_get_a_second_try_and_no_more(run: Retries, monkeypatch: p
 def test_threads_share_the_count(run: Retries) -> None:
     at_once(lambda _: run.run("key", "read", failing(Kind.BROKEN, Kind.BROKEN)))
     assert run.n == 16
+
+
+def test_whoever_waits_is_told_why_once_in_a_while(
+    run: Retries, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run.run("key", "read", failing(*[Kind.BROKEN] * 5))
+    assert not caplog.messages
+    monkeypatch.setattr(retries, "TELL_S", 0.0)
+    run.run("key", "read", failing(Kind.BROKEN, Kind.BROKEN))
+    assert len(caplog.messages) == 2
+    assert caplog.messages[0].startswith("s3://bucket/a/key cannot be read: reason; trying again for 0 s now")
+    monkeypatch.setattr(retries, "TELL_S", 3600.0)
+    run.run("key", "read", failing(Kind.BROKEN))
+    assert len(caplog.messages) == 2

@@ -18,7 +18,7 @@ from actstore.loader.batch import Batch, Values, all_tensors_of, tensors_of
 from actstore.loader.batch_maker import BatchMaker
 from actstore.loader.buffers import Buffers
 from actstore.loader.drop import NONFINITE, PAD, valid_rows
-from actstore.loader.options import LoaderOptions
+from actstore.loader.options import LoaderOptions, dtype_name
 from actstore.loader.order import Batches
 from actstore.loader.transfer import Transfer
 from actstore.loader.valid_rows import ValidRows
@@ -71,7 +71,8 @@ class ServedBatches:
         )
         self._check_order(order)
         self._kinds = {
-            hook: (_name(options.dtype or store[hook].dtype), store[hook].shape[2:]) for hook in options.hooks
+            hook: (dtype_name(options.dtype or store[hook].dtype), store[hook].shape[2:])
+            for hook in options.hooks
         }
         """Type of each hook in a batch, and shape of its rows."""
         self._transfer = None if options.device is None else Transfer(options.device)
@@ -350,10 +351,6 @@ def _runs(keys: list[Key]) -> Iterator[list[Key]]:
             start = at
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _query(options: LoaderOptions) -> dict[str, Any]:
     drop = options.drop
     named = {PAD: drop.is_padding_dropped, NONFINITE: drop.is_nonfinite_dropped}
@@ -376,5 +373,5 @@ def _query(options: LoaderOptions) -> dict[str, Any]:
     if drop.max_norm is not None:
         found["max_norm"] = drop.max_norm
     if options.dtype is not None:
-        found["dtype"] = _name(options.dtype)
+        found["dtype"] = dtype_name(options.dtype)
     return found

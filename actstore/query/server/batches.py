@@ -101,13 +101,16 @@ class SharedBatches:
             account.leave()
             raise
 
-    def is_lent(self, store: Store, options: LoaderOptions) -> bool:
-        """Whether an order is there whose batches are lent, so that nothing has to be waited for to begin with one."""
+    def at_hand(self, store: Store, options: LoaderOptions, client: str) -> InUse | None:
+        """As `order`, if it was made before and its batches are lent: then nothing has to be waited for."""
         with self._lock:
             known = self._orders.get(_key(store, options))
-        return (
-            known is not None and known[1].done() and not known[1].exception() and known[1].result().is_lent
-        )
+            if known is None or not known[1].done() or known[1].exception() is not None:
+                return None
+            account, made = known
+            if not made.result().is_lent or not account.use(client):
+                return None
+        return InUse(made.result(), account)
 
     def _made(
         self,

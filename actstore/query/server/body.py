@@ -74,8 +74,13 @@ class Part(Protocol):
     def nbytes(self) -> int: ...
 
     @property
+    def kept_nbytes(self) -> int:
+        """Memory that it takes from the beginning of a reply to its end, and that nothing else counts."""
+        ...
+
+    @property
     def held_nbytes(self) -> int:
-        """Memory that it takes until it is sent, and that nothing else counts."""
+        """Memory that it takes besides while it is read and sent, likewise."""
         ...
 
     @property
@@ -108,7 +113,8 @@ class InMemory:
         self.is_there = True
         self._data = memoryview(self.array.data)
         self.nbytes = self._data.nbytes
-        self.held_nbytes = 0 if is_counted else self.nbytes
+        self.kept_nbytes = 0 if is_counted else self.nbytes
+        self.held_nbytes = 0
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """As `Part.pieces`."""
@@ -117,6 +123,8 @@ class InMemory:
 
 class Stored:
     """A part of an array."""
+
+    kept_nbytes = 0
 
     def __init__(self, cut: Cut) -> None:
         self._cut = cut
@@ -145,7 +153,8 @@ class InPlace:
         self.is_there = True
         # Two copies of the last row, or of as many as are sent together where they must be copied.
         copied = max(_COPIED_NBYTES, rows.row_nbytes)
-        self.held_nbytes = len(rows) * _OF_ROW_NBYTES + 2 * min(self.nbytes, copied)
+        self.kept_nbytes = len(rows) * _OF_ROW_NBYTES
+        self.held_nbytes = 2 * min(self.nbytes, copied)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """As `Part.pieces`."""
@@ -161,10 +170,10 @@ class Body:
         self._ends = list(itertools.accumulate(part.nbytes for part in parts))
         self.nbytes = self._ends[-1] if parts else 0
         self.is_there = all(part.is_there for part in parts)
-        # What is there is there at once, and of the others one after the other.
-        there = sum(part.held_nbytes for part in parts if isinstance(part, InMemory))
-        read = [part.held_nbytes for part in parts if not isinstance(part, InMemory)]
-        self.held_nbytes = there + max(read, default=0)
+        # Parts are read one after the other.
+        self.held_nbytes = sum(part.kept_nbytes for part in parts) + max(
+            (part.held_nbytes for part in parts), default=0
+        )
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """As `Part.pieces`."""

@@ -19,7 +19,7 @@ from actstore.query.server.leaving import Receive
 from actstore.query.server.problems import answer
 from actstore.query.server.reply import Send
 
-_MAX_QUERY: Final = 4096
+_MAX_QUERY: Final = 512
 """Bytes of a query that is remembered."""
 
 
@@ -77,7 +77,7 @@ def _query(model: type[BaseModel], text: bytes) -> BaseModel | None:
     return _remembered(model, text) if len(text) <= _MAX_QUERY else None
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _remembered(model: type[BaseModel], text: bytes) -> BaseModel | None:
     parameters = QueryParams(text)
     fields = model.model_fields

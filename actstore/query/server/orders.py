@@ -16,7 +16,7 @@ from starlette.responses import Response
 from actstore.errors import LoaderError
 from actstore.loader.batch import Batch
 from actstore.loader.footprint import batch_nbytes
-from actstore.loader.options import LoaderOptions, options_of
+from actstore.loader.options import LoaderOptions, dtype_name, options_of
 from actstore.loader.valid_rows import ValidRows
 from actstore.query.documents import OrderDocument
 from actstore.query.problem import Problem
@@ -115,23 +115,20 @@ class _Asked:
 
 async def _asked(request: Request, name: str, query: BatchQuery, place: Place | None) -> _Asked:
     """An order, and a batch of it that is begun, if one is asked for by epoch and number."""
-    found: _Asked | RowScan | None = _at_hand(request, name, query, place)
-    if found is None:
-        found = await run_in_threadpool(_begun, request, name, query, place)
-    if isinstance(found, RowScan):
-        scans, client = state_of(request).scans, scope_of(request).client
-        rows = await scans.run(request, client, found.key, found)
-        found = await run_in_threadpool(_begun, request, name, query, place, rows)
-    assert isinstance(found, _Asked)
-    return found
-
-
-def _at_hand(request: Request, name: str, query: BatchQuery, place: Place | None) -> _Asked | RowScan | None:
-    """The same, if nothing has to be waited for; it saves two changes of threads."""
     store = store_at_hand(request, name)
-    if store is None or not state_of(request).batches.is_lent(store, _options(request, store, query)):
-        return None
-    return _begun(request, name, query, place)
+    if store is not None:
+        # No change of threads where there is nothing to wait for.
+        options = _options(request, store, query)
+        used = state_of(request).batches.at_hand(store, options, scope_of(request).client)
+        if used is not None:
+            return _with_batch(request, store, used, options, place)
+    asked = await run_in_threadpool(_begun, request, name, query, place)
+    if isinstance(asked, RowScan):
+        scans, client = state_of(request).scans, scope_of(request).client
+        rows = await scans.run(request, client, asked.key, asked)
+        asked = await run_in_threadpool(_begun, request, name, query, place, rows)
+    assert isinstance(asked, _Asked)
+    return asked
 
 
 def _begun(
@@ -146,10 +143,9 @@ def _begun(
     store = store_of(request, name)
     options = _options(request, store, query)
     # The whole batch is made, also for a rank.
-    check_size(batch_nbytes(store, options), state.settings.max_batch)
-    is_raw = place is not None and _is_raw(
-        request, options
-    )  # or it is not acceptable, before anything is read
+    check_size(batch_nbytes(store, options), state.settings.max_batch, "--max-batch")
+    if place is not None:
+        _is_raw(request, options)  # or it is not acceptable, before anything is read
     if not store.is_complete:
         for hook in options.hooks:
             store[hook].rows.check_committed()
@@ -157,14 +153,21 @@ def _begun(
     if isinstance(known, RowScan):
         checked(state.budget, store, replace(options, rank=0, world_size=1))
         return known
-    used = state.batches.order(store, options, client, known)
+    return _with_batch(request, store, state.batches.order(store, options, client, known), options, place)
+
+
+def _with_batch(
+    request: Request, store: Store, used: InUse, options: LoaderOptions, place: Place | None
+) -> _Asked:
+    """An order that is there, and a batch of it that is begun, if one is asked for."""
     if place is None:
         return _Asked(store, used, options)
     order = used.order
     n_left = order.maker.batches.n_batches - place.k
-    n = max(1, min(place.count if is_raw else 1, n_left, order.at_once(state.settings.max_batch)))
+    n_wanted = place.count if _is_raw(request, options) else 1
+    n = max(1, min(n_wanted, n_left, order.at_once(state_of(request).settings.max_batch)))
     try:
-        lease = order.batch(place.epoch, place.k, client, n)
+        lease = order.batch(place.epoch, place.k, scope_of(request).client, n)
     except IndexError as error:
         raise LoaderError(str(error)) from error
     return _Asked(store, used, options, lease, n)
@@ -279,7 +282,7 @@ def _parts(made: Made, hook: str, lease: Lease, store: Store) -> dict[str, _Tens
     if isinstance(made, Lent):
         return {
             name: _Tensor(
-                _name(store[name].dtype),
+                dtype_name(store[name].dtype),
                 (sum(len(batch[name]) for batch in made.batches), *store[name].shape[2:]),
                 [InPlace(batch[name]) for batch in made.batches],
             )
@@ -290,7 +293,7 @@ def _parts(made: Made, hook: str, lease: Lease, store: Store) -> dict[str, _Tens
     if isinstance(made, Batch):
         named |= {SEQUENCES: made.sequences, POSITIONS: made.positions, TOKENS: made.tokens}
     return {
-        name: _Tensor(_name(tensor.dtype), tuple(tensor.shape), [_bytes(tensor, lease)])
+        name: _Tensor(dtype_name(tensor.dtype), tuple(tensor.shape), [_bytes(tensor, lease)])
         for name, tensor in named.items()
     }
 
@@ -305,10 +308,6 @@ def _safetensors(parts: dict[str, _Tensor]) -> Body:
         [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in parts.items()]
     )
     return Body([InMemory(head), *(part for tensor in parts.values() for part in tensor.parts)])
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _bytes(tensor: torch.Tensor, lease: Lease) -> InMemory:

@@ -152,16 +152,22 @@ def held_at_once(request: Request, nbytes: int) -> Account | None:
     return None
 
 
-def check_size(nbytes: int, max_reply: int) -> None:
+def check_size(nbytes: int, limit: int, option: str = "--max-reply") -> None:
     """
+    Args:
+        nbytes: of a reply.
+        limit: bytes that are allowed.
+        option: of the server that sets the limit.
+
     Raises:
         Problem: a reply would be larger than is allowed.
     """
-    if nbytes > max_reply:
+    if nbytes > limit:
         raise Problem(
             413,
             "too-large",
-            f"the reply would have {nbytes} bytes, and {max_reply} are allowed; ask for less at once",
+            f"the reply would have {nbytes} bytes, and {limit} are allowed; ask for less at once, or start the server "
+            f"with a larger {option}",
         )
 
 

@@ -34,6 +34,10 @@ _PATIENCE_MS: Final = 2
 """That a thread waits for a client to take more, before it turns to another one."""
 _TURN_S: Final = 0.05
 """After which a thread turns to another client in any case."""
+_MAX_WRITERS: Final = 128
+"""Descriptors that replies take besides those of their connections: half of what `Room` leaves free. Slow clients could
+take them all from files and health checks otherwise; further replies go through the transport.
+"""
 SLOWEST: Final = 8_000
 """Bytes a second that a client must take."""
 
@@ -148,6 +152,26 @@ class WritingThreads:
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(_N_THREADS, thread_name_prefix="writing", initializer=_be_nice)
         self._cores = threading.Semaphore(os.cpu_count() or 1)
+        self._writers = threading.BoundedSemaphore(_MAX_WRITERS)
+
+    def duplicate(self, file: int) -> int:
+        """Another descriptor of a socket, until it is given to `close`.
+
+        Raises:
+            OSError: there are too many of them.
+        """
+        if not self._writers.acquire(blocking=False):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        try:
+            return os.dup(file)
+        except OSError:
+            self._writers.release()
+            raise
+
+    def close(self, file: int) -> None:
+        """Give a descriptor of `duplicate` back."""
+        os.close(file)
+        self._writers.release()
 
     def submit(self, write: _Write, file: int) -> "Future[None]":
         """A turn."""
@@ -173,7 +197,7 @@ class SocketWriter:
             OSError: there are no descriptors left.
         """
         self._threads = threads
-        self._file = os.dup(file)
+        self._file = threads.duplicate(file)
         self._stall_s = stall_s
         self._is_gone = False
         self._waiting: asyncio.Future[None] | None = None
@@ -228,11 +252,10 @@ class SocketWriter:
         """Give the descriptor back, but not while a thread may still write to it: its number could be that of another
         connection by then.
         """
-        file = self._file
         if self._turn is None:
-            os.close(file)
+            self._threads.close(self._file)
         else:
-            self._turn.add_done_callback(lambda _turn: os.close(file))
+            self._turn.add_done_callback(lambda _turn: self._threads.close(self._file))
 
 
 def _wake(waiting: "asyncio.Future[None]") -> None:

@@ -33,6 +33,8 @@ Key = Annotated[
 class _Blob:
     """An object of the storage as a part of a body."""
 
+    kept_nbytes = 0
+
     def __init__(self, blobs: BlobReader, key: str, nbytes: int) -> None:
         self._blobs = blobs
         self._key = key
