@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from actstore.cli.byte_size import ByteSize
+from actstore.cli.byte_size import byte_size
 from actstore.errors import JobError, MissingExtraError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -49,26 +49,26 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 )
 @click.option(
     "--cache-limit",
-    type=ByteSize(),
+    type=byte_size(),
     help="Bytes that it may take. Default: half of what is free there.",
 )
 @click.option(
     "--max-reply",
-    type=ByteSize(),
+    type=byte_size(),
     default="4GiB",
     show_default=True,
     help="Bytes of one reply.",
 )
 @click.option(
     "--max-batch",
-    type=ByteSize(),
+    type=byte_size(),
     default="256MiB",
     show_default=True,
     help="Bytes of one batch; some of them are kept.",
 )
 @click.option(
     "--memory",
-    type=ByteSize(1 << 20),
+    type=byte_size(1 << 20),
     default="1GiB",
     show_default=True,
     help="Bytes that a process may hold for clients: batches, windows, replies. One client gets half at most.",

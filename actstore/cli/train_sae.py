@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from actstore.cli.byte_size import ByteSize
+from actstore.cli.byte_size import byte_size
 from actstore.cli.main import RESUMABLE
 from actstore.cli.slice import Slice
 from actstore.store.store import open_store
@@ -57,7 +57,7 @@ _SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "
 @click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Local folder for shards of a remote store."
 )
-@click.option("--cache-limit", type=ByteSize(), help="Bytes that it may take.")
+@click.option("--cache-limit", type=byte_size(), help="Bytes that it may take.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--checkpoints",

@@ -4,12 +4,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from actstore.cli.byte_size import ByteSize
+from actstore.cli.byte_size import byte_size
 
 
 def _run(value: str, minimum: int = 1) -> Result:
     @click.command()
-    @click.option("--memory", type=ByteSize(minimum))
+    @click.option("--memory", type=byte_size(minimum))
     def command(memory: int) -> None:
         click.echo(memory)
 
