@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.benchmarks.measure import Ratio
+from tests.benchmarks.measure import Figure, Result
 
 
 def _seconds(*args: str) -> float:
@@ -19,11 +19,9 @@ def _seconds(*args: str) -> float:
     return statistics.median(times)
 
 
-def run(store: Path) -> list[Ratio]:
+def run(store: Path) -> list[Result]:
     """Medians of whole processes."""
     return [
-        Ratio("actstore --help", _seconds("--help"), 0, "s", 0.4, "", lower_is_better=True),
-        Ratio(
-            "actstore info, local store", _seconds("info", str(store)), 0, "s", 1.0, "", lower_is_better=True
-        ),
+        Figure("actstore --help", _seconds("--help"), "s", 0.4),
+        Figure("actstore info, local store", _seconds("info", str(store)), "s", 1),
     ]

@@ -2,7 +2,6 @@
 
 import logging
 import multiprocessing
-import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from actstore.hooks.model import HookedModel
-from tests.benchmarks.measure import Ratio, all_in_turns
+from tests.benchmarks.measure import Against, Result, Side, Speed, interleaved, timed
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,8 @@ class Setting:
     """Every forward of every side ends after this many."""
     batch: int
     context: int
-    repeats: int
     n_forwards: int = 1
-    """In one figure."""
+    """In one work; a GPU is given several before it is waited for."""
 
     def tokens(self) -> Tensor:
         """Random ids of the model's vocabulary [batch, context]."""
@@ -45,28 +43,28 @@ class Setting:
 
 def on_cpu(model: Path) -> Setting:
     """SmolLM2-135M up to its layer 3: CPUs without bfloat16 arithmetic are slow."""
-    return Setting(model, "SmolLM2-135M bf16", "bfloat16", "cpu", 4, 8, 128, repeats=7)
+    return Setting(model, "SmolLM2-135M bf16", "bfloat16", "cpu", 4, 8, 128)
 
 
-def run(setting: Setting) -> list[Ratio]:
+def run(setting: Setting) -> list[Result]:
     """In a process of its own: a worker may have changed how the heap of this one behaves."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(measure, setting).result()
 
 
-def measure(setting: Setting) -> list[Ratio]:
-    """All ratios that the packages here allow."""
+def measure(setting: Setting) -> list[Result]:
+    """All speeds that the packages here allow to compare."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    ratios = _few_hooks(setting)
+    results = _few_hooks(setting)
     if find_spec("transformer_lens"):
-        ratios += _everything(setting)
+        results += _everything(setting)
         if setting.device == "cpu":
             # Where bfloat16 is emulated, products of matrices take nearly all of the time of both.
-            ratios += _everything(
+            results += _everything(
                 replace(setting, dtype="float32", title=setting.title.replace("bf16", "float32"))
             )
-    return ratios
+    return results
 
 
 def bare(setting: Setting) -> Callable[[], object]:
@@ -85,7 +83,7 @@ def actstore_model(setting: Setting) -> HookedModel:
     return HookedModel.from_pretrained(str(setting.model), dtype=setting.dtype, device=setting.device)
 
 
-def _few_hooks(setting: Setting) -> list[Ratio]:
+def _few_hooks(setting: Setting) -> list[Result]:
     model = actstore_model(setting)
     tokens = setting.tokens()
     stop = setting.n_layers
@@ -104,22 +102,22 @@ def _few_hooks(setting: Setting) -> list[Ratio]:
         runs["bridge"] = _bridge_run(setting, names_filter=last)
     if find_spec("sae_lens"):
         runs["saelens"] = _saelens_run(setting)
-    found = all_in_turns(_rates(setting, runs), repeats=setting.repeats)
-    pairs = (
-        ("resid_post of the last layer", "one", 0.97, "bare", "bare forward of the same layers"),
-        ("resid_post of all layers", "all", 0.93, "bare", "bare forward of the same layers"),
-        ("pattern of the last layer", "pattern", 0.90, "bare", "bare forward of the same layers"),
-        ("resid_post of the last layer", "one", 1.0, "bridge", "TransformerLens run_with_cache"),
-        ("resid_post of the last layer", "one", 1.0, "saelens", "SAELens HookedProxyLM"),
-    )
+    rates = interleaved(_sides(setting, runs))
+
+    def speed(what: str, ours: str, target: float, peers: dict[str, str]) -> Speed:
+        limit = Against("bare forward of the same layers", rates["bare"], target, is_limit=True)
+        against = [Against(peer, rates[run], 1) for run, peer in peers.items() if run in rates]
+        return Speed(_name(setting, what), "tokens/s", rates[ours], (limit, *against))
+
+    peers = {"bridge": "TransformerLens run_with_cache", "saelens": "SAELens HookedProxyLM"}
     return [
-        Ratio(_name(setting, what), found[ours], found[other], "tokens/s", target, against)
-        for what, ours, target, other, against in pairs
-        if other in found
+        speed("resid_post of the last layer", "one", 0.97, peers),
+        speed("resid_post of all layers", "all", 0.93, {}),
+        speed("pattern of the last layer", "pattern", 0.9, {}),
     ]
 
 
-def _everything(setting: Setting) -> list[Ratio]:
+def _everything(setting: Setting) -> list[Result]:
     model = actstore_model(setting)
     tokens = setting.tokens()
     theirs = _bridge_run(setting)
@@ -133,12 +131,13 @@ def _everything(setting: Setting) -> list[Ratio]:
         )
 
     runs = {"ours": ours, "theirs": theirs, "bare": bare(setting)}
-    found = all_in_turns(_rates(setting, runs), repeats=setting.repeats)
-    # No capture is faster than a forward that captures nothing.
-    limit = found["bare"] / found["theirs"]
-    against = f"TransformerLens caching everything; bare forward: {limit:.3g} times that"
+    rates = interleaved(_sides(setting, runs))
     name = _name(setting, f"all {len(names)} hooks that both have")
-    return [Ratio(name, found["ours"], found["theirs"], "tokens/s", 3, against)]
+    # No capture is faster than a forward that captures nothing, so the peer's factor has a bound, too.
+    bound = rates["bare"].median / rates["theirs"].median
+    limit = Against("bare forward of the same layers", rates["bare"], 0.6, is_limit=True)
+    peer = Against(f"TransformerLens caching everything ({bound:.3g} at most)", rates["theirs"], 1)
+    return [Speed(name, "tokens/s", rates["ours"], (limit, peer))]
 
 
 def _name(setting: Setting, what: str) -> str:
@@ -173,22 +172,20 @@ def _saelens_run(setting: Setting) -> Callable[[], object]:
     )
 
 
-def _rates(setting: Setting, runs: dict[str, Callable[[], object]]) -> dict[str, Callable[[], float]]:
-    """Each as tokens/s. All have run once before."""
+def _sides(setting: Setting, runs: dict[str, Callable[[], object]]) -> dict[str, Side]:
+    """Forwards, with all that they start on a device."""
 
-    def rate(run: Callable[[], object]) -> float:
-        with torch.inference_mode():
-            synchronize(setting.device)
-            started = time.perf_counter()
-            for _ in range(setting.n_forwards):
-                run()
-            synchronize(setting.device)
-        n_tokens = setting.n_forwards * setting.batch * setting.context
-        return n_tokens / (time.perf_counter() - started)
+    def side(run: Callable[[], object]) -> Side:
+        def forward() -> float:
+            with torch.inference_mode():
+                for _ in range(setting.n_forwards):
+                    run()
+                synchronize(setting.device)
+            return setting.n_forwards * setting.batch * setting.context
 
-    for each in runs.values():
-        rate(each)
-    return {name: lambda each=each: rate(each) for name, each in runs.items()}  # type: ignore[misc]
+        return timed(forward)
+
+    return {name: side(run) for name, run in runs.items()}
 
 
 def synchronize(device: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from actstore.hooks.model import HookedModel
 from tests.benchmarks import bench_hooks
 from tests.benchmarks.bench_hooks import Setting
-from tests.benchmarks.measure import Ratio
+from tests.benchmarks.measure import Figure, Result
 
 _ALLOWED_MB = 50
 
@@ -21,7 +21,7 @@ def on_cpu(model: Path) -> Setting:
     return replace(bench_hooks.on_cpu(model), context=512)
 
 
-def run(setting: Setting) -> list[Ratio]:
+def run(setting: Setting) -> list[Result]:
     """Peaks of processes that do nothing else."""
     wanted = {
         "resid_post of all layers": "blocks.*.hook_resid_post",
@@ -29,14 +29,14 @@ def run(setting: Setting) -> list[Ratio]:
         "all hooks": "*",
     }
     bare, _ = _in_a_process_of_its_own(setting, None)
-    ratios = []
+    results: list[Result] = []
     for what, names in wanted.items():
         peak, asked = _in_a_process_of_its_own(setting, names)
         where = f"{setting.title}, {setting.n_layers} layers, {setting.batch}x{setting.context}"
         name = f"{where}: memory above the bare forward for {what}, {asked:,.0f} MB"
         target = round(asked * 1.2 + _ALLOWED_MB)
-        ratios.append(Ratio(name, peak - bare, 0, "MB", target, "", lower_is_better=True))
-    return ratios
+        results.append(Figure(name, peak - bare, "MB", target))
+    return results
 
 
 def _in_a_process_of_its_own(setting: Setting, names: str | None) -> tuple[float, float]:

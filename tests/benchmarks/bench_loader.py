@@ -4,7 +4,7 @@ import itertools
 import shutil
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +16,11 @@ from sae_lens.training.activations_store import ActivationsStore
 import actstore
 from tests.benchmarks.loader_memory import peak_mb
 from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, LENGTH, N_ROWS, store_at
-from tests.benchmarks.measure import Ratio, all_in_turns
+from tests.benchmarks.measure import Against, Figure, Result, Speed, Work, interleaved
 
 _N_BATCHES = N_ROWS // BATCH
+_BLOCK = 256
+"""Rows that are gathered before they are converted."""
 _MIXED_BATCHES = 64
 """Of SAELens' buffer, in contexts: twice a batch of training."""
 
@@ -51,32 +53,54 @@ def _saelens_batches(folder: Path) -> Iterator[torch.Tensor]:
     return iter(store.get_data_loader())
 
 
-def _rate(batches: Iterator[Any], n_batches: int) -> float:
-    """Rows a second, the first batch not counted."""
+def _rows(batches: Iterator[torch.Tensor], n_batches: int) -> Work:
+    """Rows that come, the first batch not counted."""
     next(batches)
     started = time.perf_counter()
     n_rows = sum(len(batch) for batch in itertools.islice(batches, n_batches))
-    return n_rows / (time.perf_counter() - started)
+    return Work(n_rows, time.perf_counter() - started)
 
 
-def _ours(url: Path, n_batches: int, dtype: str | None = None) -> float:
+def _ours(url: Path, dtype: str | None = None) -> Work:
     with actstore.open(str(url)).loader(HOOK, batch_size=BATCH, dtype=dtype, epochs=None, seed=1) as loader:
         for _ in range(_N_BATCHES):  # every page is in the tables of the process then
             next(loader)
-        return _rate(loader, n_batches)
+        return _rows(loader, 4 * _N_BATCHES)
 
 
-def _in_memory(values: torch.Tensor, n_batches: int) -> float:
-    memory, out = values.view(torch.int64), torch.empty(BATCH, D_MODEL // 4, dtype=torch.int64)
-    order = torch.randperm(N_ROWS)
-    rows = [order[start : start + BATCH] for start in range(0, N_ROWS, BATCH)]
+class _InMemory:
+    """Batches of an array in memory, in a random order: what no loader can do faster."""
 
-    def batches() -> Iterator[torch.Tensor]:
-        for chosen in itertools.cycle(rows):
-            torch.index_select(memory, 0, chosen, out=out)
-            yield out
+    def __init__(self, values: torch.Tensor) -> None:
+        order = torch.randperm(N_ROWS)
+        self._chosen = [order[start : start + BATCH] for start in range(0, N_ROWS, BATCH)]
+        self._values = values
 
-    return _rate(batches(), n_batches)
+    def as_stored(self) -> Work:
+        """By `torch.index_select`, in words of 64 bits."""
+        memory = self._values.view(torch.int64)
+        out = torch.empty(BATCH, D_MODEL // 4, dtype=torch.int64)
+        return self._rows(lambda chosen: torch.index_select(memory, 0, chosen, out=out))
+
+    def as_float32(self) -> Work:
+        """The same in blocks that stay in the caches of the processor until they are converted."""
+        memory = self._values.view(torch.int64)
+        block = torch.empty(_BLOCK, D_MODEL // 4, dtype=torch.int64)
+        out = torch.empty(BATCH, D_MODEL)
+
+        def fill(chosen: torch.Tensor) -> None:
+            for start in range(0, BATCH, _BLOCK):
+                torch.index_select(memory, 0, chosen[start : start + _BLOCK], out=block)
+                out[start : start + _BLOCK] = block.view(torch.bfloat16)
+
+        return self._rows(fill)
+
+    def _rows(self, fill: Callable[[torch.Tensor], object]) -> Work:
+        started = time.perf_counter()
+        for _ in range(4):
+            for chosen in self._chosen:
+                fill(chosen)
+        return Work(4 * N_ROWS, time.perf_counter() - started)
 
 
 def _first_ms(url: Path, state: dict[str, Any] | None = None) -> float:
@@ -89,59 +113,37 @@ def _first_ms(url: Path, state: dict[str, Any] | None = None) -> float:
         return 1e3 * (time.perf_counter() - started)
 
 
-def run(folder: Path, *, repeats: int = 7) -> list[Ratio]:
+def run(folder: Path, *, repeats: int = 7) -> list[Result]:
     """All in turns; all files are in the page cache."""
     url, cache = folder / "loader", folder / "saelens-cache"
     values = store_at(url)
     _saelens_cache(cache, values)
-    rates = all_in_turns(
+    memory = _InMemory(values)
+    rates = interleaved(
         {
-            "stored": lambda: _ours(url, 4 * _N_BATCHES),
-            "float32": lambda: _ours(url, 4 * _N_BATCHES, "float32"),
-            "memory": lambda: _in_memory(values, 4 * _N_BATCHES),
-            "saelens": lambda: _rate(_saelens_batches(cache), _N_BATCHES // 2),
-        },
-        repeats=repeats,
+            "stored": lambda: _ours(url),
+            "float32": lambda: _ours(url, "float32"),
+            "memory": memory.as_stored,
+            "widened": memory.as_float32,
+            "saelens": lambda: _rows(_saelens_batches(cache), _N_BATCHES // 2),
+        }
     )
-    row_nbytes = D_MODEL * values.element_size()
     first = statistics.median(_first_ms(url) for _ in range(repeats))
     epoch, k = divmod(1_000_000, _N_BATCHES)
     late = statistics.median(_first_ms(url, {"epoch": epoch, "batch": k}) for _ in range(repeats))
-    memory = peak_mb(str(url))
+    held = peak_mb(str(url))
     shutil.rmtree(url)
     shutil.rmtree(cache)
     name = f"loader, d={D_MODEL} bf16, batch {BATCH}, global shuffle"
-    gb = row_nbytes / 1e9
+    row_nbytes = D_MODEL * values.element_size()
+    gather = Against("torch.index_select over memory", rates["memory"], 0.8, is_limit=True)
+    widen = Against("gather and widening over memory, blocked", rates["widened"], 0.8, is_limit=True)
+    saelens = Against("SAELens cached ActivationsStore", rates["saelens"], 5)
     return [
-        Ratio(
-            name, rates["stored"] * gb, rates["memory"] * gb, "GB/s", 0.8, "torch.index_select over memory"
-        ),
-        Ratio(
-            f"{name}, as float32",
-            rates["float32"],
-            rates["saelens"],
-            "rows/s",
-            20,
-            "SAELens cached ActivationsStore",
-        ),
-        Ratio("loader: first batch", first, first, "ms", 100, "-", lower_is_better=True),
-        Ratio(
-            "loader: first batch when resumed at batch 1,000,000",
-            late,
-            late,
-            "ms",
-            100,
-            "-",
-            lower_is_better=True,
-        ),
+        Speed(name, "GB/s", rates["stored"], (gather,), per_unit=1e9 / row_nbytes),
+        Speed(f"{name}, as float32", "rows/s", rates["float32"], (widen, saelens)),
+        Figure("loader: first batch", first, "ms", 100),
+        Figure("loader: first batch when resumed at batch 1,000,000", late, "ms", 100),
         # Two that are ready, and one at either end; files are the page cache's.
-        Ratio(
-            "loader: memory",
-            memory,
-            0,
-            "MB",
-            round(4 * BATCH * row_nbytes / 1e6) + 1,
-            "",
-            lower_is_better=True,
-        ),
+        Figure("loader: memory", held, "MB", round(4 * BATCH * row_nbytes / 1e6) + 1),
     ]

@@ -8,13 +8,13 @@ import torch
 
 import actstore
 from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, N_ROWS, store_at
-from tests.benchmarks.measure import Ratio, in_turns
+from tests.benchmarks.measure import Against, Result, Speed, Work, interleaved
 
 _N_BATCHES = 4 * N_ROWS // BATCH
 
 
-def _ours(url: Path) -> float:
-    """Bytes a second that are on the GPU, the first epoch not counted."""
+def _ours(url: Path) -> Work:
+    """Bytes that are on the GPU, the first epoch not counted."""
     with actstore.open(str(url)).loader(HOOK, batch_size=BATCH, epochs=None, device="cuda") as loader:
         for _ in itertools.islice(loader, N_ROWS // BATCH):
             pass
@@ -22,10 +22,10 @@ def _ours(url: Path) -> float:
         started = time.perf_counter()
         nbytes: int = sum(batch.nbytes for batch in itertools.islice(loader, _N_BATCHES))
         torch.cuda.synchronize()
-        return nbytes / (time.perf_counter() - started)
+        return Work(nbytes, time.perf_counter() - started)
 
 
-def _bus() -> float:
+def _bus() -> Work:
     here = torch.empty(BATCH, D_MODEL, dtype=torch.bfloat16, pin_memory=True)
     there = torch.empty_like(here, device="cuda")
     there.copy_(here, non_blocking=True)
@@ -34,13 +34,14 @@ def _bus() -> float:
     for _ in range(_N_BATCHES):
         there.copy_(here, non_blocking=True)
     torch.cuda.synchronize()
-    return _N_BATCHES * here.nbytes / (time.perf_counter() - started)
+    return Work(_N_BATCHES * here.nbytes, time.perf_counter() - started)
 
 
-def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
+def run(folder: Path) -> list[Result]:
     """In turns; all files are in the page cache."""
     url = folder / "loader"
     store_at(url)
-    ours, bus = in_turns(lambda: _ours(url), _bus, repeats=repeats)
+    rates = interleaved({"ours": lambda: _ours(url), "bus": _bus})
+    bus = Against("copies from pinned memory alone", rates["bus"], 0.5, is_limit=True)
     name = f"loader to the GPU, d={D_MODEL} bf16, batch {BATCH}, global shuffle"
-    return [Ratio(name, ours / 1e9, bus / 1e9, "GB/s", 0.5, "copies from pinned memory alone")]
+    return [Speed(name, "GB/s", rates["ours"], (bus,), 1e9)]

@@ -1,6 +1,5 @@
 """Windows from S3, through SeaweedFS: against ranged GETs of the same client at the same concurrency."""
 
-import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 import actstore
@@ -19,15 +19,15 @@ from actstore.store.sections import PIECE_NBYTES
 from tests.benchmarks.bench_s3 import server
 from tests.benchmarks.loader_memory import peak_mb
 from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, LENGTH, N_SEQUENCES, SEGMENT, plan_of
-from tests.benchmarks.measure import Ratio, in_turns
+from tests.benchmarks.measure import Against, Figure, Result, Speed, Work, interleaved
 from tests.store.example import write_store
 
 WINDOW_ROWS = 32_768
 """A quarter of the store."""
 
 
-def _raw(blobs: Blobs, layout: ArrayLayout) -> float:
-    """Bytes a second of all shards in pieces, into memory that is there."""
+def _raw(blobs: Blobs, layout: ArrayLayout) -> Work:
+    """Bytes of all shards in pieces, into memory that is there."""
     nbytes = layout.data_nbytes(0)
     out = np.empty((layout.n_shards, nbytes), np.uint8)
     out[:] = 0
@@ -40,11 +40,11 @@ def _raw(blobs: Blobs, layout: ArrayLayout) -> float:
     with ThreadPoolExecutor(N_REQUESTS) as threads:
         started = time.perf_counter()
         list(threads.map(get, pieces))
-        return out.nbytes / (time.perf_counter() - started)
+        return Work(out.nbytes, time.perf_counter() - started)
 
 
-def _rate(url: str, cache_dir: Path | None = None) -> float:
-    """Bytes a second of two epochs, after another one: memory is there, and as much is read ahead as at the end."""
+def _loaded(url: str, cache_dir: Path | None = None) -> Work:
+    """Bytes of two epochs, after another one: memory is there, and as much is read ahead as at the end."""
     loader = actstore.open(url).loader(
         HOOK, batch_size=BATCH, shuffle="window", window_rows=WINDOW_ROWS, epochs=None, cache_dir=cache_dir
     )
@@ -53,40 +53,41 @@ def _rate(url: str, cache_dir: Path | None = None) -> float:
             next(loader)
         started = time.perf_counter()
         nbytes: int = sum(next(loader).nbytes for _ in range(2 * loader.n_batches))
-        return nbytes / (time.perf_counter() - started)
+        return Work(nbytes, time.perf_counter() - started)
 
 
-def _memory(url: str, client: str) -> Ratio:
+def _memory(url: str, client: str) -> Figure:
     """Two windows, and batches: two that are ready, one at either end."""
     nbytes = (2 * WINDOW_ROWS + 4 * SEGMENT * LENGTH + 4 * BATCH) * 2 * D_MODEL
     peak = peak_mb(url, shuffle="window", window_rows=WINDOW_ROWS)
     name = f"loader, S3 ({client}), windows of {WINDOW_ROWS:,} rows: memory"
-    return Ratio(name, peak, 0, "MB", round(nbytes / 1e6), "", lower_is_better=True)
+    return Figure(name, peak, "MB", round(nbytes / 1e6))
 
 
-def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
+def run(folder: Path) -> list[Result]:
     """In turns."""
     plan = plan_of(N_SEQUENCES)
     layout = plan.activations(plan.request.hooks[0])
     values = {HOOK: torch.randn(layout.shape, dtype=torch.bfloat16).view(torch.uint16).numpy()}
-    ratios = []
-    with server() as started:
+    results: list[Result] = []
+    with server() as started, pytest.MonkeyPatch.context() as environment:
         for client in ("obstore", "s3fs"):
-            os.environ["ACTSTORE_S3"] = client
+            environment.setenv("ACTSTORE_S3", client)
             blobs = open_blobs(f"s3://{started.bucket}/{client}")
             write_store(blobs, plan, values, range(plan.n_segments))
-            ours, raw = in_turns(partial(_rate, blobs.url), partial(_raw, blobs, layout), repeats=repeats)
+            rates = interleaved({"ours": partial(_loaded, blobs.url), "raw": partial(_raw, blobs, layout)})
             name = f"loader, S3 (SeaweedFS, {client}), windows of {WINDOW_ROWS:,} rows"
-            ratios.append(Ratio(name, ours / 1e6, raw / 1e6, "MB/s", 0.9, f"{N_REQUESTS} GETs at once"))
-            ratios.append(_memory(blobs.url, client))
+            gets = Against(f"{N_REQUESTS} GETs at once, of the same client", rates["raw"], 0.9, is_limit=True)
+            results += [Speed(name, "MB/s", rates["ours"], (gets,), 1e6), _memory(blobs.url, client)]
         local = LocalBlobs(folder / "windows")
         write_store(local, plan, values, range(plan.n_segments))
-        cached, plain = in_turns(
-            partial(_rate, blobs.url, folder / "shards"), partial(_rate, local.url), repeats=repeats
+        rates = interleaved(
+            {"cached": partial(_loaded, blobs.url, folder / "shards"), "local": partial(_loaded, local.url)}
         )
-        name = "loader, S3, second epoch with cache_dir"
-        ratios.append(Ratio(name, cached / 1e9, plain / 1e9, "GB/s", 0.9, "the same store on the local disk"))
-        del os.environ["ACTSTORE_S3"]
+        limit = Against("the same store on the local disk", rates["local"], 0.9, is_limit=True)
+        results.append(
+            Speed("loader, S3, second epoch with cache_dir", "GB/s", rates["cached"], (limit,), 1e9)
+        )
     for used in ("windows", "shards"):
         shutil.rmtree(folder / used)
-    return ratios
+    return results

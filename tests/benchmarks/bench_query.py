@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -25,7 +25,7 @@ from actstore.store.local import LocalBlobs
 from actstore.store.plan import HookArray, Plan
 from actstore.store.seal import seal
 from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, LENGTH, store_at
-from tests.benchmarks.measure import Ratio, all_in_turns
+from tests.benchmarks.measure import Against, Figure, Result, Side, Speed, Work, interleaved
 from tests.query.running import Running, running
 from tests.store.example import example_plan, write_store
 
@@ -76,8 +76,8 @@ def _process(*command: str) -> Iterator[int]:
         process.stdout.close()
 
 
-def _downloads(url: str, out: NDArray[np.uint8], n: int = 8) -> float:
-    """GB/s of a client that reads into memory that is there."""
+def _downloads(url: str, out: NDArray[np.uint8], n: int = 8) -> Work:
+    """Bytes of a client that reads into memory that is there."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
     started = time.perf_counter()
@@ -90,30 +90,30 @@ def _downloads(url: str, out: NDArray[np.uint8], n: int = 8) -> float:
             left = left[reply.readinto(left) :]
     seconds = time.perf_counter() - started
     connection.close()
-    return n * out.nbytes / seconds / 1e9
+    return Work(n * out.nbytes, seconds)
 
 
-def _flight(port: int, n: int = 4) -> float:
+def _flight(port: int, n: int = 4) -> Work:
     with flight.connect(f"grpc://127.0.0.1:{port}") as client:
         started = time.perf_counter()
         for _ in range(n):
             table = client.do_get(flight.Ticket(b"")).read_all()
             assert table.num_rows == _SEQUENCES * LENGTH
-        return n * _NBYTES / (time.perf_counter() - started) / 1e9
+        return Work(n * _NBYTES, time.perf_counter() - started)
 
 
-def _loader_rate(store: actstore.Store, n: int = 64) -> float:
+def _loaded(store: actstore.Store, n: int = 64) -> Work:
     with store.loader(HOOK, batch_size=BATCH, epochs=None, seed=1) as loader:
         for _ in range(40):
             next(loader)
         started = time.perf_counter()
         for _ in itertools.islice(loader, n):
             pass
-        return n * BATCH * D_MODEL * 2 / (time.perf_counter() - started) / 1e9
+        return Work(n * BATCH * D_MODEL * 2, time.perf_counter() - started)
 
 
-def _raw_rate(n: int = 64) -> float:
-    """GB/s of two plain sockets of this machine, a batch at a time: the most that TCP gives here."""
+def _raw(n: int = 64) -> Work:
+    """Bytes through two plain sockets of this machine, a batch at a time: the most that TCP gives here."""
     with _process("-c", _SENDER) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         out = np.empty(BATCH * D_MODEL * 2, np.uint8)
         started = time.perf_counter()
@@ -122,7 +122,7 @@ def _raw_rate(n: int = 64) -> float:
             left = out.data
             while left.nbytes:
                 left = left[connection.recv_into(left) :]
-        return n * out.nbytes / (time.perf_counter() - started) / 1e9
+        return Work(n * out.nbytes, time.perf_counter() - started)
 
 
 _SENDER = f"""
@@ -255,7 +255,7 @@ def _requests(server: Running, seconds: float = 3.0) -> float:
     return sum(counts) / seconds
 
 
-def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
+def run(folder: Path, *, repeats: int = 5) -> list[Result]:
     """Server and client on this machine; all files are in the page cache."""
     root = folder / "served"
     store_at(root / "wide")
@@ -268,19 +268,19 @@ def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
         _process("-c", _FLIGHT, str(root / "wide")) as flying,
     ):
         url = f"{server.url}/v1/stores/wide/hooks/{HOOK}/slice?seq=0:{_SEQUENCES}"
-        local, served = actstore.open(root / "wide"), server.store("wide", direct=False)
+        stored, served = actstore.open(root / "wide"), server.store("wide", direct=False)
         beside = actstore.open(f"http+unix://{quote(str(unix), safe='')}/v1/stores/wide", direct=False)
-        measured: dict[str, Callable[[], float]] = {
+        sides: dict[str, Side] = {
             "slice": lambda: _downloads(url, out),
             "bare": lambda: _downloads(f"http://127.0.0.1:{bare}/", out),
             "flight": lambda: _flight(flying),
-            "local": lambda: _loader_rate(local),
-            "served": lambda: _loader_rate(served),
-            "unix": lambda: _loader_rate(beside),
-            "raw": _raw_rate,
+            "local": lambda: _loaded(stored),
+            "served": lambda: _loaded(served),
+            "unix": lambda: _loaded(beside),
+            "raw": _raw,
         }
-        rates = all_in_turns(measured, repeats=repeats)
-        expected = local[HOOK].rows[:_SEQUENCES].reshape(-1).view(np.uint8)
+        rates = interleaved(sides)
+        expected = stored[HOOK].rows[:_SEQUENCES].reshape(-1).view(np.uint8)
         _downloads(url, out, 1)
         assert np.array_equal(out, expected)
         _latencies(server, 100)
@@ -296,33 +296,18 @@ def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
             )
     shutil.rmtree(root)
     batches = f"query: batches of {BATCH} x {D_MODEL} bf16"
+    uvicorn = Against("bare uvicorn, from memory", rates["bare"], 0.8, is_limit=True)
+    sockets = Against("the same bytes over plain TCP sockets", rates["raw"], 0.8, is_limit=True)
+    arrow = Against("Arrow Flight do_get", rates["flight"], 1.5)
+    local = Against("local loader", rates["local"], 0.3)
+    prompt = f"query: one prompt, {_PROMPT} x {_NARROW} bf16"
     return [
-        Ratio(
-            "query: slice of 64 MiB", rates["slice"], rates["bare"], "GB/s", 0.8, "bare uvicorn, from memory"
-        ),
-        Ratio("query: slice of 64 MiB", rates["slice"], rates["flight"], "GB/s", 3, "Arrow Flight do_get"),
-        Ratio(batches, rates["served"], rates["local"], "GB/s", 0.5, "local loader"),
-        Ratio(batches, rates["served"], rates["raw"], "GB/s", 0.8, "the same bytes over plain sockets"),
-        Ratio(f"{batches}, Unix socket", rates["unix"], rates["raw"], "GB/s", 0.8, "plain TCP sockets"),
-        Ratio(
-            f"query: one prompt, {_PROMPT} x {_NARROW} bf16, p50",
-            p50,
-            p50,
-            "ms",
-            2,
-            "-",
-            lower_is_better=True,
-        ),
-        Ratio(
-            f"query: one prompt, {_PROMPT} x {_NARROW} bf16, p99",
-            p99,
-            p99,
-            "ms",
-            10,
-            "-",
-            lower_is_better=True,
-        ),
-        Ratio("query: one prompt on an idle server, p50", p50, busy_p50, "ms", 0.1, _BESIDE),
-        Ratio("query: one prompt on an idle server, p99", p99, busy_p99, "ms", 0.1, _BESIDE),
-        Ratio("query: prompts a second, one process", requests, 500, "req/s", 1, "the target"),
+        Speed("query: slice of 64 MiB", "GB/s", rates["slice"], (uvicorn, arrow), 1e9),
+        Speed(batches, "GB/s", rates["served"], (sockets, local), 1e9),
+        Speed(f"{batches}, Unix socket", "GB/s", rates["unix"], (sockets,), 1e9),
+        Figure(f"{prompt}, p50", p50, "ms", 2),
+        Figure(f"{prompt}, p99", p99, "ms", 10),
+        Figure(f"{prompt}, {_BESIDE}, p50", busy_p50, "ms", 10 * p50),
+        Figure(f"{prompt}, {_BESIDE}, p99", busy_p99, "ms", 10 * p99),
+        Figure("query: prompts a second, one process", requests, "req/s", 500, is_least=True),
     ]

@@ -19,7 +19,7 @@ from actstore.store.blobs import Blobs
 from actstore.store.object_store import ObjectBlobs
 from actstore.store.s3fs_store import S3fsBlobs
 from tests import conftest
-from tests.benchmarks.measure import Ratio, all_in_turns
+from tests.benchmarks.measure import Against, Result, Side, Speed, Work, interleaved
 
 NBYTES = 64 << 20
 TAIL = bytes(1036)
@@ -74,18 +74,21 @@ def raw_clients(started: conftest.S3Server) -> dict[str, tuple[RawPut, Act]]:
     }
 
 
-def run(*, repeats: int = 9) -> list[Ratio]:
+def run() -> list[Result]:
     """All in turns. Ours put two parts, create-only, and get into memory that is there, as a store does."""
     data: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, NBYTES, dtype=np.uint8)
     whole = data.tobytes() + TAIL
     out = np.zeros(len(whole), np.uint8)
     numbers = itertools.count()
 
-    def rate(act: Act, *, fresh: bool) -> float:
+    def moved(act: Act, *, fresh: bool) -> Work:
         key = f"run/{next(numbers)}" if fresh else "run/there"
         started_at = time.perf_counter()
         act(key)
-        return len(whole) / (time.perf_counter() - started_at) / 1e6
+        seconds = time.perf_counter() - started_at
+        if fresh:
+            cleaner.delete_object(Bucket=started.bucket, Key=key)  # the disk is not what is measured
+        return Work(len(whole), seconds)
 
     def put(blobs: Blobs, key: str) -> None:
         if not blobs.create(key, [data, TAIL]):
@@ -96,40 +99,35 @@ def run(*, repeats: int = 9) -> list[Ratio]:
             "obstore": ObjectBlobs(f"s3://{started.bucket}"),
             "s3fs": S3fsBlobs(f"s3://{started.bucket}"),
         }
-        raw = raw_clients(started)
+        raw, cleaner = raw_clients(started), started.client()
         put(ours["obstore"], "run/there")
-        puts: dict[str, Callable[[], float]] = {}
-        gets: dict[str, Callable[[], float]] = {}
+        puts: dict[str, Side] = {}
+        gets: dict[str, Side] = {}
         for name, blobs in ours.items():
-            puts[f"ours {name}"] = partial(rate, partial(put, blobs), fresh=True)
-            gets[f"ours {name}"] = partial(rate, partial(_get, blobs, out), fresh=False)
+            puts[f"ours {name}"] = partial(moved, partial(put, blobs), fresh=True)
+            gets[f"ours {name}"] = partial(moved, partial(_get, blobs, out), fresh=False)
         for name, (raw_put, raw_get) in raw.items():
-            puts[name] = partial(rate, partial(_put_raw, raw_put, whole), fresh=True)
-            gets[name] = partial(rate, raw_get, fresh=False)
+            puts[name] = partial(moved, partial(_put_raw, raw_put, whole), fresh=True)
+            gets[name] = partial(moved, raw_get, fresh=False)
         # The server takes longer for a condition, which no raw put has but this one.
         puts["s3fs create-only"] = partial(
-            rate, partial(_put_raw, partial(_create_raw, started.bucket), whole), fresh=True
+            moved, partial(_put_raw, partial(_create_raw, started.bucket), whole), fresh=True
         )
-        ratios = []
-        for verb, measurements in (("put", puts), ("get", gets)):
-            figures = all_in_turns(measurements, repeats=repeats)
-            best = max(raw, key=lambda name: figures[name])
+        results: list[Result] = []
+        for verb, sides in (("put", puts), ("get", gets)):
+            rates = interleaved(sides)
+            best = max(raw, key=lambda client: rates[client].median)
             same = "s3fs create-only" if verb == "put" else "s3fs"
             what = f"S3 {verb} of 64 MiB, SeaweedFS"
-            ratios += [
-                Ratio(
-                    f"{what}: obstore",
-                    figures["ours obstore"],
-                    figures[best],
-                    "MB/s",
-                    0.9,
-                    f"best raw: {best}",
-                ),
-                Ratio(f"{what}: s3fs", figures["ours s3fs"], figures[same], "MB/s", 0.9, f"raw {same}"),
+            fastest = Against(f"best raw client: {best}", rates[best], 0.9, is_limit=True)
+            own = Against(f"raw {same}", rates[same], 0.9, is_limit=True)
+            results += [
+                Speed(f"{what}: obstore", "MB/s", rates["ours obstore"], (fastest,), 1e6),
+                Speed(f"{what}: s3fs", "MB/s", rates["ours s3fs"], (own,), 1e6),
             ]
         if out.tobytes() != whole:
             raise RuntimeError("other bytes came back than were put")
-    return ratios
+    return results
 
 
 def _get(blobs: Blobs, out: NDArray[np.uint8], key: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from actstore.demo import MODEL_PATH
 from tests.benchmarks.bench_s3 import server
-from tests.benchmarks.measure import Ratio
+from tests.benchmarks.measure import Figure, Result
 from tests.faults import child
 from tests.faults.child import Child, Outcome
 from tests.faults.proxy import Throttle, proxy
@@ -50,7 +50,7 @@ def throttled(folder: Path) -> tuple[Outcome, Outcome, float]:
     return outcomes[0], outcomes[1], alone["nbytes_written"] / _SHORT
 
 
-def run(folder: Path) -> list[Ratio]:
+def run(folder: Path) -> list[Result]:
     """How much more the long run holds; the target is one segment."""
     short, long, segment_nbytes = throttled(folder)
     waited = long.report["seconds_waiting"] / long.report["seconds_running"]
@@ -59,4 +59,4 @@ def run(folder: Path) -> list[Ratio]:
         f"{waited:.0%} of the time; its peak of {long.peak_nbytes / 1e6:,.0f} MB above that of {_SHORT} segments"
     )
     more = (long.peak_nbytes - short.peak_nbytes) / 1e6
-    return [Ratio(name, more, 0, "MB", segment_nbytes / 1e6, "", lower_is_better=True)]
+    return [Figure(name, more, "MB", segment_nbytes / 1e6)]

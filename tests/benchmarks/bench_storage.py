@@ -1,11 +1,12 @@
-"""Writing when the model costs almost nothing: inline extraction against SAELens' cache writer."""
+"""Writing when the model costs almost nothing: inline extraction against the disk, the forward, and SAELens' writer."""
 
+import mmap
 import multiprocessing
+import os
 import shutil
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import pyarrow.parquet as pq
 import torch
 
 import actstore
-from tests.benchmarks.measure import Ratio, in_turns
+from tests.benchmarks.measure import Against, Result, Side, Speed, Work, interleaved, timed
 
 D_MODEL = 2048
 CONTEXT = 128
+BATCH = 8
+_STEP = 64 << 20
 N_SEQUENCES = 1024
+_SEQUENCE_NBYTES = CONTEXT * D_MODEL * 4
 N_SEQUENCES_SAELENS = 128
 """It is ten times slower; its rate does not depend on the length of the run."""
 
@@ -50,8 +54,8 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
-def saelens(model: Path, module: str, ids: np.ndarray[Any, Any], out: Path) -> float:
-    """Bytes/s of activations of a module through `CacheActivationsRunner`."""
+def saelens(model: Path, module: str, ids: np.ndarray[Any, Any], out: Path) -> Work:
+    """Bytes of activations of a module through `CacheActivationsRunner`."""
     from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
 
@@ -79,23 +83,50 @@ def saelens(model: Path, module: str, ids: np.ndarray[Any, Any], out: Path) -> f
         started = time.perf_counter()
         n_sequences = len(runner.run())  # it fills its last buffer, so it writes more than it was asked for
         seconds = time.perf_counter() - started
-    return n_sequences * CONTEXT * D_MODEL * 4 / seconds
+    return Work(n_sequences * _SEQUENCE_NBYTES, seconds)
 
 
-def _in_a_process_of_its_own(model: Path, module: str, ids: np.ndarray[Any, Any], out: Path) -> float:
-    """MB/s; our worker changes how the heap of its process behaves, and the peer must not gain or lose by that."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(saelens, model, module, ids, out).result() / 1e6
+def _forward(model: Path, ids: np.ndarray[Any, Any]) -> Side:
+    """Bytes of the output of the layer of the plain model, which are kept nowhere."""
+    from transformers import AutoModel
+
+    base = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
+    tokens = torch.from_numpy(ids[:BATCH])
+
+    def forward() -> float:
+        with torch.inference_mode():
+            base(input_ids=tokens, use_cache=False)
+        return BATCH * _SEQUENCE_NBYTES
+
+    return timed(forward)
 
 
-def run(folder: Path, *, repeats: int = 3) -> list[Ratio]:
-    """Both in turns."""
+def _raw_file(path: Path) -> Side:
+    """Bytes of a file as large as a run, written past the page cache."""
+    data = mmap.mmap(-1, N_SEQUENCES * _SEQUENCE_NBYTES)
+    np.frombuffer(data, np.uint8)[:] = 1
+
+    def write() -> float:
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o644)
+        nbytes = sum(
+            os.write(descriptor, memoryview(data)[at : at + _STEP]) for at in range(0, len(data), _STEP)
+        )
+        os.fsync(descriptor)
+        os.close(descriptor)
+        return nbytes
+
+    return timed(write)
+
+
+def run(folder: Path) -> list[Result]:
+    """All in turns; the peer in a process of its own, as our worker changes how the heap of its process behaves."""
     model = make_model(folder / "storage-model")
     ids = np.random.default_rng(0).integers(2, 1000, size=(N_SEQUENCES, CONTEXT))
     tokens = folder / "storage-tokens.parquet"
     pq.write_table(pa.table({"input_ids": ids.tolist()}), tokens)
 
-    def ours(hook: str) -> float:
+    def ours(hook: str) -> Work:
         out = folder / "storage"
         shutil.rmtree(out, ignore_errors=True)
         planned = actstore.plan(
@@ -103,25 +134,36 @@ def run(folder: Path, *, repeats: int = 3) -> list[Ratio]:
             tokens=str(tokens),
             hooks=hook,
             context_length=CONTEXT,
-            batch_size=8,
+            batch_size=BATCH,
             dtype="float32",
             out=str(out),
         )
-        return actstore.extract(planned).nbytes_per_second / 1e6
+        report = actstore.extract(planned)
+        return Work(report.nbytes_written, report.seconds_running)
 
-    ratios = []
-    for name, hook, module in (
-        (
-            "1 layer, d=2048, float32: before the layer (storage-bound)",
-            "blocks.0.hook_resid_pre",
-            "model.embed_tokens",
-        ),
-        ("1 layer, d=2048, float32: after the layer", "blocks.0.hook_resid_post", "model.layers.0"),
-    ):
-        a, b = in_turns(
-            partial(ours, hook),
-            partial(_in_a_process_of_its_own, model, module, ids, folder / "saelens"),
-            repeats=repeats,
+    raw = folder / "storage-raw"
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+
+        def theirs(module: str) -> Work:
+            return process.submit(saelens, model, module, ids, folder / "saelens").result()
+
+        rates = interleaved(
+            {
+                "before": lambda: ours("blocks.0.hook_resid_pre"),
+                "saelens before": lambda: theirs("model.embed_tokens"),
+                "raw": _raw_file(raw),
+                "after": lambda: ours("blocks.0.hook_resid_post"),
+                "saelens after": lambda: theirs("model.layers.0"),
+                "forward": _forward(model, ids),
+            }
         )
-        ratios.append(Ratio(name, a, b, "MB/s", 10, "SAELens CacheActivationsRunner"))
-    return ratios
+    raw.unlink()
+    peer = "SAELens CacheActivationsRunner"
+    disk = Against("raw file, direct, fsync", rates["raw"], 0.5, is_limit=True)
+    forward = Against("bare forward of the layer, kept nowhere", rates["forward"], 0.5, is_limit=True)
+    name = "1 layer, d=2048, float32, with statistics"
+    before, after = f"{name}: before the layer (storage-bound)", f"{name}: after the layer"
+    return [
+        Speed(before, "MB/s", rates["before"], (disk, Against(peer, rates["saelens before"], 5)), 1e6),
+        Speed(after, "MB/s", rates["after"], (forward, Against(peer, rates["saelens after"], 3)), 1e6),
+    ]

@@ -19,7 +19,7 @@ from actstore.store.layout import ArrayLayout, to_json
 from actstore.store.local import LocalBlobs
 from actstore.store.rows import Rows, Section
 from actstore.store.shard import encode
-from tests.benchmarks.measure import Ratio, all_in_turns
+from tests.benchmarks.measure import Against, Figure, Result, Speed, Work, interleaved
 
 # 2,048 sequences of 128 positions of width 2,048, float16: 1 GiB in 16 shards of 64 MiB, inner chunks of 1 MiB.
 LAYOUT = ArrayLayout("acts/h", (2048, 128, 2048), "float16", ("sequence", "position", "d_model"), 128, 2)
@@ -45,15 +45,15 @@ def _values() -> NDArray[Any]:
 
 
 @contextmanager
-def _rate() -> Iterator[list[float]]:
-    """GB/s of the block, as the one entry of the list."""
-    found: list[float] = []
+def _timed() -> Iterator[list[Work]]:
+    """The block as a work, the one entry of the list."""
+    works: list[Work] = []
     started = time.perf_counter()
-    yield found
-    found.append(NBYTES / (time.perf_counter() - started) / 1e9)
+    yield works
+    works.append(Work(NBYTES, time.perf_counter() - started))
 
 
-def _written(folder: Path, values: NDArray[Any]) -> float:
+def _written(folder: Path, values: NDArray[Any]) -> Work:
     shutil.rmtree(folder, ignore_errors=True)
     blobs = LocalBlobs(folder)
     blobs.create(LAYOUT.metadata_key, [to_json(LAYOUT.metadata())])
@@ -63,28 +63,28 @@ def _written(folder: Path, values: NDArray[Any]) -> float:
         shard = encode(LAYOUT, index, rows)
         assert blobs.create(shard.key, shard.parts)
 
-    with ThreadPoolExecutor(_N_WRITERS) as writers, _rate() as rate:
+    with ThreadPoolExecutor(_N_WRITERS) as writers, _timed() as works:
         list(writers.map(write, range(LAYOUT.n_shards)))
-    return rate[0]
+    return works[0]
 
 
-def _raw_written(path: Path, values: NDArray[Any], flags: int) -> float:
+def _raw_written(path: Path, values: NDArray[Any], flags: int) -> Work:
     path.unlink(missing_ok=True)
     data = memoryview(values.reshape(-1).view(np.uint8).data)
-    with _rate() as rate:
+    with _timed() as works:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | flags, 0o644)
         step = LAYOUT.data_nbytes(0)
         for start in range(0, NBYTES, step):
             assert os.write(descriptor, data[start : start + step]) == step
         os.fsync(descriptor)
         os.close(descriptor)
-    return rate[0]
+    return works[0]
 
 
-def _zarr_written(folder: Path, values: NDArray[Any]) -> float:
+def _zarr_written(folder: Path, values: NDArray[Any]) -> Work:
     """The same array, shards and chunks; its files are synced as ours are."""
     shutil.rmtree(folder, ignore_errors=True)
-    with _rate() as rate:
+    with _timed() as works:
         array = zarr.create_array(
             folder,
             shape=LAYOUT.shape,
@@ -98,28 +98,28 @@ def _zarr_written(folder: Path, values: NDArray[Any]) -> float:
             if path.is_file():
                 with path.open("rb") as file:
                     os.fsync(file.fileno())
-    return rate[0]
+    return works[0]
 
 
-def _read(rows: Rows, out: NDArray[Any]) -> float:
-    with _rate() as rate:
+def _read(rows: Rows, out: NDArray[Any]) -> Work:
+    with _timed() as works:
         rows.read(..., out)
-    return rate[0]
+    return works[0]
 
 
-def _raw_read(paths: list[Path], out: NDArray[Any]) -> float:
+def _raw_read(paths: list[Path], out: NDArray[Any]) -> Work:
     places = out.reshape(len(paths), -1).view(np.uint8)
-    with _rate() as rate:
+    with _timed() as works:
         for path, place in zip(paths, places, strict=True):
             with path.open("rb", buffering=0) as file:
                 assert file.readinto(place.data) == len(place)
-    return rate[0]
+    return works[0]
 
 
-def _zarr_read(folder: Path) -> float:
-    with _rate() as rate:
+def _zarr_read(folder: Path) -> Work:
+    with _timed() as works:
         zarr.open_array(folder, path=LAYOUT.path, mode="r")[...]
-    return rate[0]
+    return works[0]
 
 
 def _point_ms(blobs: LocalBlobs, section: Section) -> float:
@@ -133,22 +133,21 @@ def _point_ms(blobs: LocalBlobs, section: Section) -> float:
     return statistics.median(seconds) * 1e3
 
 
-def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
+def run(folder: Path, *, repeats: int = 5) -> list[Result]:
     """All in turns; what is read lies in the page cache."""
     values = _values()
     store = folder / "store"
-    written = all_in_turns(
+    written = interleaved(
         {
             "ours": lambda: _written(store, values),
             "buffered": lambda: _raw_written(folder / "raw", values, 0),
             "direct": lambda: _raw_written(folder / "raw", values, os.O_DIRECT),
             "zarr": lambda: _zarr_written(folder / "zarr", values),
-        },
-        repeats=repeats,
+        }
     )
     (folder / "raw").unlink()
     shutil.rmtree(folder / "zarr")
-    raw = max(("buffered", "direct"), key=written.__getitem__)
+    best = max(("buffered", "direct"), key=lambda how: written[how].median)
 
     # Direct writes leave nothing in the page cache; the first round of reads fills it, and is not counted.
     blobs, section = LocalBlobs(store), Section(LAYOUT, lambda _: True)
@@ -156,21 +155,32 @@ def run(folder: Path, *, repeats: int = 5) -> list[Ratio]:
     paths = [blobs.path(LAYOUT.key(shard)) for shard in range(LAYOUT.n_shards)]
     _read(rows, out)
     assert np.array_equal(out.view("<u2"), values.view("<u2"))
-    read = all_in_turns(
+    read = interleaved(
         {
             "ours": lambda: _read(rows, out),
             "raw": lambda: _raw_read(paths, out),
             "zarr": lambda: _zarr_read(store),
-        },
-        repeats=repeats,
+        }
     )
     point_ms = statistics.median(_point_ms(blobs, section) for _ in range(repeats))
     shutil.rmtree(store)
     name = "1 GiB, float16, 16 shards"
+    disk = Against(f"raw file, {best}, fsync", written[best], 0.9, is_limit=True)
+    memory = Against("raw files, readinto", read["raw"], 0.9, is_limit=True)
     return [
-        Ratio(f"write {name}, fsync", written["ours"], written[raw], "GB/s", 0.9, f"raw file, {raw}, fsync"),
-        Ratio(f"write {name}, fsync", written["ours"], written["zarr"], "GB/s", 3, "zarr-python"),
-        Ratio(f"read {name}, cached", read["ours"], read["raw"], "GB/s", 0.9, "raw files, readinto"),
-        Ratio(f"read {name}, cached", read["ours"], read["zarr"], "GB/s", 3, "zarr-python"),
-        Ratio("one row of 512 KiB, local, median", point_ms, point_ms, "ms", 0.2, "-", lower_is_better=True),
+        Speed(
+            f"write {name}, fsync",
+            "GB/s",
+            written["ours"],
+            (disk, Against("zarr-python", written["zarr"], 3)),
+            1e9,
+        ),
+        Speed(
+            f"read {name}, cached",
+            "GB/s",
+            read["ours"],
+            (memory, Against("zarr-python", read["zarr"], 3)),
+            1e9,
+        ),
+        Figure("one row of 512 KiB, local, median", point_ms, "ms", 0.2),
     ]

@@ -1,84 +1,182 @@
-"""What all benchmarks share: a ratio of two figures taken in turns in one run, as medians."""
+"""What all benchmarks share: works done in turns, and how the figures of a run are shown."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
-_HEAD = ("benchmark", "actstore", "compared with", "ratio", "target", "")
+TURNS: Final = 5
+TURN_S: Final = 1.0
+"""Seconds of a turn at least, so that every side runs for five seconds: shorter ones measure start-up, and one pause of
+a busy machine decides."""
+_SPEED_HEAD: Final = ("benchmark", "actstore", "against", "their figure", "ratio (turns)", "target", "")
+_FIGURE_HEAD: Final = ("benchmark", "figure", "target", "")
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Ours over the limit or the peer, in the same unit."""
+class Work:
+    """What was done in one call, and how long the part took that counts: what comes before it is warm-up."""
 
-    name: str
-    ours: float
-    other: float
-    unit: str
-    target: float
-    against: str
-    lower_is_better: bool = False
-    """The figure itself is compared with the target; there is no peer."""
+    amount: float
+    seconds: float
+
+
+Side = Callable[[], Work]
+
+
+def timed(act: Callable[[], float]) -> Side:
+    """All of an act counts, which returns how much it did."""
+
+    def work() -> Work:
+        started = time.perf_counter()
+        amount = act()
+        return Work(amount, time.perf_counter() - started)
+
+    return work
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Amounts a second of one side."""
+
+    of_turns: tuple[float, ...]
+    seconds: float
+    """Of all turns together."""
 
     @property
-    def value(self) -> float:
-        return self.ours if self.lower_is_better else self.ours / self.other
-
-    @property
-    def is_met(self) -> bool:
-        return self.value <= self.target if self.lower_is_better else self.value >= self.target
-
-    def row(self) -> tuple[str, str, str, str, str, str]:
-        """Cells of a table."""
-        if self.lower_is_better:
-            return (
-                self.name,
-                f"{self.ours:.3g} {self.unit}",
-                "-",
-                "-",
-                f"<= {self.target:g}",
-                self._verdict(),
-            )
-        return (
-            self.name,
-            f"{self.ours:,.4g} {self.unit}",
-            f"{self.other:,.4g} {self.unit} ({self.against})",
-            f"{self.value:.3g}",
-            f">= {self.target:g}",
-            self._verdict(),
-        )
-
-    def _verdict(self) -> str:
-        return "met" if self.is_met else "missed"
+    def median(self) -> float:
+        """Of the turns."""
+        return statistics.median(self.of_turns)
 
 
-def in_turns(ours: Callable[[], float], other: Callable[[], float], *, repeats: int) -> tuple[float, float]:
-    """Medians of two measurements, taken one after the other so that a noisy neighbour hits both."""
-    pairs = []
-    for turn in range(repeats):
-        # Each goes first half of the time: the first of a pair finds the caches of the last.
-        pairs.append((ours(), other()) if turn % 2 == 0 else tuple(reversed((other(), ours()))))
-    return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
+def interleaved(sides: Mapping[str, Side], *, turns: int = TURNS, turn_s: float = TURN_S) -> dict[str, Rates]:
+    """Each side once to warm up, then all sides in turns, so that a noisy neighbour hits each of them.
 
-
-def all_in_turns(measurements: Mapping[str, Callable[[], float]], *, repeats: int) -> dict[str, float]:
-    """Medians of several measurements, in rounds that each begin with another one."""
-    figures: dict[str, list[float]] = {name: [] for name in measurements}
-    names = list(measurements)
-    for turn in range(repeats):
+    Args:
+        sides: what is measured, by name.
+        turns: of each side; each begins with another side, as the first one finds the caches of the last.
+        turn_s: seconds of work in a turn, at least.
+    """
+    for work in sides.values():
+        work()
+    works: dict[str, list[list[Work]]] = {name: [] for name in sides}
+    names = list(sides)
+    for turn in range(turns):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            figures[name].append(measurements[name]())
-    return {name: statistics.median(found) for name, found in figures.items()}
+            works[name].append(_turn(sides[name], turn_s))
+    return {name: _rates(of_turns) for name, of_turns in works.items()}
 
 
-def table(ratios: Sequence[Ratio]) -> str:
+def _turn(side: Side, turn_s: float) -> list[Work]:
+    works = [side()]
+    while sum(work.seconds for work in works) < turn_s:
+        works.append(side())
+    return works
+
+
+def _rates(turns: Sequence[Sequence[Work]]) -> Rates:
+    seconds = [sum(work.seconds for work in works) for works in turns]
+    amounts = [sum(work.amount for work in works) for works in turns]
+    return Rates(tuple(a / s for a, s in zip(amounts, seconds, strict=True)), sum(seconds))
+
+
+@dataclass(frozen=True)
+class Against:
+    """What a speed is compared with."""
+
+    name: str
+    rates: Rates
+    target: float
+    """Lowest ratio of ours to this."""
+    is_limit: bool = False
+    """Whether nothing of the kind can be faster: the bare forward, a copy of memory, plain sockets."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast something is, beside its limit and its peers."""
+
+    name: str
+    unit: str
+    ours: Rates
+    against: tuple[Against, ...]
+    per_unit: float = 1.0
+    """Amounts that are one of the unit."""
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells of a table, a row for each comparison."""
+        return [self._row(other) for other in self.against]
+
+    def _row(self, other: Against) -> tuple[str, ...]:
+        ratio = self.ours.median / other.rates.median
+        ratios = [a / b for a, b in zip(self.ours.of_turns, other.rates.of_turns, strict=True)]
+        return (
+            self.name,
+            f"{self.ours.median / self.per_unit:,.4g} {self.unit}",
+            f"{'limit' if other.is_limit else 'peer'}: {other.name}",
+            f"{other.rates.median / self.per_unit:,.4g} {self.unit}",
+            f"{ratio:.3g} ({min(ratios):.3g} to {max(ratios):.3g})",
+            f">= {other.target:g}",
+            _verdict(is_met=ratio >= other.target),
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Of the side that ran for the shortest time."""
+        return min(self.ours.seconds, *(other.rates.seconds for other in self.against))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Something with a bound of its own: a latency, or memory."""
+
+    name: str
+    value: float
+    unit: str
+    target: float
+    is_least: bool = False
+    """Whether the target is the lowest value, and not the highest."""
+
+    def row(self) -> tuple[str, ...]:
+        """Cells of a table."""
+        is_met = self.value >= self.target if self.is_least else self.value <= self.target
+        return (
+            self.name,
+            f"{self.value:,.3g} {self.unit}",
+            f"{'>=' if self.is_least else '<='} {self.target:g}",
+            _verdict(is_met=is_met),
+        )
+
+
+Result = Speed | Figure
+
+
+def _verdict(*, is_met: bool) -> str:
+    return "met" if is_met else "**missed**"
+
+
+def tables(results: Sequence[Result]) -> str:
+    """Speeds, then figures, as Markdown."""
+    speeds = [result for result in results if isinstance(result, Speed)]
+    figures = [result for result in results if isinstance(result, Figure)]
+    parts = []
+    if speeds:
+        shortest = min(speed.seconds for speed in speeds)
+        parts.append(table(_SPEED_HEAD, [row for speed in speeds for row in speed.rows()]))
+        parts.append(f"Every side ran for {shortest:.1f} s or more.\n")
+    if figures:
+        parts.append(table(_FIGURE_HEAD, [figure.row() for figure in figures]))
+    return "\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """As Markdown, its columns aligned."""
-    rows = [_HEAD, *(ratio.row() for ratio in ratios)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
+        for row in [head, *rows]
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines) + "\n"

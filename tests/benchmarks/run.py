@@ -1,15 +1,14 @@
-"""``make bench``: every benchmark in one run; prints one table and writes RESULTS.md beside this file."""
+"""``make bench``: every benchmark in one run; writes the tables of this machine into RESULTS.md beside this file."""
 
 import datetime
 import logging
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
+import actstore
 from actstore.demo import TEXT_PATH
 from tests.benchmarks import (
     bench_cli,
@@ -20,18 +19,14 @@ from tests.benchmarks import (
     bench_loader_s3,
     bench_open,
     bench_query,
-    bench_ray,
     bench_s3,
     bench_slow,
     bench_storage,
     bench_store,
 )
-from tests.benchmarks.measure import Ratio, table
+from tests.benchmarks.measure import Result
+from tests.benchmarks.results import section, write
 from tests.pretrained import smollm2
-
-NOTES = Path(__file__).parent / "NOTES.md"
-RESULTS = Path(__file__).parent / "RESULTS.md"
-_PACKAGES = ("actstore", "torch", "transformers", "ray", "zarr", "transformer-lens", "sae-lens", "numpy")
 
 
 def main(chosen: list[str]) -> int:
@@ -40,11 +35,11 @@ def main(chosen: list[str]) -> int:
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable(logging.WARNING)
-    ratios: list[Ratio] = []
+    results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="actstore-bench-", dir=Path.cwd()) as name:
         folder = Path(name)
         model = smollm2()
-        benches: dict[str, Callable[[], list[Ratio]]] = {
+        benches: dict[str, Callable[[], list[Result]]] = {
             "storage": lambda: bench_storage.run(folder),
             "store": lambda: bench_store.run(folder),
             "s3": bench_s3.run,
@@ -52,12 +47,11 @@ def main(chosen: list[str]) -> int:
             "slow": lambda: bench_slow.run(folder),
             "loader": lambda: [*bench_loader.run(folder), *bench_loader_s3.run(folder)],
             "query": lambda: bench_query.run(folder),
-            "forward": lambda: bench_forward.run(model, TEXT_PATH, folder),
+            "forward": lambda: bench_forward.run(model, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),
                 *bench_hooks_memory.run(bench_hooks_memory.on_cpu(model)),
             ],
-            "ray": lambda: bench_ray.run(model, TEXT_PATH, folder),
             "cli": lambda: bench_cli.run(_any_store(folder, model)),
         }
         unknown = sorted(set(chosen) - set(benches))
@@ -65,41 +59,27 @@ def main(chosen: list[str]) -> int:
             print(f"there is no benchmark {unknown[0]!r}; there are {', '.join(benches)}", file=sys.stderr)
             return 2
         for bench in chosen or list(benches):
-            ratios += benches[bench]()
-    text = _text(ratios)
+            print(f"{datetime.datetime.now():%H:%M:%S} {bench}", file=sys.stderr, flush=True)
+            results += benches[bench]()
+        text = section(results, folder)
     print(text)
     if not chosen:
-        RESULTS.write_text(text, encoding="utf-8")
+        write(text)
     return 0
 
 
 def _any_store(folder: Path, model: Path) -> Path:
-    reference = folder / "forward-reference"
-    if not reference.exists():
-        import actstore
-
-        actstore.extract(
-            actstore.plan(
-                model=str(model),
-                tokens=str(TEXT_PATH),
-                hooks="blocks.0.hook_resid_post",
-                context_length=128,
-                max_tokens=4096,
-                out=str(reference),
-            )
-        )
-    return reference
-
-
-def _text(ratios: list[Ratio]) -> str:
-    versions = ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
-    head = (
-        f"# Benchmarks\n\n{datetime.date.today()}, {os.cpu_count()} cores ({platform.machine()}), no GPU, "
-        f"Python {platform.python_version()}.\n{versions}.\n\n"
-        "Medians of runs in turns in one process; absolute figures drift with the machine, ratios are what counts.\n"
-        "Memory is the growth of the resident peak over that of the bare forward, each in a process of its own.\n\n"
+    store = folder / "small"
+    planned = actstore.plan(
+        model=str(model),
+        tokens=str(TEXT_PATH),
+        hooks="blocks.0.hook_resid_post",
+        context_length=128,
+        max_tokens=4096,
+        out=str(store),
     )
-    return f"{head}{table(ratios)}\n{NOTES.read_text(encoding='utf-8')}"
+    actstore.extract(planned)
+    return store
 
 
 if __name__ == "__main__":

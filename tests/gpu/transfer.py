@@ -1,6 +1,5 @@
 """Hook values on their way to host memory while the forward goes on, as in a worker."""
 
-import time
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from actstore.extraction.buffers import SegmentBuffers
 from actstore.hooks.model import HookedModel
 from actstore.store.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
-from tests.benchmarks.measure import all_in_turns
+from tests.benchmarks.measure import Side, timed
 
 
 def residual_hooks(model: HookedModel) -> list[str]:
@@ -81,26 +80,21 @@ def fill(
     to.finish()
 
 
-def rates(model: HookedModel, tokens: Tensor, *, n_batches: int, repeats: int) -> tuple[float, float]:
-    """Tokens/s, medians in turns: with three residual streams going to host memory, and of the bare forward."""
+def sides(model: HookedModel, tokens: Tensor, *, n_batches: int) -> dict[str, Side]:
+    """Tokens of "copies", with three residual streams going to host memory, and of the "bare" forward."""
     hooks = residual_hooks(model)
     to = buffers(model, hooks, tokens, n_batches)
 
-    def bare() -> None:
+    def copies() -> float:
+        fill(model, hooks, tokens, to, n_batches)
+        return n_batches * tokens.numel()
+
+    def bare() -> float:
         with torch.inference_mode():
             for _ in range(n_batches):
                 model.base(input_ids=tokens, use_cache=False)
         if tokens.is_cuda:
             torch.cuda.synchronize()
+        return n_batches * tokens.numel()
 
-    def rate(with_copies: bool) -> float:
-        started = time.perf_counter()
-        if with_copies:
-            fill(model, hooks, tokens, to, n_batches)
-        else:
-            bare()
-        return n_batches * tokens.numel() / (time.perf_counter() - started)
-
-    rate(True), rate(False)
-    found = all_in_turns({"copies": lambda: rate(True), "bare": lambda: rate(False)}, repeats=repeats)
-    return found["copies"], found["bare"]
+    return {"copies": timed(copies), "bare": timed(bare)}
