@@ -158,6 +158,16 @@ def n_connections(server: Running) -> int:
     return sum(one.status != psutil.CONN_LISTEN for each in found for one in each)
 
 
+def left_to_the_system(server: Running) -> list[str]:
+    """Connections that the server has closed, and the system still has something to send over."""
+    port = urlsplit(server.url).port
+    return [
+        one.status
+        for one in psutil.net_connections("tcp")
+        if one.laddr and one.laddr.port == port and one.pid is None and one.status.startswith("FIN_WAIT")
+    ]
+
+
 @pytest.mark.parametrize(
     ("store", "path", "allowed"),
     [
@@ -192,6 +202,7 @@ def test_clients_that_take_nothing(patient: Running, store: str, path: str, allo
 
         until(are_gone)
         seconds = time.monotonic() - started
+        assert not left_to_the_system(patient)
         for (_, head), connection in zip(heads, slow, strict=True):
             length = re.search(rb"content-length: ([0-9]+)", head)
             assert length is not None

@@ -105,17 +105,28 @@ class Catalog:
             Problem: there is none of this name.
             StorageError: it cannot be read.
         """
-        url = self._url(name)
-        if url is None:
-            raise no_store(name)
-        with self._opening:
-            opened = self._opened.setdefault(url, _Opened(self._blobs(url)))
-        return opened.store()
+        return self._of(name).store()
+
+    def look(self, name: str) -> Store:
+        """The same as it is now, even if others look at it, or did a moment ago.
+
+        Raises:
+            Problem: there is none of this name.
+            StorageError: it cannot be read.
+        """
+        return self._of(name).look()
 
     def at_hand(self, name: str) -> Store | None:
         """The same, if nothing has to be read for it."""
         opened = self._opened.get(self._named.get(name) or self._below.get(name) or "")
         return None if opened is None else opened.at_hand()
+
+    def _of(self, name: str) -> "_Opened":
+        url = self._url(name)
+        if url is None:
+            raise no_store(name)
+        with self._opening:
+            return self._opened.setdefault(url, _Opened(self._blobs(url)))
 
     def _blobs(self, url: str) -> Blobs:
         root = self._root
@@ -154,20 +165,23 @@ class _Opened:
             assert found is not None
             return found
         try:
-            if self._store is None:
-                self._store = store_in(self._blobs)
-            elif time.monotonic() - self._looked_at > _LOOK_S:
-                self._store = self._now(self._store)
-            self._looked_at = time.monotonic()
-            return self._store
+            if self._store is not None and time.monotonic() - self._looked_at <= _LOOK_S:
+                return self._store
+            return self._now()
         finally:
             self._lock.release()
 
-    def _now(self, store: Store) -> Store:
+    def look(self) -> Store:
+        with self._lock:
+            return self._now()
+
+    def _now(self) -> Store:
         try:
-            return store.newer()
+            self._store = store_in(self._blobs) if self._store is None else self._store.newer()
         except StoreReplacedError:
-            return store_in(self._blobs)
+            self._store = store_in(self._blobs)
+        self._looked_at = time.monotonic()
+        return self._store
 
 
 def _url(root: Blobs, key: str) -> str:

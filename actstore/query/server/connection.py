@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -362,7 +364,7 @@ class Connection(HttpToolsProtocol):
     def _start_stall_clock(self) -> None:
         self._stop_stall_clock()
         seconds = self.stall_s + self.transport.get_write_buffer_size() / SLOWEST
-        self._stall_clock = self.loop.call_later(seconds, self.transport.abort)
+        self._stall_clock = self.loop.call_later(seconds, reset, self.transport)
 
     def _stop_stall_clock(self) -> None:
         if self._stall_clock is not None:
@@ -410,6 +412,17 @@ class Connection(HttpToolsProtocol):
         self.transport.write(f"HTTP/1.1 {status} {_REASONS[status]}\r\n{head}\r\n".encode() + body)
         self.refused(status)
         self._linger()
+
+
+def reset(transport: Any) -> None:
+    """Hang up on a client that takes nothing, and have the system forget what it was given for it. It would offer that
+    again and again otherwise, from memory of its own, and the client would not hear for minutes that this is the end.
+    """
+    with contextlib.suppress(OSError):  # it is gone already
+        file = os.dup(transport.get_extra_info("socket").fileno())
+        with socket.socket(fileno=file) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 class _TransportOfReply:
@@ -478,6 +491,9 @@ class BodyWriter:
         assert writer is not None
         try:
             await writer.write(vectors)
+        except TimeoutError:
+            reset(self._connection.transport)
+            raise
         except ConnectionGoneError:
             self._cycle.disconnected = True
             self._cycle.message_event.set()

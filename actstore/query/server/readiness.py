@@ -73,7 +73,7 @@ class Readiness:
             raise _not_ready() from error
         for name in names:
             try:
-                self._catalog.store(name)
+                self._catalog.look(name)
             except ActstoreError as error:
                 _LOG.error("%s cannot be read: %s", name, error)
             else:
