@@ -18,7 +18,7 @@ from actstore.errors import StorageError
 from actstore.loader import mapping
 from actstore.loader.file_ends import FileEnds
 from actstore.loader.order import Window
-from actstore.loader.row_source import select
+from actstore.loader.row_source import select, select_converted
 from actstore.loader.shard_places import ShardPlaces
 from actstore.store.checksums import Checksums
 from actstore.store.layout import ArrayLayout
@@ -154,19 +154,24 @@ class AddressRange:
         """Which of these are here."""
         return self._offsets[shards] >= 0
 
-    def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+    def gather(self, rows: NDArray[np.int64], out: torch.Tensor, stored: torch.dtype | None = None) -> None:
         """Copy rows to where they are wanted.
 
         Args:
             rows: their numbers, sequence times context length plus position; of shards that are here.
-            out: uint8 [len(rows), nbytes of a row], contiguous.
+            out: uint8 [len(rows), nbytes of a row], contiguous; or of another type, [len(rows), n].
+            stored: type of the rows, if they are to be converted to that of ``out``.
 
         Raises:
             StorageError: a file has become shorter since it was mapped, or is not what was committed.
         """
         mapping.still_listens()
         shards = self._places(rows)
-        select(self._rows, rows + self._shifts[shards], out)
+        at = rows + self._shifts[shards]
+        if stored is None:
+            select(self._rows, at, out)
+        else:
+            select_converted(self._rows, at, stored, out)
         self._check(shards)
 
     def check(self, rows: NDArray[np.int64]) -> None:

@@ -23,7 +23,7 @@ from actstore.loader.drop import valid_rows
 from actstore.loader.lent_rows import LentRows
 from actstore.loader.options import LoaderOptions
 from actstore.loader.order import Batches, GlobalShuffle, InOrder, Order, Window, WindowShuffle
-from actstore.loader.row_source import RowSource
+from actstore.loader.row_source import CONVERTED_NBYTES, RowSource
 from actstore.loader.sources import shard_edges, source_of
 from actstore.loader.transfer import Transfer
 from actstore.loader.valid_rows import ValidRows
@@ -33,8 +33,6 @@ from actstore.store.rows import Rows
 if TYPE_CHECKING:
     from actstore.store.store import Store
 
-_CONVERTED_NBYTES: Final = 1 << 20
-"""Rows that are converted together, so that they are still in the cache."""
 _TOKENS: Final = "tokens"
 """Token ids are gathered as if they were a hook of this name."""
 
@@ -241,7 +239,10 @@ class BatchMaker:
         if dtype == stored:
             source.gather(numbers, out.view(torch.uint8))
             return out
-        step = max(1, _CONVERTED_NBYTES // max(1, out.shape[1] * stored.itemsize))
+        if isinstance(source, AddressRange):
+            source.gather(numbers, out, stored)
+            return out
+        step = max(1, CONVERTED_NBYTES // max(1, out.shape[1] * stored.itemsize))
         scratch = torch.empty(min(step, len(numbers)), out.shape[1], dtype=stored)
         for start in range(0, len(numbers), step):
             part = numbers[start : start + step]

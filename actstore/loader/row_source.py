@@ -32,6 +32,8 @@ class RowSource(Protocol):
         """Give memory and threads back."""
 
 
+CONVERTED_NBYTES: Final = 1 << 20
+"""Rows that are converted together, so that they are still in the cache."""
 _WIDEST: Final = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -39,3 +41,17 @@ def select(memory: torch.Tensor, rows: NDArray[np.int64], out: torch.Tensor) -> 
     """``out[i] = memory[rows[i]]`` for uint8 [n_rows, nbytes], in the widest integers that a row is made of."""
     dtype = _WIDEST[math.gcd(memory.shape[1], 8)]
     torch.index_select(memory.view(dtype), 0, torch.from_numpy(rows), out=out.view(dtype))
+
+
+def select_converted(
+    memory: torch.Tensor, rows: NDArray[np.int64], stored: torch.dtype, out: torch.Tensor
+) -> None:
+    """The same into another type, [len(rows), n]; a block of rows at a time, which is still in the cache of a core when
+    it is converted.
+    """
+    step = max(1, CONVERTED_NBYTES // max(1, memory.shape[1]))
+    block = torch.empty(min(step, len(rows)), memory.shape[1], dtype=torch.uint8)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        select(memory, part, block[: len(part)])
+        out[start : start + step].copy_(block[: len(part)].view(stored))

@@ -200,6 +200,28 @@ def test_slow_readers(server: Running, memory: Memory, path: str) -> None:
     assert memory.growth < BUDGET + MARGIN
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        batch("plain") + f"{MADE}&batch_size={BATCH}&seed=",
+        slice_of("packed", "0:380") + "&format=raw",
+        slice_of("packed", "0:380") + "&format=arrow",
+    ],
+    ids=["batches", "compressed", "made"],
+)
+def test_readers_that_are_cut_off_hold_nothing(folder: Path, tmp_path: Path, path: str) -> None:
+    """Nor what told of it: they stay connected, and memory is for others again."""
+    arguments = ["--root", str(folder), "--memory", str(BUDGET), "--stall", "0.5"]
+    with running(tmp_path, *arguments) as server, contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connected(server, source=SLOW, receives=4096)) for _ in range(4)]
+        for seed, connection in enumerate(slow):
+            ask(connection, path + (str(seed) if path.endswith("seed=") else ""))
+        assert 200 in {begun(connection)[0] for connection in slow}
+        until(lambda: "was cut off" in server.log.read_text())
+        wanted = f"{batch('plain')}{MADE}&batch_size={BATCH}&seed=7"
+        until(lambda: get(server, wanted, source=SLOW)[0] == 200)
+
+
 def test_replies_without_a_body_hold_nothing(server: Running) -> None:
     """Of what is made in memory: that the client has it already, that a range is not there, that it is too large."""
     path = slice_of("packed", "0:200") + "&format=arrow"

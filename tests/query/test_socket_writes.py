@@ -2,16 +2,18 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import threading
+import time
 import weakref
 from typing import Final
 
 import numpy as np
 import pytest
 
-from actstore.query.server.socket_writes import SocketWriter, WritingThreads, vectors_of
+from actstore.query.server.socket_writes import ConnectionGoneError, SocketWriter, WritingThreads, vectors_of
 
 NBYTES: Final = 50_000
 """Less than any socket holds."""
@@ -50,6 +52,38 @@ def test_memory_outlives_whoever_waits_for_it() -> None:
         theirs.settimeout(60)
         assert theirs.recv(NBYTES, socket.MSG_WAITALL) == data
         assert is_gone.wait(60)
+
+
+def test_memory_is_free_once_the_client_is_gone() -> None:
+    """Also if a thread was the first to notice, and without anybody looking for circles of references."""
+    threads = WritingThreads()
+    memory = np.frombuffer(bytearray(1 << 20), np.uint8)
+    reference = weakref.ref(memory)
+    mine, theirs = socket.socketpair()
+    theirs.close()
+
+    async def write() -> None:
+        nonlocal memory
+        writer = SocketWriter(threads, mine.fileno(), 60)
+        vectors = vectors_of(memory.data)
+        del memory
+        with contextlib.suppress(ConnectionGoneError):
+            await writer.write(vectors)
+            pytest.fail("there was nobody to write to")
+        writer.close()
+
+    gc.disable()
+    try:
+        with mine:
+            mine.setblocking(False)
+            asyncio.run(write())
+        # The thread puts away what it did in a moment of its own.
+        deadline = time.monotonic() + 60
+        while reference() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 def test_descriptors_of_replies_are_bounded() -> None:

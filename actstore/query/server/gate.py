@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -94,16 +95,14 @@ class Gate:
         except Problem as problem:
             await passage.answer(problem)
         except Exception as failure:  # noqa: BLE001 - a bug becomes a reply, too
-            error: BaseException = failure
             if passage.status is None:
                 _LOG.exception("%s %s failed", scope["method"], scope["path"])
                 await passage.answer(Problem.of(failure))
             else:
                 # Too late for another status. The connection is closed before the announced length, which every client
                 # notices.
-                error = error.__cause__ or error  # Starlette says only that it is too late
-                what = str(error) or type(error).__name__
-                _LOG.error("%s %s was cut off: %s", scope["method"], scope["path"], what)
+                _LOG.error("%s %s was cut off: %s", scope["method"], scope["path"], _reason(failure))
+            _let_go(failure)
         finally:
             seconds = time.perf_counter() - passage.begun
             nbytes = passage.nbytes + (scope[BODY].nbytes if BODY in scope else 0)
@@ -337,6 +336,22 @@ def _is_open(path: str) -> bool:
 
 def _headers(scope: Any, name: bytes) -> list[str]:
     return [value.decode("latin-1") for found, value in scope["headers"] if found == name]
+
+
+def _reason(failure: Exception) -> str:
+    """Why a reply was cut off. Starlette says only that it is too late for another one."""
+    reason = failure.__cause__ or failure
+    return str(reason) or type(reason).__name__
+
+
+def _let_go(failure: BaseException) -> None:
+    """Of what the frames hold that an error came through, such as the rest of a reply. An error and a frame that knows
+    it hold each other, until somebody happens to look for such circles.
+    """
+    error: BaseException | None = failure
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _header(scope: Any, name: bytes) -> str:

@@ -222,7 +222,11 @@ class SocketWriter:
         while not write.is_done:
             n_written = write.nbytes
             self._turn = self._threads.submit(write, self._file)
-            await asyncio.wrap_future(self._turn)
+            try:
+                await asyncio.wrap_future(self._turn)
+            except Exception:
+                self._turn = None  # or it, its error and this frame would hold each other, and the memory
+                raise
             self.nbytes = before + write.nbytes
             if self._is_gone:
                 raise ConnectionGoneError("the connection was closed")
