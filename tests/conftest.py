@@ -42,15 +42,17 @@ TinyModel = Callable[..., Path]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures they use, and put all that start servers into one group."""
+    """Mark tests by the fixtures they use, and put all that need one service into one group, so that it is started once."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "s3_server" in fixtures:
             item.add_marker(pytest.mark.s3)
         if "smollm2" in fixtures:
             item.add_marker(pytest.mark.smollm2)
-        if item.get_closest_marker("s3") or item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("services"))
+        for service in ("ray", "s3"):
+            if item.get_closest_marker(service):
+                item.add_marker(pytest.mark.xdist_group(service))
+                break
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,8 @@ def test_command_parses_the_arguments(pod_files: Path) -> None:
 
     values = parsed(command_line)
 
+    assert given.pop("--memory") == "1GiB"
+    assert values["--memory"] == 1 << 30
     assert {option: str(values[option]).removeprefix(str(pod_files)) for option in given} == given
     assert type(values["--port"]) is type(values["--workers"]) is type(values["--cache-limit"]) is int
     assert not values["--ssl-certfile"]  # the probes ask by plain HTTP

@@ -239,7 +239,9 @@ def only_reads(call: str, key: str) -> None:
     assert call in READS | {"head"}, key
 
 
-def test_a_repair_that_is_gone_and_cannot_be_removed_keeps_no_writer_out(blobs: Blobs) -> None:
+def test_a_repair_that_is_gone_and_cannot_be_removed_keeps_no_writer_out(
+    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blobs.create(REPAIR_KEY, [elsewhere(age_s=60.0)])
 
     def refuse(call: str, key: str) -> None:
@@ -247,6 +249,7 @@ def test_a_repair_that_is_gone_and_cannot_be_removed_keeps_no_writer_out(blobs: 
             raise StorageError("no permission")
 
     with writing(watched(blobs, before=refuse)) as held:
+        monkeypatch.setattr(lease_module, "PATIENCE_S", 3600.0)  # it is not lost by a slow renewal
         held.check()
 
 
