@@ -25,7 +25,7 @@ demo: $(VENV)/.user  ## Extract the activations of a bundled model, read them ba
 	$(BIN)/actstore demo
 
 test: $(VENV)/.dev  ## The whole test suite
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not alone" tests/faults --durations=15

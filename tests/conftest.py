@@ -36,23 +36,49 @@ _BUCKET = "actstore-tests"
 _SERVER_START_S = 60.0
 _SERVER_STOP_S = 15.0
 _CACHE = Path(__file__).parents[1] / ".cache"
+_SERVICES = ("ray", "s3")
+_LONG = (
+    "tests/test_readme.py",
+    "tests/query/test_lent_batches.py",
+    "tests/query/test_limits.py",
+    "tests/query/test_liar.py",
+    "tests/query/test_connections.py",
+    "tests/query/test_memory.py",
+    "tests/integrations/test_saelens_training.py",
+    "tests/extraction/test_extract.py",
+)
+"""Files whose tests take longest: what is begun last should not be long."""
 
 TinyModel = Callable[..., Path]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures they use, and put all that need one service into one group, so that it is started once."""
+    """Mark tests by the fixtures they use, and say which of them one worker of pytest-xdist is to run: all that need
+    Ray, all that need S3, and else those of a file, so that what they share is made once. The longest groups go first.
+    """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         if "s3_server" in fixtures:
             item.add_marker(pytest.mark.s3)
         if "smollm2" in fixtures:
             item.add_marker(pytest.mark.smollm2)
-        for service in ("ray", "s3"):
-            if item.get_closest_marker(service):
-                item.add_marker(pytest.mark.xdist_group(service))
-                break
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=_turn)
+
+
+def _group(item: pytest.Item) -> str:
+    for service in _SERVICES:
+        if item.get_closest_marker(service):
+            return service
+    return item.nodeid.partition("::")[0]
+
+
+def _turn(item: pytest.Item) -> int:
+    group = item.get_closest_marker("xdist_group")
+    assert group is not None
+    return (*_SERVICES, *_LONG, group.args[0]).index(group.args[0])
 
 
 @dataclass(frozen=True)
