@@ -28,7 +28,7 @@ test: $(VENV)/.dev  ## The whole test suite
 	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "faults and not alone" tests/faults --durations=15
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "faults and not alone" tests/faults --durations=15
 	$(BIN)/python -m pytest -m "faults and alone" tests/faults -s
 
 mutants: $(VENV)/.dev  ## Deliberate faults that tests must notice, one after the other; ONLY=store for a part
