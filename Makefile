@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c deploy/constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
+# Plugins of pytest that libraries bring along take each of its processes five seconds.
+PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist.plugin -p _hypothesis_pytestplugin
+
+FAULTS := tests/faults tests/extraction/test_extract.py tests/query/test_load.py tests/workers/test_driver.py
 
 .PHONY: demo test faults mutants check bench clean
 .DEFAULT_GOAL := demo
@@ -25,11 +29,11 @@ demo: $(VENV)/.user  ## Extract the activations of a bundled model, read them ba
 	$(BIN)/actstore demo
 
 test: $(VENV)/.dev  ## The whole test suite
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(PYTEST) -n 3 --dist loadgroup --no-loadscope-reorder
 
 faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
-	$(BIN)/python -m pytest -n 4 --dist worksteal -m "faults and not alone" tests/faults --durations=15
-	$(BIN)/python -m pytest -m "faults and alone" tests/faults -s
+	$(PYTEST) -n 4 --dist worksteal -m "faults and not alone" $(FAULTS) --durations=15
+	$(PYTEST) -m "faults and alone" tests/faults -s
 
 mutants: $(VENV)/.dev  ## Deliberate faults that tests must notice, one after the other; ONLY=store for a part
 	$(BIN)/python -m tests.mutants.run

@@ -213,7 +213,11 @@ def long_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("undisturbed") / "store"
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda kill: kill.name)
+@pytest.mark.parametrize(
+    "kill",
+    [pytest.param(signal.SIGKILL, marks=pytest.mark.faults), signal.SIGTERM, signal.SIGINT],
+    ids=lambda kill: kill.name,
+)
 def test_killed_midway_and_run_again(
     fields: Fields, options: list[str], long_undisturbed: Path, kill: signal.Signals
 ) -> None:
