@@ -32,7 +32,7 @@ test: $(VENV)/.dev  ## The whole test suite
 	$(PYTEST) -n 3 --dist loadgroup --no-loadscope-reorder
 
 faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
-	$(PYTEST) -n 4 --dist worksteal -m "faults and not alone" $(FAULTS) --durations=15
+	$(PYTEST) -n 4 --dist worksteal -m "faults and not alone and not soak" $(FAULTS) --durations=15
 	$(PYTEST) -m "faults and alone" tests/faults -s
 
 mutants: $(VENV)/.dev  ## Deliberate faults that tests must notice, one after the other; ONLY=store for a part
