@@ -113,12 +113,12 @@ def _loaded(store: actstore.Store, n: int = 64) -> Work:
 
 
 def _raw(n: int = 64) -> Work:
-    """Bytes through two plain sockets of this machine, a batch at a time: the most that TCP gives here."""
+    """Bytes through two plain sockets of this machine, as they come: the most that TCP gives here."""
     with _process("-c", _SENDER) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         out = np.empty(BATCH * D_MODEL * 2, np.uint8)
         started = time.perf_counter()
+        connection.sendall(b"x" * n)
         for _ in range(n):
-            connection.sendall(b"x")
             left = out.data
             while left.nbytes:
                 left = left[connection.recv_into(left) :]
@@ -132,7 +132,7 @@ with socket.create_server(("127.0.0.1", 0)) as server:
     print(server.getsockname()[1], flush=True)
     while True:
         connection = server.accept()[0]
-        while connection.recv(1):
+        for _ in range(len(connection.recv(1000))):
             for start in range(0, len(data), 1 << 18):
                 connection.sendall(data[start : start + (1 << 18)])
 """
@@ -240,10 +240,12 @@ def _requests(server: Running, seconds: float = 3.0) -> float:
         with socket.create_connection((address.hostname, address.port)) as connection:
             while time.perf_counter() < until:
                 target = path.format(counts[client] % _PROMPTS)
-                connection.sendall(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                connection.sendall(f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
                 data = b""
                 while b"\r\n\r\n" not in data or len(data) - data.index(b"\r\n\r\n") - 4 < wanted:
-                    data += connection.recv(1 << 16)
+                    more = connection.recv(1 << 16)
+                    assert more, data
+                    data += more
                 assert data.startswith(b"HTTP/1.1 200")
                 counts[client] += 1
 

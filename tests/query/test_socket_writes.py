@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import socket
 import threading
@@ -84,6 +85,42 @@ def test_memory_is_free_once_the_client_is_gone() -> None:
         assert reference() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("n_writers", [1, 3])
+def test_all_of_it_arrives(n_writers: int) -> None:
+    """Long and short pieces, more than a socket holds, in large calls for one client and in small ones for several."""
+    threads = WritingThreads()
+    data = np.random.default_rng(0).integers(0, 256, 12 << 20, np.uint8)
+    sizes = [5 << 20, *[1] * 2_000, *[4096] * 900, 1 << 20]
+    starts = np.cumsum([0, *sizes])
+    rest = data[int(starts[-1]) :]
+    table = np.array(
+        [[data.ctypes.data + int(at), size] for at, size in zip(starts, sizes, strict=False)], np.uint64
+    )
+    mine, theirs = socket.socketpair()
+    received = bytearray()
+
+    def read() -> None:
+        while more := theirs.recv(100_000):
+            received.extend(more)
+
+    async def write() -> None:
+        writers = [SocketWriter(threads, mine.fileno(), 60) for _ in range(n_writers)]
+        await writers[0].write(itertools.chain([table], vectors_of(rest.data)))
+        assert writers[0].nbytes == data.nbytes
+        for writer in writers:
+            writer.close()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with theirs:
+        with mine:
+            mine.setblocking(False)
+            asyncio.run(write())
+            mine.shutdown(socket.SHUT_WR)
+        reader.join()
+    assert bytes(received) == data.tobytes()
 
 
 def test_descriptors_of_replies_are_bounded() -> None:
