@@ -37,7 +37,8 @@ _MARKED_NBYTES: Final = 0.4
 @dataclass(frozen=True)
 class Footprint:
     """Bytes that a `BatchMaker` takes at most. Files that are mapped are not counted: the system has them back when it
-    wants to. So are valid rows, which makers can share: `ValidRows.nbytes`.
+    wants to. So are valid rows, which makers can share: `ValidRows.nbytes`. Where torch has several threads, as it has
+    not in a server, rows of mapped files are converted in blocks of 16 MiB, which is not counted either.
     """
 
     batch: int

@@ -34,6 +34,8 @@ class RowSource(Protocol):
 
 CONVERTED_NBYTES: Final = 1 << 20
 """Rows that are converted together, so that they are still in the cache."""
+_CONVERTED_BY_MANY_NBYTES: Final = 16 << 20
+"""The same for several threads of torch: to have them begin together takes longer than to fetch from a larger cache."""
 _WIDEST: Final = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -46,10 +48,11 @@ def select(memory: torch.Tensor, rows: NDArray[np.int64], out: torch.Tensor) -> 
 def select_converted(
     memory: torch.Tensor, rows: NDArray[np.int64], stored: torch.dtype, out: torch.Tensor
 ) -> None:
-    """The same into another type, [len(rows), n]; a block of rows at a time, which is still in the cache of a core when
-    it is converted.
+    """The same into another type, [len(rows), n]; a block of rows at a time, which is still in a cache when it is
+    converted.
     """
-    step = max(1, CONVERTED_NBYTES // max(1, memory.shape[1]))
+    nbytes = CONVERTED_NBYTES if torch.get_num_threads() == 1 else _CONVERTED_BY_MANY_NBYTES
+    step = max(1, nbytes // max(1, memory.shape[1]))
     block = torch.empty(min(step, len(rows)), memory.shape[1], dtype=torch.uint8)
     for start in range(0, len(rows), step):
         part = rows[start : start + step]
