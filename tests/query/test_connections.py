@@ -345,7 +345,7 @@ def test_refusals_are_in_the_access_log(stores: Path, tmp_path: Path) -> None:
     assert all(
         (line["client"], line["method"], line["path"]) == ("127.0.0.1", None, None) for line in lines[:3]
     )
-    assert lines[2]["seconds"] >= 1
+    assert lines[2]["seconds"] >= 0.99  # the clock of the event loop goes by whole milliseconds
 
 
 def test_an_end_says_what_it_waits_for(stores: Path, tmp_path: Path) -> None:

@@ -333,19 +333,21 @@ def test_what_comes_too_late_is_not_sent(hanging: tuple[Running, TcpProxy, NDArr
     path = f"/v1/stores/far/hooks/{HOOK}/slice?seq=0:{n}"
     until(lambda: get(server, path)[2] == values[:n].tobytes())
     proxy.flows.clear()
+    source = "127.0.0.5"  # of others there may still be some under way that were given up before
     with contextlib.ExitStack() as stack:
         # As many as a client may have under way, so that another one is let in once one of them has ended.
-        late = [stack.enter_context(connected(server)) for _ in range(4)]
+        late = [stack.enter_context(connected(server, source=source)) for _ in range(4)]
         for connection in late:
             ask(connection, path)
         for connection in late:
             reply = http.client.HTTPResponse(connection)
+            stack.callback(reply.close)
             reply.begin()
             assert reply.status == 503
             reply.read()
-        assert get(server, path)[0] == 429
+        assert get(server, path, source=source)[0] == 429
         proxy.flows.set()
-        until(lambda: get(server, path)[2] == values[:n].tobytes())
+        until(lambda: get(server, path, source=source)[2] == values[:n].tobytes())
         for connection in late:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             came = rest(connection)
@@ -443,12 +445,14 @@ def test_nothing_is_read_for_a_client_that_is_gone(
     server, proxy, values = hanging
     path = f"/v1/stores/far/hooks/{HOOK}/slice"
     route = 'actstore_requests_total{method="GET",route="/v1/stores/{store}/hooks/{hook}/slice",status="200"}'
+    source = "127.0.0.6"  # of others there may still be some under way that were given up before
+    until(lambda: get(server, path, source=source)[0] == 200)
     before = proxy.nbytes
-    assert get(server, path)[2] == values.tobytes()
+    assert get(server, path, source=source)[2] == values.tobytes()
     whole = proxy.nbytes - before
     assert whole > values.nbytes
     n_requests, before = counters(server)[route], proxy.nbytes
-    with connected(server, receives=4096) as connection:
+    with connected(server, source=source, receives=4096) as connection:
         ask(connection, path)
         assert begun(connection)[0] == 200
     until(lambda: counters(server)[route] == n_requests + 1)
