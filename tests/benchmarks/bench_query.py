@@ -7,9 +7,9 @@ import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -249,11 +249,8 @@ def _requests(server: Running, seconds: float = 3.0) -> float:
                 assert data.startswith(b"HTTP/1.1 200")
                 counts[client] += 1
 
-    threads = [threading.Thread(target=ask, args=(client,)) for client in range(_CLIENTS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(_CLIENTS) as threads:
+        list(threads.map(ask, range(_CLIENTS)))
     return sum(counts) / seconds
 
 

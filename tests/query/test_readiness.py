@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from actstore.query.problem import Problem
+from actstore.query.server import catalog as catalog_module
 from actstore.query.server import readiness
 from actstore.query.server.catalog import Catalog
 from actstore.query.server.readiness import Readiness
@@ -52,8 +53,22 @@ def test_storage_that_hangs_for_somebody_else(catalog: Catalog, monkeypatch: pyt
     asyncio.run(ready.check())
 
 
-def test_a_store_that_was_there_a_moment_ago(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_store_that_was_there_a_moment_ago(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "_LOOK_S", 3600.0)
     shutil.rmtree(tmp_path / "store")
     assert catalog.at_hand("store") is not None
     with pytest.raises(Problem, match="cannot be read now"):
         asyncio.run(Readiness(catalog, None).check())
+
+
+def test_storage_is_not_asked_without_pause(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readiness, "_KEPT_S", 3600.0)
+    ready = Readiness(catalog, None)
+    asyncio.run(ready.check())
+    (opened,) = catalog._opened.values()
+    looked_at = opened._looked_at
+    for _ in range(3):
+        asyncio.run(ready.check())
+    assert opened._looked_at == looked_at

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import socket
 import struct
 import time
@@ -418,10 +417,10 @@ def reset(transport: Any) -> None:
     """Hang up on a client that takes nothing, and have the system forget what it was given for it. It would offer that
     again and again otherwise, from memory of its own, and the client would not hear for minutes that this is the end.
     """
+    ours = transport.get_extra_info("socket")
     with contextlib.suppress(OSError):  # it is gone already
-        file = os.dup(transport.get_extra_info("socket").fileno())
-        with socket.socket(fileno=file) as same:
-            same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if ours is not None:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import time
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
@@ -345,13 +344,17 @@ def _reason(failure: Exception) -> str:
 
 
 def _let_go(failure: BaseException) -> None:
-    """Of what the frames hold that an error came through, such as the rest of a reply. An error and a frame that knows
-    it hold each other, until somebody happens to look for such circles.
+    """Of the frames that an error came through, and what they hold, such as the rest of a reply. An error and a frame
+    that knows it hold each other, until somebody happens to look for such circles.
     """
-    error: BaseException | None = failure
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    left: list[BaseException | None] = [failure]
+    known: set[int] = set()  # errors can name each other
+    while left:
+        error = left.pop()
+        if error is not None and id(error) not in known:
+            known.add(id(error))
+            error.__traceback__ = None
+            left += [error.__cause__, error.__context__]
 
 
 def _header(scope: Any, name: bytes) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import math
 import threading
+import time
 from concurrent.futures import Future
 from typing import Final
 
@@ -13,6 +15,8 @@ from actstore.query.server.catalog import Catalog
 
 _PATIENCE_S: Final = 3.0
 """For storage to answer; those who ask wait for 5 s or so."""
+_KEPT_S: Final = 0.5
+"""For which it stays true that all is well, or whoever asks without pause would have storage asked without pause."""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -30,6 +34,7 @@ class Readiness:
         self._catalog = catalog
         self._access = access
         self._look: Future[None] | None = None
+        self._was_well = -math.inf
 
     async def check(self) -> None:
         """See that somebody is let in, and that a store can be opened, or there is none yet below the root.
@@ -44,6 +49,8 @@ class Readiness:
                 "nobody is let in, as the token file has no token now, or cannot be read; the log of the server says "
                 "more",
             )
+        if time.monotonic() - self._was_well < _KEPT_S:
+            return
         if self._look is None or self._look.done():
             self._look = Future()
             self._look.set_running_or_notify_cancel()  # whoever leaves does not end it for others
@@ -51,6 +58,7 @@ class Readiness:
         look = asyncio.wrap_future(self._look)
         await asyncio.wait([look], timeout=_PATIENCE_S)
         if not look.done():
+            look.cancel()  # what comes of it is for others
             _LOG.error("the stores cannot be looked at within %g s", _PATIENCE_S)
             raise Problem(
                 503, "busy", f"the storage of the stores did not answer within {_PATIENCE_S:g} s; ask again"
@@ -63,6 +71,7 @@ class Readiness:
         except BaseException as error:  # noqa: BLE001 - those who asked are told
             look.set_exception(error)
         else:
+            self._was_well = time.monotonic()
             look.set_result(None)
 
     def _check_stores(self) -> None:

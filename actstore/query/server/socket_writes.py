@@ -27,15 +27,17 @@ _N_THREADS: Final = 16
 """More than there are cores, as some wait for a disk. No more of them than there are cores write at once."""
 _NICE: Final = 10
 """Of 0 to 19: these threads wait where others of this process have work for a core."""
-_MAX_VECTORS: Final = 512
-"""In one call, and as many again: the system takes 1,024."""
+_MAX_VECTORS: Final = 1024
+"""In one call: the system takes no more."""
 _CALL_NBYTES: Final = 4 << 20
 _CALL_OF_MANY_NBYTES: Final = 256 << 10
 """In one call: the system gives the core to nobody else until it has copied them. Large calls are faster by a tenth or
 two; where several clients take large replies, others wait half as long for a small one with small calls.
 """
 _FEW: Final = 2
-"""Large replies at once: a loader asks for the next one while it takes one."""
+"""Large replies at once: a loader asks for the next one while it takes one. What was begun among few, or among many,
+goes on so to the end of a batch or of a file.
+"""
 _VECTOR_NBYTES: Final = 16
 _PATIENCE_MS: Final = 2
 """That a thread waits for a client to take more, before it turns to another one."""
@@ -80,7 +82,7 @@ class _Write:
 
     def _next(self, call_nbytes: int) -> None:
         self._now = None
-        vectors = next((some for some in self._vectors if len(some)), None)
+        vectors = next((some for some in self._vectors if some[:, 1].any()), None)
         if vectors is None:
             self.is_done = True
             self._vectors = iter(())  # and nothing of what it has is held, while others wait for its memory
