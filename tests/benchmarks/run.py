@@ -24,7 +24,7 @@ from tests.benchmarks import (
     bench_storage,
     bench_store,
 )
-from tests.benchmarks.measure import Result
+from tests.benchmarks.measure import Result, tables
 from tests.benchmarks.results import section, write
 from tests.pretrained import smollm2
 
@@ -60,7 +60,9 @@ def main(chosen: list[str]) -> int:
             return 2
         for bench in chosen or list(benches):
             print(f"{datetime.datetime.now():%H:%M:%S} {bench}", file=sys.stderr, flush=True)
-            results += benches[bench]()
+            new = benches[bench]()
+            print(tables(new), file=sys.stderr, flush=True)
+            results += new
         text = section(results, folder)
     print(text)
     if not chosen:
