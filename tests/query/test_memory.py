@@ -166,7 +166,7 @@ def test_a_batch_that_never_fits(server: Running) -> None:
     assert get(server, f"{batch('plain')}{MADE}&batch_size={fits[1]}")[0] == 200
 
 
-@pytest.mark.parametrize(
+LARGE_REPLIES: Final = pytest.mark.parametrize(
     "path",
     [
         batch("plain") + f"{MADE}&batch_size={BATCH}&seed=",
@@ -175,6 +175,10 @@ def test_a_batch_that_never_fits(server: Running) -> None:
     ],
     ids=["batches", "compressed", "made"],
 )
+"""Each held in another way while it is sent; those of batches are to be given a seed."""
+
+
+@LARGE_REPLIES
 def test_slow_readers(server: Running, memory: Memory, path: str) -> None:
     """16 of one client, each with something else: some hear that they shall ask again, and others hear nothing."""
     with contextlib.ExitStack() as stack:
@@ -200,15 +204,7 @@ def test_slow_readers(server: Running, memory: Memory, path: str) -> None:
     assert memory.growth < BUDGET + MARGIN
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        batch("plain") + f"{MADE}&batch_size={BATCH}&seed=",
-        slice_of("packed", "0:380") + "&format=raw",
-        slice_of("packed", "0:380") + "&format=arrow",
-    ],
-    ids=["batches", "compressed", "made"],
-)
+@LARGE_REPLIES
 def test_readers_that_are_cut_off_hold_nothing(folder: Path, tmp_path: Path, path: str) -> None:
     """Nor what told of it: they stay connected, and memory is for others again."""
     arguments = ["--root", str(folder), "--memory", str(BUDGET), "--stall", "0.5"]
