@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c deploy/constraints.txt
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
+# Tests start hundreds of processes, which would each compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 # Plugins of pytest that libraries bring along take each of its processes five seconds.
 PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist.plugin -p _hypothesis_pytestplugin
 
@@ -31,7 +33,7 @@ demo: $(VENV)/.user  ## Extract the activations of a bundled model, read them ba
 test: $(VENV)/.dev  ## The whole test suite
 	$(PYTEST) -n 3 --dist loadgroup --no-loadscope-reorder
 
-faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred
+faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the hundred; SOAK_S=180 keeps the server busy for longer
 	$(PYTEST) -n 4 --dist worksteal -m "faults and not alone and not soak" $(FAULTS) --durations=15
 	$(PYTEST) -m "faults and alone" tests/faults -s
 

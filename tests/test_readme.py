@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from actstore.cli.main import cli
+from tests.commands import command
 from tests.query.running import running
 
 ROOT = Path(__file__).parents[1]
@@ -27,14 +28,8 @@ def examples(page: str) -> dict[str, str]:
 
 def run(code: str, folder: Path) -> str:
     """Run an example in a fresh process; what it prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    code = f"import warnings\nwarnings.simplefilter('ignore')\n{code}"
+    done = command(code=code, cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -43,9 +38,8 @@ def run(code: str, folder: Path) -> str:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ``actstore demo`` has run."""
     folder = tmp_path_factory.mktemp("demo")
-    subprocess.run(
-        [str(Path(sys.executable).parent / "actstore"), "demo"], cwd=folder, check=True, capture_output=True
-    )
+    done = command("demo", cwd=folder)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -101,16 +95,16 @@ def test_serve(demo: Path, tmp_path: Path) -> None:
         shown = run(code.replace(url, server.url), tmp_path)
         page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
         run("\n".join(BLOCK.findall(page)).replace(url, server.url), tmp_path)
-        for command in re.findall(r"^curl .*(?:\\\n.*)*", page, re.MULTILINE):
+        for line in re.findall(r"^curl .*(?:\\\n.*)*", page, re.MULTILINE):
             done = subprocess.run(
-                ["bash", "-o", "pipefail", "-c", command.replace(url, server.url)],
+                ["bash", "-o", "pipefail", "-c", line.replace(url, server.url)],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,
                 env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
                 check=False,
             )
-            assert done.returncode == 0, command + done.stderr
+            assert done.returncode == 0, line + done.stderr
     before, *after = map(float, re.findall(r"tensor\(([\d.e+-]+)\)", shown))
     assert after[0] < 0.9 * before
     assert (tmp_path / "sae-over-http/sae_weights.safetensors").is_file()
@@ -138,8 +132,8 @@ def test_verify_page(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "docs/verify.md").read_text(encoding="utf-8")
     run("\n".join(BLOCK.findall(text)), demo)
     monkeypatch.chdir(demo)
-    for command in re.findall(r"^actstore verify .*$", text, re.MULTILINE):
-        done = CliRunner().invoke(cli, command.split()[1:])
+    for line in re.findall(r"^actstore verify .*$", text, re.MULTILINE):
+        done = CliRunner().invoke(cli, line.split()[1:])
         assert done.exit_code == 0, done.output
 
 

@@ -1,9 +1,6 @@
 """The command line, as a user meets it: exit codes, one-sentence errors, output that can be piped."""
 
-import contextlib
-import io
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,29 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import actstore
-from actstore.cli.main import run
 from actstore.errors import HookError
+from tests.commands import command, command_here
 
 Fields = dict[str, Any]
-
-
-def command(*args: str, cwd: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    executable = Path(sys.executable).parent / "actstore"
-    return subprocess.run(
-        [str(executable), *args], capture_output=True, text=True, timeout=300, check=False, cwd=cwd
-    )
-
-
-def command_here(*args: str) -> "subprocess.CompletedProcess[str]":
-    """The same in this process: a new one takes ten seconds to import transformers."""
-    handler = signal.getsignal(signal.SIGTERM)
-    out, err = io.StringIO(), io.StringIO()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = run(list(args))
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from matplotlib.image import imread
 
 import actstore
 from actstore.cli.demo import residual_norms
-from tests.cli.test_cli import command_here
+from tests.commands import command_here
 
 
 def test_demo(tmp_path: Path) -> None:

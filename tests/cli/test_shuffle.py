@@ -10,7 +10,7 @@ import actstore
 from actstore.cli.main import cli
 from actstore.loader.shuffle_quality import shuffle_quality
 from actstore.store.local import LocalBlobs
-from tests.cli.test_cli import command_here
+from tests.commands import command_here
 from tests.store.example import HOOKS, LENGTH, N
 from tests.store.test_verify import make_store
 

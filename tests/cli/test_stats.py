@@ -12,7 +12,7 @@ from actstore.cli.main import cli
 from actstore.store.commit import commit_key
 from actstore.store.local import LocalBlobs
 from actstore.store.seal import seal, unseal
-from tests.cli.test_cli import command, command_here
+from tests.commands import command, command_here
 from tests.store.example import HOOKS, LENGTH, N, example_plan, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
 from tests.store.test_verify import make_store, numbers

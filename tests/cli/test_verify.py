@@ -16,7 +16,7 @@ from actstore.errors import UncheckedError
 from actstore.store.commit import commit_key, plan_key
 from actstore.store.local import LocalBlobs
 from actstore.store.manifest import MANIFEST_KEY
-from tests.cli.test_cli import command, command_here
+from tests.commands import command, command_here
 from tests.extraction.test_verify import HOOK, SHARD, change_row
 from tests.store.test_verify import RUN, flip, make_store
 

@@ -1,24 +1,21 @@
 """Extractions in processes of their own, which can be killed. They start fast: a server forks them, imports done."""
 
-import multiprocessing
 import os
 import signal
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
+from tests.commands import FORKS, start_server
 from tests.faults.crash import Point, Step, Watch
 
 _LIMIT_S = 120.0
 _EXIT_S = 30.0
 """From its last word to its end."""
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.faults.preload"])
 
 Stop = Literal["start", "planned"]
 
@@ -61,11 +58,11 @@ class Child:
             watch: report the steps on the disk.
             point: where to crash.
         """
-        _start_server()
-        self._connection, theirs = _CONTEXT.Pipe()
+        start_server()
+        self._connection, theirs = FORKS.Pipe()
         is_watched = watch or point is not None
         arguments = (dict(fields), dict(environment or {}), theirs, stop, is_watched, point)
-        self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
+        self._process = FORKS.Process(target=_main, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
         assert self._process.pid is not None
@@ -113,17 +110,6 @@ def run(fields: Mapping[str, Any], environment: Mapping[str, str] | None = None)
     assert outcome.exitcode == 0, outcome
     assert not outcome.error, outcome.error
     return outcome
-
-
-def _start_server() -> None:
-    """The server keeps the environment that it starts in; torch reads the number of threads when imported."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        forkserver.ensure_running()
-    finally:
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = threads
 
 
 def _main(

@@ -1,11 +1,10 @@
-"""A server as users start it: the command, in a process of its own."""
+"""A server: ``actstore serve`` in a process of its own."""
 
 import contextlib
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import actstore
 from actstore.query.client.served_store import ServedStore
+from tests.commands import Command
 
 _STOP_S = 60.0
 
@@ -20,7 +20,7 @@ _STOP_S = 60.0
 class Running:
     """A server that answers."""
 
-    def __init__(self, process: "subprocess.Popen[str]", said: str, log: Path) -> None:
+    def __init__(self, process: "Command | subprocess.Popen[str]", said: str, log: Path) -> None:
         self.process = process
         self.said = said
         """Its line of JSON."""
@@ -60,32 +60,36 @@ def running(folder: Path, *arguments: str, **environment: str) -> Iterator[Runni
         arguments: of the command.
         environment: more of it.
     """
-    executable = Path(sys.executable).parent / "actstore"
-    command = [str(executable), "serve", *arguments, "--port", "0", "--json"]
     log = folder / "serve.log"
-    with log.open("w") as stderr:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )
-    assert process.stdout is not None
-    reader = threading.Thread(target=process.stdout.read, daemon=True)
-    try:
-        line = process.stdout.readline()
-        assert line, f"the server did not start:\n{log.read_text()}"
-        reader.start()  # the server must never wait for somebody who reads its output
-        yield Running(process, line, log)
-    finally:
-        if process.poll() is None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    receiver, sender = os.pipe()
+    with os.fdopen(receiver) as stdout:
+        try:
+            with log.open("w") as stderr:
+                process = Command(
+                    "serve",
+                    *arguments,
+                    "--port",
+                    "0",
+                    "--json",
+                    stdout=sender,
+                    stderr=stderr,
+                    env=environment,
+                )
+        finally:
+            os.close(sender)
+        reader = threading.Thread(target=stdout.read, daemon=True)
+        try:
+            line = stdout.readline()
+            assert line, f"the server did not start:\n{log.read_text()}"
+            reader.start()  # the server must never wait for somebody who reads its output
+            yield Running(process, line, log)
+        finally:
             process.terminate()
             try:
                 process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if reader.ident is not None:
-            reader.join()
-        process.stdout.close()
+            if reader.ident is not None:
+                reader.join()

@@ -31,6 +31,7 @@ from actstore.query.server.access import Access, Scope, check_token_file
 from actstore.query.server.hosts import Hosts
 from actstore.query.wire import JSON, PROBLEM
 from actstore.store.store import Store
+from tests.commands import command
 from tests.query.running import Running, running
 from tests.query.stores import WHOLE
 from tests.store.example import HOOKS
@@ -725,9 +726,7 @@ def test_what_a_server_does_not_start_with(
 
 
 def test_the_command_ends_with_one_sentence(root: Path) -> None:
-    executable = Path(sys.executable).parent / "actstore"
-    command = [str(executable), "serve", "--root", str(root), "--host", "0.0.0.0", "--port", "0"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    ended = command("serve", "--root", str(root), "--host", "0.0.0.0", "--port", "0", timeout=60)
     assert (ended.returncode, ended.stdout) == (1, "")
     assert len(ended.stderr.splitlines()) == 1
     assert "give --token-file" in ended.stderr
@@ -740,8 +739,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path, key = folder / "certificate.pem", folder / "key.pem"
     options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    command = ["openssl", "req", "-x509", *options, *names, "-out", str(path), "-keyout", str(key)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    request = ["openssl", "req", "-x509", *options, *names, "-out", str(path), "-keyout", str(key)]
+    subprocess.run(request, check=True, capture_output=True, timeout=60)
     return path, key
 
 
@@ -765,9 +764,9 @@ print(store.hooks, store[sys.argv[2]].numpy(slice(3, 9)).tobytes().hex())
 
 def test_https(encrypted: Running, certificate: tuple[Path, Path], stores: Path) -> None:
     assert encrypted.url.startswith("https://127.0.0.1:")
-    command = [sys.executable, "-c", _READ, f"{encrypted.url}/v1/stores/mine", _HOOK]
+    reader = [sys.executable, "-c", _READ, f"{encrypted.url}/v1/stores/mine", _HOOK]
     environment = {**os.environ, "SSL_CERT_FILE": str(certificate[0])}
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    ended = subprocess.run(reader, capture_output=True, text=True, timeout=120, check=False, env=environment)
     store = actstore.open(stores / WHOLE)
     assert ended.stdout == f"{store.hooks} {bits(store).hex()}\n", ended.stderr
 
@@ -803,9 +802,7 @@ def test_certificates_that_are_none(
 ) -> None:
     path, key = certificate
     filled = [each.format(tmp=tmp_path, certificate=path, key=key) for each in files]
-    executable = Path(sys.executable).parent / "actstore"
-    command = [str(executable), "serve", "--root", str(root), "--port", "0", *filled]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    ended = command("serve", "--root", str(root), "--port", "0", *filled, timeout=30)
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert message in ended.stderr

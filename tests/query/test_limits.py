@@ -513,8 +513,20 @@ def check_counters(server: Running) -> None:
     assert moved(requests) == moved(seconds) == 10
     assert moved(nbytes) == 10 * 4 * ROW_NBYTES
     assert moved(wrong) == 10
-    made, given = moved("actstore_batches_made_total"), moved("actstore_batches_shared_total")
-    asked = sum(moved(name) for name in after if "requests_total" in name and "batches/{k}" in name)
+
+    def batches() -> tuple[float, float, float]:
+        """Those made, those shared, and the requests for them, those that a loader asked for ahead among them."""
+        nonlocal after
+        after = counters(server)
+        asked = sum(moved(name) for name in after if "requests_total" in name and "batches/{k}" in name)
+        return moved("actstore_batches_made_total"), moved("actstore_batches_shared_total"), asked
+
+    def is_quiet() -> bool:
+        made, given, asked = batches()
+        return made + given == asked
+
+    until(is_quiet)
+    made, given, asked = batches()
     assert made + given == asked >= 12
     assert made >= 1
     if not server.workers():

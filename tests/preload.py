@@ -1,10 +1,14 @@
-"""What takes a process long to import or build, done once before it is forked. Nothing here may start threads."""
+"""What takes a process long to import or build, done once before it is forked. Nothing here may start threads.
+
+There is one server of forks in a process, for the commands of `tests.commands` and for `tests.faults.child`.
+"""
 
 import contextlib
 import importlib
 
 for name in (
     "torch",
+    "transformers.models.llama.modeling_llama",
     "transformers.models.gpt2.modeling_gpt2",
     "pandas",  # pyarrow imports it in many places
     "pyarrow.pandas_compat",
@@ -13,6 +17,12 @@ for name in (
     "fsspec.implementations.chained",
     "s3fs",
     "obstore.store",
+    "click",
+    "fastapi",
+    "uvicorn.protocols.http.httptools_impl",
+    "uvloop",
+    "tenacity",
+    "zarr",
     "actstore.extraction.extract",
     "actstore.extraction.inline",
     "actstore.store.local",

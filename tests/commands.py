@@ -1,0 +1,182 @@
+"""The command ``actstore``, and examples in Python, in processes of their own that have the libraries already.
+
+A new interpreter takes three seconds to import torch, and six for transformers. Here a server process of
+multiprocessing has imported them, and is forked each time. Tests of what is imported, of the memory that it takes, or
+of the executable itself start it as users do.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import multiprocessing.reduction
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import IO, Any, Final
+
+FORKS: Final = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.preload"])
+
+
+def start_server() -> None:
+    """Start what is forked. It keeps the environment that it starts in; torch reads the number of threads when it is
+    imported.
+    """
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if threads is not None:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
+class Command:
+    """A command that has been started; as `subprocess.Popen`, as far as tests need it."""
+
+    def __init__(
+        self,
+        *arguments: str,
+        stdout: IO[str] | int,
+        stderr: IO[str] | int,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        code: str | None = None,
+    ) -> None:
+        """Start ``actstore`` with these arguments, or Python.
+
+        Args:
+            arguments: of the command, without its name.
+            stdout: a file or descriptor that it writes to.
+            stderr: another.
+            env: its whole environment. Default: that of this process.
+            cwd: its working directory. Default: that of this process.
+            code: of Python, to run it in place of the command.
+        """
+        self.arguments = arguments
+        start_server()
+        self._process = FORKS.Process(
+            target=_run,
+            args=(
+                arguments,
+                code,
+                (_Descriptor(stdout), _Descriptor(stderr)),
+                dict(os.environ if env is None else env),
+                str(Path.cwd() if cwd is None else cwd),
+            ),
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, or the negative number of the signal that ended it; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end, and give its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: if it runs for longer than this number of seconds.
+        """
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            assert timeout is not None
+            raise subprocess.TimeoutExpired(list(self.arguments), timeout)
+        return code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.send_signal(signal.SIGKILL)
+
+
+def command(
+    *arguments: str,
+    timeout: float = 300.0,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    code: str | None = None,
+) -> "subprocess.CompletedProcess[str]":
+    """Run ``actstore`` with these arguments, or Python, until it ends; what it wrote is in the result.
+
+    Raises:
+        subprocess.TimeoutExpired: if it runs for longer than this number of seconds; it is killed.
+    """
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = Command(*arguments, stdout=stdout, stderr=stderr, env=env, cwd=cwd, code=code)
+        try:
+            ended = process.wait(timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read())
+    return subprocess.CompletedProcess(arguments, ended, *texts)
+
+
+def command_here(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """The command in this process; what it wrote is in the result."""
+    from actstore.cli.main import run
+
+    handler = signal.getsignal(signal.SIGTERM)
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run(list(arguments))
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+class _Descriptor:
+    """A file descriptor that the started process gets a copy of."""
+
+    def __init__(self, file: IO[str] | int) -> None:
+        self._descriptor = file if isinstance(file, int) else file.fileno()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _detach, (multiprocessing.reduction.DupFd(self._descriptor),)
+
+
+def _detach(descriptor: Any) -> int:
+    """The descriptor itself, where what pickle made of it has arrived."""
+    return int(descriptor.detach())
+
+
+def _run(
+    arguments: tuple[str, ...], code: str | None, output: tuple[int, int], env: dict[str, str], cwd: str
+) -> None:
+    """The command itself, or the code, in the forked process."""
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for standard, descriptor in enumerate((nothing, *output)):
+        os.dup2(descriptor, standard)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    if code is not None:
+        sys.argv = ["-c"]
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+        return
+    sys.argv = ["actstore", *arguments]
+    from actstore.cli.main import main
+
+    main()
