@@ -96,6 +96,7 @@ class _Extraction:
         self._on_event = on_event
         self._done: dict[int, SegmentDone] = {}
         self._first_started = math.inf
+        self._last_committed = -math.inf
 
     def run(self) -> Report:
         """Do what is missing, and read back that nothing is.
@@ -134,7 +135,7 @@ class _Extraction:
             seconds_forward=sum(segment.seconds_forward for segment in done),
             seconds_waiting=sum(segment.seconds_waiting for segment in done),
             n_retries=blobs.n_retries - n_retries_before + sum(segment.n_retries for segment in done),
-            seconds_running=ended - min(self._first_started, ended),
+            seconds_running=max(0.0, self._last_committed - self._first_started),
             not_finite=self._not_finite(run, statistics),
         )
 
@@ -173,6 +174,8 @@ class _Extraction:
             if segment.record is not None:
                 held.check()
                 blobs.create(commit_key(plan.run, segment.segment), [segment.record.to_bytes()])
+                now = time.perf_counter()
+            self._last_committed = now
             self._done[segment.segment] = replace(segment, record=None)
             self._on_event(self._done[segment.segment])
 

@@ -30,14 +30,15 @@ class Report:
     n_retries: int
     """Requests to storage that failed for a passing reason and were repeated."""
     seconds: float
-    """Wall time of this run without tokenising: start-up, forward, writing."""
+    """Wall time of this run without tokenising: start-up, forward, writing, and the end: executor and store are closed,
+    and storage is read back."""
     seconds_tokenising: float
     seconds_forward: float
     """Sum over workers, in the model."""
     seconds_waiting: float
     """Sum over workers: the model stood still because storage was slower."""
     seconds_running: float
-    """Wall time from the first segment's start of work to the last commit, start-up not counted."""
+    """Wall time from the first segment's start of work to the last commit: neither start-up nor the end is counted."""
 
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
     """By hook that has them: tokens of the whole run with NaN or infinity, as the model computed them. Attention

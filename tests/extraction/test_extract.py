@@ -374,6 +374,26 @@ def test_events_add_up_to_the_report(fields: Fields) -> None:
     assert len(files(fields["out"])) == run.plan.n_objects
 
 
+def test_the_rate_of_a_report_is_that_from_the_first_segment_to_the_last_commit(fields: Fields) -> None:
+    begun: list[float] = []
+    done: list[float] = []
+
+    def note(event: Event) -> None:
+        assert isinstance(event, SegmentDone)
+        done.append(time.perf_counter())
+        begun.append(done[-1] - event.seconds_forward - event.seconds_writing)
+        if len(done) == 7:
+            time.sleep(2.0)  # as an executor that takes long to end
+
+    run = actstore.plan(**fields)
+    started = time.perf_counter()
+    report = actstore.extract(run, on_event=note)
+    assert report.seconds_running == pytest.approx(done[-1] - min(begun), abs=1.0)
+    assert report.tokens_per_second == 3200 / report.seconds_running
+    assert report.seconds == pytest.approx(time.perf_counter() - started, abs=1.0)
+    assert report.seconds - report.seconds_running > 2.0
+
+
 def test_a_failing_forward_names_the_segment(fields: Fields, monkeypatch: pytest.MonkeyPatch) -> None:
     from actstore.hooks.model import HookedModel
 
