@@ -1,9 +1,13 @@
 """Extraction of a real model, in this process and by a Ray worker, against the bare forward: what hooking, statistics,
-copying, writing and distributing cost.
+copying, writing and distributing cost while a run goes on, and how long it takes to begin and to end.
 """
 
 import shutil
 import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,21 +17,26 @@ import pyarrow.parquet as pq
 import torch
 
 import actstore
-from actstore.extraction.report import Report
-from tests.benchmarks.measure import TURNS, Against, Figure, Result, Side, Speed, Work, interleaved, timed
+from actstore.extraction.events import Event, SegmentDone
+from actstore.extraction.worker import SEGMENTS_IN_FLIGHT
+from tests.benchmarks.measure import TURNS, Against, Figure, Result, Speed, Work, interleaved, timed
 
 HOOK: Final = "blocks.15.hook_resid_post"
 _N_LAYERS: Final = 16
 BATCH: Final = 8
 CONTEXT: Final = 128
 _STEP: Final = BATCH * CONTEXT
-_RUN_S: Final = 4.0
-"""Of one extraction: its first and last segment overlap with nothing."""
+_RUN_S: Final = 8.0
+"""Of each side in a turn, about."""
+_N_FIRST: Final = SEGMENTS_IN_FLIGHT
+"""Segments of a run, of 16 or more, that are its start: memory is new, and a row of the very first segment is computed
+again by the whole model.
+"""
 _NAME: Final = f"SmolLM2-135M bf16, {BATCH}x{CONTEXT}, one hook at layer 15"
 
 
-def _bare(model: Path) -> Side:
-    """Tokens of the unmodified Hugging Face model, cut after the hooked layer, in batches of the same shape."""
+def _bare(model: Path) -> Callable[[], float]:
+    """Forward of a batch by the unmodified Hugging Face model, cut after the hooked layer; gives its tokens."""
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(model)
@@ -40,7 +49,7 @@ def _bare(model: Path) -> Side:
             base(input_ids=tokens, use_cache=False)
         return _STEP
 
-    return timed(forward)
+    return forward
 
 
 def _tokens(folder: Path, model: Path, n_tokens: int) -> Path:
@@ -53,40 +62,81 @@ def _tokens(folder: Path, model: Path, n_tokens: int) -> Path:
     return path
 
 
+@dataclass
+class _Seconds:
+    """Of the runs of one executor, each in its parts."""
+
+    to_first: list[float] = field(default_factory=list)
+    """From the call to the first commit."""
+    end: list[float] = field(default_factory=list)
+    """From the last commit to the report."""
+
+
+def _extracted(job: dict[str, Any], out: Path, executor: str, seconds: _Seconds) -> Work:
+    """One run. What counts is from the commit of the `_N_FIRST`-th segment to the last."""
+    shutil.rmtree(out, ignore_errors=True)
+    commits: list[tuple[float, int]] = []
+
+    def note(event: Event) -> None:
+        assert isinstance(event, SegmentDone)
+        commits.append((time.perf_counter(), event.n_sequences * CONTEXT))
+
+    planned = actstore.plan(**job, out=str(out))
+    started = time.perf_counter()
+    actstore.extract(planned, executor=executor, num_workers=1, on_event=note)
+    ended = time.perf_counter()
+    times = [time_of for time_of, _ in commits]
+    seconds.to_first.append(times[0] - started)
+    seconds.end.append(ended - times[-1])
+    return Work(sum(n_tokens for _, n_tokens in commits[_N_FIRST:]), times[-1] - times[_N_FIRST - 1])
+
+
 def run(model: Path, folder: Path) -> list[Result]:
     """All in turns, with statistics of every value, as by default."""
-    bare = _bare(model)
-    bare()
-    forward = bare()
-    n_tokens = max(1, round(_RUN_S * forward.amount / forward.seconds / _STEP)) * _STEP
+    # In a thread of its own, as that of an extraction. torch has a pool of threads for each thread that calls it, and
+    # threads wait for each other in another way where all pools together have more of them than there are cores.
+    with ThreadPoolExecutor(1) as thread:
+        forward = thread.submit(_bare, model).result()
+        thread.submit(forward).result()
+        first = thread.submit(timed(forward)).result()
+    n_batches = max(16, round(_RUN_S * first.amount / first.seconds / _STEP))
+
+    def bare() -> Work:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(forward).result()
+            return thread.submit(timed(lambda: sum(forward() for _ in range(n_batches)))).result()
+
     job: dict[str, Any] = {
         "model": str(model),
-        "tokens": str(_tokens(folder, model, n_tokens)),
+        "tokens": str(_tokens(folder, model, n_batches * _STEP)),
         "hooks": HOOK,
         "context_length": CONTEXT,
         "batch_size": BATCH,
         "dtype": "bfloat16",
     }
-    starts: dict[str, list[float]] = {"inline": [], "ray": []}
+    seconds = {executor: _Seconds() for executor in ("inline", "ray")}
 
     def extracted(executor: str) -> Work:
-        out = folder / f"forward-{executor}"
-        shutil.rmtree(out, ignore_errors=True)
-        report: Report = actstore.extract(
-            actstore.plan(**job, out=str(out)), executor=executor, num_workers=1
-        )
-        starts[executor].append(report.seconds - report.seconds_running)
-        return Work(report.n_tokens_computed, report.seconds_running)
+        return _extracted(job, folder / f"forward-{executor}", executor, seconds[executor])
 
     rates = interleaved(
         {"bare": bare, "inline": lambda: extracted("inline"), "ray": lambda: extracted("ray")}, turns=TURNS
     )
-    first = {executor: statistics.median(seconds) for executor, seconds in starts.items()}
     bare_forward = Against("bare forward of the same 16 layers", rates["bare"], 0.97, is_limit=True)
     inline = Against("inline", rates["inline"], 0.97, is_limit=True)
     return [
         Speed(f"extraction inline, {_NAME}", "tokens/s", rates["inline"], (bare_forward,)),
         Speed(f"extraction by 1 Ray worker, {_NAME}", "tokens/s", rates["ray"], (inline,)),
-        Figure("inline: from `extract` to the first segment", first["inline"], "s", 5),
-        Figure("1 Ray worker: from `extract` to the first segment", first["ray"], "s", 30),
+        *_figures("inline", seconds["inline"], to_first=5, end=1),
+        *_figures("1 Ray worker", seconds["ray"], to_first=30, end=5),
+    ]
+
+
+def _figures(name: str, seconds: _Seconds, *, to_first: float, end: float) -> list[Figure]:
+    """What a run costs once, however long it is."""
+    return [
+        Figure(
+            f"{name}: from `extract` to the first commit", statistics.median(seconds.to_first), "s", to_first
+        ),
+        Figure(f"{name}: from the last commit to the report", statistics.median(seconds.end), "s", end),
     ]
