@@ -136,6 +136,8 @@ class Worker:
             fence=lambda: None if spec.turn is None else spec.turn.check(self._blobs),
         )
         self._stopped = threading.Event()
+        self._has_begun = False
+        self._first_is_queued = threading.Event()
         self._counting = threading.Lock()
         self._n_retries = 0
         self._idle_since = time.perf_counter()
@@ -149,13 +151,15 @@ class Worker:
             InterruptedRunError: `stop` was called.
         """
         segment = self._plan.segment(index)
-        if self._blobs.head(commit_key(self._plan.run, index)) is not None:
-            return SegmentDone(index, segment.n_sequences, 0, 0.0, 0.0, 0.0, is_new=False)
-        tokens = self._tokens[segment.start : segment.stop]
-        lengths = self._lengths[segment.start : segment.stop]
-        buffers = self._free.get()
+        with self._first_call_first():
+            if self._blobs.head(commit_key(self._plan.run, index)) is not None:
+                return SegmentDone(index, segment.n_sequences, 0, 0.0, 0.0, 0.0, is_new=False)
+            tokens = self._tokens[segment.start : segment.stop]
+            lengths = self._lengths[segment.start : segment.stop]
+            buffers = self._free.get()
+            forward = self._forward.submit(self._compute, segment, tokens, lengths, buffers)
         try:
-            computed = self._forward.submit(self._compute, segment, tokens, lengths, buffers).result()
+            computed = forward.result()
             started = time.perf_counter()
             values = buffers.rows(segment)
             record = self._writer.write(segment, values, computed.norms, computed.record, lengths)
@@ -173,6 +177,20 @@ class Worker:
             record=None if self._writer.is_conditional else record,
             not_finite=found,
         )
+
+    @contextlib.contextmanager
+    def _first_call_first(self) -> Iterator[None]:
+        """Calls wait until the first one has queued its forward. That is the run's first segment where this worker has
+        it, which is checked in any case: another before it would be checked as well.
+        """
+        with self._counting:
+            is_first, self._has_begun = not self._has_begun, True
+        if not is_first:
+            self._first_is_queued.wait()
+        try:
+            yield
+        finally:
+            self._first_is_queued.set()
 
     def _not_finite(
         self, segment: Segment, values: Values, lengths: NDArray[Any], suspects: Collection[str]

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from actstore.errors import JobError, ModelError, StorageError
 from actstore.extraction.claim import claim
 from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, Worker, WorkerSpec
 from actstore.hooks.visitor import Sink
+from actstore.store.blobs import BlobInfo
 from actstore.store.commit import commit_key, read_commit
 from actstore.store.local import LocalBlobs
 from actstore.store.shard import Bytes
@@ -95,6 +97,36 @@ def test_a_worker_checks_the_segment_that_it_begins_with(
     assert record.golden is None
     monkeypatch.setattr(worker._model, "run", run_with_a_fault)
     worker.run(4)  # only the first: another forward for each would take as long as the run
+
+
+class SlowToFind(LocalBlobs):
+    """Takes longer to say that the first segment is missing than other calls to all that they do before a forward."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self.is_asked = threading.Event()
+
+    def head(self, key: str) -> BlobInfo | None:
+        if key == commit_key("0000", 0) and not self.is_asked.is_set():
+            self.is_asked.set()
+            time.sleep(1.0)
+        return super().head(key)
+
+
+def test_the_first_segment_is_computed_first(worker: Worker, fields: Fields) -> None:
+    """It is checked in any case; another before it would be, too, by two forwards more."""
+    seen: list[tuple[int, ...]] = []
+    worker._model.base.get_input_embeddings().register_forward_pre_hook(  # type: ignore[operator]
+        lambda _module, args: seen.append(tuple(args[0].shape))
+    )
+    disk = SlowToFind(fields["out"])
+    worker._blobs = disk
+    with ThreadPoolExecutor(SEGMENTS_IN_FLIGHT) as threads:
+        first = threads.submit(worker.run, 0)
+        assert disk.is_asked.wait(60)
+        others = [threads.submit(worker.run, index) for index in (1, 2)]
+        assert all(done.result().is_new for done in (first, *others))
+    assert seen == [(8, 32)] * 6  # the whole model, which the first is compared with, is another one
 
 
 def test_every_forward_has_the_shape_of_the_plan(worker: Worker) -> None:
