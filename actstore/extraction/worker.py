@@ -22,6 +22,7 @@ from actstore.extraction.golden import Expected, expected, golden, sampled_row
 from actstore.extraction.heap import keep_large_blocks
 from actstore.extraction.reference import Reference, reference_for
 from actstore.extraction.segment_writer import SegmentWriter, Values
+from actstore.hooks.loading import chosen_device
 from actstore.hooks.model import HookedModel
 from actstore.hooks.names import layers_needed
 from actstore.hooks.point import point_of
@@ -112,10 +113,18 @@ class Worker:
         self._plan: Plan = plan
         if spec.n_threads is not None:
             torch.set_num_threads(spec.n_threads)
-        self._model = load_planned_model(plan, spec)
+        if chosen_device(spec.device).startswith("cpu"):
+            keep_large_blocks()  # before its thread allocates anything
+        # One thread, so that segments go first in, first out, and torch makes one pool of threads. It would make
+        # another for a thread that loads the model: where all pools together have more threads than there are cores,
+        # they sleep as soon as they wait, and a forward on a CPU takes up to a third longer.
+        self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        try:
+            self._model = self._forward.submit(load_planned_model, plan, spec).result()
+        except BaseException:
+            self._forward.shutdown(wait=False)
+            raise
         self._device = self._model.device
-        if self._device.type == "cpu":
-            keep_large_blocks()
         self._tokens, self._lengths = (
             Rows(self._blobs, [Section(plan.token_array(name), lambda _: True)])
             for name in ("tokens", "lengths")
@@ -126,8 +135,6 @@ class Worker:
         self._free: queue.SimpleQueue[SegmentBuffers] = queue.SimpleQueue()
         for _ in range(min(SEGMENTS_IN_FLIGHT, plan.n_segments)):
             self._free.put(SegmentBuffers(plan, self._device))
-        # One thread, so that torch keeps one pool of threads of its own, and segments go first in, first out.
-        self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
         self._writer = SegmentWriter(
             self._blobs,
             plan,

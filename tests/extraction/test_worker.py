@@ -1,6 +1,9 @@
 """The worker alone: what it does when a write fails, and which models it refuses."""
 
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,6 +130,32 @@ def test_the_first_segment_is_computed_first(worker: Worker, fields: Fields) -> 
         others = [threads.submit(worker.run, index) for index in (1, 2)]
         assert all(done.result().is_new for done in (first, *others))
     assert seen == [(8, 32)] * 6  # the whole model, which the first is compared with, is another one
+
+
+ONE_POOL = """
+import os, sys
+import torch
+from actstore.extraction.worker import WorkerSpec
+worker = WorkerSpec(*sys.argv[1:]).start()
+worker.run(0)
+def n_threads(): return len(os.listdir("/proc/self/task"))
+before = n_threads()
+torch.ones(1 << 20).mul(2.0)
+print("made", n_threads() - before)
+worker.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of the process")
+def test_the_forward_has_the_only_pool_of_threads(worker: Worker, fields: Fields) -> None:
+    """Only then do they wait for each other without going to sleep. So the thread that makes the worker has none."""
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_POOL, fields["out"], fields["model"]],
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("made 1\n", 0), done.stderr
 
 
 def test_every_forward_has_the_shape_of_the_plan(worker: Worker) -> None:
