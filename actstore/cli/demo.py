@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 
 from actstore.demo import MODEL_PATH, TEXT_PATH
 from actstore.store.store import Store
+from actstore.tokens import load_tokenizer
 
 _MAX_TOKENS = 51_200
-_SEQUENCES_SHOWN = 64
+_PASSAGE = "Last night of all,\nWhen yond same star"
+_TOKENS_SHOWN = 32
 
 
 @click.command("demo")
@@ -56,7 +58,7 @@ def demo_command(out: Path) -> None:
 
     picture = out / "residual-norms.png"
     _draw(store, picture)
-    click.echo(f"Picture: {picture} (norm of the residual stream, by layer and position)\n")
+    click.echo(f"Picture: {picture} (norm of the residual stream, by layer and token)\n")
     click.echo(
         "Next:\n"
         f"  actstore info {store_path}\n"
@@ -67,10 +69,10 @@ def demo_command(out: Path) -> None:
     )
 
 
-def residual_norms(store: Store, n_sequences: int) -> NDArray[Any]:
-    """[hooks, positions] L2 norm of each hook's vectors, averaged over the first sequences."""
-    values = [store[hook].numpy(slice(n_sequences)) for hook in store.hooks]
-    return np.stack([np.linalg.norm(value.astype(np.float64), axis=-1).mean(axis=0) for value in values])
+def residual_norms(store: Store, sequence: int, positions: slice) -> NDArray[Any]:
+    """[hooks, tokens] L2 norm of each hook's vectors in a part of a sequence, over the hook's mean norm."""
+    norms = [store[hook].norms[sequence, positions] / store.stats(hook).mean_norm for hook in store.hooks]
+    return np.stack(norms)
 
 
 def _draw(store: Store, path: Path) -> None:
@@ -79,16 +81,27 @@ def _draw(store: Store, path: Path) -> None:
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure
 
-    norms = residual_norms(store, _SEQUENCES_SHOWN)
-    figure = Figure(figsize=(9, 3.2), dpi=150, layout="constrained")
+    where = store.locate(_PASSAGE)
+    sequence, start = int(where.sequences[0]), int(where.positions[0])
+    shown = slice(start, start + _TOKENS_SHOWN)
+    tokenizer = load_tokenizer(str(MODEL_PATH))
+    words = [tokenizer.decode([token]).replace("\n", r"\n") for token in store.tokens[sequence, shown]]
+    norms = residual_norms(store, sequence, shown)
+
+    figure = Figure(figsize=(10, 2.9), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = axes.imshow(norms, aspect="auto", origin="lower", norm=LogNorm(), cmap="viridis")
-    axes.set_yticks(
-        range(len(store.hooks)), [hook.replace("blocks.", "").replace("hook_", "") for hook in store.hooks]
+    image = axes.imshow(norms, aspect="auto", origin="lower", norm=LogNorm(0.5, 2), cmap="RdBu_r")
+    axes.set_xticks(
+        range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor", parse_math=False
     )
-    axes.set_xlabel("position in the sequence")
-    axes.set_ylabel("layer")
-    axes.set_title(f"Norm of the residual stream, mean of {_SEQUENCES_SHOWN} sequences")
-    figure.colorbar(image, label="L2 norm (log scale)")
+    layers = [f"after layer {layer}" for layer in range(len(store.hooks) - 1)]
+    axes.set_yticks(range(len(store.hooks)), ["embeddings", *layers])
+    axes.set_title("Norm of the residual stream at each token, relative to the mean of its layer")
+    bar = figure.colorbar(image, pad=0.01, ticks=[0.5, 1, 2])
+    bar.ax.set_yticklabels(["half", "mean", "double"])
+    bar.ax.minorticks_off()
+    for frame in (*axes.spines.values(), bar.outline):
+        frame.set_visible(False)
+    axes.tick_params(length=0)
     figure.savefig(path)

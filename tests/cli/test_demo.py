@@ -20,8 +20,9 @@ def test_demo(tmp_path: Path) -> None:
         assert part in done.stdout
     store = actstore.open(str(tmp_path / "demo/store"))
     assert store.is_complete
-    norms = residual_norms(store, 8)
-    by_torch = np.stack([store[hook][:8].double().norm(dim=-1).mean(dim=0).numpy() for hook in store.hooks])
+    norms = residual_norms(store, 8, slice(19, 51))
+    everywhere = [store[hook][:].double().norm(dim=-1) for hook in store.hooks]
+    by_torch = [(of_layer[8, 19:51] / of_layer.mean()).numpy() for of_layer in everywhere]
     assert np.allclose(norms, by_torch, rtol=1e-6)
     picture = imread(tmp_path / "demo/residual-norms.png")
     assert picture.shape[1] > 1000
