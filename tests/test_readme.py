@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,17 @@ import fsspec
 import pytest
 from click.testing import CliRunner
 
+import actstore
 from actstore.cli.main import cli
 from tests.commands import command
+from tests.docs.test_hooks_pages import assert_shown
 from tests.query.running import running
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELL = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
+AMOUNT = re.compile(r"\d[\d,.]*")
+SHOWN = re.compile(r"^```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -34,6 +40,25 @@ def run(code: str, folder: Path) -> str:
     return done.stdout
 
 
+def section(title: str) -> str:
+    """What a section of the README says."""
+    sections: dict[str, str] = dict(SECTION.findall((ROOT / "README.md").read_text(encoding="utf-8")))
+    return sections[title]
+
+
+def run_shell(line: str, folder: Path) -> None:
+    """Run a line of a shell, with the commands of this environment."""
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        check=False,
+    )
+    assert done.returncode == 0, line + done.stderr
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which ``actstore demo`` has run."""
@@ -44,78 +69,94 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_example_is_run_here() -> None:
-    assert set(examples("README.md")) == {
-        "Extract",
-        "Read",
-        "Train an SAE",
-        "Serve",
-        "Look inside, and patch",
-    }
+    assert set(examples("README.md")) == {"Quickstart", "Train an SAE", "Serve", "Look inside and patch"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(BLOCK.findall(text)) == 4
+    install, extract = SHELL.findall(text)
+    assert install == SHELL.findall(section("Install"))[0]
+    assert extract == SHELL.findall(section("Extract at scale"))[0]
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    shown = SHOWN.findall(section("Quickstart"))[0]
+    assert_shown(run(examples("README.md")["Quickstart"], tmp_path), shown)
 
 
 @pytest.mark.ray
 @pytest.mark.s3
 def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path: Path) -> None:
-    code = examples("README.md")
-    both = code["Extract"] + code["Read"]
+    line = SHELL.findall(section("Extract at scale"))[0]
+    (code,) = BLOCK.findall((ROOT / "docs/extract.md").read_text(encoding="utf-8"))
     places = {
-        "HuggingFaceTB/SmolLM2-135M": str(smollm2),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": str(smollm2),
         "corpus.jsonl": str(text_file),
-        # CPUs without bfloat16 emulate it, and a batch is always whole: 4,096 tokens of its own accord.
-        "max_tokens=4096": "max_tokens=128, batch_size=1",
         "s3://my-bucket/run": s3_url,
     }
     for name, place in places.items():
-        assert name in both
-        both = both.replace(name, place)
-    shown = run(both, tmp_path)
-    assert "128 in 1 sequences of 128" in shown
-    assert "complete: " in shown
+        assert name in line
+        assert name in code
+        line, code = line.replace(name, place), code.replace(name, place)
+    # CPUs without bfloat16 emulate it, and a batch is always whole: 4,096 tokens of its own accord.
+    assert "--max-tokens 16_384" in line
+    assert "max_tokens=16_384" in code
+    line = line.replace("--max-tokens 16_384", "--max-tokens 128 --batch-size 1")
+    code = code.replace("max_tokens=16_384", "max_tokens=128, batch_size=1")
+    _, *arguments = shlex.split(line.replace("\\\n", ""))
+    done = command(*arguments, cwd=tmp_path, timeout=600)
+    assert done.returncode == 0, done.stderr
+    said = (done.stderr + done.stdout).replace(s3_url, "s3://my-bucket/run")
+    for shown in SHOWN.findall(section("Extract at scale"))[0].splitlines():
+        assert shown == "..." or AMOUNT.sub("#", shown) in AMOUNT.sub("#", said).splitlines(), said
+    assert "128 in 1 sequences of 128" in said
+    grown = run(code, tmp_path)
+    assert "complete: " in grown
+    store = actstore.open(s3_url)
+    assert len(store.hooks) == 60
+    for hook in ("blocks.14.hook_resid_post", "blocks.14.hook_mlp_out"):
+        assert store[hook][0:8, -1].isfinite().all()
 
 
 @pytest.mark.s3
 def test_train_an_sae(demo: Path, s3_url: str, tmp_path: Path) -> None:
-    code, url = examples("README.md")["Train an SAE"], "s3://my-bucket/run"
-    assert url in code
+    code, place = examples("README.md")["Train an SAE"], "actstore-demo/store"
+    assert place in code
     files = fsspec.filesystem("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
-    files.put(str(demo / "actstore-demo/store"), s3_url, recursive=True)
-    places = (s3_url, str(demo / "actstore-demo/store"))
-    shown = run("\n".join(code.replace(url, place) for place in places), tmp_path).splitlines()
+    files.put(str(demo / place), s3_url, recursive=True)
+    places = (s3_url, str(demo / place))
+    shown = run("\n".join(code.replace(place, url) for url in places), tmp_path).splitlines()
     assert shown[0] == shown[1]
-    found = re.fullmatch(r"fraction of variance unexplained: (0\.\d+)", shown[0])
-    assert found is not None
-    assert float(found[1]) < 0.5
+    explained, promised = (
+        float(re.fullmatch(r"variance explained: (0\.\d+)\n?", text)[1])  # type: ignore[index]
+        for text in (shown[0], SHOWN.findall(section("Train an SAE"))[0])
+    )
+    assert explained == pytest.approx(promised, abs=0.05)
     assert (tmp_path / "sae/sae_weights.safetensors").is_file()
     assert any((tmp_path / "cache").rglob("c.*"))
 
 
 def test_serve(demo: Path, tmp_path: Path) -> None:
-    code, url = examples("README.md")["Serve"], "http://127.0.0.1:8000"
+    url = "http://127.0.0.1:8000"
+    page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
+    curls = re.findall(r"`(curl .*?)`", section("Serve"))
+    assert len(curls) == 1
     with running(tmp_path, str(demo / "actstore-demo/store")) as server:
-        shown = run(code.replace(url, server.url), tmp_path)
-        page = (ROOT / "docs/serve.md").read_text(encoding="utf-8")
-        run("\n".join(BLOCK.findall(page)).replace(url, server.url), tmp_path)
-        for line in re.findall(r"^curl .*(?:\\\n.*)*", page, re.MULTILINE):
-            done = subprocess.run(
-                ["bash", "-o", "pipefail", "-c", line.replace(url, server.url)],
-                cwd=tmp_path,
-                capture_output=True,
-                text=True,
-                env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-                check=False,
-            )
-            assert done.returncode == 0, line + done.stderr
+        printed = run(examples("README.md")["Serve"].replace(url, server.url), tmp_path)
+        shown = run("\n".join(BLOCK.findall(page)).replace(url, server.url), tmp_path)
+        for line in curls + re.findall(r"^curl .*(?:\\\n.*)*", page, re.MULTILINE):
+            run_shell(line.replace(url, server.url), tmp_path)
+    assert_shown(printed.replace(server.url, url), SHOWN.findall(section("Serve"))[0])
     before, *after = map(float, re.findall(r"tensor\(([\d.e+-]+)\)", shown))
     assert after[0] < 0.9 * before
     assert (tmp_path / "sae-over-http/sae_weights.safetensors").is_file()
 
 
 def test_patch(demo: Path) -> None:
-    before, after = re.findall(
-        r"tensor\(([\d.e+-]+)\)", run(examples("README.md")["Look inside, and patch"], demo)
-    )
-    assert float(before) > 1
-    assert float(after) < 1e-3 * float(before)
+    title = "Look inside and patch"
+    printed = run(examples("README.md")[title], demo)
+    assert_shown(printed, SHOWN.findall(section(title))[0])
+    undone = [float(share) for share in printed.split()]
+    assert undone[0] > 0.99  # before layer 0 nothing has read the wrong token yet
+    assert 0.1 < min(undone) < max(undone[1:]) < 0.9
 
 
 def test_reading_page(demo: Path) -> None:

@@ -2,17 +2,14 @@
 
 import re
 import shlex
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any, Final
 
-import pytest
 from click.testing import CliRunner
 
 import actstore
 from actstore.cli.main import cli
-from actstore.demo import MODEL_PATH, TEXT_PATH
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 RAY: Final = "## Ray Data\n"
@@ -39,32 +36,6 @@ def run_page(text: str) -> dict[str, Any]:
                 for line in block.replace("\\\n", "").splitlines():
                     actstore_command(line)
     return names
-
-
-@pytest.fixture
-def demo(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with the store of the demo in it."""
-    monkeypatch.chdir(demo_folder)
-    return demo_folder
-
-
-@pytest.fixture(scope="module")
-def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store where ``actstore demo`` makes one, with a quarter of its tokens."""
-    folder = tmp_path_factory.mktemp("demo")
-    job = actstore.plan(
-        model=str(MODEL_PATH),
-        tokens=str(TEXT_PATH),
-        documents="paragraph",
-        hooks=["blocks.*.hook_resid_post"],
-        context_length=128,
-        max_tokens=12_800,
-        out=str(folder / "actstore-demo/store"),
-    )
-    actstore.extract(job)
-    # Another model over the same tokens would be another such store.
-    shutil.copytree(folder / "actstore-demo/store", folder / "actstore-demo/tuned")
-    return folder
 
 
 def test_saelens(demo: Path) -> None:
