@@ -72,6 +72,8 @@ def test_from_transformerlens(demo: Path) -> None:
 
 def test_what_differs_from_transformerlens() -> None:
     """The differences that the page names are there."""
+    from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
+
     ours, theirs = actstore.HookedModel.from_pretrained(MODEL_PATH), boot(MODEL_PATH)
     tokens = ours.to_tokens("My lord, I came to see your father's funeral")
     with torch.no_grad():
@@ -91,9 +93,14 @@ def test_what_differs_from_transformerlens() -> None:
     for missing in ("generate", "enable_compatibility_mode"):
         assert hasattr(theirs, missing)
         assert not hasattr(ours, missing)
-    for argument in ("bwd_hooks", "start_at_layer"):
+    arguments: list[dict[str, Any]] = [{"bwd_hooks": []}, {"start_at_layer": 1}]
+    for argument in arguments:
         with pytest.raises(TypeError):
-            ours.run_with_hooks(tokens, **{argument: None})
+            ours.run_with_hooks(tokens, **argument)
+    assert theirs.original_model.config._attn_implementation == "eager"
+    assert ours.attention != "eager"
+    page = (DOCS / "from-transformerlens.md").read_text(encoding="utf-8")
+    assert f"| {len(SUPPORTED_ARCHITECTURES)} architectures (Bridge) |" in page
 
 
 def test_from_saelens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +109,8 @@ def test_from_saelens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sae_lens import ActivationsStore, CacheActivationsRunnerConfig
 
     assert names["sae"].W_dec.isfinite().all()
+    store, hook = names["store"], names["hook"]
+    assert torch.equal(store["transformer.h.2"][0], store[hook][0])
     options = {field.name for field in fields(CacheActivationsRunnerConfig)}
     for theirs, ours, _ in table("from-saelens.md", "Caching activations"):
         assert set(CELL.findall(theirs)) <= options
