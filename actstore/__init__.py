@@ -10,18 +10,18 @@ from actstore._version import __version__
 
 if TYPE_CHECKING:
     from actstore.extraction.extract import extract
-    from actstore.extraction.job import Job
-    from actstore.extraction.planning import PlannedRun, plan
+    from actstore.extraction.planning.job import Job
+    from actstore.extraction.planning.planning import PlannedRun, plan
     from actstore.extraction.report import Report
     from actstore.extraction.verify import verify
-    from actstore.hooks.cache import ActivationCache
-    from actstore.hooks.factored_matrix import FactoredMatrix
+    from actstore.hooks.cache.activation_cache import ActivationCache
     from actstore.hooks.model import HookedModel
-    from actstore.store.activations import Activations
-    from actstore.store.statistics import Statistics
+    from actstore.hooks.weights.factored_matrix import FactoredMatrix
+    from actstore.store.checking.verification import Verification
+    from actstore.store.reading.activations import Activations
+    from actstore.store.statistics.hook_statistics import Statistics
     from actstore.store.store import Store
     from actstore.store.store import open_store as open  # noqa: A004 - actstore.open is its name
-    from actstore.store.verification import Verification
 
 __all__ = [
     "ActivationCache",
@@ -43,19 +43,19 @@ __all__ = [
 
 # Imported when first used, so that `actstore --help` and `actstore info` do not wait for torch.
 _HOMES = {
-    "ActivationCache": ("actstore.hooks.cache", "ActivationCache"),
-    "FactoredMatrix": ("actstore.hooks.factored_matrix", "FactoredMatrix"),
+    "ActivationCache": ("actstore.hooks.cache.activation_cache", "ActivationCache"),
+    "FactoredMatrix": ("actstore.hooks.weights.factored_matrix", "FactoredMatrix"),
     "HookedModel": ("actstore.hooks.model", "HookedModel"),
-    "Activations": ("actstore.store.activations", "Activations"),
-    "Job": ("actstore.extraction.job", "Job"),
-    "PlannedRun": ("actstore.extraction.planning", "PlannedRun"),
+    "Activations": ("actstore.store.reading.activations", "Activations"),
+    "Job": ("actstore.extraction.planning.job", "Job"),
+    "PlannedRun": ("actstore.extraction.planning.planning", "PlannedRun"),
     "Report": ("actstore.extraction.report", "Report"),
-    "Statistics": ("actstore.store.statistics", "Statistics"),
+    "Statistics": ("actstore.store.statistics.hook_statistics", "Statistics"),
     "Store": ("actstore.store.store", "Store"),
-    "Verification": ("actstore.store.verification", "Verification"),
+    "Verification": ("actstore.store.checking.verification", "Verification"),
     "extract": ("actstore.extraction.extract", "extract"),
     "open": ("actstore.store.store", "open_store"),
-    "plan": ("actstore.extraction.planning", "plan"),
+    "plan": ("actstore.extraction.planning.planning", "plan"),
     "verify": ("actstore.extraction.verify", "verify"),
 }
 

@@ -7,11 +7,11 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from actstore.extraction.job import Job
+from actstore.extraction.planning.job import Job
 from actstore.query.server.app import openapi
-from actstore.store.commit import CommitRecord, TokensRecord
-from actstore.store.manifest import Manifest, RunStatistics
-from actstore.store.plan import Plan
+from actstore.store.format.plan import Plan
+from actstore.store.records.commit import CommitRecord, TokensRecord
+from actstore.store.records.manifest import Manifest, RunStatistics
 
 FOLDER = Path(__file__).parent
 

@@ -39,11 +39,11 @@ _CACHE = Path(__file__).parents[1] / ".cache"
 _SERVICES = ("ray", "s3")
 _LONG = (
     "tests/test_readme.py",
-    "tests/query/test_lent_batches.py",
-    "tests/query/test_limits.py",
-    "tests/query/test_liar.py",
-    "tests/query/test_connections.py",
-    "tests/query/test_memory.py",
+    "tests/query/server/sending/test_lent_batches.py",
+    "tests/query/server/test_limits.py",
+    "tests/query/client/test_liar.py",
+    "tests/query/server/connections/test_connections.py",
+    "tests/query/server/memory/test_memory.py",
     "tests/integrations/test_saelens_training.py",
     "tests/extraction/test_extract.py",
 )

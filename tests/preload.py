@@ -24,8 +24,8 @@ for name in (
     "tenacity",
     "zarr",
     "actstore.extraction.extract",
-    "actstore.extraction.inline",
-    "actstore.store.local",
+    "actstore.extraction.computing.inline",
+    "actstore.storage.local",
     "tests.faults.child",
 ):
     with contextlib.suppress(ImportError):

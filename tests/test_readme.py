@@ -191,7 +191,7 @@ assert torch.equal(outside, model(tokens)) and not torch.equal(inside, outside)
 
 
 def test_hooks_page_names_every_hook() -> None:
-    from actstore.hooks.point import POINTS
+    from actstore.hooks.naming.point import POINTS
 
     page = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
     for point in POINTS:
@@ -199,7 +199,7 @@ def test_hooks_page_names_every_hook() -> None:
 
 
 def test_hooks_page_names_every_family() -> None:
-    from actstore.hooks.architecture import ARCHITECTURES
+    from actstore.hooks.families.architecture import ARCHITECTURES
 
     page = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
     assert all(f"`{family}`" in page for family in ARCHITECTURES)

@@ -28,7 +28,7 @@ def demo_command(out: Path) -> None:
     """Extract from a bundled model, read back, draw one picture."""
     from actstore.cli.progress import Progress
     from actstore.extraction.extract import extract
-    from actstore.extraction.planning import plan
+    from actstore.extraction.planning.planning import plan
     from actstore.store.store import open_store
 
     store_path = out / "store"

@@ -24,7 +24,7 @@ def extract_command(job_file: str | None, as_json: bool, quiet: bool, **options:
     """
     from actstore.cli.progress import Progress
     from actstore.extraction.extract import extract
-    from actstore.extraction.planning import plan
+    from actstore.extraction.planning.planning import plan
 
     with Progress(quiet=quiet) as progress:
         run = plan(job_file, on_event=progress.on_event, **job_fields(options))

@@ -37,7 +37,7 @@ def import_cache_command(folder: Path, source: str, output: str, dtype: Any, mod
     del source  # there is one
     from actstore.integrations.saelens.cache_import import import_cache
     from actstore.integrations.saelens.cached_rows import CachedRows
-    from actstore.store.dtypes import dtype as dtype_of
+    from actstore.store.format.dtypes import dtype as dtype_of
 
     n_sequences, length, d_in = CachedRows.open(folder).shape
     progress = ByteProgress("imported", n_sequences * length * d_in * dtype_of(dtype).itemsize)

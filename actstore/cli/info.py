@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from actstore.store.run import Run
+from actstore.store.records.run import Run
 from actstore.store.store import Store, open_store
 
 

@@ -17,7 +17,7 @@ def plan_command(job_file: str | None, as_json: bool, **options: Any) -> None:
     Takes what `actstore extract` takes. The text is read and tokenised, so that the figures are exact.
     """
     from actstore.cli.progress import Progress
-    from actstore.extraction.planning import plan
+    from actstore.extraction.planning.planning import plan
 
     with Progress() as progress:
         run = plan(job_file, on_event=progress.on_event, **job_fields(options))

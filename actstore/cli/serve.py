@@ -180,12 +180,12 @@ def serve_command(
         raise JobError("there is nothing to serve; name stores, or a folder of stores with --root")
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("fastapi") is None:
         raise MissingExtraError("serving needs the extra 'serve'; pip install 'actstore[serve]'")
-    from actstore.query.server.access import check_token_file
-    from actstore.query.server.access_log import AccessLog
-    from actstore.query.server.addresses import Proxies
-    from actstore.query.server.catalog import Catalog, check, named
-    from actstore.query.server.hosts import Hosts
-    from actstore.query.server.room import ConnectionLimits
+    from actstore.query.server.admission.access import check_token_file
+    from actstore.query.server.admission.hosts import Hosts
+    from actstore.query.server.catalog.catalog import Catalog, check, named
+    from actstore.query.server.connections.addresses import Proxies
+    from actstore.query.server.connections.room import ConnectionLimits
+    from actstore.query.server.monitoring.access_log import AccessLog
     from actstore.query.server.run import Listening, bound, serve, shared, url_of
     from actstore.query.server.settings import Settings
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actstore.errors import HookError, NotCommittedError
-from actstore.store.statistics import Statistics
+from actstore.store.statistics.hook_statistics import Statistics
 from actstore.store.store import Store, open_store
 
 if TYPE_CHECKING:
-    from actstore.loader.shuffle_quality import ShuffleQuality
+    from actstore.analysis.shuffle_quality import ShuffleQuality
 
 
 @click.command("stats")
@@ -115,7 +115,7 @@ def _line(name: str, statistics: Statistics) -> tuple[str, ...]:
 
 
 def _print_quality(store: Store, hook: str, shuffle: str, given: dict[str, Any], as_json: bool) -> None:
-    from actstore.loader.shuffle_quality import BATCHES, shuffle_quality  # torch, which takes a second
+    from actstore.analysis.shuffle_quality import BATCHES, shuffle_quality  # torch, which takes a second
 
     n_batches = given.pop("batches", BATCHES)
     order: Any = None if shuffle == "none" else shuffle

@@ -102,8 +102,8 @@ def train_sae_command(
     from actstore.integrations.saelens.installed import check_installed
     from actstore.integrations.saelens.provider import data_provider
     from actstore.integrations.saelens.training import train_sae
-    from actstore.loader.transfer import check_device
-    from actstore.store.urls import local_path
+    from actstore.loader.batches.transfer import check_device
+    from actstore.storage.urls import local_path
 
     check_installed()
     from sae_lens.config import SAETrainerConfig

@@ -4,13 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from actstore.errors import PlanMismatchError, StorageError
-from actstore.extraction.differences import is_same
-from actstore.store.blobs import Blobs
-from actstore.store.commit import plan_key, read_plan
-from actstore.store.layout import ROOT_METADATA
-from actstore.store.plan import FIRST_RUN, Plan
-from actstore.store.seal import unseal
-from actstore.store.zarr_documents import zarr_documents
+from actstore.extraction.planning.differences import is_same
+from actstore.storage.blobs import Blobs
+from actstore.store.format.layout import ROOT_METADATA
+from actstore.store.format.plan import FIRST_RUN, Plan
+from actstore.store.records.commit import plan_key, read_plan
+from actstore.store.records.seal import unseal
+from actstore.store.records.zarr_documents import zarr_documents
 
 _WRITERS: Final = 16
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from actstore.store.commit import CommitRecord
-from actstore.store.not_finite import NotFinite
+from actstore.store.records.commit import CommitRecord
+from actstore.store.statistics.not_finite import NotFinite
 
 
 @dataclass(frozen=True)

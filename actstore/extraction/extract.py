@@ -9,23 +9,23 @@ from typing import Final
 
 from actstore.errors import IncompleteError, JobError, PlanMismatchError
 from actstore.extraction.claim import claim
+from actstore.extraction.computing.executor import Resources
+from actstore.extraction.computing.executor import executor as find_executor
+from actstore.extraction.computing.worker import WorkerSpec
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
-from actstore.extraction.executor import Resources
-from actstore.extraction.executor import executor as find_executor
-from actstore.extraction.job import Job
-from actstore.extraction.planning import PlannedRun, absolute_model, check_device, check_memory
-from actstore.extraction.planning import plan as make_plan
+from actstore.extraction.planning.job import Job
+from actstore.extraction.planning.planning import PlannedRun, absolute_model, check_device, check_memory
+from actstore.extraction.planning.planning import plan as make_plan
 from actstore.extraction.report import Report
-from actstore.extraction.worker import WorkerSpec
-from actstore.store.commit import commit_key, read_commits, tokens_key
-from actstore.store.lease import Lease
-from actstore.store.manifest import RunStatistics
-from actstore.store.not_finite import NotFinite, add_up, not_finite
-from actstore.store.read_back import read_back
-from actstore.store.rows import Rows, Section
-from actstore.store.run import read_runs
-from actstore.store.seal import is_sealed, remove_scratch, seal
-from actstore.store.turns import Turn, lease_tags, writing
+from actstore.store.checking.read_back import read_back
+from actstore.store.locking.lease import Lease
+from actstore.store.locking.turns import Turn, lease_tags, writing
+from actstore.store.reading.rows import Rows, Section
+from actstore.store.records.commit import commit_key, read_commits, tokens_key
+from actstore.store.records.manifest import RunStatistics
+from actstore.store.records.run import read_runs
+from actstore.store.records.seal import is_sealed, remove_scratch, seal
+from actstore.store.statistics.not_finite import NotFinite, add_up, not_finite
 
 _PLACED_WITHIN: Final = 256
 """Segments whose records are searched for the first tokens that are not finite. All of them could take minutes."""

@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 
 from actstore.errors import ModelError
-from actstore.hooks.loading import load_config
-from actstore.store.shard import crc32c
+from actstore.hooks.loading.pretrained import load_config
+from actstore.store.format.shard import crc32c
 
 _WEIGHTS: Final = ("*.safetensors", "*.bin", "*.gguf", "config.json")
 _INDEXES: Final = ("model.safetensors.index.json", "pytorch_model.bin.index.json")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
-from actstore.store.not_finite import NotFinite, add_up
-from actstore.store.plan import FIRST_RUN
+from actstore.store.format.plan import FIRST_RUN
+from actstore.store.statistics.not_finite import NotFinite, add_up
 
 _SHOWN: Final = 10
 """Hooks that are named one by one."""

@@ -7,20 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from actstore.errors import ModelError, StorageError
-from actstore.extraction.deep import DeepCheck, deep_check
-from actstore.extraction.golden import sampled_row
-from actstore.extraction.older_versions import doubt
-from actstore.extraction.reference import Kind, Reference, whole_model
-from actstore.extraction.worker import WorkerSpec, check_weights, load_planned_model
-from actstore.hooks.loading import chosen_device
-from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.commit import commit_key, plan_key, read_commit, read_plan
-from actstore.store.plan import FIRST_RUN, Plan
-from actstore.store.repair import repair as remove_damage
-from actstore.store.rows import Rows, Section
-from actstore.store.turns import repairing
-from actstore.store.verification import Finding, Verification
-from actstore.store.verify import Check
+from actstore.extraction.checking.deep import DeepCheck, deep_check
+from actstore.extraction.checking.golden import sampled_row
+from actstore.extraction.checking.older_versions import doubt
+from actstore.extraction.checking.reference import Kind, Reference, whole_model
+from actstore.extraction.computing.worker import WorkerSpec, check_weights, load_planned_model
+from actstore.hooks.loading.pretrained import chosen_device
+from actstore.storage.blobs import Blobs, open_blobs
+from actstore.store.checking.repair import repair as remove_damage
+from actstore.store.checking.verification import Finding, Verification
+from actstore.store.checking.verify import Check
+from actstore.store.format.plan import FIRST_RUN, Plan
+from actstore.store.locking.turns import repairing
+from actstore.store.reading.rows import Rows, Section
+from actstore.store.records.commit import commit_key, plan_key, read_commit, read_plan
 
 
 def verify(

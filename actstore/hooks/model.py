@@ -7,14 +7,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from actstore.errors import HookError, ModelError, TokensError
-from actstore.hooks.adapters import check_inside
-from actstore.hooks.architecture import Architecture, architecture, base_of
-from actstore.hooks.cache import ActivationCache
-from actstore.hooks.config import HookedConfig
-from actstore.hooks.device import usable_device
-from actstore.hooks.directions import residual_directions
-from actstore.hooks.forward import Forward
-from actstore.hooks.functions import (
+from actstore.hooks.cache.activation_cache import ActivationCache
+from actstore.hooks.cache.directions import residual_directions
+from actstore.hooks.cache.position import PositionSlice, at_positions, indices, is_one
+from actstore.hooks.capture.forward import Forward
+from actstore.hooks.capture.functions import (
     HookFunction,
     HookFunctions,
     Keeping,
@@ -22,19 +19,22 @@ from actstore.hooks.functions import (
     in_forward_order,
     selected,
 )
-from actstore.hooks.left_padding import has_left_padding, ignores_left_padding
-from actstore.hooks.live_model import checked, device_of
-from actstore.hooks.loading import load_config, load_model, load_tokenizer
+from actstore.hooks.capture.raw_calls import RawCalls
+from actstore.hooks.capture.visitor import Ending, Handing, Sink
+from actstore.hooks.checking.left_padding import has_left_padding, ignores_left_padding
+from actstore.hooks.checking.self_check import self_check
+from actstore.hooks.families.architecture import Architecture, architecture, base_of
+from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.model_names import names_of
+from actstore.hooks.loading.adapters import check_inside
+from actstore.hooks.loading.device import usable_device
+from actstore.hooks.loading.live_model import checked, device_of
+from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
 from actstore.hooks.loss import ReturnType, check_has_loss, output
-from actstore.hooks.model_names import names_of
-from actstore.hooks.point import is_read_only, point_of
-from actstore.hooks.position import PositionSlice, at_positions, indices, is_one
-from actstore.hooks.prompts import PaddingSide, Prompts
-from actstore.hooks.raw_calls import RawCalls
-from actstore.hooks.self_check import self_check
-from actstore.hooks.text import WithText
-from actstore.hooks.visitor import Ending, Handing, Sink
-from actstore.hooks.weights import Weights
+from actstore.hooks.naming.point import is_read_only, point_of
+from actstore.hooks.text.prompts import PaddingSide, Prompts
+from actstore.hooks.text.with_text import WithText
+from actstore.hooks.weights.model_weights import Weights
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,7 @@ import torch
 
 from actstore.errors import LoaderError
 from actstore.loader.arguments import LoaderArguments
-from actstore.loader.drop import PAD
+from actstore.loader.dropping.drop import PAD
 from actstore.store.store import Store
 
 

@@ -9,8 +9,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from actstore.errors import LoaderError
 from actstore.loader.arguments import LoaderArguments
-from actstore.loader.batch import Batch, Values
-from actstore.store.local import LocalBlobs
+from actstore.loader.batches.batch import Batch, Values
+from actstore.storage.local import LocalBlobs
 from actstore.store.store import Store, open_store
 
 if TYPE_CHECKING:

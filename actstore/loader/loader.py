@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError, NotCommittedError
-from actstore.loader.batch import Batch, Values
-from actstore.loader.batch_maker import BatchMaker
-from actstore.loader.batch_source import BatchSource
-from actstore.loader.finite import warn_of_not_finite
+from actstore.loader.batches.batch import Batch, Values
+from actstore.loader.batches.batch_maker import BatchMaker
+from actstore.loader.batches.batch_source import BatchSource
+from actstore.loader.dropping.finite import warn_of_not_finite
+from actstore.loader.dropping.valid_rows import ValidRows
 from actstore.loader.metrics import Counts, Metrics
 from actstore.loader.options import LoaderOptions
 from actstore.loader.prefetch import Prefetch
-from actstore.loader.valid_rows import ValidRows
-from actstore.store.identity import contents_of, is_same_contents
+from actstore.store.reading.identity import contents_of, is_same_contents
 
 if TYPE_CHECKING:
     from actstore.store.store import Store

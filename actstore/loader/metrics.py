@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from actstore.loader.batch import Batch, Values, tensors_of
+from actstore.loader.batches.batch import Batch, Values, tensors_of
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import torch
 
 from actstore.errors import LoaderError
-from actstore.hooks.names import HookName, each_name
-from actstore.loader.drop import Drop, parse
-from actstore.loader.order import WINDOW_ROWS
+from actstore.hooks.naming.names import HookName, each_name
+from actstore.loader.dropping.drop import Drop, parse
+from actstore.loader.ordering.order import WINDOW_ROWS
 
 if TYPE_CHECKING:
     from actstore.store.store import Store

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError
-from actstore.hooks.names import HookName
+from actstore.hooks.naming.names import HookName
 from actstore.loader.arguments import LoaderArguments
-from actstore.loader.batch import Batch, Values
+from actstore.loader.batches.batch import Batch, Values
 from actstore.loader.loader import Loader
 from actstore.loader.metrics import Metrics
 from actstore.loader.options import chosen_hooks

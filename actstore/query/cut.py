@@ -8,10 +8,10 @@ from typing import Any, Final
 import numpy as np
 
 from actstore.query.selection import Rows, text_of
-from actstore.store.local import LocalBlobs
-from actstore.store.rows import Rows as StoredRows
-from actstore.store.sections import PIECE_NBYTES as READ_AT_ONCE_NBYTES
-from actstore.store.shard import view
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.shard import view
+from actstore.store.reading.rows import Rows as StoredRows
+from actstore.store.reading.sections import PIECE_NBYTES as READ_AT_ONCE_NBYTES
 
 PIECE_NBYTES: Final = 2 << 20
 """About so much is read, and sent, at once. A sequence is never divided."""

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from actstore.query.selection import INNER_PATTERN, PATTERN
-from actstore.store.manifest import FinishedRun
-from actstore.store.plan import Plan
-from actstore.store.statistics import HookStatistics
+from actstore.store.format.plan import Plan
+from actstore.store.records.manifest import FinishedRun
+from actstore.store.statistics.hook_statistics import HookStatistics
 
 Axis = Annotated[str, Field(pattern=PATTERN, max_length=100_000, examples=["0:8"])]
 Inner = Annotated[str, Field(pattern=INNER_PATTERN, max_length=400, examples=[":"])]

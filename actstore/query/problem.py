@@ -13,7 +13,7 @@ from actstore.errors import (
     TokensError,
     UncheckedError,
 )
-from actstore.store.storage_errors import BlobNotFoundError
+from actstore.storage.errors import BlobNotFoundError
 
 LATER: Final = {"Retry-After": "1"}
 """Headers of a problem that passes."""

@@ -11,36 +11,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import HookError, NotCommittedError, StorageError
-from actstore.hooks.names import HookName, each_name, forward_order, long_name, stored_as
-from actstore.store.activations import Activations
-from actstore.store.blobs import BlobReader, Blobs, is_served, open_blobs
-from actstore.store.checksums import Checksums
-from actstore.store.commit import plan_key, read_commits
-from actstore.store.identity import Identity, check_same, identity_of
-from actstore.store.manifest import FinishedRun, RunStatistics
-from actstore.store.merging import Merging
-from actstore.store.moments import has_statistics
-from actstore.store.pinned import pinned
-from actstore.store.plan import FIRST_RUN, HookArray, Plan
-from actstore.store.rows import Rows, Section
-from actstore.store.run import Run, overlap, read_runs
-from actstore.store.statistics import HookStatistics, Statistics
-from actstore.store.stored_norms import NormsOfPart, StoredNorms
-from actstore.store.version import Version
+from actstore.hooks.naming.names import HookName, each_name, forward_order, long_name, stored_as
+from actstore.storage.blobs import BlobReader, Blobs, is_served, open_blobs
+from actstore.storage.pinned import pinned
+from actstore.store.format.plan import FIRST_RUN, HookArray, Plan
+from actstore.store.reading.activations import Activations
+from actstore.store.reading.checksums import Checksums
+from actstore.store.reading.identity import Identity, check_same, identity_of
+from actstore.store.reading.rows import Rows, Section
+from actstore.store.reading.stored_norms import NormsOfPart, StoredNorms
+from actstore.store.reading.version import Version
+from actstore.store.records.commit import plan_key, read_commits
+from actstore.store.records.manifest import FinishedRun, RunStatistics
+from actstore.store.records.run import Run, overlap, read_runs
+from actstore.store.statistics.hook_statistics import HookStatistics, Statistics
+from actstore.store.statistics.merging import Merging
+from actstore.store.statistics.moments import has_statistics
 
 if TYPE_CHECKING:
     import torch
     import zarr
 
-    from actstore.hooks.cache import ActivationCache
-    from actstore.hooks.config import HookedConfig
-    from actstore.hooks.functions import NameFilter
+    from actstore.analysis.search import Matches
+    from actstore.hooks.cache.activation_cache import ActivationCache
+    from actstore.hooks.capture.functions import NameFilter
+    from actstore.hooks.families.config import HookedConfig
     from actstore.hooks.model import HookedModel
-    from actstore.hooks.names import HookNames
+    from actstore.hooks.naming.names import HookNames
+    from actstore.loader.dropping.valid_rows import ValidRows
     from actstore.loader.loader import Loader
     from actstore.loader.options import LoaderOptions, Shuffle
-    from actstore.loader.valid_rows import ValidRows
-    from actstore.query.search import Matches
 
 Check = Literal["first-use"]
 CHECK: Final = "ACTSTORE_CHECK"
@@ -442,7 +442,7 @@ class Store:
 
     @cached_property
     def _model_hooks(self) -> "tuple[HookNames, HookedConfig]":
-        from actstore.hooks.stored_config import hooks_of_stored
+        from actstore.hooks.families.stored_config import hooks_of_stored
 
         return hooks_of_stored(self.plan.request.model.config)
 
@@ -464,8 +464,8 @@ class Store:
             HookError: a hook is not stored.
             NotCommittedError: a row is not committed.
         """
-        from actstore.hooks.cache import ActivationCache
-        from actstore.hooks.point import point_of
+        from actstore.hooks.cache.activation_cache import ActivationCache
+        from actstore.hooks.naming.point import point_of
 
         names, cfg = self._model_hooks
         rows = [sequences] if isinstance(sequences, int) else sequences
@@ -505,7 +505,7 @@ class Store:
                 either counts. Inside of a longer text its ends can have been merged into other tokens, and are not
                 found there; ``tokens`` is exact.
             tokens: ids that follow each other.
-            sha: of all real tokens of a sequence, from `actstore.query.search.sequence_sha256`.
+            sha: of all real tokens of a sequence, from `actstore.analysis.search.sequence_sha256`.
             prefix: only where a sequence begins: at position 0, or at 1 behind a token that packing put in.
             limit: the most sequences; the search ends when it has them.
 
@@ -539,7 +539,7 @@ class Store:
     def _matches(
         self, text: str | None, tokens: Any, sha: str | None, prefix: bool, limit: int | None, *, once: bool
     ) -> "Matches":
-        from actstore.query.search import search
+        from actstore.analysis.search import search
 
         return search(self, text, tokens, sha, prefix, limit, once)
 
@@ -669,7 +669,7 @@ class Store:
         """The same store through zarr-python. It shows rows that are not committed as NaN."""
         import zarr
 
-        import actstore.store.bfloat16  # noqa: F401 - registers the type
+        import actstore.store.format.bfloat16  # noqa: F401 - registers the type
 
         return zarr.open_group(self.url, mode="r")
 

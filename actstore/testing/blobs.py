@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.store.blobs import BlobNotFoundError, Blobs, probe
+from actstore.storage.blobs import BlobNotFoundError, Blobs, probe
 
 DIGITS = b"0123456789"
 _N_THREADS = 8
@@ -51,7 +51,7 @@ def at_once(act: Callable[[int], _T]) -> list[_T]:
 
 
 class BlobsConformance:
-    """One test for each promise of `actstore.store.blobs.Blobs`.
+    """One test for each promise of `actstore.storage.blobs.Blobs`.
 
     The fixture ``blobs`` gives empty storage, another one for each test.
     """

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import torch
 
 import actstore
+from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
 from actstore.extraction.events import Event, SegmentDone
-from actstore.extraction.worker import SEGMENTS_IN_FLIGHT
 from tests.benchmarks.measure import TURNS, Against, Figure, Result, Speed, Work, interleaved, timed
 
 HOOK: Final = "blocks.15.hook_resid_post"

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import actstore
-from actstore.loader.window_rows import N_REQUESTS
-from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.layout import ArrayLayout
-from actstore.store.local import LocalBlobs
-from actstore.store.sections import PIECE_NBYTES
+from actstore.loader.rows.window_rows import N_REQUESTS
+from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.layout import ArrayLayout
+from actstore.store.reading.sections import PIECE_NBYTES
 from tests.benchmarks.bench_s3 import server
 from tests.benchmarks.loader_memory import peak_mb
 from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, LENGTH, N_SEQUENCES, SEGMENT, plan_of

@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 
 import actstore
-from actstore.store.local import LocalBlobs
-from actstore.store.plan import HookArray, Plan
-from actstore.store.seal import seal
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.plan import HookArray, Plan
+from actstore.store.records.seal import seal
 from tests.benchmarks.loader_store import BATCH, D_MODEL, HOOK, LENGTH, store_at
 from tests.benchmarks.measure import Against, Figure, Result, Side, Speed, Work, interleaved
 from tests.query.running import Running, running

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from actstore.store.blobs import Blobs
-from actstore.store.object_store import ObjectBlobs
-from actstore.store.s3fs_store import S3fsBlobs
+from actstore.storage.blobs import Blobs
+from actstore.storage.s3_fsspec import S3fsBlobs
+from actstore.storage.s3_obstore import ObjectBlobs
 from tests import conftest
 from tests.benchmarks.measure import Against, Result, Side, Speed, Work, interleaved
 

@@ -15,10 +15,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from actstore.store.layout import ArrayLayout, to_json
-from actstore.store.local import LocalBlobs
-from actstore.store.rows import Rows, Section
-from actstore.store.shard import encode
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.layout import ArrayLayout, to_json
+from actstore.store.format.shard import encode
+from actstore.store.reading.rows import Rows, Section
 from tests.benchmarks.measure import Against, Figure, Result, Speed, Work, interleaved
 
 # 2,048 sequences of 128 positions of width 2,048, float16: 1 GiB in 16 shards of 64 MiB, inner chunks of 1 MiB.

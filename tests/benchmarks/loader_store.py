@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from actstore.store.local import LocalBlobs
-from actstore.store.plan import HookArray, Plan
-from actstore.store.seal import seal
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.plan import HookArray, Plan
+from actstore.store.records.seal import seal
 from tests.store.example import example_plan, write_store
 
 HOOK = "blocks.0.hook_resid_post"

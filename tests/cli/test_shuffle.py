@@ -7,12 +7,12 @@ import pytest
 from click.testing import CliRunner
 
 import actstore
+from actstore.analysis.shuffle_quality import shuffle_quality
 from actstore.cli.main import cli
-from actstore.loader.shuffle_quality import shuffle_quality
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from tests.commands import command_here
+from tests.store.checking.test_verify import make_store
 from tests.store.example import HOOKS, LENGTH, N
-from tests.store.test_verify import make_store
 
 A = HOOKS[0]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actstore.cli.main import run
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from tests.store.example import HOOKS, LENGTH, N, example_plan, example_tokens, example_values, write_store
 
 PLAN = example_plan()

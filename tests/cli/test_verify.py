@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 import actstore
 from actstore.cli.main import cli
 from actstore.errors import UncheckedError
-from actstore.store.commit import commit_key, plan_key
-from actstore.store.local import LocalBlobs
-from actstore.store.manifest import MANIFEST_KEY
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.commit import commit_key, plan_key
+from actstore.store.records.manifest import MANIFEST_KEY
 from tests.commands import command, command_here
 from tests.extraction.test_verify import HOOK, SHARD, change_row
-from tests.store.test_verify import RUN, flip, make_store
+from tests.store.checking.test_verify import RUN, flip, make_store
 
 Fields = dict[str, Any]
 

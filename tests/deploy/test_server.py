@@ -12,7 +12,7 @@ import yaml
 
 from actstore.cli.main import cli
 from actstore.query.server import run
-from actstore.query.server.gate import OPEN
+from actstore.query.server.admission.gate import OPEN
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "deploy" / "server" / "server.yaml").read_text()
@@ -163,7 +163,8 @@ def test_probes_ask_paths_of_the_server() -> None:
         "liveness": {"path": "/healthz", "port": "http"},
         "readiness": {"path": "/readyz", "port": "http"},
     }
-    sources = "".join(path.read_text() for path in (ROOT / "actstore" / "query" / "server").glob("*.py"))
+    routes = ROOT / "actstore" / "query" / "server" / "routes"
+    sources = "".join(path.read_text() for path in routes.glob("*.py"))
     for path in {probe["httpGet"]["path"] for probe in probes.values()}:
         assert path in OPEN  # probes have no token
         assert re.search(rf'(?i)(\.get|route)\(\s*"{path}"', sources), f"no handler of {path}"

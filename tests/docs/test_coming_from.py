@@ -13,7 +13,7 @@ import torch
 
 import actstore
 from actstore.demo import MODEL_PATH
-from actstore.extraction.job import Job
+from actstore.extraction.planning.job import Job
 from tests.docs.test_hooks_pages import DOCS, FENCED, assert_shown
 from tests.parity.bridge import boot
 

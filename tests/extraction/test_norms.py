@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import actstore
-from actstore.extraction.planning import PlannedRun
+from actstore.extraction.planning.planning import PlannedRun
 from actstore.extraction.verify import verify
-from actstore.store.commit import commit_key
-from actstore.store.local import LocalBlobs
-from actstore.store.manifest import MANIFEST_KEY
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.commit import commit_key
+from actstore.store.records.manifest import MANIFEST_KEY
 from tests.faults.store_bytes import differences, store_bytes
-from tests.store.test_verify import flip
+from tests.store.checking.test_verify import flip
 
 Fields = dict[str, Any]
 HOOKS = [

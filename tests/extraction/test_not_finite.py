@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM
 import actstore
 from actstore.cli.main import run
 from actstore.errors import LoaderError
-from actstore.loader.finite import NotFiniteWarning
+from actstore.loader.dropping.finite import NotFiniteWarning
 from actstore.loader.pair import paired
-from tests.store.watched import READS, watched
+from tests.storage.watched import READS, watched
 
 Fields = dict[str, Any]
 STREAM, PATTERN, SCORES = (

@@ -17,15 +17,15 @@ from fsspec.implementations.local import LocalFileSystem
 
 import actstore
 from actstore.errors import JobError, NotCommittedError, PlanMismatchError, StorageError
-from actstore.extraction import inline
 from actstore.extraction.claim import claim
+from actstore.extraction.computing import inline
+from actstore.extraction.computing.worker import WorkerSpec
 from actstore.extraction.events import Event, SegmentDone
-from actstore.extraction.worker import WorkerSpec
-from actstore.store.blobs import open_blobs
-from actstore.store.commit import commit_key, read_commit
-from actstore.store.lease import LEASES
-from actstore.store.local import LocalBlobs
-from actstore.store.merging import merge
+from actstore.storage.blobs import open_blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.locking.lease import LEASES
+from actstore.store.records.commit import commit_key, read_commit
+from actstore.store.statistics.merging import merge
 from tests.conftest import TinyModel
 from tests.faults.child import Child
 from tests.store.runs import bytes_below

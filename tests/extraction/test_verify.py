@@ -9,16 +9,16 @@ import pytest
 
 import actstore
 from actstore.extraction.verify import verify
-from actstore.store.commit import ObjectRecord, commit_key, plan_key, read_commit, tokens_key
-from actstore.store.local import LocalBlobs
-from actstore.store.manifest import MANIFEST_KEY, shards_key, statistics_key
-from actstore.store.moments import recomputed
-from actstore.store.norms import side_by_side
-from actstore.store.seal import seal
-from actstore.store.shard import crc32c, encode
-from actstore.store.shard_reader import decode
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.shard import crc32c, encode
+from actstore.store.format.shard_reader import decode
+from actstore.store.records.commit import ObjectRecord, commit_key, plan_key, read_commit, tokens_key
+from actstore.store.records.manifest import MANIFEST_KEY, shards_key, statistics_key
+from actstore.store.records.seal import seal
+from actstore.store.statistics.moments import recomputed
+from actstore.store.statistics.norms import side_by_side
 from tests.faults.store_bytes import differences, store_bytes
-from tests.store.test_verify import cut, flip, overwrite
+from tests.store.checking.test_verify import cut, flip, overwrite
 
 Fields = dict[str, Any]
 HOOK = "blocks.1.hook_mlp_out"

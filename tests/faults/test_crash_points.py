@@ -11,7 +11,7 @@ from tests.faults.crash import EXIT_CODE, Point, points
 from tests.faults.fault_plan import Request
 from tests.faults.finished import check_finished
 from tests.faults.proxy import FaultProxy, Kill
-from tests.store.file_systems import another_disk
+from tests.storage.file_systems import another_disk
 
 N_SEGMENTS = 3
 N_PARTS = 6

@@ -20,16 +20,16 @@ from click.testing import CliRunner
 import actstore
 from actstore.cli.main import cli
 from actstore.errors import ActstoreError, StorageError
-from actstore.hooks.stored_config import hooks_of_stored
-from actstore.store.commit import commit_key, plan_key, tokens_key
-from actstore.store.layout import to_json
-from actstore.store.local import LocalBlobs
-from actstore.store.manifest import MANIFEST_KEY, shards_key
-from actstore.store.shard import crc32c
-from actstore.store.shards_table import SHARDS_SCHEMA
+from actstore.hooks.families.stored_config import hooks_of_stored
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.layout import to_json
+from actstore.store.format.shard import crc32c
+from actstore.store.records.commit import commit_key, plan_key, tokens_key
+from actstore.store.records.manifest import MANIFEST_KEY, shards_key
+from actstore.store.records.shards_table import SHARDS_SCHEMA
 from tests.store.arrays import bits
+from tests.store.checking.test_verify import SHARD, found_in, make_store, numbers, overwrite, point_to
 from tests.store.example import HOOKS, LENGTH, N, example_plan
-from tests.store.test_verify import SHARD, found_in, make_store, numbers, overwrite, point_to
 
 RUN = "0000"
 RESID_0 = HOOKS[0]

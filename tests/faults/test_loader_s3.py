@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import actstore
-from actstore.store.blobs import open_blobs
-from actstore.store.local import LocalBlobs
-from actstore.store.seal import seal
+from actstore.storage.blobs import open_blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.seal import seal
 from tests.faults.fault_plan import Fault, Plan, Request, at_random
 from tests.faults.proxy import FaultProxy
 from tests.store.example import HOOKS, example_plan, example_values, write_store

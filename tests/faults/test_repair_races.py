@@ -8,8 +8,8 @@ import pytest
 
 import actstore
 from actstore.errors import BusyError, StorageError
-from actstore.store.blobs import open_blobs
-from actstore.store.commit import commit_key
+from actstore.storage.blobs import open_blobs
+from actstore.store.records.commit import commit_key
 from tests.conftest import S3Server
 from tests.faults.child import Child, run
 from tests.faults.conftest import Fields, MakeFields, Undisturbed

@@ -9,10 +9,10 @@ from typing import Final
 
 import pytest
 
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from tests.query.running import running
+from tests.query.server.admission.test_access import ALL, LATER, LOST, _until, ask, file_of
 from tests.query.stores import WHOLE, write_all
-from tests.query.test_access import ALL, LATER, LOST, _until, ask, file_of
 
 pytestmark = pytest.mark.faults
 

@@ -20,8 +20,8 @@ import pytest
 
 import actstore
 from actstore.errors import StorageError
-from actstore.store.local import LocalBlobs
-from actstore.store.seal import seal
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.seal import seal
 from actstore.store.store import Store
 from tests.query.running import Running, running
 from tests.query.tcp_proxy import tcp_proxy

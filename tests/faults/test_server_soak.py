@@ -21,9 +21,9 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from tests.query.running import Running, running
-from tests.query.test_limits import HOOK, ROW_NBYTES, write
+from tests.query.server.test_limits import HOOK, ROW_NBYTES, write
 
 SOAK_S: Final = float(os.environ.get("SOAK_S", "60"))
 """For how long the clients go on, in seconds."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actstore.hooks.model import HookedModel
-from actstore.store.plan import Segment
+from actstore.store.format.plan import Segment
 from tests.benchmarks.measure import interleaved
 from tests.gpu import llama, transfer
 

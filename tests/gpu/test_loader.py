@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from actstore.store.store import Store
 from tests.loader.stores import HEADS, A, finished, maker_of
 from tests.store.example import Columns, example_plan

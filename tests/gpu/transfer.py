@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actstore.extraction.buffers import SegmentBuffers
+from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.hooks.model import HookedModel
-from actstore.store.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
+from actstore.store.format.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
 from tests.benchmarks.measure import Side, timed
 
 

@@ -24,7 +24,7 @@ from actstore.integrations.saelens import (
     train_sae,
 )
 from actstore.integrations.saelens.installed import check_installed
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from actstore.store.store import Store, open_store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import (

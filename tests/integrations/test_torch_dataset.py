@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 import actstore
 from actstore.errors import HookError, LoaderError
 from actstore.integrations.torch_dataset import ActivationDataset
-from actstore.loader import batch_maker
-from actstore.loader.batch import Batch
-from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.local import LocalBlobs
+from actstore.loader.batches import batch_maker
+from actstore.loader.batches.batch import Batch
+from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.local import LocalBlobs
 from actstore.store.store import Store
 from tests.store.example import HOOKS, example_plan, example_values, write_store
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from actstore.store.store import Store
 from tests.loader.stores import finished
 from tests.store.example import Columns, example_plan

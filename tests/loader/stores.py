@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 
 import actstore
-from actstore.loader.batch_maker import BatchMaker
+from actstore.loader.batches.batch_maker import BatchMaker
 from actstore.loader.loader import Loader
-from actstore.store.blobs import Blobs
-from actstore.store.plan import Plan
-from actstore.store.seal import seal
+from actstore.storage.blobs import Blobs
+from actstore.store.format.plan import Plan
+from actstore.store.records.seal import seal
 from actstore.store.store import Store
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, LENGTH, Columns, N, example_values, write_store

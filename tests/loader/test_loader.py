@@ -10,12 +10,12 @@ import torch
 
 import actstore
 from actstore.errors import HookError, LoaderError, NotCommittedError
-from actstore.loader.address_range import AddressRange
-from actstore.loader.batch import Batch
-from actstore.loader.buffers import Buffers
-from actstore.store.blobs import open_blobs
-from actstore.store.local import LocalBlobs
-from actstore.store.seal import seal
+from actstore.loader.batches.batch import Batch
+from actstore.loader.rows.address_range import AddressRange
+from actstore.loader.rows.buffers import Buffers
+from actstore.storage.blobs import open_blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.seal import seal
 from actstore.store.store import Store
 from tests.loader.stores import HEADS, N_ROWS, A, check, finished, integer, rows_of
 from tests.store.arrays import bits

@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
-from actstore.loader import window_rows
-from actstore.loader.batch_maker import BatchMaker
+from actstore.loader.batches.batch_maker import BatchMaker
 from actstore.loader.loader import Loader
 from actstore.loader.prefetch import Prefetch
-from actstore.loader.window_rows import WindowRows
-from actstore.store.blobs import BlobInfo, BlobReader, open_blobs
-from actstore.store.local import LocalBlobs
-from actstore.store.shard import Bytes
+from actstore.loader.rows import window_rows
+from actstore.loader.rows.window_rows import WindowRows
+from actstore.storage.blobs import BlobInfo, BlobReader, open_blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.shard import Bytes
 from actstore.store.store import Store
 from tests.loader.stores import A, finished, maker_of
 from tests.loader.test_prefetch import check_ended
@@ -37,7 +37,7 @@ def test_interrupted_while_waiting(store: Store) -> None:
     code = f"""
 import signal, time
 import actstore
-from actstore.loader import address_range
+from actstore.loader.rows import address_range
 select = address_range.select
 
 def slow(*args):

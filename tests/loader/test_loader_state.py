@@ -13,8 +13,8 @@ import torch
 
 import actstore
 from actstore.errors import LoaderError
-from actstore.store.local import LocalBlobs
-from actstore.store.seal import seal
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.seal import seal
 from actstore.store.store import Store
 from tests.loader.stores import A, B, finished, rows_of
 from tests.store.example import LENGTH, N, example_plan, example_values, write_store

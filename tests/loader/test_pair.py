@@ -12,11 +12,11 @@ import torch
 
 import actstore
 from actstore.errors import HookError, LoaderError, StorageError
-from actstore.loader.batch import Batch
+from actstore.loader.batches.batch import Batch
 from actstore.loader.loader import Loader
 from actstore.loader.pair import paired
-from actstore.store.local import LocalBlobs
-from actstore.store.plan import Plan
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.plan import Plan
 from actstore.store.store import Store
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, LENGTH, Columns, N, example_plan, example_values, write_store

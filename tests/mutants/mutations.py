@@ -23,7 +23,7 @@ class Mutation:
     fault: str
     """What goes wrong with it."""
     tests: tuple[str, ...]
-    """Files below ``tests``, or tests in them (``store/test_local.py::test_free_space``), some of which must fail."""
+    """Files below ``tests``, or tests in them (``storage/test_local.py::test_free_space``), some of which must fail."""
     why: str = ""
     """Of those that no test notices: why that is left as it is."""
 

@@ -11,7 +11,10 @@ import pytest
 from tests.mutants.mutations import Mutation, StaleError, read
 from tests.mutants.run import ROOT, Copy, chosen, run, table
 
-PACKAGES = {"tokens", "hooks", "extraction", "store", "loader", "query", "integrations", "cli", "workers"}
+PACKAGES = {
+    *("tokens", "hooks", "storage", "store", "extraction", "loader", "analysis", "query"),
+    *("integrations", "cli", "workers"),
+}
 
 
 def test_no_entry_is_stale() -> None:
@@ -110,8 +113,8 @@ def test_tests_that_fail_anyway_show_nothing(repository: Path, tmp_path: Path) -
 def test_a_part_of_the_list() -> None:
     mutations = read()
     assert {each.package for each in chosen(mutations, "store,cli")} == {"store", "cli"}
-    assert [each.name for each in chosen(mutations, "store/file-not")] == ["store/file-not-synced"]
-    assert [each.path for each in chosen(mutations, "durable.py")] == ["actstore/store/durable.py"] * 4
+    assert [each.name for each in chosen(mutations, "storage/file-not")] == ["storage/file-not-synced"]
+    assert [each.path for each in chosen(mutations, "durable.py")] == ["actstore/storage/durable.py"] * 4
     assert chosen(mutations, None) == mutations
     assert chosen(mutations, "no such fault") == []
 

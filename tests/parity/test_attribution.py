@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actstore.errors import TokensError
-from actstore.hooks.functions import HookPoint
+from actstore.hooks.capture.functions import HookPoint
 from actstore.hooks.model import HookedModel
 from tests.parity import bridge
 from tests.parity.families import FAMILIES

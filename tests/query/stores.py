@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Final
 
-from actstore.store.blobs import Blobs
-from actstore.store.plan import Plan
-from actstore.store.seal import seal
+from actstore.storage.blobs import Blobs
+from actstore.store.format.plan import Plan
+from actstore.store.records.seal import seal
 from tests.store.example import LENGTH, N, example_plan, example_values, write_store
 from tests.store.runs import ATTN_OUT, MLP_OUT, hooks_run, write_run
 

@@ -7,8 +7,8 @@ from typing import Final
 import psutil
 import pytest
 
-from actstore.store.local import LocalBlobs
-from actstore.store.seal import seal
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.seal import seal
 from tests.query.load import N_CONNECTIONS, load
 from tests.query.running import Running, running
 from tests.store.example import LENGTH, example_plan, example_values, write_store

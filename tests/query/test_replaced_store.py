@@ -16,9 +16,9 @@ import torch
 
 import actstore
 from actstore.errors import StoreReplacedError
-from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.local import LocalBlobs
-from actstore.store.seal import seal, unseal
+from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.seal import seal, unseal
 from tests.conftest import S3Server
 from tests.query.running import Running, running
 from tests.store.arrays import random_bits

@@ -9,11 +9,11 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from actstore.errors import ActstoreError, JobError, StorageError
-from actstore.extraction.job import load_job, parse_job
-from actstore.store.commit import CommitRecord, TokensRecord
-from actstore.store.document import Document
-from actstore.store.manifest import Manifest, RunStatistics
-from actstore.store.plan import Plan
+from actstore.extraction.planning.job import load_job, parse_job
+from actstore.store.format.document import Document
+from actstore.store.format.plan import Plan
+from actstore.store.records.commit import CommitRecord, TokensRecord
+from actstore.store.records.manifest import Manifest, RunStatistics
 
 FOLDER = Path(__file__).parents[2] / "schemas"
 VALID = sorted((FOLDER / "examples" / "valid").iterdir())

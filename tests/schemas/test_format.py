@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import NotCommittedError
-from actstore.store.plan import Plan
+from actstore.store.format.plan import Plan
 
 PAGE = Path(__file__).parents[2] / "schemas" / "format.md"
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.store.blobs import Blobs
-from actstore.store.dtypes import dtype
-from actstore.store.layout import ArrayLayout, to_json
-from actstore.store.shard import Shard, encode
+from actstore.storage.blobs import Blobs
+from actstore.store.format.dtypes import dtype
+from actstore.store.format.layout import ArrayLayout, to_json
+from actstore.store.format.shard import Shard, encode
 
 
 def random_bits(layout: ArrayLayout, seed: int = 0) -> NDArray[Any]:

@@ -1,35 +1,5 @@
-"""Storage of every kind, and small stores on the local disk."""
+"""Storage of every kind, and small stores on the local disk, as the tests of storage have them."""
 
-import uuid
-from pathlib import Path
+from tests.storage.conftest import blobs, client, local
 
-import pytest
-
-from actstore.store.blobs import Blobs, open_blobs
-from actstore.store.local import LocalBlobs
-
-KINDS = ["local", "memory", *(pytest.param(kind, marks=pytest.mark.s3) for kind in ("s3fs", "obstore"))]
-
-
-@pytest.fixture(params=KINDS)
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
-    """Empty storage: a folder, fsspec's memory, an S3 server through each client."""
-    if request.param in ("s3fs", "obstore"):
-        request.getfixturevalue("monkeypatch").setenv("ACTSTORE_S3", request.param)
-        return open_blobs(request.getfixturevalue("s3_url"))
-    return open_blobs(
-        f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "store")
-    )
-
-
-@pytest.fixture(params=["s3fs", "obstore"])
-def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each client for S3, chosen by the environment."""
-    name: str = request.param
-    monkeypatch.setenv("ACTSTORE_S3", name)
-    return name
-
-
-@pytest.fixture
-def local(tmp_path: Path) -> LocalBlobs:
-    return LocalBlobs(tmp_path / "store")
+__all__ = ["blobs", "client", "local"]

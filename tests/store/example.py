@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.store.blobs import Blobs
-from actstore.store.commit import (
+from actstore.storage.blobs import Blobs
+from actstore.store.format.layout import ArrayLayout
+from actstore.store.format.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
+from actstore.store.format.shard import encode
+from actstore.store.records.commit import (
     CommitRecord,
     Environment,
     Golden,
@@ -21,12 +24,9 @@ from actstore.store.commit import (
     put,
     tokens_key,
 )
-from actstore.store.layout import ArrayLayout
-from actstore.store.moments import has_statistics, recomputed
-from actstore.store.norms import side_by_side
-from actstore.store.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
-from actstore.store.shard import encode
-from actstore.store.zarr_documents import zarr_documents
+from actstore.store.records.zarr_documents import zarr_documents
+from actstore.store.statistics.moments import has_statistics, recomputed
+from actstore.store.statistics.norms import side_by_side
 from tests.store.arrays import encoded, random_bits
 
 N, LENGTH, D_MODEL, SEGMENT = 37, 8, 16, 16

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from actstore.store.blobs import Blobs
-from actstore.store.commit import TokensRecord, plan_key, tokens_key
-from actstore.store.plan import HookArray, Plan
-from actstore.store.zarr_documents import zarr_documents
+from actstore.storage.blobs import Blobs
+from actstore.store.format.plan import HookArray, Plan
+from actstore.store.records.commit import TokensRecord, plan_key, tokens_key
+from actstore.store.records.zarr_documents import zarr_documents
 from tests.store.example import (
     D_MODEL,
     Columns,

@@ -11,11 +11,11 @@ import torch
 
 import actstore
 from actstore.errors import HookError, NotCommittedError, StorageError
-from actstore.store.blobs import BlobNotFoundError, Blobs
-from actstore.store.commit import CommitRecord, commit_key, plan_key, read_commit, tokens_key
-from actstore.store.local import LocalBlobs
-from actstore.store.manifest import RunStatistics, statistics_key
-from actstore.store.seal import seal
+from actstore.storage.blobs import BlobNotFoundError, Blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.records.commit import CommitRecord, commit_key, plan_key, read_commit, tokens_key
+from actstore.store.records.manifest import RunStatistics, statistics_key
+from actstore.store.records.seal import seal
 from tests.store.arrays import bits
 from tests.store.example import (
     D_MODEL,

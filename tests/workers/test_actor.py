@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from actstore.extraction.worker import WorkerSpec
+from actstore.extraction.computing.worker import WorkerSpec
 from actstore_workers.actor import ActorOptions
 
 

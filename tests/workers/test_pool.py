@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actstore.errors import ExtractError, ModelError
-from actstore.extraction.worker import WorkerSpec
+from actstore.extraction.computing.worker import WorkerSpec
 from actstore_workers import driver
 from actstore_workers.driver import MAX_ATTEMPTS
 from tests.workers.scripted_ray import HANGS, Script, ScriptedRay, died, raised

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import HookError, JobError, NotCommittedError
-from actstore.store.local import LocalBlobs
+from actstore.storage.local import LocalBlobs
 from actstore.store.store import Store
 from tests.docs.test_training_pages import DOCS, RAY, run_page
 from tests.store.example import HOOKS, LENGTH, SEGMENT, N, example_plan, write_store

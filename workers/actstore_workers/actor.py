@@ -6,8 +6,8 @@ import platform
 from types import ModuleType
 from typing import Any
 
+from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT, Worker, WorkerSpec
 from actstore.extraction.events import SegmentDone
-from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, Worker, WorkerSpec
 
 
 class WorkerActor:

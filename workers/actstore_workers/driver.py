@@ -20,9 +20,9 @@ from actstore.errors import (
     PlanMismatchError,
     TokensError,
 )
+from actstore.extraction.computing.executor import Resources
+from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
 from actstore.extraction.events import SegmentDone
-from actstore.extraction.executor import Resources
-from actstore.extraction.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
 from actstore.reason import reason
 from actstore_workers.actor import ActorOptions, make_actor
 from actstore_workers.cluster import cluster, import_ray
@@ -41,7 +41,7 @@ _STALL_WARNING_S = 60.0
 
 
 def workers_here(resources: Resources) -> int | None:
-    """See `actstore.extraction.executor.workers_here`. A cluster to join has machines of its own."""
+    """See `actstore.extraction.computing.executor.workers_here`. A cluster to join has machines of its own."""
     if resources.ray_address is not None or import_ray().is_initialized():
         return None
     return resources.num_workers or 1
@@ -53,7 +53,7 @@ def run(
     resources: Resources,
     on_segment: Callable[[SegmentDone], None],
 ) -> None:
-    """Compute all pending segments on Ray; see `actstore.extraction.executor.Executor`.
+    """Compute all pending segments on Ray; see `actstore.extraction.computing.executor.Executor`.
 
     Workers write their own shards to the store and return figures. A worker that dies is replaced, and its
     segments are given out again; so is one that gives no sign for much longer than segments have taken so far. Exactly

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError, MissingExtraError, NotCommittedError
-from actstore.hooks.names import HookName, each_name
-from actstore.store.run import overlap
+from actstore.hooks.naming.names import HookName, each_name
+from actstore.store.records.run import overlap
 from actstore.store.store import Store, open_store
 from actstore_workers.cluster import import_ray
 

@@ -14,26 +14,25 @@ from numpy.typing import NDArray
 
 from actstore._version import __version__
 from actstore.errors import HookError, JobError, PlanMismatchError
-from actstore.extraction.buffers import SegmentBuffers
 from actstore.extraction.claim import claim
-from actstore.extraction.differences import differences
-from actstore.extraction.growth import Place
-from actstore.extraction.planning import absolute_model, free_place
-from actstore.extraction.segment_writer import SegmentWriter
-from actstore.extraction.stored_hooks import stored_hooks
-from actstore.extraction.tokens_stage import PackedTokens
-from actstore.hooks.loading import load_config
-from actstore.hooks.names import layer_of, stored_as
-from actstore.hooks.point import point_of
-from actstore.hooks.stored_config import UNKNOWN_MODEL
+from actstore.extraction.computing.buffers import SegmentBuffers
+from actstore.extraction.computing.segment_writer import SegmentWriter
+from actstore.extraction.planning.differences import differences
+from actstore.extraction.planning.growth import Place
+from actstore.extraction.planning.planning import absolute_model, free_place
+from actstore.extraction.planning.stored_hooks import stored_hooks
+from actstore.extraction.planning.tokens_stage import PackedTokens
+from actstore.hooks.families.stored_config import UNKNOWN_MODEL
+from actstore.hooks.loading.pretrained import load_config
+from actstore.hooks.naming.names import layer_of, stored_as
+from actstore.hooks.naming.point import point_of
 from actstore.integrations.saelens.cached_rows import TOKENS, CachedRows
-from actstore.store.blobs import Blobs, open_blobs, probe
-from actstore.store.commit import CommitRecord, Environment, commit_key, committed
-from actstore.store.dtypes import dtype as dtype_of
-from actstore.store.layout import segment_size
-from actstore.store.look_first import LookFirst
-from actstore.store.moments import Moments
-from actstore.store.plan import (
+from actstore.storage.blobs import Blobs, open_blobs, probe
+from actstore.storage.look_first import LookFirst
+from actstore.store.checking.read_back import read_back
+from actstore.store.format.dtypes import dtype as dtype_of
+from actstore.store.format.layout import segment_size
+from actstore.store.format.plan import (
     FIRST_RUN,
     IMPORTED,
     HookArray,
@@ -44,11 +43,12 @@ from actstore.store.plan import (
     SourceFileIdentity,
     TokensIdentity,
 )
-from actstore.store.read_back import read_back
-from actstore.store.run import read_runs
-from actstore.store.seal import remove_scratch, seal
+from actstore.store.locking.turns import writing
+from actstore.store.records.commit import CommitRecord, Environment, commit_key, committed
+from actstore.store.records.run import read_runs
+from actstore.store.records.seal import remove_scratch, seal
+from actstore.store.statistics.moments import Moments
 from actstore.store.store import Store, open_store
-from actstore.store.turns import writing
 from actstore.tokens import Rows, spool
 
 DType = Literal["float32", "bfloat16", "float16"]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import StorageError
 from actstore.reason import reason
-from actstore.store.urls import local_path
+from actstore.storage.urls import local_path
 
 TOKENS: Final = "token_ids"
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from actstore.loader.loader import Loader
-from actstore.store.plan import TokensIdentity
+from actstore.store.format.plan import TokensIdentity
 from actstore.tokens.hub import PREFIX, HubName
 
 

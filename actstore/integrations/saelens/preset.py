@@ -12,9 +12,9 @@ from actstore.errors import LoaderError
 from actstore.integrations.saelens.installed import check_installed
 from actstore.integrations.saelens.metadata import metadata
 from actstore.integrations.saelens.provider import DataProvider
-from actstore.loader.drop import Drop
-from actstore.loader.valid_rows import ValidRows
-from actstore.store.statistics import Statistics
+from actstore.loader.dropping.drop import Drop
+from actstore.loader.dropping.valid_rows import ValidRows
+from actstore.store.statistics.hook_statistics import Statistics
 from actstore.store.store import Store
 
 _SAMPLE: Final = 1 << 16

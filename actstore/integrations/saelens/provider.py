@@ -9,10 +9,10 @@ import torch
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError
-from actstore.hooks.names import HookName
+from actstore.hooks.naming.names import HookName
 from actstore.integrations.endless import endless
 from actstore.loader.arguments import LoaderArguments
-from actstore.loader.batch import Batch
+from actstore.loader.batches.batch import Batch
 from actstore.loader.loader import Loader
 from actstore.store.store import Store, open_store
 

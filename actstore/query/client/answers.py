@@ -6,12 +6,12 @@ from typing import Final
 
 import numpy as np
 
+from actstore.analysis.search import Matches
 from actstore.query.client.bounds import SEGMENTS, shown, unexpected
 from actstore.query.documents import MatchList, RunDocument, StatisticsDocument, StoreDocument
-from actstore.query.search import Matches
-from actstore.store.plan import FIRST_RUN, HookArray
-from actstore.store.run import Run, contradictions
-from actstore.store.segment_ranges import SegmentRanges
+from actstore.store.format.plan import FIRST_RUN, HookArray
+from actstore.store.records.run import Run, contradictions
+from actstore.store.records.segment_ranges import SegmentRanges
 
 _STATISTICS_NBYTES: Final = 4 << 20
 """All of a document of statistics but what grows with the hook."""

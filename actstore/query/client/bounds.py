@@ -5,7 +5,7 @@ import re
 from typing import Final
 
 from actstore.errors import StorageError
-from actstore.store.storage_errors import Kind, RequestError
+from actstore.storage.errors import Kind, RequestError
 
 READ_S: Final = 120.0
 """Seconds until the head of a reply is there, and again until its body is, with `SLOWEST`. A server answers, or says

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from actstore.errors import ActstoreError
 from actstore.query.client import bounds, unix
 from actstore.reason import reason
-from actstore.store.storage_errors import Kind, RequestError
+from actstore.storage.errors import Kind, RequestError
 
 _CONNECT_S: Final = 10
 _PLENTY_NBYTES: Final = 1 << 20

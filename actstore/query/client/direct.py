@@ -16,14 +16,14 @@ from actstore.query.client.http_blobs import HttpBlobs, take_range
 from actstore.query.client.places import planned
 from actstore.query.client.server import Server
 from actstore.reason import reason
-from actstore.store.blobs import BlobInfo, BlobReader, check_key, open_blobs
-from actstore.store.commit import plan_key
-from actstore.store.pinned import Pinnable
-from actstore.store.plan import FIRST_RUN
-from actstore.store.retries import Retries
-from actstore.store.run import Run, read_runs
-from actstore.store.shard import Bytes
-from actstore.store.storage_errors import Kind, RequestError, kind_of_reply
+from actstore.storage.blobs import BlobInfo, BlobReader, check_key, open_blobs
+from actstore.storage.errors import Kind, RequestError, kind_of_reply
+from actstore.storage.pinned import Pinnable
+from actstore.storage.retries import Retries
+from actstore.store.format.plan import FIRST_RUN
+from actstore.store.format.shard import Bytes
+from actstore.store.records.commit import plan_key
+from actstore.store.records.run import Run, read_runs
 
 _PROBE_S: Final = 5
 _CHANGED: Final = 412

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError, StorageError
-from actstore.loader.batch import Batch, Values, all_tensors_of, tensors_of
-from actstore.loader.batch_maker import BatchMaker
-from actstore.loader.buffers import Buffers
-from actstore.loader.drop import NONFINITE, PAD, valid_rows
+from actstore.loader.batches.batch import Batch, Values, all_tensors_of, tensors_of
+from actstore.loader.batches.batch_maker import BatchMaker
+from actstore.loader.batches.transfer import Transfer
+from actstore.loader.dropping.drop import NONFINITE, PAD, valid_rows
+from actstore.loader.dropping.valid_rows import ValidRows
 from actstore.loader.options import LoaderOptions, dtype_name
-from actstore.loader.order import Batches
-from actstore.loader.transfer import Transfer
-from actstore.loader.valid_rows import ValidRows
+from actstore.loader.ordering.order import Batches
+from actstore.loader.rows.buffers import Buffers
 from actstore.query.client.bounds import check_length, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.safetensors import read_header
@@ -30,7 +30,7 @@ from actstore.query.client.server import Server
 from actstore.query.documents import OrderDocument
 from actstore.query.selection import listed, text_of
 from actstore.query.wire import N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
-from actstore.store.storage_errors import RequestError
+from actstore.storage.errors import RequestError
 
 if TYPE_CHECKING:
     from actstore.store.store import Store

@@ -16,12 +16,12 @@ from actstore.query.documents import Select
 from actstore.query.selection import Rows as Numbers
 from actstore.query.selection import text_of
 from actstore.query.wire import DTYPE, RAW, SHAPE
-from actstore.store.blobs import BlobReader
-from actstore.store.checksums import Checksums
-from actstore.store.row_index import RowIndex
-from actstore.store.rows import Rows, Section
-from actstore.store.sections import Piece
-from actstore.store.whole_shards import WholeShards
+from actstore.storage.blobs import BlobReader
+from actstore.store.reading.checksums import Checksums
+from actstore.store.reading.row_index import RowIndex
+from actstore.store.reading.rows import Rows, Section
+from actstore.store.reading.sections import Piece
+from actstore.store.reading.whole_shards import WholeShards
 
 _REQUEST_NBYTES: Final = 32 << 20
 """Of larger reads, several requests are under way at once."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.analysis.search import Matches, check
 from actstore.errors import JobError, StorageError
-from actstore.hooks.names import HookName
+from actstore.hooks.naming.names import HookName
 from actstore.query.client import answers
 from actstore.query.client.direct import direct_blobs
 from actstore.query.client.http_blobs import HttpBlobs
@@ -18,24 +19,23 @@ from actstore.query.client.served_rows import ServedRows
 from actstore.query.client.server import Server
 from actstore.query.client.unix import is_unix
 from actstore.query.documents import MatchList, Select, StatisticsDocument, StoreDocument
-from actstore.query.search import Matches, check
 from actstore.query.wire import SAFETENSORS
-from actstore.store.blobs import BlobReader
-from actstore.store.identity import Identity, check_same
-from actstore.store.row_index import RowIndex
-from actstore.store.rows import Rows, Section
-from actstore.store.run import Run
-from actstore.store.statistics import Statistics
+from actstore.storage.blobs import BlobReader
+from actstore.store.reading.identity import Identity, check_same
+from actstore.store.reading.row_index import RowIndex
+from actstore.store.reading.rows import Rows, Section
+from actstore.store.records.run import Run
+from actstore.store.statistics.hook_statistics import Statistics
 from actstore.store.store import Store
 
 if TYPE_CHECKING:
     import torch
     import zarr
 
-    from actstore.loader.batch_source import BatchSource
+    from actstore.loader.batches.batch_source import BatchSource
+    from actstore.loader.dropping.valid_rows import ValidRows
     from actstore.loader.loader import Loader
     from actstore.loader.options import LoaderOptions
-    from actstore.loader.valid_rows import ValidRows
 
 TOKEN: Final = "ACTSTORE_TOKEN"
 """Environment variable: the token, where none is given."""
@@ -170,7 +170,7 @@ class ServedStore(Store):
 
     def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
         """As `Store.loader_of`: from the storage where it can be reached, else batches that the server makes."""
-        from actstore.loader.batch_maker import BatchMaker
+        from actstore.loader.batches.batch_maker import BatchMaker
         from actstore.loader.loader import Loader
         from actstore.query.client.served_batches import ServedBatches
 
@@ -189,7 +189,7 @@ class ServedStore(Store):
         """The same store through zarr-python, over HTTP."""
         import zarr
 
-        import actstore.store.bfloat16  # noqa: F401 - registers the type
+        import actstore.store.format.bfloat16  # noqa: F401 - registers the type
 
         if is_unix(self.url):
             raise StorageError(

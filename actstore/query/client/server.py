@@ -19,9 +19,9 @@ from actstore.query.documents import StoreDocument
 from actstore.query.problem import error_of
 from actstore.query.wire import CONTENTS, JSON, PROBLEM, STORE
 from actstore.reason import reason
-from actstore.store.identity import Identity, continues, label_of, replaced
-from actstore.store.retries import Retries
-from actstore.store.storage_errors import Kind, RequestError
+from actstore.storage.errors import Kind, RequestError
+from actstore.storage.retries import Retries
+from actstore.store.reading.identity import Identity, continues, label_of, replaced
 
 _BUSY: Final = frozenset({429, 503, 504})
 _PATIENCE_S: Final = 300.0

@@ -12,21 +12,23 @@ from fastapi.security import HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from actstore.query.documents import ProblemDocument
-from actstore.query.server import health, orders, pages, plans, prompts, slices, stores, zarr_files
-from actstore.query.server.access import Access
-from actstore.query.server.access_log import AccessLog
-from actstore.query.server.batches import SharedBatches
-from actstore.query.server.budget import MemoryBudget
-from actstore.query.server.catalog import Catalog
-from actstore.query.server.connection import REFUSED
-from actstore.query.server.gate import Gate
-from actstore.query.server.hot_routes import HotRoutes
-from actstore.query.server.known_rows import KnownRows
-from actstore.query.server.metrics import Metrics
-from actstore.query.server.problems import answer_errors
+from actstore.query.server.admission.access import Access
+from actstore.query.server.admission.gate import Gate
+from actstore.query.server.catalog.catalog import Catalog
+from actstore.query.server.connections.connection import REFUSED
+from actstore.query.server.memory.budget import MemoryBudget
+from actstore.query.server.monitoring.access_log import AccessLog
+from actstore.query.server.monitoring.metrics import Metrics
+from actstore.query.server.pages import welcome
 from actstore.query.server.readiness import Readiness
-from actstore.query.server.scans import Scans
+from actstore.query.server.routes import batches as batch_routes
+from actstore.query.server.routes import health, plans, prompts, slices, stores, zarr_files
+from actstore.query.server.routes.hot_routes import HotRoutes
+from actstore.query.server.sending.error_replies import answer_errors
 from actstore.query.server.settings import Settings
+from actstore.query.server.sharing.known_rows import KnownRows
+from actstore.query.server.sharing.scans import Scans
+from actstore.query.server.sharing.shared_batches import SharedBatches
 from actstore.query.server.state import State
 from actstore.query.wire import CONTENTS, STORE
 
@@ -77,7 +79,7 @@ def create_app(settings: Settings) -> Gate:
         access,
         log,
     )
-    return Gate(HotRoutes(app, [slices.HOT, orders.HOT]), settings, access, metrics, budget, log)
+    return Gate(HotRoutes(app, [slices.HOT, batch_routes.HOT]), settings, access, metrics, budget, log)
 
 
 def openapi() -> dict[str, Any]:
@@ -99,8 +101,8 @@ def _routes() -> FastAPI:
     )
     app.include_router(health.router)
     app.include_router(health.private, dependencies=[Security(_BEARER)])
-    app.include_router(pages.router)
-    for module in (stores, slices, prompts, orders, plans, zarr_files):
+    app.include_router(welcome.router)
+    for module in (stores, slices, prompts, batch_routes, plans, zarr_files):
         app.include_router(module.router, dependencies=[Security(_BEARER)])
     answer_errors(app)
     app.openapi = lambda: _documented(app)  # type: ignore[method-assign]

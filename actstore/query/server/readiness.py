@@ -10,8 +10,8 @@ from typing import Final
 
 from actstore.errors import ActstoreError, StorageError
 from actstore.query.problem import Problem
-from actstore.query.server.access import Access
-from actstore.query.server.catalog import Catalog
+from actstore.query.server.admission.access import Access
+from actstore.query.server.catalog.catalog import Catalog
 
 _PATIENCE_S: Final = 3.0
 """For storage to answer; those who ask wait for 5 s or so."""

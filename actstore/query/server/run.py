@@ -24,14 +24,14 @@ from uvicorn.supervisors import Multiprocess
 
 from actstore.errors import ActstoreError, JobError, StorageError
 from actstore.query.loopback import is_loopback
-from actstore.query.server.accepting import ConnectionFactory
-from actstore.query.server.addresses import Proxies
-from actstore.query.server.room import raise_descriptor_limit
+from actstore.query.server.connections.accepting import ConnectionFactory
+from actstore.query.server.connections.addresses import Proxies
+from actstore.query.server.connections.room import raise_descriptor_limit
 from actstore.query.server.settings import MULTIPROCESS, Settings
 from actstore.reason import reason
 
 if TYPE_CHECKING:
-    from actstore.query.server.gate import Gate
+    from actstore.query.server.admission.gate import Gate
 
 _NOT_STARTED: Final = "a process of the server could not start; see above"
 _LOG: Final = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def serve(settings: Settings, listening: Listening, sockets: list[socket.socket]
         # Any callable will do; uvicorn only calls it.
         http=factory,  # type: ignore[arg-type]
         ws="none",
-        loop="actstore.query.server.accepting:AcceptingLoop",
+        loop="actstore.query.server.connections.accepting:AcceptingLoop",
         log_config=_log_config(listening.verbose),
         access_log=False,
         proxy_headers=False,  # the gate reads them
@@ -248,8 +248,8 @@ class _Processes(Multiprocess):
 def _application(settings: Settings) -> "Gate":
     """Made in each process; prometheus_client looks for the shared folder when it is imported."""
     try:
-        from actstore.query.server import heap
         from actstore.query.server.app import create_app
+        from actstore.query.server.memory import heap
 
         heap.give_back_large_blocks()
         _end_with_parent()
@@ -289,7 +289,7 @@ def _log_config(is_verbose: bool) -> dict[str, Any]:
         "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
         "handlers": {
             "stderr": {
-                "class": "actstore.query.server.lines.StderrHandler",
+                "class": "actstore.query.server.monitoring.lines.StderrHandler",
                 "formatter": "plain",
             }
         },

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from actstore.query.server.room import ConnectionLimits
+from actstore.query.server.connections.room import ConnectionLimits
 
 MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable: a folder in which the processes of a server count for Prometheus."""

@@ -6,18 +6,18 @@ from functools import lru_cache
 
 from fastapi import Request
 
-from actstore.query.server.access import Access, Scope
-from actstore.query.server.access_log import AccessLog
-from actstore.query.server.batches import SharedBatches
-from actstore.query.server.budget import MemoryBudget
-from actstore.query.server.catalog import Catalog, no_store
-from actstore.query.server.gate import SCOPE, STORE_ID, STORE_URL, STORE_VERSION
-from actstore.query.server.known_rows import KnownRows
-from actstore.query.server.metrics import Metrics
+from actstore.query.server.admission.access import Access, Scope
+from actstore.query.server.admission.gate import SCOPE, STORE_ID, STORE_URL, STORE_VERSION
+from actstore.query.server.catalog.catalog import Catalog, no_store
+from actstore.query.server.memory.budget import MemoryBudget
+from actstore.query.server.monitoring.access_log import AccessLog
+from actstore.query.server.monitoring.metrics import Metrics
 from actstore.query.server.readiness import Readiness
-from actstore.query.server.scans import Scans
 from actstore.query.server.settings import Settings
-from actstore.store.identity import label_of
+from actstore.query.server.sharing.known_rows import KnownRows
+from actstore.query.server.sharing.scans import Scans
+from actstore.query.server.sharing.shared_batches import SharedBatches
+from actstore.store.reading.identity import label_of
 from actstore.store.store import Store
 
 

@@ -1,0 +1,1 @@
+"""Analysis reads whole stores to find something out: sequences that match, how well an order mixes."""

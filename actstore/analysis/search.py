@@ -1,0 +1,224 @@
+"""Stored sequences, found by a text, by token ids, or by the hash of all their tokens."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import JobError, TokensError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from actstore.store.store import Store
+
+BLOCK_NBYTES: Final = 1 << 24
+"""Of the tokens that are looked at together."""
+_HEX: Final = frozenset("0123456789abcdefABCDEF")
+_SAMPLE: Final = 1 << 14
+"""Tokens of a block that tell which id of a needle is rare."""
+
+Ids = NDArray[np.int32]
+
+
+class Matches(NamedTuple):
+    """Places where something begins, in the order of the store, each once."""
+
+    sequences: NDArray[np.int64]
+    """[n_matches] numbers of sequences."""
+    positions: NDArray[np.int64]
+    """[n_matches] positions in them."""
+
+
+def sequence_sha256(tokens: Any) -> str:
+    """Hex SHA-256 of the ids of a sequence [n_tokens], padding left out, as little-endian int32.
+
+    Raises:
+        JobError: they are not token ids.
+    """
+    return hashlib.sha256(_ids(tokens).astype("<i4").tobytes()).hexdigest()
+
+
+def check(text: Any, tokens: Any, sha: Any, limit: int | None) -> None:
+    """See that it is known what to look for.
+
+    Raises:
+        JobError: not one of text, tokens and sha, or not a valid one; a limit below 1.
+        TokensError: the text is none.
+    """
+    given = [name for name, value in (("text", text), ("tokens", tokens), ("sha", sha)) if value is not None]
+    if len(given) != 1:
+        what = " and ".join(given) or "nothing"
+        raise JobError(f"the search is for {what}; give one of text, tokens and sha")
+    if limit is not None and limit < 1:
+        raise JobError(f"limit is {limit}; it must be 1 or more, or None for all matches")
+    if tokens is not None and not len(_ids(tokens)):
+        raise JobError("tokens is empty, which is everywhere; give one token id at least")
+    if sha is not None and not (isinstance(sha, str) and len(sha) == 64 and set(sha) <= _HEX):
+        raise JobError(f"sha is {sha!r}; it must be 64 hex digits, as sequence_sha256 gives them")
+    if text is not None and (not isinstance(text, str) or text.encode(errors="ignore").decode() != text):
+        raise TokensError(f"text is {text!r}; it must be a str of valid Unicode")
+
+
+def search(
+    store: "Store",
+    text: str | None,
+    tokens: Any,
+    sha: Any,
+    prefix: bool,
+    limit: int | None,
+    once: bool,
+    look: Callable[[int], None] | None = None,
+) -> Matches:
+    """See `Store.find` and `Store.locate`; once gives only the first match of each sequence. What looks on is told of
+    the sequences of each block, and may raise something to stop.
+    """
+    check(text, tokens, sha, limit)
+    if sha is not None:
+        blocks = _with_sha(store, sha, look)
+    else:
+        needles = [_ids(tokens)] if text is None else _encoded(store, text)
+        blocks = _with_ids(store, needles, prefix, look)
+    kept, n_kept = [Matches(np.empty(0, np.int64), np.empty(0, np.int64))], 0
+    for sequences, positions in blocks:
+        each = _is_new(sequences) if once else slice(None)
+        kept.append(Matches(sequences[each], positions[each]))
+        n_kept += len(kept[-1].sequences)
+        if limit is not None and n_kept >= limit:
+            break
+    return Matches(*(np.concatenate(values)[:limit] for values in zip(*kept, strict=True)))
+
+
+def _with_ids(
+    store: "Store", needles: list[Ids], is_prefix: bool, look: Callable[[int], None] | None
+) -> Iterator[Matches]:
+    length, lengths = store.shape[1], store.lengths
+    needles = [needle for needle in needles if len(needle) <= length]
+    for first, block in _read(store, look) if needles else ():
+        found = [(needle, _starts(block, needle, is_prefix)) for needle in needles]
+        if not any(len(starts) for _, starts in found):
+            continue
+        real = lengths[first : first + len(block)]
+        places = []
+        for needle, starts in found:
+            rows = starts // length
+            # This leaves out those that go on in the next sequence, too.
+            places.append(starts[starts - rows * length + len(needle) <= real[rows]])
+        at = places[0]
+        if len(places) > 1:
+            at = np.sort(np.concatenate(places), kind="stable")  # which merges what is in order
+            at = at[_is_new(at)]
+        rows = at // length
+        matches = Matches(rows + first, at - rows * length)
+        yield _behind_inserted(store, matches) if is_prefix else matches
+
+
+def _with_sha(store: "Store", sha: Any, look: Callable[[int], None] | None) -> Iterator[Matches]:
+    digest, lengths, sha256 = bytes.fromhex(sha), store.lengths, hashlib.sha256
+    for first, block in _read(store, look):
+        ends = (lengths[first : first + len(block)] * 4).tolist()
+        rows = zip(block.view(np.uint8), ends, strict=True)
+        same = first + np.flatnonzero([sha256(row[:end]).digest() == digest for row, end in rows])
+        yield Matches(same, np.zeros_like(same))
+
+
+def _read(store: "Store", look: Callable[[int], None] | None) -> Iterator[tuple[int, Ids]]:
+    """Number of the first row, and token ids [n_rows, length], which are there until the next block is read."""
+    (n_sequences, length), rows = store.shape, store.tokens
+    step = min(max(1, BLOCK_NBYTES // (4 * length)), n_sequences)
+    # Memory that is there already is read into much faster than new memory.
+    memory = np.empty((step, length), rows.storage)
+    for first in range(0, n_sequences, step):
+        yield first, rows.read(slice(first, first + step), memory[: n_sequences - first])
+        if look is not None:
+            look(min(step, n_sequences - first))
+
+
+def _starts(block: Ids, needle: Ids, is_prefix: bool) -> NDArray[np.int64]:
+    """Where these ids follow each other, counted through the block, ascending; some go on in the next row."""
+    ids, length, rarest = block.reshape(-1), block.shape[1], -1
+    if is_prefix:
+        starts = (np.arange(0, ids.size, length)[:, None] + np.arange(min(2, length))).reshape(-1)
+    else:
+        sample = np.sort(ids[:_SAMPLE])
+        counts = sample.searchsorted(needle, "right") - sample.searchsorted(needle, "left")
+        rarest = int(counts.argmin())
+        starts = np.flatnonzero(ids == needle[rarest]) - rarest
+    starts = starts[(starts >= 0) & (starts <= ids.size - len(needle))]
+    for at, token in enumerate(needle):
+        if at != rarest:
+            starts = starts[ids[starts + at] == token]
+    return starts
+
+
+def _is_new(ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[n] True where a value is not the one before."""
+    return np.concatenate((np.ones(min(1, len(ascending)), bool), ascending[1:] != ascending[:-1]))
+
+
+def _behind_inserted(store: "Store", matches: Matches) -> Matches:
+    """Those at position 0, and those at position 1 behind a token that packing put in."""
+    sequences, positions = matches
+    keep = positions == 0
+    second = np.flatnonzero(~keep)
+    keep[second] = store.documents[sequences[second], 0] == -1
+    return Matches(sequences[keep], positions[keep])
+
+
+def _ids(tokens: Any) -> Ids:
+    try:
+        ids = np.asarray(tokens)
+    except ValueError:  # lists of different lengths
+        ids = np.empty((), object)
+    if ids.shape == (0,):
+        return np.empty(0, np.int32)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids.astype(np.int32) != ids).any():
+        raise JobError(f"tokens is {str(tokens)[:80]}; it must be a list of token ids, each within int32")
+    return ids.astype(np.int32)
+
+
+def _encoded(store: "Store", text: str) -> list[Ids]:
+    """Ids of a text as it is and behind a space; once where the tokenizer puts that in itself."""
+    from actstore.tokens.tokenizer import encode_documents
+
+    texts = [text] if text[:1].isspace() else [text, f" {text}"]
+    needles = encode_documents(_tokenizer_of(store), texts)
+    if not len(needles[0]):
+        raise TokensError(f"text is {text!r}, of which the tokenizer makes no tokens; give a longer one")
+    return list({needle.tobytes(): needle for needle in needles if len(needle)}.values())
+
+
+def _tokenizer_of(store: "Store") -> "PreTrainedTokenizerBase":
+    from actstore.hooks.families.stored_config import UNKNOWN_MODEL
+
+    model = store.plan.request.model
+    parts = [run.plan.request.tokens for run in store.runs if run.plan.has_own_tokens]
+    hashes = {part.tokenizer_sha256 for part in parts if part.tokenizer_sha256 is not None}
+    names = [part.tokenizer for part in parts if part.tokenizer is not None][:1]
+    problem = "" if names else "it names no tokenizer"
+    # A folder may be named as seen from another working folder; that of the model is absolute, and the hash tells.
+    if model.model_type != UNKNOWN_MODEL and model.name not in names:
+        names.append(model.name)
+    if len(hashes) > 1:
+        names, problem = [], f"its parts were made with {len(hashes)} tokenizers"
+    for name in names:
+        try:
+            return _tokenizer(name, model.revision if name == model.name else None, *hashes)
+        except TokensError as error:
+            problem += f"{', and ' if problem else ''}{error}"
+    raise TokensError(f"{store.url} cannot be searched for text: {problem}; give tokens instead of text")
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(name: str, revision: str | None, sha256: str | None = None) -> "PreTrainedTokenizerBase":
+    """Loaded and checked once in a process. What raised is not kept."""
+    from actstore.tokens.tokenizer import load_tokenizer, tokenizer_sha256
+
+    tokenizer = load_tokenizer(name, revision)
+    found = tokenizer_sha256(tokenizer)
+    if sha256 not in (None, found):
+        raise TokensError(f"the tokenizer {name} has SHA-256 {found}, that of the store had {sha256}")
+    return tokenizer

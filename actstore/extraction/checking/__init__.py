@@ -1,0 +1,1 @@
+"""Checking compares stored values with those of a model that computes them once more."""

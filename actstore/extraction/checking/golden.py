@@ -1,0 +1,126 @@
+"""The golden check: one row of what a worker captured against the plain Hugging Face forward of it."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from actstore.errors import ModelError
+from actstore.extraction.checking.agreement import deviation, is_mixture, relative_error
+from actstore.extraction.checking.plain_forward import is_length_in_rotation, plain_values, with_all_sources
+from actstore.extraction.checking.reference import Kind, Reference
+from actstore.store.format.plan import Segment
+from actstore.store.records.commit import Golden
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+
+def sampled_row(tokens_sha256: str, segment: Segment) -> int:
+    """The row of a segment that is checked, drawn by a hash: the same one wherever the segment is computed."""
+    digest = hashlib.sha256(f"{tokens_sha256}:{segment.index}".encode()).digest()
+    return segment.start + int.from_bytes(digest[:8], "little") % segment.n_sequences
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """What the plain forward gives for one row, [position, *shape] by hook."""
+
+    in_batch: "Mapping[str, torch.Tensor]"
+    """With the rows that it was captured with."""
+    alone: "Mapping[str, torch.Tensor]"
+    dtype: str
+    is_mixture: bool
+    reference: Kind
+
+
+def expected(
+    reference: Reference, tokens: "NDArray[Any]", row: int, length: int, hooks: Sequence[str]
+) -> Expected:
+    """Compute one row twice, in its batch and alone.
+
+    Costs one forward of the batch and one of the row, and as many again if there are hooks that the plain forward
+    does not show.
+
+    Args:
+        reference: the model that the plain forward is of.
+        tokens: int32 [batch, context_length], the batch as the worker runs it.
+        row: the one of the batch that is checked.
+        length: how many of its tokens are real; the rest is padding.
+        hooks: canonical names.
+    """
+    in_batch = recomputed(reference, tokens, [row], hooks)
+    return Expected(
+        {hook: values[0, :length].cpu() for hook, values in in_batch.items()},
+        recomputed_alone(reference, tokens[row], length, hooks),
+        reference.dtype,
+        is_mixture(reference.model.base.config),
+        reference.kind,
+    )
+
+
+def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: int) -> Golden:
+    """Compare what was captured of one row with what the plain forward gives.
+
+    Args:
+        of_row: what the plain forward gives.
+        captured: by hook, the row as it goes into the store, [context_length, *shape].
+        sequence: row of the store.
+
+    Raises:
+        ModelError: a hook is off by more than rounding can explain.
+    """
+    errors: dict[str, float] = {}
+    for hook, values in captured.items():
+        alone = of_row.alone[hook]
+        real = values[: len(alone)]
+        wrong = deviation(
+            hook, real, of_row.in_batch[hook], alone, dtype=of_row.dtype, is_mixture=of_row.is_mixture
+        )
+        if wrong is not None:
+            raise ModelError(
+                f"{hook} of sequence {sequence} was captured {wrong.error:.2g} away at position {wrong.position}, "
+                f"relative to its size, from what the plain Hugging Face forward gives, and {wrong.allowed:.2g} is "
+                f"allowed in {of_row.dtype}; the segment was not committed, for it would be wrong: try another "
+                "device, batch_size or attention implementation, or other versions of torch and transformers"
+            )
+        errors[hook] = relative_error(real, alone)
+    return Golden(sequence=sequence, errors=errors, reference=of_row.reference)
+
+
+def recomputed(
+    reference: Reference, tokens: "NDArray[Any]", rows: Sequence[int], hooks: Sequence[str]
+) -> "dict[str, torch.Tensor]":
+    """Rows of a batch from the plain forward of that batch, by hook [row, context_length, *shape].
+
+    Args:
+        reference: the model.
+        tokens: int32 [batch, context_length].
+        rows: of the batch.
+        hooks: canonical names.
+    """
+    import torch
+
+    ids = torch.from_numpy(tokens.astype("int64"))
+    return plain_values(reference.model, ids, hooks, rows=rows, has_streams=reference.kind == "whole")
+
+
+def recomputed_alone(
+    reference: Reference, tokens: "NDArray[Any]", length: int, hooks: Sequence[str]
+) -> "dict[str, torch.Tensor]":
+    """One row from a plain forward of nothing else and without its padding, by hook [length, *shape] in host memory.
+
+    Args:
+        reference: the model.
+        tokens: int32 [context_length].
+        length: how many of them are real.
+        hooks: canonical names.
+    """
+    import torch
+
+    used = tokens if is_length_in_rotation(reference.model.base.config) else tokens[:length]
+    values = plain_values(reference.model, torch.from_numpy(used.astype("int64"))[None], hooks)
+    return {
+        hook: with_all_sources(hook, value[0, :length], len(tokens)).cpu() for hook, value in values.items()
+    }

@@ -1,0 +1,1 @@
+"""Computing runs the model over segments and writes them, wherever the worker is."""

@@ -1,0 +1,219 @@
+"""Writing a segment: the shards of all hooks side by side, then the record that makes them part of the store."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError
+from actstore.extraction.computing.adoption import is_same_computation
+from actstore.storage.blobs import Blobs
+from actstore.storage.look_first import LookFirst
+from actstore.store.format.plan import HookArray, Plan, Segment
+from actstore.store.format.shard import crc32c, encode
+from actstore.store.locking.lease import Lease, lease
+from actstore.store.reading.rows import Rows, Section
+from actstore.store.records.commit import CommitRecord, Put, commit_key, put, read_commit
+from actstore.store.statistics.hook_statistics import HookStatistics
+from actstore.store.statistics.moments import has_statistics, recomputed
+from actstore.store.statistics.norms import difference, side_by_side
+
+_THREADS: Final = 4
+_STRICT_ATTEMPTS: Final = 3
+
+Values = Mapping[str, NDArray[Any]]
+Norms = Mapping[str, NDArray[np.float32]]
+
+
+class SegmentWriter:
+    """May be used by several threads, each with a segment of its own."""
+
+    def __init__(
+        self,
+        blobs: Blobs,
+        plan: Plan,
+        *,
+        is_strict: bool,
+        is_conditional: bool,
+        fence: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            blobs: the store.
+            plan: of the run.
+            is_strict: whether all shards of a segment must be of one attempt.
+            is_conditional: whether storage refuses a second create of a key.
+            fence: called before the shards of a segment, and again before its record, are created; it raises where
+                this process must not write any more.
+        """
+        self._blobs = blobs if is_conditional else LookFirst(blobs)
+        self._plan = plan
+        self._plan_checksum = crc32c(plan.to_bytes())
+        self._is_strict = is_strict
+        self._fence = fence
+        self.is_conditional = is_conditional
+        """Whether storage refuses a second create of a key. If not, the record is left to the caller to write."""
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="write")
+
+    def write(
+        self, segment: Segment, values: Values, norms: Norms, record: CommitRecord, lengths: NDArray[Any]
+    ) -> CommitRecord:
+        """Write every hook's shard, then that of the norms, then the record.
+
+        Args:
+            segment: which one.
+            values: by hook, its rows in the storage type, padded to whole inner chunks.
+            norms: by hook, [n_sequences, L] as they are stored, where the plan has norms.
+            record: all but its shards.
+            lengths: real tokens of each sequence of the segment.
+
+        Returns:
+            The record, with the shards that are there.
+
+        Raises:
+            BusyError: this process stood still, and a repair took over; or the store was deleted.
+            StorageError: writing failed; or shards of another run lie in the place of these; or, in strict mode,
+                another worker took the segment over.
+        """
+        self._fence()  # what lies here by now can be a new store of the same shapes, which would take our shards over
+        with self._lease(segment) as held:
+            key = commit_key(self._plan.run, segment.index)
+            if held is not None and self._blobs.head(key) is not None:
+                return read_commit(self._blobs, self._plan, segment.index)  # by whoever had the lease before
+            puts = self._put_all(segment, held, lambda: self._put(segment, values))
+            adopted = self._adopted(segment, values, lengths, puts)
+            again = {
+                name: self._recomputed(name, rows, lengths)
+                for name, rows in adopted.items()
+                if name in record.statistics
+            }
+            changes: dict[str, Any] = {
+                "shards": {name: done.record for name, done in puts.items()},
+                "statistics": record.statistics | {name: found for name, (found, _) in again.items()},
+            }
+            if self._plan.norms:
+                # Only now: what is there of the activations will not change any more.
+                norms = {**norms, **{name: found for name, (_, found) in again.items()}}
+                changes["norms"] = self._put_norms(segment, norms, held).record
+            record = record.model_copy(update=changes)
+            if self.is_conditional:
+                self._fence()
+                if held is not None:
+                    held.check()
+                # False: another worker was first. Its record names the same objects, for none is ever replaced.
+                self._blobs.create(key, [record.to_bytes()])
+        return record
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()
+
+    def _lease(self, segment: Segment) -> contextlib.AbstractContextManager[Lease | None]:
+        if not self._is_strict:
+            return contextlib.nullcontext()
+        return lease(self._blobs, f"{self._plan.run}-{segment.index:08d}")
+
+    def _put(self, segment: Segment, values: Values) -> dict[str, Put]:
+        def write(hook: HookArray) -> Put:
+            layout = self._plan.activations(hook)
+            shard = encode(layout, segment.index, values[hook.name])
+            return put(self._blobs, layout, segment.index, shard, plan_checksum=self._plan_checksum)
+
+        writes = {hook.name: self._threads.submit(write, hook) for hook in self._plan.request.hooks}
+        # All of them, also when one fails: the buffers must not be filled again while another is still reading.
+        wait(writes.values())
+        return {name: done.result() for name, done in writes.items()}
+
+    def _put_norms(self, segment: Segment, norms: Norms, held: Lease | None) -> Put:
+        """The norms of what is stored; those that were there before, if they are that but for rounding.
+
+        Raises:
+            StorageError: they are not.
+        """
+        layout = self._plan.norm_array()
+        shard = encode(layout, segment.index, side_by_side(self._plan, segment.index, norms))
+        (done,) = self._put_all(
+            segment,
+            held,
+            lambda: {
+                layout.path: put(self._blobs, layout, segment.index, shard, plan_checksum=self._plan_checksum)
+            },
+        ).values()
+        if done.is_own:
+            return done
+        stored = Rows(self._blobs, [Section(layout, lambda _: True)])[segment.start : segment.stop]
+        for number, hook in enumerate(layout.hooks):
+            if difference(np.ascontiguousarray(stored[:, number]), norms[hook]) is not None:
+                self._fence()
+                raise StorageError(
+                    f"{self._blobs.url}/{done.record.key} was there before, and holds other norms than the stored "
+                    f"values of {hook} have; run `actstore verify {self._blobs.url} --repair` and the same command "
+                    "again"
+                )
+        return done
+
+    def _put_all(
+        self, segment: Segment, held: Lease | None, write: Callable[[], dict[str, Put]]
+    ) -> dict[str, Put]:
+        """Write some shards; with a lease, until all are of this attempt. Nobody else writes this segment meanwhile, so
+        what differs is left from an attempt that was given up.
+        """
+        for _ in range(_STRICT_ATTEMPTS):
+            puts = write()
+            foreign = [name for name, done in puts.items() if not done.is_own]
+            if held is None or not foreign:
+                return puts
+            for name in foreign:
+                # Not those of who took the lease over, and may have committed them, while this process stood still.
+                held.check()
+                if self._blobs.head(commit_key(self._plan.run, segment.index)) is None:
+                    self._blobs.delete(puts[name].record.key)
+        raise StorageError(
+            f"shards of segment {segment.index} in {self._blobs.url} keep coming back from another process; stop it, "
+            "and run the same command again"
+        )
+
+    def _adopted(
+        self, segment: Segment, values: Values, lengths: NDArray[Any], puts: Mapping[str, Put]
+    ) -> dict[str, NDArray[Any]]:
+        """By hook, the stored rows of the shards that were there before.
+
+        Raises:
+            StorageError: they are not what was computed here, so another run has left them.
+        """
+        adopted = {}
+        for hook in self._plan.request.hooks:
+            done = puts[hook.name]
+            if done.is_own:
+                continue
+            layout = self._plan.activations(hook)
+            stored = Rows(self._blobs, [Section(layout, lambda _: True)])[segment.start : segment.stop]
+            computed = values[hook.name][: segment.n_sequences]
+            if not is_same_computation(hook.name, stored, computed, lengths, layout.dtype):
+                self._fence()  # or is it this process that is the other one?
+                raise StorageError(
+                    f"{self._blobs.url}/{done.record.key} was there before, and holds other values than this run "
+                    f"computes: another run has left it; run `actstore verify {self._blobs.url} --repair` and the same "
+                    "command again, or choose another out"
+                )
+            adopted[hook.name] = stored
+        return adopted
+
+    def _recomputed(
+        self, name: str, rows: NDArray[Any], lengths: NDArray[Any]
+    ) -> tuple[HookStatistics, NDArray[np.float32]]:
+        """Statistics and norms of rows that were adopted."""
+        hook = next(hook for hook in self._plan.request.hooks if hook.name == name)
+        assert has_statistics(hook)
+        request = self._plan.request
+        return recomputed(
+            hook,
+            rows,
+            request.dtype,
+            lengths,
+            request.batch_size,
+            covariance=request.covariance,
+        )

@@ -1,0 +1,410 @@
+"""The worker: runs the model over one segment at a time and commits it. A plain class; every executor uses it."""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore._version import __version__
+from actstore.errors import ActstoreError, ExtractError, ModelError, StorageError
+from actstore.extraction.checking.golden import Expected, expected, golden, sampled_row
+from actstore.extraction.checking.reference import Reference, reference_for
+from actstore.extraction.computing.batches import filled_up
+from actstore.extraction.computing.buffers import SegmentBuffers
+from actstore.extraction.computing.heap import keep_large_blocks
+from actstore.extraction.computing.segment_writer import SegmentWriter, Values
+from actstore.extraction.events import SegmentDone
+from actstore.extraction.fingerprint import fingerprint
+from actstore.hooks.loading.pretrained import chosen_device
+from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.names import layers_needed
+from actstore.hooks.naming.point import point_of
+from actstore.reason import reason
+from actstore.storage.blobs import Blobs, open_blobs
+from actstore.store.format.dtypes import dtype
+from actstore.store.format.plan import FIRST_RUN, Plan, Segment
+from actstore.store.locking.turns import Turn
+from actstore.store.reading.rows import Rows, Section
+from actstore.store.records.commit import CommitRecord, Environment, Golden, commit_key, has_golden, read_plan
+from actstore.store.statistics.moments import Moments
+from actstore.store.statistics.not_finite import NotFinite, not_finite
+
+if TYPE_CHECKING:
+    import torch
+
+SEGMENTS_IN_FLIGHT = 3
+"""One in the forward, two being written. Each costs the memory of a whole segment."""
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A segment that is in the buffers."""
+
+    record: CommitRecord
+    """All but its shards."""
+    norms: Mapping[str, NDArray[np.float32]]
+    """By hook, as `Moments.norms`."""
+    seconds: float
+    """In the model."""
+    seconds_waiting: float
+    """The model stood still before."""
+    not_finite: frozenset[str]
+    """Hooks that can hold NaN or infinity."""
+
+
+class InterruptedRunError(ActstoreError):
+    """The run was asked to stop. What is committed stays."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker needs to start, anywhere: a few strings."""
+
+    url: str
+    """Of the store; the plan and the tokens are there."""
+    model: str
+    """Hub name or folder as this machine knows it; its weights must be those of the plan."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+    device: str | None = None
+    run: str = FIRST_RUN
+    """Of the store."""
+    n_threads: int | None = None
+    """CPU threads of the forward; None leaves torch's choice."""
+    is_strict: bool = False
+    """Whether all shards of a segment must be of one attempt, bit for bit."""
+    is_conditional: bool = True
+    """Whether storage refuses a second create of a key; if not, whoever called the worker commits."""
+    turn: Turn | None = None
+    """Of whoever called the worker. Once it is over, nothing more is committed."""
+
+    def start(self) -> "Worker":
+        return Worker(self)
+
+
+class Worker:
+    """Holds the model. `run` may be called from `SEGMENTS_IN_FLIGHT` threads at once: their forwards take turns,
+    and while one is in the forward the others write.
+    """
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        """Load the model.
+
+        Raises:
+            ModelError: it cannot be loaded, or its weights are not the planned ones.
+            StorageError: the store cannot be read.
+        """
+        import torch
+
+        self._spec = spec
+        self._blobs: Blobs = open_blobs(spec.url)
+        plan = read_plan(self._blobs, spec.run)
+        if plan is None:
+            raise StorageError(
+                f"there is no plan of run {spec.run} at {spec.url}; run `actstore extract` to make it"
+            )
+        self._plan: Plan = plan
+        if spec.n_threads is not None:
+            torch.set_num_threads(spec.n_threads)
+        if chosen_device(spec.device).startswith("cpu"):
+            keep_large_blocks()  # before its thread allocates anything
+        # One thread, so that segments go first in, first out, and torch makes one pool of threads. It would make
+        # another for a thread that loads the model: where all pools together have more threads than there are cores,
+        # they sleep as soon as they wait, and a forward on a CPU takes up to a third longer.
+        self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        try:
+            self._model = self._forward.submit(load_planned_model, plan, spec).result()
+        except BaseException:
+            self._forward.shutdown(wait=False)
+            raise
+        self._device = self._model.device
+        self._tokens, self._lengths = (
+            Rows(self._blobs, [Section(plan.token_array(name), lambda _: True)])
+            for name in ("tokens", "lengths")
+        )
+        self._batch_shape = (plan.request.batch_size, plan.context_length)
+        self._moments = Moments(plan.request.hooks, self._device, covariance=plan.request.covariance)
+        self._is_checked = False
+        self._free: queue.SimpleQueue[SegmentBuffers] = queue.SimpleQueue()
+        for _ in range(min(SEGMENTS_IN_FLIGHT, plan.n_segments)):
+            self._free.put(SegmentBuffers(plan, self._device))
+        self._writer = SegmentWriter(
+            self._blobs,
+            plan,
+            is_strict=spec.is_strict,
+            is_conditional=spec.is_conditional,
+            fence=lambda: None if spec.turn is None else spec.turn.check(self._blobs),
+        )
+        self._stopped = threading.Event()
+        self._has_begun = False
+        self._first_is_queued = threading.Event()
+        self._counting = threading.Lock()
+        self._n_retries = 0
+        self._idle_since = time.perf_counter()
+
+    def run(self, index: int) -> SegmentDone:
+        """Compute, write and commit one segment.
+
+        Raises:
+            ExtractError: the forward failed; it names the segment.
+            StorageError: writing failed.
+            InterruptedRunError: `stop` was called.
+        """
+        segment = self._plan.segment(index)
+        with self._first_call_first():
+            if self._blobs.head(commit_key(self._plan.run, index)) is not None:
+                return SegmentDone(index, segment.n_sequences, 0, 0.0, 0.0, 0.0, is_new=False)
+            tokens = self._tokens[segment.start : segment.stop]
+            lengths = self._lengths[segment.start : segment.stop]
+            buffers = self._free.get()
+            forward = self._forward.submit(self._compute, segment, tokens, lengths, buffers)
+        try:
+            computed = forward.result()
+            started = time.perf_counter()
+            values = buffers.rows(segment)
+            record = self._writer.write(segment, values, computed.norms, computed.record, lengths)
+            found = self._not_finite(segment, values, lengths, computed.not_finite)
+        finally:
+            self._free.put(buffers)
+        return SegmentDone(
+            index,
+            segment.n_sequences,
+            sum(shard.nbytes for shard in record.shards.values()),
+            computed.seconds,
+            computed.seconds_waiting,
+            time.perf_counter() - started,
+            n_retries=self._new_retries(),
+            record=None if self._writer.is_conditional else record,
+            not_finite=found,
+        )
+
+    @contextlib.contextmanager
+    def _first_call_first(self) -> Iterator[None]:
+        """Calls wait until the first one has queued its forward. That is the run's first segment where this worker has
+        it, which is checked in any case: another before it would be checked as well.
+        """
+        with self._counting:
+            is_first, self._has_begun = not self._has_begun, True
+        if not is_first:
+            self._first_is_queued.wait()
+        try:
+            yield
+        finally:
+            self._first_is_queued.set()
+
+    def _not_finite(
+        self, segment: Segment, values: Values, lengths: NDArray[Any], suspects: Collection[str]
+    ) -> dict[str, NotFinite]:
+        """By hook, the tokens that are not finite. Only hooks that can have any are looked at."""
+        request = self._plan.request
+        width = f"<u{dtype(request.dtype).itemsize}"
+        counts = {
+            name: not_finite(
+                name,
+                values[name][: segment.n_sequences].view(width),
+                request.dtype,
+                lengths,
+                first_sequence=segment.start,
+                batch_size=request.batch_size,
+            )
+            for name in suspects
+        }
+        return {name: found for name, found in counts.items() if found.n_tokens}
+
+    def _new_retries(self) -> int:
+        """Requests to storage that were repeated since this was last asked."""
+        with self._counting:
+            new = self._blobs.n_retries - self._n_retries
+            self._n_retries += new
+            return new
+
+    def stop(self) -> None:
+        """Give up the forward that is running and those that wait; a segment being written is finished."""
+        self._stopped.set()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._forward.shutdown(cancel_futures=True)
+        self._writer.close()
+
+    def _compute(
+        self,
+        segment: Segment,
+        tokens: NDArray[Any],
+        lengths: NDArray[Any],
+        buffers: SegmentBuffers,
+    ) -> "_Computed":
+        """Forward all batches of a segment."""
+        # In the same turn of the forward: otherwise the next segment would be the first of this worker, and checked.
+        of_row = self._expected_of_first(segment, tokens, lengths) if segment.index == 0 else None
+        started = time.perf_counter()
+        waiting = started - self._idle_since
+        self._moments.reset()
+        with self._naming(segment):
+            for start in range(0, segment.n_sequences, self._plan.request.batch_size):
+                if self._stopped.is_set():
+                    raise InterruptedRunError("the run was asked to stop")
+                self._batch(tokens, lengths, start, buffers)
+            buffers.finish()
+            record = CommitRecord(
+                segment=segment.index,
+                n_sequences=segment.n_sequences,
+                n_tokens=int(lengths.sum()),
+                shards={},
+                statistics=self._moments.records(),
+                golden=self._check(segment, tokens, lengths, buffers, of_row),
+                environment=self._environment(),
+            )
+            norms = self._moments.norms() if self._plan.norms else {}
+        self._idle_since = time.perf_counter()
+        suspects = frozenset(self._moments.not_finite_hooks())
+        return _Computed(record, norms, self._idle_since - started, waiting, suspects)
+
+    @contextlib.contextmanager
+    def _naming(self, segment: Segment) -> Iterator[None]:
+        """Say in which segment something failed that is no error of ours.
+
+        Raises:
+            ExtractError: in its place.
+        """
+        try:
+            yield
+        except ActstoreError:
+            raise
+        except Exception as error:
+            raise ExtractError(
+                f"segment {segment.index} (sequences {segment.start}:{segment.stop}) failed in the forward on "
+                f"{self._device}: {reason(error)}" + _advice(error)
+            ) from error
+
+    def _expected_of_first(self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]) -> Expected:
+        """What a model that shares nothing with this one gives for the golden row of the run's first segment."""
+        import torch
+
+        started = time.perf_counter()
+        with self._naming(segment):
+            reference = reference_for(self._spec, self._model, self._batch_shape)
+            try:
+                of_row = self._expected(reference, segment, tokens, lengths)
+            except torch.OutOfMemoryError:  # two models and a forward were too much
+                if reference.kind == "loaded":
+                    raise
+                del reference
+                torch.cuda.empty_cache()
+                of_row = self._expected(Reference(self._model, "loaded"), segment, tokens, lengths)
+        self._idle_since += time.perf_counter() - started
+        return of_row
+
+    def _expected(
+        self, reference: Reference, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]
+    ) -> Expected:
+        row = sampled_row(self._plan.tokens_sha256, segment) - segment.start
+        size = self._batch_shape[0]
+        start = row // size * size
+        batch = filled_up(tokens[start : start + size], size)
+        return expected(reference, batch, row - start, int(lengths[row]), self._plan.hook_names)
+
+    def _check(
+        self,
+        segment: Segment,
+        tokens: NDArray[Any],
+        lengths: NDArray[Any],
+        buffers: SegmentBuffers,
+        of_row: Expected | None,
+    ) -> Golden | None:
+        """Compare one row with the plain forward; for the first segment of this worker, and for those whose records
+        hold the result.
+
+        Raises:
+            ModelError: it gives other values.
+        """
+        is_recorded = has_golden(segment.index)
+        if self._is_checked and not is_recorded:
+            return None
+        if of_row is None:
+            of_row = self._expected(Reference(self._model, "loaded"), segment, tokens, lengths)
+        sequence = sampled_row(self._plan.tokens_sha256, segment)
+        checked = golden(of_row, buffers.sequence(sequence - segment.start), sequence)
+        self._is_checked = True
+        return checked if is_recorded else None
+
+    def _batch(
+        self, tokens: NDArray[Any], lengths: NDArray[Any], start: int, buffers: SegmentBuffers
+    ) -> None:
+        import torch
+
+        size = self._plan.request.batch_size
+        batch = tokens[start : start + size]
+        n_sequences = len(batch)
+        rows = torch.from_numpy(filled_up(batch, size)).to(self._device, torch.int64)
+        positions = torch.arange(rows.shape[1], device=self._device)
+        is_real = positions < torch.from_numpy(lengths[start : start + size]).to(self._device)[:, None]
+
+        def take(hook: str, value: "torch.Tensor") -> None:
+            # Stores have the position in front; patterns have heads there.
+            point = point_of(hook)
+            assert point is not None
+            value = value.movedim(point.position_axis, 1)
+            buffers.put(hook, start, n_sequences, value)
+            self._moments.add(hook, value[:n_sequences], is_real)
+
+        self._model.run(rows, self._plan.hook_names, take)
+
+    def _environment(self) -> Environment:
+        import torch
+        import transformers
+
+        is_gpu = self._device.type == "cuda"
+        return Environment(
+            actstore=__version__,
+            engine="transformers",
+            torch=str(torch.__version__),
+            transformers=transformers.__version__,
+            device=torch.cuda.get_device_name(self._device) if is_gpu else self._device.type,
+            attention=self._model.attention,
+            batch=self._batch_shape,
+        )
+
+
+def load_planned_model(plan: Plan, spec: WorkerSpec) -> HookedModel:
+    """The model of a plan as this machine has it, with the layers that the plan needs.
+
+    Raises:
+        ModelError: it cannot be loaded, or its weights are not the planned ones.
+    """
+    check_weights(plan, spec)
+    return HookedModel.from_pretrained(
+        spec.model,
+        dtype=plan.request.dtype,
+        device=spec.device,
+        revision=spec.revision,
+        n_layers=layers_needed(plan.hook_names, plan.request.model.n_layers),
+        has_head=False,
+    )
+
+
+def check_weights(plan: Plan, spec: WorkerSpec) -> None:
+    """Refuse a model on this machine whose weights are not the planned ones.
+
+    Raises:
+        ModelError: they are not.
+    """
+    planned = plan.request.model.fingerprint
+    found = fingerprint(spec.model, spec.revision)
+    if found != planned:
+        raise ModelError(
+            f"the weights of {spec.model} on this machine are {found}, the plan was made with {planned}; use the same "
+            "model files everywhere"
+        )
+
+
+def _advice(error: Exception) -> str:
+    is_memory = "out of memory" in str(error).lower() or isinstance(error, MemoryError)
+    return "; choose a smaller batch_size and another out" if is_memory else ""

@@ -1,0 +1,1 @@
+"""Planning checks and counts everything that a job asks for, before anything is computed."""

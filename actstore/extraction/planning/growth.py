@@ -1,0 +1,150 @@
+"""Where a job belongs in a store: a new run, a run to go on with, or nowhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actstore.errors import PlanMismatchError
+from actstore.extraction.planning.differences import OF_A_RUN, differences
+from actstore.store.format.plan import FIRST_RUN, Plan, Request
+from actstore.store.records.run import Run
+
+
+@dataclass(frozen=True)
+class Place:
+    """One run of a store."""
+
+    name: str
+    hooks: tuple[str, ...]
+    """That the run stores."""
+    run: Run | None = None
+    """The run itself, if the store has it."""
+    over: Plan | None = None
+    """For a new run that adds hooks: the plan over whose tokens it goes."""
+    skipped: tuple[Plan, ...] = ()
+    """For a new run that adds tokens: runs that have the first sequences of its text."""
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Paths that a new run will write to."""
+        part = self.name if self.over is None else self.over.tokens_of
+        prefix = "" if part == FIRST_RUN else f"parts/{part}/"
+        return (*(f"{prefix}acts/{hook}" for hook in self.hooks), f"{prefix}norms/{self.name}")
+
+
+def find_place(
+    url: str, runs: Sequence[Run], request: Request, *, segment_size: int | None = None, append: bool = False
+) -> Place:
+    """The run that a request is.
+
+    Args:
+        url: of the store, for messages.
+        runs: what the store has.
+        request: of the job.
+        segment_size: if the job demands one.
+        append: whether other tokens become a further run.
+
+    Raises:
+        PlanMismatchError: none that could be; it names the differences.
+    """
+    hooks = tuple(hook.name for hook in request.hooks)
+    if not runs:
+        return Place(FIRST_RUN, hooks)
+    for run in runs:
+        if not differences(run.plan.request, request):
+            return _continued(url, run, runs, segment_size)
+    name = f"{int(runs[-1].plan.run) + 1:04d}"
+    for run in runs:
+        if run.plan.has_own_tokens and not differences(run.plan.request, request, but=OF_A_RUN):
+            over = [other for other in runs if other.plan.tokens_of == run.plan.run]
+            return _over(url, run, over, request, name, segment_size)
+    first = runs[0].plan.request
+    found = differences(first, request)
+    tokens = {line.split(" is ")[0] for line in found if line.startswith("tokens.")}
+    others = differences(first, request, but=OF_A_RUN | (tokens - {"tokens.context_length"}))
+    if append and not others:
+        return Place(name, hooks, skipped=_of_same_text(url, runs, request))
+    advice = "Choose another out, or run the job it was made with"
+    if not others:
+        found = differences(first, request, but=OF_A_RUN)
+        advice += "; to add these tokens to the store as a further run, give --append"
+    raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(found)}. {advice}")
+
+
+def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan, ...]:
+    """Runs that have sequences of the text of a job. They must be the first ones of it, which is seen when it is read.
+
+    Raises:
+        PlanMismatchError: some are in another packing, or of files that have changed since.
+    """
+    asked = request.tokens
+    parts = [run.plan for run in runs if run.plan.has_own_tokens]
+    # Paths can be spelled in many ways; files have a name and a size.
+    same = [
+        plan
+        for plan in parts
+        if plan.request.tokens.source == asked.source or set(plan.request.tokens.files) & set(asked.files)
+    ]
+    for plan in same:
+        stored = plan.request.tokens
+        found = differences(plan.request, request, but=OF_A_RUN | {"tokens.files", "tokens.max_tokens"})
+        if stored.files != asked.files[: len(stored.files)]:
+            found.append("its files are not the first ones that this job reads")
+        if found:
+            raise PlanMismatchError(
+                f"the store at {url} has sequences of {asked.source} already, and cannot tell which of them this job "
+                f"would repeat: {'; '.join(found)}. Name only the new files, or choose another out"
+            )
+    return tuple(same)
+
+
+def _continued(url: str, run: Run, runs: Sequence[Run], segment_size: int | None) -> Place:
+    part = next(other for other in runs if other.plan.run == run.plan.tokens_of)
+    if part is not run and not part.has_tokens:
+        raise PlanMismatchError(
+            f"the tokens of run {part.plan.run} of the store at {url} are not complete; run the job it was made with "
+            f"(hooks {', '.join(part.plan.hook_names)}) first"
+        )
+    if segment_size not in (None, run.plan.segment_size):
+        raise PlanMismatchError(
+            f"the store at {url} belongs to another plan: segment_size is {run.plan.segment_size} in the store, "
+            f"{segment_size} was asked for. Choose another out, or run the job it was made with"
+        )
+    return Place(run.plan.run, run.plan.hook_names, run)
+
+
+def _is_stored_so(run: Run, request: Request, segment_size: int | None) -> bool:
+    return segment_size in (None, run.plan.segment_size) and not differences(
+        run.plan.request, request, but={"hooks"}
+    )
+
+
+def _over(
+    url: str, part: Run, runs: Sequence[Run], request: Request, name: str, segment_size: int | None
+) -> Place:
+    """Over tokens that the store has: hooks that it has, in whole or in part."""
+    asked = [hook.name for hook in request.hooks]
+    missing = tuple(hook for hook in asked if not any(run.hook(hook) for run in runs))
+    unfinished = [run for run in runs if not run.is_complete or (run is part and not run.has_tokens)]
+    if missing and unfinished:
+        raise PlanMismatchError(
+            f"run {unfinished[0].plan.run} of the store at {url} is not complete; complete it with the job it was "
+            f"made with (hooks {', '.join(unfinished[0].plan.hook_names)}), then add {', '.join(missing)}"
+        )
+    if missing:
+        return Place(name, missing, over=part.plan)
+    holding = [run for run in runs if any(run.hook(hook) for hook in asked)]
+    needed = next((run for run in holding if run in unfinished), None)
+    if needed is None:
+        # Nothing is left to do. A job that once added hooks spells out how they were to be stored: the runs that had
+        # the others already need not be stored so.
+        fitting = (run for run in holding if _is_stored_so(run, request, segment_size))
+        needed = next(fitting, holding[0])
+    found = differences(needed.plan.request, request, but={"hooks"})
+    if needed in unfinished and not set(needed.plan.hook_names) <= set(asked):
+        found += differences(needed.plan.request, request)
+    if found:
+        raise PlanMismatchError(
+            f"the store at {url} belongs to another plan: {'; '.join(found)}. Choose another out, or run the job it "
+            "was made with"
+        )
+    return _continued(url, needed, (part, *runs), segment_size)

@@ -1,0 +1,394 @@
+"""Planning: everything is checked and counted before anything is computed or stored."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from actstore.errors import JobError, PlanMismatchError, StorageError
+from actstore.extraction.computing.executor import Resources, workers_here
+from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
+from actstore.extraction.events import OnEvent, ignore
+from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.memory import total_nbytes
+from actstore.extraction.planning.growth import Place, find_place
+from actstore.extraction.planning.job import Job, load_job, parse_job
+from actstore.extraction.planning.stored_hooks import stored_hooks
+from actstore.extraction.planning.tokens_stage import PackedTokens, TokenStage
+from actstore.hooks.loading.embedding_rows import embedding_rows
+from actstore.hooks.loading.pretrained import load_config
+from actstore.storage.blobs import Blobs, open_blobs, probe
+from actstore.storage.look_first import LookFirst
+from actstore.store.format.compression import check_chunk
+from actstore.store.format.dtypes import dtype
+from actstore.store.format.layout import segment_size, segment_step
+from actstore.store.format.plan import FIRST_RUN, RUNS, HookArray, ModelIdentity, Plan, Request
+from actstore.store.locking.turns import refuse_beside_living_repair
+from actstore.store.records.commit import read_plan
+from actstore.store.records.run import read_runs
+from actstore.store.statistics.moments import has_statistics
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_BATCH_TOKENS = 4096
+_MAX_COVARIANCE_NBYTES = 256 << 20
+
+
+@dataclass(frozen=True, repr=False)
+class PlannedRun:
+    """A job that has been checked against model, text and storage, and is ready to run. Made by `actstore.plan`;
+    print it to see what it would write.
+    """
+
+    job: Job
+    plan: Plan
+    blobs: Blobs
+    packed: PackedTokens | None
+    """None where the tokens are in the store already."""
+    committed: frozenset[int]
+    """Segments that are committed already."""
+    is_new: bool
+    """Whether the store does not have this run yet."""
+    is_finished: bool = False
+    """Whether the run is in the manifest: there is nothing to do."""
+    is_conditional: bool = True
+    """Whether storage refuses a second create of a key; if not, only this process commits."""
+
+    def __repr__(self) -> str:
+        return f"<PlannedRun {self.blobs.url}: {len(self.pending)} of {self.plan.n_segments} segments to do>"
+
+    @property
+    def pending(self) -> tuple[int, ...]:
+        """Segments still to be computed."""
+        return tuple(index for index in range(self.plan.n_segments) if index not in self.committed)
+
+    @property
+    def nbytes_to_write(self) -> int:
+        layouts = self.plan.segment_arrays()
+        tokens = sum(layout.nbytes for layout in self.plan.token_arrays()) if self.packed else 0
+        return tokens + sum(layout.max_shard_nbytes(index) for layout in layouts for index in self.pending)
+
+    @property
+    def worker_nbytes(self) -> int:
+        """Memory that a worker holds for activations on their way to storage."""
+        segment = sum(
+            layout.shard_rows * layout.row_nbytes
+            for layout in (self.plan.activations(hook) for hook in self.plan.request.hooks)
+        )
+        return segment * min(SEGMENTS_IN_FLIGHT, self.plan.n_segments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The summary as plain data."""
+        plan = self.plan
+        return {
+            "out": self.blobs.url,
+            "run": plan.run,
+            "adds": None if plan.run == FIRST_RUN else "tokens" if plan.has_own_tokens else "hooks",
+            "model": plan.request.model.name,
+            "dtype": plan.request.dtype,
+            "hooks": list(plan.hook_names),
+            "n_sequences": plan.n_sequences,
+            "context_length": plan.context_length,
+            "n_tokens": plan.n_tokens,
+            "nbytes": plan.nbytes,
+            "n_objects": plan.n_objects,
+            "n_segments": plan.n_segments,
+            "n_segments_committed": len(self.committed),
+            "segment_size": plan.segment_size,
+            "batch_size": plan.request.batch_size,
+            "nbytes_to_write": self.nbytes_to_write,
+            "worker_nbytes": self.worker_nbytes,
+        }
+
+    def __str__(self) -> str:
+        from actstore.extraction.report import table
+
+        plan = self.plan
+        done = f"{len(self.committed)} of {plan.n_segments} segments are committed"
+        state = ("new" if plan.run == FIRST_RUN else f"new run {plan.run}") if self.is_new else done
+        hooks = plan.hook_names
+        return table(
+            {
+                "store": f"{self.blobs.url} ({state})",
+                "model": f"{plan.request.model.name}, {plan.request.dtype}",
+                "hooks": f"{len(hooks)}: {hooks[0]}" + (f" ... {hooks[-1]}" if len(hooks) > 1 else ""),
+                "tokens": f"{plan.n_tokens:,} in {plan.n_sequences:,} sequences of {plan.context_length}",
+                "size": f"{plan.nbytes / 1e6:,.1f} MB in {plan.n_objects:,} objects",
+                "segments": f"{plan.n_segments:,} of {plan.segment_size} sequences, batches of "
+                f"{plan.request.batch_size}",
+                "memory": f"{self.worker_nbytes / 1e6:,.1f} MB in each worker, besides the model",
+            }
+        )
+
+
+def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: Any) -> PlannedRun:
+    """Check a job against model, text and storage, and count what it will write.
+
+    Nothing is written to the store yet; the text is read and tokenised to a temporary folder, unless the
+    store has its tokens already.
+
+    Args:
+        job: a job, or the path or URL of a YAML file; else its fields are given as keywords.
+        on_event: called with progress.
+        fields: fields of a job, which take precedence over those of the file.
+
+    Raises:
+        JobError, ModelError, HookError, TokensError, StorageError: what is wrong, in one sentence.
+        BusyError: the store at ``out`` is being repaired.
+        PlanMismatchError: the store at ``out`` is of another plan; the differences are named.
+    """
+    job = _job(job, fields)
+    open_blobs(job.out)  # a URL that cannot be one is said before anything is loaded
+    resources = Resources(job.num_workers, job.ray_address)
+    check_device(job.device, job.executor, resources)
+    config = load_config(job.model, revision=job.revision)
+    _check_context(job, config)
+    hooks = stored_hooks(config, job.hook_patterns, job.context_length)
+    _check_covariance(job, hooks)
+    stage = TokenStage.of(job, embedding_rows(config, job.model))
+    request = Request(
+        model=ModelIdentity(
+            name=absolute_model(job.model),
+            revision=job.revision,
+            fingerprint=fingerprint(job.model, job.revision),
+            model_type=config.model_type,
+            n_layers=config.num_hidden_layers,
+            config=json.loads(config.to_json_string()),
+        ),
+        tokens=stage.identity,
+        hooks=hooks,
+        dtype=job.dtype or _saved_dtype(config),
+        batch_size=job.batch_size or max(1, _BATCH_TOKENS // job.context_length),
+        compression=job.compression,
+        covariance=job.covariance,
+    )
+    blobs = open_blobs(job.out)
+    refuse_beside_living_repair(blobs)
+    runs = read_runs(blobs)
+    if any(run.plan.request.model.is_imported for run in runs):
+        raise PlanMismatchError(
+            f"the activations at {blobs.url} were imported, and no model's can be put beside them; choose another out, "
+            "or import the same folder again to complete them"
+        )
+    place = find_place(blobs.url, runs, request, segment_size=job.segment_size, append=job.append)
+    run = _planned(job, request, blobs, place, stage, on_event)
+    _check_space(run)
+    check_memory(run, job.executor, resources)
+    return run
+
+
+def _planned(
+    job: Job, request: Request, blobs: Blobs, place: Place, stage: TokenStage, on_event: OnEvent
+) -> PlannedRun:
+    existing = place.run
+    if existing is not None and existing.finished is not None:
+        return PlannedRun(
+            job, existing.plan, blobs, None, frozenset(existing.committed), is_new=False, is_finished=True
+        )
+    is_conditional = probe(blobs)
+    blobs = blobs if is_conditional else LookFirst(blobs)
+    if job.strict and not is_conditional:
+        raise JobError(
+            f"strict needs storage that refuses a second create of a key, and {blobs.url} does not; leave strict "
+            "out, or choose another out"
+        )
+    if existing is not None and (existing.has_tokens or not existing.plan.has_own_tokens):
+        done = frozenset(existing.committed)
+        return PlannedRun(job, existing.plan, blobs, None, done, is_new=False, is_conditional=is_conditional)
+    if existing is None:
+        place = free_place(blobs, place)
+    if place.over is not None:
+        hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
+        added = request.model_copy(update={"hooks": hooks, "tokens": place.over.request.tokens})
+        size = _segment_size(job, added, place.over.n_sequences)
+        norms = any(hook.has_norms for hook in hooks)
+        changes = {"run": place.name, "request": added, "segment_size": size, "norms": norms}
+        made = place.over.model_copy(update=changes)
+        return PlannedRun(job, made, blobs, None, frozenset(), is_new=True, is_conditional=is_conditional)
+    skip = sum(plan.n_sequences for plan in place.skipped)
+    if existing is not None:
+        skip = existing.plan.request.tokens.skip_sequences
+    packed = stage.run(on_event, skip_sequences=skip, skipped=place.skipped)
+    tokens = request.tokens.model_copy(update={"skip_sequences": skip})
+    request = request.model_copy(update={"tokens": tokens})
+    made = Plan(
+        run=place.name,
+        tokens_of=place.name,
+        request=request,
+        n_sequences=packed.spool.n_sequences,
+        n_tokens=packed.spool.n_tokens,
+        n_documents=packed.spool.n_documents,
+        tokens_sha256=packed.sha256(),
+        segment_size=_segment_size(job, request, packed.spool.n_sequences),
+        norms=any(hook.has_norms for hook in request.hooks),
+    )
+    if existing is not None and made.tokens_sha256 != existing.plan.tokens_sha256:
+        raise PlanMismatchError(
+            f"the store at {blobs.url} was planned over other tokens than {job.tokens} gives now; the text has "
+            "changed: choose another out, or delete that store"
+        )
+    plan = made if existing is None else existing.plan
+    done = frozenset() if existing is None else frozenset(existing.committed)
+    return PlannedRun(job, plan, blobs, packed, done, is_new=existing is None, is_conditional=is_conditional)
+
+
+def _job(job: Job | str | None, fields: Mapping[str, Any]) -> Job:
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
+    if isinstance(job, Job):
+        return parse_job(job.model_dump() | given) if given else job
+    return parse_job(given) if job is None else load_job(str(job), given)
+
+
+def _check_covariance(job: Job, hooks: Sequence[HookArray]) -> None:
+    sizes = [math.prod(hook.shape) for hook in hooks if has_statistics(hook)]
+    # The upper triangle in float64, in base64.
+    nbytes = sum(size * (size + 1) // 2 * 8 * 4 // 3 for size in sizes)
+    if job.covariance and nbytes > _MAX_COVARIANCE_NBYTES:
+        raise JobError(
+            f"covariance of these hooks would be {nbytes / 1e6:,.0f} MB in every commit record, and "
+            f"{_MAX_COVARIANCE_NBYTES / 1e6:,.0f} MB are the most; choose fewer or narrower hooks, "
+            "or leave covariance out"
+        )
+
+
+def _check_context(job: Job, config: "PretrainedConfig") -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and job.context_length > longest:
+        raise JobError(
+            f"context_length {job.context_length} is longer than the {longest} positions of {job.model}; "
+            f"choose {longest} or less"
+        )
+
+
+def _saved_dtype(config: "PretrainedConfig") -> Any:
+    name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    if name not in ("float32", "float16", "bfloat16"):
+        raise JobError(f"the model was saved in {name}, which cannot be stored; choose a dtype")
+    return name
+
+
+def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
+    itemsize = dtype(request.dtype).itemsize
+    row_nbytes = [job.context_length * math.prod(hook.shape) * itemsize for hook in request.hooks]
+    if request.compression is not None:
+        check_chunk(max(row_nbytes))
+    step = segment_step(row_nbytes, batch_size=request.batch_size)
+    if job.segment_size is None:
+        return segment_size(row_nbytes, n_sequences=n_sequences, batch_size=request.batch_size)
+    if job.segment_size % step:
+        raise JobError(
+            f"segment_size {job.segment_size} must be a multiple of {step} (whole batches of "
+            f"{request.batch_size} and whole 4 KiB pages); choose {math.ceil(job.segment_size / step) * step}"
+        )
+    return job.segment_size
+
+
+def absolute_model(model: str) -> str:
+    """A Hub name as it is; a folder as processes in other working directories find it."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def check_device(name: str | None, executor: str, resources: Resources) -> str | None:
+    """The name itself, if torch knows such a device; and this machine has it, where the work is to be done here.
+
+    Raises:
+        JobError: it does not; or there is no such executor.
+    """
+    n_workers = workers_here(executor, resources)
+    if name is None:
+        return None
+    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
+        raise JobError(f"device {name!r} is not known; choose cpu, cuda, or one of several such as cuda:0")
+    kind, _, number = name.partition(":")
+    if executor == "ray" and kind == "cuda" and int(number or 0):
+        raise JobError(
+            f"device {name!r} was asked for, and Ray gives each worker a GPU of its own, which it sees as the only "
+            "one; choose cuda"
+        )
+    if kind == "cpu" or n_workers is None:
+        return name
+    n_devices = _n_devices(kind)
+    if not n_devices:
+        raise JobError(
+            f"device {name!r} was asked for, and torch finds no {_DEVICES[kind]} on this machine; choose cpu, or the "
+            "ray executor and the address of a cluster that has it"
+        )
+    if int(number or 0) >= n_devices:
+        raise JobError(
+            f"device {name!r} was asked for, and this machine has {n_devices} of them, from {kind}:0 on; choose one "
+            "of these"
+        )
+    if kind == "cuda" and n_workers > n_devices:
+        raise JobError(
+            f"{n_workers} workers with a GPU each were asked for, and this machine has {n_devices}; choose a smaller "
+            "num_workers, or the address of a cluster that has them"
+        )
+    return name
+
+
+_DEVICES: Final = {"cuda": "GPU", "mps": "GPU of Apple", "xpu": "GPU of Intel"}
+
+
+def _n_devices(kind: str) -> int:
+    import torch
+
+    if kind == "cuda":
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return torch.xpu.device_count() if torch.xpu.is_available() else 0
+
+
+def free_place(blobs: Blobs, place: Place) -> Place:
+    """The place under the first name that nothing lies under: commits without a plan are not ours.
+
+    Raises:
+        StorageError: it would be the first run, whose name cannot be another; or there are shards in the place, from a
+            store that was half deleted, which must not be taken for our own.
+    """
+    while blobs.names(f"{RUNS}/{place.name}") and read_plan(blobs, place.name) is None:
+        if place.name == FIRST_RUN:
+            raise StorageError(
+                f"{blobs.url}/{RUNS}/{FIRST_RUN} holds records and no plan, the rest of a store that was deleted in "
+                "part; delete it whole, or choose another out"
+            )
+        place = replace(place, name=f"{int(place.name) + 1:04d}")
+    for path in place.arrays:
+        if any(key.startswith("c.") for key in blobs.names(path)):
+            raise StorageError(
+                f"{blobs.url} has no plan for {path} but holds shards of it, the rest of a store that was deleted "
+                "in part; delete it whole, or choose another out"
+            )
+    return place
+
+
+def _check_space(run: PlannedRun) -> None:
+    free = run.blobs.free_nbytes()
+    needed = run.nbytes_to_write
+    if free is not None and needed > free:
+        raise StorageError(
+            f"{run.blobs.url} would need {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; store "
+            "fewer hooks or tokens, or choose another disk"
+        )
+
+
+def check_memory(run: PlannedRun, executor: str, resources: Resources) -> None:
+    """See that this machine has the memory for the activations of the workers that would be started on it.
+
+    Raises:
+        JobError: it does not; or there is no such executor.
+    """
+    n_workers = workers_here(executor, resources)
+    memory = total_nbytes()
+    if n_workers is None or run.worker_nbytes * n_workers <= memory:
+        return
+    who = "a worker" if n_workers == 1 else f"{n_workers} workers"
+    raise JobError(
+        f"{who} would hold {run.worker_nbytes * n_workers / 1e9:.1f} GB of activations in memory and this machine has "
+        f"{memory / 1e9:.1f} GB; choose a smaller batch_size or segment_size, fewer hooks or workers, "
+        "or the ray executor and the address of a cluster"
+    )

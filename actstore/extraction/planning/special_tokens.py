@@ -1,0 +1,119 @@
+"""The ids of the tokens that packing puts in, each one that the tokenizer has and the model has an embedding for."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from actstore.errors import TokensError
+from actstore.extraction.planning.job import Job
+from actstore.tokens import special_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids; None where nothing is put in."""
+
+    begin_batch: int | None
+    begin_sequence: int | None
+    separator: int | None
+    pad: int | None
+
+
+def needs_tokenizer(job: Job, *, is_text: bool) -> bool:
+    """Whether the text, or a token that the job names, takes a tokenizer."""
+    chosen = _chosen(job, is_text=is_text)
+    pads = job.packing == "document" and not isinstance(job.pad_token, int)
+    return is_text or pads or any(isinstance(token, str) and token != "none" for token in chosen.values())
+
+
+def special_tokens(
+    job: Job, tokenizer: "PreTrainedTokenizerBase | None", *, is_text: bool, n_embeddings: int
+) -> SpecialTokens:
+    """The ids that a job names, or leaves to the defaults.
+
+    Args:
+        job: what was asked for.
+        tokenizer: None where none is needed.
+        is_text: whether the source holds text, not ids.
+        n_embeddings: rows of the model's embedding.
+
+    Raises:
+        TokensError: the tokenizer lacks one, or the model has no embedding for it.
+    """
+
+    separator = "sequence_separator_token"
+
+    def found(option: str, token: int | str | None) -> int | None:
+        if token is None or token == "none":
+            return None
+        if isinstance(token, str) or tokenizer is not None:
+            assert tokenizer is not None  # `needs_tokenizer` sees to it
+            token_id = special_id(tokenizer, token, option=option)
+        else:
+            token_id = token
+        assert token_id is not None
+        if job.packing == "concat" or option != separator:  # a row of one document has no separator
+            _check_embedding(option, token, token_id, job, tokenizer, n_embeddings)
+        return token_id
+
+    chosen = _chosen(job, is_text=is_text)
+    if job.packing == "document" and job.sequence_separator_token is None and _lacks_bos(tokenizer):
+        chosen[separator] = None  # no row has two documents, so nobody need choose another one
+    return SpecialTokens(
+        found("begin_batch_token", chosen["begin_batch_token"]),
+        found("begin_sequence_token", chosen["begin_sequence_token"]),
+        found(separator, chosen[separator]),
+        found("pad_token", _pad(job, tokenizer)) if job.packing == "document" else None,
+    )
+
+
+def _chosen(job: Job, *, is_text: bool) -> dict[str, int | str | None]:
+    default = "bos" if is_text else "none"
+    begin, separator = job.begin_batch_token, job.sequence_separator_token
+    return {
+        "begin_batch_token": default if begin is None else begin,
+        "begin_sequence_token": job.begin_sequence_token,
+        "sequence_separator_token": default if separator is None else separator,
+    }
+
+
+def _lacks_bos(tokenizer: "PreTrainedTokenizerBase | None") -> bool:
+    return tokenizer is not None and tokenizer.bos_token_id is None
+
+
+def _pad(job: Job, tokenizer: "PreTrainedTokenizerBase | None") -> int | str:
+    if job.pad_token is not None:
+        return job.pad_token
+    assert tokenizer is not None
+    for name in ("pad", "eos"):
+        if getattr(tokenizer, f"{name}_token_id") is not None:
+            return name
+    raise TokensError(
+        f"packing: document fills rows with a token, and the tokenizer {tokenizer.name_or_path} has neither a PAD nor "
+        "an EOS token; name one with pad_token (--pad-token): any token id will do, such as 0, as what is computed at "
+        "padding is never looked at"
+    )
+
+
+def _check_embedding(
+    option: str,
+    token: int | str,
+    token_id: int,
+    job: Job,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    n_embeddings: int,
+) -> None:
+    if token_id < n_embeddings:
+        return
+    if tokenizer is None or isinstance(token, int):
+        what = f"{option} is {token_id}"
+    else:
+        what = f"the {token.upper()} token of the tokenizer {tokenizer.name_or_path} has the id {token_id}"
+    advice = "" if option == "pad_token" else ", or 'none' for no token"
+    raise TokensError(
+        f"{what}, and the model {job.model} has embeddings for the ids 0 to {n_embeddings - 1} only; name another "
+        f"token with {option} (--{option.replace('_', '-')}){advice}, or give the model that embedding and save it "
+        "(model.resize_token_embeddings(len(tokenizer)), model.save_pretrained(folder))"
+    )

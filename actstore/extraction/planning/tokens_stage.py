@@ -1,0 +1,228 @@
+"""The first stage: all text tokenised and packed, before the model is touched, so that the plan knows its size."""
+
+import os
+import shutil
+import tempfile
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import PlanMismatchError, StorageError, TokensError
+from actstore.extraction.events import OnEvent, Tokenised
+from actstore.extraction.planning.job import Job
+from actstore.extraction.planning.special_tokens import needs_tokenizer, special_tokens
+from actstore.storage.blobs import Blobs
+from actstore.store.format.dtypes import dtype
+from actstore.store.format.layout import ArrayLayout
+from actstore.store.format.plan import Plan, SourceFileIdentity, TokensIdentity
+from actstore.store.format.shard import encode
+from actstore.store.records.commit import ObjectRecord, TokensRecord, put, tokens_key
+from actstore.tokens import (
+    Packing,
+    Rows,
+    RowStream,
+    Source,
+    Spool,
+    load_tokenizer,
+    open_source,
+    order,
+    pack,
+    spool,
+    token_documents,
+    tokenizer_sha256,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class TokenStage:
+    """A source, opened and checked, with nothing read yet."""
+
+    source: Source
+    tokenizer: "PreTrainedTokenizerBase | None"
+    packing: Packing
+    identity: TokensIdentity
+    n_embeddings: int
+    """Ids of the text must be below it."""
+
+    @classmethod
+    def of(cls, job: Job, n_embeddings: int) -> "TokenStage":
+        """Open the source and the tokenizer of a job.
+
+        Raises:
+            TokensError: either cannot be had, or the tokenizer or the model lacks a token that packing needs.
+        """
+        source = open_source(job.tokens, column=job.column, documents=job.documents)
+        is_text = source.kind == "text"
+        tokenizer = _load_tokenizer(job) if needs_tokenizer(job, is_text=is_text) else None
+        special = special_tokens(job, tokenizer, is_text=is_text, n_embeddings=n_embeddings)
+        packing = Packing(
+            mode=job.packing,
+            context_length=job.context_length,
+            begin_batch=special.begin_batch,
+            begin_sequence=special.begin_sequence,
+            separator=special.separator,
+            pad=special.pad,
+        )
+        identity = TokensIdentity(
+            source=job.tokens,
+            files=tuple(
+                SourceFileIdentity(name=file.url.rsplit("/", 1)[-1], nbytes=file.nbytes)
+                for file in source.files
+            ),
+            column=source.column,
+            documents=job.documents,
+            tokenizer=None if tokenizer is None else job.tokenizer or job.model,
+            tokenizer_sha256=None if tokenizer is None else tokenizer_sha256(tokenizer),
+            packing=job.packing,
+            context_length=job.context_length,
+            begin_batch_token=packing.begin_batch,
+            begin_sequence_token=packing.begin_sequence,
+            separator_token=packing.separator,
+            pad_token=packing.pad,
+            max_tokens=job.max_tokens,
+            skip_sequences=0,
+            seed=job.seed,
+        )
+        return cls(source, tokenizer, packing, identity, n_embeddings)
+
+    def run(
+        self, on_event: OnEvent, *, skip_sequences: int = 0, skipped: Sequence[Plan] = ()
+    ) -> "PackedTokens":
+        """Read, tokenise and pack everything into a temporary folder, but for the first sequences.
+
+        Args:
+            on_event: called with progress.
+            skip_sequences: how many are left out.
+            skipped: runs that must hold just these, if they are known.
+
+        Raises:
+            TokensError: unreadable or empty text, ids that the model does not have.
+        """
+        started = time.perf_counter()
+        length = self.packing.context_length
+        max_rows = None if self.identity.max_tokens is None else self.identity.max_tokens // length
+        if max_rows == 0:
+            raise TokensError(
+                f"max_tokens is {self.identity.max_tokens}, which is less than one sequence of {length} tokens"
+            )
+        folder = Path(tempfile.mkdtemp(prefix="actstore-tokens-"))
+
+        def blocks() -> Iterator[Rows]:
+            n_sequences = 0
+            documents = token_documents(self.source, self.tokenizer)
+            for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.n_embeddings):
+                n_sequences += len(block)
+                on_event(Tokenised(n_sequences, n_sequences * length))
+                yield block
+            if skip_sequences >= n_sequences:
+                raise TokensError(
+                    f"the store holds {skip_sequences} sequences of this text, and it has {n_sequences} up to "
+                    "max_tokens; there is nothing to add"
+                )
+
+        try:
+            rows = RowStream(blocks())
+            for plan in skipped:
+                _check_skipped(rows, plan, folder)
+            if not skipped:
+                deque(rows.take(skip_sequences), maxlen=0)
+            spooled = spool(rows.rest(), folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        permutation = order(spooled.n_sequences, self.identity.seed)
+        packed = PackedTokens(spooled, permutation, time.perf_counter() - started)
+        if os.name == "posix":
+            # Mapped files live on without their names, and go with the process even when that is killed.
+            shutil.rmtree(folder, ignore_errors=True)
+        weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
+        return packed
+
+
+def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:
+    """See that the next rows are those that a run has.
+
+    Raises:
+        PlanMismatchError: they are others, so the text has changed.
+    """
+    spooled = spool(rows.take(plan.n_sequences), folder / plan.run)
+    if spooled.n_sequences < plan.n_sequences:
+        raise TokensError(
+            f"run {plan.run} of the store has {plan.n_sequences} sequences of this text, and it has "
+            f"{spooled.n_sequences} up to max_tokens; there is nothing to add"
+        )
+    packed = PackedTokens(spooled, order(spooled.n_sequences, plan.request.tokens.seed), 0.0)
+    if packed.sha256() != plan.tokens_sha256:
+        raise PlanMismatchError(
+            f"run {plan.run} of the store has other tokens than {plan.request.tokens.source} gives now; the text has "
+            "changed, and cannot be gone on with: name only new files, or choose another out"
+        )
+
+
+def _load_tokenizer(job: Job) -> "PreTrainedTokenizerBase":
+    # The revision is the model's; another repository has other ones.
+    return load_tokenizer(job.model, job.revision) if job.tokenizer is None else load_tokenizer(job.tokenizer)
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """All rows of a store, in the order in which they are stored. The files of the spool go when this does."""
+
+    spool: Spool
+    permutation: NDArray[np.int64] | None
+    seconds: float
+
+    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        values: NDArray[Any] = getattr(self.spool, name)
+        return values[start:stop] if self.permutation is None else values[self.permutation[start:stop]]
+
+    def sha256(self) -> str:
+        """Of all token rows in stored order, little-endian int32."""
+        if self.permutation is None:
+            return self.spool.sha256
+        import hashlib
+
+        digest = hashlib.sha256()
+        for start in range(0, self.spool.n_sequences, 4096):
+            digest.update(np.ascontiguousarray(self.rows("tokens", start, start + 4096), "<i4").data)
+        return digest.hexdigest()
+
+    def store(self, blobs: Blobs, plan: Plan) -> None:
+        """Write the token arrays, then the record that says they are whole.
+
+        Raises:
+            StorageError: writing failed, or other tokens are in the place of these.
+        """
+        records = [
+            self._put(blobs, layout, shard)
+            for layout in plan.token_arrays()
+            for shard in range(layout.n_shards)
+        ]
+        blobs.create(tokens_key(plan.run), [TokensRecord(shards=tuple(records)).to_bytes()])
+
+    def _put(self, blobs: Blobs, layout: ArrayLayout, shard: int) -> ObjectRecord:
+        start = shard * layout.shard_rows
+        name = layout.path.rsplit("/", 1)[-1]
+        rows = self.rows(name, start, start + layout.rows_in(shard))
+        stored = np.zeros(
+            (layout.chunks_in(shard) * layout.chunk_rows, *layout.shape[1:]), dtype(layout.dtype).storage
+        )
+        stored[: len(rows)] = rows
+        encoded = encode(layout, shard, stored)
+        record = put(blobs, layout, shard, encoded).record
+        if record.crc32c != encoded.crc32c:
+            raise StorageError(
+                f"{blobs.url}/{record.key} holds other tokens than this plan; the store is damaged: run "
+                f"`actstore verify {blobs.url} --repair`, then the same command again"
+            )
+        return record

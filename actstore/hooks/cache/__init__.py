@@ -1,0 +1,1 @@
+"""The cache holds the values of one forward, and computes what follows from them."""

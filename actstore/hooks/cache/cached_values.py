@@ -1,0 +1,313 @@
+"""The values of hooks, by name."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Self
+
+from actstore.errors import HookError, ModelError
+from actstore.hooks.cache.derived import Derivation, Way, is_one_stream
+from actstore.hooks.cache.position import PositionSlice, at_positions, is_one
+from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.loading.device import usable_device
+from actstore.hooks.naming.names import HookName, HookNames, join, split
+from actstore.hooks.naming.point import point_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from actstore.hooks.model import HookedModel
+    from actstore.hooks.weights.model_weights import Weights
+
+Kind = Literal["activations", "gradients"]
+
+_WHERE = "to names_filter (in a store: to its hooks)"
+
+
+class CachedValues(Mapping[str, "torch.Tensor"]):
+    """Hook values [batch, ...] under every spelling of their names, and values that follow from them.
+
+    ``in``, `keys`, `values`, `items`, ``iter`` and ``len`` are about the values that are held. Indexing also computes
+    what follows from those by one or two operations; it is not kept. Only of activations: no gradient follows from
+    others by the operations of the forward.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, "torch.Tensor"],
+        model: "HookedModel | None" = None,
+        has_batch_dim: bool = True,
+        *,
+        names: HookNames | None = None,
+        cfg: HookedConfig | None = None,
+        kind: Kind | None = None,
+        edited: Iterable[str] = (),
+    ) -> None:
+        """
+        Args:
+            values: by name.
+            model: for what needs weights.
+            has_batch_dim: whether the first axis of the values is the row.
+            names: all hooks of the model; None for those of ``model``.
+            cfg: its sizes; None for those of ``model``.
+            kind: what the values are. None if that is not known: nothing is computed from them then, since of gradients
+                it would be wrong.
+            edited: hooks that functions may have changed; what follows from others in their layer is not computed.
+
+        Raises:
+            HookError: the model does not have one of the hooks.
+            ModelError: the model is none, or another one than that of the values.
+        """
+        if kind not in ("activations", "gradients", None):
+            raise HookError(f"kind is {kind!r}; choose 'activations', 'gradients' or None")
+        if names is None or cfg is None:
+            if model is None:
+                raise ModelError("a cache needs the model of its values; give ActivationCache(values, model)")
+            _check_model(model, model.cfg if cfg is None else cfg)
+            names, cfg = names or model.names, cfg or model.cfg
+        _check_model(model, cfg)
+        self.cache_dict = {
+            name if name in names else names.one(name): value for name, value in values.items()
+        }
+        self.names = names
+        self.cfg = cfg
+        self.model = model
+        self.has_batch_dim = has_batch_dim
+        self.kind = kind
+        self._edited = frozenset(edited)
+        self._derivation = Derivation(names, cfg, self._weights)
+
+    def __getitem__(self, name: HookName) -> "torch.Tensor":
+        """The value of a hook.
+
+        Raises:
+            HookError: the model does not have the hook; or the cache does not have the value, nor what it follows
+                from. It is a KeyError.
+            ModelError: the value needs weights, and the cache has no model.
+        """
+        canonical = self.names.one(name)
+        way = self._way(canonical)
+        if way is None:
+            raise HookError(self._advice(canonical))
+        return way.make(*(self.cache_dict[need] for need in way.needs))
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return self.names.one(name) in self.cache_dict  # type: ignore[arg-type]
+        except HookError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache_dict)
+
+    def __len__(self) -> int:
+        return len(self.cache_dict)
+
+    # A mapping would compare tensors, which have no truth value.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        layers: dict[tuple[str, tuple[int, ...]], list[int | None]] = defaultdict(list)
+        for name, value in self.cache_dict.items():
+            layer, leaf = split(name)
+            layers[leaf, tuple(value.shape)].append(layer)
+        rows = [
+            (_listing([join(layer, leaf) for layer in found], self.names), str(list(shape)))
+            for (leaf, shape), found in layers.items()
+        ]
+        width = max((len(names) for names, _ in rows), default=0)
+        kinds = {
+            f"{str(value.dtype).removeprefix('torch.')} on {value.device}"
+            for value in self.cache_dict.values()
+        }
+        head = f"{type(self).__name__}: {len(self)} hooks of {self.cfg.model_name}"
+        lines = [
+            ", ".join([head, *sorted(kinds)]),
+            *(f"  {names:<{width}}  {shape}" for names, shape in rows),
+        ]
+        return f"<{chr(10).join(lines)}>"
+
+    @property
+    def has_embed(self) -> bool:
+        return "hook_embed" in self.cache_dict
+
+    @property
+    def has_pos_embed(self) -> bool:
+        return "hook_pos_embed" in self.cache_dict
+
+    def to(self, device: "str | torch.device") -> Self:
+        """Move all values to a device. Gives this cache itself.
+
+        Raises:
+            ModelError: the device is not there.
+        """
+        device = usable_device(device)
+        self.cache_dict = {name: value.to(device) for name, value in self.cache_dict.items()}
+        return self
+
+    def remove_batch_dim(self) -> Self:
+        """Drop the first axis of all values. Gives this cache itself.
+
+        Raises:
+            HookError: there is more than one row.
+        """
+        if self.has_batch_dim:
+            rows = self._rows()
+            if rows != 1:
+                raise HookError(f"remove_batch_dim needs one row, and there are {rows}")
+            self.cache_dict = {name: value[0] for name, value in self.cache_dict.items()}
+            self.has_batch_dim = False
+        return self
+
+    def apply_slice_to_batch_dim(self, batch_slice: PositionSlice) -> Self:
+        """Another cache of some rows; of a single one without batch axis, if an integer is given.
+
+        Raises:
+            HookError: there is no such row, or no batch axis.
+        """
+        if not self.has_batch_dim:
+            raise HookError("this cache holds one row without a batch axis, so rows cannot be chosen")
+        return type(self)(
+            {
+                name: at_positions(value, batch_slice, axis=0, noun="row")
+                for name, value in self.cache_dict.items()
+            },
+            self.model,
+            names=self.names,
+            cfg=self.cfg,
+            kind=self.kind,
+            has_batch_dim=not is_one(batch_slice),
+            edited=self._edited,
+        )
+
+    def _rows(self) -> int:
+        return next((value.shape[0] for value in self.cache_dict.values()), 1)
+
+    def _way(self, name: str) -> Way | None:
+        """A way to a value from those that are held."""
+        return next(
+            (
+                way
+                for way in self._derivation.ways(name)
+                if all(need in self.cache_dict for need in way.needs)
+                and self._may_compute(name, way)
+                and not self._between(name, way)
+            ),
+            None,
+        )
+
+    def _may_compute(self, name: str, way: Way) -> bool:
+        """Whether the way holds for what the values are."""
+        is_same = name in way.needs or (self.kind == "gradients" and is_one_stream(name, *way.needs))
+        return self.kind == "activations" or is_same
+
+    def _check_computes(self, what: str) -> None:
+        """
+        Raises:
+            HookError: the values are not known to be activations, and of gradients the result would be wrong.
+        """
+        if self.kind != "activations":
+            raise HookError(f"{what} is computed from activations, and {self._why_not()}")
+
+    def _why_not(self) -> str:
+        if self.kind == "gradients":
+            return "this cache holds gradients"
+        return (
+            "this cache was made by hand, maybe of gradients; say kind='activations' if it holds activations"
+        )
+
+    def _between(self, name: str, way: Way) -> set[str]:
+        """Edited hooks that a value would have passed on its way, had it not been computed from others."""
+        if name in self.cache_dict:
+            return set()
+        layer, _ = split(name)
+        between = {each for each in self._edited - set(way.needs) if split(each)[0] == layer}
+        # The stream into the next layer is the one out of this layer, unless a function has changed it in between.
+        return between | {need for need in self._edited & set(way.needs) if split(need)[0] != layer}
+
+    def _lacking(self, name: str) -> list[str]:
+        """The fewest values by which another one, which is neither held nor follows, would follow."""
+        ways = self._derivation.ways(name)[1:]
+        found = [[need for need in way.needs if need not in self.cache_dict] for way in ways]
+        return min(found, key=len, default=[])
+
+    def _advice(self, name: str) -> str:
+        if self.kind != "activations":
+            return (
+                f"this cache does not hold {name}, and {self._why_not()}, so it is not computed from other values; add "
+                f"{name} to names_filter of the run"
+            )
+        for way in self._derivation.ways(name):
+            between = self._between(name, way)
+            if between and all(need in self.cache_dict for need in way.needs):
+                return (
+                    f"this cache does not hold {name}, and it cannot be computed, since a function hung on "
+                    f"{min(between)}; add {name} {_WHERE}"
+                )
+        point, lacking = point_of(name), self._lacking(name)
+        others = f"{' and '.join(lacking)}, from which it is computed," if lacking else ""
+        if point is not None and point.why_not_stored and lacking:
+            add = others
+        else:
+            add = f"{name}, or {others}" if lacking else name
+        return f"this cache does not hold {name}; add {add} {_WHERE}"
+
+    def _require(self, what: str, names: Iterable[str]) -> None:
+        """
+        Raises:
+            HookError: some values are not to be had; the message names all of them.
+        """
+        missing: list[str] = []
+        for name in names:
+            if self._way(name) is None:
+                if self.kind != "activations":
+                    raise HookError(f"{what}: {self._advice(name)}")
+                point = point_of(name)
+                too_large = point is not None and point.why_not_stored is not None
+                missing += (self._lacking(name) if too_large else []) or [name]
+        if missing:
+            for name in missing:
+                if "since a function hung" in (advice := self._advice(name)):
+                    raise HookError(advice)
+            listing = _listing(list(dict.fromkeys(missing)), self.names)
+            raise HookError(f"{what} needs {listing}, which this cache does not hold; add them {_WHERE}")
+
+    def _weights(self, what: str) -> "Weights":
+        return self._model(what).weights
+
+    def _model(self, what: str) -> "HookedModel":
+        if self.model is None:
+            raise ModelError(f"{what} needs the weights; pass model=HookedModel.from_pretrained(...)")
+        return self.model
+
+
+def _check_model(model: object, cfg: HookedConfig) -> None:
+    if model is None:
+        return
+    given = getattr(model, "cfg", None)
+    if not isinstance(given, HookedConfig):
+        raise ModelError(f"model is {type(model).__name__}; wrap it in HookedModel(...)")
+    sizes = ("model_type", "n_layers", "d_model", "n_heads", "d_vocab")
+    differing = [size for size in sizes if getattr(given, size) != getattr(cfg, size)]
+    if differing:
+        what = ", ".join(f"{each} {getattr(given, each)} and not {getattr(cfg, each)}" for each in differing)
+        raise ModelError(f"these values are of another model than {given.model_name}, which has {what}")
+
+
+def _listing(missing: Sequence[str], names: HookNames) -> str:
+    """Names in a few words: a glob where every layer that has a hook is meant, the ends of long runs."""
+    layers: dict[str, list[int | None]] = defaultdict(list)
+    for name in missing:
+        layer, leaf = split(name)
+        layers[leaf].append(layer)
+    parts: list[str] = []
+    for leaf, found in layers.items():
+        n_all = sum(split(name)[1] == leaf for name in names.all)
+        each = [join(layer, leaf) for layer in found]
+        if 1 < len(found) == n_all:
+            parts.append(f"blocks.*.{leaf}")
+        elif len(found) > 4:
+            parts.append(f"{each[0]} ... {each[-1]} ({len(found)} layers)")
+        else:
+            parts += each
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

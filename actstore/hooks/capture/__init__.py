@@ -1,0 +1,1 @@
+"""Capture shows the values that pass the hooks of a model, and changes them on the way."""

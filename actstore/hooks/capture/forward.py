@@ -1,0 +1,141 @@
+"""One forward of a Hugging Face model past its hooks: no KV cache, and nothing that nobody asked for."""
+
+import contextlib
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from actstore.hooks.capture.exclusive import Turn, exclusive
+from actstore.hooks.capture.taps import tapped
+from actstore.hooks.capture.visitor import Finished, Visitor
+from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.site import AnySite, sites_in_layer, sites_outside
+from actstore.hooks.naming.names import join
+from actstore.hooks.naming.point import POINTS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Forward:
+    """Runs the unmodified modules of a model."""
+
+    def __init__(self, model: Any, base: "nn.Module", architecture: Architecture, cfg: HookedConfig) -> None:
+        """
+        Args:
+            model: with its head, if it has one.
+            base: the same without head.
+            architecture: where its parts are.
+            cfg: its sizes.
+        """
+        self._model = model
+        self._base = base
+        self._architecture = architecture
+        layers: Any = base.get_submodule(architecture.layers)
+        self.layers = layers
+        paths = (architecture.embed, architecture.pos_embed)
+        self._embeddings = [base.get_submodule(path) for path in paths if path is not None]
+        self._sites: dict[str, tuple[nn.Module, AnySite]] = {
+            leaf: (base, site) for leaf, site in sites_outside(architecture).items()
+        }
+        order = {point.leaf: index for index, point in enumerate(POINTS)}
+        for index in range(len(self.layers)):
+            sites = sites_in_layer(architecture, cfg, index)
+            for leaf in sorted(sites, key=order.__getitem__):
+                self._sites[join(index, leaf)] = (self.layers[index], sites[leaf])
+
+    def run(
+        self,
+        tokens: "torch.Tensor",
+        visitor: Visitor,
+        names: Iterable[str],
+        *,
+        mask: "torch.Tensor | None" = None,
+        stop_at_layer: int | None = None,
+        has_logits: bool = True,
+        has_graph: bool = False,
+    ) -> "torch.Tensor | None":
+        """Forward over token ids [batch, position].
+
+        Args:
+            tokens: ids; positions attend to all earlier positions of their row.
+            visitor: sees the values of the hooks; it may raise `Finished`.
+            names: canonical names of the hooks to visit.
+            mask: [batch, position], 0 where a row is padded; positions are counted without padding then.
+            stop_at_layer: end before this layer.
+            has_logits: run the head.
+            has_graph: record a graph for gradients, with the embeddings at its root.
+
+        Returns:
+            Logits [batch, position, d_vocab]; or the residual stream into ``stop_at_layer``; or None.
+        """
+        wanted = frozenset(names)
+        sites = {name: site for name, site in self._sites.items() if name in wanted}
+        given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+        if mask is not None and not bool(mask.all()):
+            given["attention_mask"] = mask
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        import torch
+
+        with exclusive(self._base) as turn, contextlib.ExitStack() as stack:
+            stack.enter_context(torch.enable_grad() if has_graph else torch.no_grad())
+            if has_graph:
+                for embedding in self._embeddings:
+                    stack.callback(embedding.register_forward_hook(_root(turn)).remove)
+            attention = self._architecture.attention
+            stack.enter_context(
+                tapped(
+                    sites,
+                    visitor,
+                    turn,
+                    batch=tokens.shape[0],
+                    norm=self._architecture.norm,
+                    is_scaled=attention is None or attention.is_scaled,
+                )
+            )
+            if stop_at_layer is not None:
+                return self._until(stop_at_layer, given, turn)
+            with contextlib.suppress(Finished):
+                if has_logits:
+                    logits: torch.Tensor = self._model(**given).logits
+                    return logits
+                self._base(**given)
+            return None
+
+    def _until(self, layer: int, given: dict[str, Any], turn: Turn) -> "torch.Tensor":
+        """The residual stream into a layer, or out of the last one."""
+        reached: list[torch.Tensor] = []
+
+        def before(_module: Any, args: Any, kwargs: Any) -> None:
+            if not turn.is_passing():
+                return
+            reached.append(args[0] if args else kwargs["hidden_states"])
+            raise Finished
+
+        def after(_module: Any, _args: Any, output: Any) -> None:
+            if not turn.is_passing():
+                return
+            reached.append(output[0] if isinstance(output, tuple) else output)
+            raise Finished
+
+        if layer < len(self.layers):
+            handle = self.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = self.layers[-1].register_forward_hook(after)
+        try:
+            with contextlib.suppress(Finished):
+                self._base(**given)
+        finally:
+            handle.remove()
+        return reached[0]
+
+
+def _root(turn: Turn) -> "Callable[[Any, Any, torch.Tensor], torch.Tensor]":
+    """Parameters need no gradients, so the graph must begin somewhere."""
+
+    def root(_module: Any, _args: Any, output: "torch.Tensor") -> "torch.Tensor":
+        is_leaf = output.requires_grad or not turn.is_passing()
+        return output if is_leaf else output.detach().requires_grad_()
+
+    return root

@@ -1,0 +1,192 @@
+"""Puts a visitor to the sites of a model for one forward: PyTorch hooks on just the modules that are asked for."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from actstore.errors import HookError
+from actstore.hooks.capture.attention import tap
+from actstore.hooks.capture.exclusive import Turn
+from actstore.hooks.capture.visitor import Visitor, shown
+from actstore.hooks.families.site import AnySite, AttentionSite, NormSite, ResultSite, RouterSite, Site
+from actstore.hooks.weights.used_weights import norm as used_norm
+from actstore.hooks.weights.used_weights import projection
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Norm = Literal["layer", "rms", "rms_plus_one"]
+
+
+@contextlib.contextmanager
+def tapped(
+    sites: Mapping[str, tuple["nn.Module", AnySite]],
+    visitor: Visitor,
+    turn: Turn,
+    *,
+    batch: int,
+    norm: Norm,
+    is_scaled: bool,
+) -> Iterator[None]:
+    """Show the visitor what passes these sites; every hook is gone when the context ends, whatever happens in it.
+
+    Args:
+        sites: by hook, in the order of the forward: the module that site paths begin at, and the site.
+        visitor: sees the values, [batch, position, ...].
+        turn: the forward that is watched.
+        batch: rows of the forward; some modules see rows and positions as one axis.
+        norm: what the norms of this model compute.
+        is_scaled: see `actstore.hooks.capture.attention.tap`.
+    """
+    taps: dict[tuple[nn.Module, str], list[tuple[str, Any]]] = {}
+    attention: dict[nn.Module, dict[str, str]] = {}
+    for name, (root, site) in sites.items():
+        module = root.get_submodule(site.module)
+        if isinstance(site, AttentionSite):
+            attention.setdefault(module, {})[site.what] = name
+        else:
+            kind = site.side if isinstance(site, Site) else type(site).__name__
+            taps.setdefault((module, kind), []).append((name, site))
+    places = _Shown(visitor, turn, batch, norm)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(tap(attention, visitor, turn, is_scaled=is_scaled))
+        # Inner values of a module before its output, which they decide.
+        for (module, kind), found in sorted(taps.items(), key=lambda item: item[0][1] == "output"):
+            stack.callback(places.register(module, kind, found).remove)
+        yield
+
+
+class _Shown:
+    """Values as modules have them, and as a visitor sees them."""
+
+    def __init__(self, visitor: Visitor, turn: Turn, batch: int, norm: Norm) -> None:
+        self._visitor = visitor
+        self._turn = turn
+        self._batch = batch
+        self._norm = norm
+
+    def register(self, module: "nn.Module", kind: str, found: list[tuple[str, Any]]) -> Any:
+        if kind == "input":
+
+            def before(_module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                if not self._turn.is_passing():
+                    return None
+                if not args:  # some layers are called with names
+                    new = self._passing(kwargs["hidden_states"], found)
+                    return args, kwargs | {"hidden_states": new}
+                return (self._passing(args[0], found), *args[1:]), kwargs
+
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+
+        def after(module: "nn.Module", args: tuple[Any, ...], output: Any) -> Any:
+            if not self._turn.is_passing():
+                return None
+            if kind == "output":
+                # Attention modules and older layers return (value, weights).
+                if isinstance(output, tuple):
+                    return (self._passing(output[0], found), *output[1:])
+                return self._passing(output, found)
+            if kind == "NormSite":
+                return self._in_norm(module, args[0], found)
+            if kind == "ResultSite":
+                return self._in_projection(module, args[0], found)
+            return self._in_router(output, found)
+
+        return module.register_forward_hook(after)
+
+    def _passing(self, value: "torch.Tensor", found: list[tuple[str, Site]]) -> "torch.Tensor":
+        import torch
+
+        for name, site in found:
+            edits = self._visitor.edits(name)
+            rows = self._rows(value)
+            is_shared = rows.shape[0] != self._batch or site.is_apart or (site.in_place and rows is not value)
+            # With a graph, an edit in place would reach what autograd has saved.
+            if edits and (is_shared or torch.is_grad_enabled()):
+                rows = rows.expand(self._batch, *rows.shape[1:]).clone()
+            seen = site.part.view(rows)
+            if seen.shape[0] != self._batch:  # position embeddings, the same in every row
+                seen = seen.expand(self._batch, *seen.shape[1:])
+            new = self._visitor.visit(name, seen)
+            if new is value or not edits:
+                continue
+            changed = site.part.put(rows, new)
+            if not site.in_place:
+                value = changed.reshape(value.shape) if changed.numel() == value.numel() else changed
+            elif changed is not rows or rows is not value:
+                value.copy_(changed.reshape(value.shape))
+        return value
+
+    def _rows(self, value: "torch.Tensor") -> "torch.Tensor":
+        """[batch * position, features] as [batch, position, features]."""
+        return value if value.ndim != 2 else value.view(self._batch, -1, value.shape[-1])
+
+    def _in_norm(
+        self, module: Any, value: "torch.Tensor", found: list[tuple[str, NormSite]]
+    ) -> "torch.Tensor | None":
+        rows = self._rows(value)
+        names = {site.what: name for name, site in found}
+        scale, normalized = normalize(rows, eps_of(module), norm=self._norm)
+        changed = False
+        if "scale" in names:
+            new, changed = shown(self._visitor, names["scale"], scale.to(value.dtype, copy=True))
+            if changed:
+                normalized = normalized * scale / new.float()
+        if "normalized" in names:
+            normalized, is_other = shown(self._visitor, names["normalized"], normalized.to(value.dtype))
+            changed = changed or is_other
+        if not changed:
+            return None
+        used = used_norm(module)
+        weight = used.weight.float()
+        out = normalized.float() * (1.0 + weight if self._norm == "rms_plus_one" else weight)
+        if getattr(used, "bias", None) is not None:
+            out = out + used.bias.float()
+        new_value: torch.Tensor = out.to(value.dtype).reshape(value.shape)
+        return new_value
+
+    def _in_projection(
+        self, module: Any, z: "torch.Tensor", found: list[tuple[str, ResultSite]]
+    ) -> "torch.Tensor | None":
+        import torch
+
+        name, site = found[0]
+        per_head = z.view(*z.shape[:-1], site.n_heads, -1)
+        weight = projection(module)
+        weight = weight.view(site.n_heads, -1, weight.shape[-1])
+        result, changed = shown(self._visitor, name, torch.einsum("bphe,hed->bphd", per_head, weight))
+        if not changed:
+            return None
+        out = result.sum(-2)
+        return out if module.bias is None else out + module.bias
+
+    def _in_router(self, output: Any, found: list[tuple[str, RouterSite]]) -> None:
+        logits, _, indices = output
+        for name, site in found:
+            value = logits.float().softmax(-1).to(logits.dtype) if site.what == "weights" else indices
+            rows = self._rows(value).detach().clone()
+            version = 0 if rows.is_inference() else rows._version
+            is_same = self._visitor.visit(name, rows) is rows
+            if not is_same or (not rows.is_inference() and rows._version != version):
+                raise HookError(
+                    f"{name} can be read but not changed; change the input or the output of the MLP"
+                )
+
+
+def normalize(value: "torch.Tensor", eps: float, *, norm: Norm) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """float32 (scale [..., 1], value divided by it), as LayerNorm and RMSNorm define them before gain and bias.
+
+    LayerNorm: https://arxiv.org/abs/1607.06450, RMSNorm: https://arxiv.org/abs/1910.07467.
+    """
+    value = value.float()
+    if norm == "layer":
+        value = value - value.mean(-1, keepdim=True)
+    scale = (value.square().mean(-1, keepdim=True) + eps).sqrt()
+    return scale, value / scale
+
+
+def eps_of(module: Any) -> float:
+    """The epsilon of a norm module of transformers or of PyTorch, also in an adapter."""
+    module = getattr(module, "base_layer", getattr(module, "original_module", module))
+    return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)

@@ -1,0 +1,1 @@
+"""A loaded model is run and checked here before anybody relies on its hooks."""

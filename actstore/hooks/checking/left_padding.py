@@ -1,0 +1,44 @@
+"""Whether a model ignores padding in front of a row, found out by running it."""
+
+from typing import TYPE_CHECKING
+
+from actstore.hooks.capture.visitor import Handing
+from actstore.hooks.naming.names import join
+
+if TYPE_CHECKING:
+    import torch
+
+    from actstore.hooks.model import HookedModel
+
+_N_TOKENS = 6
+_N_PADDING = 2
+_TOLERANCE = 0.1
+"""Of the largest value: rounding is far below it, and padding that enters a state moves values by about 1."""
+
+
+def has_left_padding(mask: "torch.Tensor") -> bool:
+    """Whether padding comes before a token in a row of a mask [batch, position], 1 at tokens."""
+    return bool((mask[:, :-1] < mask[:, 1:]).any())
+
+
+def ignores_left_padding(model: "HookedModel") -> bool:
+    """Run one short row without and with padding in front, and compare the stream out of the last layer.
+
+    RWKV and xLSTM take the padding into their state, whatever the mask says.
+    """
+    import torch
+
+    row = (torch.arange(_N_TOKENS, device=model.device) * 7919 % model.cfg.d_vocab)[None]
+    mask = torch.ones_like(row)
+    padded = torch.nn.functional.pad(row, (_N_PADDING, 0))
+    alone = _last_stream(model, row, mask)
+    behind = _last_stream(model, padded, torch.nn.functional.pad(mask, (_N_PADDING, 0)))[:, _N_PADDING:]
+    return bool((alone - behind).abs().max() <= _TOLERANCE * alone.abs().max())
+
+
+def _last_stream(model: "HookedModel", ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
+    hook = join(model.cfg.n_layers - 1, "hook_resid_post")
+    values: list[torch.Tensor] = []
+    visitor = Handing([hook], lambda _name, value: values.append(value.clone()))
+    model._forward.run(ids, visitor, [hook], mask=mask, has_logits=False)
+    return values[0]

@@ -1,0 +1,1 @@
+"""Families say where each kind of model keeps its parts, and which hooks and sizes it has."""

@@ -1,0 +1,75 @@
+"""The hook names of one model, with the spellings of the Bridge and of Hugging Face."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from actstore.hooks.families.architecture import Architecture, architecture
+from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.site import AnySite, Site, sites_in_layer, sites_outside
+from actstore.hooks.naming.names import HookNames, join, leaves_in_order
+from actstore.hooks.naming.point import BY_LEAF, POINTS
+
+
+def hooks_of(config: Any) -> tuple[HookNames, HookedConfig]:
+    """Hook names and sizes of a model, from its Hugging Face configuration alone.
+
+    Raises:
+        ModelError: models like this cannot be hooked.
+    """
+    found = architecture(config)
+    cfg = HookedConfig.of(config, found)
+    return names_of(found, cfg), cfg
+
+
+def names_of(architecture: Architecture, cfg: HookedConfig) -> HookNames:
+    """All hooks of a model of this family and these sizes."""
+    outside = sites_outside(architecture)
+    in_layers = [sites_in_layer(architecture, cfg, layer) for layer in range(cfg.n_layers)]
+    first = [point.leaf for point in POINTS if point.leaf in ("hook_embed", "hook_pos_embed")]
+    last = [point.leaf for point in POINTS if not point.in_layer and point.leaf not in first]
+    names = [leaf for leaf in first if leaf in outside]
+    for layer, sites in enumerate(in_layers):
+        names += [join(layer, leaf) for leaf in leaves_in_order() if leaf in sites]
+    names += [leaf for leaf in last if leaf in outside]
+    undefined = dict(architecture.undefined_outside())
+    for layer in range(cfg.n_layers):
+        reasons = architecture.undefined(cfg.original, layer)
+        undefined |= {join(layer, leaf): reason for leaf, reason in reasons.items()}
+    aliases = dict(_bridge(architecture, cfg, names)) | dict(_hugging_face(architecture, outside, in_layers))
+    known = set(names)
+    return HookNames(
+        names,
+        n_layers=cfg.n_layers,
+        aliases={alias: name for alias, name in aliases.items() if name in known},
+        undefined=undefined,
+    )
+
+
+def _bridge(architecture: Architecture, cfg: HookedConfig, names: list[str]) -> Iterator[tuple[str, str]]:
+    leaves = {alias: point.leaf for point in POINTS for alias in point.aliases} | dict(architecture.aliases())
+    for alias, leaf in leaves.items():
+        if BY_LEAF[leaf].in_layer:
+            yield from ((join(layer, alias), join(layer, leaf)) for layer in range(cfg.n_layers))
+        elif leaf in names:
+            yield alias, leaf
+
+
+def _hugging_face(
+    architecture: Architecture, outside: Mapping[str, AnySite], in_layers: Sequence[Mapping[str, AnySite]]
+) -> Iterator[tuple[str, str]]:
+    """The output of a module, where a hook is exactly that, under the path of the module."""
+
+    def spellings(path: str, name: str) -> Iterator[tuple[str, str]]:
+        yield path, name
+        yield f"{architecture.prefix}.{path}", name
+
+    for leaf, site in outside.items():
+        if isinstance(site, Site) and site.side == "output":
+            yield from spellings(site.module, leaf)
+    for layer, sites in enumerate(in_layers):
+        root = f"{architecture.layers}.{layer}"
+        for leaf, site in sites.items():
+            is_whole = isinstance(site, Site) and site.part.columns is None and site.part.of_three is None
+            if isinstance(site, Site) and is_whole and site.side == "output":
+                path = f"{root}.{site.module}" if site.module else root
+                yield from spellings(path, join(layer, leaf))

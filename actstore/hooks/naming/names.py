@@ -1,0 +1,277 @@
+"""Hook names: from what users type to canonical names.
+
+A canonical name is TransformerLens' ``blocks.{layer}.{leaf}``, such as ``blocks.5.hook_resid_post``, or stands alone
+(``hook_embed``). Accepted as well are TransformerLens' shorthand (``("resid_post", 5)``, ``k6``), the names of its
+Bridge (``blocks.5.hook_out``) and module paths of Hugging Face (``model.layers.5``, the output of that module).
+In every string ``*`` stands for any text and ``?`` for any character; between two dots ``*`` is what is between them.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import translate
+from typing import Any, Final
+
+from actstore.errors import HookError
+from actstore.hooks.naming.point import BY_LEAF, POINTS, UNSUPPORTED, point_of
+
+HookName = str | tuple[str, int] | tuple[str, int, str] | tuple[str, None]
+"""A name in any spelling: text, or (name, layer), or (name, layer, part of the layer)."""
+
+_GLOB: Final = "*?["
+_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_SHORT = re.compile(r"([a-z]+)(\d+)([a-z]?.*)")
+_PARTS: Final = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
+_LEAVES: Final = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "key": "k",
+    "query": "q",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_mid": "mid",
+    "mlp_post": "post",
+}
+_IN_ATTENTION: Final = {"k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores"}
+_IN_MLP: Final = {"pre", "post", "mid", "pre_linear", "expert_weights", "expert_indices"}
+
+
+def layer_of(name: str) -> int | None:
+    """The layer of a canonical name; None for one outside of layers."""
+    found = _BLOCK.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def split(name: str) -> tuple[int | None, str]:
+    """``blocks.5.hook_resid_post`` as (5, ``hook_resid_post``), ``hook_embed`` as (None, ``hook_embed``)."""
+    found = _BLOCK.fullmatch(name)
+    return (int(found[1]), found[2]) if found else (None, name)
+
+
+def join(layer: int | None, leaf: str) -> str:
+    """The reverse of `split`."""
+    return leaf if layer is None else f"blocks.{layer}.{leaf}"
+
+
+def forward_order(name: str) -> tuple[float, int, str]:
+    """Sorts canonical names into the order of the forward pass; a leaf that is not known comes last in its layer."""
+    layer, leaf = split(name)
+    place = next((i for i, point in enumerate(POINTS) if point.leaf == leaf), len(POINTS))
+    outside = math.inf if leaf.startswith("ln_final.") else -1
+    return outside if layer is None else layer, place, name
+
+
+def layers_needed(hooks: Sequence[str], n_layers: int) -> int:
+    """Layers that a forward for these hooks enters, of the layers that the model has."""
+    if any(name.startswith("ln_final.") for name in hooks):
+        return n_layers
+    return 1 + max((layer for name in hooks if (layer := layer_of(name)) is not None), default=0)
+
+
+def stored_as(name: str) -> str:
+    """The name under which a value is stored: the stream into layer i is the stream out of layer i-1."""
+    layer, leaf = split(name)
+    return f"blocks.{layer - 1}.hook_resid_post" if leaf == "hook_resid_pre" and layer else name
+
+
+def long_name(name: HookName, n_layers: int | None = None) -> str:
+    """TransformerLens' shorthand written out; what is not shorthand comes back as it is.
+
+    ``("resid_post", 5)``, ``("scale", 4, "ln1")``, ``k6``, ``pre5``, ``scale4ln1``; a negative layer counts from the
+    end. The rules are those of TransformerLens' ``get_act_name``.
+
+    Raises:
+        HookError: a negative layer, and the number of layers is not known.
+    """
+    text, layer, part = _parts_of(name)
+    is_whole = "." in text or text.startswith("hook_") or any(sign in text for sign in _GLOB)
+    if is_whole and layer is None and part is None:
+        return text
+    if layer is None:
+        short = _SHORT.fullmatch(text)
+        if short is not None:
+            text, layer, part = short[1], int(short[2]), short[3] or part
+    if layer is not None and layer < 0:
+        if n_layers is None:
+            raise HookError(f"the layer of {name!r} counts from the end; give it from the beginning here")
+        if layer + n_layers < 0:
+            raise HookError(
+                f"the layer of {name!r} counts from the end of {n_layers} layers, and there are not so many"
+            )
+        layer += n_layers
+    part = _PARTS.get(part, part) if part else ""
+    leaf = _LEAVES.get(text, text)
+    if not part:
+        part = "attn" if leaf in _IN_ATTENTION else "mlp" if leaf in _IN_MLP else ""
+    if leaf in ("scale", "normalized") and layer is None:
+        part = "ln_final"
+    leaf = leaf if leaf.startswith("hook_") else f"hook_{leaf}"
+    return join(layer, f"{part}.{leaf}" if part else leaf)
+
+
+def _parts_of(name: HookName) -> tuple[str, int | None, str | None]:
+    if isinstance(name, str):
+        return name, None, None
+    is_pair = isinstance(name, tuple) and 2 <= len(name) <= 3 and isinstance(name[0], str)
+    if (
+        not is_pair
+        or not isinstance(name[1], int | None)
+        or not all(isinstance(part, str) for part in name[2:])
+    ):
+        raise HookError(f"{name!r} is not a hook; give a name, or a pair such as ('resid_post', 5)")
+    return name[0], name[1], (name[2] if len(name) == 3 else None)
+
+
+class HookNames:
+    """The hooks of one model: their canonical names, and what they are called elsewhere."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        n_layers: int,
+        aliases: Mapping[str, str],
+        undefined: Mapping[str, str],
+    ) -> None:
+        """
+        Args:
+            names: canonical names in the order of the forward.
+            n_layers: layers of the model.
+            aliases: further spellings of whole names, to canonical names.
+            undefined: names that this model does not have, with the reason.
+        """
+        self.all = tuple(names)
+        self.n_layers = n_layers
+        self._aliases = aliases
+        self._undefined = undefined
+        self._order = {name: index for index, name in enumerate(self.all)}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._order
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.all)
+
+    def one(self, name: HookName) -> str:
+        """The canonical name of one hook, in any spelling.
+
+        Raises:
+            HookError: this model does not have it; the message says why, or what comes nearest.
+        """
+        text = long_name(name, self.n_layers)
+        found = text if text in self._order else self._aliases.get(text)
+        if found is None:
+            raise HookError(self._explain(name, text))
+        return found
+
+    def select(self, patterns: HookName | Iterable[HookName]) -> tuple[str, ...]:
+        """The canonical names that the patterns select, in the order of the forward pass, each once.
+
+        A glob selects what is captured by default; the rest must be named.
+
+        Raises:
+            HookError: a pattern selects nothing; the message says why, or names what comes nearest.
+        """
+        chosen: set[str] = set()
+        for pattern in each_name(patterns):
+            text = long_name(pattern, self.n_layers)
+            matches = self._matches(text)
+            if not matches:
+                raise HookError(self._explain(pattern, text))
+            chosen |= matches
+        return self.ordered(chosen)
+
+    def ordered(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Canonical names in the order of the forward."""
+        return tuple(sorted(names, key=self._order.__getitem__))
+
+    def before(self, layer: int) -> frozenset[str]:
+        """Names that a forward reaches which ends before a layer."""
+        return frozenset(
+            name
+            for name in self.all
+            if ((found := layer_of(name)) is not None and found < layer)
+            or (found is None and "final" not in name)
+        )
+
+    def _matches(self, text: str) -> set[str]:
+        if text in self._order:
+            return {text}
+        if text in self._aliases:
+            return {self._aliases[text]}
+        if not any(sign in text for sign in _GLOB):
+            return set()
+        matches = _glob(text)
+        found = {name for name in self.all if matches(name)}
+        if not found:
+            found = {name for alias, name in self._aliases.items() if matches(alias)}
+        return defaults_of(found)
+
+    def _explain(self, given: object, text: str) -> str:
+        matches = _glob(text)
+        for name, reason in self._undefined.items():
+            if matches(name):
+                return f"hook {given!r} does not exist in this model: {reason}"
+        layer, leaf = split(text)
+        from_end = re.fullmatch(r"blocks\.-(\d+)\.(.+)", text)
+        if from_end:
+            short = from_end[2].rsplit(".", 1)[-1].removeprefix("hook_")
+            return f"hook {given!r} matches nothing; counted from the end it is ({short!r}, -{from_end[1]})"
+        if leaf in UNSUPPORTED:
+            return f"hook {given!r} is not offered: {UNSUPPORTED[leaf]}"
+        if layer is not None and layer >= self.n_layers:
+            return f"hook {given!r} matches nothing: this model has layers 0 to {self.n_layers - 1}"
+        if leaf in BY_LEAF and (layer is None) == BY_LEAF[leaf].in_layer:
+            example = join(0 if BY_LEAF[leaf].in_layer else None, leaf)
+            everywhere = (
+                f", and in all layers {join(0, leaf).replace('0', '*', 1)}" if BY_LEAF[leaf].in_layer else ""
+            )
+            return f"hook {given!r} matches nothing; its name is {example}{everywhere}"
+        return f"hook {given!r} matches nothing in this model; the nearest names are {self._nearest(text)}"
+
+    def _nearest(self, text: str) -> str:
+        parts = re.fullmatch(r"blocks\.([^.]+)\.(.+)", text)
+        layer, wanted = (parts[1], parts[2]) if parts else ("*", text)
+        leaves = list(dict.fromkeys(split(name)[1] for name in self.all))
+        # The end of a path tells more than its beginning: `attn.hook_resid_post` is near `hook_resid_post`.
+        near = difflib.get_close_matches(wanted, leaves, n=3, cutoff=0.6) or difflib.get_close_matches(
+            wanted.rsplit(".", 1)[-1], leaves, n=3, cutoff=0.0
+        )
+        return " and ".join(f"blocks.{layer}.{leaf}" if BY_LEAF[leaf].in_layer else leaf for leaf in near)
+
+
+def _glob(pattern: str) -> Callable[[str], object]:
+    """A ``*`` between two dots is one part, so that ``blocks.*.hook_out`` is no name inside of ``ln1``."""
+    first, *parts = pattern.split(".")
+    inner = ["[^.]+" if part == "*" else _regex(part) for part in parts[:-1]]
+    last = [_regex(part) for part in parts[-1:]]
+    return re.compile(r"\.".join([_regex(first), *inner, *last])).fullmatch
+
+
+def _regex(glob: str) -> str:
+    return translate(glob).removesuffix(r"\Z")
+
+
+def defaults_of(names: set[str]) -> set[str]:
+    """Those that are captured by default; all, if none is."""
+    defaults = {name for name in names if (point := point_of(name)) is not None and point.is_default}
+    return defaults or names
+
+
+def each_name(patterns: Any) -> list[HookName]:
+    """One name as a list; a tuple is one, if its second item is a layer, and else several."""
+    if isinstance(patterns, str):
+        return [patterns]
+    is_name = (
+        isinstance(patterns, tuple)
+        and 2 <= len(patterns) <= 3
+        and isinstance(patterns[0], str)
+        and (patterns[1] is None or isinstance(patterns[1], int))
+    )
+    return [patterns] if is_name else list(patterns)
+
+
+def leaves_in_order() -> tuple[str, ...]:
+    """Leaves of a layer in the order of the forward."""
+    return tuple(point.leaf for point in POINTS if point.in_layer)

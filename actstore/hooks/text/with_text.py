@@ -1,0 +1,138 @@
+"""The part of a hooked model that takes text and gives text."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from actstore.errors import TokensError
+from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.text.inputs import as_mask, as_token_ids, check_text, embeddable
+from actstore.hooks.text.prompts import PaddingSide, Prompts
+
+if TYPE_CHECKING:
+    import torch
+
+
+class WithText(ABC):
+    """Methods of TransformerLens around a tokenizer; errors say so, if the model was loaded without one."""
+
+    cfg: HookedConfig
+
+    def __init__(self, prompts: Prompts | None, why_none: str | None = None) -> None:
+        """
+        Args:
+            prompts: None for a model without a tokenizer.
+            why_none: the reason.
+        """
+        self._prompts = prompts
+        self._why_none = why_none
+
+    @property
+    @abstractmethod
+    def device(self) -> "torch.device":
+        """Where the model is."""
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._text().tokenizer
+
+    def to_tokens(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "right",
+        truncate: bool = True,
+    ) -> "torch.Tensor":
+        """Ids, int64 [batch, position], on the device of the model; shorter rows are padded.
+
+        The model cannot tell padding from tokens: give it the texts, or `to_tokens_and_mask`, if they differ in length.
+
+        Args:
+            text: one text, or several.
+            prepend_bos: begin with the BOS token; None for the default of this model.
+            padding_side: where shorter rows are filled up.
+            truncate: cut to the longest row that the model is made for.
+        """
+        ids, _ = self.to_tokens_and_mask(text, prepend_bos, padding_side, truncate)
+        return ids
+
+    def to_tokens_and_mask(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide = "right",
+        truncate: bool = True,
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
+        """The same with the mask that a call of the model needs for them, 0 where a row is padded."""
+        limit = self.cfg.n_ctx if truncate else None
+        ids, mask = self._text().to_tokens(
+            text, prepend_bos=prepend_bos, padding_side=padding_side, truncate=limit
+        )
+        return ids.to(self.device), mask.to(self.device)
+
+    def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
+        """The text of ids [position], or of each row of ids [batch, position]."""
+        return self._text().to_string(tokens)
+
+    def to_str_tokens(
+        self, text: "str | torch.Tensor | Sequence[int]", prepend_bos: bool | None = None
+    ) -> list[str]:
+        """The pieces of one text, or of ids [position], each as text."""
+        return self._text().to_str_tokens(text, prepend_bos=prepend_bos)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token; an error that shows the pieces, if it is several."""
+        return self._text().to_single_token(text)
+
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one id."""
+        return self._text().to_str_tokens([token])[0]
+
+    def get_token_position(
+        self,
+        token: str | int,
+        text: "str | torch.Tensor",
+        mode: Literal["first", "last"] = "first",
+        prepend_bos: bool | None = None,
+    ) -> int:
+        """Where a token stands in a text or in ids [position]."""
+        return self._text().get_token_position(token, text, mode=mode, prepend_bos=prepend_bos)
+
+    def _text(self) -> Prompts:
+        if self._prompts is None:
+            reason = f" ({self._why_none})" if self._why_none else ""
+            raise TokensError(
+                f"this model was loaded without a tokenizer{reason}; give token ids, or HookedModel(model, tokenizer)"
+            )
+        return self._prompts
+
+    @abstractmethod
+    def _check_padding(self, mask: "torch.Tensor") -> None:
+        """
+        Raises:
+            TokensError: the model would compute with the padding of a mask [batch, position].
+        """
+
+    def _input(
+        self, given: Any, prepend_bos: bool | None, padding_side: PaddingSide, mask: "torch.Tensor | None"
+    ) -> tuple["torch.Tensor", "torch.Tensor | None"]:
+        """(ids [batch, position], mask or None) on the device of the model."""
+        import torch
+
+        if isinstance(given, torch.Tensor) or _is_list_of_ids(given):
+            ids = as_token_ids(given, self.cfg.n_ctx)
+            mask = None if mask is None else as_mask(mask, ids)
+        else:
+            if mask is not None:
+                raise TokensError("attention_mask is made from the text; give it only with token ids")
+            check_text(given)
+            ids, mask = self._text().to_tokens(given, prepend_bos=prepend_bos, padding_side=padding_side)
+            ids = as_token_ids(ids, self.cfg.n_ctx)
+        if mask is not None:
+            self._check_padding(mask)
+            mask = mask.to(self.device)
+        return embeddable(ids.to(self.device), mask, self.cfg.d_vocab), mask
+
+
+def _is_list_of_ids(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and not any(isinstance(each, str) for each in given)

@@ -1,0 +1,257 @@
+"""The weights of one layer, under the names and in the shapes of TransformerLens."""
+# ruff: noqa: N802 - names of TransformerLens
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from actstore.errors import ModelError
+from actstore.hooks.capture.taps import Norm
+from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.site import Part, Site, sites_in_layer
+from actstore.hooks.weights.factored_matrix import FactoredMatrix
+from actstore.hooks.weights.used_weights import bias, projection
+from actstore.hooks.weights.used_weights import norm as used_norm
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, eq=False)
+class NormWeights:
+    """What a norm does to a normalized value: ``value * w + b``."""
+
+    w: "torch.Tensor"
+    """[d], the factor itself: 1 + weight for Gemma, then in float32 as the model computes it."""
+    b: "torch.Tensor"
+    """[d], zeros if there is none."""
+
+
+class BlockWeights:
+    """Weights of one layer."""
+
+    def __init__(
+        self, module: "nn.Module", architecture: Architecture, cfg: HookedConfig, layer: int
+    ) -> None:
+        self._module = module
+        self._architecture = architecture
+        self._layer = layer
+        self._sites = sites_in_layer(architecture, cfg, layer)
+        self._undefined = architecture.undefined(cfg.original, layer)
+        self.attn = AttentionWeights(self, cfg)
+        self.mlp = MlpWeights(self)
+
+    @property
+    def ln1(self) -> NormWeights:
+        return self._norm("ln1", self._architecture.ln1)
+
+    @property
+    def ln2(self) -> NormWeights:
+        return self._norm("ln2", self._architecture.ln2)
+
+    @property
+    def ln1_post(self) -> NormWeights:
+        """Norm of what attention gives (Gemma-2 and 3)."""
+        return self._norm("ln1_post", self._architecture.ln1_post)
+
+    @property
+    def ln2_post(self) -> NormWeights:
+        """Norm of what the MLP gives (Gemma-2 and 3)."""
+        return self._norm("ln2_post", self._architecture.ln2_post)
+
+    def check_has(self, leaf: str, weight: str) -> None:
+        """Refuse a weight whose values have no hook.
+
+        Raises:
+            ModelError: there is no such hook; the message says why.
+        """
+        if leaf in self._undefined:
+            raise ModelError(f"layer {self._layer} of this model has no {weight}: {self._undefined[leaf]}")
+
+    def has(self, leaf: str) -> bool:
+        """Whether the layer has a hook."""
+        return leaf in self._sites
+
+    def find(self, leaf: str, weight: str) -> tuple[Any, Part]:
+        """The module whose input or output a hook is, and the part of it.
+
+        Raises:
+            ModelError: see `check_has`.
+        """
+        self.check_has(leaf, weight)
+        site = self._sites[leaf]
+        assert isinstance(site, Site)
+        return self._module.get_submodule(site.module), site.part
+
+    def _norm(self, name: str, path: str | None) -> NormWeights:
+        if path is None:
+            self.check_has(f"{name}.hook_scale", name)
+            raise ModelError(f"layer {self._layer} of this model has no {name}")
+        return norm_weights(self._module.get_submodule(path), self._architecture.norm)
+
+
+class AttentionWeights:
+    """Weights of attention in one layer."""
+
+    def __init__(self, block: BlockWeights, cfg: HookedConfig) -> None:
+        self._block = block
+        self._n_heads = cfg.n_heads
+
+    @property
+    def W_Q(self) -> "torch.Tensor":
+        """[h, d, dh], before norms of queries and rotation."""
+        return self._reading("q", "W_Q")
+
+    @property
+    def W_K(self) -> "torch.Tensor":
+        """[h, d, dh], before norms of keys and rotation; a copy where heads share keys.
+
+        One for each query head, also where several share keys: TransformerLens' Bridge has one for each key head there,
+        ``W_K[:: n_heads // n_key_value_heads]`` of this.
+        """
+        return self._reading("k", "W_K")
+
+    @property
+    def W_V(self) -> "torch.Tensor":
+        """[h, d, dh]; a copy where heads share values, one for each query head, as `W_K`."""
+        return self._reading("v", "W_V")
+
+    @property
+    def W_O(self) -> "torch.Tensor":
+        """[h, dh, d]."""
+        module, _ = self._block.find("attn.hook_z", "attn.W_O")
+        weight = projection(module)
+        return weight.view(self._n_heads, -1, weight.shape[-1])
+
+    @property
+    def b_Q(self) -> "torch.Tensor":
+        """[h, dh]."""
+        return self._bias("q", "b_Q")
+
+    @property
+    def b_K(self) -> "torch.Tensor":
+        """[h, dh]."""
+        return self._bias("k", "b_K")
+
+    @property
+    def b_V(self) -> "torch.Tensor":
+        """[h, dh]."""
+        return self._bias("v", "b_V")
+
+    @property
+    def b_O(self) -> "torch.Tensor":
+        """[d]."""
+        return bias(self._block.find("attn.hook_z", "attn.b_O")[0])
+
+    @property
+    def written_biases(self) -> "torch.Tensor":
+        """(ln1.b @ W_V + b_V) @ W_O [h, d]: what each head writes wherever it looks, since its pattern sums to 1."""
+        import torch
+
+        weight = self.W_V
+        constant = self.b_V + self._block.ln1.b.to(weight.dtype) @ weight
+        return torch.einsum("he,hed->hd", constant, self.W_O)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q @ W_K^T [h, d, d]: scores of pairs of values after ln1, not scaled.
+
+        Without rotation, biases, and norms of queries and keys (Qwen3, Gemma-3), which act between the two factors.
+        """
+        return FactoredMatrix(self.W_Q, self.W_K.mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V @ W_O [h, d, d]: from values after ln1 to what a head gives.
+
+        In Gemma-2 and 3 another norm, ln1_post, lies between the sum over heads and the residual stream.
+        """
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def _reading(self, one: str, name: str) -> "torch.Tensor":
+        module, part = self._block.find(f"attn.hook_{one}", f"attn.{name}")
+        return self._for_each_head(part.view(projection(module)).movedim(-2, 0))
+
+    def _bias(self, one: str, name: str) -> "torch.Tensor":
+        module, part = self._block.find(f"attn.hook_{one}", f"attn.{name}")
+        return self._for_each_head(part.view(bias(module)))
+
+    def _for_each_head(self, value: "torch.Tensor") -> "torch.Tensor":
+        """[h or kv heads, ...] as [h, ...]."""
+        repeats = self._n_heads // value.shape[0]
+        return value if repeats == 1 else value.repeat_interleave(repeats, 0)
+
+
+class MlpWeights:
+    """Weights of the MLP in one layer.
+
+    In a gated MLP, W_gate leads to the activation function (mlp.hook_pre) and W_in to the factor of its result
+    (mlp.hook_pre_linear). In any other, W_in leads to the activation function, and there is no W_gate.
+    """
+
+    def __init__(self, block: BlockWeights) -> None:
+        self._block = block
+        self._is_gated = block.has("mlp.hook_pre_linear")
+
+    @property
+    def is_mixture(self) -> bool:
+        """Whether this is a mixture of experts, which has none of the weights below."""
+        return self._block.has("mlp.hook_expert_weights")
+
+    @property
+    def W_in(self) -> "torch.Tensor":
+        """[d, m]."""
+        module, part = self._find_in("W_in")
+        return part.view(projection(module))
+
+    @property
+    def W_gate(self) -> "torch.Tensor":
+        """[d, m]."""
+        module, part = self._find_gate("W_gate")
+        return part.view(projection(module))
+
+    @property
+    def W_out(self) -> "torch.Tensor":
+        """[m, d]."""
+        return projection(self._block.find("mlp.hook_post", "mlp.W_out")[0])
+
+    @property
+    def b_in(self) -> "torch.Tensor":
+        """[m]."""
+        module, part = self._find_in("b_in")
+        return part.view(bias(module))
+
+    @property
+    def b_gate(self) -> "torch.Tensor":
+        """[m]."""
+        module, part = self._find_gate("b_gate")
+        return part.view(bias(module))
+
+    @property
+    def b_out(self) -> "torch.Tensor":
+        """[d]."""
+        return bias(self._block.find("mlp.hook_post", "mlp.b_out")[0])
+
+    def _find_in(self, name: str) -> tuple[Any, Part]:
+        leaf = "mlp.hook_pre_linear" if self._is_gated else "mlp.hook_pre"
+        return self._block.find(leaf, f"mlp.{name}")
+
+    def _find_gate(self, name: str) -> tuple[Any, Part]:
+        self._block.check_has("mlp.hook_pre_linear", f"mlp.{name}")
+        return self._block.find("mlp.hook_pre", f"mlp.{name}")
+
+
+def norm_weights(module: Any, kind: Norm) -> NormWeights:
+    """Gain and bias of a norm.
+
+    Raises:
+        ModelError: the module uses others.
+    """
+    used = used_norm(module)
+    weight: torch.Tensor = used.weight
+    bias: torch.Tensor | None = getattr(used, "bias", None)
+    return NormWeights(
+        1.0 + weight.float() if kind == "rms_plus_one" else weight,
+        weight.new_zeros(weight.shape) if bias is None else bias,
+    )

@@ -1,0 +1,344 @@
+"""Any batch of a store, made from nothing but its number."""
+
+import hashlib
+import math
+import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+from actstore.errors import LoaderError
+from actstore.loader.batches.batch import Batch, Values, all_tensors_of
+from actstore.loader.batches.lent_rows import LentRows
+from actstore.loader.batches.transfer import Transfer
+from actstore.loader.cache.contents import contents_id
+from actstore.loader.cache.disk_cache import DiskCache
+from actstore.loader.dropping.drop import valid_rows
+from actstore.loader.dropping.valid_rows import ValidRows
+from actstore.loader.options import LoaderOptions
+from actstore.loader.ordering.order import Batches, GlobalShuffle, InOrder, Order, Window, WindowShuffle
+from actstore.loader.rows.address_range import AddressRange
+from actstore.loader.rows.buffers import Buffers
+from actstore.loader.rows.row_source import CONVERTED_NBYTES, RowSource
+from actstore.loader.rows.sources import shard_edges, source_of
+from actstore.storage.local import LocalBlobs
+from actstore.store.reading.rows import Rows
+
+if TYPE_CHECKING:
+    from actstore.store.store import Store
+
+_TOKENS: Final = "tokens"
+"""Token ids are gathered as if they were a hook of this name."""
+
+
+@runtime_checkable
+class _Interruptible(Protocol):
+    """A source that reads far more than a batch."""
+
+    def interrupt(self) -> None: ...
+
+    def resume(self) -> None: ...
+
+
+class BatchMaker:
+    """Knows which rows are in batch k of an epoch, and fetches them. Threads take turns."""
+
+    def __init__(
+        self,
+        store: "Store",
+        options: LoaderOptions,
+        rows: ValidRows | None = None,
+        *,
+        n_requests: int | None = None,
+        before_memory: Callable[[str], None] | None = None,
+    ) -> None:
+        """
+        Args:
+            store: whose rows they are.
+            options: of the loader.
+            rows: those that are not dropped, where they are known.
+            n_requests: the most to remote storage at once, of each hook; None for as many as make latency not matter.
+            before_memory: called with the name of an array whose windows were to be on a disk, before they are read
+                into memory since that has no room; what it raises is what comes of the batch.
+        """
+        self._n_requests = n_requests
+        self._before_memory = before_memory
+        self.store = store
+        self.options = options
+        self._cache: DiskCache | None = None
+        if options.cache_dir is not None and not isinstance(store.tokens.blobs, LocalBlobs):
+            self._cache = DiskCache(
+                store.tokens.blobs,
+                options.cache_dir,
+                contents_id(store),
+                options.cache_limit,
+                store.checksums,
+            )
+        arrays = {hook: store[hook].rows for hook in options.hooks}
+        if options.provenance:
+            arrays[_TOKENS] = store.tokens
+        self._arrays = {name: self._cached(rows) for name, rows in arrays.items()}
+        self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
+        self._length = store.shape[1]
+        if rows is None or rows.n_rows != math.prod(store.shape):  # it can have grown since
+            rows = valid_rows(store, options.drop, options.hooks)
+        self.rows = rows
+        self._edges = shard_edges(self._arrays[options.hooks[0]].layouts)
+        self._order = self._make_order()
+        self.batches = Batches(
+            self.rows.n_valid, options.batch_size, options.drop_last, options.rank, options.world_size
+        )
+        if not self.batches.n_batches:
+            raise LoaderError(
+                f"{self.rows.n_valid} rows of {store.url} are left, fewer than one batch of {options.batch_size}, and "
+                "all batches are to be of that size; ask for smaller ones"
+            )
+        self._identity = self._identify()
+        self._transfer = None if options.device is None else Transfer(options.device)
+        self._buffers = {hook: self._new_buffers() for hook in options.hooks}
+        self._nbytes_before = 0
+        """Read by sources that are closed."""
+        self.begin_process()
+
+    def begin_process(self) -> None:
+        """Forget threads, and a lock that another one may have held, which are not in a forked process."""
+        self._lock = threading.Lock()
+        self._sources: dict[str, RowSource] = {}
+        self._is_interrupted = False
+
+    def memory_of_batch(self) -> dict[str, Buffers]:
+        """Buffers for one batch at a time, for a caller who counts its memory."""
+        return {hook: Buffers(1) for hook in self.options.hooks}
+
+    def _new_buffers(self) -> Buffers:
+        """Of a hook. Batches are ready, one is made, the caller has one, and is given the next."""
+        is_pinned = self._transfer is not None and self._transfer.is_pinned
+        return Buffers(self.options.prefetch + 3, is_pinned=is_pinned)
+
+    def _cached(self, rows: Rows) -> Rows:
+        return rows if self._cache is None else rows.over(self._cache, is_checked=True)
+
+    def _make_order(self) -> Order:
+        options = self.options
+        if options.shuffle == "global":
+            return GlobalShuffle(self.rows.n_valid, options.seed)
+        edges = self._edges * self._length
+        starts, stored = self.rows.rank(edges), np.diff(edges)
+        if options.shuffle == "window":
+            return WindowShuffle(starts, stored, options.seed, options.window_rows)
+        return InOrder(starts, stored)
+
+    def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sequences and positions of the rows of a batch; nothing is read."""
+        return np.divmod(self._numbers(epoch, self.batches[k]), self._length)
+
+    def _numbers(self, epoch: int, places: range) -> NDArray[np.int64]:
+        return self.rows.select(self._order(epoch, np.arange(places.start, places.stop)))
+
+    def __call__(self, epoch: int, k: int, memory: dict[str, Buffers] | None = None) -> Values | Batch:
+        """A batch.
+
+        Args:
+            epoch: number of it.
+            k: of the batch in it.
+            memory: see `memory_of_batch`; None for the maker's own.
+
+        Raises:
+            IndexError: an epoch has fewer batches.
+            NotCommittedError: a hook is missing for some of the tokens.
+            StorageError: rows cannot be read.
+        """
+        with self._lock:
+            return self._make(epoch, self.batches[k], self._buffers if memory is None else memory)
+
+    def lend(self, epoch: int, k: int) -> dict[str, LentRows] | None:
+        """A batch whose rows stay where they lie, by hook; see `can_lend`. The files are looked at, the rows are not.
+
+        Returns:
+            None if the system does not let the files be mapped any more.
+
+        Raises:
+            IndexError: an epoch has fewer batches.
+            NotCommittedError: a hook is missing for some of the tokens.
+            StorageError: a file is missing, too short, or not what was committed.
+        """
+        with self._lock:
+            numbers = self._numbers(epoch, self.batches[k])
+            lent = {}
+            for hook in self.options.hooks:
+                source = self._source(hook)
+                if not isinstance(source, AddressRange):
+                    return None
+                lent[hook] = LentRows(source, numbers)
+                lent[hook].check()
+            return lent
+
+    def _make(self, epoch: int, places: range, memory: dict[str, Buffers]) -> Values | Batch:
+        numbers = self._numbers(epoch, places)
+        if len(numbers):  # a rank can be without rows of a small last batch
+            windows, ahead = self._windows(epoch, places)
+            for name in self._arrays:
+                self._source(name).need(windows, ahead)
+        options = self.options
+        found = {hook: self._values(hook, numbers, memory[hook]) for hook in options.hooks}
+        values: Values = found[options.hooks[0]] if options.is_single else found
+        if not options.provenance:
+            return values
+        sequences, positions = np.divmod(numbers, self._length)
+        ids = torch.empty(len(numbers), 1, dtype=torch.int32)
+        if len(numbers):
+            self._sources[_TOKENS].gather(numbers, ids.view(torch.uint8))
+        origin = [torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long()]
+        if self._transfer is not None:
+            origin = [self._transfer(each, each.dtype) for each in origin]
+        return Batch(values, *origin)
+
+    def _windows(self, epoch: int, places: range) -> tuple[tuple[Window, ...], Window | None]:
+        """Those that the places are in, and the one that comes after them."""
+        windows = self._order.windows(epoch)
+        if not windows:
+            return (), None
+        first = bisect_right(windows, places.start, key=lambda window: window.stop)
+        end = bisect_left(windows, places.stop, key=lambda window: window.stop) + 1
+        if end < len(windows):
+            return windows[first:end], windows[end]
+        is_last = self.options.epochs is not None and epoch + 1 >= self.options.epochs
+        return windows[first:end], None if is_last else self._order.windows(epoch + 1)[0]
+
+    def _values(self, hook: str, numbers: NDArray[np.int64], memory: Buffers) -> torch.Tensor:
+        stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
+        dtype = self.options.dtype or stored
+        if self._transfer is not None:
+            # Converted where they arrive: there is more to it than to a copy, and less to copy.
+            return self._transfer(self._gathered(hook, numbers, stored, memory), dtype).view(
+                len(numbers), *shape
+            )
+        return self._gathered(hook, numbers, dtype, memory).view(len(numbers), *shape)
+
+    def hand_over(self, batch: Values | Batch) -> None:
+        """Told by the thread that will use a batch."""
+        if self._transfer is not None:
+            for tensor in all_tensors_of(batch):
+                self._transfer.hand_over(tensor)
+
+    def _gathered(
+        self, hook: str, numbers: NDArray[np.int64], dtype: torch.dtype, memory: Buffers
+    ) -> torch.Tensor:
+        """Flattened rows, in host memory."""
+        stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
+        if not len(numbers):
+            return torch.empty(0, math.prod(shape), dtype=dtype)
+        source = self._sources[hook]
+        out = memory.take((len(numbers), math.prod(shape)), dtype)
+        if dtype == stored:
+            source.gather(numbers, out.view(torch.uint8))
+            return out
+        if isinstance(source, AddressRange):
+            source.gather(numbers, out, stored)
+            return out
+        step = max(1, CONVERTED_NBYTES // max(1, out.shape[1] * stored.itemsize))
+        scratch = torch.empty(min(step, len(numbers)), out.shape[1], dtype=stored)
+        for start in range(0, len(numbers), step):
+            part = numbers[start : start + step]
+            source.gather(part, scratch[: len(part)].view(torch.uint8))
+            out[start : start + step].copy_(scratch[: len(part)])
+        return out
+
+    def _source(self, name: str) -> RowSource:
+        source = self._sources.get(name)
+        if source is None:
+            before = self._before_memory
+            source = source_of(
+                self._arrays[name],
+                self._edges,
+                has_windows=self.options.shuffle != "global",
+                n_requests=self._n_requests,
+                before_memory=None if before is None else partial(before, name),
+            )
+            self._sources[name] = source
+            if self._is_interrupted and isinstance(source, _Interruptible):
+                source.interrupt()
+        return source
+
+    def _interruptible(self) -> "list[_Interruptible]":
+        return [source for source in tuple(self._sources.values()) if isinstance(source, _Interruptible)]
+
+    def interrupt(self) -> None:
+        """Have a thread that waits for a window give up the batch that it makes, after the requests under way."""
+        self._is_interrupted = True
+        for source in self._interruptible():
+            source.interrupt()
+
+    def resume(self) -> None:
+        """Make batches again."""
+        self._is_interrupted = False
+        for source in self._interruptible():
+            source.resume()
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides which rows are in batch k, but for the ranks."""
+        return dict(self._identity)
+
+    def _identify(self) -> dict[str, Any]:
+        options = self.options
+        tokens = [run.plan.tokens_sha256 for run in self.store.runs if run.plan.has_own_tokens]
+        return {
+            "tokens": hashlib.sha256("".join(tokens).encode()).hexdigest(),
+            "n_rows": self.rows.n_valid,
+            "rows": self.rows.checksum,
+            "batch_size": options.batch_size,
+            "drop_last": options.drop_last,
+            "shuffle": options.shuffle,
+            "seed": options.seed if options.shuffle else None,
+            "window_rows": options.window_rows if options.shuffle == "window" else None,
+            "shards": crc32c(self._edges.astype("<i8").data) if options.shuffle == "window" else None,
+        }
+
+    @property
+    def is_local(self) -> bool:
+        """Whether nothing but files is read."""
+        return isinstance(self._arrays[self.options.hooks[0]].blobs, LocalBlobs)
+
+    @property
+    def known_rows(self) -> ValidRows:
+        """The rows that are not dropped."""
+        return self.rows
+
+    @property
+    def mask_nbytes(self) -> int:
+        """Memory that knowing them takes."""
+        return self.rows.nbytes
+
+    @property
+    def n_retries(self) -> int:
+        """Requests to storage that were repeated."""
+        return self._arrays[self.options.hooks[0]].blobs.n_retries
+
+    @property
+    def nbytes_read(self) -> int:
+        """Of windows, until now."""
+        return self._nbytes_before + sum(
+            getattr(source, "nbytes_read", 0) for source in tuple(self._sources.values())
+        )
+
+    @property
+    def cache_hits_and_misses(self) -> tuple[int, int]:
+        """Reads of shards that were in the cache, and shards that were fetched; 0 without one."""
+        return (0, 0) if self._cache is None else (self._cache.n_hits, self._cache.n_misses)
+
+    def close(self) -> None:
+        """End the threads, after the requests that are under way, and give back what is mapped."""
+        self.interrupt()
+        with self._lock:  # not while another thread is gathering: it would read what is not mapped any more
+            for source in self._sources.values():
+                source.close()
+            self._nbytes_before = self.nbytes_read
+            self._sources = {}
+            self._buffers = {hook: self._new_buffers() for hook in self.options.hooks}
+            self._is_interrupted = False

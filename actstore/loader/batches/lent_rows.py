@@ -1,0 +1,95 @@
+"""Rows of a batch that are left where they lie, for whoever can take them from there."""
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actstore.loader.options import LoaderOptions
+from actstore.loader.rows.address_range import AddressRange
+from actstore.storage.local import LocalBlobs
+from actstore.store.reading.rows import Rows
+
+if TYPE_CHECKING:
+    from actstore.store.store import Store
+
+
+_LEAST_NBYTES: Final = 1024
+"""Of a row: the system takes smaller ones one by one more slowly than they can be gathered."""
+
+
+class LentRows:
+    """Rows of mapped files. They stay mapped as long as this object is there, or a part of it."""
+
+    def __init__(self, source: AddressRange, numbers: NDArray[np.int64]) -> None:
+        """
+        Args:
+            source: whose rows they are; it is not closed any more, but given up with the last rows that it lent.
+            numbers: of the rows, in the order of the batch.
+        """
+        source.lend()
+        self._source = source
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, rows: slice) -> "LentRows":
+        return LentRows(self._source, self._numbers[rows])
+
+    @property
+    def row_nbytes(self) -> int:
+        """Of each."""
+        return self._source.row_nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of them."""
+        return len(self) * self.row_nbytes
+
+    def addresses(self) -> NDArray[np.uint64]:
+        """Where each begins in the memory of this process. Rows that are read from there are good if `check` does not
+        raise afterwards.
+        """
+        return self._source.addresses(self._numbers)
+
+    def fetch(self) -> None:
+        """Have the system read them into memory, so that whoever needs them next does not wait for a disk."""
+        self._source.touch(self._numbers)
+
+    def check(self) -> None:
+        """
+        Raises:
+            StorageError: a file has become shorter since it was mapped, or is not what was committed.
+        """
+        self._source.check(self._numbers)
+
+    def copied(self) -> NDArray[np.uint8]:
+        """The bytes of all, [n_rows, row_nbytes].
+
+        Raises:
+            StorageError: as `check` does.
+        """
+        out = torch.empty(len(self), self.row_nbytes, dtype=torch.uint8)
+        self._source.gather(self._numbers, out)
+        copied: NDArray[np.uint8] = out.numpy()
+        return copied
+
+
+def can_lend(store: "Store", options: LoaderOptions) -> bool:
+    """Whether all rows of batches lie in files of this machine, just as they are wanted, and are long enough to be best
+    sent from there.
+    """
+    if options.provenance or options.device is not None:
+        return False
+    arrays = [store[hook] for hook in options.hooks]
+    if any(options.dtype not in (None, array.dtype) for array in arrays):
+        return False
+    return all(_is_lendable(array.rows) for array in arrays)
+
+
+def _is_lendable(rows: Rows) -> bool:
+    row_nbytes = rows.layouts[0].row_nbytes // rows.shape[1]
+    is_local = isinstance(rows.blobs, LocalBlobs)
+    return is_local and row_nbytes >= _LEAST_NBYTES and AddressRange.fits(rows.layouts)

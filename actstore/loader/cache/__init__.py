@@ -1,0 +1,1 @@
+"""The cache keeps shards of a store elsewhere on a local disk."""

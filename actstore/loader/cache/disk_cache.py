@@ -1,0 +1,296 @@
+"""Shards of a store elsewhere, kept on a local disk."""
+
+import contextlib
+import hashlib
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import LoaderError, StorageError
+from actstore.storage.blobs import BlobInfo, BlobReader
+from actstore.storage.durable import locked
+from actstore.storage.errors import BlobNotFoundError, DiskFullError
+from actstore.storage.local import LocalBlobs
+from actstore.storage.partial_files import PARTIAL
+from actstore.storage.pinned import check_version
+from actstore.storage.urls import local_path
+from actstore.store.format.shard import Bytes
+from actstore.store.reading.checksums import Checksums, pieces_of
+
+T = TypeVar("T")
+
+FOLDER: Final = "actstore-shards"
+"""Below the folder that the user names."""
+_LOCK: Final = "evicting"
+_FETCHING: Final = "fetching-"
+"""Of the names of files that are there while a blob is fetched."""
+_SLACK: Final = 0.05
+"""Of the limit: what this process fetches before it looks again at what others did, and what it frees beyond need."""
+ATTEMPTS: Final = 3
+"""To have a file before others remove it again."""
+_ABANDONED_S: Final = 600.0
+"""A file that nothing was written to for so long is of a process that is gone."""
+_LOG: Final = logging.getLogger(__name__)
+
+
+class NoRoomError(LoaderError):
+    """More is wanted at once than the cache may hold."""
+
+
+class Mapped(Protocol):
+    """Files of the cache that are mapped."""
+
+    @property
+    def nbytes(self) -> int:
+        """Their size, until they are given back."""
+
+
+class DiskCache:
+    """Blobs that are fetched whole when something of them is read, and read from files then.
+
+    Several processes may use one folder. A file appears there whole and on disk, or not at all; what was not read for
+    longest is removed when there is more than the limit. A file that is being read, or mapped, stays readable then.
+    Each fetch takes `PIECE_NBYTES` of memory. Nothing gets here that is not what was committed.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobReader,
+        folder: str | os.PathLike[str],
+        store_id: str,
+        limit: int | None,
+        checksums: Checksums | None = None,
+    ) -> None:
+        """
+        Args:
+            blobs: where the shards come from.
+            folder: of the cache, for any number of stores.
+            store_id: what tells this store from all others, also from one that was at the same URL before.
+            limit: bytes of all that is cached below the folder, give or take a twentieth for each process; None for no
+                limit.
+            checksums: of what was committed; None where nobody knows.
+        """
+        self.blobs = blobs
+        """What is cached."""
+        # All below is ours to remove; the user's folder may hold anything else.
+        self._root = local_path(folder, "cache_dir") / FOLDER
+        self.limit = limit
+        """Bytes of all files below the folder; None for no limit."""
+        self._checksums = checksums
+        # Other than the names of releases that kept what they got, of whatever store it was.
+        name = hashlib.sha256(f"{blobs.url}\n{store_id}\nchecked".encode()).hexdigest()[:32]
+        self.files = LocalBlobs(self._root / name)
+        """The cached blobs, by the same keys."""
+        self._locks = tuple(threading.Lock() for _ in range(64))
+        self._counting = threading.Lock()
+        self._n_new = self._n_fetching = 0
+        self._mapped = weakref.WeakSet[Mapped]()
+        self._has_warned = False
+        self._left_out: set[str] = set()
+        """Blobs that did not fit, or did not stay. Each read would fetch them whole again."""
+        self.n_hits = self.n_misses = 0
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what was left by processes that were killed."""
+        for name in self.files.names(PARTIAL):
+            key = f"{PARTIAL}/{name}"
+            with contextlib.suppress(OSError):  # done meanwhile, or another user's
+                if time.time() - self.files.path(key).stat().st_mtime > _ABANDONED_S:
+                    self.files.delete(key)
+
+    @property
+    def url(self) -> str:
+        """Of the storage that is cached."""
+        return self.blobs.url
+
+    @property
+    def n_retries(self) -> int:
+        """Of the storage that is cached."""
+        return self.blobs.n_retries
+
+    def fetch(self, key: str) -> None:
+        """See that a blob is here.
+
+        Raises:
+            BlobNotFoundError: there is no such blob.
+            DiskFullError: there is no space for it.
+            NoRoomError: it is larger than the cache may be.
+            StorageError: it cannot be read.
+        """
+        with self._locks[hash(key) % len(self._locks)]:
+            if self._is_here(key):
+                self.n_hits += 1
+                return
+            with self._alone(key):
+                if self._is_here(key):  # another process has fetched it meanwhile
+                    self.n_hits += 1
+                    return
+                whole = _Whole(self.blobs, key, self.limit, self._checksums)
+                self.files.create(key, whole)
+                self.n_misses += 1
+        with self._counting:
+            self._n_new += whole.nbytes
+            is_time = self.limit is not None and self._n_new > _SLACK * self.limit
+            if is_time:
+                self._n_new = 0
+        if is_time:
+            self.make_room()
+
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """One process at a time fetches a blob; those that wait will find it. Without the lock it is fetched twice."""
+        name = hashlib.sha256(f"{self.files.url}/{key}".encode()).hexdigest()[:32]
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # another user's, or no space for it
+                self._root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self._root / f"{_FETCHING}{name}"))
+            yield
+
+    def _is_here(self, key: str) -> bool:
+        """Whether a blob is in the cache, whose time of last use is now then."""
+        try:
+            os.utime(self.files.path(key))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            pass  # another user's: it is there, and its time stays
+        return True
+
+    @contextlib.contextmanager
+    def room_for(self, nbytes: int) -> Iterator[None]:
+        """Fetch and map so much, then `count` what came of it.
+
+        All that is mapped together is within the limit: the disk has it until it is given back, whoever removes the
+        files.
+
+        Raises:
+            NoRoomError: it would be more than the limit.
+        """
+        with self._counting:
+            if self.limit is not None and self._n_in_use + nbytes > self.limit:
+                raise NoRoomError(
+                    f"{nbytes} bytes are needed in cache_dir beside {self._n_in_use} in use, and cache_limit is "
+                    f"{self.limit}"
+                )
+            self._n_fetching += nbytes
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._n_fetching -= nbytes
+
+    def count(self, mapped: "Mapped") -> None:
+        """Take note of files that are mapped, for as long as somebody holds them."""
+        self._mapped.add(mapped)
+
+    @property
+    def _n_in_use(self) -> int:
+        """Bytes of files that are mapped, or will be."""
+        return self._n_fetching + sum(each.nbytes for each in self._mapped)
+
+    def make_room(self) -> None:
+        """Remove what was not used for longest, down to the limit."""
+        if self.limit is None:
+            return
+        with self._only_one():
+            found = sorted(_files(self._root))
+            total = sum(nbytes for _, nbytes, _ in found)
+            # What is in use would only be fetched again; the disk has it anyway.
+            goal = self.limit if total <= self.limit else max((1 - _SLACK) * self.limit, self._n_in_use)
+            for _, nbytes, path in found:
+                if total <= goal:
+                    return
+                with contextlib.suppress(PermissionError):  # another user's
+                    path.unlink(missing_ok=True)
+                    total -= nbytes
+
+    @contextlib.contextmanager
+    def _only_one(self) -> Iterator[None]:
+        """One process at a time removes files; where the lock is another user's, it is for that one to do."""
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(PermissionError):
+                self._root.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self._root / _LOCK))
+            yield
+
+    def _from_file(self, key: str, read: Callable[[BlobReader], T]) -> T:
+        for _ in range(0 if key in self._left_out else ATTEMPTS):
+            try:
+                self.fetch(key)
+                return read(self.files)
+            except (DiskFullError, NoRoomError) as error:
+                self.warn_once(error)
+                break
+            except BlobNotFoundError:
+                continue  # removed since, by a process that needed the room
+        self._left_out.add(key)
+        return read(self.blobs)
+
+    def warn_once(self, error: Exception) -> None:
+        """Say that rows are not kept, which slows the next epoch and changes nothing else."""
+        if not self._has_warned:
+            self._has_warned = True
+            _LOG.warning(
+                "%s; the loader goes on, and reads what is not in cache_dir again in each epoch", error
+            )
+
+    def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
+        """As `Blobs.read`."""
+        return self._from_file(key, lambda blobs: blobs.read(key, start, nbytes))
+
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        """As `Blobs.read_into`."""
+        self._from_file(key, lambda blobs: blobs.read_into(key, start, out))
+
+    def head(self, key: str) -> BlobInfo | None:
+        """Of the storage that is cached."""
+        return self.blobs.head(key)
+
+
+class _Whole:
+    """All bytes of a blob, piece by piece; read again each time they are gone through."""
+
+    def __init__(self, blobs: BlobReader, key: str, limit: int | None, checksums: Checksums | None) -> None:
+        self._blobs = blobs
+        self._key = key
+        self._limit = limit
+        self._checksums = checksums
+        self.nbytes = 0
+
+    def __iter__(self) -> Iterator[Bytes]:
+        where = f"{self._blobs.url}/{self._key}"
+        info = self._blobs.head(self._key)
+        if info is None:
+            check_version(self._blobs)
+            raise BlobNotFoundError(f"{where} does not exist")
+        if self._limit is not None and info.nbytes > self._limit:
+            raise NoRoomError(f"{where} has {info.nbytes} bytes, and cache_limit is {self._limit}")
+        self.nbytes = info.nbytes
+        # An error at the end is one of whoever writes this to a file, which then gets no name.
+        if self._checksums is not None:
+            yield from self._checksums.checked_pieces(self._blobs, self._key, info.nbytes)
+            return
+        yield from pieces_of(self._blobs, self._key, info.nbytes)
+        now = self._blobs.head(self._key)
+        if now is None or now.tag != info.tag:
+            raise StorageError(f"{where} was replaced while it was read; open the store again")
+
+
+def _files(folder: Path) -> Iterator[tuple[int, int, Path]]:
+    """(time of last use, bytes, path) of all cached files."""
+    for here, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != Path(PARTIAL).parts[0]]
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = (Path(here) / name).stat()
+                if name != _LOCK and not name.startswith(_FETCHING):
+                    yield status.st_mtime_ns, status.st_size, Path(here) / name

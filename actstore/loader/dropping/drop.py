@@ -1,0 +1,231 @@
+"""Which rows are left out, asked for by name, token, position, norm or mask, and applied when a store is read."""
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import LoaderError
+from actstore.loader.dropping.norm_limit import BLOCK_NBYTES, NormLimit
+from actstore.loader.dropping.valid_rows import AllRows, MarkedRows, SamePositions, ValidRows
+from actstore.store.statistics.moments import has_statistics
+from actstore.store.statistics.not_finite import is_masked_by_design
+
+if TYPE_CHECKING:
+    from actstore.store.store import Store
+
+PAD: Final = "pad"
+NONFINITE: Final = "nonfinite"
+_SPECIAL: Final = {"bos": "bos_token_id", "eos": "eos_token_id", "sep": "sep_token_id"}
+Watch = Callable[[Iterator[NDArray[np.bool_]]], Iterator[NDArray[np.bool_]]]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """What is asked for. Rows that any of it names are dropped."""
+
+    tokens: tuple[int, ...] = ()
+    """Ids, wherever they are."""
+    is_padding_dropped: bool = False
+    """Positions behind the length of their sequence, whatever token is there."""
+    is_nonfinite_dropped: bool = False
+    """Rows of tokens that have NaN or infinity in any hook of the loader; padding is not looked at."""
+    positions: tuple[int, ...] | None = None
+    """Those that are kept; None keeps all."""
+    max_norm: float | None = None
+    """Rows whose Euclidean norm is larger, in the first hook of the loader."""
+    mask: NDArray[np.bool_] | None = None
+    """[n_sequences, context_length] True where a row is kept."""
+
+    @property
+    def looks_at_rows(self) -> bool:
+        """Whether all rows must be looked at, rather than counted by position."""
+        is_by_value = self.is_nonfinite_dropped or self.max_norm is not None or self.mask is not None
+        return bool(self.tokens) or self.is_padding_dropped or is_by_value
+
+
+def parse(
+    store: "Store",
+    drop: Sequence[str | int] = (),
+    seqpos: slice | Sequence[int] | None = None,
+    max_norm: float | None = None,
+    mask: Any = None,
+) -> Drop:
+    """What a user asked for, with names turned into token ids of the model.
+
+    Args:
+        store: whose rows they are.
+        drop: ``bos``, ``eos``, ``sep``, ``pad``, ``nonfinite``, or token ids; padding that is not finite is dropped by
+            ``pad`` alone.
+        seqpos: positions to keep, counted as in a list.
+        max_norm: see `Drop`.
+        mask: [n_sequences, context_length] or [n_sequences], True where rows are kept.
+
+    Raises:
+        LoaderError: an unknown name, or one that the model has no token for; positions that there are not; a mask of
+            another shape or type.
+    """
+    drop = _named(drop)
+    tokens: list[int] = []
+    for one in drop:
+        if hasattr(one, "__index__") and not isinstance(one, bool):
+            tokens.append(operator.index(one))
+        elif one not in (PAD, NONFINITE):
+            tokens += _ids(store, one)
+    length = store.shape[1]
+    return Drop(
+        tokens=tuple(sorted(set(tokens))),
+        is_padding_dropped=PAD in drop,
+        is_nonfinite_dropped=NONFINITE in drop,
+        positions=None if seqpos is None else _positions(seqpos, length),
+        max_norm=max_norm,
+        mask=None if mask is None else _mask(mask, store.shape),
+    )
+
+
+def _named(drop: Any) -> tuple[Any, ...]:
+    """What is to be dropped, one by one; a generator can be gone through only once."""
+    if isinstance(drop, str) or hasattr(drop, "__index__"):
+        return (drop,)
+    if not isinstance(drop, Iterable):
+        raise LoaderError(f"drop is {drop!r}; it must be a list of names and token ids")
+    return tuple(drop)
+
+
+def _ids(store: "Store", name: Any) -> list[int]:
+    if not isinstance(name, str) or name not in _SPECIAL:
+        known = ", ".join(repr(one) for one in (*_SPECIAL, PAD, NONFINITE))
+        raise LoaderError(f"drop names {name!r}; it can be {known}, or token ids")
+    found = store.plan.request.model.config.get(_SPECIAL[name])
+    ids = found if isinstance(found, list) else [found]
+    if not ids or not all(isinstance(one, int) for one in ids):
+        raise LoaderError(
+            f"the configuration of the model has no {_SPECIAL[name]}; give the id itself in drop"
+        )
+    return ids  # type: ignore[return-value]
+
+
+def _positions(seqpos: slice | Sequence[int], length: int) -> tuple[int, ...]:
+    if not isinstance(seqpos, slice | Iterable):
+        raise LoaderError(f"seqpos is {seqpos!r}; it must be a slice, or a list of positions")
+    if isinstance(seqpos, slice):
+        found = tuple(range(*seqpos.indices(length)))
+    else:
+        if any(not -length <= position < length for position in seqpos):
+            raise LoaderError(f"seqpos is {list(seqpos)}; sequences have positions 0 to {length - 1}")
+        found = tuple(position % length for position in seqpos)
+    return tuple(sorted(set(found)))
+
+
+def _mask(mask: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    values = np.asarray(mask)
+    if values.dtype != bool or values.shape not in (shape, shape[:1]):
+        raise LoaderError(
+            f"mask is {values.dtype} of shape {values.shape}; it must be bool of shape {shape} or {shape[:1]}, "
+            "True where rows are kept"
+        )
+    return np.broadcast_to(values if values.ndim == 2 else values[:, None], shape)
+
+
+def valid_rows(store: "Store", drop: Drop, hooks: Sequence[str], *, watch: Watch | None = None) -> ValidRows:
+    """The rows that are left.
+
+    Nothing is read if what is asked for are positions. Token ids have all token ids of the store read, in pieces; a
+    norm all norms of the hook, or all its values where norms are not stored; rows that are not finite, the segments
+    that have some, of each hook.
+
+    Args:
+        store: whose rows they are.
+        drop: what is left out.
+        hooks: of the loader; the first one has the norm.
+        watch: gives the masks of rows, piece by piece, as it gets them; it may raise something to stop.
+
+    Raises:
+        LoaderError: nothing is left.
+        NotCommittedError: what must be read is not there.
+        StorageError: it cannot be read.
+    """
+    n_sequences, length = store.shape
+    by_position = np.ones(length, bool)
+    if drop.positions is not None:
+        by_position[:] = False
+        by_position[list(drop.positions)] = True
+    not_finite = _not_finite_sequences(store, hooks) if drop.is_nonfinite_dropped else {}
+    found: ValidRows
+    by_token = drop.tokens or drop.is_padding_dropped or not_finite
+    if by_token or drop.max_norm is not None or drop.mask is not None:
+        masks = _masks(store, drop, hooks[0], not_finite, by_position)
+        found = MarkedRows(n_sequences * length, masks if watch is None else watch(masks))
+    elif by_position.all():
+        found = AllRows(n_sequences * length)
+    else:
+        found = SamePositions(n_sequences, by_position)
+    if not found.n_valid:
+        raise LoaderError(f"all {found.n_rows} rows of {store.url} are dropped; drop fewer of them")
+    return found
+
+
+def _not_finite_sequences(store: "Store", hooks: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+    """By hook, [n_sequences] those that must be looked at; hooks that have none are left out."""
+    found = {}
+    for hook in hooks:
+        if has_statistics(store.array_of(hook)):
+            ranges = [sequences for sequences, _ in store.not_finite(hook)]
+        else:
+            ranges = [range(store.shape[0])]  # nobody has counted
+        if ranges:
+            found[hook] = np.zeros(store.shape[0], bool)
+            for sequences in ranges:
+                found[hook][sequences.start : sequences.stop] = True
+    return found
+
+
+def _masks(
+    store: "Store",
+    drop: Drop,
+    hook: str,
+    not_finite: Mapping[str, NDArray[np.bool_]],
+    by_position: NDArray[np.bool_],
+) -> Iterator[NDArray[np.bool_]]:
+    n_sequences, length = store.shape
+    limit = None if drop.max_norm is None else NormLimit(store, hook, drop.max_norm)
+    largest = max((store[name].nbytes for name in not_finite), default=0)
+    row_nbytes = largest // max(1, n_sequences) + 1 if not_finite else length * 4
+    step = max(1, BLOCK_NBYTES // row_nbytes)
+    if limit is not None:
+        step = min(step, limit.n_at_once)
+    tokens, lengths = store.tokens, store.lengths
+    for start in range(0, n_sequences, step):
+        rows = slice(start, min(start + step, n_sequences))
+        mask = np.tile(by_position, (rows.stop - start, 1))
+        if drop.mask is not None:
+            mask &= drop.mask[rows]
+        if drop.is_padding_dropped:
+            mask &= np.arange(length) < lengths[rows][:, None]
+        if drop.tokens:
+            ids = tokens[rows]
+            for token in drop.tokens:
+                mask &= ids != token
+        for name, is_looked_at in not_finite.items():
+            some = np.flatnonzero(is_looked_at[rows])
+            if len(some):
+                # Statistics do not count padding, so that of a segment without such tokens is not read: nor is it here.
+                is_padding = np.arange(length) >= lengths[rows][some][:, None]
+                mask[some] &= is_padding | _is_finite(store, name, start + some)
+        if limit is not None:
+            limit.apply(rows, mask)
+        yield mask
+
+
+def _is_finite(store: "Store", hook: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[n, L] whether all elements of a row are finite; -Inf in attention scores is what they mask with."""
+    values = store[hook][rows].flatten(2)
+    is_finite = values.isfinite()
+    if is_masked_by_design(hook):
+        is_finite |= values == -math.inf
+    found: NDArray[np.bool_] = is_finite.all(-1).numpy()
+    return found

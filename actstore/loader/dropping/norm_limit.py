@@ -1,0 +1,91 @@
+"""Which rows have a norm up to a limit: from the stored norms, and from the values where these cannot tell."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.store.statistics.norms import steps
+
+if TYPE_CHECKING:
+    from actstore.store.store import Store
+
+BLOCK_NBYTES: Final = 1 << 24
+"""Of the tokens, norms, or activations, that are looked at together."""
+_UNSURE: Final = 4
+"""Steps of float32. A stored norm is at most one and a half from the exact one, and the limit half a step from its own
+float32; so rows further away are decided.
+"""
+
+
+class NormLimit:
+    """Rows whose Euclidean norm is not larger than a limit.
+
+    The norm is that of the stored values in float64, whether norms are stored or not: stored ones decide for all rows
+    but those next to the limit, of which the values are looked at.
+    """
+
+    def __init__(self, store: "Store", hook: str, max_norm: float) -> None:
+        self._acts = store[hook]
+        self._lengths = store.lengths
+        self._max_norm = max_norm
+        acts_nbytes = self._acts.nbytes // max(1, len(self._acts)) + 1
+        self._acts_step = max(1, BLOCK_NBYTES // acts_nbytes)
+        self._norms_step = max(1, BLOCK_NBYTES // max(1, self._acts.norms.row_nbytes))
+
+    @property
+    def n_at_once(self) -> int:
+        """Sequences whose norms, or values where norms are not stored, are read together."""
+        n_with_norms = sum(map(len, self._acts.norms.ranges))
+        return self._norms_step if n_with_norms == len(self._acts) else self._acts_step
+
+    def apply(self, rows: slice, mask: NDArray[np.bool_]) -> None:
+        """Take rows out of a mask.
+
+        Args:
+            rows: neighbouring sequences.
+            mask: of them, [n, context_length]; changed in place. What it has not is not looked at.
+        """
+        for start, stop, has_norms in self._blocks(rows.start, rows.stop):
+            part = mask[start - rows.start : stop - rows.start]
+            part &= self._by_norms(start, stop, part) if has_norms else self._by_values(slice(start, stop))
+
+    def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """(start, stop, whether norms are stored) of as many sequences as are read together."""
+        while start < stop:
+            ranges = self._acts.norms.ranges
+            has_norms = any(start in stored for stored in ranges)
+            step = self._norms_step if has_norms else self._acts_step
+            edges = (edge for stored in ranges for edge in (stored.start, stored.stop) if edge > start)
+            end = min(stop, start + step, *edges)
+            yield start, end, has_norms
+            start = end
+
+    def _by_norms(self, start: int, stop: int, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if math.isnan(self._max_norm):
+            return np.zeros(mask.shape, bool)  # nothing is below it
+        norms = self._acts.norms[start:stop]
+        with np.errstate(over="ignore"):
+            limit = np.float32(self._max_norm) + np.float32(0)  # -0 is 0
+        above = steps(norms) - steps(np.atleast_1d(limit))
+        is_kept = above < -_UNSURE
+        is_unsure = np.abs(above) <= _UNSURE
+        is_nan = np.isnan(norms)
+        if is_nan.any():
+            # Padding has no norm, and its values may be wanted all the same.
+            is_unsure |= is_nan & (np.arange(norms.shape[1]) >= self._lengths[start:stop][:, None])
+        is_unsure &= mask
+        sequences = np.flatnonzero(is_unsure.any(axis=1))
+        for first in range(0, len(sequences), self._acts_step):
+            some = sequences[first : first + self._acts_step]
+            is_kept[some] = np.where(is_unsure[some], self._by_values(start + some), is_kept[some])
+        return is_kept
+
+    def _by_values(self, rows: slice | NDArray[np.int64]) -> NDArray[np.bool_]:
+        # In float64, whose sums do not differ by the machine in any digit that could matter: ranks must agree.
+        values = self._acts[rows].double().flatten(2)
+        # NaN is not below anything, so such rows go, too.
+        found: NDArray[np.bool_] = (values.square_().sum(-1).sqrt_() <= self._max_norm).numpy()
+        return found

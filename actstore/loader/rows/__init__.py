@@ -1,0 +1,1 @@
+"""Rows are fetched here: from mapped files, by whole windows, or one by one."""

@@ -1,0 +1,53 @@
+"""Rows that are read one by one, where files cannot be mapped."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actstore.loader.ordering.order import Window
+from actstore.store.reading.rows import Rows
+
+
+class SingleRows:
+    """Each row with a read of its own: slow, and works wherever there are bytes."""
+
+    def __init__(self, rows: Rows, n_threads: int) -> None:
+        """
+        Args:
+            rows: the array, not compressed.
+            n_threads: reads at once.
+        """
+        self._rows = rows
+        self._blobs = rows.blobs
+        self._layouts = rows.layouts
+        self._length = rows.shape[1]
+        self._ends = np.cumsum([layout.shape[0] * self._length for layout in self._layouts])
+        self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="row")
+
+    def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+        """As `RowSource.gather`."""
+        memory: NDArray[Any] = out.numpy()
+        nbytes = memory.shape[1]
+        sections = np.searchsorted(self._ends, rows, side="right")
+
+        def read(place: int) -> None:
+            layout = self._layouts[sections[place]]
+            row = int(rows[place] - self._ends[sections[place]]) + layout.shape[0] * self._length
+            shard, within = divmod(row, layout.shard_rows * self._length)
+            self._rows.check_first_use([(int(sections[place]), shard)])
+            self._blobs.read_into(layout.key(shard), within * nbytes, memory[place])
+
+        # By file, so that neighbours are read together.
+        for _ in self._threads.map(read, np.argsort(rows).tolist()):
+            pass
+
+    def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
+        """Nothing is read before it is asked for."""
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown()

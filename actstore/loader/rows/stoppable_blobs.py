@@ -1,0 +1,63 @@
+"""Blobs of a long read that another thread can end, and that says how much it read."""
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import LoaderError
+from actstore.storage.blobs import BlobInfo, BlobReader
+from actstore.store.format.shard import Bytes
+
+
+class StoppableBlobs:
+    """The same blobs, until it is stopped: requests that are under way are finished then, and all others refused."""
+
+    def __init__(self, blobs: BlobReader) -> None:
+        self._blobs = blobs
+        self.stop = threading.Event()
+        """Of the read that is under way; it is replaced with each read."""
+        self.nbytes_read = 0
+        self._counting = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return self._blobs.url
+
+    @property
+    def n_retries(self) -> int:
+        return self._blobs.n_retries
+
+    def _check(self, key: str) -> None:
+        if self.stop.is_set():
+            raise LoaderError(
+                f"{self.url}/{key} was not read: the loader was closed, or begins elsewhere; ask for the batch again"
+            )
+
+    def _count(self, nbytes: int) -> None:
+        with self._counting:
+            self.nbytes_read += nbytes
+
+    def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
+        """As `BlobReader.read`.
+
+        Raises:
+            LoaderError: it was stopped.
+        """
+        self._check(key)
+        data = self._blobs.read(key, start, nbytes)
+        self._count(len(data))
+        return data
+
+    def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
+        """As `BlobReader.read_into`.
+
+        Raises:
+            LoaderError: it was stopped.
+        """
+        self._check(key)
+        self._blobs.read_into(key, start, out)
+        self._count(out.nbytes)
+
+    def head(self, key: str) -> BlobInfo | None:
+        return self._blobs.head(key)

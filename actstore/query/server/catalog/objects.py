@@ -1,0 +1,86 @@
+"""The objects of a store that clients may read, by key."""
+
+import json
+import re
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, Final
+
+from actstore.query.problem import Problem
+from actstore.store.format.layout import ArrayLayout
+from actstore.store.store import Store
+
+_DOCUMENTS: Final = re.compile(
+    r"_actstore/(manifest\.json|runs/[0-9]{4}/((plan|tokens|statistics)\.json|shards\.parquet|commits/[0-9]{8}\.json))"
+)
+_METADATA: Final = "zarr.json"
+
+
+def check_readable(store: Store, key: str) -> None:
+    """See that a key is one that clients may read: metadata, records, and shards that are committed.
+
+    Raises:
+        Problem: it is not. Not found is only what a Zarr reader may take for missing; a shard that is not committed
+            yet would otherwise read as fill values.
+    """
+    path, _, name = key.rpartition("/")
+    if key == _METADATA or _DOCUMENTS.fullmatch(key) or (name == _METADATA and path in _paths(store)):
+        return
+    array = _arrays(store).get(path)
+    number = re.fullmatch(r"c\.([0-9]{1,18})(?:\.0)*", name)
+    if array is None or number is None:
+        raise _nothing(key)
+    layout, is_committed = array
+    shard = int(number[1])
+    if shard >= layout.n_shards or layout.key(shard) != key:
+        raise _nothing(key)
+    if not is_committed(shard):
+        raise Problem(409, "not-committed", f"segment {shard} of {path} is not committed yet")
+
+
+def _nothing(key: str) -> Problem:
+    return Problem(404, "not-found", f"there is no object {key[:200]!r} in this store")
+
+
+@lru_cache(maxsize=64)
+def _arrays(store: Store) -> dict[str, tuple[ArrayLayout, Callable[[int], bool]]]:
+    """Layout of every array that a run writes, and whether a shard of it is committed; by path.
+
+    The store is the same object until there is more in it.
+    """
+    found: dict[str, tuple[ArrayLayout, Callable[[int], bool]]] = {}
+    for run in store.runs:
+        for layout in run.plan.segment_arrays():
+            found[layout.path] = layout, run.committed.__contains__
+        for layout in run.plan.token_arrays() if run.plan.has_own_tokens else ():
+            found[layout.path] = layout, partial(_all_or_none, run.has_tokens)
+    return found
+
+
+def _all_or_none(is_there: bool, _shard: int) -> bool:
+    return is_there
+
+
+@lru_cache(maxsize=64)
+def _paths(store: Store) -> frozenset[str]:
+    """Of all nodes below the root."""
+    groups = (group for run in store.runs for group in run.plan.groups)
+    return frozenset((*groups, *_arrays(store), "_actstore"))
+
+
+@lru_cache(maxsize=64)
+def consolidated(store: Store) -> bytes:
+    """Metadata of the root group, with that of all nodes below in it, as zarr-python reads it: HTTP has no listing.
+
+    Raises:
+        StorageError: a document is missing or cannot be read.
+    """
+    root = _document(store, _METADATA)
+    nodes = {path: _document(store, f"{path}/{_METADATA}") for path in sorted(_paths(store) - {"_actstore"})}
+    root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": nodes}
+    return json.dumps(root, indent=2).encode()
+
+
+def _document(store: Store, key: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(bytes(store.blobs.read(key)))
+    return found

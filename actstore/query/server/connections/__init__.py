@@ -1,0 +1,1 @@
+"""Connections of clients are let in here, kept within bounds, and written to."""

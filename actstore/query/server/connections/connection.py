@@ -1,0 +1,510 @@
+"""One connection: uvicorn's HTTP protocol, with a bound on everything that may come before a request is let in."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import httptools
+from uvicorn._types import ASGIReceiveEvent
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from actstore.loader.rows import mapping
+from actstore.query.problem import Problem
+from actstore.query.server.connections.addresses import counted_as, shown
+from actstore.query.server.connections.room import ConnectionLimits, Room
+from actstore.query.server.connections.socket_writes import (
+    SLOWEST,
+    ConnectionGoneError,
+    SocketWriter,
+    Vectors,
+    WritingThreads,
+)
+from actstore.query.wire import PROBLEM
+
+SPARE: Final = "actstore.spare"
+"""In the scope of a request: whether its connection is for health checks alone."""
+BODY: Final = "actstore.body"
+"""In the scope of a request: the `BodyWriter` of its reply."""
+REFUSED: Final = "actstore.refused"
+"""In the state of the application: what is told of what did not become a request: address of the client, status of
+the reply if there was one, seconds.
+"""
+_MAX_BESIDE: Final = 128 << 10
+"""Bytes of a message beside its body: line, headers, sizes of chunks, trailers."""
+_MAX_URL: Final = 64 << 10
+"""Bytes that the parser takes."""
+_MAX_BESIDE_AHEAD: Final = 64 << 10
+"""Of all requests that wait for the one at work."""
+_MAX_HEADERS: Final = 128
+"""Headers and trailers."""
+_MAX_AHEAD: Final = 64
+"""Requests that are sent before the one at work is answered."""
+_ROUNDS: Final = 3
+_MAX_TOLD: Final = 200
+"""Bytes of a path that operators are shown."""
+_LINGER_S: Final = 30.0
+_LINGER_QUIET_S: Final = 5.0
+_LINGER_NBYTES: Final = 32 << 20
+"""What is taken of a client that sends more than is wanted, in all and without anything coming, so that it gets to
+read the reply: a connection that is closed with data unread is reset.
+"""
+_REASONS: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+class Connection(HttpToolsProtocol):
+    """Closed when a head does not come in time or is too large, and when a client sends a body that nobody wants."""
+
+    def __init__(
+        self,
+        *args: Any,
+        room: Room,
+        is_of_many: Callable[[str], bool],
+        limits: ConnectionLimits,
+        max_request: int,
+        stall_s: float,
+        threads: WritingThreads,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            args: of uvicorn.
+            room: of the process; whoever makes this connection lets it in.
+            is_of_many: whether connections from an address are of many clients.
+            limits: of it.
+            max_request: bytes of a body.
+            stall_s: seconds without the client taking any of a reply.
+            threads: that write large bodies.
+            kwargs: of uvicorn.
+        """
+        super().__init__(*args, **kwargs)
+        self.url = b""
+        self.address = ""
+        self._peer = ""
+        self.is_of_many = self.is_spare = False
+        self.accepted: socket.socket | None = None
+        """While there is no transport, which with TLS takes a while."""
+        self._is_dropped = False
+        self.room = room
+        self._is_of_many = is_of_many
+        self.limits = limits
+        self._max_request = max_request
+        self.stall_s = stall_s
+        self.threads = threads
+        self.writer: SocketWriter | None = None
+        """Of the body that is being written past the transport."""
+        self._n_ahead = 0
+        self._what = "a request"
+        self._n_beside = 0
+        self._n_body = 0
+        self._n_headers = 0
+        self._is_head_complete = False
+        self._is_message_complete = True
+        self._begun = self._head_begun = time.monotonic()
+        self._is_ending = False
+        """Whether the server is."""
+        self._lingers_until: float | None = None
+        """While what comes is dropped."""
+        self._n_lingered = 0
+        self._clock: asyncio.TimerHandle | None = None
+        """Until a head, or the rest of a body, must be there."""
+        self._stall_clock: asyncio.TimerHandle | None = None
+        """Until the client must have taken what waits for it."""
+
+    def comes_from(self, peer: str) -> None:
+        """Note whose it is, before it is let in.
+
+        Args:
+            peer: its address, or `UNIX`.
+        """
+        self._peer = shown(peer)
+        self.address = counted_as(peer)
+        self.is_of_many = self._is_of_many(peer)
+
+    def refused(self, status: int | None) -> None:
+        """Note that there was no request.
+
+        Args:
+            status: of the reply; None if there was none.
+        """
+        tell = self.app_state.get(REFUSED)
+        if tell is not None:
+            tell(self._peer, status, time.monotonic() - self._head_begun)
+
+    def drop(self) -> None:
+        """As `Guest.drop`."""
+        if self.transport is not None:
+            self.transport.abort()
+        elif self.accepted is not None:
+            self._is_dropped = True
+            with contextlib.suppress(OSError):  # the client was faster
+                self.accepted.shutdown(socket.SHUT_RDWR)
+
+    def describe(self) -> str:
+        """As `Guest.describe`."""
+        return f"{self._what} ({time.monotonic() - self._begun:.0f} s)"
+
+    def connection_made(self, transport: Any) -> None:
+        """As asyncio has it."""
+        super().connection_made(transport)
+        self.accepted = None
+        if self._is_dropped:
+            transport.abort()
+        else:
+            self._start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As asyncio has it."""
+        self._stop_clock()
+        self._stop_stall_clock()
+        if self.writer is not None:
+            self.writer.give_up()
+        self.room.leave(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """As asyncio has it."""
+        if self.transport.is_closing():
+            return
+        if self._lingers_until is not None:
+            self._n_lingered += len(data)
+            self._start_linger_clock()
+            return
+        self._unset_keepalive_if_required()
+        if self._is_message_complete and self._clock is None and self._is_idle:
+            self._start_clock()
+        self._n_beside += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # Answered as if it had not asked for another protocol, but what follows is not understood any more.
+            if self._has_body():
+                self.transport.abort()
+            elif self.cycle is not None:
+                self.cycle.keep_alive = False
+        except httptools.HttpParserError:
+            if not self._is_over:
+                self._refuse(400, self._what_is_wrong())
+            return
+        if self._n_beside > _MAX_BESIDE and not self._is_over:
+            self._refuse(
+                431, f"a URL with all headers can have {_MAX_BESIDE} bytes; send what is longer in a body"
+            )
+
+    @property
+    def _is_over(self) -> bool:
+        return self.transport.is_closing() or self._lingers_until is not None
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_message_begin(self) -> None:
+        """As httptools has it."""
+        if self._lingers_until is not None:
+            raise ValueError("no more requests")  # ends the parsing
+        self._is_head_complete = self._is_message_complete = False
+        self._n_headers = self._n_body = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """As httptools has it; called for trailers, too, which nobody reads."""
+        self._n_headers += 1
+        if self._n_headers > _MAX_HEADERS:
+            raise ValueError("too many headers")  # ends the parsing
+        if not self._is_head_complete:
+            super().on_header(name, value)
+
+    def _what_is_wrong(self) -> str:
+        """With a request that the parser does not go on with."""
+        if self._n_headers > _MAX_HEADERS:
+            return f"a request can have {_MAX_HEADERS} headers and trailers; send fewer"
+        if len(self.url) >= _MAX_URL:
+            return f"a URL can have {_MAX_URL} bytes; send what is longer in a body"
+        if self._is_head_complete and not self._is_idle:
+            return f"{_MAX_AHEAD} requests can be sent before the one at work is answered; wait for replies"
+        return "this is no HTTP that an actstore server understands"
+
+    def on_headers_complete(self) -> None:
+        """As httptools has it."""
+        self._is_head_complete = True
+        self._stop_clock()
+        if not self._is_idle:
+            self._n_ahead += self._n_beside
+            if len(self.pipeline) >= _MAX_AHEAD or self._n_ahead > _MAX_BESIDE_AHEAD:
+                raise ValueError("too many requests ahead")
+        super().on_headers_complete()
+        self.cycle.transport = _TransportOfReply(self.transport, self._hang_up)  # type: ignore[assignment]
+        if self.expect_100_continue:
+            self._expect(self.cycle)
+        if self._is_idle or not self.pipeline:
+            self._begun = time.monotonic()
+            raw_path = self.scope["raw_path"][:_MAX_TOLD].decode("ascii", "replace")
+            self._what = f"{self.scope['method']} {raw_path}"
+        self.room.busy(self)
+        self.scope[SPARE] = self.is_spare  # type: ignore[typeddict-unknown-key]
+        self.scope[BODY] = BodyWriter(self, self.cycle)  # type: ignore[typeddict-unknown-key]
+
+    def on_body(self, body: bytes) -> None:
+        """As httptools has it."""
+        self._n_beside -= len(body)
+        self._n_body += len(body)
+        super().on_body(body)
+        if self._n_body > 2 * self._max_request and self._is_idle:
+            self._linger()  # it was answered long ago
+
+    def on_message_complete(self) -> None:
+        """As httptools has it."""
+        if self._lingers_until is not None:
+            return
+        self._is_message_complete = True
+        self._n_beside = 0
+        self._stop_clock()
+        super().on_message_complete()
+        if self._is_idle and not self._is_over:
+            # The rest of a body that was answered before it was there: the time between two requests begins now.
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.limits.keep_alive_s, self.timeout_keep_alive_handler
+            )
+
+    def on_response_complete(self) -> None:
+        """As uvicorn has it."""
+        if self._lingers_until is not None:
+            self.server_state.total_requests += 1
+            return
+        super().on_response_complete()
+        if not self.pipeline:
+            self._n_ahead = 0
+        if self._is_idle:
+            self.room.idle(self)
+            if self.transport.is_closing():
+                self._start_stall_clock()  # which waits for what the client has not taken
+            elif not self._is_message_complete:
+                self._start_clock()
+
+    def pause_writing(self) -> None:
+        """As asyncio has it: the client takes less than is sent."""
+        super().pause_writing()
+        self._start_stall_clock()
+
+    def resume_writing(self) -> None:
+        """As asyncio has it."""
+        super().resume_writing()
+        if not self.transport.is_closing():  # or there is a rest that it must still take
+            self._stop_stall_clock()
+
+    def shutdown(self) -> None:
+        """As uvicorn has it: end after the reply that is under way."""
+        self._is_ending = True
+        if self._lingers_until is not None:
+            self._close()
+        else:
+            super().shutdown()
+
+    def _expect(self, cycle: RequestResponseCycle) -> None:
+        """A client that is not told to go on need not send the body, and then its next request would be taken for it:
+        so the connection ends with the reply, unless the body was asked for.
+        """
+        keeps, receive = cycle.keep_alive, cycle.receive
+        cycle.keep_alive = False
+
+        async def received() -> ASGIReceiveEvent:
+            if cycle.waiting_for_100_continue:
+                cycle.keep_alive = keeps and not self._is_ending
+            return await receive()
+
+        cycle.receive = received  # type: ignore[method-assign]
+
+    def _has_body(self) -> bool:
+        return any(
+            name == b"transfer-encoding" or (name == b"content-length" and value.strip() != b"0")
+            for name, value in self.headers
+        )
+
+    def _hang_up(self) -> None:
+        """After a reply, or in the middle of one that cannot be finished."""
+        if self.cycle.response_complete and not self._is_message_complete and not self.pipeline:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """Send nothing more, and close a little later: what still comes until then is dropped."""
+        if self._is_over:
+            return
+        self._stop_clock()
+        self._unset_keepalive_if_required()
+        self._lingers_until = time.monotonic() + _LINGER_S
+        if self.transport.can_write_eof():  # not over TLS, where a client must see the end by the length
+            self.transport.write_eof()
+        self.flow.resume_reading()
+        self.room.idle(self)
+        self._start_linger_clock()
+
+    def _start_linger_clock(self) -> None:
+        assert self._lingers_until is not None
+        self._stop_clock()
+        left = min(_LINGER_QUIET_S, self._lingers_until - time.monotonic())
+        if left <= 0 or self._n_lingered > _LINGER_NBYTES:
+            self._close()
+        else:
+            self._clock = self.loop.call_later(left, self._late)
+
+    def _close(self) -> None:
+        """Once the client has taken what waits for it, or its time is over."""
+        self.transport.close()
+        self._start_stall_clock()
+
+    def _start_stall_clock(self) -> None:
+        self._stop_stall_clock()
+        seconds = self.stall_s + self.transport.get_write_buffer_size() / SLOWEST
+        self._stall_clock = self.loop.call_later(seconds, reset, self.transport)
+
+    def _stop_stall_clock(self) -> None:
+        if self._stall_clock is not None:
+            self._stall_clock.cancel()
+            self._stall_clock = None
+
+    def _start_clock(self) -> None:
+        self._stop_clock()
+        self._head_begun = time.monotonic()
+        self._clock = self.loop.call_later(self.limits.head_s, self._late)
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def _late(self) -> None:
+        self._clock = None
+        if self.transport.is_closing():
+            return
+        if self._is_message_complete or self._lingers_until is not None:
+            self._close()
+        elif self._is_head_complete:
+            self._linger()
+        else:
+            self._refuse(408, f"a request must be there within {self.limits.head_s:g} s of its first byte")
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Answer what is no request, and hang up."""
+        if not self._is_idle:
+            if self.pipeline or self.cycle.response_started:
+                self.transport.abort()  # a client must not take this for a part of the reply that is on its way
+                self.refused(None)
+                return
+            self.cycle.disconnected = True  # nothing else is sent
+            self.cycle.message_event.set()
+        body = json.dumps(Problem(status, "invalid", detail).document).encode()
+        fields = {
+            "content-type": PROBLEM,
+            "content-length": str(len(body)),
+            "connection": "close",
+            "cross-origin-resource-policy": "same-origin",
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        self.transport.write(f"HTTP/1.1 {status} {_REASONS[status]}\r\n{head}\r\n".encode() + body)
+        self.refused(status)
+        self._linger()
+
+
+def reset(transport: Any) -> None:
+    """Hang up on a client that takes nothing, and have the system forget what it was given for it. It would offer that
+    again and again otherwise, from memory of its own, and the client would not hear for minutes that this is the end.
+    """
+    ours = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError):  # it is gone already
+        if ours is not None:
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+class _TransportOfReply:
+    """The transport as a reply sees it."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        """
+        Args:
+            transport: that is written to.
+            close: called in the place of its own.
+        """
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
+class BodyWriter:
+    """The body of one reply, past the transport if that is possible."""
+
+    def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
+        """
+        Args:
+            connection: that has the turn when the reply begins.
+            cycle: uvicorn's of this request.
+        """
+        self._connection = connection
+        self._cycle = cycle
+        self.is_over = False
+        """Whether another reply was sent in the place of the one whose body this is: nothing else may come then."""
+        self.nbytes = 0
+        """Written so."""
+
+    async def begin(self) -> bool:
+        """Whether bodies can be written so: not through TLS, not while the head of the reply is stuck, and not when
+        another reply was sent.
+        """
+        transport = self._connection.transport
+        if self.is_over or transport.get_extra_info("sslcontext") is not None or not mapping.is_supported():
+            return False
+        for _ in range(_ROUNDS):  # of the loop, which sends what was written in the last one
+            if transport.is_closing() or not transport.get_write_buffer_size():
+                break
+            await asyncio.sleep(0)
+        if transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        file = transport.get_extra_info("socket").fileno()
+        try:
+            self._connection.writer = SocketWriter(self._connection.threads, file, self._connection.stall_s)
+        except OSError:  # no descriptor is left
+            return False
+        return True
+
+    async def write(self, vectors: Iterator[Vectors]) -> bool:
+        """As `SocketWriter.write`.
+
+        Returns:
+            Whether the client is still there.
+
+        Raises:
+            OSError: memory cannot be read.
+            TimeoutError: the client takes nothing, or next to nothing.
+        """
+        writer = self._connection.writer
+        assert writer is not None
+        try:
+            await writer.write(vectors)
+        except TimeoutError:
+            reset(self._connection.transport)
+            raise
+        except ConnectionGoneError:
+            self._cycle.disconnected = True
+            self._cycle.message_event.set()
+            self._connection.transport.abort()
+            return False
+        finally:
+            self._cycle.expected_content_length -= writer.nbytes - self.nbytes
+            self.nbytes = writer.nbytes
+        return True
+
+    def end(self) -> None:
+        """After all that was to be written, or none of the rest."""
+        writer, self._connection.writer = self._connection.writer, None
+        assert writer is not None
+        writer.close()

@@ -1,0 +1,73 @@
+"""Route of searches."""
+
+from typing import Annotated, Final
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from actstore.analysis.search import BLOCK_NBYTES, search
+from actstore.query.documents import MatchList
+from actstore.query.server.routes.parameters import StoreName
+from actstore.query.server.sending.error_replies import documented
+from actstore.query.server.sending.reply import document, hold
+from actstore.query.server.sharing.scans import Look
+from actstore.query.server.state import scope_of, state_of, store_of
+from actstore.store.store import Store
+
+router = APIRouter(tags=["prompts"])
+
+_MATCH_NBYTES: Final = 200
+"""Numbers of a match in Python, and as text."""
+
+
+class PromptQuery(BaseModel):
+    """What to look for: one of the first three."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    text: Annotated[str, Field(max_length=100_000)] | None = None
+    """Made into tokens by the tokenizer of the store, as it is and behind a space."""
+    tokens: Annotated[str, Field(pattern=r"^-?[0-9]{1,10}(,-?[0-9]{1,10})*$", max_length=100_000)] | None = (
+        None
+    )
+    """Token ids that follow each other, joined by commas."""
+    sha: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of all real tokens of a sequence, as little-endian int32."""
+    prefix: bool = False
+    """Only where a sequence begins."""
+    once: bool = False
+    """Each sequence only once, with the first place in it."""
+    limit: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Places at most."""
+
+
+@router.get("/v1/stores/{store}/prompts", response_model=MatchList, responses=documented(404, 409, 502))
+async def find_prompts(
+    request: Request, store: StoreName, query: Annotated[PromptQuery, Query()]
+) -> Response:
+    """Find sequences by text, token ids or hash."""
+    state, client = state_of(request), scope_of(request).client
+    searched = await run_in_threadpool(store_of, request, store)
+
+    def find(look: Look | None) -> bytes:
+        n_most = min(query.limit, searched.shape[0] * searched.shape[1])
+        held = hold(request, n_most * _MATCH_NBYTES + 4 * min(BLOCK_NBYTES, searched.tokens.nbytes))
+        try:
+            return _found(searched, query, look)
+        finally:
+            held.close()
+
+    if searched.tokens.nbytes <= BLOCK_NBYTES:
+        body = await run_in_threadpool(find, None)
+    else:
+        body = await state.scans.run(request, client, (id(searched), query.model_dump_json()), find)
+    return await run_in_threadpool(document, request, body)
+
+
+def _found(store: Store, query: PromptQuery, look: Look | None) -> bytes:
+    tokens = None if query.tokens is None else [int(each) for each in query.tokens.split(",")]
+    found = search(store, query.text, tokens, query.sha, query.prefix, query.limit, query.once, look)
+    sequences, positions = (tuple(numbers.tolist()) for numbers in found)
+    return MatchList(sequences=sequences, positions=positions).model_dump_json().encode()

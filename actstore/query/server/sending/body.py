@@ -1,0 +1,183 @@
+"""The bytes of a reply, made piece by piece while they are sent."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from actstore.loader.batches.lent_rows import LentRows
+from actstore.query.cut import Cut
+from actstore.query.server.connections.socket_writes import Vectors
+
+_COPIED_NBYTES: Final = 2 << 20
+_OF_ROW_NBYTES: Final = 64
+"""For each row of a batch that is sent from where it lies: its number, and its address and length while it is sent."""
+
+
+class Scattered:
+    """Bytes of rows that lie in mapped files, sent from there."""
+
+    def __init__(self, rows: LentRows, start: int, stop: int) -> None:
+        """
+        Args:
+            rows: one after the other.
+            start: first byte of them.
+            stop: the one after the last, which is another one.
+        """
+        first = start // rows.row_nbytes
+        self._rows = rows[first : -(-stop // rows.row_nbytes)]
+        self._start = start - first * rows.row_nbytes
+        self.nbytes = stop - start
+
+    def vectors(self) -> Vectors:
+        """Where they are, but for those of the last row."""
+        self._rows.fetch()
+        addresses = self._rows[:-1].addresses()
+        table = np.column_stack([addresses, np.full_like(addresses, self._rows.row_nbytes)])
+        if len(table):
+            table[0] += np.array([self._start, -self._start]).astype(np.uint64)
+        return table
+
+    def end(self) -> bytes:
+        """Those of the last row. If they are asked for when the others were sent, no whole reply has other bytes than
+        were stored.
+
+        Raises:
+            StorageError: a file that has any of the rows has become shorter.
+        """
+        last = self._rows[-1:].copied().tobytes()
+        self._rows.check()
+        before = (len(self._rows) - 1) * self._rows.row_nbytes
+        return last[max(0, self._start - before) : self._start + self.nbytes - before]
+
+    def copies(self) -> Iterator[memoryview]:
+        """The same bytes, where they cannot be sent from where they are.
+
+        Raises:
+            StorageError: a file has become shorter.
+        """
+        nbytes, stop = self._rows.row_nbytes, self._start + self.nbytes
+        step = max(1, _COPIED_NBYTES // nbytes)
+        for row in range(0, len(self._rows), step):
+            data = self._rows[row : row + step].copied().reshape(-1).data
+            yield data[max(0, self._start - row * nbytes) : min(data.nbytes, stop - row * nbytes)]
+
+
+Piece = memoryview | Scattered
+
+
+class Part(Protocol):
+    """Bytes of known length."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def kept_nbytes(self) -> int:
+        """Memory that it takes from the beginning of a reply to its end, and that nothing else counts."""
+        ...
+
+    @property
+    def held_nbytes(self) -> int:
+        """Memory that it takes besides while it is read and sent, likewise."""
+        ...
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing has to be read or made for pieces of it."""
+        ...
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Bytes ``start:stop``, in order; read when they are asked for. Large pieces are memory that is there anyway,
+        or files that are mapped.
+
+        Raises:
+            NotCommittedError: a row is not committed.
+            StorageError: it cannot be read.
+        """
+        ...
+
+
+class InMemory:
+    """Bytes that are there."""
+
+    def __init__(self, data: Any, *, is_counted: bool = False) -> None:
+        """
+        Args:
+            data: what has a buffer.
+            is_counted: whether its memory is counted elsewhere.
+        """
+        self.array = np.frombuffer(data, np.uint8) if memoryview(data).nbytes else np.empty(0, np.uint8)
+        """Gone when nothing of it is being sent any more; of `bytes` nobody could tell."""
+        self.is_there = True
+        self._data = memoryview(self.array.data)
+        self.nbytes = self._data.nbytes
+        self.kept_nbytes = 0 if is_counted else self.nbytes
+        self.held_nbytes = 0
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """As `Part.pieces`."""
+        yield self._data[start:stop]
+
+
+class Stored:
+    """A part of an array."""
+
+    kept_nbytes = 0
+
+    def __init__(self, cut: Cut) -> None:
+        self._cut = cut
+        self.nbytes = cut.nbytes
+        self.held_nbytes = cut.held_nbytes
+        self.is_there = not cut.held_nbytes  # it is mapped
+
+    def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
+        """As `Part.pieces`."""
+        if stop <= start:
+            return
+        nbytes = self._cut.row_nbytes
+        row, end = start // nbytes, -(-stop // nbytes)
+        while row < end:
+            piece, n_rows = self._cut.read(row, end)
+            yield piece[max(0, start - row * nbytes) : min(piece.nbytes, stop - row * nbytes)]
+            row += n_rows
+
+
+class InPlace:
+    """Rows that stay in mapped files until they are sent."""
+
+    def __init__(self, rows: LentRows) -> None:
+        self._rows = rows
+        self.nbytes = rows.nbytes
+        self.is_there = True
+        # Two copies of the last row, or of as many as are sent together where they must be copied.
+        copied = max(_COPIED_NBYTES, rows.row_nbytes)
+        self.kept_nbytes = len(rows) * _OF_ROW_NBYTES
+        self.held_nbytes = 2 * min(self.nbytes, copied)
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """As `Part.pieces`."""
+        if stop > start:
+            yield Scattered(self._rows, start, stop)
+
+
+class Body:
+    """Parts, one after the other."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._ends = list(itertools.accumulate(part.nbytes for part in parts))
+        self.nbytes = self._ends[-1] if parts else 0
+        self.is_there = all(part.is_there for part in parts)
+        # Parts are read one after the other.
+        self.held_nbytes = sum(part.kept_nbytes for part in parts) + max(
+            (part.held_nbytes for part in parts), default=0
+        )
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """As `Part.pieces`."""
+        for part, end in zip(self._parts, self._ends, strict=True):
+            first = end - part.nbytes
+            if first < stop and start < end:
+                yield from part.pieces(max(0, start - first), min(part.nbytes, stop - first))

@@ -1,0 +1,1 @@
+"""Sharing does work once for all clients who ask for the same."""

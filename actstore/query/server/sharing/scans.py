@@ -1,0 +1,176 @@
+"""Work that goes through all of an array: in few threads of its own, one at a time for a client, once for all who ask
+for the same, and no longer than somebody waits for it.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import torch
+from fastapi import Request
+
+from actstore.query.problem import Problem
+from actstore.query.server.connections.leaving import gone
+from actstore.query.server.monitoring.metrics import Metrics
+
+T = TypeVar("T")
+Look = Callable[[int], None]
+"""Called after each piece with the rows that were looked at; raises `StoppedError` when nobody waits any more."""
+
+_WAITING: Final = 64
+"""Scans that wait for a thread, of all clients."""
+_WAITING_PER_CLIENT: Final = 8
+_LATEST_S: Final = 60
+"""After which whoever finds too many waiting is told to ask again, at most."""
+
+
+class StoppedError(Exception):
+    """A scan that nobody waits for."""
+
+
+class _Scan:
+    def __init__(self, client: str, work: Callable[[Look], Any], metrics: Metrics) -> None:
+        self.client = client
+        self.work = work
+        self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.n_waiting = 0
+        self.stop = threading.Event()
+        self.begun = 0.0
+        self._metrics = metrics
+
+    def look(self, n_rows: int) -> None:
+        """As `Look`."""
+        self._metrics.count_scanned(n_rows)
+        if self.stop.is_set():
+            raise StoppedError
+
+
+class Scans:
+    """Those of one process. To be used in its event loop."""
+
+    def __init__(self, n_threads: int, timeout_s: float, metrics: Metrics) -> None:
+        """
+        Args:
+            n_threads: scans at once.
+            timeout_s: how long anybody waits.
+            metrics: that count the rows.
+        """
+        self._n_threads = n_threads
+        self._timeout_s = timeout_s
+        self._metrics = metrics
+        # torch's threads would take the cores that slices are sent on.
+        self._threads = ThreadPoolExecutor(n_threads, "scan", torch.set_num_threads, (1,))
+        self._wanted: dict[Hashable, _Scan] = {}
+        """By what they look for: those that wait, or are under way and not stopped."""
+        self._waiting: deque[tuple[Hashable, _Scan]] = deque()
+        self._running: dict[_Scan, None] = {}
+        self._mean_s = 1.0
+
+    async def run(self, request: Request, client: str, key: Hashable, work: Callable[[Look], T]) -> T:
+        """What comes of a scan.
+
+        Args:
+            request: whose client may leave.
+            client: one of which has one scan at a time.
+            key: the same for what gives the same.
+            work: called in a thread, unless the same is under way.
+
+        Raises:
+            Problem: too many scans wait, or it took too long.
+        """
+        scan = self._wanted.get(key) or self._begun(client, key, work)
+        scan.n_waiting += 1
+        leaving = asyncio.ensure_future(gone(request.receive))
+        try:
+            await asyncio.wait(
+                (scan.done, leaving), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if scan.done.done():
+                found: T = scan.done.result()
+                return found
+            if leaving.done():
+                # Which nobody hears, and those who read metrics know from other servers.
+                raise Problem(499, "busy", "the client has left")
+        finally:
+            leaving.cancel()
+            scan.n_waiting -= 1
+            if not scan.n_waiting and not scan.done.done():
+                self._stop(key, scan)
+        raise Problem(
+            503,
+            "busy",
+            f"what was asked for takes a look at all rows, which did not end within {self._timeout_s:g} s; ask again",
+            self._later(),
+        )
+
+    def _begun(self, client: str, key: Hashable, work: Callable[[Look], Any]) -> _Scan:
+        n_own = Counter(scan.client for _, scan in self._waiting)[client]
+        if n_own >= _WAITING_PER_CLIENT:
+            raise Problem(
+                429,
+                "too-many",
+                f"{n_own} searches, or orders of rows that must be looked for, of this client wait for their turn; "
+                "ask again when some are done",
+                self._later(),
+            )
+        if len(self._waiting) >= _WAITING:
+            raise Problem(
+                503,
+                "busy",
+                f"{_WAITING} searches of other clients wait for their turn; ask again",
+                self._later(),
+            )
+        scan = self._wanted[key] = _Scan(client, work, self._metrics)
+        self._waiting.append((key, scan))
+        self._start()
+        return scan
+
+    def _start(self) -> None:
+        """Begin what waits, in the order in which it came, but one of each client."""
+        busy = {scan.client for scan in self._running}
+        for key, scan in tuple(self._waiting):
+            if len(self._running) >= self._n_threads:
+                return
+            if scan.client not in busy:
+                busy.add(scan.client)
+                self._waiting.remove((key, scan))
+                self._running[scan] = None
+                scan.begun = time.monotonic()
+                loop = asyncio.get_running_loop()
+                future = loop.run_in_executor(self._threads, scan.work, scan.look)
+                future.add_done_callback(partial(self._end, key, scan))
+
+    def _end(self, key: Hashable, scan: _Scan, future: "asyncio.Future[Any]") -> None:
+        del self._running[scan]
+        self._mean_s += 0.2 * (time.monotonic() - scan.begun - self._mean_s)
+        if self._wanted.get(key) is scan:
+            del self._wanted[key]
+        error = None if future.cancelled() else future.exception()
+        if scan.n_waiting and not future.cancelled():
+            if error is None:
+                scan.done.set_result(future.result())
+            else:
+                scan.done.set_exception(error)
+        self._start()
+
+    def _stop(self, key: Hashable, scan: _Scan) -> None:
+        scan.stop.set()
+        if self._wanted.get(key) is scan:
+            del self._wanted[key]
+        if (key, scan) in self._waiting:
+            self._waiting.remove((key, scan))
+
+    def _later(self) -> dict[str, str]:
+        return {"Retry-After": str(min(_LATEST_S, max(1, math.ceil(self._mean_s))))}
+
+    def close(self) -> None:
+        """End all threads, each after the piece that it is at."""
+        for scan in (*self._running, *(scan for _, scan in self._waiting)):
+            scan.stop.set()
+        self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,323 @@
+"""Batches that are made once for all who ask for them."""
+
+import hashlib
+import json
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+
+from actstore.errors import LoaderError
+from actstore.loader.batches.batch import Batch, Values
+from actstore.loader.batches.batch_maker import BatchMaker
+from actstore.loader.batches.footprint import Footprint, batch_nbytes
+from actstore.loader.dropping.valid_rows import ValidRows
+from actstore.loader.options import LoaderOptions
+from actstore.loader.ordering.order import Batches
+from actstore.query.problem import LATER, Problem
+from actstore.query.server.memory import heap
+from actstore.query.server.memory.budget import Account, MemoryBudget
+from actstore.query.server.monitoring.metrics import Metrics
+from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked, n_kept_of, n_requests_of
+from actstore.query.server.sharing.slots import Lease, Lent, Made, Memory, Slots
+from actstore.store.store import Store
+
+MOST_AT_ONCE: Final = 64
+"""Batches in one reply, however small they are: the event loop puts them together, which takes it up to 0.3 ms each.
+What a request takes is little beside so many.
+"""
+
+
+class InUse:
+    """An order that is not given up until this is ended, or gone."""
+
+    def __init__(self, order: "Order", account: Account) -> None:
+        self.order = order
+        self._end = weakref.finalize(self, account.leave)
+        self._end.atexit = False
+
+    def end(self) -> None:
+        """Others may have its memory."""
+        self._end()
+
+
+class SharedBatches:
+    """The orders that were asked for last, as many as there is memory for. Threads may share it."""
+
+    def __init__(self, metrics: Metrics, budget: MemoryBudget) -> None:
+        """
+        Args:
+            metrics: that tell which batches were shared.
+            budget: of the process.
+        """
+        self._metrics = metrics
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._orders: dict[Hashable, tuple[Account, Future[Order]]] = {}
+
+    def order(
+        self, store: Store, options: LoaderOptions, client: str, rows: ValidRows | None = None
+    ) -> InUse:
+        """Of a store, for all ranks: `LoaderOptions.rank` is for `Order.part`.
+
+        Args:
+            store: whose rows they are.
+            options: of the loader.
+            client: who asks.
+            rows: those that are not dropped, where they are known.
+
+        Raises:
+            LoaderError: no rows are left, or they cannot be read in this order.
+            NotCommittedError: a row is not committed.
+            Problem: it takes more memory than there is.
+            StorageError: what must be read cannot be.
+        """
+        key = _key(store, options)
+        options = key[1]
+        with self._lock:
+            known = self._orders.get(key)
+            is_new = known is None or not known[0].use(client)
+            if known is None or is_new:
+                future: Future[Order] = Future()
+                account = self._budget.account(client, partial(self._give_up, key, future))
+                known = self._orders[key] = account, future
+        account, made = known
+        if is_new:
+            try:
+                forget = partial(self._forget, key, made)
+                made.set_result(self._made(store, options, account, rows, forget))
+            except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+                made.set_exception(error)
+                self._forget(key, made)
+                account.close()
+        try:
+            return InUse(made.result(), account)
+        except BaseException:
+            account.leave()
+            raise
+
+    def at_hand(self, store: Store, options: LoaderOptions, client: str) -> InUse | None:
+        """As `order`, if it was made before and its batches are lent: then nothing has to be waited for."""
+        with self._lock:
+            known = self._orders.get(_key(store, options))
+            if known is None or not known[1].done() or known[1].exception() is not None:
+                return None
+            account, made = known
+            if not made.result().is_lent or not account.use(client):
+                return None
+        return InUse(made.result(), account)
+
+    def _made(
+        self,
+        store: Store,
+        options: LoaderOptions,
+        account: Account,
+        rows: ValidRows | None,
+        forget: Callable[[], None],
+    ) -> "Order":
+        needed = checked(self._budget, store, options, rows)
+        fixed = needed.windows + needed.scratch + ORDER_NBYTES
+        # With the batch that is wanted of it: of two orders that fit without one, and not with it, none could be used.
+        account.grow(fixed, fixed + needed.batch)
+        account.grow(needed.batch)
+        n_kept = n_kept_of(self._budget.limit, needed)
+        order = Order(store, options, self._metrics, self._budget, account, needed, n_kept, rows, forget)
+        account.shrink(0, needed.batch)
+        return order
+
+    def _forget(self, key: Hashable, made: "Future[Order]") -> None:
+        with self._lock:
+            if key in self._orders and self._orders[key][1] is made:
+                del self._orders[key]
+
+    def _give_up(self, key: Hashable, made: "Future[Order]") -> None:
+        self._forget(key, made)
+        made.result().close()
+
+    def close(self) -> None:
+        """End all threads."""
+        with self._lock:
+            orders, self._orders = list(self._orders.values()), {}
+        for _, made in orders:
+            if made.done() and made.exception() is None:
+                made.result().close()
+
+
+def _key(store: Store, options: LoaderOptions) -> tuple[int, LoaderOptions]:
+    """The same for all ranks."""
+    return id(store), replace(options, rank=0, world_size=1, prefetch=0)
+
+
+class Order:
+    """One order of the rows of a store, and the batches that are made of it."""
+
+    def __init__(
+        self,
+        store: Store,
+        options: LoaderOptions,
+        metrics: Metrics,
+        budget: MemoryBudget,
+        account: Account,
+        needed: Footprint,
+        n_kept: int,
+        rows: ValidRows | None,
+        forget: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            store: whose rows they are.
+            options: of the loader.
+            metrics: that tell which batches were shared.
+            budget: of the process.
+            account: with what is needed for one batch.
+            needed: that is; nothing for a batch whose rows are lent.
+            n_kept: batches that are kept, at most.
+            rows: those that are not dropped, where they are known.
+            forget: have the next one who asks get another order, as this one cannot go on.
+        """
+        self._store = store  # or its id would be that of another one some day
+        self._metrics = metrics
+        self._account = account
+        self._needed = needed
+        self._forget = forget
+        self._spilled: set[str] = set()
+        self.options = options
+        self.maker = BatchMaker(
+            store, options, rows, n_requests=n_requests_of(budget, options), before_memory=self._spill
+        )
+        self._slots = Slots(budget, account, needed.batch, n_kept, self.maker.memory_of_batch)
+        # torch's threads would wait for each other on cores that send what is ready.
+        self._thread = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
+        self.is_lent = not needed.batch
+        """Whether rows of batches stay where they lie."""
+        self._batch_nbytes = batch_nbytes(store, options)
+        self._counted = (0, 0, 0)
+        self._is_given_up = False
+        self.version = _version(store, self.maker)
+        """Another one where any batch is another one."""
+
+    def at_once(self, nbytes: int) -> int:
+        """How many batches can be asked for together, if all of them may have so many bytes."""
+        return max(1, min(MOST_AT_ONCE, nbytes // max(1, self._batch_nbytes))) if self.is_lent else 1
+
+    def batch(self, epoch: int, k: int, client: str, n: int = 1) -> Lease:
+        """Batch k of an epoch, of all ranks, for a client.
+
+        Args:
+            epoch: number of it.
+            k: of the batch in it.
+            client: who asks.
+            n: batches from there on; more than one if they are lent.
+
+        Raises:
+            IndexError: an epoch has fewer batches.
+            Problem: there is no memory for it now, or the order was given up meanwhile; ask again.
+        """
+        self.maker.batches[k]  # or it is an IndexError
+        if self.is_lent:
+            for _ in range(n):
+                self._metrics.count_batch(is_shared=False)
+            return Lease(self._submit(self._lend, epoch, k, n))
+        lease, is_shared = self._slots.lease((epoch, k), client, partial(self._begun, epoch, k))
+        # Whoever reads batches in order will want the next one.
+        if (epoch, k - 1) in self._slots and k + 1 < self.maker.batches.n_batches:
+            self._slots.make_ahead((epoch, k + 1), partial(self._begun, epoch, k + 1))
+        self._metrics.count_batch(is_shared=is_shared)
+        return lease
+
+    def part(self, whole: Made, k: int, rank: int, world_size: int) -> Made:
+        """The rows of batch k that belong to a rank."""
+        if world_size == 1:
+            return whole
+        options = self.options
+        batches = Batches(self.maker.rows.n_valid, options.batch_size, options.drop_last, rank, world_size)
+
+        def of_rank(number: int) -> slice:
+            start = self.maker.batches[number].start
+            return slice(batches[number].start - start, batches[number].stop - start)
+
+        if isinstance(whole, Lent):
+            return Lent(
+                [
+                    {hook: rows[of_rank(number)] for hook, rows in batch.items()}
+                    for number, batch in enumerate(whole.batches, k)
+                ]
+            )
+        return _rows(whole, of_rank(k))
+
+    def _begun(self, epoch: int, k: int, memory: Memory) -> "Future[Made]":
+        return self._submit(self._make, epoch, k, memory)
+
+    def _submit(self, work: Callable[..., Made], *args: Any) -> "Future[Made]":
+        try:
+            return self._thread.submit(work, *args)
+        except RuntimeError as error:  # the thread has ended
+            raise given_up() from error
+
+    def _lend(self, epoch: int, k: int, n: int) -> Lent:
+        batches = [self.maker.lend(epoch, number) for number in range(k, k + n)]
+        if None in batches:
+            self._forget()
+            raise given_up()
+        return Lent([rows for rows in batches if rows is not None])
+
+    def _make(self, epoch: int, k: int, memory: Memory) -> Values | Batch:
+        try:
+            found = self.maker(epoch, k, memory)
+        except LoaderError as error:
+            if self._is_given_up:
+                raise given_up() from error
+            raise
+        counts = (*self.maker.cache_hits_and_misses, self.maker.nbytes_read)
+        self._metrics.count_reads(*(now - before for now, before in zip(counts, self._counted, strict=True)))
+        self._counted = counts
+        return found
+
+    def _spill(self, name: str) -> None:
+        """The disk has no room for the windows of an array, so that memory must have it."""
+        nbytes = self._needed.spilled.get(name, 0)
+        if name not in self._spilled:
+            self._account.grow(nbytes, nbytes)
+            self._spilled.add(name)
+
+    def close(self) -> None:
+        """Give back threads, maps and memory, after the batch that is being made, or in the midst of it."""
+        self._is_given_up = True
+        self.maker.interrupt()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self.maker.close()
+        self._slots.close()
+        heap.trim()
+        self._account.close()
+
+
+def _version(store: Store, maker: BatchMaker) -> str:
+    request = store.plan.request
+    known = [
+        maker.identity(),
+        request.model.fingerprint,
+        request.dtype,
+        maker.options.hooks,
+        str(maker.options.dtype),
+    ]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+
+
+def given_up() -> Problem:
+    """Of an order, while somebody waited for a batch of it."""
+    return Problem(503, "busy", "others asked for many other orders of batches; ask again", LATER)
+
+
+def _rows(batch: Values | Batch, rows: slice) -> Values | Batch:
+    if isinstance(batch, Batch):
+        values = _rows(batch.values, rows)
+        assert not isinstance(values, Batch)
+        return Batch(values, batch.sequences[rows], batch.positions[rows], batch.tokens[rows])
+    if isinstance(batch, dict):
+        return {hook: values[rows] for hook, values in batch.items()}
+    return batch[rows]

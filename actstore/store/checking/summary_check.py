@@ -1,0 +1,70 @@
+"""Checking the two files of a finished run against the records that they sum up."""
+
+from actstore.errors import StorageError
+from actstore.store.checking.inspection import Inspection
+from actstore.store.format.plan import Plan
+from actstore.store.records.commit import CommitRecord, ObjectRecord, TokensRecord
+from actstore.store.records.manifest import FinishedRun, RunStatistics
+from actstore.store.records.seal import merging
+from actstore.store.records.shards_table import from_parquet, shards_table, to_parquet
+
+
+class RecordSums:
+    """What the records of a run say together, without the records."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._shards: dict[int, tuple[ObjectRecord, ...]] = {}
+        """By segment, as `CommitRecord.objects`."""
+        self._statistics = merging(plan)
+        self.tokens: TokensRecord | None = None
+        """For a run that brings tokens."""
+
+    def add(self, record: CommitRecord) -> None:
+        """Count a record that fits the plan."""
+        self._shards[record.segment] = record.objects(self._plan)
+        for name, found in record.statistics.items():
+            self._statistics[name].add(found)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is over everything that the run has."""
+        return (
+            len(self._shards) == self._plan.n_segments
+            and (self.tokens is not None) == self._plan.has_own_tokens
+        )
+
+    def is_in(self, key: str, data: bytes) -> bool:
+        """Whether a file of the manifest says the same.
+
+        Raises:
+            StorageError: it cannot be read, or the records add up to more than can be.
+        """
+        if not key.endswith(".parquet"):
+            statistics = {name: total.record() for name, total in self._statistics.items()}
+            return data == RunStatistics(hooks=statistics).to_bytes()
+        expected = shards_table(self._plan, self._shards, self.tokens)
+        if data == to_parquet(expected):
+            return True
+        # Parquet of another version of pyarrow has other bytes.
+        return bool(expected.equals(from_parquet(data, n_rows=expected.num_rows)))
+
+
+def check_summary(inspection: Inspection, finished: FinishedRun, sums: RecordSums) -> None:
+    """Check the files of a finished run; what they say only if the records are whole themselves.
+
+    Args:
+        inspection: takes what is found.
+        finished: entry of the manifest.
+        sums: of the records of the run.
+    """
+    where = {"run": finished.plan.run}
+    for record in (finished.shards, finished.statistics):
+        try:
+            data = bytes(inspection.read(record.key))
+            if not record.is_of(data):
+                inspection.found(record.key, "is not what the manifest points to", **where)
+            elif sums.is_whole and not sums.is_in(record.key, data):
+                inspection.found(record.key, "does not say what the commit records say", **where)
+        except StorageError as error:
+            inspection.failed(record.key, error, **where)

@@ -1,0 +1,92 @@
+"""Checking the token arrays of a run: each packed row once, as the plan says."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.store.checking.inspection import Inspection
+from actstore.store.format.plan import Plan
+from actstore.store.records.commit import TokensRecord, tokens_key
+
+
+@dataclass(frozen=True)
+class CheckedTokens:
+    """What is known of the tokens of a run."""
+
+    record: TokensRecord
+    lengths: NDArray[Any] | None
+    """[n_sequences] Real tokens of each row; None where they are damaged."""
+    is_sound: bool
+    """Whether the record names the shards of the tokens that were planned."""
+
+
+def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
+    """Check the tokens record of a run and every shard that it names.
+
+    Args:
+        inspection: takes what is found.
+        plan: of a run that brings tokens; its record exists.
+
+    Returns:
+        None if the record cannot be trusted.
+    """
+    key = tokens_key(plan.run)
+    record = inspection.document(TokensRecord, key, run=plan.run)
+    if record is None:
+        return None
+    layouts = plan.token_arrays()
+    # Counted first: a plan can announce more shards than a list can hold.
+    if len(record.shards) != sum(layout.n_shards for layout in layouts) or any(
+        shard.key != layout.key(index)
+        for shard, (layout, index) in zip(
+            record.shards, ((layout, i) for layout in layouts for i in range(layout.n_shards)), strict=True
+        )
+    ):
+        inspection.found(key, "does not name the shards of the token arrays", run=plan.run)
+        return None
+    shards = iter(record.shards)
+    ids, lengths = hashlib.sha256(), []
+    n_damaged = dict.fromkeys((layout.path for layout in layouts), 0)
+    of_ids, of_lengths = plan.token_array("tokens"), plan.token_array("lengths")
+    for layout in layouts:
+        for index in range(layout.n_shards):
+            rows = inspection.shard(layout, index, next(shards), run=plan.run)
+            if rows is None:
+                n_damaged[layout.path] += 1
+            elif layout == of_ids:
+                ids.update(np.ascontiguousarray(rows).data)
+            elif layout == of_lengths:
+                lengths.append(rows)
+    is_other = not n_damaged[of_ids.path] and ids.hexdigest() != plan.tokens_sha256
+    if is_other:
+        # One hash over all rows cannot tell which of them are wrong.
+        for index in range(of_ids.n_shards):
+            problem = "is part of other tokens than those of the plan: not each packed row once, in order"
+            inspection.found(of_ids.key(index), problem, run=plan.run)
+    checked = None
+    if not n_damaged[of_lengths.path]:
+        checked = _checked_lengths(inspection, plan, np.concatenate(lengths))
+    return CheckedTokens(record, checked, is_sound=checked is not None and not is_other)
+
+
+def length_problem(plan: Plan, lengths: NDArray[Any]) -> str | None:
+    """What lengths of all rows, [n_sequences], say that contradicts the plan; None if nothing."""
+    if lengths.min() < 1 or lengths.max() > plan.context_length:
+        return f"holds lengths that are not between 1 and {plan.context_length}"
+    n_tokens = int(lengths.sum(dtype=np.int64))
+    if n_tokens != plan.n_tokens:
+        return f"is part of {n_tokens} tokens where {plan.n_tokens} were planned"
+    return None
+
+
+def _checked_lengths(inspection: Inspection, plan: Plan, lengths: NDArray[Any]) -> NDArray[Any] | None:
+    problem = length_problem(plan, lengths)
+    if problem is None:
+        return lengths
+    layout = plan.token_array("lengths")
+    for index in range(layout.n_shards):
+        inspection.found(layout.key(index), problem, run=plan.run)
+    return None

@@ -1,0 +1,117 @@
+"""The record of the tokens of a run, made again from the shards that it named."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import StorageError
+from actstore.storage.blobs import Blobs
+from actstore.store.checking.token_check import length_problem
+from actstore.store.format.layout import ArrayLayout
+from actstore.store.format.plan import Plan
+from actstore.store.format.shard import crc32c
+from actstore.store.format.shard_reader import decode
+from actstore.store.records.commit import ObjectRecord, TokensRecord
+
+Proven = dict[str, ObjectRecord]
+"""Shards by key, as they lie in storage."""
+
+
+def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord]) -> Proven:
+    """The token shards that something else than their own record proves to be whole.
+
+    A witness names size and checksum of each. Without one there is the plan, which has the hash of all ids and the sum
+    of all lengths; and in each row, the tokens of a document count on in ``documents`` and ``offsets``.
+
+    Args:
+        blobs: the store.
+        plan: of a run that brings tokens.
+        witness: shards by key, from a source that was checked; empty if there is none.
+    """
+    tokens, lengths = plan.token_array("tokens"), plan.token_array("lengths")
+    documents, offsets = plan.token_array("documents"), plan.token_array("offsets")
+    if witness:
+        return {
+            record.key: record
+            for layout in (tokens, lengths, documents, offsets)
+            for _, record, _ in _present(blobs, layout)
+            if witness.get(record.key) == record
+        }
+    proven = _tokens(blobs, plan, tokens)
+    found = {index: (record, rows) for index, record, rows in _present(blobs, lengths)}
+    if len(found) != lengths.n_shards:
+        return proven
+    all_lengths = np.concatenate([found[index][1] for index in range(lengths.n_shards)])
+    if length_problem(plan, all_lengths) is not None:
+        return proven
+    proven |= {record.key: record for record, _ in found.values()}
+    names = blobs.sizes(offsets.path)
+    for index, record, rows in _present(blobs, documents):
+        other = _shard(blobs, offsets, index) if _name(offsets, index) in names else None
+        start = index * documents.shard_rows
+        if other is not None and counts_on(rows, other[1], all_lengths[start : start + len(rows)]):
+            proven |= {record.key: record, other[0].key: other[0]}
+    return proven
+
+
+def tokens_record(plan: Plan, proven: Proven) -> TokensRecord | None:
+    """The record over proven shards; None if one of them is not proven."""
+    layouts = plan.token_arrays()
+    if len(proven) != sum(layout.n_shards for layout in layouts):
+        return None
+    keys = [layout.key(index) for layout in layouts for index in range(layout.n_shards)]
+    return TokensRecord(shards=tuple(proven[key] for key in keys))
+
+
+def _tokens(blobs: Blobs, plan: Plan, layout: ArrayLayout) -> Proven:
+    """All shards of the ids or none: one hash over all rows cannot tell which of them are wrong."""
+    ids = hashlib.sha256()
+    proven: Proven = {}
+    for _, record, rows in _present(blobs, layout):
+        ids.update(np.ascontiguousarray(rows).data)
+        proven[record.key] = record
+    return proven if ids.hexdigest() == plan.tokens_sha256 else {}
+
+
+def _present(blobs: Blobs, layout: ArrayLayout) -> Iterator[tuple[int, ObjectRecord, NDArray[Any]]]:
+    """Number, record and rows of each shard that is there and can be decoded, in order."""
+    names = blobs.sizes(layout.path)
+    # Not more than are there: a plan can announce more shards than a list can hold.
+    for index in range(min(layout.n_shards, len(names))):
+        found = _shard(blobs, layout, index) if _name(layout, index) in names else None
+        if found is not None:
+            yield index, *found
+
+
+def _shard(blobs: Blobs, layout: ArrayLayout, index: int) -> tuple[ObjectRecord, NDArray[Any]] | None:
+    key = layout.key(index)
+    try:
+        data = np.frombuffer(blobs.read(key), np.uint8)
+        rows = decode(layout, index, data)
+    except StorageError:
+        return None
+    if data[rows.nbytes : layout.data_nbytes(index)].any():
+        return None  # rows past the end are zeros
+    return ObjectRecord(key=key, nbytes=len(data), crc32c=crc32c(data)), rows
+
+
+def _name(layout: ArrayLayout, index: int) -> str:
+    return layout.key(index).removeprefix(f"{layout.path}/")
+
+
+def counts_on(documents: NDArray[Any], offsets: NDArray[Any], lengths: NDArray[Any]) -> bool:
+    """Whether rows [n, L] can say where tokens came from: next to each other are tokens that follow each other in a
+    document, or the last one of a document and the first one of a later one.
+    """
+    is_put = documents == -1
+    is_padding = np.arange(documents.shape[1]) >= lengths[:, None]
+    if (is_put != (offsets == -1)).any() or documents.min() < -1 or offsets.min() < -1:
+        return False
+    if not is_put[is_padding].all():
+        return False
+    follows = (documents[:, 1:] == documents[:, :-1]) & (offsets[:, 1:] == offsets[:, :-1] + 1)
+    begins = (documents[:, 1:] > documents[:, :-1]) & (offsets[:, 1:] == 0)
+    return bool((follows | begins | is_put[:, 1:] | is_put[:, :-1]).all())

@@ -1,0 +1,298 @@
+"""The plan: what a store will hold, down to the last row, fixed before the first activation is computed."""
+
+import math
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+from pydantic import FailFast, Field, JsonValue, model_validator
+
+from actstore.store.format.compression import Compression
+from actstore.store.format.document import Document
+from actstore.store.format.dtypes import dtype as dtype_of
+from actstore.store.format.layout import ArrayLayout, dividing_chunk_rows
+
+RUNS = "_actstore/runs"
+FIRST_RUN = "0000"
+IMPORTED = "imported:"
+"""Begins the fingerprint of values that were not computed but taken from elsewhere."""
+"""Plans and commits are kept by run: later runs add hooks or tokens to a store."""
+
+RunName = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
+_TOKEN_SHARD_NBYTES = 16 << 20
+"""Part of the format: readers compute the layout of the token arrays from the plan alone."""
+
+
+class ModelIdentity(Document):
+    """Which weights computed the activations."""
+
+    name: str
+    """Hub name, or the absolute path of the folder."""
+    revision: str | None
+    """As asked for: branch, tag or commit on the Hub. The fingerprint says which commit that was."""
+    fingerprint: str
+    """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder; ``imported:<from what>:<which>`` where no
+    model was run.
+    """
+    model_type: str
+    n_layers: int = Field(ge=1, le=10_000)
+    config: dict[str, JsonValue]
+    """Hugging Face's configuration of the model, which says what the axes of hooks are."""
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the values come from elsewhere: no weights can be held against them."""
+        return self.fingerprint.startswith(IMPORTED)
+
+
+class SourceFileIdentity(Document):
+    """One file of the token source."""
+
+    name: str
+    nbytes: int | None
+
+
+class TokensIdentity(Document):
+    """Which text, tokenised and packed in which way."""
+
+    source: str
+    files: Annotated[tuple[SourceFileIdentity, ...], FailFast()]
+    column: str | None
+    documents: Literal["file", "paragraph", "line"]
+    tokenizer: str | None
+    tokenizer_sha256: str | None
+    packing: Literal["concat", "document"]
+    context_length: int = Field(ge=1, le=1 << 24)
+    begin_batch_token: int | None
+    begin_sequence_token: int | None
+    separator_token: int | None
+    pad_token: int | None
+    max_tokens: int | None
+    skip_sequences: int = Field(ge=0, le=1 << 48)
+    """Rows at the beginning of the text that are left out, because earlier runs of the store have them."""
+    seed: int | None
+    """Rows are stored in a permutation drawn from this seed; None keeps the order of the source."""
+
+
+class HookArray(Document):
+    """One hook and the shape of its value at one position."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)
+    """Part of keys, so it can hold nothing that leaves its folder."""
+    shape: tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...] = Field(max_length=8)
+    axes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _one_axis_each(self) -> Self:
+        if len(self.shape) != len(self.axes):
+            raise ValueError(f"{self.name} has {len(self.shape)} dimensions and {len(self.axes)} axes")
+        return self
+
+    @property
+    def has_norms(self) -> bool:
+        """Whether the norm of a row says something: it does not where an axis is itself positions, as in attention
+        patterns, nor where the row is a single number.
+        """
+        return "source_position" not in self.axes and math.prod(self.shape) > 1
+
+
+class Request(Document):
+    """All that decides the bytes of a store. Two runs with equal requests are the same run."""
+
+    model: ModelIdentity
+    tokens: TokensIdentity
+    hooks: Annotated[tuple[HookArray, ...], FailFast()] = Field(min_length=1)
+    dtype: Literal["bfloat16", "float16", "float32"]
+    batch_size: int = Field(ge=1, le=1 << 24)
+    """Sequences in one forward; the last is filled up, so that every forward has the same shape."""
+    compression: Compression | None
+    """Of activations, chunk by chunk; None stores them as they lie in memory."""
+    covariance: bool
+    """Whether commit records hold second moments."""
+
+    @model_validator(mode="after")
+    def _each_hook_once(self) -> Self:
+        names = [hook.name for hook in self.hooks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"a hook is listed twice in {', '.join(names)}")
+        return self
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """The unit of work, of commit and of loss: sequences ``start:stop`` of every hook."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def n_sequences(self) -> int:
+        return self.stop - self.start
+
+
+class Plan(Document):
+    """What a run will write. Stored before anything else of the run, and never changed."""
+
+    format: Literal[1] = 1
+    run: RunName
+    tokens_of: RunName
+    """The run whose token arrays say what the rows are: itself, or an earlier one to which this one adds hooks."""
+    request: Request
+    n_sequences: int = Field(ge=1, le=1 << 48)
+    n_tokens: int = Field(ge=1, le=1 << 62)
+    """Real tokens, without padding."""
+    n_documents: int = Field(ge=1, le=1 << 62)
+    tokens_sha256: str
+    """Of all stored rows of token ids, little-endian int32, padding included."""
+    segment_size: int = Field(ge=1, le=1 << 40)
+    norms: bool = Field(default=False, exclude_if=operator.not_)
+    """Whether the norms of the rows are stored beside them. It is left out of the document if not: versions that stored
+    none did not have it.
+    """
+
+    @model_validator(mode="after")
+    def _norms_of_something(self) -> Self:
+        if self.norms and not self.norm_hooks:
+            raise ValueError("norms are stored, and no hook has any")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_come_first(self) -> Self:
+        if self.tokens_of > self.run:
+            raise ValueError(f"run {self.run} cannot be over the tokens of the later run {self.tokens_of}")
+        return self
+
+    @property
+    def has_own_tokens(self) -> bool:
+        return self.tokens_of == self.run
+
+    @property
+    def folder(self) -> str:
+        """Of the documents of this run."""
+        return f"{RUNS}/{self.run}"
+
+    @property
+    def part(self) -> str:
+        """Path of the group of its arrays; the root, but for runs that added tokens."""
+        return "" if self.tokens_of == FIRST_RUN else f"parts/{self.tokens_of}"
+
+    def _path(self, name: str) -> str:
+        return f"{self.part}/{name}" if self.part else name
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Paths of the Zarr groups that its arrays lie in, the root and ours not among them."""
+        above = ("parts", self.part) if self.part else ()
+        norms = (self._path("norms"),) if self.norms else ()
+        return (*above, self._path("acts"), *norms)
+
+    @property
+    def context_length(self) -> int:
+        return self.request.tokens.context_length
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        return tuple(hook.name for hook in self.request.hooks)
+
+    @property
+    def n_segments(self) -> int:
+        return math.ceil(self.n_sequences / self.segment_size)
+
+    def segment(self, index: int) -> Segment:
+        start = index * self.segment_size
+        return Segment(index, start, min(start + self.segment_size, self.n_sequences))
+
+    def segments(self) -> Iterator[Segment]:
+        return (self.segment(index) for index in range(self.n_segments))
+
+    def activations(self, hook: HookArray) -> ArrayLayout:
+        """Layout of a hook's array: [n_sequences, context_length, *hook.shape], one shard a segment."""
+        row_nbytes = self.context_length * math.prod(hook.shape) * dtype_of(self.request.dtype).itemsize
+        return ArrayLayout(
+            path=self._path(f"acts/{hook.name}"),
+            shape=(self.n_sequences, self.context_length, *hook.shape),
+            dtype=self.request.dtype,
+            axes=("sequence", "position", *hook.axes),
+            shard_rows=self.segment_size,
+            chunk_rows=dividing_chunk_rows(row_nbytes, self.segment_size),
+            compression=self.request.compression,
+        )
+
+    @property
+    def norm_hooks(self) -> tuple[HookArray, ...]:
+        """The hooks whose norms are stored, if any are, in the order in which they lie beside each other."""
+        return tuple(hook for hook in self.request.hooks if hook.has_norms)
+
+    def norm_array(self) -> ArrayLayout:
+        """Layout of the norms [n_sequences, hooks, context_length] of a run that stores them, one shard a segment."""
+        inner = (len(self.norm_hooks), self.context_length)
+        return ArrayLayout(
+            path=self._path(f"norms/{self.run}"),
+            shape=(self.n_sequences, *inner),
+            dtype="float32",
+            axes=("sequence", "hook", "position"),
+            shard_rows=self.segment_size,
+            chunk_rows=dividing_chunk_rows(math.prod(inner) * 4, self.segment_size, target_nbytes=1 << 18),
+            hooks=tuple(hook.name for hook in self.norm_hooks),
+        )
+
+    def segment_arrays(self) -> tuple[ArrayLayout, ...]:
+        """Every array of which a segment writes a shard, in the order in which they are written."""
+        acts = (self.activations(hook) for hook in self.request.hooks)
+        return (*acts, *((self.norm_array(),) if self.norms else ()))
+
+    def arrays(self) -> tuple[ArrayLayout, ...]:
+        """Every array that the run writes, in the order of the table of its shards."""
+        return (*(self.token_arrays() if self.has_own_tokens else ()), *self.segment_arrays())
+
+    def token_arrays(self) -> tuple[ArrayLayout, ...]:
+        """Layouts of the arrays that say what each row is, all sharded alike.
+
+        ``tokens`` [N, L] ids; ``lengths`` [N] real tokens in a row; ``documents`` and ``offsets`` [N, L]: the
+        document a token came from and its place in it, -1 for tokens that packing put in.
+        """
+        length = self.context_length
+        # 1,024 rows are whole pages whatever the row is.
+        shard_rows = 1024 * max(1, _TOKEN_SHARD_NBYTES // (1024 * length * 8))
+
+        def layout(path: str, dtype: str, inner: tuple[int, ...]) -> ArrayLayout:
+            row_nbytes = math.prod(inner) * dtype_of(dtype).itemsize
+            rows = dividing_chunk_rows(row_nbytes, shard_rows, target_nbytes=1 << 18)
+            axes = ("sequence", "position")[: 1 + len(inner)]
+            return ArrayLayout(self._path(path), (self.n_sequences, *inner), dtype, axes, shard_rows, rows)
+
+        return (
+            layout("tokens", "int32", (length,)),
+            layout("lengths", "int32", ()),
+            layout("documents", "int64", (length,)),
+            layout("offsets", "int32", (length,)),
+        )
+
+    def token_array(self, name: str) -> ArrayLayout:
+        """The one of them that has this name, such as ``tokens``."""
+        return next(layout for layout in self.token_arrays() if layout.path == self._path(name))
+
+    @property
+    def activation_nbytes(self) -> int:
+        """Bytes of all shards of all hooks."""
+        return sum(self.activations(hook).nbytes for hook in self.request.hooks)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards, tokens included; metadata and commit records add a few KB each."""
+        return sum(layout.nbytes for layout in self.arrays())
+
+    @property
+    def n_objects(self) -> int:
+        """Files or objects that the run makes; one less if the store has a group of parts already, and one more if it
+        adds the first norms over tokens of an earlier run.
+        """
+        arrays = self.arrays()
+        shards = sum(layout.n_shards for layout in arrays)
+        is_first = self.run == FIRST_RUN
+        groups = 2 + len(self.groups) if is_first else len(self.groups) if self.has_own_tokens else 0
+        # The plan, the record of the tokens, the two files of the manifest, and the manifest itself.
+        documents = 3 + self.has_own_tokens + is_first
+        return shards + len(arrays) + groups + documents + self.n_segments

@@ -1,0 +1,157 @@
+"""Leases: one process at a time, on storage that has no locks."""
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Final, Literal, Self
+
+from actstore.errors import StorageError
+from actstore.storage.blobs import BlobNotFoundError, Blobs
+from actstore.store.format.document import Document
+from actstore.store.locking.holder import Holder, now, this_process
+
+LEASES: Final = "_actstore/leases"
+RENEWAL_S: Final = 10.0
+PATIENCE_S: Final = 45.0
+"""A lease that was not renewed for so long, by the clock of who waits, is of a process that is gone."""
+_POLL_S: Final = 0.5
+_LOOKS: Final = 3
+LOOK_S: Final = 0.5
+"""Between two looks at a lease that seems to be gone: some storage replaces a file by removing it first."""
+
+
+class LeaseRecord(Document):
+    """What lies in storage while a lease is held."""
+
+    format: Literal[1] = 1
+    holder: str
+    """Another one for each lease that is taken."""
+    n_renewals: int
+    process: Holder = Holder()
+    renewed: float = 0.0
+    """Seconds since 1970, by the clock of the holder."""
+
+    @classmethod
+    def of(cls, holder: str, n_renewals: int) -> Self:
+        """Of this process, now."""
+        return cls(holder=holder, n_renewals=n_renewals, process=this_process(), renewed=now())
+
+
+def is_held(blobs: Blobs, key: str, holder: str) -> bool:
+    """Whether a lease is there and of this holder. One that is gone, or cannot be parsed, is looked at again.
+
+    Raises:
+        StorageError: storage failed; or the lease stays damaged.
+    """
+    for left in reversed(range(_LOOKS)):
+        try:
+            data = bytes(blobs.read(key))
+        except BlobNotFoundError:
+            if not left:
+                return False
+        else:
+            try:
+                return LeaseRecord.from_bytes(data, f"{blobs.url}/{key}").holder == holder
+            except StorageError:
+                if not left:
+                    raise
+        time.sleep(LOOK_S)
+    raise AssertionError("the last look returns or raises")
+
+
+class Lease:
+    """A lease that this process holds, renewed by a thread of its own."""
+
+    def __init__(self, blobs: Blobs, key: str, holder: str) -> None:
+        self._blobs = blobs
+        self.key = key
+        self.holder = holder
+        self._is_lost = False
+        self._renewed = time.monotonic()
+        self._lock = threading.Lock()
+        """Held while it is renewed, and while it is looked at: in between there can be nothing to see."""
+        self._released = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """See that the lease is still ours.
+
+        Raises:
+            StorageError: this process was stopped for so long that another one took it.
+        """
+        with self._lock:
+            # By the own clock as well: who cannot reach storage is taken for gone by others before long.
+            is_old = time.monotonic() - self._renewed > PATIENCE_S - RENEWAL_S
+            self._is_lost = self._is_lost or (not is_old and not self._is_ours())
+        if self._is_lost or is_old:
+            raise StorageError(
+                f"another process took over {self._blobs.url}/{self.key} while this one stood still; run the same "
+                "command again"
+            )
+
+    def release(self) -> None:
+        """Give it back. If storage does not let us, others wait for as long as for a process that is gone."""
+        self._released.set()
+        self._thread.join()
+        with contextlib.suppress(StorageError):
+            if not self._is_lost and self._is_ours():
+                self._blobs.delete(self.key)
+
+    def _is_ours(self) -> bool:
+        return is_held(self._blobs, self.key, self.holder)
+
+    def _renew(self) -> None:
+        n_renewals = 0
+        while not self._released.wait(RENEWAL_S):
+            n_renewals += 1
+            try:
+                with self._lock:
+                    self._renew_once(n_renewals)
+            except StorageError:
+                continue  # the next renewal may get through; if none does, `check` will tell
+            if self._is_lost:
+                return
+
+    def _renew_once(self, n_renewals: int) -> None:
+        info = self._blobs.head(self.key)
+        self._is_lost = not self._is_ours()
+        if self._is_lost or info is None:
+            return
+        record = LeaseRecord.of(self.holder, n_renewals)
+        # If it was taken over in between, nothing is replaced, and the next renewal sees it.
+        asked = time.monotonic()
+        if self._blobs.replace(self.key, [record.to_bytes()], expected=info.tag):
+            self._renewed = asked
+
+
+@contextlib.contextmanager
+def lease(blobs: Blobs, name: str) -> Iterator[Lease]:
+    """Hold the lease of this name; waits while another process holds it.
+
+    A process that stands still for longer than `PATIENCE_S` loses its lease, and `Lease.check` tells it so. Between
+    that check and what follows it can stand still again: leases make mixing unlikely, not impossible. That nothing is
+    committed twice does not depend on them.
+
+    Raises:
+        StorageError: storage failed.
+    """
+    key = f"{LEASES}/{name}.json"
+    holder = uuid.uuid4().hex
+    seen, since = "", time.monotonic()
+    while not blobs.create(key, record := [LeaseRecord.of(holder, 0).to_bytes()]):
+        info = blobs.head(key)
+        if info is None:
+            continue
+        if info.tag != seen:
+            seen, since = info.tag, time.monotonic()
+        elif time.monotonic() - since > PATIENCE_S and blobs.replace(key, record, expected=seen):
+            break
+        time.sleep(_POLL_S)
+    held = Lease(blobs, key, holder)
+    try:
+        yield held
+    finally:
+        held.release()

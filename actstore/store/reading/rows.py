@@ -1,0 +1,408 @@
+"""Rows of one array, as NumPy arrays in the storage type."""
+
+import itertools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import NotCommittedError
+from actstore.storage.blobs import BlobReader
+from actstore.storage.errors import BlobNotFoundError, damaged
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.dtypes import dtype
+from actstore.store.format.layout import ArrayLayout, RowRange
+from actstore.store.format.shard import Bytes
+from actstore.store.format.shard_reader import CompressedShards
+from actstore.store.reading.checksums import Checksums
+from actstore.store.reading.row_index import RowIndex, Selection
+from actstore.store.reading.sections import PIECE_NBYTES, Piece, Section, Sections
+from actstore.store.reading.whole_shards import WholeShards
+
+_REQUESTS: Final = 16
+"""Requests to remote storage under way at once, if nothing else is said."""
+_READERS: Final = 8
+"""Threads that read local files, where there are so many cores."""
+_FEW: Final = 64
+"""Rows of which a part is always read alone."""
+_REQUEST_NBYTES: Final = 1 << 20
+"""A request to remote storage takes about as long as reading this much more."""
+_LARGE: Final = 1 << 27
+"""Bytes. Before so much memory is taken, it is seen that the rows are there."""
+_MAX_NBYTES: Final = 1 << 62
+
+__all__ = ["Rows", "Section"]
+
+
+class Rows:
+    """Reads an array as ``rows[key]`` with NumPy's basic indexing, and lists of rows on the first axis.
+
+    Only the rows asked for are read, straight into the array that is returned: one range of bytes for each run of
+    neighbouring rows in a shard. Of few rows, or of wide ones, only the range of positions asked for is read.
+    """
+
+    def __init__(
+        self,
+        blobs: BlobReader,
+        sections: Sequence[Section],
+        checksums: Checksums | None = None,
+        *,
+        check: bool = False,
+    ) -> None:
+        """
+        Args:
+            blobs: where the shards are.
+            sections: who wrote which rows, in order.
+            checksums: what was committed of each shard. A shard that is read as a whole from remote storage is compared
+                with it; None compares nothing.
+            check: compare every shard when it is first used, also where a part of it is wanted, and local ones.
+        """
+        if not sections:
+            raise ValueError("an array needs one section at least")
+        self.blobs = blobs
+        """Where the shards are."""
+        self._is_local = isinstance(blobs, LocalBlobs)
+        self.sections = tuple(sections)
+        """Who wrote which rows, in order."""
+        self._checksums = checksums
+        self._check = check
+        self._checks_all = check and checksums is not None
+        self._checks_whole = checksums is not None and (check or not self._is_local)
+        first = sections[0].layout
+        for section in sections:
+            kind = (section.layout.shape[1:], section.layout.dtype, section.layout.axes)
+            if kind != (first.shape[1:], first.dtype, first.axes):
+                raise ValueError(f"{section.layout.path} has other rows than {first.path}")
+        self._places = Sections([section.layout for section in sections])
+        self.shape: tuple[int, ...] = (self._places.starts[-1], *first.shape[1:])
+        self.axes = first.axes
+        self.dtype = first.dtype
+        """Name of the type, such as ``bfloat16``."""
+        self.path = first.path
+        """Of the first section."""
+        self.storage = dtype(first.dtype).storage
+        """Type of what is read."""
+        self._compressed = tuple(
+            CompressedShards(blobs, section.layout, section.nbytes_of)
+            if section.layout.compression is not None
+            else None
+            for section in sections
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all shards, committed or not; the most it can be, where they are compressed."""
+        return sum(section.layout.nbytes for section in self.sections)
+
+    def committed_pieces(self, rows: Selection) -> Iterator[Piece]:
+        """Where rows are: one piece for each run of neighbours in a shard, in order.
+
+        Raises:
+            NotCommittedError: a row whose segment is not committed.
+        """
+        for piece in self._places.pieces(rows, None):
+            self._check_committed(piece.section, piece.rows)
+            yield piece
+
+    def over(self, blobs: BlobReader, *, is_checked: bool | None = None) -> "Rows":
+        """The same rows, read from somewhere else.
+
+        Args:
+            blobs: where.
+            is_checked: whether all that is there was compared with the checksums before. None, if it is the same place.
+        """
+        found = Rows(blobs, self.sections, self._checksums, check=self._check)
+        if is_checked is None:
+            found._checks_all, found._checks_whole = self._checks_all, self._checks_whole
+        elif is_checked:
+            found._checks_all = found._checks_whole = False
+        return found
+
+    def check_first_use(self, shards: Iterable[tuple[int, int]]) -> None:
+        """Compare shards with what was committed, where every shard is to be, and these were not yet.
+
+        Args:
+            shards: section and number of each.
+
+        Raises:
+            StorageError: one is not what was committed, or cannot be read.
+        """
+        if self._checks_all and self._checksums is not None:
+            for section, shard in shards:
+                self._checksums.check_once(self.sections[section].layout.key(shard))
+
+    @property
+    def checksums(self) -> Checksums | None:
+        """What every shard is to be compared with when it is first used; None where it is not."""
+        return self._checksums if self._checks_all else None
+
+    @property
+    def layouts(self) -> tuple[ArrayLayout, ...]:
+        """Of the sections, one after the other."""
+        return tuple(section.layout for section in self.sections)
+
+    def check_committed(self) -> None:
+        """See that every row is there to be read.
+
+        Raises:
+            NotCommittedError: one is not.
+        """
+        for number, section in enumerate(self.sections):
+            for shard in range(section.layout.n_shards):
+                first = shard * section.layout.shard_rows
+                self._check_committed(number, RowRange(shard, 0, section.layout.rows_in(shard), first))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        del copy  # reading always makes a new array
+        return np.asarray(self[:], dtype=dtype)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        """Rows, in the storage type (bfloat16 as uint16).
+
+        Raises:
+            IndexError: a row outside of the array.
+            NotCommittedError: a row whose segment is not committed.
+            StorageError: a shard is damaged or cannot be read.
+        """
+        return self._read(RowIndex.parse(key, self.shape), None, _REQUESTS)
+
+    def read(self, key: Any, out: NDArray[Any], *, n_requests: int = _REQUESTS) -> NDArray[Any]:
+        """The same into memory that is there already, which spares the system the making of new memory.
+
+        Args:
+            key: as for ``rows[key]``; it does not go backwards.
+            out: C-contiguous, of the storage type and the shape of ``rows[key]``; undefined after an error.
+            n_requests: the most to remote storage at once.
+
+        Returns:
+            ``out``.
+        """
+        return self._read(RowIndex.parse(key, self.shape), out, n_requests)
+
+    def as_stored(self, rows: range) -> Bytes | None:
+        """Bytes of neighbouring whole rows, as they lie in a file: nothing is copied where they are many.
+
+        Returns:
+            Those of the first rows, as many as are in one file. None where they are in no file, or not stored as they
+            are in memory; index the array then.
+
+        Raises:
+            NotCommittedError: a row whose segment is not committed.
+            StorageError: a shard is damaged or cannot be read.
+        """
+        if not self._is_local or not rows:
+            return None
+        number, first = self._places.find(rows.start)
+        layout = self.sections[number].layout
+        if self._compressed[number] is not None:
+            return None
+        shard, within = divmod(first, layout.shard_rows)
+        n_rows = min(len(rows), layout.rows_in(shard) - within)
+        self._check_committed(number, RowRange(shard, within, n_rows, first))
+        key = layout.key(shard)
+        self.check_first_use([(number, shard)])
+        try:
+            return self.blobs.read(key, within * layout.row_nbytes, n_rows * layout.row_nbytes)
+        except BlobNotFoundError as error:
+            raise _missing(self.blobs, key) from error
+
+    def _read(self, index: RowIndex, out: NDArray[Any] | None, n_requests: int) -> NDArray[Any]:
+        shape = (len(index.rows), *index.inner_shape)
+        if math.prod(shape) * self.storage.itemsize > _LARGE:
+            self._check_there(index.rows)
+        piece = self._places.one_piece(index.rows)
+        # Before anything takes memory: there may be far more rows in a plan than in the store.
+        shards = self._places.shards(index.rows) if piece is None else [(piece.section, piece.rows)]
+        used = []
+        for section, part in shards:
+            self._check_committed(section, part)
+            if self._checks_whole:
+                used.append((section, part))
+        if out is None:
+            if math.prod(shape) * self.storage.itemsize > _MAX_NBYTES:
+                raise MemoryError(f"rows of shape {shape} of {self.path} do not fit into memory")
+            values = np.empty(shape, self.storage)
+        else:
+            wanted = index.result_shape
+            if out.shape != wanted or out.dtype != self.storage or not out.flags.c_contiguous:
+                raise ValueError(
+                    f"out must be C-contiguous {self.storage} of shape {wanted}, "
+                    f"got {out.dtype} of shape {out.shape}"
+                )
+            if index.is_reversed:
+                raise ValueError("rows cannot be read backwards into out; read them forwards")
+            values = out.reshape(shape)
+        if values.size:
+            whole = self._whole(index, used) if used else None
+            self._fill(index, values, piece, n_requests, whole)
+            if whole is not None:
+                whole.check()
+        if out is not None:
+            return out
+        if index.is_reversed:
+            values = values[::-1]
+        return values[0] if index.is_single else values
+
+    def _whole(self, index: RowIndex, used: list[tuple[int, RowRange]]) -> WholeShards | None:
+        """The shards that are read from first to last byte, if they are to be compared with what was committed. Others
+        are compared here, if they are to be, too.
+        """
+        assert self._checksums is not None
+        is_sparse, whole, parts = self._reads_ranges(index), [], []
+        for section, part in used:
+            layout = self.sections[section].layout
+            if part.n_rows == layout.rows_in(part.shard) and not is_sparse:
+                whole.append((layout, part.shard, self._compressed[section]))
+            else:
+                parts.append((section, part.shard))
+        self.check_first_use(parts)
+        return WholeShards(whole, self._checksums) if whole else None
+
+    def _check_there(self, rows: Selection) -> None:
+        """See that there are such rows at all, before a damaged plan makes us look for more than storage can hold."""
+        ends = []
+        for row in (int(rows[0]), int(rows[-1])):
+            section, first = self._places.find(row)
+            shard, within = divmod(first, self.sections[section].layout.shard_rows)
+            self._check_committed(section, RowRange(shard, within, 1, first))
+            ends.append((self.sections[section].layout, shard))
+        for layout, shard in ends:
+            key, expected = layout.key(shard), layout.max_shard_nbytes(shard)
+            info = self.blobs.head(key)
+            if info is None:
+                raise _missing(self.blobs, key)
+            if layout.compression is None and info.nbytes != expected:
+                raise damaged(f"{self.blobs.url}/{key}", info.nbytes, 0, expected)
+
+    def _check_committed(self, section: int, part: RowRange) -> None:
+        where = self.sections[section]
+        if not where.is_committed(part.shard):
+            first = self._places.starts[section] + part.first_row
+            hint = f"; {where.why_absent}" if where.why_absent else ""
+            raise NotCommittedError(
+                f"rows {first}:{first + part.n_rows} of {where.layout.path} (segment {part.shard}) are not "
+                f"committed in {self.blobs.url}{hint}"
+            )
+
+    def _fill(
+        self,
+        index: RowIndex,
+        values: NDArray[Any],
+        piece: Piece | None,
+        n_requests: int,
+        whole: WholeShards | None,
+    ) -> None:
+        is_sparse = self._reads_ranges(index)
+
+        def read(piece: Piece) -> None:
+            try:
+                out = values[piece.at : piece.at + piece.rows.n_rows]
+                self._read_piece(piece, index, out, is_sparse, whole)
+            except BlobNotFoundError as error:
+                # A committed shard that is gone must never look like one that was not written yet.
+                key = self.sections[piece.section].layout.key(piece.rows.shard)
+                raise _missing(self.blobs, key) from error
+
+        if piece is not None and (len(index.rows) == 1 or not is_sparse):
+            read(piece)
+            return
+        max_rows = (1,) * len(self.sections) if is_sparse else self._places.max_rows
+        if not self._is_local:
+            n_threads = min(n_requests, len(index.rows))
+        elif len(index.rows) * self.sections[0].layout.row_nbytes > PIECE_NBYTES:
+            n_threads = min(os.cpu_count() or 1, _READERS)
+        else:
+            n_threads = 1
+        _each(read, self._places.pieces(index.rows, max_rows), n_threads)
+
+    def _reads_ranges(self, index: RowIndex) -> bool:
+        """Whether to ask for a part of each row rather than for whole rows."""
+        first = self.sections[0].layout
+        if index.span is None or any(reader is not None for reader in self._compressed):
+            return False
+        if self._is_local:
+            # Files are mapped, so that what is not looked at is not read; that takes longer than one small read.
+            return len(index.rows) == 1
+        unwanted = first.row_nbytes * (1 - (index.span.stop - index.span.start) / self.shape[1])
+        return len(index.rows) <= _FEW or unwanted >= _REQUEST_NBYTES
+
+    def _read_piece(
+        self, piece: Piece, index: RowIndex, out: NDArray[Any], is_sparse: bool, whole: WholeShards | None
+    ) -> None:
+        layout, part = self.sections[piece.section].layout, piece.rows
+        key, start = layout.key(part.shard), part.start * layout.row_nbytes
+        if is_sparse and index.span is not None:
+            position_nbytes = layout.row_nbytes // self.shape[1]
+            start += index.span.start * position_nbytes
+            shape = (part.n_rows, len(index.span), *self.shape[2:])
+            inner = index.within_span
+        else:
+            shape, inner = (part.n_rows, *self.shape[1:]), index.inner
+        on_read = None if whole is None else partial(whole.add, key)
+        compressed = self._compressed[piece.section]
+        if index.is_whole or (is_sparse and index.span_is_whole):
+            if compressed is None:
+                self.blobs.read_into(key, start, _bytes_of(out))
+                if on_read is not None:
+                    on_read(start, _bytes_of(out))
+            else:
+                compressed.read_into(part, _bytes_of(out), on_read)
+            return
+        nbytes = math.prod(shape) * self.storage.itemsize
+        if compressed is None:
+            data = self.blobs.read(key, start, nbytes)
+            if on_read is not None:
+                on_read(start, data)
+        else:
+            data = np.empty(nbytes, np.uint8)
+            compressed.read_into(part, data, on_read)
+        out[...] = np.frombuffer(data, self.storage).reshape(shape)[inner]
+
+
+def _missing(blobs: BlobReader, key: str) -> BlobNotFoundError:
+    return BlobNotFoundError(f"{blobs.url}/{key} is committed but missing; the store is damaged")
+
+
+def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return values.reshape(-1).view(np.uint8)
+
+
+def _each(read: Callable[[Piece], None], pieces: Iterable[Piece], n_threads: int) -> None:
+    """Read all pieces; the first error ends it.
+
+    Threads are made when they are needed: some that wait would be gone, and waited for, in a forked process.
+    """
+    todo = iter(pieces)
+    begun = list(itertools.islice(todo, n_threads))
+    todo = itertools.chain(begun, todo)
+    if len(begun) <= 1:
+        for piece in todo:
+            read(piece)
+        return
+    lock = threading.Lock()
+    failed = threading.Event()
+
+    def work() -> None:
+        while not failed.is_set():
+            with lock:
+                piece = next(todo, None)
+            if piece is None:
+                return
+            try:
+                read(piece)
+            except BaseException:
+                failed.set()
+                raise
+
+    with ThreadPoolExecutor(len(begun), thread_name_prefix="rows") as threads:
+        for done in [threads.submit(work) for _ in begun]:
+            done.result()

@@ -1,0 +1,111 @@
+"""The manifest: what is in the finished runs of a store, so that a reader need not list it."""
+
+from collections.abc import Callable
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from actstore.storage.blobs import BlobInfo, BlobReader, Blobs
+from actstore.storage.errors import BlobNotFoundError
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.document import Document
+from actstore.store.format.plan import RUNS, Plan
+from actstore.store.records.commit import ObjectRecord
+from actstore.store.statistics.hook_statistics import HookStatistics
+
+MANIFEST_KEY = "_actstore/manifest.json"
+
+
+def shards_key(run: str) -> str:
+    return f"{RUNS}/{run}/shards.parquet"
+
+
+def statistics_key(run: str) -> str:
+    return f"{RUNS}/{run}/statistics.json"
+
+
+class FinishedRun(Document):
+    """A run all of whose segments are committed."""
+
+    plan: Plan
+    shards: ObjectRecord
+    """Parquet: every shard with its size and checksum."""
+    statistics: ObjectRecord
+    """Statistics of each hook over all segments."""
+
+    @model_validator(mode="after")
+    def _own_files(self) -> Self:
+        run = self.plan.run
+        if (self.shards.key, self.statistics.key) != (shards_key(run), statistics_key(run)):
+            raise ValueError(f"run {run} names files that are not its own")
+        return self
+
+
+class RunStatistics(Document):
+    """Statistics of a finished run."""
+
+    format: Literal[1] = 1
+    hooks: dict[str, HookStatistics]
+    """By name; attention scores and patterns have none."""
+
+
+class Manifest(Document):
+    """The pointer to all that is finished: the one object of a store that is ever replaced."""
+
+    format: Literal[1] = 1
+    sealed: bool
+    """Whether these are all runs of the store. If not, the others are found by listing."""
+    runs: tuple[FinishedRun, ...]
+
+    @model_validator(mode="after")
+    def _each_run_once(self) -> Self:
+        names = [finished.plan.run for finished in self.runs]
+        if names != sorted(set(names)):
+            raise ValueError("its runs are not in order, each once")
+        return self
+
+
+def read_manifest(blobs: BlobReader) -> Manifest | None:
+    """The manifest of a store; None if no run is finished.
+
+    Raises:
+        StorageError: it is damaged or cannot be read.
+    """
+    return Manifest.read_if_there(blobs, MANIFEST_KEY)
+
+
+def read_manifest_and_head(blobs: BlobReader) -> tuple[Manifest | None, BlobInfo | None]:
+    """The manifest, and what storage says of it where that takes no request of its own.
+
+    Raises:
+        StorageError: it is damaged or cannot be read.
+    """
+    if not isinstance(blobs, LocalBlobs):
+        return read_manifest(blobs), None
+    try:
+        data, info = blobs.read_and_head(MANIFEST_KEY)
+    except BlobNotFoundError:
+        return None, None
+    return Manifest.from_bytes(bytes(data), f"{blobs.url}/{MANIFEST_KEY}"), info
+
+
+def update_manifest(blobs: Blobs, change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Put another manifest in the place of the present one, atomically; several may do so at once.
+
+    Args:
+        change: from the present manifest to the wanted one; called again if another process was faster.
+    """
+    while True:
+        # The tag before the content: if it is replaced in between, our own replacement fails.
+        info = blobs.head(MANIFEST_KEY)
+        present = None if info is None else Manifest.read(blobs, MANIFEST_KEY)
+        wanted = change(present or Manifest(sealed=False, runs=()))
+        if wanted == present:
+            return wanted
+        data = [wanted.to_bytes()]
+        if info is None:
+            is_done = blobs.create(MANIFEST_KEY, data)
+        else:
+            is_done = blobs.replace(MANIFEST_KEY, data, expected=info.tag)
+        if is_done:
+            return wanted

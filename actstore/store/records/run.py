@@ -1,0 +1,182 @@
+"""One run of a store: what it planned, and what of it is committed."""
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import JobError, StorageError
+from actstore.storage.blobs import ATTEMPT, BlobInfo, Blobs
+from actstore.store.format.plan import FIRST_RUN, RUNS, HookArray, Plan
+from actstore.store.records.commit import committed, plan_key, read_plan, tokens_key
+from actstore.store.records.manifest import FinishedRun, read_manifest_and_head
+from actstore.store.records.segment_ranges import SegmentRanges
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A plan, and how far it has come."""
+
+    plan: Plan
+    committed: Collection[int]
+    """Numbers of the committed segments."""
+    has_tokens: bool
+    """Whether the token arrays that it brings are committed; False for a run that adds hooks."""
+    finished: FinishedRun | None
+    """Its entry in the manifest."""
+    plan_tag: str | None = None
+    """`plan_tag_of` the plan as it was found, of a run that is not in the manifest."""
+    manifest_tag: str | None = dataclasses.field(default=None, compare=False)
+    """`tag_of` the manifest that it was found in, where that takes no request."""
+
+    def __repr__(self) -> str:
+        plan = self.plan
+        what = "tokens and hooks" if plan.has_own_tokens else f"hooks over run {plan.tokens_of}"
+        hooks = ", ".join(plan.hook_names)
+        return f"<Run {plan.run}: {what}, {hooks}, {len(self.committed)}/{plan.n_segments} segments>"
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.committed) == self.plan.n_segments
+
+    def committed_rows(self) -> NDArray[np.bool_]:
+        """[n_sequences] of the plan."""
+        rows = np.zeros(self.plan.n_sequences, dtype=bool)
+        for index in self.committed:
+            segment = self.plan.segment(index)
+            rows[segment.start : segment.stop] = True
+        return rows
+
+    def committed_ranges(self) -> list[range]:
+        """The same as ranges in order, which take no memory for each row."""
+        if self.is_complete:
+            return [range(self.plan.n_sequences)]
+        if isinstance(self.committed, SegmentRanges):
+            spans = (
+                (self.plan.segment(span[0]), self.plan.segment(span[-1])) for span in self.committed.ranges
+            )
+            return [range(first.start, last.stop) for first, last in spans]
+        segments = (self.plan.segment(index) for index in sorted(self.committed))
+        return [range(segment.start, segment.stop) for segment in segments]
+
+    def hook(self, name: str) -> HookArray | None:
+        return next((hook for hook in self.plan.request.hooks if hook.name == name), None)
+
+
+def run_names(blobs: Blobs) -> list[str]:
+    """Names of all runs, from one listing. A folder without a plan is none: a writer was killed before it began."""
+    return list(_plan_tags(blobs))
+
+
+def _plan_tags(blobs: Blobs) -> dict[str, str]:
+    """`plan_tag_of` the plan of each run, by name."""
+    names = [name for name in blobs.names(RUNS) if len(name) == 4 and name.isascii() and name.isdecimal()]
+    plans = {name: blobs.head(plan_key(name)) for name in names}
+    return {name: plan_tag_of(info) for name, info in plans.items() if info is not None}
+
+
+def tag_of(info: BlobInfo) -> str:
+    """Another one for each blob that was ever written under a key, also if the content is the same, where storage tells
+    them apart.
+    """
+    return f"{info.tag} {info.metadata.get(ATTEMPT, '')}"
+
+
+def plan_tag_of(info: BlobInfo) -> str:
+    """`tag_of` a plan, which stays the same for a file that only has another inode. A plan is never replaced, and that
+    of a store which was deleted and written again has another time.
+    """
+    return info.lasting_tag or tag_of(info)
+
+
+def read_runs(blobs: Blobs) -> tuple[Run, ...]:
+    """All runs below this URL, by name; none if there is no store.
+
+    A sealed store takes one small read; otherwise runs and commits are listed.
+
+    Raises:
+        StorageError: a plan or the manifest is damaged or cannot be read; or the store has lost its first plan.
+    """
+    manifest, info = read_manifest_and_head(blobs)
+    tag = None if info is None else tag_of(info)
+    known = {} if manifest is None else {entry.plan.run: entry for entry in manifest.runs}
+    runs = {name: _finished(entry, tag) for name, entry in known.items()}
+    if manifest is None or not manifest.sealed:
+        for name, tag in _plan_tags(blobs).items():
+            plan = read_plan(blobs, name) if name not in runs else None
+            if plan is not None:
+                has_tokens = plan.has_own_tokens and blobs.head(tokens_key(name)) is not None
+                runs[name] = Run(plan, committed(blobs, plan), has_tokens, None, tag)
+    if runs and FIRST_RUN not in runs:
+        raise StorageError(
+            f"{blobs.url} is damaged: {plan_key(FIRST_RUN)} is missing, and other runs are there"
+        )
+    for name, problem in contradictions({name: run.plan for name, run in runs.items()}).items():
+        raise StorageError(f"{blobs.url} is damaged: run {name} {problem}")
+    return tuple(runs[name] for name in sorted(runs))
+
+
+def contradictions(plans: Mapping[str, Plan]) -> dict[str, str]:
+    """What in plans cannot be, given the others of the store: by run, the rest of a sentence that begins with it."""
+    found: dict[str, str] = {}
+    shapes: dict[str, HookArray] = {}
+    stored: set[tuple[str, str]] = set()
+    for name in sorted(plans):
+        plan = plans[name]
+        problem = _contradiction(plan, plans.get(plan.tokens_of), plans[min(plans)])
+        for hook in plan.request.hooks:
+            place = (plan.tokens_of, hook.name)
+            if problem is None and place in stored:
+                problem = f"has {hook.name}, which an earlier run has over the same tokens"
+            if problem is None and shapes.setdefault(hook.name, hook) != hook:
+                problem = f"has {hook.name} of another shape than an earlier run"
+            stored.add(place)
+        if problem is not None:
+            found[name] = problem
+    return found
+
+
+def _contradiction(plan: Plan, over: Plan | None, first: Plan) -> str | None:
+    if over is None:
+        return f"is over the tokens of run {plan.tokens_of}, which is missing"
+    if not over.has_own_tokens:
+        return f"is over the tokens of run {over.run}, which brings none"
+    for field in ("n_sequences", "n_tokens", "n_documents", "tokens_sha256"):
+        if getattr(plan, field) != getattr(over, field):
+            return f"has another {field} than run {over.run}, over whose tokens it is"
+    alike = {
+        "dtype": (plan.request.dtype, first.request.dtype),
+        "model": (plan.request.model.fingerprint, first.request.model.fingerprint),
+        "context_length": (plan.context_length, first.context_length),
+    }
+    for field, (here, there) in alike.items():
+        if here != there:
+            return f"has another {field} than run {first.run}: {here} and {there}"
+    try:
+        for hook in plan.request.hooks:
+            plan.activations(hook)
+    except JobError as error:
+        return f"cannot be: {error}"
+    return None
+
+
+def overlap(left: Sequence[range], right: Sequence[range]) -> list[range]:
+    """What two lists of ranges have in common; each is in order, and so is the result."""
+    found = []
+    i = j = 0
+    while i < len(left) and j < len(right):
+        common = range(max(left[i].start, right[j].start), min(left[i].stop, right[j].stop))
+        if common:
+            found.append(common)
+        if left[i].stop < right[j].stop:
+            i += 1
+        else:
+            j += 1
+    return found
+
+
+def _finished(entry: FinishedRun, tag: str | None) -> Run:
+    plan = entry.plan
+    return Run(plan, range(plan.n_segments), plan.has_own_tokens, entry, manifest_tag=tag)

@@ -1,0 +1,103 @@
+"""The table of all shards of a run, as Parquet."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from actstore.errors import StorageError
+from actstore.reason import reason
+from actstore.store.format.plan import Plan
+from actstore.store.records.commit import ObjectRecord, TokensRecord
+
+_FIELDS: Final[Any] = [
+    ("array", pa.string()),
+    ("shard", pa.int32()),
+    ("key", pa.string()),
+    ("nbytes", pa.int64()),
+    ("crc32c", pa.uint32()),
+]
+SHARDS_SCHEMA: Final = pa.schema(_FIELDS)
+"""Columns of ``shards.parquet``."""
+
+_ROW_NBYTES: Final = 1024
+_SLACK_NBYTES: Final = 1 << 20
+"""More than a row takes, whose key has some 300 bytes, and more than everything around the rows."""
+
+
+def shards_table(
+    plan: Plan, shards: Mapping[int, Sequence[ObjectRecord]], tokens: TokensRecord | None
+) -> pa.Table:
+    """Every shard of a run: token arrays first, then hooks, then norms, each by number.
+
+    Args:
+        plan: of the run.
+        shards: by segment, in the order of `Plan.segment_arrays`.
+        tokens: for a run that brings tokens.
+    """
+    rows: list[tuple[str, int, ObjectRecord]] = []
+    if tokens is not None:
+        places = [(layout.path, i) for layout in plan.token_arrays() for i in range(layout.n_shards)]
+        if len(places) != len(tokens.shards):
+            raise StorageError(
+                f"the record of the tokens of run {plan.run} names {len(tokens.shards)} shards where "
+                f"{len(places)} were expected; it is damaged"
+            )
+        rows += [(path, i, shard) for (path, i), shard in zip(places, tokens.shards, strict=True)]
+    for number, layout in enumerate(plan.segment_arrays()):
+        rows += [(layout.path, index, shards[index][number]) for index in sorted(shards)]
+    columns = {
+        "array": [path for path, _, _ in rows],
+        "shard": [index for _, index, _ in rows],
+        "key": [shard.key for _, _, shard in rows],
+        "nbytes": [shard.nbytes for _, _, shard in rows],
+        "crc32c": [shard.crc32c for _, _, shard in rows],
+    }
+    return pa.table(columns, schema=SHARDS_SCHEMA)
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Equal tables are equal bytes, for one version of pyarrow."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", store_schema=False)
+    return sink.getvalue().to_pybytes()
+
+
+def from_parquet(data: bytes, *, n_rows: int) -> pa.Table:
+    """The reverse, for a table that has so many rows; nothing is unpacked if it says that it has more in it.
+
+    Raises:
+        StorageError: it is not such a table.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if _is_expected(file, n_rows):
+            # Five small columns gain nothing from threads, and those of pyarrow that end while tracemalloc is stopped
+            # crash Python 3.11.
+            return file.read(use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StorageError(f"table of shards cannot be read as Parquet: {reason(error)}") from error
+    raise StorageError(f"table of shards has not the columns and the {n_rows} rows that were expected")
+
+
+def _is_expected(file: Any, n_rows: int) -> bool:
+    """Whether a file has the columns and rows that are wanted, by its own account in every place that has one."""
+    metadata = file.metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    return bool(
+        metadata.num_rows == n_rows
+        and sum(group.num_rows for group in groups) == n_rows
+        and sum(chunk.num_values for chunk in chunks) == n_rows * len(SHARDS_SCHEMA)
+        and sum(chunk.total_uncompressed_size for chunk in chunks) <= _SLACK_NBYTES + n_rows * _ROW_NBYTES
+        and file.schema_arrow.equals(SHARDS_SCHEMA)
+    )
+
+
+def is_table(data: bytes, table: pa.Table) -> bool:
+    """Whether a file holds this table, whichever version of pyarrow wrote it."""
+    try:
+        return bool(table.equals(from_parquet(data, n_rows=table.num_rows)))
+    except StorageError:
+        return False

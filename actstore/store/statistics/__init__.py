@@ -1,0 +1,1 @@
+"""Statistics of values are computed here, added up exactly, and written down."""

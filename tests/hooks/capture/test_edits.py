@@ -1,0 +1,65 @@
+"""An edit of any hook gives what a Hugging Face model gives with the same edit, made without us."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from actstore.hooks.capture.functions import HookPoint
+from actstore.hooks.model import HookedModel
+from tests.hooks.capture.hf_edits import FAMILIES, Family
+
+TinyModel = Callable[..., Path]
+TOKENS = torch.randint(2, 300, (2, 10), generator=torch.Generator().manual_seed(0))
+LAYERS = {"hook_resid_pre": 0, "hook_resid_post": 2}
+"""Those at the ends; of all other hooks the layer in the middle."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_hugging_face_with_the_same_edit(tiny_model: TinyModel, name: str) -> None:
+    """In place, or returned in another dtype; the plain model runs the plain kernel."""
+    family, folder = FAMILIES[name], str(tiny_model(name))
+    model = HookedModel.from_pretrained(folder, dtype="float32", device="cpu")
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    hooks = _named(family)
+    _, cache = model.run_with_cache(TOKENS, names_filter=[*model.names])
+    # No hook of the layer in the middle is left out.
+    there = {hook for hook in model.names if hook.startswith("blocks.1.") and "expert" not in hook}
+    assert {hook for hook in hooks if hook.startswith("blocks.1.")} >= there - {
+        f"blocks.1.{leaf}" for leaf in LAYERS
+    }
+    for hook, (root, add) in hooks.items():
+        value = cache[hook]
+        # Not a multiple of the value, which norms would take out again.
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(1)).half().float()
+        noise *= 2.0 ** value[value.isfinite()].abs().mean().log2().round()
+        if hook.endswith("hook_scale"):
+            noise = noise.abs()  # next to 0, a scale blows rounding up
+
+        def in_place(value: Tensor, hook: HookPoint, noise: Tensor = noise) -> None:
+            value.add_(noise)
+
+        def returned(value: Tensor, hook: HookPoint, noise: Tensor = noise) -> Tensor:
+            return value.double() + noise
+
+        with torch.no_grad(), add(plain.base_model.get_submodule(root), noise):
+            expected = plain(TOKENS, use_cache=False).logits
+        for function in (in_place, returned):
+            found = model.run_with_hooks(TOKENS, fwd_hooks=[(hook, function)])
+            say = partial("{} {}: {}".format, hook, function.__name__)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, msg=say)
+    assert (expected - plain(TOKENS).logits).abs().max() > 1e-3
+
+
+def _named(family: Family) -> dict[str, tuple[str, Any]]:
+    """By hook: the module that the edit is below, and the edit."""
+    found = {hook: ("", add) for hook, add in family.outside.items()}
+    for leaf, add in family.in_layer.items():
+        layer = LAYERS.get(leaf, 1)
+        found[f"blocks.{layer}.{leaf}"] = (f"{family.layers}.{layer}", add)
+    return found

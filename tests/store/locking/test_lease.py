@@ -1,0 +1,304 @@
+"""Leases: one process at a time, and none that is gone keeps the others out."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actstore.errors import StorageError
+from actstore.storage.blobs import Blobs
+from actstore.storage.local import LocalBlobs
+from actstore.store.format.shard import Bytes
+from actstore.store.locking import lease as lease_module
+from actstore.store.locking.lease import LEASES, PATIENCE_S, LeaseRecord, lease
+
+KEY = f"{LEASES}/0000-00000007.json"
+NAME = "0000-00000007"
+N_PROCESSES, N_TURNS = 4, 5
+FOREIGN = LeaseRecord(holder="another", n_renewals=3)
+
+# Each adds one to a number in a file, and would see somebody else doing so.
+WORKER = """
+import sys
+from pathlib import Path
+from actstore.store.locking import lease as module
+from actstore.storage.local import LocalBlobs
+
+module._POLL_S = 0.005
+folder, n_turns = Path(sys.argv[1]), int(sys.argv[2])
+blobs = LocalBlobs(folder / "store")
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(n_turns):
+    with module.lease(blobs, "0000-00000007") as held:
+        (folder / "inside").mkdir()
+        n = int((folder / "n").read_text())
+        (folder / "n").write_text(str(n + 1))
+        held.check()
+        (folder / "inside").rmdir()
+"""
+HOLDER = """
+import sys, time
+from actstore.store.locking import lease as module
+from actstore.storage.local import LocalBlobs
+
+module.RENEWAL_S = 0.05
+with module.lease(LocalBlobs(sys.argv[1]), "0000-00000007"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "RENEWAL_S", 0.02)
+    monkeypatch.setattr(lease_module, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(lease_module, "_POLL_S", 0.02)
+    monkeypatch.setattr(lease_module, "LOOK_S", 0.02)
+
+
+@pytest.fixture
+def processes() -> "Iterator[list[subprocess.Popen[str]]]":
+    """Started processes; all are gone at the end."""
+    started: list[subprocess.Popen[str]] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def answer(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def record(blobs: Blobs) -> LeaseRecord | None:
+    return LeaseRecord.read_if_there(blobs, KEY)
+
+
+def take_over(blobs: Blobs) -> None:
+    """As another process does that has waited for long enough."""
+    while True:
+        info = blobs.head(KEY)
+        assert info is not None
+        if blobs.replace(KEY, [FOREIGN.to_bytes()], expected=info.tag):
+            return
+
+
+def test_held_and_given_back(blobs: Blobs) -> None:
+    with lease(blobs, NAME) as held:
+        assert record(blobs) is not None
+        held.check()
+    assert blobs.names(LEASES) == []
+
+
+def test_given_back_after_an_error(blobs: Blobs) -> None:
+    with pytest.raises(ZeroDivisionError), lease(blobs, NAME):
+        _ = 1 / 0
+    assert blobs.names(LEASES) == []
+
+
+def test_two_names_are_two_leases(blobs: Blobs) -> None:
+    with lease(blobs, NAME) as one, lease(blobs, "0000-00000008") as other:
+        one.check()
+        other.check()
+
+
+def test_one_process_at_a_time(tmp_path: Path, processes: "list[subprocess.Popen[str]]") -> None:
+    (tmp_path / "n").write_text("0")
+    processes += [start(WORKER, str(tmp_path), str(N_TURNS)) for _ in range(N_PROCESSES)]
+    assert [answer(process) for process in processes] == ["ready"] * N_PROCESSES
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+    assert int((tmp_path / "n").read_text()) == N_PROCESSES * N_TURNS
+    assert LocalBlobs(tmp_path / "store").names(LEASES) == []
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["before", "while another one waits"])
+def test_taken_over_from_a_process_that_was_killed(
+    local: LocalBlobs, processes: "list[subprocess.Popen[str]]", waits: bool
+) -> None:
+    holders: list[str] = []
+
+    def take() -> None:
+        with lease(local, NAME) as held:
+            held.check()
+            found = record(local)
+            assert found is not None
+            holders.append(found.holder)
+
+    processes.append(start(HOLDER, local.url))
+    assert answer(processes[0]) == "held"
+    before = record(local)
+    assert before is not None
+    waiting = threading.Thread(target=take, daemon=True)
+    if waits:
+        waiting.start()
+        # It has seen the lease renewed, so what it saw first is there no longer.
+        while (now := record(local)) is None or now.n_renewals < before.n_renewals + 3:
+            assert processes[0].poll() is None
+    processes[0].send_signal(signal.SIGKILL)
+    processes[0].wait()
+    if not waits:
+        waiting.start()
+    waiting.join(30)
+    assert len(holders) == 1
+    assert holders != [before.holder]
+    assert local.names(LEASES) == []
+
+
+def test_not_taken_from_a_process_that_renews_it(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is counted in renewals, a quarter of the patience each, so that slow storage makes no difference."""
+    counts: Counter[str] = Counter()
+    entered = threading.Event()
+    looks = threading.Semaphore(0)
+
+    def count(name: str) -> None:
+        call = getattr(blobs, name)
+
+        def counted(*args: Any, **keywords: Any) -> Any:
+            if name == "replace" and threading.current_thread() is not waiting:
+                # Who waits looks several times between two renewals, and finds the same.
+                for _ in range(3):
+                    looks.acquire(timeout=60)
+            counts[name] += 1
+            if name == "create":
+                looks.release()
+            return call(*args, **keywords)
+
+        monkeypatch.setattr(blobs, name, counted)
+
+    def wait_for_it() -> None:
+        with lease(blobs, NAME):
+            entered.set()
+            looks.release(1000)  # nobody looks any more
+
+    count("create")
+    count("replace")
+    clock = SimpleNamespace(
+        monotonic=lambda: counts["replace"] * lease_module.PATIENCE_S / 4, sleep=time.sleep
+    )
+    monkeypatch.setattr(lease_module, "time", clock)
+    waiting = threading.Thread(target=wait_for_it)
+    with lease(blobs, NAME) as held:
+        waiting.start()
+        # Three times the patience of who waits, who has looked often.
+        while counts["replace"] < 12 or counts["create"] < 13:
+            assert not entered.wait(0.01)
+            assert held._thread.is_alive()
+            assert waiting.is_alive()
+        held.check()
+        found = record(blobs)
+        assert found is not None
+        assert found.n_renewals > 2
+        assert not entered.is_set()
+    waiting.join()
+    assert entered.is_set()
+
+
+def test_who_lost_it_is_told_and_leaves_it_to_the_new_holder(blobs: Blobs) -> None:
+    with lease(blobs, NAME) as held:
+        take_over(blobs)
+        with pytest.raises(StorageError) as caught:
+            held.check()
+        assert str(caught.value) == (
+            f"another process took over {blobs.url}/{KEY} while this one stood still; run the same command again"
+        )
+    assert record(blobs) == FOREIGN
+
+
+def test_one_that_was_removed_is_lost(blobs: Blobs) -> None:
+    with lease(blobs, NAME) as held:
+        held._released.set()  # no renewal between the two lines
+        held._thread.join()
+        blobs.delete(KEY)
+        with pytest.raises(StorageError, match="took over"):
+            held.check()
+
+
+class Removing(LocalBlobs):
+    """Storage that takes its time to replace a blob, which is gone meanwhile."""
+
+    n_replaced = 0
+
+    def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
+        info = self.head(key)
+        assert info is not None
+        if info.tag != expected:
+            return False
+        self.delete(key)
+        time.sleep(0.2)
+        self.n_replaced += 1
+        return self.create(key, parts)
+
+
+def test_a_lease_that_is_being_renewed_is_not_taken_for_lost(tmp_path: Path) -> None:
+    blobs = Removing(tmp_path / "store")
+    with lease(blobs, NAME) as held:
+        while blobs.n_replaced < 4:
+            held.check()
+
+
+class Troubled(LocalBlobs):
+    """Storage whose replies to `replace` are what a test makes of them."""
+
+    n_replaced = 0
+    trouble: Exception | None = None
+
+    def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
+        assert super().replace(key, parts, expected=expected)
+        self.n_replaced += 1
+        if self.trouble is not None:
+            raise self.trouble
+        return False  # as when the reply got lost, and the repeated request finds the new content
+
+    def delete(self, key: str) -> None:
+        if self.trouble is not None and key == KEY:
+            raise self.trouble
+        super().delete(key)
+
+    def create(self, key: str, parts: Iterable[Bytes], *, metadata: Mapping[str, str] | None = None) -> bool:
+        self.n_replaced = 0
+        return super().create(key, parts, metadata=metadata)
+
+
+@pytest.mark.parametrize("trouble", [None, StorageError("a bad moment")], ids=["lost reply", "error"])
+def test_trouble_with_storage_does_not_cost_the_lease(tmp_path: Path, trouble: Exception | None) -> None:
+    blobs = Troubled(tmp_path / "store")
+    blobs.trouble = trouble
+    renewed = threading.Event()
+    with lease(blobs, NAME) as held:
+        while blobs.n_replaced < 3:
+            assert not renewed.wait(0.01)
+        held.check()
+    # Without the right to delete it stays, and others wait it out.
+    assert blobs.names(LEASES) == ([] if trouble is None else [KEY.rsplit("/", 1)[1]])
+
+
+def test_who_cannot_renew_it_is_told_so_by_its_own_clock(blobs: Blobs) -> None:
+    """Others may take it by now, and storage that cannot be reached does not say."""
+    with lease(blobs, NAME) as held:
+        held.check()
+        held._renewed -= PATIENCE_S
+        with pytest.raises(StorageError, match="took over"):
+            held.check()
