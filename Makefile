@@ -20,7 +20,7 @@ $(BIN)/python:
 
 $(VENV)/.user: $(BIN)/python pyproject.toml deploy/constraints.txt
 	$(PIP) torch
-	$(PIP) -e .
+	$(PIP) -e '.[plot]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.user

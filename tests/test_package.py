@@ -7,6 +7,9 @@ import zipfile
 from pathlib import Path
 
 import actstore
+from actstore.storage.local import LocalBlobs
+from tests.loader.stores import finished
+from tests.store.example import HOOKS, LENGTH, example_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,6 +52,20 @@ def test_actstore_never_imports_ray() -> None:
     for path in (ROOT / "actstore").rglob("*.py"):
         names = {name.split(".")[0] for name in imported(path.read_text())}
         assert not names & {"ray", "actstore_workers"}, path
+
+
+def test_a_store_is_read_without_torch_and_transformers(tmp_path: Path) -> None:
+    store, values = finished(LocalBlobs(tmp_path / "store"), example_plan("float32"))
+    code = (
+        "import sys, actstore\n"
+        f"store = actstore.open({store.url!r})\n"
+        f"print(store[{HOOKS[0]!r}].numpy(slice(0, 2)).view('uint32').tolist(), store.tokens[0:2].shape)\n"
+        "print([name for name in ('torch', 'transformers', 'matplotlib', 'ray') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    rows, heavy = done.stdout.splitlines()
+    assert rows == f"{values[HOOKS[0]][0:2].view('uint32').tolist()} (2, {LENGTH})"
+    assert heavy == "[]"
 
 
 def test_dependencies_point_down() -> None:

