@@ -33,11 +33,6 @@ class Metrics:
     mask_nbytes: int
     """Memory of the bits that say which rows are left."""
 
-    @property
-    def gigabytes_per_second(self) -> float:
-        """What it gives while it works, in 10^9 bytes a second."""
-        return self.nbytes / self.seconds_gathering / 1e9 if self.seconds_gathering else 0.0
-
 
 class Counts:
     """What is counted while batches are given out."""

@@ -37,8 +37,6 @@ _TYPES: Final = {
     )
 }
 
-ACTIVATION_DTYPES: Final = ("bfloat16", "float16", "float32")
-
 
 def dtype(name: str) -> DType:
     """Look a type up by its Zarr name.
