@@ -70,7 +70,7 @@ def test_a_store_is_read_without_torch_and_transformers(tmp_path: Path) -> None:
 
 def test_dependencies_point_down() -> None:
     below = {
-        "storage": {"storage", "store"},  # kinds of bytes and their checksums, and the version that is read
+        "storage": {"storage"},
         "store": {"storage", "store", "hooks"},  # the vocabulary of hooks, and their caches; docs/design/008
         "hooks": {"hooks"},
         "tokens": {"tokens"},

@@ -13,7 +13,8 @@ from actstore.extraction.checking.older_versions import doubt
 from actstore.extraction.checking.reference import Kind, Reference, whole_model
 from actstore.extraction.computing.worker import WorkerSpec, check_weights, load_planned_model
 from actstore.hooks.loading.pretrained import chosen_device
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
+from actstore.storage.opening import open_blobs
 from actstore.store.checking.repair import repair as remove_damage
 from actstore.store.checking.verification import Finding, Verification
 from actstore.store.checking.verify import Check

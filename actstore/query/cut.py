@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from actstore.query.selection import Rows, text_of
+from actstore.storage.blobs import view
 from actstore.storage.local import LocalBlobs
-from actstore.store.format.shard import view
 from actstore.store.reading.rows import Rows as StoredRows
 from actstore.store.reading.sections import PIECE_NBYTES as READ_AT_ONCE_NBYTES
 

@@ -1,9 +1,5 @@
 """The little that a store asks of storage: conditional writes, ranged reads, listings, deletion."""
 
-import contextlib
-import importlib.util
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -11,12 +7,29 @@ from typing import Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import MissingExtraError, StorageError
+from actstore.errors import StorageError
 from actstore.storage.errors import BlobNotFoundError
-from actstore.storage.urls import LOCAL, S3, check_url, local_path, scheme_of
-from actstore.store.format.shard import Bytes
 
-__all__ = ["BlobInfo", "BlobNotFoundError", "Blobs", "check_key", "open_blobs", "probe"]
+__all__ = [
+    "ATTEMPT",
+    "BlobInfo",
+    "BlobNotFoundError",
+    "BlobReader",
+    "Blobs",
+    "Bytes",
+    "Distant",
+    "check_key",
+    "view",
+]
+
+Bytes = bytes | NDArray[np.uint8]
+"""What can be written as it lies in memory."""
+
+
+def view(part: Bytes) -> memoryview:
+    """The same memory, as what files and sockets take."""
+    return memoryview(part if isinstance(part, bytes) else part.data).cast("B")
+
 
 ATTEMPT: Final = "actstore-attempt"
 """Metadata of every object on S3: the id of the call that wrote it, by which that call knows its own object again."""
@@ -139,6 +152,21 @@ class Blobs(BlobReader, Protocol):
         """Free space, where the storage can say."""
         ...
 
+    def probe_folders(self) -> None:
+        """See that blobs can be written in all places where keys may lead, before there is work to lose.
+
+        Raises:
+            StorageError: in one they cannot.
+        """
+        ...
+
+
+class Distant:
+    """What `Blobs` say of themselves where they are no files of this machine. A base class for these."""
+
+    def probe_folders(self) -> None:
+        """As `Blobs.probe_folders`: there is one place alone, which `probe` tries."""
+
 
 def check_key(key: str) -> str:
     """The key itself, if it names something below the root: parts joined by ``/``, none of them empty, ``.`` or ``..``.
@@ -151,103 +179,3 @@ def check_key(key: str) -> str:
             f"{key!r} is no key of a blob; expected names joined by '/' that stay below the root, as 'a/b'"
         )
     return key
-
-
-def is_served(url: str) -> bool:
-    """Whether a URL is that of a store that ``actstore serve`` gives."""
-    return url.startswith(("http://", "https://", "http+unix://")) and "/v1/stores" in url
-
-
-def open_blobs(url: str) -> Blobs:
-    """The storage below a path or URL: ``runs/a``, ``file:///runs/a``, ``s3://bucket/a``, any fsspec URL.
-
-    S3 is served by obstore where it is installed, else by s3fs; the environment variable ``ACTSTORE_S3`` may name
-    one of the two.
-
-    Raises:
-        StorageError: the URL has a scheme that no installed package serves, is that of a server, or one that clients
-            take for different places (`check_url`); or ``ACTSTORE_S3`` has another value.
-        MissingExtraError: ``ACTSTORE_S3`` is ``obstore``, and that is not installed.
-    """
-    if is_served(url):
-        raise StorageError(
-            f"{url} is a store of a server, which can only be read through actstore.open; give the URL of its storage"
-        )
-    scheme = scheme_of(url)
-    if scheme in LOCAL:
-        from actstore.storage.local import LocalBlobs
-
-        return LocalBlobs(local_path(url, "the URL"))
-    url = check_url(url)
-    if scheme in S3:
-        return _open_s3(url)
-    from actstore.storage.fsspec_files import RemoteBlobs
-
-    return RemoteBlobs(url)
-
-
-def _open_s3(url: str) -> Blobs:
-    chosen = os.environ.get("ACTSTORE_S3") or None
-    if chosen not in (None, "s3fs", "obstore"):
-        raise StorageError(f"ACTSTORE_S3 is {chosen!r}; expected 's3fs' or 'obstore', or leave it unset")
-    is_there = importlib.util.find_spec("obstore") is not None
-    if chosen == "obstore" and not is_there:
-        raise MissingExtraError(
-            "ACTSTORE_S3 is 'obstore', which is not installed; pip install 'actstore[s3-fast]', or unset it"
-        )
-    if chosen == "s3fs" or not is_there:
-        from actstore.storage.s3_fsspec import S3fsBlobs
-
-        return S3fsBlobs(url)
-    from actstore.storage.s3_obstore import ObjectBlobs
-
-    return ObjectBlobs(url)
-
-
-_PROBES: Final = 3
-"""A key that another process removed in between says nothing, so one probe that fails is not enough."""
-
-
-def probe(blobs: Blobs) -> bool:
-    """Prove, before any work, that blobs can be written and read here; nothing is left behind.
-
-    Returns:
-        Whether a second create of a key is refused by the storage itself. Where it is not, two workers could both
-        believe that they committed a segment, so only one process may commit.
-
-    Raises:
-        StorageError: it cannot be written or read, or gives other bytes than were written.
-    """
-    from actstore.storage.local import LocalBlobs
-
-    if isinstance(blobs, LocalBlobs):
-        blobs.probe_linked_folders()
-    for _ in range(_PROBES):
-        try:
-            if _is_refused(blobs):
-                return not blobs.is_emulated
-        except BlobNotFoundError:
-            continue  # somebody who sealed the store has cleaned up
-    return False
-
-
-def _is_refused(blobs: Blobs) -> bool:
-    key = f"_actstore/probe/{uuid.uuid4().hex}"
-    is_first = blobs.create(key, [b"probe"])
-    try:
-        _check_content(blobs, key, b"probe")
-        is_second = blobs.create(key, [b"again"])
-        _check_content(blobs, key, b"again" if is_second else b"probe")
-    finally:
-        with contextlib.suppress(StorageError):
-            # A role that may create but not delete is a good one to have; it leaves a few bytes here.
-            blobs.delete(key)
-    return is_first and not is_second
-
-
-def _check_content(blobs: Blobs, key: str, written: bytes) -> None:
-    found = bytes(blobs.read(key))
-    if found != written:
-        raise StorageError(
-            f"{blobs.url}/{key} gives {found!r} where {written!r} was written; use storage that keeps what it is given"
-        )

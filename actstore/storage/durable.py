@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from actstore.errors import StorageError
-from actstore.store.format.layout import PAGE
-from actstore.store.format.shard import Bytes, view
+from actstore.storage.blobs import Bytes, view
 
+_PAGE: Final = 4096
+"""Bytes. Memory, places and sizes of direct writes are a whole number of them."""
 _DIRECT_NBYTES = 1 << 20
 """Less than this is not worth a trip to the disk of its own."""
 
@@ -33,7 +34,7 @@ def write(path: Path, parts: Iterable[Bytes]) -> None:
                             raise
                         break  # this file system takes the flag and not the write
                     rest = rest[n_written:]
-                    is_direct = n_written % PAGE == 0
+                    is_direct = n_written % _PAGE == 0
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
@@ -55,7 +56,7 @@ def _past_the_cache(descriptor: int, part: Bytes) -> Iterator[bool]:
     places = (part.ctypes.data, part.nbytes, os.lseek(descriptor, 0, os.SEEK_CUR))
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
-        if any(place % PAGE for place in places):
+        if any(place % _PAGE for place in places):
             raise OSError(errno.EINVAL, "not whole pages")
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
     except OSError:

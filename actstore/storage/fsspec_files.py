@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from actstore.errors import StorageError
 from actstore.reason import reason
-from actstore.storage.blobs import BlobInfo, check_key
+from actstore.storage.blobs import BlobInfo, Bytes, Distant, check_key, view
 from actstore.storage.errors import BlobNotFoundError, Kind, RequestError, damaged
 from actstore.storage.partial_files import PARTIAL
 from actstore.storage.pinned import Pinnable
 from actstore.storage.retries import Retries
-from actstore.store.format.shard import Bytes, view
 
 _REFUSES_ITSELF: Final = ("gs", "gcs", "az", "abfs", "abfss")
 """Schemes whose fsspec class passes the condition of a create on to the storage."""
@@ -27,7 +26,7 @@ _TAGS: Final = ("ETag", "etag", "generation", "mtime", "last_modified", "LastMod
 """Where the fsspec classes say which version of a file it is."""
 
 
-class RemoteBlobs(Pinnable):
+class RemoteBlobs(Distant, Pinnable):
     """Files below any fsspec URL.
 
     Where the storage cannot refuse a create itself, and in every `replace`, it is looked first and written then:

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from actstore.errors import StorageError
 from actstore.reason import reason
-from actstore.storage.blobs import BlobInfo, check_key
+from actstore.storage.blobs import BlobInfo, Bytes, check_key
 from actstore.storage.durable import link_new, locked, make_folder, sync_folder, write
 from actstore.storage.errors import BlobNotFoundError, DiskFullError, damaged
 from actstore.storage.partial_files import PARTIAL, PartialFiles, is_partial
 from actstore.storage.pinned import Pinnable
-from actstore.store.format.shard import Bytes
 
 LOCK = f"{PARTIAL}/lock"
 """Held while a blob is replaced, and removed again; one that a killed process left locks nothing."""
@@ -238,12 +237,8 @@ class LocalBlobs(Pinnable):
                     break
                 folder.rmdir()
 
-    def probe_linked_folders(self) -> None:
-        """See that blobs can be written in folders that are on other file systems, before there is work to lose.
-
-        Raises:
-            StorageError: in one they cannot.
-        """
+    def probe_folders(self) -> None:
+        """As `Blobs.probe_folders`, of the folders that are links to other file systems."""
         for folder in self._partial_files.linked_folders():
             try:
                 self._partial_files.probe(folder)

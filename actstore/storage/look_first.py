@@ -7,8 +7,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.storage.blobs import BlobInfo, Blobs
-from actstore.store.format.shard import Bytes
+from actstore.storage.blobs import BlobInfo, Blobs, Bytes
 
 _LOCKS: Final = tuple(threading.Lock() for _ in range(64))
 
@@ -68,3 +67,6 @@ class LookFirst:
 
     def free_nbytes(self) -> int | None:
         return self._blobs.free_nbytes()
+
+    def probe_folders(self) -> None:
+        self._blobs.probe_folders()

@@ -1,20 +1,54 @@
 """Blobs that give nothing but what belongs to the version of a store that was opened."""
 
 import copy
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 from actstore.storage.blobs import BlobReader
 
-if TYPE_CHECKING:
-    from actstore.store.reading.version import Version
+
+class OpenedVersion(Protocol):
+    """A store as it was when it was opened. Storage knows no more of it than this; `store` has the class."""
+
+    def tag(self, key: str) -> str | None:
+        """The tag of a blob that is known to belong to this version; None if it is not known yet."""
+        ...
+
+    def seen(self, key: str, tag: str | None) -> None:
+        """Take note of a blob that was read, or is held open.
+
+        Args:
+            key: of the blob.
+            tag: of what was read; None where storage cannot tell.
+
+        Raises:
+            StoreReplacedError: it may be of another version.
+        """
+        ...
+
+    def check(self) -> None:
+        """See that all that was read, or opened, until now belongs to this version.
+
+        Raises:
+            StorageError: that cannot be read.
+            StoreReplacedError: it may not.
+        """
+        ...
+
+    def explain(self, error: Exception) -> None:
+        """Say of what could not be read that the store was replaced, if that is why.
+
+        Raises:
+            StoreReplacedError: it was.
+        """
+        ...
 
 
 class Pinnable:
-    """A `BlobReader` that can tell a `Version` the tag of what it reads, so that nothing of another store gets out."""
+    """A `BlobReader` that tells a version the tag of what it reads, so that nothing of another store gets out."""
 
-    _version: "Version | None" = None
+    _version: OpenedVersion | None = None
 
-    def pinned(self, version: "Version") -> Self:
+    def pinned(self, version: OpenedVersion) -> Self:
         """The same blobs over the same connections. What they read belongs to this version, or is a
         `StoreReplacedError`.
         """
@@ -41,7 +75,7 @@ class Pinnable:
             self._version.explain(error)
 
 
-def pinned(blobs: BlobReader, version: "Version") -> BlobReader:
+def pinned(blobs: BlobReader, version: OpenedVersion) -> BlobReader:
     """`Pinnable.pinned`, where blobs can be. A server sees to it by itself."""
     return blobs.pinned(version) if isinstance(blobs, Pinnable) else blobs
 

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import ATTEMPT, BlobInfo, check_key
+from actstore.storage.blobs import ATTEMPT, BlobInfo, Bytes, Distant, check_key
 from actstore.storage.errors import BlobNotFoundError, Kind, RequestError, damaged
 from actstore.storage.pinned import Pinnable
 from actstore.storage.retries import Retries
-from actstore.store.format.shard import Bytes
 
 CONNECT_TIMEOUT_S: Final = 10
 READ_TIMEOUT_S: Final = 60
@@ -27,7 +26,7 @@ class _ChangedError(Exception):
     """An object is another one than was read before."""
 
 
-class S3Blobs(Pinnable, abc.ABC):
+class S3Blobs(Distant, Pinnable, abc.ABC):
     """Objects below ``s3://bucket/prefix``.
 
     Credentials and endpoint come from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ``AWS_PROFILE``,

@@ -14,10 +14,9 @@ from fsspec.asyn import sync
 from numpy.typing import NDArray
 
 from actstore.reason import reason
-from actstore.storage.blobs import BlobInfo
+from actstore.storage.blobs import BlobInfo, Bytes, view
 from actstore.storage.errors import Kind, RequestError, kind_of_reply
 from actstore.storage.s3 import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Blobs
-from actstore.store.format.shard import Bytes, view
 
 
 class _Session(AIOHTTPSession):  # type: ignore[misc]

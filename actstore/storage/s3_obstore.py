@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from obstore.store import S3Store
 
 from actstore.reason import reason
-from actstore.storage.blobs import BlobInfo
+from actstore.storage.blobs import BlobInfo, Bytes, view
 from actstore.storage.errors import Kind, RequestError, kind_of_reply
 from actstore.storage.s3 import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Blobs
-from actstore.store.format.shard import Bytes, view
 
 if TYPE_CHECKING:
     from obstore import PutMode

@@ -22,6 +22,11 @@ def scheme_of(url: str) -> str:
     return found[1].lower() if found else "file"
 
 
+def is_served(url: str) -> bool:
+    """Whether a URL is that of a store that ``actstore serve`` gives."""
+    return url.startswith(("http://", "https://", "http+unix://")) and "/v1/stores" in url
+
+
 def local_path(url: str | os.PathLike[str], what: str = "the path") -> Path:
     """The absolute path that a user means by a path or ``file://`` URL; ``what`` begins the sentence if it is none.
 

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from actstore.errors import HookError, NotCommittedError, StorageError
 from actstore.hooks.naming.names import HookName, each_name, forward_order, long_name, stored_as
-from actstore.storage.blobs import BlobReader, Blobs, is_served, open_blobs
+from actstore.storage.blobs import BlobReader, Blobs
+from actstore.storage.opening import open_blobs
 from actstore.storage.pinned import pinned
+from actstore.storage.urls import is_served
 from actstore.store.format.plan import FIRST_RUN, HookArray, Plan
 from actstore.store.reading.activations import Activations
 from actstore.store.reading.checksums import Checksums

@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import BlobNotFoundError, Blobs, probe
+from actstore.storage.blobs import BlobNotFoundError, Blobs
+from actstore.storage.probing import probe
 
 DIGITS = b"0123456789"
 _N_THREADS = 8

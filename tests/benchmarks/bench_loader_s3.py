@@ -12,8 +12,9 @@ import torch
 
 import actstore
 from actstore.loader.rows.window_rows import N_REQUESTS
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.reading.sections import PIECE_NBYTES
 from tests.benchmarks.bench_s3 import server

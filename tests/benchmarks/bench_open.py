@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import actstore
-from actstore.storage.blobs import open_blobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.seal import seal
 from tests.benchmarks.measure import Figure, Result
 from tests.store.example import HOOKS, SEGMENT, example_plan, write_store

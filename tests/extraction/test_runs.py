@@ -21,8 +21,8 @@ from actstore.extraction.claim import claim
 from actstore.extraction.computing import inline
 from actstore.extraction.computing.worker import WorkerSpec
 from actstore.extraction.events import Event, SegmentDone
-from actstore.storage.blobs import open_blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.locking.lease import LEASES
 from actstore.store.records.commit import commit_key, read_commit
 from actstore.store.statistics.merging import merge

@@ -9,7 +9,7 @@ import torch
 
 import actstore
 from actstore.errors import StorageError
-from actstore.storage.blobs import open_blobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.seal import seal
 from tests.faults.test_disk_full import disk, fill
 from tests.store.example import HOOKS, example_plan, example_values, write_store

@@ -5,7 +5,8 @@ import uuid
 
 import pytest
 
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.manifest import MANIFEST_KEY, shards_key, statistics_key
 from actstore.store.records.seal import seal, unseal
 from tests.store.checking.test_verify import checked, make_store, overwrite

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import actstore
-from actstore.storage.blobs import open_blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.seal import seal
 from tests.faults.fault_plan import Fault, Plan, Request, at_random
 from tests.faults.proxy import FaultProxy

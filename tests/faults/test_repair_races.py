@@ -8,7 +8,7 @@ import pytest
 
 import actstore
 from actstore.errors import BusyError, StorageError
-from actstore.storage.blobs import open_blobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.commit import commit_key
 from tests.conftest import S3Server
 from tests.faults.child import Child, run

@@ -23,9 +23,9 @@ from actstore.loader.loader import Loader
 from actstore.loader.prefetch import Prefetch
 from actstore.loader.rows import window_rows
 from actstore.loader.rows.window_rows import WindowRows
-from actstore.storage.blobs import BlobInfo, BlobReader, open_blobs
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
 from actstore.storage.local import LocalBlobs
-from actstore.store.format.shard import Bytes
+from actstore.storage.opening import open_blobs
 from actstore.store.store import Store
 from tests.loader.stores import A, finished, maker_of
 from tests.loader.test_prefetch import check_ended

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actstore.storage.blobs import open_blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from tests.conftest import S3Server
 from tests.query.running import Running, running
 from tests.query.stores import write_all

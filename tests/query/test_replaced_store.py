@@ -16,8 +16,9 @@ import torch
 
 import actstore
 from actstore.errors import StoreReplacedError
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.seal import seal, unseal
 from tests.conftest import S3Server
 from tests.query.running import Running, running

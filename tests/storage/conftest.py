@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 
 KINDS = ["local", "memory", *(pytest.param(kind, marks=pytest.mark.s3) for kind in ("s3fs", "obstore"))]
 

@@ -6,7 +6,8 @@ For each line it reads, it does what that says to the storage at the URL of its 
 
 import sys
 
-from actstore.storage.blobs import open_blobs, probe
+from actstore.storage.opening import open_blobs
+from actstore.storage.probing import probe
 
 
 def main(url: str, name: str) -> None:

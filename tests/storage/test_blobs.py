@@ -8,9 +8,11 @@ import fsspec
 import pytest
 
 from actstore.errors import MissingExtraError, StorageError
-from actstore.storage.blobs import Blobs, open_blobs, probe
+from actstore.storage.blobs import Blobs
 from actstore.storage.fsspec_files import RemoteBlobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
+from actstore.storage.probing import probe
 from actstore.storage.s3_fsspec import S3fsBlobs
 from actstore.storage.s3_obstore import ObjectBlobs
 from actstore.testing.blobs import BlobsConformance

@@ -10,7 +10,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from actstore.errors import StorageError
 from actstore.storage import retries
-from actstore.storage.blobs import Blobs, open_blobs, probe
+from actstore.storage.blobs import Blobs
+from actstore.storage.opening import open_blobs
+from actstore.storage.probing import probe
 from actstore.store.records.seal import remove_scratch
 from actstore.testing.blobs import BlobsConformance
 from tests.storage.watched import CrashError

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import BlobNotFoundError, probe
+from actstore.storage.blobs import BlobNotFoundError
 from actstore.storage.durable import locked
 from actstore.storage.local import LOCK, LocalBlobs
 from actstore.storage.partial_files import PARTIAL
+from actstore.storage.probing import probe
 
 NOBODY = 65_534
 

@@ -10,11 +10,11 @@ import pytest
 
 from actstore.errors import PlanMismatchError, StorageError
 from actstore.extraction.claim import claim
-from actstore.storage.blobs import BlobInfo, Blobs, probe
+from actstore.storage.blobs import BlobInfo, Blobs, Bytes
 from actstore.storage.fsspec_files import RemoteBlobs
 from actstore.storage.look_first import LookFirst
+from actstore.storage.probing import probe
 from actstore.store.format.layout import ROOT_METADATA
-from actstore.store.format.shard import Bytes
 from actstore.store.records.commit import put, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, shards_key, statistics_key
 from actstore.store.records.seal import seal

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import probe
 from actstore.storage.local import LocalBlobs
 from actstore.storage.partial_files import PARTIAL
+from actstore.storage.probing import probe
 from actstore.store.format.layout import PAGE
 from actstore.store.records.seal import remove_scratch
 from tests.storage.file_systems import another_disk, without_links

@@ -8,7 +8,9 @@ import pytest
 
 from actstore.errors import StorageError
 from actstore.storage import retries
-from actstore.storage.blobs import ATTEMPT, BlobNotFoundError, Blobs, open_blobs, probe
+from actstore.storage.blobs import ATTEMPT, BlobNotFoundError, Blobs
+from actstore.storage.opening import open_blobs
+from actstore.storage.probing import probe
 from tests.conftest import S3Server
 from tests.faults.fault_plan import Fault, Plan, Request, always
 from tests.faults.proxy import FaultProxy

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from actstore.storage import s3_obstore
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
+from actstore.storage.opening import open_blobs
 from actstore.testing.blobs import at_once, noise
 from tests.conftest import S3Server
 

@@ -12,8 +12,10 @@ import actstore
 from actstore.cli.main import cli
 from actstore.errors import ActstoreError, StorageError
 from actstore.loader.cache.disk_cache import DiskCache
-from actstore.storage.blobs import Blobs, open_blobs, probe
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
+from actstore.storage.probing import probe
 from actstore.storage.urls import check_url, local_path
 from tests.conftest import S3Server
 

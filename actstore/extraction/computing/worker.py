@@ -27,7 +27,8 @@ from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import layers_needed
 from actstore.hooks.naming.point import point_of
 from actstore.reason import reason
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.dtypes import dtype
 from actstore.store.format.plan import FIRST_RUN, Plan, Segment
 from actstore.store.locking.turns import Turn

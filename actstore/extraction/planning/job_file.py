@@ -32,7 +32,7 @@ def read_fields(url: str) -> dict[str, Any]:
 
 
 def _read(url: str) -> bytes:
-    from actstore.storage.blobs import open_blobs
+    from actstore.storage.opening import open_blobs
 
     folder, slash, name = url.rpartition("/")
     try:

@@ -20,8 +20,10 @@ from actstore.extraction.planning.stored_hooks import stored_hooks
 from actstore.extraction.planning.tokens_stage import PackedTokens, TokenStage
 from actstore.hooks.loading.embedding_rows import embedding_rows
 from actstore.hooks.loading.pretrained import load_config
-from actstore.storage.blobs import Blobs, open_blobs, probe
+from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
+from actstore.storage.opening import open_blobs
+from actstore.storage.probing import probe
 from actstore.store.format.compression import check_chunk
 from actstore.store.format.dtypes import dtype
 from actstore.store.format.layout import segment_size, segment_step

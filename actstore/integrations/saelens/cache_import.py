@@ -27,8 +27,10 @@ from actstore.hooks.loading.pretrained import load_config
 from actstore.hooks.naming.names import layer_of, stored_as
 from actstore.hooks.naming.point import point_of
 from actstore.integrations.saelens.cached_rows import TOKENS, CachedRows
-from actstore.storage.blobs import Blobs, open_blobs, probe
+from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
+from actstore.storage.opening import open_blobs
+from actstore.storage.probing import probe
 from actstore.store.checking.read_back import read_back
 from actstore.store.format.dtypes import dtype as dtype_of
 from actstore.store.format.layout import segment_size

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError, StorageError
-from actstore.storage.blobs import BlobInfo, BlobReader
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
 from actstore.storage.durable import locked
 from actstore.storage.errors import BlobNotFoundError, DiskFullError
 from actstore.storage.local import LocalBlobs
 from actstore.storage.partial_files import PARTIAL
 from actstore.storage.pinned import check_version
 from actstore.storage.urls import local_path
-from actstore.store.format.shard import Bytes
 from actstore.store.reading.checksums import Checksums, pieces_of
 
 T = TypeVar("T")

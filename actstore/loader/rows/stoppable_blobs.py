@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
-from actstore.storage.blobs import BlobInfo, BlobReader
-from actstore.store.format.shard import Bytes
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
 
 
 class StoppableBlobs:

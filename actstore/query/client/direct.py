@@ -16,12 +16,12 @@ from actstore.query.client.http_blobs import HttpBlobs, take_range
 from actstore.query.client.places import planned
 from actstore.query.client.server import Server
 from actstore.reason import reason
-from actstore.storage.blobs import BlobInfo, BlobReader, check_key, open_blobs
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, check_key
 from actstore.storage.errors import Kind, RequestError, kind_of_reply
+from actstore.storage.opening import open_blobs
 from actstore.storage.pinned import Pinnable
 from actstore.storage.retries import Retries
 from actstore.store.format.plan import FIRST_RUN
-from actstore.store.format.shard import Bytes
 from actstore.store.records.commit import plan_key
 from actstore.store.records.run import Run, read_runs
 

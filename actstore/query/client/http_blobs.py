@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from actstore.query.client.bounds import OBJECT_NBYTES, announced, read_document, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.server import Server
-from actstore.storage.blobs import BlobInfo, check_key
+from actstore.storage.blobs import BlobInfo, Bytes, check_key
 from actstore.storage.errors import BlobNotFoundError, damaged
-from actstore.store.format.shard import Bytes
 
 _WHOLE: Final = 200
 _PART: Final = 206

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import ActstoreError, StorageError, UncheckedError
-from actstore.storage.blobs import BlobNotFoundError, Blobs
+from actstore.storage.blobs import BlobNotFoundError, Blobs, Bytes
 from actstore.storage.local import LocalBlobs
 from actstore.store.checking.verification import Finding
 from actstore.store.format.document import Document
 from actstore.store.format.layout import ArrayLayout
-from actstore.store.format.shard import Bytes, crc32c
+from actstore.store.format.shard import crc32c
 from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import ObjectRecord
 

@@ -12,17 +12,9 @@ import numpy as np
 from crc32c import crc32c as _crc32c
 from numpy.typing import NDArray
 
+from actstore.storage.blobs import Bytes, view
 from actstore.store.format.compression import compress
 from actstore.store.format.layout import ArrayLayout
-
-Bytes = bytes | NDArray[np.uint8]
-"""What can be written as it lies in memory."""
-
-
-def view(part: Bytes) -> memoryview:
-    """The same memory, as what files and sockets take."""
-    return memoryview(part if isinstance(part, bytes) else part.data).cast("B")
-
 
 MISSING: Final = 2**64 - 1
 """Offset and size of an inner chunk that is not there."""

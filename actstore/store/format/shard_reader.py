@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import BlobReader
+from actstore.storage.blobs import BlobReader, Bytes
 from actstore.storage.errors import BlobNotFoundError
 from actstore.store.format.compression import OVERHEAD, decompress
 from actstore.store.format.dtypes import dtype
 from actstore.store.format.layout import ArrayLayout, RowRange
-from actstore.store.format.shard import CRC_NBYTES, MISSING, Bytes, crc32c, index
+from actstore.store.format.shard import CRC_NBYTES, MISSING, crc32c, index
 
 _MAX_INDICES: Final = 1024
 """Indices that are kept: about a megabyte."""

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import NotCommittedError
-from actstore.storage.blobs import BlobReader
+from actstore.storage.blobs import BlobReader, Bytes
 from actstore.storage.errors import BlobNotFoundError, damaged
 from actstore.storage.local import LocalBlobs
 from actstore.store.format.dtypes import dtype
 from actstore.store.format.layout import ArrayLayout, RowRange
-from actstore.store.format.shard import Bytes
 from actstore.store.format.shard_reader import CompressedShards
 from actstore.store.reading.checksums import Checksums
 from actstore.store.reading.row_index import RowIndex, Selection

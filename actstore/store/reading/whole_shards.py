@@ -3,9 +3,10 @@
 import threading
 from collections.abc import Iterable
 
+from actstore.storage.blobs import Bytes
 from actstore.store.format.joined_checksum import joined
 from actstore.store.format.layout import ArrayLayout
-from actstore.store.format.shard import Bytes, crc32c, index, indexed
+from actstore.store.format.shard import crc32c, index, indexed
 from actstore.store.format.shard_reader import CompressedShards
 from actstore.store.reading.checksums import Checksums
 

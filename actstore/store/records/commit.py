@@ -8,11 +8,11 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import BlobReader, Blobs
+from actstore.storage.blobs import BlobReader, Blobs, Bytes
 from actstore.store.format.document import Document
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.plan import RUNS, Plan
-from actstore.store.format.shard import Bytes, Shard, crc32c
+from actstore.store.format.shard import Shard, crc32c
 from actstore.store.format.shard_reader import decode
 from actstore.store.statistics.hook_statistics import HookStatistics
 

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from actstore.errors import BusyError, StorageError
 from actstore.extraction.computing.segment_writer import SegmentWriter
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import Plan
 from actstore.store.format.shard import crc32c, encode
 from actstore.store.format.shard_reader import decode

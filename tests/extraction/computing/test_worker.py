@@ -21,9 +21,8 @@ from actstore.errors import JobError, ModelError, StorageError
 from actstore.extraction.claim import claim
 from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT, Worker, WorkerSpec
 from actstore.hooks.capture.visitor import Sink
-from actstore.storage.blobs import BlobInfo
+from actstore.storage.blobs import BlobInfo, Bytes
 from actstore.storage.local import LocalBlobs
-from actstore.store.format.shard import Bytes
 from actstore.store.records.commit import commit_key, read_commit
 
 Fields = dict[str, Any]

@@ -13,8 +13,8 @@ from actstore.loader.dropping.valid_rows import SamePositions
 from actstore.loader.options import options_of
 from actstore.loader.ordering.order import largest_window
 from actstore.loader.rows.window_rows import WindowRows
-from actstore.storage.blobs import open_blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import HookArray
 from actstore.store.store import Store
 from tests.loader.stores import A, B, finished

@@ -21,8 +21,9 @@ from actstore.loader.cache.disk_cache import DiskCache, NoRoomError
 from actstore.loader.rows.address_range import AddressRange
 from actstore.loader.rows.cached_range import cached_range
 from actstore.loader.rows.shard_places import ShardPlaces
-from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs, open_blobs
+from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.storage.partial_files import PARTIAL
 from actstore.store.reading.checksums import Checksums
 from actstore.store.reading.sections import PIECE_NBYTES

@@ -15,8 +15,8 @@ from actstore.loader.rows import address_range
 from actstore.loader.rows.mapped_windows import MappedWindows
 from actstore.loader.rows.row_source import RowSource
 from actstore.loader.rows.single_rows import SingleRows
-from actstore.storage.blobs import open_blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.store import Store
 from tests.loader.stores import A, B, check, finished, maker_of
 from tests.store.example import Columns, example_plan

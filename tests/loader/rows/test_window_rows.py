@@ -9,7 +9,7 @@ import pytest
 
 import actstore
 from actstore.loader.rows import buffers, window_rows
-from actstore.storage.blobs import open_blobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import HookArray
 from actstore.store.store import Store
 from tests.loader.stores import N_ROWS, A, finished, maker_of, rows_of

@@ -17,8 +17,9 @@ import psutil
 import pytest
 from numpy.typing import NDArray
 
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.compression import Compression
 from actstore.store.records.seal import seal
 from tests.conftest import S3Server

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.checking.repair import repair
 from actstore.store.format.plan import Plan
 from actstore.store.format.shard import crc32c, encode

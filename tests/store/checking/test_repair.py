@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from actstore.errors import BusyError
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.checking.repair import repair
 from actstore.store.checking.token_restore import counts_on
 from actstore.store.checking.verification import Finding

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.checking.segment_check import count_not_finite
 from actstore.store.checking.verification import Finding
 from actstore.store.checking.verify import Check

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import Blobs
+from actstore.storage.blobs import Blobs, Bytes
 from actstore.storage.local import LocalBlobs
-from actstore.store.format.shard import Bytes
 from actstore.store.locking import lease as lease_module
 from actstore.store.locking.lease import LEASES, PATIENCE_S, LeaseRecord, lease
 

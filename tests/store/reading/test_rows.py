@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from actstore.errors import NotCommittedError, StorageError
-from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs, open_blobs
+from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.compression import Compression
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.reading.rows import Rows, Section

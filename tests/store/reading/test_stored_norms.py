@@ -9,8 +9,9 @@ import pytest
 
 import actstore
 from actstore.errors import HookError, NotCommittedError
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import Plan
 from actstore.store.records.seal import seal
 from actstore.store.store import Store

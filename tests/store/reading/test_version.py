@@ -10,8 +10,9 @@ import pytest
 
 import actstore
 from actstore.errors import StorageError
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.manifest import MANIFEST_KEY
 from actstore.store.records.seal import seal, unseal
 from tests.storage.watched import WatchedBlobs

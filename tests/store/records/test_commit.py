@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs
+from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs, Bytes
 from actstore.storage.local import LocalBlobs
 from actstore.store.format.layout import ArrayLayout
-from actstore.store.format.shard import Bytes, crc32c
+from actstore.store.format.shard import crc32c
 from actstore.store.records.commit import (
     CommitRecord,
     Put,

@@ -11,8 +11,9 @@ import pytest
 
 import actstore
 from actstore.errors import NotCommittedError, StorageError
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import ObjectRecord
 from actstore.store.records.manifest import (
@@ -182,7 +183,7 @@ def test_threads_that_add_runs_at_once_lose_none(kind: str, tmp_path: Path) -> N
 
 WRITER = """
 import sys
-from actstore.storage.blobs import open_blobs
+from actstore.storage.opening import open_blobs
 from tests.store.records.test_manifest import N_EACH, add
 blobs = open_blobs(sys.argv[1])
 print("ready", flush=True)

@@ -10,8 +10,9 @@ import pytest
 import actstore
 from actstore.errors import StorageError
 from actstore.extraction.claim import claim
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import Plan
 from actstore.store.format.shard import crc32c
 from actstore.store.locking.lease import LEASES

@@ -11,8 +11,9 @@ from typing import Final
 from actstore.errors import JobError, StorageError, StoreReplacedError
 from actstore.query.problem import Problem
 from actstore.query.server.catalog.served_files import ServedFiles, served_blobs
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import FIRST_RUN
 from actstore.store.records.commit import plan_key
 from actstore.store.store import Store, store_in

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actstore.query.server.catalog.beneath import FILE, FOLDER, PATH_ONLY, open_beneath
-from actstore.storage.blobs import Blobs, check_key, open_blobs
+from actstore.storage.blobs import Blobs, check_key
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.storage.partial_files import is_partial
 from actstore.storage.urls import LOCAL, local_path, scheme_of
 

@@ -16,9 +16,8 @@ from actstore.query.server.sending.error_replies import documented
 from actstore.query.server.sending.reply import etag, stream
 from actstore.query.server.state import store_of
 from actstore.query.wire import JSON, RAW
-from actstore.storage.blobs import BlobReader
+from actstore.storage.blobs import BlobReader, view
 from actstore.storage.local import LocalBlobs
-from actstore.store.format.shard import view
 from actstore.store.store import Store
 
 router = APIRouter(tags=["zarr"])

@@ -23,8 +23,9 @@ from actstore.query.server.monitoring.metrics import Metrics
 from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked, n_kept_of
 from actstore.query.server.sharing.shared_batches import Order, SharedBatches
 from actstore.query.server.sharing.slots import Lent
-from actstore.storage.blobs import Blobs, open_blobs
+from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
+from actstore.storage.opening import open_blobs
 from actstore.store.records.seal import seal
 from actstore.store.store import Store
 from tests.conftest import S3Server
