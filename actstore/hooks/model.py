@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,7 +9,6 @@ from actstore.errors import HookError, ModelError, TokensError
 from actstore.hooks.cache.activation_cache import ActivationCache
 from actstore.hooks.cache.directions import residual_directions
 from actstore.hooks.cache.position import PositionSlice, at_positions, indices, is_one
-from actstore.hooks.capture.forward import Forward
 from actstore.hooks.capture.functions import (
     HookFunction,
     HookFunctions,
@@ -20,30 +18,25 @@ from actstore.hooks.capture.functions import (
     selected,
 )
 from actstore.hooks.capture.raw_calls import RawCalls
-from actstore.hooks.capture.visitor import Ending, Handing, Sink
+from actstore.hooks.capture.visitor import Ending
 from actstore.hooks.checking.left_padding import has_left_padding, ignores_left_padding
 from actstore.hooks.checking.self_check import self_check
-from actstore.hooks.families.architecture import Architecture, architecture, base_of
-from actstore.hooks.families.config import HookedConfig
-from actstore.hooks.families.model_names import names_of
+from actstore.hooks.families.recognition import architecture
+from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.loading.adapters import check_inside
 from actstore.hooks.loading.device import usable_device
-from actstore.hooks.loading.live_model import checked, device_of
 from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
 from actstore.hooks.loss import ReturnType, check_has_loss, output
 from actstore.hooks.naming.point import is_read_only, point_of
-from actstore.hooks.text.prompts import PaddingSide, Prompts
-from actstore.hooks.text.with_text import WithText
-from actstore.hooks.weights.model_weights import Weights
+from actstore.hooks.text.prompts import PaddingSide
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from torch import nn
 
 
-class HookedModel(WithText):
+class HookedModel(LoadedModel):
     """Runs an unmodified Hugging Face model; its attention kernels and its numbers stay what they are.
 
     Gradients are off unless a call asks for them. Hooks are on the model only while one of its methods runs. While
@@ -65,28 +58,12 @@ class HookedModel(WithText):
         Raises:
             ModelError: its family is not known, or it fails the check.
         """
-        inner, config = checked(model)
-        self.hf = model
-        self.base: nn.Module = base_of(inner)
-        self.architecture: Architecture = architecture(config)
-        missing = tokenizer if isinstance(tokenizer, str) else None
-        has_text = tokenizer is not None and missing is None
-        super().__init__(Prompts(tokenizer, prepend_bos=prepend_bos) if has_text else None, missing)
-        self.cfg = replace(
-            HookedConfig.of(config, self.architecture),
-            n_layers=len(self.base.get_submodule(self.architecture.layers)),
-            device=str(self.device),
-            dtype=str(self.dtype).removeprefix("torch."),
-            default_prepend_bos=None if self._prompts is None else self._prompts.prepend_bos,
-        )
-        self.names = names_of(self.architecture, self.cfg)
-        self.has_head = self.base is not inner and inner.get_output_embeddings() is not None
-        self._forward = Forward(inner, self.base, self.architecture, self.cfg)
-        self._functions = HookFunctions(self.names, RawCalls(inner, self.base))
+        super().__init__(model, tokenizer, prepend_bos=prepend_bos)
+        self._functions = HookFunctions(self.names, RawCalls(self._inner, self.base))
         if check:
             self_check(self)
-            if inner is not model:
-                check_inside(model, inner, self.device)
+            if self._inner is not model:
+                check_inside(model, self._inner, self.device)
 
     @classmethod
     def from_pretrained(
@@ -139,27 +116,6 @@ class HookedModel(WithText):
         )
         tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code) if has_head else None
         return cls(model, tokenizer, prepend_bos=prepend_bos)
-
-    @property
-    def device(self) -> "torch.device":
-        """Where the model takes token ids."""
-        return device_of(self.base.get_submodule(self.architecture.embed), self.base)
-
-    @property
-    def dtype(self) -> "torch.dtype":
-        return next(self.base.parameters()).dtype
-
-    @property
-    def layers(self) -> Any:
-        """The layers, as transformers has them."""
-        return self._forward.layers
-
-    @property
-    def attention(self) -> str:
-        """The attention implementation in use: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
-        return str(getattr(self.base.config, "_attn_implementation", None) or "eager")
-
-    # Running
 
     def __call__(
         self,
@@ -295,38 +251,18 @@ class HookedModel(WithText):
         """Remove all functions, and forget what they kept in ``hook.ctx``."""
         self._functions.clear()
 
-    def run(self, tokens: "torch.Tensor", hooks: Sequence[str], sink: Sink) -> None:
-        """One forward over ids [batch, position] of full rows; hands every value to ``sink``, and ends after the last.
-
-        What extraction uses: functions on hooks are not called, nothing is kept.
-
-        Raises:
-            ModelError: the forward never reached a hook.
-        """
-        import torch
-
-        visitor = Handing(hooks, sink)
-        with torch.inference_mode():
-            self._forward.run(tokens, visitor, hooks, has_logits=False)
-        self._check_reached(visitor.waiting)
-
     @cached_property
     def _ignores_left_padding(self) -> bool:
         # Attention that is known is given the mask; of other families nothing is known.
-        return self.architecture.attention is not None or ignores_left_padding(self)
+        return self.architecture.attention is not None or ignores_left_padding(
+            self._forward, self.cfg, self.device
+        )
 
     def _check_padding(self, mask: "torch.Tensor") -> None:
         if has_left_padding(mask) and not self._ignores_left_padding:
             raise TokensError(
                 f"this {self.cfg.model_type} model computes with padding in front of a row, whatever the mask says; "
                 "pad on the right (padding_side='right')"
-            )
-
-    def _check_reached(self, missing: set[str]) -> None:
-        if missing:
-            raise ModelError(
-                f"the forward of this {self.cfg.model_type} model never reached {min(missing)}; its modules are not "
-                "where actstore expects them"
             )
 
     def tokens_to_residual_directions(self, tokens: "str | int | torch.Tensor") -> "torch.Tensor":
@@ -344,29 +280,6 @@ class HookedModel(WithText):
         """
         found = residual_directions(self, tokens)
         return found if found.numel() > self.cfg.d_model else found.flatten()  # as TransformerLens has it
-
-    @cached_property
-    def weights(self) -> Weights:
-        """Views of the weights in TransformerLens' shapes; also reachable as ``model.W_Q`` and so on.
-
-        Asking for one raises ModelError if the forward uses another: with adapters, quantisation or offloading.
-        """
-        # An adapter that is added later puts another module in place of the head.
-        head = self.hf.get_output_embeddings if self.has_head else None
-        return Weights(self.base, head, self.architecture, self.cfg)
-
-    def __getattr__(self, name: str) -> Any:
-        # Only what is not found otherwise comes here.
-        if name.startswith("_") or not hasattr(Weights, name):
-            raise AttributeError(f"a HookedModel has no attribute {name!r}")
-        return getattr(self.weights, name)
-
-    def __repr__(self) -> str:
-        cfg = self.cfg
-        return (
-            f"<HookedModel {cfg.model_name}: {cfg.model_type}, {cfg.n_layers} layers, d_model {cfg.d_model}, "
-            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention>"
-        )
 
     def _run(
         self,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.extraction.batches import filled_up
 from actstore.extraction.checking.agreement import Deviation, deviation, distances, is_mixture
 from actstore.extraction.checking.golden import recomputed, recomputed_alone
-from actstore.extraction.computing.batches import filled_up
 from actstore.store.format.plan import Plan
 
 if TYPE_CHECKING:

@@ -11,8 +11,6 @@ from actstore.hooks.model import HookedModel
 if TYPE_CHECKING:
     import torch
 
-    from actstore.extraction.computing.worker import WorkerSpec
-
 Kind = Literal["whole", "loaded"]
 _ROOM: Final = 1.2
 """Memory that must be free, in sizes of what will be in it: allocators and kernels need some beside it."""
@@ -32,15 +30,15 @@ class Reference:
         return str(self.model.dtype).removeprefix("torch.")
 
 
-def reference_for(spec: "WorkerSpec", model: HookedModel, batch: tuple[int, int]) -> Reference:
+def reference_for(name: str, revision: str | None, model: HookedModel, batch: tuple[int, int]) -> Reference:
     """A reference that shares nothing with how ``model`` was loaded; ``model`` itself where memory is short.
 
     Args:
-        spec: where the model is.
+        name: Hub name or folder of the model.
+        revision: branch, tag or commit on the Hub.
         model: the one that captures.
         batch: rows and positions of the forward that the reference is for.
     """
-    name, revision = spec.model, spec.revision
     return whole_model(name, revision, model.dtype, model.device, batch) or Reference(model, "loaded")
 
 

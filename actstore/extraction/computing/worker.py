@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from actstore._version import __version__
 from actstore.errors import ActstoreError, ExtractError, ModelError, StorageError
+from actstore.extraction.batches import filled_up
 from actstore.extraction.checking.golden import Expected, expected, golden, sampled_row
 from actstore.extraction.checking.reference import Reference, reference_for
-from actstore.extraction.computing.batches import filled_up
 from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.extraction.computing.heap import keep_large_blocks
 from actstore.extraction.computing.segment_writer import SegmentWriter, Values
@@ -291,7 +291,7 @@ class Worker:
 
         started = time.perf_counter()
         with self._naming(segment):
-            reference = reference_for(self._spec, self._model, self._batch_shape)
+            reference = reference_for(self._spec.model, self._spec.revision, self._model, self._batch_shape)
             try:
                 of_row = self._expected(reference, segment, tokens, lengths)
             except torch.OutOfMemoryError:  # two models and a forward were too much

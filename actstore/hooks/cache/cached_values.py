@@ -8,6 +8,7 @@ from actstore.errors import HookError, ModelError
 from actstore.hooks.cache.derived import Derivation, Way, is_one_stream
 from actstore.hooks.cache.position import PositionSlice, at_positions, is_one
 from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.naming.names import HookName, HookNames, join, split
 from actstore.hooks.naming.point import point_of
@@ -15,7 +16,6 @@ from actstore.hooks.naming.point import point_of
 if TYPE_CHECKING:
     import torch
 
-    from actstore.hooks.model import HookedModel
     from actstore.hooks.weights.model_weights import Weights
 
 Kind = Literal["activations", "gradients"]
@@ -34,7 +34,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
     def __init__(
         self,
         values: Mapping[str, "torch.Tensor"],
-        model: "HookedModel | None" = None,
+        model: LoadedModel | None = None,
         has_batch_dim: bool = True,
         *,
         names: HookNames | None = None,
@@ -275,7 +275,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
     def _weights(self, what: str) -> "Weights":
         return self._model(what).weights
 
-    def _model(self, what: str) -> "HookedModel":
+    def _model(self, what: str) -> LoadedModel:
         if self.model is None:
             raise ModelError(f"{what} needs the weights; pass model=HookedModel.from_pretrained(...)")
         return self.model

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from actstore.hooks.capture.taps import normalize
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.naming.names import HookNames, join, split
+from actstore.hooks.weights.norms import normalize
 
 if TYPE_CHECKING:
     import torch

@@ -3,15 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import TokensError
+from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.messages.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
 
-    from actstore.hooks.model import HookedModel
 
-
-def token_ids(model: "HookedModel", tokens: Any) -> "torch.Tensor":
+def token_ids(model: LoadedModel, tokens: Any) -> "torch.Tensor":
     """Ids of one token, given as text or id, or of several.
 
     Raises:
@@ -35,7 +34,7 @@ def token_ids(model: "HookedModel", tokens: Any) -> "torch.Tensor":
     return ids.long()
 
 
-def residual_directions(model: "HookedModel", tokens: Any) -> "torch.Tensor":
+def residual_directions(model: LoadedModel, tokens: Any) -> "torch.Tensor":
     """Columns of W_U [..., d_model], with the axes of the tokens in front."""
     weight = model.weights.W_U
     ids = token_ids(model, tokens).to(weight.device)

@@ -2,21 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError
 from actstore.hooks.capture.attention import tap
 from actstore.hooks.capture.exclusive import Turn
 from actstore.hooks.capture.visitor import Visitor, shown
+from actstore.hooks.families.architecture import Norm
 from actstore.hooks.families.site import AnySite, AttentionSite, NormSite, ResultSite, RouterSite, Site
+from actstore.hooks.weights.norms import eps_of, normalize
 from actstore.hooks.weights.used_weights import norm as used_norm
 from actstore.hooks.weights.used_weights import projection
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-Norm = Literal["layer", "rms", "rms_plus_one"]
 
 
 @contextlib.contextmanager
@@ -172,21 +172,3 @@ class _Shown:
                 raise HookError(
                     f"{name} can be read but not changed; change the input or the output of the MLP"
                 )
-
-
-def normalize(value: "torch.Tensor", eps: float, *, norm: Norm) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """float32 (scale [..., 1], value divided by it), as LayerNorm and RMSNorm define them before gain and bias.
-
-    LayerNorm: https://arxiv.org/abs/1607.06450, RMSNorm: https://arxiv.org/abs/1910.07467.
-    """
-    value = value.float()
-    if norm == "layer":
-        value = value - value.mean(-1, keepdim=True)
-    scale = (value.square().mean(-1, keepdim=True) + eps).sqrt()
-    return scale, value / scale
-
-
-def eps_of(module: Any) -> float:
-    """The epsilon of a norm module of transformers or of PyTorch, also in an adapter."""
-    module = getattr(module, "base_layer", getattr(module, "original_module", module))
-    return float(module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps)

@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
+from actstore.hooks.capture.forward import Forward
 from actstore.hooks.capture.visitor import Handing
+from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.naming.names import join
 
 if TYPE_CHECKING:
     import torch
 
-    from actstore.hooks.model import HookedModel
 
 _N_TOKENS = 6
 _N_PADDING = 2
@@ -21,24 +22,24 @@ def has_left_padding(mask: "torch.Tensor") -> bool:
     return bool((mask[:, :-1] < mask[:, 1:]).any())
 
 
-def ignores_left_padding(model: "HookedModel") -> bool:
+def ignores_left_padding(forward: Forward, cfg: HookedConfig, device: "torch.device") -> bool:
     """Run one short row without and with padding in front, and compare the stream out of the last layer.
 
     RWKV and xLSTM take the padding into their state, whatever the mask says.
     """
     import torch
 
-    row = (torch.arange(_N_TOKENS, device=model.device) * 7919 % model.cfg.d_vocab)[None]
+    row = (torch.arange(_N_TOKENS, device=device) * 7919 % cfg.d_vocab)[None]
     mask = torch.ones_like(row)
     padded = torch.nn.functional.pad(row, (_N_PADDING, 0))
-    alone = _last_stream(model, row, mask)
-    behind = _last_stream(model, padded, torch.nn.functional.pad(mask, (_N_PADDING, 0)))[:, _N_PADDING:]
+    hook = join(cfg.n_layers - 1, "hook_resid_post")
+    alone = _stream(forward, hook, row, mask)
+    behind = _stream(forward, hook, padded, torch.nn.functional.pad(mask, (_N_PADDING, 0)))[:, _N_PADDING:]
     return bool((alone - behind).abs().max() <= _TOLERANCE * alone.abs().max())
 
 
-def _last_stream(model: "HookedModel", ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
-    hook = join(model.cfg.n_layers - 1, "hook_resid_post")
+def _stream(forward: Forward, hook: str, ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":
     values: list[torch.Tensor] = []
     visitor = Handing([hook], lambda _name, value: values.append(value.clone()))
-    model._forward.run(ids, visitor, [hook], mask=mask, has_logits=False)
+    forward.run(ids, visitor, [hook], mask=mask, has_logits=False)
     return values[0]

@@ -13,13 +13,13 @@ from actstore.hooks.checking.self_check_weights import (
     identities_outside,
 )
 from actstore.hooks.families.generic import cannot_hook
+from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.naming.names import join
 from actstore.reason import reason
 
 if TYPE_CHECKING:
     import torch
 
-    from actstore.hooks.model import HookedModel
 
 _LENGTH = 8
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
@@ -30,7 +30,7 @@ _ATTENTION_LEAVES = ("attn.hook_v", "attn.hook_pattern", "attn.hook_z")
 Values = dict[str, "torch.Tensor"]
 
 
-def self_check(model: "HookedModel") -> None:
+def self_check(model: LoadedModel) -> None:
     """Compare hook values and weights of every layer by identities that hold in any transformer.
 
     Raises:
@@ -57,7 +57,7 @@ class _Row:
     """
 
 
-def _check(model: "HookedModel", tokens: "torch.Tensor", row: _Row) -> None:
+def _check(model: LoadedModel, tokens: "torch.Tensor", row: _Row) -> None:
     for layer in range(model.cfg.n_layers):
         found = {
             name.split(".", 2)[-1]: value
@@ -78,7 +78,7 @@ def _check(model: "HookedModel", tokens: "torch.Tensor", row: _Row) -> None:
         _check_causal(model, tokens, row.values)
 
 
-def _row(model: "HookedModel", tokens: "torch.Tensor") -> _Row:
+def _row(model: LoadedModel, tokens: "torch.Tensor") -> _Row:
     layers = range(model.cfg.n_layers)
     leaves = (*_LEAVES, *_ATTENTION_LEAVES, *READ)
     names = [*READ_OUTSIDE, *(join(layer, leaf) for layer in layers for leaf in leaves)]
@@ -113,7 +113,7 @@ def _row(model: "HookedModel", tokens: "torch.Tensor") -> _Row:
     return _Row(values, outputs)
 
 
-def _modules(model: "HookedModel") -> Iterator[tuple[tuple[int, str], Any]]:
+def _modules(model: LoadedModel) -> Iterator[tuple[tuple[int, str], Any]]:
     """Those whose outputs no hook gives as they are."""
     architecture = model.architecture
     if architecture.attention is None:
@@ -127,7 +127,7 @@ def _modules(model: "HookedModel") -> Iterator[tuple[tuple[int, str], Any]]:
         yield (-1, "ln_final"), model.base.get_submodule(architecture.ln_final)
 
 
-def _identities(model: "HookedModel", layer: int, found: Values) -> Iterator[Identity]:
+def _identities(model: LoadedModel, layer: int, found: Values) -> Iterator[Identity]:
     shape = (1, _LENGTH, model.cfg.d_model)
     pre, post = found["hook_resid_pre"], found["hook_resid_post"]
     if pre.shape != shape or post.shape != shape:
@@ -156,7 +156,7 @@ def _identities(model: "HookedModel", layer: int, found: Values) -> Iterator[Ide
     yield "attn.hook_pattern @ attn.hook_v == attn.hook_z", (pattern @ repeated).transpose(1, 2), z
 
 
-def _compare(model: "HookedModel", what: str, left: "torch.Tensor", right: "torch.Tensor") -> None:
+def _compare(model: LoadedModel, what: str, left: "torch.Tensor", right: "torch.Tensor") -> None:
     dtype = _dtype(model)
     tolerance = _TOLERANCE.get(dtype, _TOLERANCE["float32"])
     left = left.to(right.device)
@@ -169,11 +169,11 @@ def _compare(model: "HookedModel", what: str, left: "torch.Tensor", right: "torc
         )
 
 
-def _dtype(model: "HookedModel") -> str:
+def _dtype(model: LoadedModel) -> str:
     return str(model.dtype).removeprefix("torch.")
 
 
-def _check_causal(model: "HookedModel", tokens: "torch.Tensor", values: Values) -> None:
+def _check_causal(model: LoadedModel, tokens: "torch.Tensor", values: Values) -> None:
     """Positions must not see later ones, or rows that are padded or cut would mean something else."""
     changed = tokens.clone()
     changed[0, -1] = (changed[0, -1] + 1) % model.cfg.d_vocab

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
+from actstore.hooks.loaded_model import LoadedModel
 
 if TYPE_CHECKING:
     import torch
 
-    from actstore.hooks.model import HookedModel
-    from actstore.hooks.weights.block_weights import BlockWeights, NormWeights
+    from actstore.hooks.weights.block_weights import BlockWeights
+    from actstore.hooks.weights.norms import NormWeights
 
 Values = Mapping[str, "torch.Tensor"]
 Identity = tuple[str, "torch.Tensor", "torch.Tensor"]
@@ -23,7 +24,7 @@ READ_OUTSIDE = ("hook_embed", "hook_pos_embed", "ln_final.hook_normalized")
 
 
 def identities_in_layer(
-    model: "HookedModel", layer: int, values: Values, outputs: Mapping[str, "torch.Tensor"]
+    model: LoadedModel, layer: int, values: Values, outputs: Mapping[str, "torch.Tensor"]
 ) -> Iterator[Identity]:
     """What holds for the weights of a layer. Weights that the model refuses to show are left out.
 
@@ -53,7 +54,7 @@ def identities_in_layer(
 
 
 def identities_outside(
-    model: "HookedModel", tokens: "torch.Tensor", values: Values, head: "torch.Tensor | None"
+    model: LoadedModel, tokens: "torch.Tensor", values: Values, head: "torch.Tensor | None"
 ) -> Iterator[Identity]:
     """The same for embeddings, the final norm, and the head.
 

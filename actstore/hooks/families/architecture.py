@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from actstore.errors import ModelError
+Norm = Literal["layer", "rms", "rms_plus_one"]
+"""What a norm computes: LayerNorm, RMSNorm, or an RMSNorm that multiplies by 1 + weight."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,7 @@ class Architecture:
     ln1_post: str | None = None
     ln2_post: str | None = None
     """Norms of what attention and MLP give, before it is added to the stream."""
-    norm: Literal["layer", "rms", "rms_plus_one"] = "rms"
-    """``rms_plus_one`` multiplies by 1 + weight."""
+    norm: Norm = "rms"
     attention: Attention | None = Attention()
     mlp: Mlp | None = _LLAMA_MLP
     mlp_of: Callable[[Any, int], Mlp] | None = None
@@ -279,31 +279,3 @@ def base_of(model: Any) -> Any:
     from transformers import PreTrainedModel
 
     return next((part for part in model.children() if isinstance(part, PreTrainedModel)), model)
-
-
-def check_config(config: Any) -> None:
-    """Refuse variants of a known family that its entry does not describe.
-
-    Raises:
-        ModelError: it is one; the message says which.
-    """
-    if config.model_type == "opt" and not config.do_layer_norm_before:
-        raise ModelError(
-            "this OPT model norms after attention and MLP (do_layer_norm_before is false, as in OPT-350m); only the "
-            "other variants, which norm before them, can be hooked"
-        )
-
-
-def architecture(config: Any) -> Architecture:
-    """The entry for a Hugging Face configuration; for an unknown family, what can be found out about it.
-
-    Raises:
-        ModelError: models like this cannot be hooked.
-    """
-    check_config(config)
-    try:
-        return ARCHITECTURES[config.model_type]
-    except KeyError:
-        from actstore.hooks.families.generic import generic_architecture
-
-        return generic_architecture(config)

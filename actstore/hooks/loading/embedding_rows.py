@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from actstore.hooks.families.architecture import architecture
+from actstore.hooks.families.recognition import architecture
 
 _MAX_HEAD_NBYTES: Final = 100 << 20
 """What the format allows."""

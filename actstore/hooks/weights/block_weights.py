@@ -1,31 +1,19 @@
 """The weights of one layer, under the names and in the shapes of TransformerLens."""
 # ruff: noqa: N802 - names of TransformerLens
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
-from actstore.hooks.capture.taps import Norm
 from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.site import Part, Site, sites_in_layer
 from actstore.hooks.weights.factored_matrix import FactoredMatrix
+from actstore.hooks.weights.norms import NormWeights, norm_weights
 from actstore.hooks.weights.used_weights import bias, projection
-from actstore.hooks.weights.used_weights import norm as used_norm
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-
-@dataclass(frozen=True, eq=False)
-class NormWeights:
-    """What a norm does to a normalized value: ``value * w + b``."""
-
-    w: "torch.Tensor"
-    """[d], the factor itself: 1 + weight for Gemma, then in float32 as the model computes it."""
-    b: "torch.Tensor"
-    """[d], zeros if there is none."""
 
 
 class BlockWeights:
@@ -240,18 +228,3 @@ class MlpWeights:
     def _find_gate(self, name: str) -> tuple[Any, Part]:
         self._block.check_has("mlp.hook_pre_linear", f"mlp.{name}")
         return self._block.find("mlp.hook_pre", f"mlp.{name}")
-
-
-def norm_weights(module: Any, kind: Norm) -> NormWeights:
-    """Gain and bias of a norm.
-
-    Raises:
-        ModelError: the module uses others.
-    """
-    used = used_norm(module)
-    weight: torch.Tensor = used.weight
-    bias: torch.Tensor | None = getattr(used, "bias", None)
-    return NormWeights(
-        1.0 + weight.float() if kind == "rms_plus_one" else weight,
-        weight.new_zeros(weight.shape) if bias is None else bias,
-    )

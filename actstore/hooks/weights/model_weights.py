@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from actstore.errors import ModelError
 from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.families.config import HookedConfig
-from actstore.hooks.weights.block_weights import BlockWeights, NormWeights, norm_weights
+from actstore.hooks.weights.block_weights import BlockWeights
 from actstore.hooks.weights.factored_matrix import FactoredMatrix
+from actstore.hooks.weights.norms import NormWeights, norm_weights
 from actstore.hooks.weights.used_weights import bias, embedding, projection
 
 if TYPE_CHECKING:

@@ -83,7 +83,9 @@ def test_without_memory_for_the_whole_model_the_record_says_so(
 def test_wrong_stores_of_older_versions_are_told(job: Fields, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as older:
         older.setattr(worker, "load_planned_model", shortened)
-        older.setattr(worker, "reference_for", lambda _spec, model, _batch: Reference(model, "loaded"))
+        older.setattr(
+            worker, "reference_for", lambda _name, _revision, model, _batch: Reference(model, "loaded")
+        )
         actstore.extract(actstore.plan(**job))
     difference = actstore.open(job["out"])[HOOK][0:8] - states(job, slice(0, 8))
     assert difference.abs().max() > 0.1

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from actstore.errors import HookError, ModelError
-from actstore.hooks.families import architecture
+from actstore.hooks.families import recognition
 from actstore.hooks.families.architecture import ARCHITECTURES, Architecture, Attention, Mlp
 from actstore.hooks.model import HookedModel
 
@@ -57,7 +57,7 @@ def test_a_wrong_entry_is_found(
     wrong: Architecture,
     message: str | None,
 ) -> None:
-    monkeypatch.setattr(architecture, "ARCHITECTURES", {family: wrong})
+    monkeypatch.setattr(recognition, "ARCHITECTURES", {family: wrong})
     folder = str(tiny_model(family))
     if message is None:
         # The sum is the same; only the name of the middle is missing.

@@ -14,8 +14,8 @@ from transformers.activations import ACT2FN
 from actstore.errors import ModelError
 from actstore.hooks.families.architecture import ARCHITECTURES
 from actstore.hooks.families.config import HookedConfig
-from actstore.hooks.weights.block_weights import NormWeights
 from actstore.hooks.weights.model_weights import Weights
+from actstore.hooks.weights.norms import NormWeights
 
 TinyModel = Callable[..., Path]
 

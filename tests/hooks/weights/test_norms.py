@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from actstore.hooks.capture.taps import normalize
+from actstore.hooks.weights.norms import normalize
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e3])

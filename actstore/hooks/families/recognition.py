@@ -1,0 +1,33 @@
+"""Which family a model belongs to, by its configuration."""
+
+from typing import Any
+
+from actstore.errors import ModelError
+from actstore.hooks.families.architecture import ARCHITECTURES, Architecture
+from actstore.hooks.families.generic import generic_architecture
+
+
+def architecture(config: Any) -> Architecture:
+    """The entry for a Hugging Face configuration; for an unknown family, what can be found out about it.
+
+    Raises:
+        ModelError: models like this cannot be hooked.
+    """
+    _check_variant(config)
+    try:
+        return ARCHITECTURES[config.model_type]
+    except KeyError:
+        return generic_architecture(config)
+
+
+def _check_variant(config: Any) -> None:
+    """Refuse variants of a known family that its entry does not describe.
+
+    Raises:
+        ModelError: it is one; the message says which.
+    """
+    if config.model_type == "opt" and not config.do_layer_norm_before:
+        raise ModelError(
+            "this OPT model norms after attention and MLP (do_layer_norm_before is false, as in OPT-350m); only the "
+            "other variants, which norm before them, can be hooked"
+        )

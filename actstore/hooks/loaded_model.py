@@ -1,0 +1,114 @@
+"""A Hugging Face model that is loaded, with TransformerLens' names for its hooks, sizes and weights."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from actstore.errors import ModelError
+from actstore.hooks.capture.forward import Forward
+from actstore.hooks.capture.visitor import Handing, Sink
+from actstore.hooks.families.architecture import Architecture, base_of
+from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.model_names import names_of
+from actstore.hooks.families.recognition import architecture
+from actstore.hooks.loading.live_model import checked, device_of
+from actstore.hooks.text.prompts import Prompts
+from actstore.hooks.text.with_text import WithText
+from actstore.hooks.weights.model_weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class LoadedModel(WithText):
+    """What checks and caches need of a model: where its parts are, its weights, and forwards that only read values."""
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> None:
+        """See `actstore.HookedModel`; nothing is run.
+
+        Raises:
+            ModelError: the family of the model is not known, or it is in no state to be run.
+        """
+        self._inner, config = checked(model)
+        self.hf = model
+        self.base: nn.Module = base_of(self._inner)
+        self.architecture: Architecture = architecture(config)
+        missing = tokenizer if isinstance(tokenizer, str) else None
+        has_text = tokenizer is not None and missing is None
+        super().__init__(Prompts(tokenizer, prepend_bos=prepend_bos) if has_text else None, missing)
+        self.cfg = replace(
+            HookedConfig.of(config, self.architecture),
+            n_layers=len(self.base.get_submodule(self.architecture.layers)),
+            device=str(self.device),
+            dtype=str(self.dtype).removeprefix("torch."),
+            default_prepend_bos=None if self._prompts is None else self._prompts.prepend_bos,
+        )
+        self.names = names_of(self.architecture, self.cfg)
+        self.has_head = self.base is not self._inner and self._inner.get_output_embeddings() is not None
+        self._forward = Forward(self._inner, self.base, self.architecture, self.cfg)
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model takes token ids."""
+        return device_of(self.base.get_submodule(self.architecture.embed), self.base)
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        return next(self.base.parameters()).dtype
+
+    @property
+    def layers(self) -> Any:
+        """The layers, as transformers has them."""
+        return self._forward.layers
+
+    @property
+    def attention(self) -> str:
+        """The attention implementation in use: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
+        return str(getattr(self.base.config, "_attn_implementation", None) or "eager")
+
+    def run(self, tokens: "torch.Tensor", hooks: Sequence[str], sink: Sink) -> None:
+        """One forward over ids [batch, position] of full rows; hands every value to ``sink``, and ends after the last.
+
+        What extraction uses: functions on hooks are not called, nothing is kept.
+
+        Raises:
+            ModelError: the forward never reached a hook.
+        """
+        import torch
+
+        visitor = Handing(hooks, sink)
+        with torch.inference_mode():
+            self._forward.run(tokens, visitor, hooks, has_logits=False)
+        self._check_reached(visitor.waiting)
+
+    @cached_property
+    def weights(self) -> Weights:
+        """Views of the weights in TransformerLens' shapes; also reachable as ``model.W_Q`` and so on.
+
+        Asking for one raises ModelError if the forward uses another: with adapters, quantisation or offloading.
+        """
+        # An adapter that is added later puts another module in place of the head.
+        head = self.hf.get_output_embeddings if self.has_head else None
+        return Weights(self.base, head, self.architecture, self.cfg)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is not found otherwise comes here.
+        if name.startswith("_") or not hasattr(Weights, name):
+            raise AttributeError(f"a HookedModel has no attribute {name!r}")
+        return getattr(self.weights, name)
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        return (
+            f"<HookedModel {cfg.model_name}: {cfg.model_type}, {cfg.n_layers} layers, d_model {cfg.d_model}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {self.attention} attention>"
+        )
+
+    def _check_reached(self, missing: set[str]) -> None:
+        if missing:
+            raise ModelError(
+                f"the forward of this {self.cfg.model_type} model never reached {min(missing)}; its modules are not "
+                "where actstore expects them"
+            )
