@@ -24,7 +24,7 @@ class Reply(BaseModel):
     )
 
 
-class Asked(BaseModel):
+class RequestBody(BaseModel):
     """The body of a request."""
 
     model_config = ConfigDict(
@@ -41,7 +41,7 @@ class HookDocument(Reply):
     axes: tuple[str, ...]
     dtype: str
     nbytes: int
-    """The most that it takes."""
+    """Bytes of the hook at most."""
     has_statistics: bool
 
 
@@ -50,7 +50,7 @@ class StoreSummary(Reply):
 
     name: str
     model: str | None
-    """None, like the next fields, if it cannot be read now."""
+    """Name of the model; None, like the next fields, if the store cannot be read now."""
     shape: tuple[int, int] | None
     """Sequences and positions."""
     n_hooks: int | None
@@ -70,7 +70,7 @@ class RunDocument(Reply):
 
     plan: Plan
     committed: Annotated[tuple[tuple[int, int], ...], FailFast()]
-    """Ranges of numbers of segments, start and stop."""
+    """Ranges of segment numbers: start and stop of each."""
     has_tokens: bool
     finished: FinishedRun | None
 
@@ -90,7 +90,7 @@ class StoreDocument(Reply):
     hooks: Annotated[tuple[str, ...], FailFast()]
     runs: Annotated[tuple[RunDocument, ...], FailFast()]
     contents: Annotated[tuple[str, ...], FailFast()]
-    """Of each run: its plan, and the checksum of its shards if it is finished, as hashes."""
+    """For each run, a hash of its plan and, if it is finished, of the checksum of its shards."""
 
 
 class HookList(Reply):
@@ -104,14 +104,14 @@ class StatisticsDocument(Reply):
 
     hook: str
     shape: tuple[int, ...]
-    """Of the value at one token."""
+    """Shape of the value at one token."""
     summary: dict[str, Any]
     """Count, mean, norms and their quantiles."""
     record: HookStatistics
     """Exact sums, to be merged with others."""
 
 
-class Select(Asked):
+class Select(RequestBody):
     """Parts of several hooks: the same sequences, positions and elements of each."""
 
     hooks: Annotated[list[Hook], Field(min_length=1, max_length=1000)]
@@ -119,18 +119,18 @@ class Select(Asked):
     sequences: Axis | Numbers = ":"
     """A slice or numbers as text, or a list of numbers."""
     positions: Axis | Numbers = ":"
-    """Likewise."""
+    """A slice or numbers as text, or a list of numbers."""
     inner: Inner | None = None
-    """Of the axes behind the positions: a slice or a number for each."""
+    """A slice or a number for each of the axes behind the positions."""
 
 
-class PlanRequest(Asked):
+class PlanRequest(RequestBody):
     """What a client wants to read from storage by itself: a selection, or whole objects."""
 
     select: Select | None = None
     """Parts of arrays that are not compressed."""
     keys: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=1000)] = []
-    """Of whole objects below the root of the store."""
+    """Keys of whole objects below the root of the store."""
 
 
 class PlannedArray(Reply):
@@ -143,12 +143,14 @@ class PlannedArray(Reply):
 
 
 class Place(Reply):
-    """Where an object is."""
+    """Location of one object."""
 
     key: str
-    """Below the root of the store."""
+    """Key of the object below the root of the store."""
     url: str
-    """To be asked for with GET and Range where ``kind`` is ``http``; else for a client with access to the storage."""
+    """A client sends GET with Range to it where ``kind`` is ``http``; else it is for clients with access to the
+    storage.
+    """
     kind: Literal["http", "file", "storage"]
 
 
@@ -156,11 +158,11 @@ class PlannedRead(Reply):
     """Bytes of an object, and where they go."""
 
     place: int
-    """Number in ``places``."""
+    """Index into ``places``."""
     offset: int
     nbytes: int
     array: int
-    """Number in ``arrays``."""
+    """Index into ``arrays``."""
     destination: int
     """First byte in the array, which is in C order."""
 
@@ -176,7 +178,7 @@ class FetchPlan(Reply):
 
 
 class MatchList(Reply):
-    """Where a text, or token ids, begin."""
+    """Sequences and positions at which a text, or token ids, begin."""
 
     sequences: Annotated[tuple[int, ...], FailFast()]
     positions: Annotated[tuple[int, ...], FailFast()]
@@ -186,13 +188,13 @@ class OrderDocument(Reply):
     """An order of rows, without any of them."""
 
     n_rows: int
-    """Of an epoch, all ranks together."""
+    """Rows of an epoch, of all ranks together."""
     n_batches: int
-    """Of an epoch."""
+    """Batches of an epoch."""
     hooks: tuple[str, ...]
-    """Under their stored names."""
+    """Hooks under their stored names."""
     version: str
-    """Another one where any batch is another one. Replies with batches have it in the header ``Actstore-Order``."""
+    """Changes whenever any batch changes. Replies with batches carry it in the header ``Actstore-Order``."""
     identity: dict[str, Any]
     """All that decides which rows are in batch k; part of the state of a loader."""
     at_once: int = Field(1, ge=1)
@@ -209,6 +211,6 @@ class ProblemDocument(Reply):
 
 
 class Health(Reply):
-    """That the server answers."""
+    """Reply of a server that answers."""
 
     status: Literal["ok"]

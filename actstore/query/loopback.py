@@ -1,4 +1,4 @@
-"""Which names and addresses are those of this machine."""
+"""Tells names and addresses of this machine from those of others."""
 
 import ipaddress
 import socket
@@ -8,7 +8,7 @@ _LOCAL: Final = "localhost"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can be reached by it, nor reach what listens there.
+    """Whether a name or address reaches this machine only, so that nobody else reaches what listens there.
 
     Args:
         host: name or address, without brackets and port; any way of writing it, also ``127.1`` and ``LOCALHOST.``.
@@ -17,29 +17,29 @@ def is_loopback(host: str) -> bool:
     # RFC 6761: no name below it is ever another machine's.
     if name == _LOCAL or name.endswith(f".{_LOCAL}"):
         return True
-    found = address_of(name)
-    return found is not None and found.is_loopback
+    address = address_of(name)
+    return address is not None and address.is_loopback
 
 
 def leads_here(host: str) -> bool:
     """Whether a client that goes there reaches this machine: also by the address that means all of its addresses."""
-    found = address_of(host.removesuffix("."))
-    return is_loopback(host) or (found is not None and found.is_unspecified)
+    address = address_of(host.removesuffix("."))
+    return is_loopback(host) or (address is not None and address.is_unspecified)
 
 
 def is_link_local(host: str) -> bool:
-    """Whether it is an address that means another machine on each network, as of services that hand out credentials."""
-    found = address_of(host.removesuffix("."))
-    return found is not None and found.is_link_local
+    """Whether a host is a link-local address, at which clouds have services that hand out credentials."""
+    address = address_of(host.removesuffix("."))
+    return address is not None and address.is_link_local
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a system goes to for a text, IPv4 also where it is written as IPv6; None if it is a name."""
+    """The address that a system connects to for a text, IPv4 also where it is written as IPv6; None if it is a name."""
     try:
-        found = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return _of_numbers(host)
-    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def _of_numbers(host: str) -> ipaddress.IPv4Address | None:

@@ -1,4 +1,4 @@
-"""What can go wrong with a request: one table of HTTP status, problem type (RFC 9457) and Python error."""
+"""Errors of requests: one table of HTTP status, problem type (RFC 9457) and Python error."""
 
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from actstore.errors import (
 from actstore.storage.errors import BlobNotFoundError
 
 LATER: Final = {"Retry-After": "1"}
-"""Headers of a problem that passes."""
+"""Headers of a problem that goes away by itself."""
 _URN: Final = "urn:actstore:problem:"
 
 
@@ -33,7 +33,7 @@ class Problem(ActstoreError):  # noqa: N818 - the name that RFC 9457 has for it
 
     @classmethod
     def of(cls, error: Exception) -> "Problem":
-        """The problem that an error of the library is. A `Problem` is itself."""
+        """The problem that stands for an error of the library. A `Problem` is returned as it is."""
         if isinstance(error, cls):
             return error
         for kinds, status, kind in _ERRORS:
@@ -43,7 +43,7 @@ class Problem(ActstoreError):  # noqa: N818 - the name that RFC 9457 has for it
 
     @property
     def document(self) -> dict[str, Any]:
-        """For JSON, as RFC 9457 has it."""
+        """The document of the problem, as RFC 9457 defines it."""
         return {
             "type": _URN + self.kind,
             "title": TITLES[self.kind],
@@ -83,7 +83,7 @@ TITLES: Final = {
     "busy": "The server is busy",
     "bug": "Internal error",
 }
-"""By kind of problem."""
+"""Title of each kind of problem."""
 
 _RAISED: Final[dict[str, type[Exception]]] = {
     "hook": HookError,
@@ -99,9 +99,9 @@ def error_of(document: Any, status: int, url: str) -> Exception:
     """The error that a client raises for the reply to a request: the one that a store of its own would raise.
 
     Args:
-        document: the parsed body; anything, where it is not ours.
-        status: of the reply.
-        url: that was asked for.
+        document: parsed body of the reply; anything, where the server is not ours.
+        status: HTTP status of the reply.
+        url: URL of the request.
     """
     fields = document if isinstance(document, dict) else {}
     kind = str(fields.get("type", "")).removeprefix(_URN)

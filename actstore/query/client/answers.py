@@ -1,4 +1,4 @@
-"""What the documents of a server say, compared with what was asked for."""
+"""Checks that the documents of a server can be what the client asked for."""
 
 import math
 from itertools import pairwise
@@ -14,19 +14,19 @@ from actstore.store.records.run import Run, contradictions
 from actstore.store.records.segment_ranges import SegmentRanges
 
 _STATISTICS_NBYTES: Final = 4 << 20
-"""All of a document of statistics but what grows with the hook."""
+"""Bytes of a document of statistics without what grows with the hook."""
 _MEAN_NBYTES: Final = 40
-"""Of each element of the mean as text, and of its sum."""
+"""Bytes for each element of the mean as text, and for its sum."""
 _MOMENT_NBYTES: Final = 11
-"""Of eight bytes in base64, rounded up."""
+"""Bytes that eight bytes take in base64, rounded up."""
 
 
 def runs_of(document: StoreDocument, url: str) -> tuple[Run, ...]:
     """The runs of a store.
 
     Args:
-        document: that describes it.
-        url: of the store.
+        document: description of the store.
+        url: URL of the store.
 
     Raises:
         StorageError: there can be no such runs.
@@ -62,7 +62,7 @@ def _run(document: RunDocument, url: str) -> Run:
 
 
 def statistics_nbytes(shape: tuple[int, ...]) -> int:
-    """The most that a document of statistics can have, of a hook of this shape."""
+    """Bytes that a document of statistics of a hook of this shape has at most."""
     n_elements = math.prod(shape)
     moment = _MOMENT_NBYTES * n_elements * (n_elements + 1) // 2
     return _STATISTICS_NBYTES + _MEAN_NBYTES * n_elements + moment
@@ -72,7 +72,7 @@ def check_statistics(document: StatisticsDocument, hook: HookArray, where: str) 
     """See that statistics are those of a hook.
 
     Raises:
-        StorageError: they cannot be.
+        StorageError: they belong to another hook, or are impossible.
     """
     if (document.hook, document.shape) != (hook.name, hook.shape):
         came = shown(f"statistics of {document.hook} of shape {document.shape}")
@@ -81,7 +81,7 @@ def check_statistics(document: StatisticsDocument, hook: HookArray, where: str) 
 
 
 def matches_of(document: MatchList, shape: tuple[int, int], limit: int, where: str, *, once: bool) -> Matches:
-    """Where something begins.
+    """The places at which a text begins, once they are checked.
 
     Args:
         document: that says so.
@@ -97,13 +97,13 @@ def matches_of(document: MatchList, shape: tuple[int, int], limit: int, where: s
         came = f"{len(document.sequences)} sequences and {len(document.positions)} positions"
         raise unexpected(where, came, f"as many of each, and at most {limit},")
     try:
-        found = Matches(np.array(document.sequences, np.int64), np.array(document.positions, np.int64))
+        matches = Matches(np.array(document.sequences, np.int64), np.array(document.positions, np.int64))
     except OverflowError as error:
         raise unexpected(where, "numbers beyond 64 bits", "places of the store") from error
-    for numbers, size in zip(found, shape, strict=True):
+    for numbers, size in zip(matches, shape, strict=True):
         if len(numbers) and not (numbers.min() >= 0 and numbers.max() < size):
             raise unexpected(where, f"{numbers.min()} to {numbers.max()}", f"0 to {size - 1}")
-    steps, later = np.diff(found.sequences), np.diff(found.positions) > 0
+    steps, later = np.diff(matches.sequences), np.diff(matches.positions) > 0
     if not ((steps > 0) | ((steps == 0) & later & (not once))).all():
         raise unexpected(where, "places twice or out of order", "each once, in the order of the store,")
-    return found
+    return matches

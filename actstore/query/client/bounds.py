@@ -1,4 +1,4 @@
-"""How much a server may send, and how slowly: all of it is checked before memory is taken for it."""
+"""Limits on how much a server may send, and how slowly: they are checked before memory is allocated."""
 
 import http.client
 import re
@@ -11,32 +11,32 @@ READ_S: Final = 120.0
 """Seconds until the head of a reply is there, and again until its body is, with `SLOWEST`. A server answers, or says
 that it is busy, in less."""
 SLOWEST: Final = 16 << 10
-"""Bytes a second of a body: so much of it is worth one second more."""
+"""Bytes a second of a body: each time as much has come, one second more is given."""
 HEAD_NBYTES: Final = 1 << 20
 """Bytes before a body, all headers and replies that only announce another one."""
 PROBLEM_NBYTES: Final = 1 << 16
-"""Bytes of a problem; of a larger one the status alone is told."""
+"""Bytes of a problem at most; of a larger one, only the status is reported."""
 DOCUMENT_NBYTES: Final = 64 << 20
-"""Bytes of a document."""
+"""Bytes of a document at most."""
 DOCUMENT_VALUES: Final = 1 << 20
-"""Values in a document. They take far more memory than their text, and as errors some 400 bytes each."""
+"""Values in a document at most. They take far more memory than their text, and as errors some 400 bytes each."""
 OBJECT_NBYTES: Final = 256 << 20
-"""Bytes of an object that is read as a whole, without knowing its size: a record, or a table of shards."""
+"""Bytes of an object at most that is read as a whole, without knowing its size: a record, or a table of shards."""
 SEGMENTS: Final = 1 << 24
-"""Committed segments of a run that is not complete. Each is an object in storage."""
+"""Committed segments at most of a run that is not complete. Each is an object in storage."""
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _SHOWN: Final = 100
 
 
 def shown(text: object, longest: int = _SHOWN) -> str:
-    """What a message says of text that anybody may have written: one line of printable characters."""
+    """Untrusted text as an error message shows it: one line of printable characters."""
     one_line = " ".join(str(text)[: 4 * longest].split())
     printable = "".join(c if c.isprintable() else "?" for c in one_line)
     return printable if len(printable) <= longest else f"{printable[:longest]}..."
 
 
 def unexpected(where: str, came: str, expected: str) -> StorageError:
-    """The sentence for a reply that no server of ours gives.
+    """The error for a reply that no server of ours gives.
 
     Args:
         where: what was asked for.
@@ -50,7 +50,7 @@ def unexpected(where: str, came: str, expected: str) -> StorageError:
 
 
 def announced(reply: http.client.HTTPResponse, where: str) -> int:
-    """How long a reply says that it is. No more of it is read.
+    """Length in bytes that a reply announces. No more of it is read.
 
     Raises:
         StorageError: it says nothing, or no number.
@@ -68,7 +68,7 @@ def check_length(reply: http.client.HTTPResponse, where: str, expected: int) -> 
     """See that a reply has the length that what was asked for has.
 
     Raises:
-        StorageError: it has another one.
+        StorageError: the length is another one.
     """
     length = announced(reply, where)
     if length != expected:
@@ -76,7 +76,7 @@ def check_length(reply: http.client.HTTPResponse, where: str, expected: int) -> 
 
 
 def read_document(reply: http.client.HTTPResponse, where: str, most: int = DOCUMENT_NBYTES) -> bytes:
-    """All of a body that is not too long.
+    """Read all of a body that is not too long.
 
     Raises:
         RequestError: it was cut off.
@@ -92,7 +92,7 @@ def read_document(reply: http.client.HTTPResponse, where: str, most: int = DOCUM
 
 
 def read_problem(reply: http.client.HTTPResponse) -> bytes:
-    """What a reply that is an error says; nothing where it is too long, or does not say how long it is."""
+    """The body of an error; empty where it is too long, or has no length."""
     if reply.chunked or reply.length is None or reply.length > PROBLEM_NBYTES:
         return b""
     return reply.read(reply.length)

@@ -25,19 +25,19 @@ from actstore.storage.errors import Kind, RequestError
 _CONNECT_S: Final = 10
 _PLENTY_NBYTES: Final = 1 << 20
 _KEPT: Final = 32
-"""Idle connections to one server."""
+"""Idle connections to one server that are kept at most."""
 
 Address = tuple[str, str, int | None]
 
 
 class Connections:
-    """Idle ones by server. Threads may share it; a forked process begins with none."""
+    """Idle connections by server. Threads may share them; a forked process begins with none."""
 
     def __init__(self, *, connect_s: float = _CONNECT_S, read_s: float | None = None) -> None:
         """
         Args:
             connect_s: seconds to get a connection.
-            read_s: seconds as of `bounds.READ_S`, in its place.
+            read_s: seconds to wait for a reply, in the place of `bounds.READ_S`.
         """
         self._connect_s = connect_s
         self._read_s = bounds.READ_S if read_s is None else read_s
@@ -68,14 +68,14 @@ class Connections:
         is_local = parts.scheme == unix.SCHEME
         address = (parts.scheme, unix.socket_path(url) if is_local else parts.hostname or "", parts.port)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        with _translated():
+        with _translating_errors():
             try:
-                connection, reply = self._sent(address, method, target, headers, body)
+                connection, reply = self._send(address, method, target, headers, body)
             except (UnicodeError, http.client.InvalidURL) as error:
                 raise RequestError(Kind.OTHER, f"no request can be sent there: {reason(error)}") from error
         is_done = False
         try:
-            with _translated():
+            with _translating_errors():
                 yield reply
             is_done = reply.isclosed() and not reply.will_close
         finally:
@@ -85,14 +85,14 @@ class Connections:
                 reply.close()
                 connection.close()
 
-    def _sent(
+    def _send(
         self, address: Address, method: str, target: str, headers: Mapping[str, str], body: bytes | None
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         while True:
-            connection = self._taken(address)
+            connection = self._take_idle(address)
             is_new = connection is None
             if connection is None:
-                connection = self._opened(address)
+                connection = self._open(address)
             try:
                 connection.sock.settimeout(self._read_s)
                 connection.request(method, target, body, dict(headers))
@@ -101,28 +101,28 @@ class Connections:
                 connection.close()
                 if is_new:
                     raise
-                # The server closed it while it was idle; there may be one that it did not.
+                # The server closed it while it was idle; another one may still be open.
             except BaseException:
                 connection.close()
                 raise
 
-    def _taken(self, address: Address) -> http.client.HTTPConnection | None:
+    def _take_idle(self, address: Address) -> http.client.HTTPConnection | None:
         with self._lock:
             idle = self._idle.get(address)
             return idle.pop() if idle else None
 
-    def _opened(self, address: Address) -> http.client.HTTPConnection:
+    def _open(self, address: Address) -> http.client.HTTPConnection:
         scheme, host, port = address
-        found: http.client.HTTPConnection
+        connection: http.client.HTTPConnection
         if scheme == unix.SCHEME:
-            found = unix.UnixConnection(host, timeout=self._connect_s)
+            connection = unix.UnixConnection(host, timeout=self._connect_s)
         elif scheme == "https":
-            found = http.client.HTTPSConnection(host, port, timeout=self._connect_s, context=self._ssl)
+            connection = http.client.HTTPSConnection(host, port, timeout=self._connect_s, context=self._ssl)
         else:
-            found = http.client.HTTPConnection(host, port, timeout=self._connect_s)
-        found.response_class = _Reply
-        found.connect()
-        return found
+            connection = http.client.HTTPConnection(host, port, timeout=self._connect_s)
+        connection.response_class = _Reply
+        connection.connect()
+        return connection
 
     def _keep(self, address: Address, connection: http.client.HTTPConnection) -> None:
         with self._lock:
@@ -133,7 +133,7 @@ class Connections:
         connection.close()
 
     def close(self) -> None:
-        """Close those that are idle."""
+        """Close the idle connections."""
         with self._lock:
             _close_all(self._idle)
 
@@ -145,16 +145,16 @@ def _close_all(idle: dict[Address, list[http.client.HTTPConnection]]) -> None:
 
 
 class _Reply(http.client.HTTPResponse):
-    """A reply that takes no longer than `bounds` says, however it comes."""
+    """A reply that must come as fast as `bounds` says."""
 
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         raw = cast("socket.SocketIO", self.fp.detach())
-        self._paced = _Paced(raw, sock)
+        self._paced = _PacedStream(raw, sock)
         self.fp = io.BufferedReader(self._paced)
 
     def begin(self) -> None:
-        """As http.client has it, which would take a head that was cut off for one that ends there."""
+        """Read the head. http.client takes a head that was cut off for one that ends there; this raises instead."""
         try:
             super().begin()
         except http.client.HTTPException:
@@ -165,8 +165,8 @@ class _Reply(http.client.HTTPResponse):
         self._paced.begin_body()
 
 
-class _Paced(io.RawIOBase):
-    """What comes from a socket, as long as it comes fast enough. A limit for each byte would let one come forever."""
+class _PacedStream(io.RawIOBase):
+    """The stream of a socket, as long as it is fast enough. A limit for each byte would let a server send forever."""
 
     def __init__(self, raw: socket.SocketIO, sock: socket.socket) -> None:
         super().__init__()
@@ -176,21 +176,21 @@ class _Paced(io.RawIOBase):
         self._begun = time.monotonic()
         self._n_read = 0
         self._is_head = True
-        self._lowest = 0  # whatever the reply before needed
+        self._lowest = 0  # unknown: the reply before may have set it
         self.has_ended = False
 
     def begin_body(self) -> None:
-        """The clock begins anew."""
+        """Begin the clock anew for the body."""
         self._begun = time.monotonic()
         self._n_read = 0
         self._is_head = False
 
     def readable(self) -> bool:
-        """As `io.RawIOBase`."""
+        """Implements `io.RawIOBase.readable`."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """As `io.RawIOBase`.
+        """Implements `io.RawIOBase.readinto`.
 
         Raises:
             TimeoutError: it comes too slowly.
@@ -198,10 +198,10 @@ class _Paced(io.RawIOBase):
         """
         if self._is_head and self._n_read > bounds.HEAD_NBYTES:
             raise http.client.HTTPException(f"more than {bounds.HEAD_NBYTES} bytes before a reply")
-        worth_s = 0.0 if self._is_head else self._n_read / bounds.SLOWEST
-        left = self._begun + self._read_s + worth_s - time.monotonic()
+        earned_s = 0.0 if self._is_head else self._n_read / bounds.SLOWEST
+        left = self._begun + self._read_s + earned_s - time.monotonic()
         if left <= 0:
-            raise self._late(self._read_s + worth_s)
+            raise self._timeout_error(self._read_s + earned_s)
         timeout = min(left, self._read_s)
         if timeout != self._timeout:
             self._sock.settimeout(timeout)
@@ -210,13 +210,13 @@ class _Paced(io.RawIOBase):
         try:
             n = self._raw.readinto(buffer) or 0
         except TimeoutError as error:
-            raise self._late(timeout) from error
+            raise self._timeout_error(timeout) from error
         self.has_ended = n == 0
         self._n_read += n
         return n
 
     def _wake_at(self, nbytes: int) -> None:
-        """Have the system wake this thread once there is as much as it wants, or plenty, and not for each packet."""
+        """Have the system wake this thread once all that it wants is there, or plenty, and not for each packet."""
         # What is read into the buffer in between may be more than will come.
         lowest = min(nbytes, _PLENTY_NBYTES) if nbytes > io.DEFAULT_BUFFER_SIZE and not self._is_head else 1
         if lowest != self._lowest and not isinstance(self._sock, ssl.SSLSocket):
@@ -224,20 +224,20 @@ class _Paced(io.RawIOBase):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, lowest)
             self._lowest = lowest
 
-    def _late(self, seconds: float) -> TimeoutError:
+    def _timeout_error(self, seconds: float) -> TimeoutError:
         which = "the head" if self._is_head else "the body"
         return TimeoutError(
             f"{self._n_read} bytes of {which} of its reply came, and no more in {seconds:.0f} s"
         )
 
     def close(self) -> None:
-        """As `io.RawIOBase`."""
+        """Implements `io.RawIOBase.close`."""
         self._raw.close()
         super().close()
 
 
 def read_into(reply: http.client.HTTPResponse, out: NDArray[np.uint8]) -> None:
-    """The next bytes of a reply, from the socket straight to where they are wanted.
+    """Read the next bytes of a reply straight from the socket into an array.
 
     Args:
         reply: that is read.
@@ -255,12 +255,12 @@ def read_into(reply: http.client.HTTPResponse, out: NDArray[np.uint8]) -> None:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _translating_errors() -> Iterator[None]:
     """Turn what sockets and http.client raise into `RequestError`."""
     try:
         yield
     except ActstoreError:
-        raise  # of the reply; some are an OSError, too
+        raise  # an error of the reply; some are an OSError, too
     except ssl.SSLCertVerificationError as error:
         raise RequestError(Kind.OTHER, f"its certificate is not trusted: {error.verify_message}") from error
     except ssl.SSLError as error:

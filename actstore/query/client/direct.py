@@ -1,4 +1,4 @@
-"""The storage behind a server, read without it: by path, by presigned URLs, or with credentials of one's own."""
+"""Reads the storage behind a server without the server: by path, by presigned URLs, or with own credentials."""
 
 import http.client
 import threading
@@ -13,7 +13,7 @@ from actstore.errors import StorageError
 from actstore.query.client.bounds import OBJECT_NBYTES, read_problem, unexpected
 from actstore.query.client.connections import Connections
 from actstore.query.client.http_blobs import HttpBlobs, take_range
-from actstore.query.client.places import planned
+from actstore.query.client.places import place_of
 from actstore.query.client.server import Server
 from actstore.reason import reason
 from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, check_key
@@ -28,15 +28,15 @@ from actstore.store.records.run import Run, read_runs
 _PROBE_S: Final = 5
 _CHANGED: Final = 412
 _MARGIN: Final = 0.5
-"""Of the time that a URL is good for. Nothing is asked for with an older one."""
+"""Share of the lifetime of a URL for which the client uses it."""
 
 
 def direct_blobs(server: Server, runs: Sequence[Run], *, must: bool = False) -> BlobReader | None:
     """The storage of a store, if this process can read it and finds the same store there.
 
     Args:
-        server: of the store.
-        runs: that the server gives.
+        server: server of the store.
+        runs: runs as the server gives them.
         must: raise, rather than give None.
 
     Raises:
@@ -44,12 +44,12 @@ def direct_blobs(server: Server, runs: Sequence[Run], *, must: bool = False) -> 
     """
     key = plan_key(FIRST_RUN)
     try:
-        place, _ = planned(server, key)
+        place, _ = place_of(server, key)
         if place.kind == "http":
             _probe(place.url)
             return SignedBlobs(server)
-        found = open_blobs(place.url.removesuffix(f"/{key}"))
-        theirs = {run.plan.run: run for run in read_runs(found)}
+        blobs = open_blobs(place.url.removesuffix(f"/{key}"))
+        theirs = {run.plan.run: run for run in read_runs(blobs)}
         if any(not _is_same(run, theirs.get(run.plan.run)) for run in runs):
             raise StorageError(f"what is at {place.url.removesuffix(key)} is another store, or a part of it")
     except Exception as error:
@@ -59,7 +59,7 @@ def direct_blobs(server: Server, runs: Sequence[Run], *, must: bool = False) -> 
                 "direct=True"
             ) from error
         return None
-    return found
+    return blobs
 
 
 def _is_same(run: Run, other: Run | None) -> bool:
@@ -72,7 +72,7 @@ def _is_same(run: Run, other: Run | None) -> bool:
 
 
 def _probe(url: str) -> None:
-    """Ask once, and briefly: storage may be in another network.
+    """Send one request with short timeouts: storage may be in another network.
 
     Raises:
         RequestError: it cannot be reached from here, or does not take the URL.
@@ -89,7 +89,7 @@ class SignedBlobs(Pinnable):
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._through = HttpBlobs(server)
+        self._http_blobs = HttpBlobs(server)
         self._connections = Connections()
         self._retries = Retries(server.url)
         self._lock = threading.Lock()
@@ -106,7 +106,7 @@ class SignedBlobs(Pinnable):
         if time.monotonic() < until:
             return url
         asked_at = time.monotonic()
-        place, expires_s = planned(self._server, check_key(key))
+        place, expires_s = place_of(self._server, check_key(key))
         if place.kind != "http":
             raise unexpected(self.url, f"a place of the kind {place.kind}", "a presigned URL, as before,")
         with self._lock:
@@ -114,11 +114,11 @@ class SignedBlobs(Pinnable):
         return place.url
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """As `BlobReader.read`."""
+        """Implements `BlobReader.read`."""
         if nbytes is None:
             info = self.head(key)
             if info is None:
-                return self._through.read(key, start)  # which says that it is missing
+                return self._http_blobs.read(key, start)  # raises the error for a missing object
             if info.nbytes > OBJECT_NBYTES:
                 raise unexpected(f"{self.url}/{key}", f"{info.nbytes} bytes", f"at most {OBJECT_NBYTES}")
             nbytes = max(0, info.nbytes - start)
@@ -127,7 +127,7 @@ class SignedBlobs(Pinnable):
         return out
 
     def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
-        """As `BlobReader.read_into`."""
+        """Implements `BlobReader.read_into`."""
         if not out.nbytes:
             check_key(key)
             return
@@ -147,20 +147,20 @@ class SignedBlobs(Pinnable):
         Returns:
             The ETag that it has.
         """
-        asked = {"Range": f"bytes={start}-{start + out.nbytes - 1}"}
+        headers = {"Range": f"bytes={start}-{start + out.nbytes - 1}"}
         if known is not None:
-            asked["If-Match"] = known
+            headers["If-Match"] = known
 
         def ask() -> str | None:
             url = self._signed(key)
-            with self._connections.request("GET", url, asked) as reply:
+            with self._connections.request("GET", url, headers) as reply:
                 if reply.status == _CHANGED:
                     read_problem(reply)
                     self.check_version()
-                    asked.pop("If-Match", None)  # the same store, repaired: its records say so
+                    headers.pop("If-Match", None)  # the same store, repaired: its records say so
                     raise RequestError(Kind.BROKEN, "it was written again meanwhile")
                 if reply.status >= 300:
-                    raise self._refused(reply, key)  # a redirect, too: it could lead anywhere
+                    raise self._refused(reply, key)  # redirects are refused, too: they could lead anywhere
                 take_range(reply, f"{self.url}/{key}", start, out)
                 return reply.getheader("ETag")
 
@@ -176,5 +176,5 @@ class SignedBlobs(Pinnable):
         return RequestError(kind, f"storage answered with status {reply.status}")
 
     def head(self, key: str) -> BlobInfo | None:
-        """Of the server, as a URL is signed for GET alone."""
-        return self._through.head(key)
+        """Ask the server, as a URL is signed for GET only."""
+        return self._http_blobs.head(key)

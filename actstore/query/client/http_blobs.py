@@ -28,7 +28,7 @@ class HttpBlobs:
         return self._server.n_retries
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """As `BlobReader.read`."""
+        """Implements `BlobReader.read`."""
         if nbytes is not None:
             out = np.empty(nbytes, np.uint8)
             self.read_into(key, start, out)
@@ -44,7 +44,7 @@ class HttpBlobs:
         return data[start:]
 
     def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
-        """As `BlobReader.read_into`."""
+        """Implements `BlobReader.read_into`."""
         if not out.nbytes:
             check_key(key)
             return
@@ -57,7 +57,7 @@ class HttpBlobs:
         self._server.count(out.nbytes)
 
     def head(self, key: str) -> BlobInfo | None:
-        """As `BlobReader.head`."""
+        """Implements `BlobReader.head`."""
 
         def take(reply: http.client.HTTPResponse) -> BlobInfo:
             length = announced(reply, f"{self.url}/{key}")
@@ -74,7 +74,7 @@ class HttpBlobs:
 
 
 def take_range(reply: http.client.HTTPResponse, where: str, start: int, out: NDArray[np.uint8]) -> None:
-    """The bytes of a reply to a request for a range, which may be all of the object.
+    """Read the bytes of a reply to a request for a range, which may be all of the object.
 
     Raises:
         RequestError: they were cut off.

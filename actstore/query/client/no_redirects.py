@@ -1,4 +1,4 @@
-"""What zarr-python, through fsspec, asks a server with."""
+"""The HTTP session with which zarr-python, through fsspec, reads from a server."""
 
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 async def client_without_redirects(**options: Any) -> "aiohttp.ClientSession":
-    """For fsspec: a session that goes nowhere else because a server says so, with the token or to what only this
-    machine can reach.
+    """A session for fsspec that follows no redirects: a server must not get the token sent elsewhere, nor reach what
+    only this machine can reach.
     """
     import aiohttp
 

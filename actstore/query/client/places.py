@@ -1,4 +1,4 @@
-"""Where a server says that an object is, if a client may go there."""
+"""Locations of objects as a server gives them, refused where a client must not go."""
 
 import re
 from typing import Final
@@ -17,13 +17,13 @@ _MAX_EXPIRES_S: Final = 7 * 24 * 3600
 """No URL of S3 is good for longer."""
 
 
-def planned(server: Server, key: str) -> tuple[Place, int]:
-    """Where an object is, and for how many seconds that is good.
+def place_of(server: Server, key: str) -> tuple[Place, int]:
+    """The location of an object, and for how many seconds it is valid.
 
     Raises:
         StorageError: the server says nothing that can be; or a place where no client goes because a server says so.
     """
-    plan = server.document(FetchPlan, "/plan", asked=PlanRequest(keys=[key]), most=_NBYTES)
+    plan = server.document(FetchPlan, "/plan", request=PlanRequest(keys=[key]), most=_NBYTES)
     where = f"{server.url}/plan"
     if plan.arrays or plan.reads or [place.key for place in plan.places] != [key]:
         came = f"{len(plan.places)} places, {len(plan.arrays)} arrays and {len(plan.reads)} reads"

@@ -1,4 +1,4 @@
-"""Tensors of a safetensors reply, read straight into their memory."""
+"""Reads the tensors of a safetensors reply straight into their memory."""
 
 import http.client
 import json
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 _MAX_HEADER: Final = 1 << 12
 _MAX_ENTRY: Final = 1 << 10
-"""Bytes of the header, and of what it says of each tensor."""
+"""Bytes of the header, without and for each tensor, at most."""
 _ITEMSIZES: Final = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
-"""Type and shape by name."""
+"""Type and shape of tensors by name."""
 
 
 def read_header(reply: http.client.HTTPResponse, where: str, expected: Tensors) -> list[str]:
-    """Names of the tensors, in the order in which their bytes follow: those that were asked for.
+    """Read the names of the tensors, in the order in which their bytes follow, and check that they are those expected.
 
     Args:
         reply: that is read.
@@ -84,7 +84,7 @@ def _named(expected: Tensors) -> str:
 
 
 def read_tensors(reply: http.client.HTTPResponse, where: str, expected: Tensors) -> "dict[str, torch.Tensor]":
-    """All tensors, by name.
+    """Read all tensors, by name.
 
     Raises:
         RequestError: it was cut off.
@@ -92,11 +92,11 @@ def read_tensors(reply: http.client.HTTPResponse, where: str, expected: Tensors)
     """
     import torch
 
-    found = {}
+    tensors = {}
     for name in read_header(reply, where, expected):
         dtype, shape = expected[name]
         tensor = torch.empty(shape, dtype=getattr(torch, dtype))
         if math.prod(shape):
             read_into(reply, tensor.view(-1).view(torch.uint8).numpy())
-        found[name] = tensor
-    return found
+        tensors[name] = tensor
+    return tensors

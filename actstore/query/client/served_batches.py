@@ -1,4 +1,4 @@
-"""Batches that a server makes."""
+"""Reads batches that a server makes."""
 
 import http.client
 import math
@@ -28,7 +28,7 @@ from actstore.query.client.safetensors import read_header
 from actstore.query.client.served_rows import check_kind
 from actstore.query.client.server import Server
 from actstore.query.documents import OrderDocument
-from actstore.query.selection import listed, text_of
+from actstore.query.selection import indices_of, text_of
 from actstore.query.wire import N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
 from actstore.storage.errors import RequestError
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from actstore.store.store import Store
 
 _REQUESTS: Final = 2
-"""Under way at once: the server begins with the second one while the first is on its way."""
+"""Requests under way at once: the server begins with the second one while the first is being sent."""
 _AT_ONCE_NBYTES: Final = 64 << 20
-"""Of batches that are asked for in one request."""
+"""Bytes of batches in one request at most."""
 Key = tuple[int, int]
 """Epoch and number of a batch."""
 _MAX_DIGITS: Final = 6
@@ -51,9 +51,9 @@ class ServedBatches:
     def __init__(self, store: "Store", server: Server, options: LoaderOptions) -> None:
         """
         Args:
-            store: of the server.
-            server: that makes the batches.
-            options: of the loader; without a mask.
+            store: store on the server.
+            server: server that makes the batches.
+            options: options of the loader, without a mask.
 
         Raises:
             LoaderError: no rows are left, or they cannot be read in this order.
@@ -87,14 +87,14 @@ class ServedBatches:
     known_rows: ValidRows | None = None
 
     def begin_process(self) -> None:
-        """Forget a lock that a thread may have held which is not in a forked process."""
+        """Forget locks, which a thread of the parent process may have held when this process was forked."""
         self._lock = threading.Lock()
-        self._taking = threading.Lock()  # threads that take at once could be given the same memory
+        self._taking = threading.Lock()  # two threads would be given the same memory otherwise
         self._is_interrupted = False
         self._threads: ThreadPoolExecutor | None = None
         self._asked: dict[Key, Future[Values | Batch]] = {}
         self._unwanted: weakref.WeakSet[Future[Values | Batch]] = weakref.WeakSet()
-        """That were asked for, and nobody waits for any more."""
+        """Requested batches that nobody waits for any more."""
 
     def _n_at_once(self, order: OrderDocument) -> int:
         if not self._is_raw:
@@ -110,12 +110,12 @@ class ServedBatches:
 
     @cached_property
     def rows(self) -> ValidRows:
-        """Found here, from the tokens of the store."""
+        """Rows that are not dropped, computed here from the tokens of the store."""
         return valid_rows(self._store, self.options.drop, self.options.hooks)
 
     @property
     def mask_nbytes(self) -> int:
-        """The server has it."""
+        """0, as the mask is on the server."""
         return 0
 
     @property
@@ -125,24 +125,24 @@ class ServedBatches:
 
     @property
     def nbytes_read(self) -> int:
-        """Bytes of batches, until now."""
+        """Bytes of batches that were read until now."""
         return self._server.nbytes_read
 
     def identity(self) -> dict[str, Any]:
-        """As `BatchSource.identity`."""
+        """Implements `BatchSource.identity`."""
         return dict(self._identity)
 
     def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """As `BatchSource.places`; computed here, as a loader that reads storage does."""
+        """Implements `BatchSource.places`; computed here, as a loader that reads storage does."""
         return self._order.places(epoch, k)
 
     @cached_property
     def _order(self) -> BatchMaker:
-        """Of which nothing but the numbers of rows is asked for."""
+        """The order of the rows; it makes no batches here."""
         return BatchMaker(self._store, self.options, self.rows)
 
     def __call__(self, epoch: int, k: int) -> Values | Batch:
-        """As `BatchSource`.
+        """Implements `BatchSource.__call__`.
 
         Raises:
             LoaderError: it was interrupted.
@@ -159,7 +159,7 @@ class ServedBatches:
             return self._moved(self._asked.pop((epoch, k)).result())
 
     def _ask_for(self, wanted: list[list[Key]]) -> None:
-        """Have these batches on their way, those of each list in one request, and no others."""
+        """Request these batches, those of each list together, and give up all others."""
         keys = {key for together in wanted for key in together}
         for key in self._asked.keys() - keys:
             self._give_up(self._asked.pop(key))
@@ -167,7 +167,7 @@ class ServedBatches:
             self._threads = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="batches")
         for together in wanted:
             new = [key for key in together if not self._is_asked(key)]
-            # Those between them were asked for with others that failed since; each of them alone is rare enough.
+            # Batches between them were requested together with others that failed; too rare for more care.
             for run in _runs(new):
                 futures: list[Future[Values | Batch]] = [Future() for _ in run]
                 self._asked.update(zip(run, futures, strict=True))
@@ -182,19 +182,19 @@ class ServedBatches:
         return asked is not None and not (asked.done() and asked.exception() is not None)
 
     def _following(self, epoch: int, k: int) -> list[list[Key]]:
-        """A batch and those that are asked for before it is here, in the requests that they are asked for with."""
-        found, epochs = list[list[Key]](), self.options.epochs
-        while len(found) < _REQUESTS and (epochs is None or epoch < epochs):
-            # The same requests wherever a loader begins.
+        """The batch and those to request ahead, grouped by request."""
+        requests, epochs = list[list[Key]](), self.options.epochs
+        while len(requests) < _REQUESTS and (epochs is None or epoch < epochs):
+            # The groups are the same wherever a loader begins.
             stop = min((k // self._at_once + 1) * self._at_once, self.batches.n_batches)
-            found.append([(epoch, number) for number in range(k, stop)])
+            requests.append([(epoch, number) for number in range(k, stop)])
             epoch, k = (epoch, stop) if stop < self.batches.n_batches else (epoch + 1, 0)
-        return found
+        return requests
 
     def _check_order(self, order: OrderDocument) -> None:
         """
         Raises:
-            StorageError: there cannot be such an order of this store.
+            StorageError: this store cannot have such an order.
         """
         most = math.prod(self._store.shape)
         if not 1 <= order.n_rows <= most:
@@ -210,7 +210,7 @@ class ServedBatches:
             )
 
     def _fetch(self, epoch: int, k: int, futures: "list[Future[Values | Batch]]") -> None:
-        """Batches from k on, each given as soon as it is here."""
+        """Fetch the batches from k on; each is given as soon as it is here."""
         is_wanted = [future.set_running_or_notify_cancel() for future in futures]
         n_given = 0
         try:
@@ -223,7 +223,7 @@ class ServedBatches:
                     future.set_exception(error)
 
     def _fetch_some(self, epoch: int, k: int, futures: "list[Future[Values | Batch]]") -> int:
-        """As many of them as one reply has; how many these are."""
+        """Fetch as many of the batches as one reply has, and return how many these are."""
         accept = RAW if self._is_raw else SAFETENSORS
         query = {**self._query, "epoch": epoch}
         if len(futures) > 1:
@@ -239,7 +239,7 @@ class ServedBatches:
             n_given = 0
             try:
                 for batch in (
-                    self._taken_raw(reply, sizes) if self._is_raw else self._taken_named(reply, sizes[0])
+                    self._read_raw(reply, sizes) if self._is_raw else self._read_named(reply, sizes[0])
                 ):
                     for tensor in tensors_of(batch):
                         self._server.count(tensor.nbytes)
@@ -247,11 +247,11 @@ class ServedBatches:
                         futures[n_given].set_result(batch)
                     n_given += 1
                     if all(future in self._unwanted for future in futures[n_given:]):
-                        break  # whoever wanted them is elsewhere by now
+                        break  # nobody waits for the rest any more
             except RequestError:
                 if not n_given:
                     raise
-                # What has come is given already; the rest is asked for again.
+                # What has come is given already; the rest is requested again.
             return n_given
 
         return self._server.take(f"/batches/{k}", take, query=query, accept=accept)
@@ -263,51 +263,53 @@ class ServedBatches:
             raise unexpected(f"{self._server.url}/batches", f"{shown(text)} batches", f"1 to {n_wanted}")
         return n
 
-    def _taken_raw(self, reply: http.client.HTTPResponse, sizes: list[int]) -> Iterator[Values]:
+    def _read_raw(self, reply: http.client.HTTPResponse, sizes: list[int]) -> Iterator[Values]:
         hook, where = self.options.hooks[0], f"{self._server.url}/batches"
         dtype, inner = self._kinds[hook]
         shape = (sum(sizes), *inner)
         check_kind(reply, where, dtype, shape)
         check_length(reply, where, math.prod(shape) * getattr(torch, dtype).itemsize)
         for size in sizes:
-            yield self._filled(reply, hook, dtype, (size, *inner))
+            yield self._read_tensor(reply, hook, dtype, (size, *inner))
 
-    def _taken_named(self, reply: http.client.HTTPResponse, n_rows: int) -> Iterator[Values | Batch]:
+    def _read_named(self, reply: http.client.HTTPResponse, n_rows: int) -> Iterator[Values | Batch]:
         options = self.options
         expected: dict[str, tuple[str, tuple[int, ...]]] = {
             hook: (dtype, (n_rows, *inner)) for hook, (dtype, inner) in self._kinds.items()
         }
         if options.provenance:
             expected |= dict.fromkeys(_ORIGIN, ("int64", (n_rows,)))
-        found = {
-            name: self._filled(reply, name, *expected[name])
+        tensors = {
+            name: self._read_tensor(reply, name, *expected[name])
             for name in read_header(reply, f"{self._server.url}/batches", expected)
         }
-        hooks = {hook: found[hook] for hook in options.hooks}
+        hooks = {hook: tensors[hook] for hook in options.hooks}
         values: Values = hooks[options.hooks[0]] if options.is_single else hooks
-        yield Batch(values, *(found[name] for name in _ORIGIN)) if options.provenance else values
+        yield Batch(values, *(tensors[name] for name in _ORIGIN)) if options.provenance else values
 
-    def _filled(
+    def _read_tensor(
         self, reply: http.client.HTTPResponse, name: str, dtype: str, shape: Sequence[int]
     ) -> torch.Tensor:
-        """Memory that was used before, filled from the socket."""
+        """Read a tensor from the socket into memory that was used before."""
         kind = getattr(torch, dtype)
         if name not in self._buffers:
-            found = torch.empty(tuple(shape), dtype=kind)
+            tensor = torch.empty(tuple(shape), dtype=kind)
         else:
             with self._taking:
-                found = self._buffers[name].take(tuple(shape), kind)
+                tensor = self._buffers[name].take(tuple(shape), kind)
         if math.prod(shape):
-            read_into(reply, found.view(-1).view(torch.uint8).numpy())
-        return found
+            read_into(reply, tensor.view(-1).view(torch.uint8).numpy())
+        return tensor
 
     def _moved(self, batch: Values | Batch) -> Values | Batch:
-        """To the device, in the thread that asked."""
+        """Move a batch to the device, in the thread that asked for it."""
         transfer = self._transfer
         if transfer is None:
             return batch
         if isinstance(batch, Batch):
-            origin = [transfer(each, each.dtype) for each in (batch.sequences, batch.positions, batch.tokens)]
+            origin = [
+                transfer(tensor, tensor.dtype) for tensor in (batch.sequences, batch.positions, batch.tokens)
+            ]
             values = self._moved(batch.values)
             assert not isinstance(values, Batch)
             return Batch(values, *origin)
@@ -316,17 +318,17 @@ class ServedBatches:
         return transfer(batch, batch.dtype)
 
     def hand_over(self, batch: Values | Batch) -> None:
-        """As `BatchSource.hand_over`."""
+        """Implements `BatchSource.hand_over`."""
         if self._transfer is not None:
             for tensor in all_tensors_of(batch):
                 self._transfer.hand_over(tensor)
 
     def interrupt(self) -> None:
-        """As `BatchSource.interrupt`; a request that is under way is finished."""
+        """Implements `BatchSource.interrupt`; a request that is under way is finished."""
         self._is_interrupted = True
 
     def resume(self) -> None:
-        """As `BatchSource.resume`."""
+        """Implements `BatchSource.resume`."""
         self._is_interrupted = False
 
     def close(self) -> None:
@@ -343,19 +345,19 @@ class ServedBatches:
 
 
 def _runs(keys: list[Key]) -> Iterator[list[Key]]:
-    """Batches that follow each other."""
+    """Groups of batches that follow each other."""
     start = 0
-    for at in range(1, len(keys) + 1):
-        if at == len(keys) or keys[at] != (keys[at - 1][0], keys[at - 1][1] + 1):
-            yield keys[start:at]
-            start = at
+    for stop in range(1, len(keys) + 1):
+        if stop == len(keys) or keys[stop] != (keys[stop - 1][0], keys[stop - 1][1] + 1):
+            yield keys[start:stop]
+            start = stop
 
 
 def _query(options: LoaderOptions) -> dict[str, Any]:
     drop = options.drop
     named = {PAD: drop.is_padding_dropped, NONFINITE: drop.is_nonfinite_dropped}
     tokens = [*map(str, drop.tokens), *(name for name, is_dropped in named.items() if is_dropped)]
-    found: dict[str, Any] = {
+    query: dict[str, Any] = {
         "hook": list(options.hooks),
         "batch_size": options.batch_size,
         "seed": options.seed,
@@ -368,10 +370,10 @@ def _query(options: LoaderOptions) -> dict[str, Any]:
         "provenance": options.provenance,
     }
     if drop.positions is not None:
-        kept = listed(drop.positions, 1 + max(drop.positions, default=0), "seqpos")
-        found["seqpos"] = text_of(kept) or "0:0"
+        kept = indices_of(drop.positions, 1 + max(drop.positions, default=0), "seqpos")
+        query["seqpos"] = text_of(kept) or "0:0"
     if drop.max_norm is not None:
-        found["max_norm"] = drop.max_norm
+        query["max_norm"] = drop.max_norm
     if options.dtype is not None:
-        found["dtype"] = dtype_name(options.dtype)
-    return found
+        query["dtype"] = dtype_name(options.dtype)
+    return query

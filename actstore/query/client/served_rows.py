@@ -1,4 +1,4 @@
-"""Rows of a served array: what is wanted of them is cut out by the server, in as few requests as there can be."""
+"""Reads rows of a served array: the server cuts out what is wanted, in as few requests as possible."""
 
 import http.client
 import threading
@@ -13,8 +13,7 @@ from actstore.query.client.bounds import check_length, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.server import Server
 from actstore.query.documents import Select
-from actstore.query.selection import Rows as Numbers
-from actstore.query.selection import text_of
+from actstore.query.selection import Indices, text_of
 from actstore.query.wire import DTYPE, RAW, SHAPE
 from actstore.storage.blobs import BlobReader
 from actstore.store.reading.checksums import Checksums
@@ -24,12 +23,12 @@ from actstore.store.reading.sections import Piece
 from actstore.store.reading.whole_shards import WholeShards
 
 _REQUEST_NBYTES: Final = 32 << 20
-"""Of larger reads, several requests are under way at once."""
+"""Bytes of one request; larger reads send several requests at once."""
 _REQUESTS: Final = 4
 _MAX_LISTED: Final = 50_000
-"""Sequences in a list."""
+"""Sequences in a list at most."""
 _MAX_TEXT: Final = 2_000
-"""Characters that are put in a URL; what is longer goes into the body of a POST."""
+"""Characters in a URL at most; longer texts go into the body of a POST."""
 
 
 class ServedRows(Rows):
@@ -45,11 +44,11 @@ class ServedRows(Rows):
     ) -> None:
         """
         Args:
-            server: of the store.
-            name: of the hook, or of the array of tokens.
-            blobs: the same store as objects, for those who read shards.
-            sections: as for `Rows`.
-            checksums: likewise.
+            server: server of the store.
+            name: name of the hook, or of the array of tokens.
+            blobs: the same store as objects, for callers that read shards.
+            sections: sections as for `Rows`.
+            checksums: checksums as for `Rows`.
         """
         super().__init__(blobs, sections, checksums)
         self._server = server
@@ -95,9 +94,9 @@ class ServedRows(Rows):
             for done in [threads.submit(unless_failed, start) for start in starts]:
                 done.result()
 
-    def _read_part(self, rows: Numbers, inner: tuple[Numbers, ...], out: NDArray[np.uint8]) -> None:
+    def _read_part(self, rows: Indices, inner: tuple[Indices, ...], out: NDArray[np.uint8]) -> None:
         where = f"{self._server.url}/hooks/{self._name}"
-        shape = (len(rows), *(len(each) for each in inner))
+        shape = (len(rows), *(len(indices) for indices in inner))
 
         def take(reply: http.client.HTTPResponse) -> None:
             check_kind(reply, where, self.dtype, shape)
@@ -111,18 +110,18 @@ class ServedRows(Rows):
             query = {"seq": sequences, "pos": positions} | ({} if elements is None else {"inner": elements})
             self._server.take(f"/hooks/{self._name}/slice", take, query=query, accept=RAW)
         else:
-            asked = Select(
+            select = Select(
                 hooks=[self._name],
                 sequences=_listed(rows),
                 positions=_listed(inner[0]) if inner else ":",
                 inner=elements,
             )
-            self._server.take("/select", take, asked=asked, accept=RAW)
+            self._server.take("/select", take, request=select, accept=RAW)
         self._server.count(out.nbytes)
 
 
 def check_kind(reply: http.client.HTTPResponse, where: str, dtype: str, shape: Sequence[int]) -> None:
-    """See that raw bytes are of the array that was asked for.
+    """See that raw bytes belong to the array that was asked for.
 
     Raises:
         StorageError: they are of another one.
@@ -135,25 +134,25 @@ def check_kind(reply: http.client.HTTPResponse, where: str, dtype: str, shape: S
         )
 
 
-def _listed(numbers: Numbers) -> str | list[int]:
+def _listed(numbers: Indices) -> str | list[int]:
     return text_of(numbers) if isinstance(numbers, range) else numbers.tolist()
 
 
-def _inner(index: RowIndex, shape: tuple[int, ...]) -> tuple[Numbers, ...] | None:
-    """Numbers along the axes behind the first, whose values lie in the order in which they are wanted; None where a
-    text cannot say them.
+def _inner(index: RowIndex, shape: tuple[int, ...]) -> tuple[Indices, ...] | None:
+    """Indices along the axes behind the first, whose values lie in the order in which they are wanted; None where text
+    cannot express them.
     """
-    found = tuple(_numbers(shape[1:], index.inner[1:]))
-    backwards = [isinstance(each, range) and each.step < 0 for each in found]
-    if any(backwards[1:]) or any(not isinstance(each, range) for each in found[1:]):
+    inner = tuple(_numbers(shape[1:], index.inner[1:]))
+    backwards = [isinstance(indices, range) and indices.step < 0 for indices in inner]
+    if any(backwards[1:]) or any(not isinstance(indices, range) for indices in inner[1:]):
         return None
     if backwards and backwards[0]:
-        found = (np.asarray(found[0], np.int64), *found[1:])
-    # Of an array without axes behind the positions, nothing is said of them.
-    return found
+        inner = (np.asarray(inner[0], np.int64), *inner[1:])
+    # An array without axes behind the positions has an empty tuple.
+    return inner
 
 
-def _numbers(shape: Sequence[int], key: Sequence[Any]) -> Iterator[Numbers]:
+def _numbers(shape: Sequence[int], key: Sequence[Any]) -> Iterator[Indices]:
     for axis, size in enumerate(shape):
         part = key[axis] if axis < len(key) else slice(None)
         if isinstance(part, slice):

@@ -38,18 +38,18 @@ if TYPE_CHECKING:
     from actstore.loader.options import LoaderOptions
 
 TOKEN: Final = "ACTSTORE_TOKEN"
-"""Environment variable: the token, where none is given."""
+"""Environment variable for the token, where none is given."""
 _MAX_SELECTED: Final = 256 << 20
-"""Bytes that are asked for at once; more is asked for hook by hook."""
+"""Bytes in one request at most; more is requested hook by hook."""
 _MAX_HOOKS: Final = 1_000
 _MAX_SEQUENCES: Final = 100_000
-"""In one request."""
+"""Sequences in one request at most."""
 _MAX_NAMED: Final = 90
-"""Hooks, or tokens to be dropped, in the URL of a batch."""
+"""Hooks, or tokens to be dropped, in the URL of a batch at most."""
 _MAX_SEARCHED: Final = 5_000
 """Characters that fit into a URL, also where each becomes several."""
 _MAX_MATCHES: Final = 1_000_000
-"""Of a search; as many as a server gives."""
+"""Matches of one search at most; as many as a server gives."""
 
 
 class ServedStore(Store):
@@ -59,8 +59,8 @@ class ServedStore(Store):
         """
         Args:
             url: ``http://host:port/v1/stores/name``.
-            token: that the server wants; None takes that of the environment.
-            direct: whether to read storage without the server: None, for loaders if that can be reached; True, for
+            token: token for the server; None takes that of the environment.
+            direct: whether to read storage without the server: None, for loaders if it can be reached; True, for
                 everything, or it is an error; False, for nothing.
 
         Raises:
@@ -91,15 +91,15 @@ class ServedStore(Store):
     def _must_reach(self) -> BlobReader:
         """
         Raises:
-            StorageError: it cannot be reached.
+            StorageError: the storage cannot be reached.
         """
-        found = self._reachable or direct_blobs(self.server, self.runs, must=True)
-        assert found is not None
-        return found
+        blobs = self._reachable or direct_blobs(self.server, self.runs, must=True)
+        assert blobs is not None
+        return blobs
 
     @cached_property
     def _behind(self) -> Store:
-        """The same runs, read from the storage."""
+        """The same store, read from the storage."""
         return Store(self._must_reach, self.runs, self._read_runs)
 
     def _rows(self, sections: list[Section]) -> Rows:
@@ -116,29 +116,29 @@ class ServedStore(Store):
         is_many = nbytes > _MAX_SELECTED or len(hooks) > _MAX_HOOKS or len(index.rows) > _MAX_SEQUENCES
         if is_many or len(hooks) == 1 or not len(index.rows) or index.is_reversed:
             return super()._several(hooks, sequences)
-        asked = Select(hooks=list(hooks), sequences=[int(row) for row in index.rows])
+        select = Select(hooks=list(hooks), sequences=[int(row) for row in index.rows])
 
         expected = {name: (self[name].rows.dtype, (len(index.rows), *self[name].shape[1:])) for name in hooks}
 
         def take(reply: http.client.HTTPResponse) -> "dict[str, torch.Tensor]":
             return read_tensors(reply, f"{self.server.url}/select", expected)
 
-        found = self.server.take("/select", take, asked=asked, accept=SAFETENSORS)
-        return {name: found[name] for name in hooks}
+        tensors = self.server.take("/select", take, request=select, accept=SAFETENSORS)
+        return {name: tensors[name] for name in hooks}
 
     def stats(self, hook: HookName) -> Statistics:
-        """As `Store.stats`; the server has merged the records."""
+        """Implements `Store.stats`; the server has merged the records."""
         array = self.array_of(hook)
         path = f"/hooks/{array.name}/stats"
         most = answers.statistics_nbytes(array.shape)
-        found = self.server.document(StatisticsDocument, path, most=most)
-        answers.check_statistics(found, array, f"{self.server.url}{path}")
-        return Statistics(found.record, found.shape)
+        document = self.server.document(StatisticsDocument, path, most=most)
+        answers.check_statistics(document, array, f"{self.server.url}{path}")
+        return Statistics(document.record, document.shape)
 
     def not_finite(
         self, hook: HookName, *, most_segments: int | None = None, most_records: int | None = None
     ) -> list[tuple[range, int]]:
-        """As `Store.not_finite`; without the storage behind the server, all sequences are given together."""
+        """Implements `Store.not_finite`; without the storage behind the server, all sequences are given together."""
         if self._reachable is not None:
             return self._behind.not_finite(hook, most_segments=most_segments, most_records=most_records)
         n_tokens = self.stats(hook).n_not_finite
@@ -160,16 +160,16 @@ class ServedStore(Store):
         query |= {"prefix": prefix, "once": once, "limit": most}
         # A server gives no more than that, whatever the limit.
         n_values = 2 * min(most, _MAX_MATCHES) + 2
-        found = self.server.document(MatchList, "/prompts", query, most_values=n_values)
-        matches = answers.matches_of(found, self.shape, most, f"{self.server.url}/prompts", once=once)
-        if limit is None and len(found.sequences) == _MAX_MATCHES:
+        document = self.server.document(MatchList, "/prompts", query, most_values=n_values)
+        matches = answers.matches_of(document, self.shape, most, f"{self.server.url}/prompts", once=once)
+        if limit is None and len(document.sequences) == _MAX_MATCHES:
             raise JobError(
                 f"there are more than {_MAX_MATCHES} places; give a limit, or look for something rarer"
             )
         return matches
 
     def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
-        """As `Store.loader_of`: from the storage where it can be reached, else batches that the server makes."""
+        """Implements `Store.loader_of`: reads storage where it can be reached, else batches that the server makes."""
         from actstore.loader.batches.batch_maker import BatchMaker
         from actstore.loader.loader import Loader
         from actstore.query.client.served_batches import ServedBatches
@@ -198,19 +198,19 @@ class ServedStore(Store):
         return zarr.open_group(f"{self.url}/zarr", mode="r", storage_options=self.server.storage_options)
 
     def reopened(self) -> "ServedStore":
-        """As `Store.reopened`."""
-        return _unpickled(self.url, self._token, self._direct, self.identity)
+        """Implements `Store.reopened`."""
+        return _reopened(self.url, self._token, self._direct, self.identity)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.url, self._token, self._direct, self.identity)
+        return _reopened, (self.url, self._token, self._direct, self.identity)
 
 
-def _unpickled(url: str, token: str | None, direct: bool | None, identity: Identity) -> ServedStore:
-    """A store that was opened before.
+def _reopened(url: str, token: str | None, direct: bool | None, identity: Identity) -> ServedStore:
+    """Open again a store that was opened before.
 
     Raises:
         StoreReplacedError: it is another one by now.
     """
-    found = ServedStore(url, token, direct)
-    check_same(url, identity, found.identity)
-    return found
+    store = ServedStore(url, token, direct)
+    check_same(url, identity, store.identity)
+    return store

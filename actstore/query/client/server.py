@@ -25,14 +25,14 @@ from actstore.store.reading.identity import Identity, continues, label_of, repla
 
 _BUSY: Final = frozenset({429, 503, 504})
 _PATIENCE_S: Final = 300.0
-"""For a server that is started again, or moved to another machine, while a job reads from it."""
+"""Seconds for a server that is started again, or moved to another machine, while a job reads from it."""
 _GATEWAY: Final = 502
 _OK: Final = 200
 _PART: Final = 206
 _DETAIL: Final = 2_000
-"""Characters of what a problem says."""
+"""Characters of the detail of a problem at most."""
 _MAX_KNOWN: Final = 1_000
-"""Labels of contents; one that is not among them is asked for again."""
+"""Labels of contents that are kept; an unknown one is asked for again."""
 
 D = TypeVar("D", bound=BaseModel)
 T = TypeVar("T")
@@ -46,11 +46,11 @@ class Server:
     def __init__(self, url: str, token: str | None) -> None:
         """
         Args:
-            url: of the store, ``http://host:port/v1/stores/name``.
-            token: that the server wants.
+            url: URL of the store, ``http://host:port/v1/stores/name``.
+            token: token for the server; None or empty sends none.
 
         Raises:
-            StorageError: the token cannot be one, or the URL.
+            StorageError: the token or the URL is malformed.
         """
         self.url = url.rstrip("/")
         try:
@@ -80,17 +80,17 @@ class Server:
         self._lock = threading.Lock()
         self._nbytes = 0
         self._store: str | None = None
-        """Which one it is, once there was a reply."""
+        """Identifies the store, once there was a reply."""
         self._identity: Identity = ()
-        """Of the largest of its contents that were seen."""
+        """Identity of the largest contents that were seen."""
         self._known: set[str] = set()
         """Labels of contents that were seen to be of this store."""
 
     @property
     def storage_options(self) -> dict[str, Any]:
-        """Of fsspec, for others who read the store over HTTP."""
-        found: dict[str, Any] = {"get_client": client_without_redirects}
-        return found | {"headers": self._headers} if self._headers else found
+        """Options for fsspec, for libraries that read the store over HTTP."""
+        options: dict[str, Any] = {"get_client": client_without_redirects}
+        return options | {"headers": self._headers} if self._headers else options
 
     @property
     def n_retries(self) -> int:
@@ -99,7 +99,7 @@ class Server:
 
     @property
     def nbytes_read(self) -> int:
-        """Of bodies that were taken whole."""
+        """Bytes of bodies that were read whole."""
         with self._lock:
             return self._nbytes
 
@@ -108,20 +108,20 @@ class Server:
         kind: type[D],
         path: str,
         query: Query = _NONE,
-        asked: BaseModel | None = None,
+        request: BaseModel | None = None,
         *,
         most: int = bounds.DOCUMENT_NBYTES,
         most_values: int = bounds.DOCUMENT_VALUES,
     ) -> D:
-        """The JSON of a resource of the store; POST where something is asked.
+        """The JSON document of a resource of the store, requested with POST where there is a body.
 
         Args:
-            kind: what it is.
-            path: of the resource.
-            query: of the URL.
-            asked: the body of the request.
-            most: bytes that it can have.
-            most_values: values that it can have.
+            kind: class of the document.
+            path: path of the resource.
+            query: query of the URL.
+            request: body of the request.
+            most: bytes of the document at most.
+            most_values: values in the document at most.
 
         Raises:
             StorageError: there is no such store, or it cannot be read; or what `error_of` makes of the reply.
@@ -130,17 +130,17 @@ class Server:
         def take(reply: http.client.HTTPResponse) -> bytes:
             return bounds.read_document(reply, f"{self.url}{path}", most)
 
-        data = self.take(path, take, query=query, asked=asked, accept=JSON)
-        found = self._parsed(kind, data, path, most_values)
-        if isinstance(found, StoreDocument):
-            self._learn(found.contents)
-        return found
+        data = self.take(path, take, query=query, request=request, accept=JSON)
+        document = self._parsed(kind, data, path, most_values)
+        if isinstance(document, StoreDocument):
+            self._learn(document.contents)
+        return document
 
     def _parsed(
         self, kind: type[D], data: bytes, path: str = "", most_values: int = bounds.DOCUMENT_VALUES
     ) -> D:
         where = f"{self.url}{path}"
-        # Another value needs another comma, as lists in lists are refused beyond a depth.
+        # Each further value needs a comma, as lists in lists are refused beyond a depth.
         n_values = data.count(b",") + 1
         if n_values > most_values:
             raise unexpected(where, f"a document of {n_values} values", f"one of at most {most_values}")
@@ -159,12 +159,12 @@ class Server:
         take: Callable[[http.client.HTTPResponse], T],
         *,
         query: Query = _NONE,
-        asked: BaseModel | None = None,
+        request: BaseModel | None = None,
         accept: str = "*/*",
         headers: Mapping[str, str] = _NONE,
         method: str | None = None,
     ) -> T:
-        """What a function makes of a reply. It is called again, with a new one, when the reply was cut off.
+        """What ``take`` makes of a reply. It is called again, with a new reply, when one was cut off.
 
         Raises:
             StorageError: there is no such store, or it cannot be read; or what `error_of` makes of the reply.
@@ -172,16 +172,16 @@ class Server:
         url = f"{self.url}{quote(path)}" + (f"?{urlencode(query, doseq=True)}" if query else "")
         sent = {**self._headers, "Accept": accept, **headers}
         body = None
-        if asked is not None:
-            body = asked.model_dump_json().encode()
+        if request is not None:
+            body = request.model_dump_json().encode()
             sent["Content-Type"] = JSON
-        verb = method or ("GET" if asked is None else "POST")
+        verb = method or ("GET" if request is None else "POST")
 
         def ask() -> T:
             with self.connections.request(verb, url, sent, body) as reply:
                 self._check_store(reply)
                 if reply.status >= 300:
-                    self._refused(reply, url)
+                    self._raise_refusal(reply, url)
                 if reply.status != _OK and not (reply.status == _PART and "Range" in headers):
                     raise unexpected(f"{self.url}{path}", f"status {reply.status}", f"status {_OK}")
                 return take(reply)
@@ -191,19 +191,19 @@ class Server:
     def _check_store(self, reply: http.client.HTTPResponse) -> None:
         """
         Raises:
-            StoreReplacedError: the reply is of another store than the ones before.
-            RequestError: what it is of cannot be known yet.
+            StoreReplacedError: the reply comes from another store than those before.
+            RequestError: its store cannot be known yet.
         """
-        found, label = reply.getheader(STORE), reply.getheader(CONTENTS) or ""
+        store, label = reply.getheader(STORE), reply.getheader(CONTENTS) or ""
         with self._lock:
             if self._store is None:
-                self._store = found
-                self._known = {label}  # whatever it is, it is what is opened
-            if found is None and self._store is not None and reply.status < 300:
+                self._store = store
+                self._known = {label}  # the first reply decides which store is opened
+            if store is None and self._store is not None and reply.status < 300:
                 raise unexpected(self.url, f"a reply without {STORE}", "which store it is of")
-            if found is None or (found == self._store and label in self._known):
+            if store is None or (store == self._store and label in self._known):
                 return
-            if found != self._store:
+            if store != self._store:
                 raise replaced(self.url)
         self._learn(self._contents())
         with self._lock:
@@ -212,16 +212,16 @@ class Server:
             raise RequestError(Kind.BROKEN, "one of its processes does not have yet what another one has")
 
     def _contents(self) -> Identity:
-        """What the store has now, asked for beside a reply that is of something unknown."""
+        """Contents of the store now, requested because a reply has an unknown label."""
         with self.connections.request("GET", self.url, {**self._headers, "Accept": JSON}) as reply:
             if reply.status >= 300:
-                self._refused(reply, self.url)
+                self._raise_refusal(reply, self.url)
             return self._parsed(StoreDocument, bounds.read_document(reply, self.url)).contents
 
     def _learn(self, identity: Identity) -> None:
         """
         Raises:
-            StoreReplacedError: this is another store than the one before.
+            StoreReplacedError: the store is not the one before.
         """
         with self._lock:
             is_grown = continues(self._identity, identity)
@@ -235,15 +235,15 @@ class Server:
             self._known.add(label_of(identity))
 
     def count(self, nbytes: int) -> None:
-        """Take note of a body that was taken."""
+        """Count the bytes of a body that was read."""
         with self._lock:
             self._nbytes += nbytes
 
-    def _refused(self, reply: http.client.HTTPResponse, url: str) -> None:
+    def _raise_refusal(self, reply: http.client.HTTPResponse, url: str) -> None:
         """
         Raises:
-            RequestError: it may be answered when it is asked again.
-            Exception: what the reply says.
+            RequestError: the request may succeed when it is repeated.
+            Exception: the error that the reply describes.
         """
         text = bounds.read_problem(reply)
         is_ours = (reply.getheader("Content-Type") or "").startswith(PROBLEM)
@@ -255,7 +255,7 @@ class Server:
 
 
 def _problem(text: bytes) -> dict[str, str] | None:
-    """What a problem says, in one line; None if it is none."""
+    """Type and detail of a problem, in one line each; None if the text is no problem."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Servers at a Unix socket of this machine: ``http+unix://%2Frun%2Factstore.sock/v1/stores/name``."""
+"""Connects to servers at a Unix socket of this machine: ``http+unix://%2Frun%2Factstore.sock/v1/stores/name``."""
 
 import http.client
 import socket
@@ -9,12 +9,12 @@ SCHEME: Final = "http+unix"
 
 
 def is_unix(url: str) -> bool:
-    """Whether a URL is of a server at a Unix socket."""
+    """Whether a URL names a server at a Unix socket."""
     return url.startswith(f"{SCHEME}://")
 
 
 def socket_path(url: str) -> str:
-    """Where the socket is: the host of the URL, whose slashes are written as ``%2F``."""
+    """Path of the socket: the host of the URL, whose slashes are written as ``%2F``."""
     return unquote(urlsplit(url).netloc)
 
 
@@ -24,14 +24,14 @@ class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: str, timeout: float) -> None:
         """
         Args:
-            path: of the socket.
-            timeout: seconds.
+            path: path of the socket.
+            timeout: seconds to connect and to wait for bytes.
         """
         super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
-        """As http.client has it."""
+        """Implements `http.client.HTTPConnection.connect`."""
         self.sock = socket.socket(socket.AF_UNIX)
         try:
             self.sock.settimeout(self.timeout)

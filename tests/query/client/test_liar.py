@@ -19,7 +19,7 @@ import torch
 import actstore
 from actstore.errors import LoaderError, StorageError, StoreReplacedError
 from actstore.query.client import bounds, server
-from actstore.query.client.places import planned
+from actstore.query.client.places import place_of
 from actstore.query.client.served_store import ServedStore
 from actstore.query.client.server import Server
 from actstore.query.wire import CONTENTS, DTYPE, ORDER, SHAPE, STORE
@@ -100,7 +100,7 @@ USES: Final[dict[str, tuple[str, Use]]] = {
     "object": ("/zarr/_actstore/manifest.json", lambda store: store.blobs.read("_actstore/manifest.json")),
     "range": (f"/zarr/{SHARD}", lambda store: store.blobs.read(SHARD, 64, 640)),
     "head": (f"/zarr/{SHARD}", lambda store: store.blobs.head(SHARD)),
-    "place": ("/plan", lambda store: planned(store.server, "zarr.json")),
+    "place": ("/plan", lambda store: place_of(store.server, "zarr.json")),
 }
 """What is asked for, and how."""
 

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from actstore.query.client.served_rows import _inner
-from actstore.query.selection import Rows
+from actstore.query.selection import Indices
 from actstore.store.reading.row_index import RowIndex
 
 ARRAY = np.arange(6 * 5 * 4 * 3).reshape(6, 5, 4, 3)
 NOTHING_TO_ASK = "no text says it, so whole rows are read"
 
 
-def numbers(rows: Rows) -> list[int]:
+def numbers(rows: Indices) -> list[int]:
     return list(rows) if isinstance(rows, range) else rows.tolist()
 
 

@@ -20,7 +20,7 @@ from actstore.loader.dropping.valid_rows import ValidRows
 from actstore.loader.options import LoaderOptions, dtype_name, options_of
 from actstore.query.documents import OrderDocument
 from actstore.query.problem import Problem
-from actstore.query.selection import numbers
+from actstore.query.selection import parse_axis
 from actstore.query.server.catalog.catalog import NAME
 from actstore.query.server.routes.hot_routes import HotRoute
 from actstore.query.server.routes.parameters import BatchOf, BatchQuery, StoreName
@@ -71,7 +71,7 @@ def _options(request: Request, store: Store, query: BatchQuery) -> LoaderOptions
         LoaderError: an option that cannot be.
     """
     settings = state_of(request).settings
-    positions = None if query.seqpos == ":" else list(numbers(query.seqpos, store.shape[1], "seqpos"))
+    positions = None if query.seqpos == ":" else list(parse_axis(query.seqpos, store.shape[1], "seqpos"))
     return options_of(
         store,
         query.hook[0] if len(query.hook) == 1 else query.hook,

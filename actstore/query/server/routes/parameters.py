@@ -11,11 +11,11 @@ from actstore.errors import JobError
 from actstore.query.cut import Cut
 from actstore.query.documents import Axis, Hook, Inner, Select
 from actstore.query.problem import Problem
-from actstore.query.selection import Rows, inner_numbers, listed, numbers
+from actstore.query.selection import Indices, indices_of, parse_axis, parse_inner
 from actstore.query.server.catalog.catalog import NAME
 from actstore.query.server.sending.formats import MEDIA
 from actstore.query.wire import TOKEN_ARRAYS
-from actstore.store.reading.rows import Rows as StoredRows
+from actstore.store.reading.rows import Rows
 from actstore.store.store import Store
 
 StoreName = Annotated[str, Path(pattern=NAME, description="Name of a store.", examples=["run"])]
@@ -85,14 +85,14 @@ class BatchQuery(BaseModel):
 BatchOf = Annotated[BatchQuery, Query()]
 
 
-def array(store: Store, name: str) -> tuple[str, StoredRows]:
+def array(store: Store, name: str) -> tuple[str, Rows]:
     """A hook under its stored name, or an array of the tokens.
 
     Raises:
         HookError: the store does not hold it.
     """
     if name in TOKEN_ARRAYS:
-        found: StoredRows = getattr(store, name)
+        found: Rows = getattr(store, name)
         return name, found
     acts = store[name]
     return acts.hook, acts.rows
@@ -119,12 +119,12 @@ def cut(
             raise JobError(f"{found} has one number for each sequence; ask for sequences only")
         return Cut(found, stored, rows, ())
     at = _along(positions, stored.shape[1], "positions")
-    elements = inner_numbers(inner or ":", stored.shape[2:]) if inner or stored.shape[2:] else ()
+    elements = parse_inner(inner or ":", stored.shape[2:]) if inner or stored.shape[2:] else ()
     return Cut(found, stored, rows, (at, *elements))
 
 
-def _along(asked: str | Sequence[int], size: int, axis: str) -> Rows:
-    return numbers(asked, size, axis) if isinstance(asked, str) else listed(asked, size, axis)
+def _along(asked: str | Sequence[int], size: int, axis: str) -> Indices:
+    return parse_axis(asked, size, axis) if isinstance(asked, str) else indices_of(asked, size, axis)
 
 
 def cuts(store: Store, select: Select) -> list[Cut]:

@@ -10,7 +10,7 @@ from actstore.errors import JobError
 from actstore.query.cut import Cut
 from actstore.query.documents import FetchPlan, Place, PlannedArray, PlannedRead, PlanRequest
 from actstore.query.problem import Problem
-from actstore.query.selection import Rows
+from actstore.query.selection import Indices
 from actstore.query.server.catalog.objects import check_readable
 from actstore.query.server.routes.parameters import StoreName, cuts
 from actstore.query.server.sending.error_replies import documented
@@ -122,7 +122,7 @@ def _ranges(part: Cut) -> Iterator[tuple[str, int, int, int]]:
                 at += nbytes
 
 
-def _is_all(asked: Rows, whole: range) -> bool:
+def _is_all(asked: Indices, whole: range) -> bool:
     return isinstance(asked, range) and asked == whole
 
 
