@@ -1,1 +1,1 @@
-"""Training from a store: shuffled batches of rows, in an order that is computed rather than kept."""
+"""Training on the rows of a store: shuffled batches, in an order that is computed rather than kept."""

@@ -1,4 +1,4 @@
-"""What `Store.loader` takes by name, for functions that hand it on."""
+"""The keyword arguments of `Store.loader`, typed for functions that pass them on."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from actstore.loader.options import Shuffle
 
 
 class ReadArguments(TypedDict, total=False):
-    """All but the size of a batch."""
+    """The arguments without the size of a batch."""
 
     seed: int
     shuffle: Shuffle | None
@@ -32,6 +32,6 @@ class ReadArguments(TypedDict, total=False):
 
 
 class LoaderArguments(ReadArguments, total=False):
-    """All."""
+    """All arguments."""
 
     batch_size: Required[int]

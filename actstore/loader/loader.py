@@ -1,4 +1,4 @@
-"""Batches of rows from a store."""
+"""The loader: batches of rows from a store."""
 
 import operator
 import os
@@ -45,10 +45,10 @@ class Loader(Closing):
     ) -> None:
         """
         Args:
-            store: whose rows they are.
-            options: all that decides which, and in which order.
-            rows: those that are not dropped, where they are known; to find them can take long.
-            make: gives what batches come from; None reads them from the store.
+            store: the store that the rows are in.
+            options: which rows, and in which order.
+            rows: the rows that are not dropped; None finds them, which can take long.
+            make: opens the source of batches; None reads them from the store.
         """
         _check_complete(store, options.hooks)
         warn_of_not_finite(store, options.hooks, options.drop)
@@ -57,7 +57,7 @@ class Loader(Closing):
         self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make()
         runs = [run for run in store.runs if any(run.hook(hook) is not None for hook in options.hooks)]
         self._of: dict[str, Any] = {"hooks": list(options.hooks), "contents": contents_of(runs)}
-        """What its values are of: part of its state."""
+        """The hooks and contents that the values are of, as part of the state."""
         self._epoch = self._k = 0
         self._ahead: Prefetch[_Made] | None = None
         self._process = os.getpid()
@@ -65,36 +65,36 @@ class Loader(Closing):
 
     @property
     def n_rows(self) -> int:
-        """Rows of an epoch, of all ranks: those that are not dropped."""
+        """Number of rows of an epoch that are not dropped, all ranks together."""
         return self._make.batches.n_places
 
     @property
     def n_batches(self) -> int:
-        """Of an epoch."""
+        """Number of batches of an epoch."""
         return self._make.batches.n_batches
 
     @property
     def known_rows(self) -> ValidRows | None:
-        """The same, where they are here: what a server drops, it alone knows."""
+        """The rows that are not dropped, or None if only a server knows them."""
         return self._make.known_rows
 
     @property
     def valid_rows(self) -> ValidRows:
-        """Which rows of the store those are; the same for all ranks."""
+        """The rows of the store that are not dropped; the same for all ranks."""
         return self._make.rows
 
     @property
     def epoch(self) -> int:
-        """Of the next batch."""
+        """The epoch of the next batch."""
         return self._epoch
 
     @property
     def place(self) -> tuple[int, int]:
-        """Epoch of the next batch, and its number there."""
+        """(epoch of the next batch, its number in the epoch)."""
         return self._epoch, self._k
 
     def seek(self, epoch: int, k: int = 0) -> None:
-        """Go on with any batch; it takes no longer than to begin anew.
+        """Continue at any batch; this takes no longer than starting at the first.
 
         Raises:
             LoaderError: there is no such batch.
@@ -109,11 +109,11 @@ class Loader(Closing):
         self._epoch, self._k = self._place(epoch, k)
 
     def batch(self, k: int, epoch: int = 0) -> Any:
-        """Any batch, whatever was asked for before; the state stays as it is.
+        """Make any batch. The state of the iteration does not change.
 
         Raises:
             IndexError: an epoch has fewer batches.
-            LoaderError: another thread closed the loader, or gave it a state, meanwhile.
+            LoaderError: meanwhile another thread closed the loader or loaded a state.
             StorageError: rows cannot be read.
         """
         self._check_process()
@@ -122,14 +122,14 @@ class Loader(Closing):
         return made
 
     def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and positions of any batch, both [n_rows]; nothing is read."""
+        """Sequences and positions of the rows of any batch, both [n_rows]. Nothing is read."""
         return self._make.places(epoch, k)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Any:
-        """The next batch. It is the caller's: nothing else is written there while it, or a view of it, is held.
+        """The next batch. It belongs to the caller: its memory is not reused while it, or a view of it, is held.
 
         Raises:
             StopIteration: all epochs are over.
@@ -143,7 +143,7 @@ class Loader(Closing):
             made = next(self._ahead if self._ahead is not None else self._from_here())
             self._make.hand_over(made.batch)
         except BaseException:
-            # Also when it is the caller who is interrupted: what was taken already is made again.
+            # Also if the caller is interrupted: batches that were taken from the queue are made again.
             self._stop_ahead()
             raise
         self._epoch, self._k = self._place(made.epoch, made.k + 1)
@@ -151,16 +151,16 @@ class Loader(Closing):
         return made.batch
 
     def _place(self, epoch: int, k: int) -> tuple[int, int]:
-        """Of a batch; what would be behind the last one of an epoch is the first one of the next."""
+        """(epoch, number) of a batch; the one behind the last of an epoch is the first of the next."""
         return (epoch + 1, 0) if k == self.n_batches else (epoch, k)
 
     def _from_here(self) -> "Iterator[_Made]":
         return _made(self._make, self._epoch, self._k)
 
     def _check_process(self) -> None:
-        """A forked process has none of the threads, and connections that another one uses, too.
+        """Start anew in a forked process, which has none of the threads and shares connections with its parent.
 
-        OpenMP would wait for threads of its own that are not there, so torch is left with one.
+        OpenMP would wait for threads that the fork did not copy, so torch is limited to one.
         """
         if self._process == os.getpid():
             return
@@ -178,8 +178,8 @@ class Loader(Closing):
         self._make.begin_process()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch is, of which order, hooks and store; plain data that JSON can hold. Batches that were
-        made ahead and not taken do not count.
+        """The place of the next batch, with the order, hooks and store that it belongs to, as plain data for JSON.
+        Batches that were made ahead and not taken do not count.
         """
         return {
             "version": _STATE_VERSION,
@@ -190,11 +190,12 @@ class Loader(Closing):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another loader was, with any number of ranks; it takes no longer than to begin anew.
+        """Continue where another loader was, with any number of ranks; this takes no longer than starting at the first
+        batch.
 
         Raises:
-            LoaderError: it is no such state; or of another order, other rows, or the same ones in another one; or of
-                other hooks, or another store.
+            LoaderError: this is no state of a loader, or it is one of another order, other rows, other hooks or another
+                store.
         """
         try:
             version, epoch, k = (operator.index(state[name]) for name in ("version", "epoch", "batch"))
@@ -225,18 +226,18 @@ class Loader(Closing):
         self.seek(epoch, k)
 
     def _check_values(self, loaders: Any) -> None:
-        """See that this loader is one of those that a state is of.
+        """Check that a state belongs to a loader of the same hooks and contents.
 
         Args:
-            loaders: their `_of`; None in states of earlier releases, which do not say.
+            loaders: the hooks and contents of the loaders of the state; None in states of earlier releases.
 
         Raises:
-            LoaderError: it is not.
+            LoaderError: the state belongs to no such loader.
         """
         if loaders is None:
             return
         try:
-            known = [(sorted(each["hooks"]), list(each["contents"])) for each in loaders]
+            known = [(sorted(loader["hooks"]), list(loader["contents"])) for loader in loaders]
         except (KeyError, TypeError) as error:
             raise LoaderError(f"{loaders!r} is no part of a state; give what state_dict() gave") from error
         ours = [contents for hooks, contents in known if hooks == sorted(self.options.hooks)]
@@ -253,7 +254,7 @@ class Loader(Closing):
             )
 
     def metrics(self) -> Metrics:
-        """How it went until now."""
+        """What was counted so far."""
         return self._counts.metrics(
             n_ready=0 if self._ahead is None else self._ahead.n_ready,
             n_retries=self._make.n_retries,
@@ -263,11 +264,9 @@ class Loader(Closing):
         )
 
     def close(self) -> None:
-        """End the threads, after the requests that are under way, and give back what is mapped. The loader can be used
-        again.
-        """
+        """End the threads, after the requests under way, and unmap files. The loader can be used again."""
         if self._process != os.getpid():
-            self._begin_process()  # threads are not here, and what is held is of the other process
+            self._begin_process()  # the threads and files are those of the parent process
             return
         try:
             self._stop_ahead()
@@ -275,7 +274,7 @@ class Loader(Closing):
             self._make.close()
 
     def _stop_ahead(self) -> None:
-        # Forgotten first: whoever is interrupted while it waits must not find one that is closed.
+        # Cleared first: if waiting is interrupted, no later call may meet a closed queue.
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
             try:
@@ -295,7 +294,7 @@ class Loader(Closing):
 
 
 def _check_complete(store: "Store", hooks: Sequence[str]) -> None:
-    """Other hooks may be under way."""
+    """Check that the hooks are complete; others may still be extracted."""
     try:
         for hook in () if store.is_complete else hooks:
             store[hook].rows.check_committed()
@@ -315,7 +314,9 @@ class _Made:
 
 
 def _made(make: BatchSource, epoch: int, k: int) -> Iterator[_Made]:
-    """All batches that are left. The thread that makes them ahead does not hold the loader, which can go therefore."""
+    """All remaining batches. The thread that makes them does not hold the loader, so the loader can be garbage
+    collected.
+    """
     epochs = make.options.epochs
     while epochs is None or epoch < epochs:
         for number in range(k, make.batches.n_batches):

@@ -1,4 +1,4 @@
-"""How a loader fares: whether the trainer waits for it, and what it reads."""
+"""How a loader performs: whether the trainer waits for it, and what it reads."""
 
 from dataclasses import dataclass
 
@@ -7,42 +7,42 @@ from actstore.loader.batches.batch import Batch, Values, tensors_of
 
 @dataclass(frozen=True)
 class Metrics:
-    """Since the loader was made."""
+    """What was counted since the loader was made."""
 
     n_batches: int
-    """That were given out."""
+    """Batches that were given out."""
     n_rows: int
     nbytes: int
-    """Of the values that were given out."""
+    """Bytes of the values that were given out."""
     seconds_waiting: float
-    """That the caller of `next` waited: the loader is too slow if this grows as fast as time."""
+    """Seconds that the caller of `next` waited. If this grows as fast as time, the loader is too slow."""
     seconds_gathering: float
-    """That batches took to be made, most of it while the caller was busy."""
+    """Seconds that making batches took, most of them while the caller was busy."""
     n_ready: int
-    """Batches that wait to be taken, now."""
+    """Batches that wait to be taken now."""
     n_retries: int
     """Requests to storage that were repeated."""
     nbytes_read: int
-    """Of shards that were read by windows, from storage or the cache. Files that are mapped are read by the system, and
-    do not count.
+    """Bytes of shards that were read by windows, from storage or the cache. Mapped files are read by the system, and do
+    not count.
     """
     n_cache_hits: int
-    """Reads of a shard that was in ``cache_dir``."""
+    """Reads of shards that were in ``cache_dir``."""
     n_cache_misses: int
     """Shards that had to be fetched first."""
     mask_nbytes: int
-    """Memory of the bits that say which rows are left."""
+    """Bytes of memory of the bits that say which rows are kept."""
 
 
 class Counts:
-    """What is counted while batches are given out."""
+    """The counts of a loader while it gives out batches."""
 
     def __init__(self) -> None:
         self._n_batches = self._n_rows = self._nbytes = 0
         self._seconds_waiting = self._seconds_gathering = 0.0
 
     def add(self, batch: Values | Batch, seconds_gathering: float, seconds_waiting: float) -> None:
-        """One more was taken."""
+        """Count one more batch."""
         tensors = tensors_of(batch)
         self._n_batches += 1
         self._n_rows += tensors[0].shape[0]
@@ -59,7 +59,7 @@ class Counts:
         cache_hits_and_misses: tuple[int, int],
         mask_nbytes: int,
     ) -> Metrics:
-        """As they are now."""
+        """The metrics as of now."""
         n_hits, n_misses = cache_hits_and_misses
         return Metrics(
             n_batches=self._n_batches,

@@ -1,4 +1,4 @@
-"""What a loader is asked for, once it is known to make sense."""
+"""The checked options of a loader."""
 
 import operator
 import os
@@ -35,11 +35,11 @@ _DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """All of it. `Store.loader` says what each field means."""
+    """The options of a loader. `Store.loader` says what each of them means."""
 
     hooks: tuple[str, ...]
     is_single: bool
-    """Batches are tensors rather than dicts."""
+    """Whether batches are tensors rather than dicts."""
     batch_size: int
     seed: int = 0
     shuffle: Shuffle | None = "global"
@@ -57,13 +57,15 @@ class LoaderOptions:
     device: torch.device | None = None
 
     def __post_init__(self) -> None:
-        """Raises:
-        LoaderError: a value that cannot be.
+        """Check the options.
+
+        Raises:
+            LoaderError: an option has an impossible value.
         """
         for name in _INTEGERS:
             value = getattr(self, name)
             try:
-                # NumPy's integers are no JSON, as a state must be.
+                # NumPy's integers cannot be written as JSON, which a state must be.
                 is_left_out = value is None and name in _OPTIONAL
                 object.__setattr__(self, name, None if is_left_out else operator.index(value))
             except TypeError as error:
@@ -117,14 +119,14 @@ def options_of(
     device: torch.device | str | None = None,
     **plain: Any,
 ) -> LoaderOptions:
-    """What a user asked for, found in the store. `Store.loader` says what each argument means.
+    """Options from the arguments of `Store.loader`, which says what each of them means.
 
     Args:
-        plain: those that `LoaderOptions` takes as they are.
+        plain: arguments that `LoaderOptions` takes as they are.
 
     Raises:
         HookError: a hook is not stored.
-        LoaderError: an option that cannot be.
+        LoaderError: an option has an impossible value.
     """
     chosen, is_single = chosen_hooks(store, hooks)
     return LoaderOptions(
@@ -139,37 +141,37 @@ def options_of(
 
 
 def chosen_hooks(store: "Store", hooks: "HookName | Sequence[HookName]") -> tuple[tuple[str, ...], bool]:
-    """What a user asked for, under the names it is stored by: two names of one tensor are one hook.
+    """The stored hooks that the user's names stand for. Two names of one tensor are one hook.
 
     Returns:
-        The hooks, and whether it was a single one, asked for by a name of its own.
+        The hooks, and whether a single one was named, without a wildcard.
 
     Raises:
         HookError: one is not stored.
     """
     names = each_name(hooks)
-    found = dict.fromkeys(hook for name in names for hook in store.matching(name))
-    return tuple(found), names == [hooks] and "*" not in str(hooks)
+    hooks_by_name = dict.fromkeys(hook for name in names for hook in store.matching(name))
+    return tuple(hooks_by_name), names == [hooks] and "*" not in str(hooks)
 
 
 def torch_device(device: torch.device | str | None) -> torch.device | None:
-    """A device by name, or as it is; None for host memory.
+    """A torch device from its name or itself; None for host memory.
 
     Raises:
-        LoaderError: torch knows no such name.
+        LoaderError: torch knows no device of this name.
     """
     try:
-        found = None if device is None else torch.device(device)
+        parsed = None if device is None else torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise LoaderError(f"device is {device!r}; it can be 'cpu', 'cuda', 'cuda:1' and so on") from error
-    return None if found is None or found.type == "cpu" else found
+    return None if parsed is None or parsed.type == "cpu" else parsed
 
 
 def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """A type by name, or as it is.
+    """A torch dtype from its name or itself.
 
     Raises:
-        LoaderError: no type that activations can have.
+        LoaderError: activations cannot have this type.
     """
     name = dtype_name(dtype)
     if dtype is not None and name not in _DTYPES:
@@ -178,5 +180,5 @@ def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def dtype_name(dtype: torch.dtype | str | None) -> str:
-    """A type as it is called in plans and on the wire, ``bfloat16`` for `torch.bfloat16`."""
+    """The name of a dtype in plans and on the wire, such as ``bfloat16`` for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")

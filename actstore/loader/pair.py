@@ -24,19 +24,21 @@ if TYPE_CHECKING:
 def paired(
     stores_and_hooks: "Sequence[tuple[Store | str, Hooks]]", **options: Unpack[LoaderArguments]
 ) -> "PairedLoader":
-    """A loader over several stores, whose batches hold the same rows of each: row i is the same token everywhere.
+    """A loader over several stores whose batches hold the same rows of each: row i is the same token everywhere.
 
-    Two hooks of one store need no pair: give `Store.loader` both.
+    Two hooks of one store need no pair: give both to `Store.loader`.
 
     Args:
-        stores_and_hooks: a store, or its path or URL, and what to load of it, as for `Store.loader`; two or more.
-        options: as for `Store.loader`, the same for all. Names in ``drop`` are looked up in the model of the first.
+        stores_and_hooks: two or more pairs of a store, or its path or URL, and the hooks to load, as for
+            `Store.loader`.
+        options: as for `Store.loader`, the same for all. Names in ``drop`` are tokens of the first store's model.
 
     Raises:
         HookError: a hook is not stored.
-        LoaderError: the stores have other tokens, or rows cannot be in one order; or an option that cannot be.
+        LoaderError: the stores have different tokens, their rows cannot be in one order, or an option has an impossible
+            value.
         NotCommittedError: a row is not committed.
-        StorageError: what must be read cannot be.
+        StorageError: something cannot be read.
     """
     if len(stores_and_hooks) < 2:
         raise LoaderError(
@@ -83,7 +85,7 @@ def _check_tokens(first: Store, other: Store) -> None:
 
 
 def _tokens(store: Store) -> list[tuple[str, int]]:
-    """Checksum and number of sequences of each run that has tokens, whatever its name."""
+    """The checksum of the tokens and the number of sequences of each run that has tokens of its own."""
     plans = [run.plan for run in store.runs if run.plan.has_own_tokens]
     return [(plan.tokens_sha256, plan.n_sequences) for plan in plans]
 
@@ -101,39 +103,39 @@ def _check_order(first: Loader, other: Loader) -> None:
 class PairedLoader(Closing):
     """An iterator over tuples, one batch of each store in the order of the stores. Get it from `paired`.
 
-    It goes on where another one was, with `state_dict` and `load_state_dict`, as `Loader` does.
+    Its state is saved and restored with `state_dict` and `load_state_dict`, as with `Loader`.
     """
 
     def __init__(self, loaders: Sequence[Loader]) -> None:
         """
         Args:
-            loaders: of one order.
+            loaders: loaders with the same order.
         """
         self._loaders = list(loaders)
         self._place = loaders[0].place
-        """Of the next batch. After an error, or an interruption, some of the loaders may be elsewhere."""
+        """The place of the next batch. After an error or an interruption some of the loaders may be elsewhere."""
 
     @property
     def loaders(self) -> tuple[Loader, ...]:
-        """Of each store. They are not to be iterated over."""
+        """The loader of each store. Do not iterate over them."""
         return tuple(self._loaders)
 
     @property
     def n_rows(self) -> int:
-        """Rows of an epoch, of all ranks: those that are not dropped."""
+        """Number of rows of an epoch that are not dropped, all ranks together."""
         return self._loaders[0].n_rows
 
     @property
     def n_batches(self) -> int:
-        """Of an epoch."""
+        """Number of batches of an epoch."""
         return self._loaders[0].n_batches
 
     def batch(self, k: int, epoch: int = 0) -> tuple[Values | Batch, ...]:
-        """As `Loader.batch`, of each store."""
+        """Like `Loader.batch`, for each store."""
         return tuple(loader.batch(k, epoch) for loader in self._loaders)
 
     def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and positions of any batch, both [n_rows]; nothing is read."""
+        """Sequences and positions of the rows of any batch, both [n_rows]. Nothing is read."""
         return self._loaders[0].rows(k, epoch)
 
     def __iter__(self) -> Self:
@@ -154,27 +156,27 @@ class PairedLoader(Closing):
         return tuple(taken)
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Loader.state_dict`; a loader of one of the stores goes on from it, too."""
+        """Like `Loader.state_dict`. A loader of one of the stores can load it, too."""
         epoch, k = self._place
         states = [loader.state_dict() for loader in self._loaders]
-        of = [each for state in states for each in state["loaders"]]
-        return states[0] | {"epoch": epoch, "batch": k, "loaders": of}
+        loaders = [loader_identity for state in states for loader_identity in state["loaders"]]
+        return states[0] | {"epoch": epoch, "batch": k, "loaders": loaders}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Loader.load_state_dict`.
+        """Like `Loader.load_state_dict`.
 
         Raises:
-            LoaderError: it is no such state, or of another order.
+            LoaderError: this is no state of a loader, or it is one of another order.
         """
         for loader in self._loaders:
             loader.load_state_dict(state)
         self._place = self._loaders[0].place
 
     def metrics(self) -> tuple[Metrics, ...]:
-        """How it went until now, by store."""
+        """What was counted so far, for each store."""
         return tuple(loader.metrics() for loader in self._loaders)
 
     def close(self) -> None:
-        """End the threads, and give back what is mapped. It can be used again."""
+        """End the threads, and unmap files. The loader can be used again."""
         for loader in self._loaders:
             loader.close()

@@ -1,4 +1,4 @@
-"""Making items ahead in a thread of their own."""
+"""Making items ahead in a background thread."""
 
 import atexit
 import threading
@@ -13,23 +13,23 @@ T = TypeVar("T")
 
 
 class Prefetch(Generic[T]):
-    """An iterator over what another one gives, a few items ahead. Its errors are raised where their item would be."""
+    """An iterator that takes items of another one a few steps ahead. An error is raised in the place of its item."""
 
     def __init__(self, items: Iterator[T], depth: int, interrupt: Callable[[], None]) -> None:
         """
         Args:
-            items: used by one thread only; its ``close`` is called there, if it has one.
-            depth: how many items wait at most, 1 or more.
-            interrupt: called when the thread is to end, so that the item that it is at may end with an error. It must
-                not wait for anything.
+            items: the iterator; only the background thread uses it, and closes it if it has a ``close``.
+            depth: the most items that wait, 1 or more.
+            interrupt: called when the thread should end, so that the item in the making can fail early. It must not
+                wait for anything.
         """
-        # The thread does not hold this object, so that it can go, and the thread with it.
+        # The thread does not hold this object, so that dropping the object ends the thread.
         self._shared = shared = _Shared[T](depth)
         self._end = _Ending(shared, interrupt)
         self._thread = self._end.thread = threading.Thread(
             target=_work, args=(items, shared, self._end), name="prefetch", daemon=True
         )
-        # Nothing is waited for there: whatever thread collects garbage may be one that the items need.
+        # The finaliser waits for nothing: it may run in a thread that the items need.
         weakref.finalize(self, self._end).atexit = False
         _RUNNING.add(self._end)
         _STARTED.difference_update([thread for thread in tuple(_STARTED) if not thread.is_alive()])
@@ -38,35 +38,35 @@ class Prefetch(Generic[T]):
 
     @property
     def n_ready(self) -> int:
-        """Items that wait."""
+        """Number of items that wait."""
         return len(self._shared.items)
 
     def __iter__(self) -> "Prefetch[T]":
         return self
 
     def __next__(self) -> T:
-        """The next item. What ends the items ends the thread, and comes again whenever it is asked for.
+        """The next item. The error or StopIteration that ended the items is raised by every later call, too.
 
         Raises:
-            LoaderError: it was closed.
+            LoaderError: the prefetch was closed.
         """
         return self._shared.take()()
 
     def close(self) -> None:
-        """End the thread, after the item that it is at, or in the midst of it."""
+        """End the thread, after or within the item that it is making."""
         self._end()
         self._end.join()
 
 
 _Item = Callable[[], T]
-"""Gives the item, or raises what came instead."""
+"""Returns the item, or raises the error in its place."""
 
 
 class _Shared(Generic[T]):
-    """What both sides see."""
+    """The queue between the thread and the caller."""
 
     def __init__(self, depth: int) -> None:
-        # Its lock is reentrant: garbage may be collected while it is held, and end the thread.
+        # The lock is reentrant: a garbage collection while it is held can call `close`.
         self._changed = threading.Condition()
         self._depth = depth
         self._last: _Item[T] | None = None
@@ -74,14 +74,14 @@ class _Shared(Generic[T]):
         self.is_closed = False
 
     def put(self, item: _Item[T]) -> None:
-        """Wait until there is a place for it, or it is closed."""
+        """Wait until the queue has room or is closed, then add the item."""
         with self._changed:
             self._changed.wait_for(lambda: self.is_closed or len(self.items) < self._depth)
             self.items.append(item)
             self._changed.notify_all()
 
     def end_with(self, item: _Item[T]) -> None:
-        """After those that wait, this comes without end."""
+        """Return this item for ever after those that wait."""
         with self._changed:
             self._last = item
             self._changed.notify_all()
@@ -104,7 +104,7 @@ class _Shared(Generic[T]):
 
 
 class _Ending:
-    """Tells a thread to end."""
+    """Makes a thread end."""
 
     thread: threading.Thread
 
@@ -113,7 +113,7 @@ class _Ending:
         self._interrupt = interrupt
 
     def __call__(self) -> None:
-        # Not in a forked process, where locks may be held by threads that are not there.
+        # Not in a forked process, where threads that do not exist may hold locks.
         if self.thread.is_alive():
             self._shared.close()
             self._interrupt()
@@ -124,11 +124,10 @@ class _Ending:
 
 
 _RUNNING: set[_Ending] = set()
-"""Threads that are to be told to end when the interpreter goes."""
+"""Threads that have to be ended when the interpreter exits."""
 _STARTED: set[threading.Thread] = set()
-"""Threads that are waited for then, also those that have nothing left to do but to give memory back. One that is in
-torch's code when the interpreter is gone cannot leave it, and aborts the process ("terminate called without an active
-exception").
+"""Threads that are joined when the interpreter exits, also those that only free memory by then. A thread inside torch's
+code when the interpreter is gone aborts the process ("terminate called without an active exception").
 """
 
 
@@ -150,7 +149,7 @@ def _work(items: Iterator[T], shared: _Shared[T], end: _Ending) -> None:
                 shared.end_with(_raiser(error))
                 return
             shared.put(_giver(item))
-            del item  # or it is held while the next one is made
+            del item  # or it stays in memory while the next one is made
     finally:
         if hasattr(items, "close"):
             items.close()

@@ -1,4 +1,4 @@
-"""Loaders of small stores, and what they must give."""
+"""Loaders of small stores, and the values that they must give."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ N_ROWS = N * LENGTH
 
 
 def finished(blobs: Blobs, plan: Plan) -> tuple[Store, Columns]:
-    """A store with all of its segments, and what is in it."""
+    """A store with all of its segments, and the values in it."""
     values = example_values(plan)
     write_store(blobs, plan, values, range(plan.n_segments))
     seal(blobs)
@@ -29,13 +29,13 @@ def finished(blobs: Blobs, plan: Plan) -> tuple[Store, Columns]:
 
 
 def rows_of(loader: Loader, epoch: int = 0) -> NDArray[np.int64]:
-    """Numbers of all rows of an epoch, as the loader says that it gives them."""
-    found = [loader.rows(k, epoch) for k in range(loader.n_batches)]
-    return np.concatenate([sequences * LENGTH + positions for sequences, positions in found])
+    """Numbers of all rows of an epoch, according to the loader."""
+    places = [loader.rows(k, epoch) for k in range(loader.n_batches)]
+    return np.concatenate([sequences * LENGTH + positions for sequences, positions in places])
 
 
 def check(loader: Loader, hook: str, values: NDArray[Any]) -> None:
-    """Every row of an epoch comes once, as it is in the store."""
+    """Check that every row of an epoch comes once, with the values of the store."""
     flat = values.reshape(-1, *values.shape[2:])
     numbers = rows_of(loader)
     np.testing.assert_array_equal(np.sort(numbers), np.arange(len(flat)))
@@ -44,11 +44,11 @@ def check(loader: Loader, hook: str, values: NDArray[Any]) -> None:
 
 
 def integer(tensor: torch.Tensor) -> torch.dtype:
-    """Of the same size, to compare bits."""
+    """The integer type of the same size, to compare bits."""
     return {2: torch.int16, 4: torch.int32}[tensor.element_size()]
 
 
 def maker_of(loader: Loader) -> BatchMaker:
-    """What makes its batches, of a loader that reads storage."""
+    """The batch maker of a loader that reads storage."""
     assert isinstance(loader._make, BatchMaker)
     return loader._make

@@ -1,4 +1,4 @@
-"""Loaders of small stores: what they give against NumPy, whatever the storage, the shuffle and the number of ranks."""
+"""Loaders of small stores compared with NumPy, for every kind of storage and shuffle and several numbers of ranks."""
 
 import uuid
 from pathlib import Path
@@ -156,7 +156,7 @@ def test_ranks_together_see_what_one_sees(store: Store, world_size: int, shuffle
 @pytest.mark.parametrize("shuffle", ["global", "window", None])
 @pytest.mark.parametrize("rank", [0, 9, 15])
 def test_rank_without_a_row_of_the_last_batch(store: Store, shuffle: Any, rank: int) -> None:
-    """296 rows: the last batch has 8 of 16."""
+    """There are 296 rows, so the last batch has 8 of 16."""
     options: dict[str, Any] = {
         "batch_size": 32,
         "shuffle": shuffle,
@@ -168,7 +168,7 @@ def test_rank_without_a_row_of_the_last_batch(store: Store, shuffle: Any, rank: 
     assert [len(batch.values) for batch in given] == [2] * 9 + [rank % 2]
     assert given[-1].values.shape[1:] == (2, 8)
     assert len(given[-1].tokens) == rank % 2
-    # Also when that batch is the first one that is made.
+    # Also if that batch is the first one that is made.
     assert len(store.loader(HEADS, **options).batch(9)) == rank % 2
 
 
@@ -232,28 +232,28 @@ def test_metrics(store: Store) -> None:
     loader = store.loader(A, batch_size=30, drop=[0])
     for _ in range(4):
         next(loader)
-    found = loader.metrics()
-    assert (found.n_batches, found.n_rows, found.nbytes) == (4, 120, 120 * 16 * 4)
-    assert found.seconds_gathering > 0
-    assert found.seconds_waiting > 0
-    assert found.mask_nbytes > 0
-    assert found.n_retries == 0
-    assert (found.nbytes_read, found.n_cache_hits, found.n_cache_misses) == (0, 0, 0)
+    metrics = loader.metrics()
+    assert (metrics.n_batches, metrics.n_rows, metrics.nbytes) == (4, 120, 120 * 16 * 4)
+    assert metrics.seconds_gathering > 0
+    assert metrics.seconds_waiting > 0
+    assert metrics.mask_nbytes > 0
+    assert metrics.n_retries == 0
+    assert (metrics.nbytes_read, metrics.n_cache_hits, metrics.n_cache_misses) == (0, 0, 0)
 
 
 def test_metrics_of_windows(tmp_path: Path) -> None:
-    """Three shards: all of them are read in each epoch, and fetched in the first one."""
+    """Three shards are all read in each epoch, and fetched in the first one."""
     store, _ = finished(open_blobs(f"memory://{uuid.uuid4().hex}"), example_plan())
     nbytes = 2 * N_ROWS * 16 * 4
     options: dict[str, Any] = {"batch_size": 30, "shuffle": "window", "window_rows": 100, "epochs": 2}
     with store.loader(A, **options) as loader:
         assert len(list(loader)) == 20
         assert loader.metrics().nbytes_read == nbytes
-    assert loader.metrics().nbytes_read == nbytes  # also when it is closed
+    assert loader.metrics().nbytes_read == nbytes  # also after it is closed
     with store.loader(A, cache_dir=tmp_path, **options) as loader:
         assert len(list(loader)) == 20
-        found = loader.metrics()
-        assert (found.n_cache_hits, found.n_cache_misses) == (3, 3)
+        metrics = loader.metrics()
+        assert (metrics.n_cache_hits, metrics.n_cache_misses) == (3, 3)
 
 
 def test_two_names_of_one_tensor(store: Store) -> None:

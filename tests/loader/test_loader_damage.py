@@ -1,4 +1,4 @@
-"""Files that are damaged, or become so, while a loader reads them."""
+"""Files that are damaged before or while a loader reads them."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def test_a_file_that_becomes_shorter_is_an_error(store: Store) -> None:
         StorageError, match=r"c\.1\.0\.0 has become shorter while it was read; .* `actstore verify"
     ):
         next(loader)
-    # Not only once: what was zeros must never be taken for values.
+    # The error repeats: what became zeros must never be taken for values.
     with pytest.raises(StorageError, match="has become shorter"):
         next(loader)
 

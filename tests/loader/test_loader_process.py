@@ -1,4 +1,4 @@
-"""Loaders in several threads and processes, and their end."""
+"""Loaders in several threads and processes, and how they end."""
 
 import gc
 import os
@@ -33,7 +33,7 @@ from tests.store.example import HOOKS, example_plan
 
 
 def test_interrupted_while_waiting(store: Store) -> None:
-    """By a signal whose handler raises, while the thread gathers from files that are then unmapped."""
+    """A signal handler raises while the thread gathers from files, which are then unmapped."""
     code = f"""
 import signal, time
 import actstore
@@ -78,15 +78,15 @@ def test_forked_process(tmp_path: Path, compression: Any, shuffle: Any) -> None:
     loader = store.loader(A, **options)
     next(loader)
     pid = os.fork()
-    if pid == 0:  # none of the parent's threads are here
-        is_right = all(torch.equal(next(loader).view(torch.int32), each) for each in expected[1:])
+    if pid == 0:  # none of the parent's threads exist here
+        is_right = all(torch.equal(next(loader).view(torch.int32), rows) for rows in expected[1:])
         os._exit(0 if is_right else 1)
     assert os.waitpid(pid, 0)[1] == 0
     assert torch.equal(next(loader).view(torch.int32), expected[1])
 
 
 def test_closed_in_a_forked_process(store: Store) -> None:
-    """A thread of the parent may hold the lock, and is not there to give it back."""
+    """A thread of the parent may hold the lock; it does not exist in the child to release it."""
     loader = store.loader(A, batch_size=30)
     next(loader)
     with maker_of(loader)._lock:
@@ -102,7 +102,7 @@ def test_closed_in_a_forked_process(store: Store) -> None:
 def test_interrupted_at_a_bad_moment(
     store: Store, monkeypatch: pytest.MonkeyPatch, place: tuple[type, str]
 ) -> None:
-    """While a batch is handed over, or a second time while the first interruption waits for the thread."""
+    """The interruption comes while a batch is handed over, or again while the first one waits for the thread."""
     expected = [batch.view(torch.int32).clone() for batch in store.loader(A, batch_size=30)]
     loader = store.loader(A, batch_size=30)
     for _ in range(4):
@@ -124,8 +124,8 @@ def test_batches_by_number_while_others_are_made_ahead(store: Store) -> None:
     expected = [batch.view(torch.int32).clone() for batch in store.loader(A, batch_size=8, prefetch=0)]
     loader = store.loader(A, batch_size=8, epochs=None, prefetch=4)
     for k in range(200):
-        given, asked = next(loader), loader.batch(k % 37)
-        assert torch.equal(asked.view(torch.int32), expected[k % 37])
+        given, by_number = next(loader), loader.batch(k % 37)
+        assert torch.equal(by_number.view(torch.int32), expected[k % 37])
         assert k >= 37 or torch.equal(given.view(torch.int32), expected[k])
 
 
@@ -154,7 +154,7 @@ for loader in loaders:
 
 
 def test_forked_after_many_threads(store: Store) -> None:
-    """OpenMP waits for its threads, none of which is in a forked process."""
+    """OpenMP waits for its threads, none of which exist in a forked process."""
     code = f"""
 import multiprocessing
 import torch
@@ -185,12 +185,12 @@ child.kill()
 
 
 class Blocked:
-    """Blobs of which shards are not given until it is said so."""
+    """Blobs that give shards only once they are allowed to."""
 
     def __init__(self, blobs: BlobReader) -> None:
         self._blobs = blobs
         self.go = threading.Event()
-        self.asked = threading.Semaphore(0)
+        self.requested = threading.Semaphore(0)
         self.keys: list[str] = []
 
     @property
@@ -206,7 +206,7 @@ class Blocked:
 
     def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
         self.keys.append(key)
-        self.asked.release()
+        self.requested.release()
         assert self.go.wait(60)
         self._blobs.read_into(key, start, out)
 
@@ -215,7 +215,7 @@ class Blocked:
 
 
 def blocked_loader(monkeypatch: pytest.MonkeyPatch) -> tuple[Loader, Blocked]:
-    """Of windows of three shards, of which one is asked for at a time."""
+    """A loader with windows of three shards, which are requested one at a time."""
     monkeypatch.setattr(window_rows, "N_REQUESTS", 1)
     store, _ = finished(open_blobs(f"memory://{uuid.uuid4().hex}"), example_plan())
     loader = store.loader([A, HOOKS[1]], batch_size=8, shuffle="window", epochs=None)
@@ -229,16 +229,16 @@ def check_ends_soon(
     end: Callable[[], None], make: BatchMaker, blocked: Blocked, *, waits: bool = True
 ) -> None:
     for _ in range(2):
-        assert blocked.asked.acquire(timeout=20)  # one request for each hook is under way
+        assert blocked.requested.acquire(timeout=20)  # one request for each hook is under way
     windows: list[Any] = []
-    while len(windows) < 2:  # the request can be under way before its window is written down
+    while len(windows) < 2:  # the request can be under way before its window is registered
         sources = [source for source in tuple(make._sources.values()) if isinstance(source, WindowRows)]
         windows = [held for source in sources for held in tuple(source._held.values())]
     ending = threading.Thread(target=end)
     ending.start()
     for held in windows:
         assert held.stop.wait(20)
-    # Nothing may be given back while it is written to.
+    # Memory that is written to must not be freed.
     assert not waits or ending.is_alive()
     blocked.go.set()
     check_ended(ending)
@@ -252,7 +252,7 @@ def test_the_end_does_not_wait_for_a_whole_window(monkeypatch: pytest.MonkeyPatc
     loader._ahead = ahead
     if is_closed:
         check_ends_soon(loader.close, make, blocked)
-        assert len(next(loader)[A]) == 8  # it can be used again
+        assert len(next(loader)[A]) == 8  # the loader can be used again
         loader.close()
     else:
         held = [loader]

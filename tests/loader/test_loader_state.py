@@ -1,4 +1,4 @@
-"""Where a loader is, and going on from there: in another process, or with another number of ranks."""
+"""Saving the state of a loader, and continuing in another process or with another number of ranks."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def test_place_behind_a_last_batch(store: Store, prefetch: int) -> None:
     places = [(state["epoch"], state["batch"]) for state in (loader.state_dict() for _ in loader)]
     assert places == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
     at_the_end = loader.state_dict()
-    # Where the place behind the last batch is written as one of the same epoch, it is the same place.
+    # A place behind the last batch, given as one of the same epoch, is the first of the next.
     for state in (at_the_end, at_the_end | {"epoch": 1, "batch": 3}):
         again = store.loader(A, **options)
         again.load_state_dict(state)
@@ -98,7 +98,7 @@ def test_state_of_another_order(store: Store, changes: dict[str, Any], message: 
 
 
 def test_state_of_other_windows(store: Store, tmp_path: Path) -> None:
-    """Larger ones; or of a store with the same rows in other shards."""
+    """The other windows are larger, or of a store with the same rows in other shards."""
     options: dict[str, Any] = {"batch_size": 30, "shuffle": "window"}
     loader = store.loader(A, window_rows=16 * LENGTH, **options)
     state = store.loader(A, window_rows=32 * LENGTH, **options).state_dict()
@@ -172,7 +172,7 @@ def test_no_state(store: Store, state: Any) -> None:
 
 
 def renamed(store: Store, tmp_path: Path, **changes: Any) -> Store:
-    """A store of another plan, or of other values of the same plan."""
+    """A store with another plan, or with other values under the same plan."""
     plan = example_plan()
     model = plan.request.model.model_copy(update=changes)
     plan = plan.model_copy(update={"request": plan.request.model_copy(update={"model": model})})
@@ -185,9 +185,9 @@ def renamed(store: Store, tmp_path: Path, **changes: Any) -> Store:
 
 @pytest.mark.parametrize("changes", [{}, {"fingerprint": "crc32c:1"}], ids=["values", "model"])
 def test_state_of_another_store(store: Store, tmp_path: Path, changes: dict[str, Any]) -> None:
-    """It has the same tokens in the same order, so nothing of the order tells them apart."""
+    """The stores have the same tokens in the same order, so the order does not tell them apart."""
     other = renamed(store, tmp_path, **changes)
-    ours, theirs = (each.loader(A, batch_size=30) for each in (store, other))
+    ours, theirs = (opened.loader(A, batch_size=30) for opened in (store, other))
     assert ours.state_dict()["order"] == theirs.state_dict()["order"]
     with pytest.raises(LoaderError, match="the state is of a loader of another store"):
         ours.load_state_dict(theirs.state_dict())
@@ -216,7 +216,7 @@ def test_states_of_earlier_releases_are_taken(store: Store) -> None:
 
 
 def test_a_state_outlives_the_end_of_a_run_and_further_hooks(tmp_path: Path) -> None:
-    """All segments are committed; the manifest comes later, and hooks that were added then."""
+    """When all segments are committed, the manifest and hooks that are added come later."""
     blobs = LocalBlobs(tmp_path / "store")
     write_run(blobs, example_plan())
     state = actstore.open(blobs.url).loader(A, batch_size=30).state_dict()
@@ -224,5 +224,5 @@ def test_a_state_outlives_the_end_of_a_run_and_further_hooks(tmp_path: Path) -> 
     finished = actstore.open(blobs.url).loader(A, batch_size=30)
     finished.load_state_dict(state)
     write_run(blobs, hooks_run("0001", MLP_OUT))
-    for each in (state, finished.state_dict()):
-        actstore.open(blobs.url).loader(A, batch_size=30).load_state_dict(each)
+    for saved in (state, finished.state_dict()):
+        actstore.open(blobs.url).loader(A, batch_size=30).load_state_dict(saved)

@@ -1,4 +1,4 @@
-"""Pairs of stores: aligned batches against NumPy, and what is refused."""
+"""Pairs of stores: aligned batches compared with NumPy, and pairs that are refused."""
 
 import itertools
 import json
@@ -37,7 +37,7 @@ def other_values(plan: Plan) -> Columns:
 
 @pytest.fixture
 def stores(tmp_path: Path) -> tuple[Store, Store]:
-    """The same hooks over the same tokens; the other one in bfloat16, with other values and segments."""
+    """Two stores with the same hooks and tokens; the second in bfloat16, with other values and segments."""
     other = example_plan("bfloat16", segment_size=24)
     return (
         write(tmp_path / "one", example_plan()),

@@ -1,4 +1,4 @@
-"""Items made ahead: in order, no more of them than asked for, and an end for the thread."""
+"""Items made ahead come in order, no more than were asked for, and the thread ends."""
 
 import gc
 import itertools
@@ -15,7 +15,7 @@ from actstore.loader.prefetch import Prefetch
 
 
 def nothing() -> None:
-    """Items that are made at once need not be interrupted."""
+    """The interrupt of items that are made at once, which need none."""
 
 
 def check_ended(thread: threading.Thread) -> None:
@@ -42,7 +42,7 @@ def test_no_more_than_asked_for() -> None:
     deadline = time.monotonic() + 20
     while ahead.n_ready < 4 and time.monotonic() < deadline:
         time.sleep(0.005)
-    # Four wait, and one more is held by the thread, for which there is no place.
+    # Four wait, and the thread holds one more, for which there is no room.
     assert ahead.n_ready == 4
     assert len(made) <= 6
     ahead.close()
@@ -75,7 +75,7 @@ def test_what_is_closed_has_ended() -> None:
     ahead = Prefetch(itertools.count(), 2, nothing)
     ahead.close()
     ahead.close()
-    # Not as if there were no more.
+    # Not StopIteration, as if there were no more items.
     with pytest.raises(LoaderError, match="the loader was closed"):
         next(ahead)
 
@@ -106,7 +106,7 @@ def test_closed_while_somebody_waits() -> None:
 
 
 def test_who_collects_it_waits_for_nothing() -> None:
-    """The thread in which garbage is collected may be one that the items need."""
+    """The thread that collects garbage may be one that the items need."""
     begun, go = threading.Event(), threading.Event()
 
     def items() -> Iterator[bool]:
@@ -168,7 +168,7 @@ def test_an_item_that_takes_long_is_interrupted() -> None:
 
 
 def test_a_thread_that_gives_memory_back_is_waited_for_at_the_end() -> None:
-    """Of a loader that was let go, and not closed. In torch's code, a thread without an interpreter aborts."""
+    """The loader was dropped without being closed. In torch's code, a thread without an interpreter aborts."""
     code = """
 import time
 import torch

@@ -1,1 +1,1 @@
-"""One batch is made here: its rows, the memory that they take, and its way to a device."""
+"""Batches are made here: their rows, the memory that they take, and the copy to a device."""

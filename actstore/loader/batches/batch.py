@@ -1,4 +1,4 @@
-"""A batch with what is known of its rows."""
+"""A batch of rows, and what is known of each row."""
 
 from dataclasses import dataclass
 
@@ -12,22 +12,24 @@ class Batch:
     """Rows of activations, and where each of them comes from."""
 
     values: Values
-    """[n_rows, *shape of the hook]; of several hooks by name, row by row of the same token."""
+    """[n_rows, *shape of the hook] for one hook; for several, a dict by hook name in which row i is the same token
+    everywhere.
+    """
     sequences: torch.Tensor
-    """int64 [n_rows] row of the store."""
+    """The sequence of each row in the store, int64 [n_rows]."""
     positions: torch.Tensor
-    """int64 [n_rows] place in the sequence."""
+    """The position of each row in its sequence, int64 [n_rows]."""
     tokens: torch.Tensor
-    """int64 [n_rows] token ids."""
+    """The token ids of the rows, int64 [n_rows]."""
 
 
 def tensors_of(batch: Values | Batch) -> list[torch.Tensor]:
-    """The values, hook by hook."""
+    """The values of a batch, one tensor per hook."""
     values = batch.values if isinstance(batch, Batch) else batch
     return [values] if isinstance(values, torch.Tensor) else list(values.values())
 
 
 def all_tensors_of(batch: Values | Batch) -> list[torch.Tensor]:
-    """The values, and where they come from, if the batch says so."""
+    """The values of a batch, then the origin of its rows if the batch holds it."""
     origin = [batch.sequences, batch.positions, batch.tokens] if isinstance(batch, Batch) else []
     return [*tensors_of(batch), *origin]

@@ -1,4 +1,4 @@
-"""Any batch of a store, made from nothing but its number."""
+"""Making any batch of a store from nothing but its number."""
 
 import hashlib
 import math
@@ -39,7 +39,7 @@ _TOKENS: Final = "tokens"
 
 @runtime_checkable
 class _Interruptible(Protocol):
-    """A source that reads far more than a batch."""
+    """A source that reads far more than a batch at a time."""
 
     def interrupt(self) -> None: ...
 
@@ -60,12 +60,12 @@ class BatchMaker:
     ) -> None:
         """
         Args:
-            store: whose rows they are.
-            options: of the loader.
-            rows: those that are not dropped, where they are known.
-            n_requests: the most to remote storage at once, of each hook; None for as many as make latency not matter.
-            before_memory: called with the name of an array whose windows were to be on a disk, before they are read
-                into memory since that has no room; what it raises is what comes of the batch.
+            store: the store that the rows are in.
+            options: the options of the loader.
+            rows: the rows that are not dropped; None finds them.
+            n_requests: the most requests to remote storage at once, for each hook; None takes enough to hide latency.
+            before_memory: called with the name of an array when the disk has no room for its windows, before they are
+                read into memory instead. What it raises is raised for the batch.
         """
         self._n_requests = n_requests
         self._before_memory = before_memory
@@ -86,7 +86,7 @@ class BatchMaker:
         self._arrays = {name: self._cached(rows) for name, rows in arrays.items()}
         self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
         self._length = store.shape[1]
-        if rows is None or rows.n_rows != math.prod(store.shape):  # it can have grown since
+        if rows is None or rows.n_rows != math.prod(store.shape):  # the store can have grown since
             rows = valid_rows(store, options.drop, options.hooks)
         self.rows = rows
         self._edges = shard_edges(self._arrays[options.hooks[0]].layouts)
@@ -103,21 +103,23 @@ class BatchMaker:
         self._transfer = None if options.device is None else Transfer(options.device)
         self._buffers = {hook: self._new_buffers() for hook in options.hooks}
         self._nbytes_before = 0
-        """Read by sources that are closed."""
+        """Bytes that were read by sources that are closed now."""
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Forget threads, and a lock that another one may have held, which are not in a forked process."""
+        """Forget threads, and a lock that another thread may have held: a forked process has neither."""
         self._lock = threading.Lock()
         self._sources: dict[str, RowSource] = {}
         self._is_interrupted = False
 
     def memory_of_batch(self) -> dict[str, Buffers]:
-        """Buffers for one batch at a time, for a caller who counts its memory."""
+        """Buffers for one batch at a time, for a caller that accounts for memory itself."""
         return {hook: Buffers(1) for hook in self.options.hooks}
 
     def _new_buffers(self) -> Buffers:
-        """Of a hook. Batches are ready, one is made, the caller has one, and is given the next."""
+        """Buffers for the batches of a hook: those that are ready, one in the making, the caller's, and the one it gets
+        next.
+        """
         is_pinned = self._transfer is not None and self._transfer.is_pinned
         return Buffers(self.options.prefetch + 3, is_pinned=is_pinned)
 
@@ -142,11 +144,11 @@ class BatchMaker:
         return self.rows.select(self._order(epoch, np.arange(places.start, places.stop)))
 
     def __call__(self, epoch: int, k: int, memory: dict[str, Buffers] | None = None) -> Values | Batch:
-        """A batch.
+        """Make a batch.
 
         Args:
-            epoch: number of it.
-            k: of the batch in it.
+            epoch: the number of the epoch.
+            k: the number of the batch in the epoch.
             memory: see `memory_of_batch`; None for the maker's own.
 
         Raises:
@@ -158,10 +160,10 @@ class BatchMaker:
             return self._make(epoch, self.batches[k], self._buffers if memory is None else memory)
 
     def lend(self, epoch: int, k: int) -> dict[str, LentRows] | None:
-        """A batch whose rows stay where they lie, by hook; see `can_lend`. The files are looked at, the rows are not.
+        """The rows of a batch where they lie, by hook; see `can_lend`. Files are checked, rows are not read.
 
         Returns:
-            None if the system does not let the files be mapped any more.
+            None if the system allows no more files to be mapped.
 
         Raises:
             IndexError: an epoch has fewer batches.
@@ -181,13 +183,13 @@ class BatchMaker:
 
     def _make(self, epoch: int, places: range, memory: dict[str, Buffers]) -> Values | Batch:
         numbers = self._numbers(epoch, places)
-        if len(numbers):  # a rank can be without rows of a small last batch
+        if len(numbers):  # a rank can have no rows of a small last batch
             windows, ahead = self._windows(epoch, places)
             for name in self._arrays:
                 self._source(name).need(windows, ahead)
         options = self.options
-        found = {hook: self._values(hook, numbers, memory[hook]) for hook in options.hooks}
-        values: Values = found[options.hooks[0]] if options.is_single else found
+        values_by_hook = {hook: self._values(hook, numbers, memory[hook]) for hook in options.hooks}
+        values: Values = values_by_hook[options.hooks[0]] if options.is_single else values_by_hook
         if not options.provenance:
             return values
         sequences, positions = np.divmod(numbers, self._length)
@@ -196,11 +198,11 @@ class BatchMaker:
             self._sources[_TOKENS].gather(numbers, ids.view(torch.uint8))
         origin = [torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long()]
         if self._transfer is not None:
-            origin = [self._transfer(each, each.dtype) for each in origin]
+            origin = [self._transfer(column, column.dtype) for column in origin]
         return Batch(values, *origin)
 
     def _windows(self, epoch: int, places: range) -> tuple[tuple[Window, ...], Window | None]:
-        """Those that the places are in, and the one that comes after them."""
+        """The windows that the places are in, and the window after them."""
         windows = self._order.windows(epoch)
         if not windows:
             return (), None
@@ -215,14 +217,15 @@ class BatchMaker:
         stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         dtype = self.options.dtype or stored
         if self._transfer is not None:
-            # Converted where they arrive: there is more to it than to a copy, and less to copy.
+            # Converted on the device: the conversion is more work than a copy, and stored rows are fewer bytes to
+            # copy.
             return self._transfer(self._gathered(hook, numbers, stored, memory), dtype).view(
                 len(numbers), *shape
             )
         return self._gathered(hook, numbers, dtype, memory).view(len(numbers), *shape)
 
     def hand_over(self, batch: Values | Batch) -> None:
-        """Told by the thread that will use a batch."""
+        """Called by the thread that is about to use a batch."""
         if self._transfer is not None:
             for tensor in all_tensors_of(batch):
                 self._transfer.hand_over(tensor)
@@ -230,7 +233,7 @@ class BatchMaker:
     def _gathered(
         self, hook: str, numbers: NDArray[np.int64], dtype: torch.dtype, memory: Buffers
     ) -> torch.Tensor:
-        """Flattened rows, in host memory."""
+        """The flattened rows in host memory, [n_rows, n]."""
         stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         if not len(numbers):
             return torch.empty(0, math.prod(shape), dtype=dtype)
@@ -270,19 +273,19 @@ class BatchMaker:
         return [source for source in tuple(self._sources.values()) if isinstance(source, _Interruptible)]
 
     def interrupt(self) -> None:
-        """Have a thread that waits for a window give up the batch that it makes, after the requests under way."""
+        """Make a thread that waits for a window give up its batch, once the requests under way are done."""
         self._is_interrupted = True
         for source in self._interruptible():
             source.interrupt()
 
     def resume(self) -> None:
-        """Make batches again."""
+        """Allow batches to be made again."""
         self._is_interrupted = False
         for source in self._interruptible():
             source.resume()
 
     def identity(self) -> dict[str, Any]:
-        """All that decides which rows are in batch k, but for the ranks."""
+        """Everything that decides which rows are in batch k, except the ranks."""
         return dict(self._identity)
 
     def _identify(self) -> dict[str, Any]:
@@ -302,7 +305,7 @@ class BatchMaker:
 
     @property
     def is_local(self) -> bool:
-        """Whether nothing but files is read."""
+        """Whether only local files are read."""
         return isinstance(self._arrays[self.options.hooks[0]].blobs, LocalBlobs)
 
     @property
@@ -312,30 +315,30 @@ class BatchMaker:
 
     @property
     def mask_nbytes(self) -> int:
-        """Memory that knowing them takes."""
+        """Bytes of memory that `rows` takes."""
         return self.rows.nbytes
 
     @property
     def n_retries(self) -> int:
-        """Requests to storage that were repeated."""
+        """Number of requests to storage that were repeated."""
         return self._arrays[self.options.hooks[0]].blobs.n_retries
 
     @property
     def nbytes_read(self) -> int:
-        """Of windows, until now."""
+        """Bytes of windows that were read so far."""
         return self._nbytes_before + sum(
             getattr(source, "nbytes_read", 0) for source in tuple(self._sources.values())
         )
 
     @property
     def cache_hits_and_misses(self) -> tuple[int, int]:
-        """Reads of shards that were in the cache, and shards that were fetched; 0 without one."""
+        """(reads of shards that were in the cache, shards that had to be fetched); zeros without a cache."""
         return (0, 0) if self._cache is None else (self._cache.n_hits, self._cache.n_misses)
 
     def close(self) -> None:
-        """End the threads, after the requests that are under way, and give back what is mapped."""
+        """End the threads, after the requests under way, and unmap the files."""
         self.interrupt()
-        with self._lock:  # not while another thread is gathering: it would read what is not mapped any more
+        with self._lock:  # not while another thread gathers: it would read memory that is unmapped
             for source in self._sources.values():
                 source.close()
             self._nbytes_before = self.nbytes_read

@@ -1,4 +1,4 @@
-"""Where a loader has its batches from."""
+"""The interface through which a loader gets its batches."""
 
 from typing import Any, Protocol
 
@@ -12,41 +12,41 @@ from actstore.loader.ordering.order import Batches
 
 
 class BatchSource(Protocol):
-    """Gives any batch from its number. Threads take turns."""
+    """Gives any batch by its number. Threads take turns."""
 
     options: LoaderOptions
     batches: Batches
 
     @property
     def rows(self) -> ValidRows:
-        """Those that are not dropped; to find them can take long."""
+        """The rows that are not dropped. Finding them can take long."""
 
     @property
     def known_rows(self) -> ValidRows | None:
-        """The same, where it takes nothing."""
+        """The rows that are not dropped, or None if they would have to be found first."""
 
     @property
     def mask_nbytes(self) -> int:
-        """Memory that knowing them takes."""
+        """Bytes of memory that the rows take."""
 
     @property
     def is_local(self) -> bool:
-        """Whether nothing but files is read."""
+        """Whether only local files are read."""
 
     @property
     def n_retries(self) -> int:
-        """Requests that were repeated."""
+        """Number of requests that were repeated."""
 
     @property
     def nbytes_read(self) -> int:
-        """Until now."""
+        """Bytes that were read so far."""
 
     @property
     def cache_hits_and_misses(self) -> tuple[int, int]:
-        """Of a cache on disk."""
+        """(reads of shards that were in the disk cache, shards that had to be fetched)."""
 
     def __call__(self, epoch: int, k: int) -> Values | Batch:
-        """A batch.
+        """Make a batch.
 
         Raises:
             IndexError: an epoch has fewer batches.
@@ -54,22 +54,22 @@ class BatchSource(Protocol):
         """
 
     def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and positions of the rows of a batch; none of them is read."""
+        """Sequences and positions of the rows of a batch. No row is read."""
 
     def identity(self) -> dict[str, Any]:
-        """All that decides which rows are in batch k, but for the ranks."""
+        """Everything that decides which rows are in batch k, except the ranks."""
 
     def hand_over(self, batch: Values | Batch) -> None:
-        """Told by the thread that will use a batch."""
+        """Called by the thread that is about to use a batch."""
 
     def interrupt(self) -> None:
-        """Have a thread that waits give up the batch that it makes."""
+        """Make a waiting thread give up its batch."""
 
     def resume(self) -> None:
-        """Make batches again."""
+        """Allow batches to be made again."""
 
     def begin_process(self) -> None:
-        """Forget what is not in a forked process."""
+        """Forget what a forked process does not have."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release memory, files and connections."""

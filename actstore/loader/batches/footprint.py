@@ -1,4 +1,4 @@
-"""How much memory batches of a store take, told before any of it is taken."""
+"""How much memory the batches of a store take, computed before any of it is allocated."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,45 +22,45 @@ if TYPE_CHECKING:
     from actstore.store.store import Store
 
 _NUMBERS_NBYTES: Final = 64
-"""For each row of a batch that is being made: its number in the order, in the store, in its window, and what computes
-them.
+"""Bytes per row of a batch that is being made: its number in the order, in the store and in its window, and scratch for
+computing them.
 """
 _ORIGIN_NBYTES: Final = 8 + 8 + 8 + 4
-"""Of each row with provenance: sequence, position, token, and the token as it is stored."""
+"""Bytes per row with provenance: sequence, position, token, and the token as stored."""
 _COPIED_NBYTES: Final = 2 * COPIED_NBYTES
-"""For rows that are converted, or copied from a window, together."""
+"""Bytes for rows that are being converted and for rows that are being copied from a window."""
 
 _MARKED_NBYTES: Final = 0.4
-"""For each row: a bit as it is found, one in the order of all, and what counts them."""
+"""Bytes per row of the store: a bit while rows are searched, a bit in the result, and the counts."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a `BatchMaker` takes at most. Files that are mapped are not counted: the system has them back when it
-    wants to. So are valid rows, which makers can share: `ValidRows.nbytes`. Where torch has several threads, as it has
-    not in a server, rows of mapped files are converted in blocks of 16 MiB, which is not counted either.
+    """The most bytes that a `BatchMaker` takes. Mapped files are not counted, since the system can reclaim them, nor
+    are valid rows, which makers can share: see `ValidRows.nbytes`. Where torch has several threads (it has one in a
+    server), rows of mapped files are converted in blocks of 16 MiB, which are not counted either.
     """
 
     batch: int
-    """Of each batch."""
+    """Bytes of each batch."""
     windows: int
-    """That are held from batch to batch."""
+    """Bytes of windows that are kept from batch to batch."""
     scratch: int
-    """While a batch is made."""
+    """Bytes that are needed while a batch is made."""
     spilled: dict[str, int]
-    """By array whose windows are on a disk: bytes of them if that has no room."""
+    """Bytes of windows that go to a disk, by array; they take memory if the disk has no room."""
 
 
 def footprint(
     store: "Store", options: LoaderOptions, rows: ValidRows | None = None, n_requests: int = N_REQUESTS
 ) -> Footprint:
-    """Of a maker with these options. Nothing is read.
+    """The footprint of a `BatchMaker` with these options. Nothing is read.
 
     Args:
-        store: whose rows they are.
-        options: of the maker.
-        rows: those that are not dropped; None takes them all as valid.
-        n_requests: the most to remote storage at once, of each hook.
+        store: the store that the rows are in.
+        options: the options of the maker.
+        rows: the rows that are not dropped; None counts every row.
+        n_requests: the most requests to remote storage at once, for each hook.
     """
     n_rows = min(options.batch_size, math.prod(store.shape))
     batch = batch_nbytes(store, options)
@@ -86,7 +86,7 @@ def footprint(
 
 
 def batch_nbytes(store: "Store", options: LoaderOptions) -> int:
-    """Of a batch alone, of all ranks."""
+    """Bytes of one batch, all ranks together."""
     of_row = sum(
         _width(store[hook].rows) * (options.dtype or store[hook].dtype).itemsize for hook in options.hooks
     )
@@ -96,10 +96,10 @@ def batch_nbytes(store: "Store", options: LoaderOptions) -> int:
 
 
 def finding_nbytes(store: "Store", drop: Drop, hooks: Sequence[str]) -> int:
-    """That it takes to find which rows are not dropped, piece by piece, and to know them then."""
+    """Bytes that it takes to find the rows that are not dropped, block by block, and to keep the result."""
     n_rows = math.prod(store.shape)
     itemsize = store[hooks[0]].rows.storage.itemsize
-    # Token ids and masks; values, in float64 for a norm.
+    # Token ids and masks; values, and values in float64 for a norm.
     n_blocks = 2 + 2 * drop.is_nonfinite_dropped + (1 + 8 // itemsize) * (drop.max_norm is not None)
     least_nbytes = 8 * max(array.layouts[0].row_nbytes for array in (store[hook].rows for hook in hooks))
     return int(_MARKED_NBYTES * n_rows) + n_blocks * max(BLOCK_NBYTES, least_nbytes)
@@ -116,7 +116,7 @@ def _width(array: Rows) -> int:
 
 
 def _window(store: "Store", options: LoaderOptions, rows: ValidRows | None) -> tuple[int, int, int]:
-    """Stored rows of the largest window, its shards, and how many windows an epoch has."""
+    """(stored rows of the largest window, its shards, windows of an epoch)."""
     edges = shard_edges(store[options.hooks[0]].rows.layouts) * store.shape[1]
     stored = np.diff(edges)
     if rows is not None:

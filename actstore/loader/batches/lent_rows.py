@@ -1,4 +1,4 @@
-"""Rows of a batch that are left where they lie, for whoever can take them from there."""
+"""Rows of a batch that are left in their files, for a reader that can take them from there."""
 
 from typing import TYPE_CHECKING, Final
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 _LEAST_NBYTES: Final = 1024
-"""Of a row: the system takes smaller ones one by one more slowly than they can be gathered."""
+"""Bytes of the smallest row that is lent: the system copies smaller ones one by one more slowly than they are gathered.
+"""
 
 
 class LentRows:
-    """Rows of mapped files. They stay mapped as long as this object is there, or a part of it."""
+    """Rows of mapped files, which stay mapped as long as this object or a part of it exists."""
 
     def __init__(self, source: AddressRange, numbers: NDArray[np.int64]) -> None:
         """
         Args:
-            source: whose rows they are; it is not closed any more, but given up with the last rows that it lent.
-            numbers: of the rows, in the order of the batch.
+            source: the files of the rows. Closing it no longer unmaps them; the last object that lends rows does.
+            numbers: the numbers of the rows, in the order of the batch.
         """
         source.lend()
         self._source = source
@@ -40,33 +41,34 @@ class LentRows:
 
     @property
     def row_nbytes(self) -> int:
-        """Of each."""
+        """Bytes of one row."""
         return self._source.row_nbytes
 
     @property
     def nbytes(self) -> int:
-        """Of all of them."""
+        """Bytes of all rows."""
         return len(self) * self.row_nbytes
 
     def addresses(self) -> NDArray[np.uint64]:
-        """Where each begins in the memory of this process. Rows that are read from there are good if `check` does not
+        """The address of each row in this process, [n_rows]. What was read from there is valid if `check` does not
         raise afterwards.
         """
         return self._source.addresses(self._numbers)
 
     def fetch(self) -> None:
-        """Have the system read them into memory, so that whoever needs them next does not wait for a disk."""
+        """Make the system read the rows into memory, so that the next reader does not wait for a disk."""
         self._source.touch(self._numbers)
 
     def check(self) -> None:
-        """
+        """Check the files of the rows.
+
         Raises:
             StorageError: a file has become shorter since it was mapped, or is not what was committed.
         """
         self._source.check(self._numbers)
 
     def copied(self) -> NDArray[np.uint8]:
-        """The bytes of all, [n_rows, row_nbytes].
+        """A copy of the rows, [n_rows, row_nbytes].
 
         Raises:
             StorageError: as `check` does.
@@ -78,7 +80,7 @@ class LentRows:
 
 
 def can_lend(store: "Store", options: LoaderOptions) -> bool:
-    """Whether all rows of batches lie in files of this machine, just as they are wanted, and are long enough to be best
+    """Whether all rows of a batch lie in files of this machine exactly as they are wanted, and are long enough to be
     sent from there.
     """
     if options.provenance or options.device is not None:

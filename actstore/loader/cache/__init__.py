@@ -1,1 +1,1 @@
-"""The cache keeps shards of a store elsewhere on a local disk."""
+"""The cache keeps shards of a remote store on a local disk."""

@@ -1,4 +1,4 @@
-"""What tells the activations of a store from all others."""
+"""An id of the bytes of a store, by which the cache tells stores apart."""
 
 import hashlib
 from typing import TYPE_CHECKING
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 
 def contents_id(store: "Store") -> str:
-    """Another one for any other bytes of a shard, also if plan and URL are the same.
+    """An id that differs as soon as any byte of a shard does, even if plan and URL are the same.
 
     A store that was removed and extracted again with other versions of libraries can differ in the last bits. The
-    manifest of a sealed store has the checksum of all checksums, so nothing is read; else all records are, once.
+    manifest of a sealed store has the checksum of all checksums, so nothing is read; otherwise all records are read
+    once.
 
     Raises:
         StorageError: a record cannot be read.
@@ -29,10 +30,10 @@ def contents_id(store: "Store") -> str:
 def _checksums(store: "Store", run: "Run") -> str:
     if run.finished is not None:
         return str(run.finished.shards.crc32c)
-    found: list[int] = []
+    checksums: list[int] = []
     blobs = store.blobs
     if run.has_tokens:
-        found += [shard.crc32c for shard in TokensRecord.read(blobs, tokens_key(run.plan.run)).shards]
+        checksums += [shard.crc32c for shard in TokensRecord.read(blobs, tokens_key(run.plan.run)).shards]
     for record in read_commits(blobs, run.plan, sorted(run.committed)):
-        found += [shard.crc32c for _, shard in sorted(record.shards.items())]
-    return str(found)
+        checksums += [shard.crc32c for _, shard in sorted(record.shards.items())]
+    return str(checksums)

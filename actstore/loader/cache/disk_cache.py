@@ -1,4 +1,4 @@
-"""Shards of a store elsewhere, kept on a local disk."""
+"""Shards of a remote store, kept on a local disk."""
 
 import contextlib
 import hashlib
@@ -27,21 +27,22 @@ from actstore.store.reading.checksums import Checksums, pieces_of
 T = TypeVar("T")
 
 FOLDER: Final = "actstore-shards"
-"""Below the folder that the user names."""
+"""Name of the cache's folder in the folder that the user names."""
 _LOCK: Final = "evicting"
 _FETCHING: Final = "fetching-"
-"""Of the names of files that are there while a blob is fetched."""
+"""Prefix of the lock files that exist while a blob is fetched."""
 _SLACK: Final = 0.05
-"""Of the limit: what this process fetches before it looks again at what others did, and what it frees beyond need."""
+"""Share of the limit that this process fetches before it looks again at what others did, and that it frees beyond need.
+"""
 ATTEMPTS: Final = 3
-"""To have a file before others remove it again."""
+"""How often to fetch a file that other processes remove before it can be used."""
 _ABANDONED_S: Final = 600.0
-"""A file that nothing was written to for so long is of a process that is gone."""
+"""Seconds without a write after which an unfinished file is taken to be of a process that is gone."""
 _LOG: Final = logging.getLogger(__name__)
 
 
 class NoRoomError(LoaderError):
-    """More is wanted at once than the cache may hold."""
+    """More bytes are needed at once than the cache may hold."""
 
 
 class Mapped(Protocol):
@@ -49,15 +50,15 @@ class Mapped(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Their size, until they are given back."""
+        """Bytes of the files, or 0 once they are unmapped."""
 
 
 class DiskCache:
-    """Blobs that are fetched whole when something of them is read, and read from files then.
+    """Blobs that are fetched whole when any part of them is read, and are then read from files.
 
-    Several processes may use one folder. A file appears there whole and on disk, or not at all; what was not read for
-    longest is removed when there is more than the limit. A file that is being read, or mapped, stays readable then.
-    Each fetch takes `PIECE_NBYTES` of memory. Nothing gets here that is not what was committed.
+    Several processes may use one folder. A file appears there complete and flushed to disk, or not at all. Beyond the
+    limit, the least recently used files are removed; a file that is being read or is mapped stays readable. Each fetch
+    takes `PIECE_NBYTES` of memory. Only what was committed gets into the cache.
     """
 
     def __init__(
@@ -70,59 +71,61 @@ class DiskCache:
     ) -> None:
         """
         Args:
-            blobs: where the shards come from.
-            folder: of the cache, for any number of stores.
-            store_id: what tells this store from all others, also from one that was at the same URL before.
-            limit: bytes of all that is cached below the folder, give or take a twentieth for each process; None for no
-                limit.
-            checksums: of what was committed; None where nobody knows.
+            blobs: the storage that the shards come from.
+            folder: the folder of the cache, for any number of stores.
+            store_id: an id that tells this store from all others, also from an earlier one at the same URL.
+            limit: the most bytes of all cached files below the folder, give or take a twentieth per process; None for
+                no limit.
+            checksums: the checksums of what was committed; None if they are not known.
         """
         self.blobs = blobs
-        """What is cached."""
-        # All below is ours to remove; the user's folder may hold anything else.
+        """The storage that is cached."""
+        # Everything below is the cache's to remove; the user's folder may hold anything else.
         self._root = local_path(folder, "cache_dir") / FOLDER
         self.limit = limit
-        """Bytes of all files below the folder; None for no limit."""
+        """The most bytes of all files below the folder; None for no limit."""
         self._checksums = checksums
-        # Other than the names of releases that kept what they got, of whatever store it was.
+        # Differs from the names in earlier releases, which did not check what they fetched.
         name = hashlib.sha256(f"{blobs.url}\n{store_id}\nchecked".encode()).hexdigest()[:32]
         self.files = LocalBlobs(self._root / name)
-        """The cached blobs, by the same keys."""
+        """The cached blobs, under the same keys."""
         self._locks = tuple(threading.Lock() for _ in range(64))
         self._counting = threading.Lock()
         self._n_new = self._n_fetching = 0
         self._mapped = weakref.WeakSet[Mapped]()
         self._has_warned = False
         self._left_out: set[str] = set()
-        """Blobs that did not fit, or did not stay. Each read would fetch them whole again."""
+        """Keys of blobs that did not fit or did not stay. They are read from storage, or each read would fetch them
+        whole again.
+        """
         self.n_hits = self.n_misses = 0
         self._clean()
 
     def _clean(self) -> None:
-        """Remove what was left by processes that were killed."""
+        """Remove what killed processes left behind."""
         for name in self.files.names(PARTIAL):
             key = f"{PARTIAL}/{name}"
-            with contextlib.suppress(OSError):  # done meanwhile, or another user's
+            with contextlib.suppress(OSError):  # removed meanwhile, or another user's
                 if time.time() - self.files.path(key).stat().st_mtime > _ABANDONED_S:
                     self.files.delete(key)
 
     @property
     def url(self) -> str:
-        """Of the storage that is cached."""
+        """URL of the storage that is cached."""
         return self.blobs.url
 
     @property
     def n_retries(self) -> int:
-        """Of the storage that is cached."""
+        """Number of repeated requests to the storage that is cached."""
         return self.blobs.n_retries
 
     def fetch(self, key: str) -> None:
-        """See that a blob is here.
+        """Make sure that a blob is in the cache.
 
         Raises:
             BlobNotFoundError: there is no such blob.
-            DiskFullError: there is no space for it.
-            NoRoomError: it is larger than the cache may be.
+            DiskFullError: the disk has no space for it.
+            NoRoomError: it is larger than the limit of the cache.
             StorageError: it cannot be read.
         """
         with self._locks[hash(key) % len(self._locks)]:
@@ -146,33 +149,35 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
-        """One process at a time fetches a blob; those that wait will find it. Without the lock it is fetched twice."""
+        """Lets one process at a time fetch a blob; the others find it then. If the lock cannot be had, it is fetched
+        twice.
+        """
         name = hashlib.sha256(f"{self.files.url}/{key}".encode()).hexdigest()[:32]
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):  # another user's, or no space for it
+            with contextlib.suppress(OSError):  # the lock is another user's, or the disk is full
                 self._root.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(self._root / f"{_FETCHING}{name}"))
             yield
 
     def _is_here(self, key: str) -> bool:
-        """Whether a blob is in the cache, whose time of last use is now then."""
+        """Whether a blob is in the cache. If it is, it counts as used now."""
         try:
             os.utime(self.files.path(key))
         except FileNotFoundError:
             return False
         except OSError:
-            pass  # another user's: it is there, and its time stays
+            pass  # another user's file: it is there, and keeps its time
         return True
 
     @contextlib.contextmanager
     def room_for(self, nbytes: int) -> Iterator[None]:
-        """Fetch and map so much, then `count` what came of it.
+        """Reserve room to fetch and map so many bytes; call `count` on what was mapped.
 
-        All that is mapped together is within the limit: the disk has it until it is given back, whoever removes the
-        files.
+        All that is mapped stays within the limit together: it takes space on the disk until it is unmapped, even if the
+        files are removed.
 
         Raises:
-            NoRoomError: it would be more than the limit.
+            NoRoomError: the limit would be exceeded.
         """
         with self._counting:
             if self.limit is not None and self._n_in_use + nbytes > self.limit:
@@ -188,24 +193,24 @@ class DiskCache:
                 self._n_fetching -= nbytes
 
     def count(self, mapped: "Mapped") -> None:
-        """Take note of files that are mapped, for as long as somebody holds them."""
+        """Count files as in use for as long as they are mapped."""
         self._mapped.add(mapped)
 
     @property
     def _n_in_use(self) -> int:
-        """Bytes of files that are mapped, or will be."""
-        return self._n_fetching + sum(each.nbytes for each in self._mapped)
+        """Bytes of files that are mapped, or are about to be."""
+        return self._n_fetching + sum(mapped.nbytes for mapped in self._mapped)
 
     def make_room(self) -> None:
-        """Remove what was not used for longest, down to the limit."""
+        """Remove the least recently used files until the limit holds."""
         if self.limit is None:
             return
         with self._only_one():
-            found = sorted(_files(self._root))
-            total = sum(nbytes for _, nbytes, _ in found)
-            # What is in use would only be fetched again; the disk has it anyway.
+            cached_files = sorted(_files(self._root))
+            total = sum(nbytes for _, nbytes, _ in cached_files)
+            # Removing what is in use frees no space on the disk, and it would have to be fetched again.
             goal = self.limit if total <= self.limit else max((1 - _SLACK) * self.limit, self._n_in_use)
-            for _, nbytes, path in found:
+            for _, nbytes, path in cached_files:
                 if total <= goal:
                     return
                 with contextlib.suppress(PermissionError):  # another user's
@@ -214,7 +219,7 @@ class DiskCache:
 
     @contextlib.contextmanager
     def _only_one(self) -> Iterator[None]:
-        """One process at a time removes files; where the lock is another user's, it is for that one to do."""
+        """Lets one process at a time remove files. If the lock is another user's, removing is left to that user."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(PermissionError):
                 self._root.mkdir(parents=True, exist_ok=True)
@@ -230,12 +235,12 @@ class DiskCache:
                 self.warn_once(error)
                 break
             except BlobNotFoundError:
-                continue  # removed since, by a process that needed the room
+                continue  # removed since by a process that needed the room
         self._left_out.add(key)
         return read(self.blobs)
 
     def warn_once(self, error: Exception) -> None:
-        """Say that rows are not kept, which slows the next epoch and changes nothing else."""
+        """Warn once that rows are not kept, which slows the next epoch and changes nothing else."""
         if not self._has_warned:
             self._has_warned = True
             _LOG.warning(
@@ -243,20 +248,20 @@ class DiskCache:
             )
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """As `Blobs.read`."""
+        """Like `Blobs.read`."""
         return self._from_file(key, lambda blobs: blobs.read(key, start, nbytes))
 
     def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
-        """As `Blobs.read_into`."""
+        """Like `Blobs.read_into`."""
         self._from_file(key, lambda blobs: blobs.read_into(key, start, out))
 
     def head(self, key: str) -> BlobInfo | None:
-        """Of the storage that is cached."""
+        """Like `Blobs.head`, of the storage that is cached."""
         return self.blobs.head(key)
 
 
 class _Whole:
-    """All bytes of a blob, piece by piece; read again each time they are gone through."""
+    """All bytes of a blob, piece by piece. Each iteration reads them again."""
 
     def __init__(self, blobs: BlobReader, key: str, limit: int | None, checksums: Checksums | None) -> None:
         self._blobs = blobs
@@ -274,7 +279,7 @@ class _Whole:
         if self._limit is not None and info.nbytes > self._limit:
             raise NoRoomError(f"{where} has {info.nbytes} bytes, and cache_limit is {self._limit}")
         self.nbytes = info.nbytes
-        # An error at the end is one of whoever writes this to a file, which then gets no name.
+        # An error after the last piece reaches whoever writes the file, which is then not given its name.
         if self._checksums is not None:
             yield from self._checksums.checked_pieces(self._blobs, self._key, info.nbytes)
             return
@@ -285,7 +290,7 @@ class _Whole:
 
 
 def _files(folder: Path) -> Iterator[tuple[int, int, Path]]:
-    """(time of last use, bytes, path) of all cached files."""
+    """(time of last use in ns, bytes, path) of every cached file."""
     for here, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != Path(PARTIAL).parts[0]]
         for name in names:

@@ -1,1 +1,1 @@
-"""Dropping leaves rows out of batches, and counts and finds those that remain."""
+"""Dropping leaves rows out of batches, and counts and finds the rows that remain."""

@@ -1,4 +1,4 @@
-"""Which rows are left out, asked for by name, token, position, norm or mask, and applied when a store is read."""
+"""Choosing rows to leave out, by name, token, position, norm or mask; applied when a store is read."""
 
 import math
 import operator
@@ -26,24 +26,24 @@ Watch = Callable[[Iterator[NDArray[np.bool_]]], Iterator[NDArray[np.bool_]]]
 
 @dataclass(frozen=True)
 class Drop:
-    """What is asked for. Rows that any of it names are dropped."""
+    """The rows to drop: a row is dropped if any of these fields names it."""
 
     tokens: tuple[int, ...] = ()
-    """Ids, wherever they are."""
+    """Token ids whose rows are dropped."""
     is_padding_dropped: bool = False
-    """Positions behind the length of their sequence, whatever token is there."""
+    """Whether to drop positions behind the end of their sequence, whatever token they hold."""
     is_nonfinite_dropped: bool = False
-    """Rows of tokens that have NaN or infinity in any hook of the loader; padding is not looked at."""
+    """Whether to drop rows of tokens that have NaN or infinity in any hook of the loader. Padding is not looked at."""
     positions: tuple[int, ...] | None = None
-    """Those that are kept; None keeps all."""
+    """Positions that are kept; None keeps all."""
     max_norm: float | None = None
-    """Rows whose Euclidean norm is larger, in the first hook of the loader."""
+    """Largest Euclidean norm, in the first hook of the loader, of a row that is kept."""
     mask: NDArray[np.bool_] | None = None
-    """[n_sequences, context_length] True where a row is kept."""
+    """True where a row is kept, [n_sequences, context_length]."""
 
     @property
     def looks_at_rows(self) -> bool:
-        """Whether all rows must be looked at, rather than counted by position."""
+        """Whether rows have to be looked at one by one, rather than counted by position."""
         is_by_value = self.is_nonfinite_dropped or self.max_norm is not None or self.mask is not None
         return bool(self.tokens) or self.is_padding_dropped or is_by_value
 
@@ -55,10 +55,10 @@ def parse(
     max_norm: float | None = None,
     mask: Any = None,
 ) -> Drop:
-    """What a user asked for, with names turned into token ids of the model.
+    """Parse what the caller wants dropped; names become token ids of the model.
 
     Args:
-        store: whose rows they are.
+        store: the store that the rows are in.
         drop: ``bos``, ``eos``, ``sep``, ``pad``, ``nonfinite``, or token ids; padding that is not finite is dropped by
             ``pad`` alone.
         seqpos: positions to keep, counted as in a list.
@@ -66,7 +66,7 @@ def parse(
         mask: [n_sequences, context_length] or [n_sequences], True where rows are kept.
 
     Raises:
-        LoaderError: an unknown name, or one that the model has no token for; positions that there are not; a mask of
+        LoaderError: an unknown name, or one that the model has no token for; positions that do not exist; a mask of
             another shape or type.
     """
     drop = _named(drop)
@@ -88,7 +88,7 @@ def parse(
 
 
 def _named(drop: Any) -> tuple[Any, ...]:
-    """What is to be dropped, one by one; a generator can be gone through only once."""
+    """The names and ids to drop, as a tuple: a generator can be iterated over only once."""
     if isinstance(drop, str) or hasattr(drop, "__index__"):
         return (drop,)
     if not isinstance(drop, Iterable):
@@ -100,8 +100,8 @@ def _ids(store: "Store", name: Any) -> list[int]:
     if not isinstance(name, str) or name not in _SPECIAL:
         known = ", ".join(repr(one) for one in (*_SPECIAL, PAD, NONFINITE))
         raise LoaderError(f"drop names {name!r}; it can be {known}, or token ids")
-    found = store.plan.request.model.config.get(_SPECIAL[name])
-    ids = found if isinstance(found, list) else [found]
+    configured = store.plan.request.model.config.get(_SPECIAL[name])
+    ids = configured if isinstance(configured, list) else [configured]
     if not ids or not all(isinstance(one, int) for one in ids):
         raise LoaderError(
             f"the configuration of the model has no {_SPECIAL[name]}; give the id itself in drop"
@@ -113,12 +113,12 @@ def _positions(seqpos: slice | Sequence[int], length: int) -> tuple[int, ...]:
     if not isinstance(seqpos, slice | Iterable):
         raise LoaderError(f"seqpos is {seqpos!r}; it must be a slice, or a list of positions")
     if isinstance(seqpos, slice):
-        found = tuple(range(*seqpos.indices(length)))
+        positions = tuple(range(*seqpos.indices(length)))
     else:
         if any(not -length <= position < length for position in seqpos):
             raise LoaderError(f"seqpos is {list(seqpos)}; sequences have positions 0 to {length - 1}")
-        found = tuple(position % length for position in seqpos)
-    return tuple(sorted(set(found)))
+        positions = tuple(position % length for position in seqpos)
+    return tuple(sorted(set(positions)))
 
 
 def _mask(mask: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -132,21 +132,21 @@ def _mask(mask: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def valid_rows(store: "Store", drop: Drop, hooks: Sequence[str], *, watch: Watch | None = None) -> ValidRows:
-    """The rows that are left.
+    """The rows that are not dropped.
 
-    Nothing is read if what is asked for are positions. Token ids have all token ids of the store read, in pieces; a
-    norm all norms of the hook, or all its values where norms are not stored; rows that are not finite, the segments
-    that have some, of each hook.
+    Positions alone are known without a read. To drop tokens, all token ids of the store are read, in pieces; to drop by
+    norm, all norms of the hook, or all its values where norms are not stored; to drop rows that are not finite, the
+    segments of each hook that have any.
 
     Args:
-        store: whose rows they are.
-        drop: what is left out.
-        hooks: of the loader; the first one has the norm.
-        watch: gives the masks of rows, piece by piece, as it gets them; it may raise something to stop.
+        store: the store that the rows are in.
+        drop: the rows to drop.
+        hooks: the hooks of the loader; norms are those of the first one.
+        watch: passes on the masks of rows, piece by piece; it may raise an error to stop.
 
     Raises:
-        LoaderError: nothing is left.
-        NotCommittedError: what must be read is not there.
+        LoaderError: no row is left.
+        NotCommittedError: what must be read is not committed.
         StorageError: it cannot be read.
     """
     n_sequences, length = store.shape
@@ -155,33 +155,33 @@ def valid_rows(store: "Store", drop: Drop, hooks: Sequence[str], *, watch: Watch
         by_position[:] = False
         by_position[list(drop.positions)] = True
     not_finite = _not_finite_sequences(store, hooks) if drop.is_nonfinite_dropped else {}
-    found: ValidRows
+    kept: ValidRows
     by_token = drop.tokens or drop.is_padding_dropped or not_finite
     if by_token or drop.max_norm is not None or drop.mask is not None:
         masks = _masks(store, drop, hooks[0], not_finite, by_position)
-        found = MarkedRows(n_sequences * length, masks if watch is None else watch(masks))
+        kept = MarkedRows(n_sequences * length, masks if watch is None else watch(masks))
     elif by_position.all():
-        found = AllRows(n_sequences * length)
+        kept = AllRows(n_sequences * length)
     else:
-        found = SamePositions(n_sequences, by_position)
-    if not found.n_valid:
-        raise LoaderError(f"all {found.n_rows} rows of {store.url} are dropped; drop fewer of them")
-    return found
+        kept = SamePositions(n_sequences, by_position)
+    if not kept.n_valid:
+        raise LoaderError(f"all {kept.n_rows} rows of {store.url} are dropped; drop fewer of them")
+    return kept
 
 
 def _not_finite_sequences(store: "Store", hooks: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """By hook, [n_sequences] those that must be looked at; hooks that have none are left out."""
-    found = {}
+    """The sequences of each hook that may hold NaN or infinity, [n_sequences] by hook; hooks without any are omitted."""
+    sequences_by_hook = {}
     for hook in hooks:
         if has_statistics(store.array_of(hook)):
             ranges = [sequences for sequences, _ in store.not_finite(hook)]
         else:
-            ranges = [range(store.shape[0])]  # nobody has counted
+            ranges = [range(store.shape[0])]  # without statistics, any sequence may
         if ranges:
-            found[hook] = np.zeros(store.shape[0], bool)
+            sequences_by_hook[hook] = np.zeros(store.shape[0], bool)
             for sequences in ranges:
-                found[hook][sequences.start : sequences.stop] = True
-    return found
+                sequences_by_hook[hook][sequences.start : sequences.stop] = True
+    return sequences_by_hook
 
 
 def _masks(
@@ -213,7 +213,8 @@ def _masks(
         for name, is_looked_at in not_finite.items():
             some = np.flatnonzero(is_looked_at[rows])
             if len(some):
-                # Statistics do not count padding, so that of a segment without such tokens is not read: nor is it here.
+                # Statistics do not count padding, so a segment whose only such rows are padding is not read; nor is
+                # padding here.
                 is_padding = np.arange(length) >= lengths[rows][some][:, None]
                 mask[some] &= is_padding | _is_finite(store, name, start + some)
         if limit is not None:
@@ -222,10 +223,10 @@ def _masks(
 
 
 def _is_finite(store: "Store", hook: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[n, L] whether all elements of a row are finite; -Inf in attention scores is what they mask with."""
+    """Whether all elements of a row are finite, [n, L]. Attention scores may hold -Inf, which masks."""
     values = store[hook][rows].flatten(2)
     is_finite = values.isfinite()
     if is_masked_by_design(hook):
         is_finite |= values == -math.inf
-    found: NDArray[np.bool_] = is_finite.all(-1).numpy()
-    return found
+    is_row_finite: NDArray[np.bool_] = is_finite.all(-1).numpy()
+    return is_row_finite

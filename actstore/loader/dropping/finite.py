@@ -1,4 +1,4 @@
-"""Telling whoever loads a hook that it has NaN or infinity, which training would not survive."""
+"""Warning that a hook holds NaN or infinity, which would ruin a training."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,28 +12,29 @@ if TYPE_CHECKING:
     from actstore.store.store import Store
 
 _MOST_SEGMENTS: Final = 4
-"""That are named."""
+"""The most segments that the warning names."""
 _MOST_RECORDS: Final = 256
-"""That are read to find them; only where there are any, or the run is not finished."""
+"""The most records that are read to find them. Nothing is read if the run is sealed and counted none."""
 _MOST_NBYTES: Final = 64 << 20
-"""Of statistics of a run, which second moments make large: reading more would take seconds."""
+"""Bytes of statistics of a run above which none are read: second moments make them large, and it would take seconds."""
 
 
 class NotFiniteWarning(UserWarning):
-    """Rows of a loader hold NaN or infinity, as the model computed them."""
+    """Rows of a loader hold NaN or infinity, as computed by the model."""
 
 
 def warn_of_not_finite(store: "Store", hooks: Sequence[str], drop: Drop) -> None:
-    """Say which hooks have such rows, as their statistics count them, unless they are dropped; nothing else is read.
+    """Warn which hooks have NaN or infinity according to their statistics, unless such rows are dropped. No row is
+    read.
 
-    Statistics that cannot be read are no reason not to load: readers of rows do not need them.
+    If statistics cannot be read, there is no warning and no error: loading rows does not need them.
     """
     if drop.is_nonfinite_dropped:
         return
     runs = [run.finished.statistics.nbytes for run in store.runs if run.finished is not None]
     if sum(runs) > _MOST_NBYTES:
         return
-    found = []
+    descriptions = []
     for i, hook in enumerate(hooks):
         if not has_statistics(store.array_of(hook)) or (i == 0 and drop.max_norm is not None):
             continue
@@ -42,17 +43,17 @@ def warn_of_not_finite(store: "Store", hooks: Sequence[str], drop: Drop) -> None
         except (HookError, StorageError):
             continue
         if where:
-            found.append(_told(hook, where))
-    if found:
+            descriptions.append(_described(hook, where))
+    if descriptions:
         warnings.warn(
-            f"{store.url} holds NaN or infinity, as the model computed them: {'; '.join(found)}; give "
+            f"{store.url} holds NaN or infinity, as the model computed them: {'; '.join(descriptions)}; give "
             "drop=['nonfinite'] to leave these rows out",
             NotFiniteWarning,
             stacklevel=4,
         )
 
 
-def _told(hook: str, where: Sequence[tuple[range, int]]) -> str:
+def _described(hook: str, where: Sequence[tuple[range, int]]) -> str:
     places = [
         f"{n_rows:,} rows of sequences {rows.start}:{rows.stop}" for rows, n_rows in where[:_MOST_SEGMENTS]
     ]

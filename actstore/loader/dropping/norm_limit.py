@@ -1,4 +1,4 @@
-"""Which rows have a norm up to a limit: from the stored norms, and from the values where these cannot tell."""
+"""Keeping rows with a norm up to a limit, by the stored norms, or by the values where these are too close to tell."""
 
 import math
 from collections.abc import Iterator
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from actstore.store.store import Store
 
 BLOCK_NBYTES: Final = 1 << 24
-"""Of the tokens, norms, or activations, that are looked at together."""
+"""Bytes of tokens, norms or activations that are looked at together."""
 _UNSURE: Final = 4
-"""Steps of float32. A stored norm is at most one and a half from the exact one, and the limit half a step from its own
-float32; so rows further away are decided.
+"""Distance from the limit, in steps of float32, up to which a stored norm does not decide. A stored norm is at most one
+and a half steps off, and the limit half a step off its own float32.
 """
 
 
 class NormLimit:
-    """Rows whose Euclidean norm is not larger than a limit.
+    """Rows whose Euclidean norm is at most a limit.
 
-    The norm is that of the stored values in float64, whether norms are stored or not: stored ones decide for all rows
-    but those next to the limit, of which the values are looked at.
+    The norm is that of the stored values in float64. Where norms are stored they decide for all rows except those next
+    to the limit, whose values are read.
     """
 
     def __init__(self, store: "Store", hook: str, max_norm: float) -> None:
@@ -37,23 +37,24 @@ class NormLimit:
 
     @property
     def n_at_once(self) -> int:
-        """Sequences whose norms, or values where norms are not stored, are read together."""
+        """How many sequences are read together: their norms, or their values where norms are not stored."""
         n_with_norms = sum(map(len, self._acts.norms.ranges))
         return self._norms_step if n_with_norms == len(self._acts) else self._acts_step
 
     def apply(self, rows: slice, mask: NDArray[np.bool_]) -> None:
-        """Take rows out of a mask.
+        """Take the rows above the limit out of a mask.
 
         Args:
             rows: neighbouring sequences.
-            mask: of them, [n, context_length]; changed in place. What it has not is not looked at.
+            mask: True where a row is kept, [n, context_length]; changed in place. Rows that are False already are not
+                read.
         """
         for start, stop, has_norms in self._blocks(rows.start, rows.stop):
             part = mask[start - rows.start : stop - rows.start]
             part &= self._by_norms(start, stop, part) if has_norms else self._by_values(slice(start, stop))
 
     def _blocks(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
-        """(start, stop, whether norms are stored) of as many sequences as are read together."""
+        """(start, stop, whether norms are stored) of the sequences that are read together."""
         while start < stop:
             ranges = self._acts.norms.ranges
             has_norms = any(start in stored for stored in ranges)
@@ -65,7 +66,7 @@ class NormLimit:
 
     def _by_norms(self, start: int, stop: int, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if math.isnan(self._max_norm):
-            return np.zeros(mask.shape, bool)  # nothing is below it
+            return np.zeros(mask.shape, bool)  # no norm is below NaN
         norms = self._acts.norms[start:stop]
         with np.errstate(over="ignore"):
             limit = np.float32(self._max_norm) + np.float32(0)  # -0 is 0
@@ -74,7 +75,7 @@ class NormLimit:
         is_unsure = np.abs(above) <= _UNSURE
         is_nan = np.isnan(norms)
         if is_nan.any():
-            # Padding has no norm, and its values may be wanted all the same.
+            # Padding has no stored norm, and its values may be wanted all the same.
             is_unsure |= is_nan & (np.arange(norms.shape[1]) >= self._lengths[start:stop][:, None])
         is_unsure &= mask
         sequences = np.flatnonzero(is_unsure.any(axis=1))
@@ -84,8 +85,8 @@ class NormLimit:
         return is_kept
 
     def _by_values(self, rows: slice | NDArray[np.int64]) -> NDArray[np.bool_]:
-        # In float64, whose sums do not differ by the machine in any digit that could matter: ranks must agree.
+        # In float64, so that sums do not differ between machines in any digit that matters: ranks must agree.
         values = self._acts[rows].double().flatten(2)
-        # NaN is not below anything, so such rows go, too.
-        found: NDArray[np.bool_] = (values.square_().sum(-1).sqrt_() <= self._max_norm).numpy()
-        return found
+        # NaN is below nothing, so such rows are dropped, too.
+        is_within: NDArray[np.bool_] = (values.square_().sum(-1).sqrt_() <= self._max_norm).numpy()
+        return is_within

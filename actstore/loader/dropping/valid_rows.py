@@ -1,4 +1,4 @@
-"""The rows that are not dropped: how many there are before a row, and which one is the k-th, from counts and bits."""
+"""Counting and finding the rows that are not dropped: how many there are before a row, and which one is the k-th."""
 
 from collections.abc import Iterator
 from typing import Final, Protocol
@@ -8,18 +8,18 @@ from crc32c import crc32c
 from numpy.typing import NDArray
 
 _WORDS: Final = 8
-"""In a block. A block is one line of the cache."""
+"""Words in a block. A block is one cache line."""
 _BITS: Final = 64
 _BLOCK: Final = _WORDS * _BITS
 _HINT: Final = 512
-"""Valid rows for each entry that says in which block to begin looking."""
+"""Number of valid rows per hint; a hint says in which block to begin looking."""
 _STEPS: Final = 2
-"""Blocks that are looked at one after the other from there: as many as are in question if half of the rows are valid.
-Where fewer are, it can be any number of blocks, and what is left is searched for.
+"""Blocks that are tried one after the other from the hint: enough if half of the rows are valid. Where fewer are, a
+binary search follows.
 """
 _ONE: Final = np.uint64(1)
 
-# For counting the bits of each byte of a word side by side: Warren, "Hacker's Delight", section 5-1.
+# Masks to count the bits of each byte of a word side by side: Warren, "Hacker's Delight", section 5-1.
 _PAIRS: Final = np.uint64(0x5555555555555555)
 _FOURS: Final = np.uint64(0x3333333333333333)
 _BYTES: Final = np.uint64(0x0F0F0F0F0F0F0F0F)
@@ -32,26 +32,26 @@ class ValidRows(Protocol):
     """A subset of the rows ``0 ... n_rows - 1``, in ascending order."""
 
     n_rows: int
-    """All rows, also those that are dropped."""
+    """Number of all rows, dropped ones included."""
     n_valid: int
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Bytes of memory that this takes."""
 
     @property
     def checksum(self) -> int:
-        """Differs where other rows are valid; of two subsets of equally many rows."""
+        """A checksum of which rows are valid. It is comparable only between subsets of equally many rows."""
 
     def select(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The valid rows of these numbers, from 0 to n_valid - 1."""
+        """The valid rows with these ranks, which are 0 to n_valid - 1."""
 
     def rank(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many valid rows there are before each row, from 0 to n_rows."""
+        """How many valid rows there are before each row, which is 0 to n_rows."""
 
 
 class AllRows:
-    """Every row."""
+    """A subset that is all rows."""
 
     def __init__(self, n_rows: int) -> None:
         self.n_rows = self.n_valid = n_rows
@@ -70,7 +70,7 @@ class SamePositions:
     def __init__(self, n_sequences: int, is_valid: NDArray[np.bool_]) -> None:
         """
         Args:
-            is_valid: by position, [context_length].
+            is_valid: whether each position is kept, [context_length].
         """
         self._length = len(is_valid)
         self._positions = np.flatnonzero(is_valid)
@@ -91,16 +91,16 @@ class SamePositions:
 
 
 class MarkedRows:
-    """Rows of which each has a bit: an eighth of a byte for each row, and half of that for counts."""
+    """Any subset of rows: one bit per row, and half a bit for counts."""
 
     def __init__(self, n_rows: int, masks: Iterator[NDArray[np.bool_]]) -> None:
         """
         Args:
-            n_rows: how many rows there are.
-            masks: which of them are valid, in order, in pieces of any size.
+            n_rows: the number of all rows.
+            masks: True where a row is valid, in order of the rows, in pieces of any size.
         """
         self.n_rows = n_rows
-        n_blocks = n_rows // _BLOCK + 1  # the last one is never full, so that rank(n_rows) is found there
+        n_blocks = n_rows // _BLOCK + 1  # one block more, so that rank(n_rows) needs no special case
         bits = np.zeros(n_blocks * _BLOCK // 8, np.uint8)
         at, rest = 0, np.empty(0, bool)
         for mask in masks:
@@ -128,7 +128,7 @@ class MarkedRows:
         self.nbytes = sum(table.nbytes for table in tables)
 
     def select(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
-        """As `ValidRows.select`."""
+        """Like `ValidRows.select`."""
         blocks = self._hints[ranks // _HINT]
         behind = np.flatnonzero(self._counts[blocks + 1] <= ranks)
         for _ in range(_STEPS):
@@ -143,34 +143,34 @@ class MarkedRows:
         return words * _BITS + _select_in_words(self._words[words], left.view(np.uint64))
 
     def rank(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """As `ValidRows.rank`."""
+        """Like `ValidRows.rank`."""
         words, bit = rows // _BITS, (rows % _BITS).astype(np.uint64)
         below = np.bitwise_count(self._words[words] & ((_ONE << bit) - _ONE))
-        found: NDArray[np.int64] = self._counts[words // _WORDS] + self._in_block[words] + below
-        return found
+        ranks: NDArray[np.int64] = self._counts[words // _WORDS] + self._in_block[words] + below
+        return ranks
 
 
 def _select_in_words(words: NDArray[np.uint64], left: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Place of the set bit that has ``left`` set bits below it: first its byte, then a table."""
+    """The place of the set bit that has ``left`` set bits below it: its byte first, then by table."""
     counts = words - ((words >> np.uint64(1)) & _PAIRS)
     counts = (counts & _FOURS) + ((counts >> np.uint64(2)) & _FOURS)
     counts = (counts + (counts >> np.uint64(4))) & _BYTES
     up_to = counts * _ONES  # of each byte and all below it
-    # Bytes that end too early: what is left, with a bit above it, stays above that bit when they are taken off.
+    # Count the bytes that end before the bit: subtracting their counts from what is left keeps the high bit set.
     n_before = np.bitwise_count(((left * _ONES) | _HIGHS) - up_to & _HIGHS)
     shifts = n_before.astype(np.uint64) << np.uint64(3)
     left = left - (((up_to << np.uint64(8)) >> shifts) & _LAST)
-    found: NDArray[np.uint64] = shifts + _BIT_OF_BYTE[(words >> shifts) & _LAST, left]
-    return found.view(np.int64)
+    places: NDArray[np.uint64] = shifts + _BIT_OF_BYTE[(words >> shifts) & _LAST, left]
+    return places.view(np.int64)
 
 
 def _bits_of_bytes() -> NDArray[np.uint64]:
-    """[256, 8] place of the i-th set bit of a byte."""
-    found = np.zeros((256, 8), np.uint64)
+    """The place of the i-th set bit of each byte, [256, 8]."""
+    table = np.zeros((256, 8), np.uint64)
     for byte in range(256):
         places = [place for place in range(8) if byte >> place & 1]
-        found[byte, : len(places)] = places
-    return found
+        table[byte, : len(places)] = places
+    return table
 
 
 _BIT_OF_BYTE: Final = _bits_of_bytes()

@@ -1,1 +1,1 @@
-"""Ordering computes which row comes when, from nothing but seed, epoch and place."""
+"""Ordering computes which row comes when, from seed, epoch and place alone."""

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from actstore.loader.ordering.permutation import Permutation
 
 WINDOW_ROWS: Final = 1 << 20
-"""The least number of stored rows that are shuffled among each other, where that is not all of them. Gemma Scope
-shuffled in buckets of about 10^6 (arXiv 2408.05147, section 3.3.2).
+"""The least number of stored rows that are shuffled together, if there are so many. Gemma Scope shuffled in buckets of
+about 10^6 (arXiv 2408.05147, section 3.3.2).
 """
 AHEAD_ROWS: Final = 1 << 16
-"""Read together, where rows are not shuffled."""
+"""Rows that are read together if rows are not shuffled."""
 _OF_ROWS, _OF_SHARDS, _IN_WINDOW = range(3)
-"""Part of the keys, so that permutations of one epoch have nothing to do with each other."""
+"""Parts of the keys, so that the permutations of one epoch are independent."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """How the places of an epoch are cut into batches, and a batch into the parts of ranks.
+    """How the places of an epoch are divided into batches, and each batch among ranks.
 
-    The batches do not depend on the number of ranks. Each place is in one batch, but for those behind the last whole
-    one if ``drop_last`` is set; else they are the last batch, which is smaller.
+    The batches do not depend on the number of ranks. Each place is in one batch. The last batch can be smaller; with
+    ``drop_last`` it is left out instead.
     """
 
     n_places: int
@@ -37,15 +37,15 @@ class Batches:
 
     @property
     def n_batches(self) -> int:
-        """Of an epoch."""
+        """Number of batches of an epoch."""
         whole, rest = divmod(self.n_places, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __getitem__(self, k: int) -> range:
-        """Places of batch k that belong to this rank.
+        """The places of batch k that belong to this rank.
 
         Raises:
-            IndexError: there is no such batch in an epoch.
+            IndexError: an epoch has no such batch.
         """
         if not 0 <= k < self.n_batches:
             raise IndexError(f"an epoch has batches 0 to {self.n_batches - 1}, not {k}")
@@ -57,14 +57,14 @@ class Batches:
 
 @dataclass(frozen=True)
 class Window:
-    """Shards whose rows are shuffled among each other."""
+    """Shards whose rows are shuffled together."""
 
     shards: NDArray[np.int64]
-    """Their numbers, in no order."""
+    """The numbers of the shards, in no order."""
     start: int
-    """First place of the epoch that it fills."""
+    """The first place of the epoch that this window fills."""
     ends: NDArray[np.int64]
-    """By shard: valid rows of it and of those before it in the window."""
+    """For each shard, the number of valid rows in it and in the shards before it in the window."""
 
     @property
     def stop(self) -> int:
@@ -75,37 +75,38 @@ class Order(Protocol):
     """A bijection of the places of an epoch onto the valid rows, which are counted 0 to n - 1."""
 
     def __call__(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which valid rows are at these places."""
+        """The numbers of the valid rows at these places."""
 
     def windows(self, epoch: int) -> "tuple[Window, ...]":
-        """Which shards are read together, in the order of the places; none if rows are read from anywhere."""
+        """The shards that are read together, in the order of the places; empty if rows are taken from anywhere."""
 
 
 def _windows(
     shards: NDArray[np.int64], valid: NDArray[np.int64], stored: NDArray[np.int64], window_rows: int
 ) -> tuple[Window, ...]:
-    """A list of shards cut into pieces that have about equally many stored rows, since all of them are read.
+    """Divide a list of shards into windows with about equally many stored rows, since all of them are read.
 
     Args:
-        shards: their numbers, those without valid rows left out.
+        shards: the numbers of the shards that have valid rows.
         valid: valid rows of each shard of the array.
-        stored: all rows of each, valid or not.
-        window_rows: the least that a piece has, if shards are of one size; else it can be less by a part of one.
+        stored: all rows of each shard, valid or not.
+        window_rows: the least number of rows of a window if shards are of one size; otherwise a window can have less by
+            a fraction of a shard.
     """
     ends = np.cumsum(stored[shards])
     largest, total = int(stored[shards].max()), int(ends[-1])
-    least = -(-window_rows // largest) * largest  # whole shards
+    least = -(-window_rows // largest) * largest  # rounded up to whole shards
     n_windows = max(1, total // least)
-    # No shard is larger than a piece on average, so no two pieces end with the same one.
+    # No shard is larger than the average window, so no two windows end at the same shard.
     edges = np.searchsorted(ends, -(-np.arange(1, n_windows) * total // n_windows)) + 1
-    found: list[Window] = []
+    windows: list[Window] = []
     for part in np.split(shards, edges):
-        found.append(Window(part, found[-1].stop if found else 0, np.cumsum(valid[part])))
-    return tuple(found)
+        windows.append(Window(part, windows[-1].stop if windows else 0, np.cumsum(valid[part])))
+    return tuple(windows)
 
 
 def largest_window(stored: NDArray[np.int64], window_rows: int) -> tuple[int, int]:
-    """How many windows an epoch has, and stored rows of one at most, in whatever order the shards are.
+    """(number of windows in an epoch, most stored rows in one), whatever the order of the shards.
 
     Args:
         stored: rows of each shard that has valid ones, [n_shards].
@@ -117,30 +118,30 @@ def largest_window(stored: NDArray[np.int64], window_rows: int) -> tuple[int, in
 
 
 class InOrder:
-    """As they are stored."""
+    """The rows in the order in which they are stored."""
 
     def __init__(self, starts: NDArray[np.int64], stored: NDArray[np.int64]) -> None:
         """
         Args:
-            starts: valid rows before each shard, [n_shards + 1]; the last one is the number of all.
+            starts: valid rows before each shard, [n_shards + 1]; the last entry is the number of all.
             stored: rows of each shard, [n_shards], valid or not.
         """
         valid = np.diff(starts)
         self._windows = _windows(np.flatnonzero(valid), valid, stored, AHEAD_ROWS)
 
     def __call__(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
-        """As `Order`."""
-        del epoch  # all are alike
+        """Like `Order`."""
+        del epoch  # all epochs are the same
         return places
 
     def windows(self, epoch: int) -> tuple[Window, ...]:
-        """As `Order.windows`."""
+        """Like `Order.windows`."""
         del epoch
         return self._windows
 
 
 class GlobalShuffle:
-    """One permutation of all rows, another one in every epoch."""
+    """One permutation of all rows, a different one in every epoch."""
 
     def __init__(self, n_rows: int, seed: int) -> None:
         self._permutation = lru_cache(2)(lambda epoch: Permutation(n_rows, seed, epoch, _OF_ROWS))
@@ -149,15 +150,15 @@ class GlobalShuffle:
         return self._permutation(epoch)(places)
 
     def windows(self, epoch: int) -> tuple[Window, ...]:
-        """As `Order.windows`."""
+        """Like `Order.windows`."""
         del epoch
         return ()
 
 
 class WindowShuffle:
-    """A permutation of shards, then one of the rows of as many neighbours as have `window_rows` rows together.
+    """A permutation of shards, cut into windows of at least `window_rows` rows, then one of the rows of each window.
 
-    Whoever reads one window after the other reads whole shards, each once an epoch.
+    Reading one window after the other reads whole shards, each of them once per epoch.
     """
 
     def __init__(
@@ -169,9 +170,9 @@ class WindowShuffle:
     ) -> None:
         """
         Args:
-            starts: valid rows before each shard, [n_shards + 1]; the last one is the number of all.
+            starts: valid rows before each shard, [n_shards + 1]; the last entry is the number of all.
             stored: rows of each shard, [n_shards], valid or not.
-            seed: of the shuffle.
+            seed: the seed of the shuffle.
             window_rows: the least number of stored rows in a window, if there are so many.
         """
         self._starts = starts
@@ -182,28 +183,28 @@ class WindowShuffle:
         self._of_epoch = lru_cache(2)(self._make)
 
     def windows(self, epoch: int) -> tuple[Window, ...]:
-        """As `Order.windows`."""
+        """Like `Order.windows`."""
         return self._of_epoch(epoch)[0]
 
     def _make(self, epoch: int) -> tuple[tuple[Window, ...], NDArray[np.int64]]:
-        """Windows, and where each of them stops."""
+        """The windows, and the place at which each of them stops."""
         n_shards = len(self._valid)
         shards = Permutation(n_shards, self._seed, epoch, _OF_SHARDS)(np.arange(n_shards))
-        found = _windows(shards[self._valid[shards] > 0], self._valid, self._stored, self._window_rows)
-        return found, np.array([window.stop for window in found])
+        windows = _windows(shards[self._valid[shards] > 0], self._valid, self._stored, self._window_rows)
+        return windows, np.array([window.stop for window in windows])
 
     def __call__(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
         windows, stops = self._of_epoch(epoch)
         which = np.searchsorted(stops, places, side="right")
-        found = np.empty(len(places), np.int64)
-        # Places of a batch are neighbours: few windows, and none between them without any.
+        numbers = np.empty(len(places), np.int64)
+        # The places of a batch are consecutive, so they lie in few, consecutive windows.
         for number in range(int(which.min(initial=len(windows))), int(which.max(initial=-1)) + 1):
             window = windows[number]
             here = np.flatnonzero(which == number)
             key = (self._seed, epoch, _IN_WINDOW, number)
             within = Permutation(int(window.ends[-1]), *key)(places[here] - window.start)
             part = np.searchsorted(window.ends, within, side="right")
-            # Rows of the window before each shard of it.
+            # Rows of the window before each of its shards.
             before = window.ends - self._valid[window.shards]
-            found[here] = self._starts[window.shards[part]] + within - before[part]
-        return found
+            numbers[here] = self._starts[window.shards[part]] + within - before[part]
+        return numbers

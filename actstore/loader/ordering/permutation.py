@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ROUNDS: Final = 6
-"""Of which each mixes one half. Four are enough for an adversary not to see a pattern, if each is perfect (Luby and
-Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", 1988).
+"""Number of rounds; each mixes one half. Four are enough to hide every pattern from an adversary if each round is
+perfect (Luby and Rackoff, "How to construct pseudorandom permutations from pseudorandom functions", 1988).
 """
 _MAX: Final = 1 << 62
 _BLOCK: Final = 1 << 14
-"""Numbers that are worked on together, so that all of them stay in the cache."""
+"""Numbers that are computed together, so that all of them stay in the cache."""
 _MIX: Final = np.uint32(0x85EBCA6B)
-"""An odd number without a pattern; of the finaliser of MurmurHash3."""
+"""An odd number without a pattern, taken from the finaliser of MurmurHash3."""
 _FEW: Final = 32
-"""Numbers for which Python takes less time than NumPy takes to begin."""
+"""Number of indices up to which plain Python is faster than NumPy."""
 _MASK: Final = (1 << 32) - 1
 _HALF: Final = np.uint32(16)
 _WORD: Final = np.uint64(32)
@@ -26,17 +26,17 @@ _WORD: Final = np.uint64(32)
 
 class Permutation:
     """A keyed bijection: a Feistel network over a grid of a x b >= n numbers, as in section 5 of Black and Rogaway,
-    "Ciphers with Arbitrary Finite Domains" (2002). Numbers that come out at n or above go in again until they do not;
-    since a and b are next to the root of n, that happens to one number in about its root.
+    "Ciphers with Arbitrary Finite Domains" (2002). A result of n or above is permuted again until it is below n; since
+    a and b are close to the root of n, this concerns about one number in root n.
 
-    The same everywhere: it uses nothing but arithmetic of 32 and 64 bits without sign, and BLAKE2b for the keys.
+    It is the same on every machine: it uses only unsigned 32 and 64 bit arithmetic, and BLAKE2b for the keys.
     """
 
     def __init__(self, n: int, *key: int) -> None:
         """
         Args:
             n: how many numbers, up to 2^62.
-            key: any integers from 0 to 2^64 - 1; each choice is another permutation.
+            key: any integers from 0 to 2^64 - 1; each choice gives another permutation.
         """
         if not 1 <= n <= _MAX:
             raise ValueError(f"a permutation is of 1 to 2^62 numbers, not of {n}")
@@ -45,11 +45,11 @@ class Permutation:
         self._sizes = (n_low, -(-n // n_low))
         digest = hashlib.blake2b(struct.pack(f"<{len(key)}Q", *key)).digest()
         keys = np.frombuffer(digest, "<u4").astype(np.uint32)[: 2 * _ROUNDS].reshape(_ROUNDS, 2)
-        self._keys = keys | np.array([1, 0], np.uint32)  # only odd numbers can be divided by again
+        self._keys = keys | np.array([1, 0], np.uint32)  # odd numbers only, since they can be inverted
         self._key_integers: list[list[int]] = self._keys.tolist()
 
     def __call__(self, indices: NDArray[Any]) -> NDArray[np.int64]:
-        """Where each of the numbers goes.
+        """The image of each of the numbers.
 
         Args:
             indices: integers [...] from 0 to n - 1.
@@ -68,7 +68,7 @@ class Permutation:
         return numbers.view(np.int64).reshape(indices.shape)
 
     def _walked(self, number: int) -> int:
-        """The same as `_permute` until it is below n."""
+        """Apply `_permute` to one number until it is below n."""
         n_low = self._sizes[0]
         while number >= self.n:
             high, low = divmod(number, n_low)
@@ -84,7 +84,7 @@ class Permutation:
         return number
 
     def _permute(self, numbers: NDArray[np.uint64], scratch: "_Scratch") -> None:
-        """In place. Numbers come out below a x b."""
+        """Permute numbers below a x b in place."""
         low, high, mixed, spare, wide = scratch.of(len(numbers))
         n_low = np.uint64(self._sizes[0])
         np.floor_divide(numbers, n_low, out=wide)
@@ -96,17 +96,17 @@ class Permutation:
         for turn, (factor, term) in enumerate(self._keys):
             half, other = halves[turn % 2], halves[1 - turn % 2]
             size = self._sizes[turn % 2]
-            # A hash of 32 bits, of which the high ones count: those of a product depend on all bits below them.
+            # A 32 bit hash. Its high bits are used: in a product those depend on all bits below them.
             np.multiply(other, factor, out=mixed)
             np.add(mixed, term, out=mixed)
             np.right_shift(mixed, _HALF, out=spare)
             np.bitwise_xor(mixed, spare, out=mixed)
             np.multiply(mixed, _MIX, out=mixed)
-            # Scaled to 0 ... size - 1: the high half of a product of 64 bits.
+            # Scaled to 0 ... size - 1: the high half of a 64 bit product.
             np.multiply(mixed, np.uint64(size), out=wide)
             np.right_shift(wide, _WORD, out=wide)
             np.copyto(mixed, wide, casting="same_kind")
-            # The sum modulo size: what wrapped around below zero is the larger one of the two.
+            # The sum modulo size: of the two, the one that wrapped around below zero is the larger.
             np.add(half, mixed, out=half)
             np.subtract(half, np.uint32(size), out=spare)
             np.minimum(half, spare, out=half)
@@ -115,7 +115,7 @@ class Permutation:
 
 
 class _Scratch:
-    """Memory for `_permute`: to ask the system for it anew takes longer than to fill it."""
+    """Scratch memory for `_permute`: allocating it anew takes longer than filling it."""
 
     def __init__(self, n: int) -> None:
         self._words = np.empty((4, n), np.uint32)

@@ -1,4 +1,4 @@
-"""Shards of an array side by side in one range of addresses, so that all of them are one tensor."""
+"""The shards of an array mapped side by side into one range of addresses, so that all of them are one tensor."""
 
 import ctypes
 import math
@@ -27,15 +27,15 @@ from actstore.store.format.shard import crc32c, index
 from actstore.store.reading.checksums import Checksums
 
 _SPARE_MAPS: Final = 4096
-"""Of those that the system allows a process: other libraries need some, too."""
+"""Maps that are left to other libraries, out of those that the system allows a process."""
 _LIMIT: Final = Path("/proc/sys/vm/max_map_count")
 
 
 class AddressRange:
-    """A `RowSource` of files that are mapped: all shards, or some.
+    """A `RowSource` over mapped files: all shards, or some.
 
-    Nothing is read before it is asked for, and the memory is that of the page cache. Files may be deleted or replaced
-    by others meanwhile: what is mapped stays.
+    The system reads a page when it is first used, into the page cache. Files may be deleted or replaced meanwhile: what
+    is mapped stays.
     """
 
     def __init__(
@@ -49,28 +49,28 @@ class AddressRange:
     ) -> None:
         """
         Args:
-            blobs: where the files are.
-            places: of an array that `can_map`, all of it committed.
-            shards: numbers of those that are wanted, ascending; None for all.
-            remedy: what to do about a file that has become shorter, if not to verify the store.
-            checksums: that files are compared with when rows of them are first gathered; None compares nothing.
+            blobs: the storage of the files.
+            places: the shards of an array that `can_map` allows; all of it is committed.
+            shards: the numbers of the shards to map, ascending; None for all.
+            remedy: what an error advises about a file that has become shorter; by default, to verify the store.
+            checksums: what files are compared with when their rows are first gathered; None compares nothing.
 
         Raises:
             BlobNotFoundError: a file is missing.
-            StorageError: a file has another size than it must, or cannot be mapped.
-            StoreReplacedError: the files may be of another store than was opened.
+            StorageError: a file has the wrong size, or cannot be mapped.
+            StoreReplacedError: the files may belong to another store than was opened.
         """
         self._blobs = blobs
         self._places = places
         self._remedy = remedy or f"the store is damaged: run `actstore verify {blobs.url}`"
         shards = np.arange(places.n_shards) if shards is None else shards
-        # Shards begin where both a page and a row would.
+        # Each shard begins at a multiple of both the page size and the row size.
         step = math.lcm(mmap.PAGESIZE, places.row_nbytes)
         strides = [-(-layout.shard_rows * layout.row_nbytes // step) * step for layout in places.layouts]
         self._offsets = np.full(places.n_shards, -1, np.int64)
-        """Of each shard from the first address; -1 for those that are not here."""
+        """Distance of each shard from the first address, in bytes; -1 for shards that are not mapped."""
         self._shifts = np.zeros(places.n_shards, np.int64)
-        """By shard: what is added to the number of a row to find it here."""
+        """For each shard, what is added to the number of a row in the store to get its number in this range."""
         self._inodes = np.zeros(places.n_shards, np.uint64)
         ends = np.cumsum(np.array(strides, np.int64)[places.sections[shards]])
         nbytes = int(ends[-1])
@@ -89,7 +89,7 @@ class AddressRange:
 
         mapping.listen(on_fault)
         self._finalizer = weakref.finalize(self, _release, on_fault, base, nbytes)
-        # Not at the end of the process, when a thread may still be reading, and all memory goes anyway.
+        # Not at exit, when a thread may still be reading; the process's memory is freed anyway.
         self._finalizer.atexit = False
         self._checksums = checksums
         self._is_lent = False
@@ -99,7 +99,7 @@ class AddressRange:
         except StorageError:
             blobs.check_version()
             raise
-        # What is mapped stays, whatever gets its name: it is enough to look once, behind the last of them.
+        # What is mapped stays, whatever replaces the files, so one check after the last of them is enough.
         blobs.check_version()
         memory = np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(base))
         self._memory: NDArray[np.uint8] = memory
@@ -108,7 +108,7 @@ class AddressRange:
 
     @staticmethod
     def can_map(layouts: Sequence[ArrayLayout]) -> bool:
-        """Whether files of an array can be mapped side by side: on this system, with pages of this size."""
+        """Whether this system, with its page size, can map the files of an array side by side."""
         return mapping.is_supported() and all(
             layout.compression is None
             and (layout.n_shards == 1 or layout.shard_rows * layout.row_nbytes % mmap.PAGESIZE == 0)
@@ -117,7 +117,7 @@ class AddressRange:
 
     @staticmethod
     def fits(layouts: Sequence[ArrayLayout]) -> bool:
-        """Whether all files of an array can be mapped: as `can_map` says, and no more than the system allows."""
+        """Whether all files of an array can be mapped: as `can_map` says, and within the system's limit of maps."""
         return AddressRange.can_map(layouts) and sum(layout.n_shards for layout in layouts) <= n_free_maps()
 
     def _map(self, shard: int) -> None:
@@ -147,25 +147,25 @@ class AddressRange:
 
     @property
     def nbytes(self) -> int:
-        """Of the files, until they are given back."""
+        """Bytes of the mapped files; 0 once they are unmapped."""
         return self._files_nbytes if self._finalizer.alive else 0
 
     def has(self, shards: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which of these are here."""
+        """Whether each of these shards is mapped."""
         return self._offsets[shards] >= 0
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor, stored: torch.dtype | None = None) -> None:
-        """Copy rows to where they are wanted.
+        """Copy rows into a tensor.
 
         Args:
-            rows: their numbers, sequence times context length plus position; of shards that are here.
-            out: uint8 [len(rows), nbytes of a row], contiguous; or of another type, [len(rows), n].
-            stored: type of the rows, if they are to be converted to that of ``out``.
+            rows: their numbers, sequence times context length plus position; their shards must be mapped.
+            out: uint8 [len(rows), bytes of a row], contiguous; with ``stored``, any type [len(rows), n].
+            stored: the type of the stored rows, if they are converted to that of ``out``.
 
         Raises:
             StorageError: a file has become shorter since it was mapped, or is not what was committed.
         """
-        mapping.still_listens()
+        mapping.ensure_handler()
         shards = self._places(rows)
         at = rows + self._shifts[shards]
         if stored is None:
@@ -175,12 +175,12 @@ class AddressRange:
         self._check(shards)
 
     def check(self, rows: NDArray[np.int64]) -> None:
-        """What `gather` does about files, for a caller who has read rows where they lie.
+        """Check files as `gather` does, for a caller that has read rows in place.
 
         Raises:
             StorageError: a file has become shorter since it was mapped, or is not what was committed.
         """
-        mapping.still_listens()
+        mapping.ensure_handler()
         self._check(self._places(rows))
 
     def _check(self, shards: NDArray[np.int64]) -> None:
@@ -192,33 +192,35 @@ class AddressRange:
             raise self._shorter(cut)
 
     def touch(self, rows: NDArray[np.int64]) -> None:
-        """Read a byte of each page of rows, so that the system fetches it. Other threads of Python run meanwhile."""
+        """Read a byte of each page of rows, so that the system fetches them. Other Python threads run meanwhile."""
         memory = self._rows.view(-1)
         starts = (rows + self._shifts[self._places(rows)]) * self.row_nbytes
         within = np.arange(0, self.row_nbytes, mmap.PAGESIZE)
-        mapping.still_listens()
+        mapping.ensure_handler()
         torch.take(memory, torch.from_numpy((starts[:, None] + within).reshape(-1)))
 
     def lend(self) -> None:
-        """Stay mapped until nobody holds this object any more, even if it is closed before."""
+        """Keep the files mapped until nobody holds this object any more, even if it is closed before."""
         self._is_lent = True
 
     @property
     def row_nbytes(self) -> int:
-        """Of each row."""
+        """Bytes of one row."""
         return self._places.row_nbytes
 
     def addresses(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """Where rows begin."""
-        found: NDArray[np.int64] = self._base + (rows + self._shifts[self._places(rows)]) * self.row_nbytes
-        return found.astype(np.uint64)
+        """The address of each row, [len(rows)]."""
+        addresses: NDArray[np.int64] = (
+            self._base + (rows + self._shifts[self._places(rows)]) * self.row_nbytes
+        )
+        return addresses.astype(np.uint64)
 
     def _extent(self, shard: int) -> tuple[int, int]:
         start = int(self._offsets[shard])
         return start, start + int(self._places.data_nbytes[shard])
 
     def _check_first(self, shard: int) -> None:
-        """Of a file of which rows were gathered for the first time."""
+        """Check a file when its rows are gathered for the first time."""
         self._check_size(shard)
         key = self._places.key(shard)
         if self._checksums is None or self._checksums.was_checked(key):
@@ -234,12 +236,12 @@ class AddressRange:
         try:
             status = os.stat(self._path(shard))  # noqa: PTH116 - a path takes four times as long to make
         except OSError:
-            return  # what has no name here any more cannot be cut by it
+            return  # a file without a name here cannot have been cut under it
         if status.st_ino == self._inodes[shard] and status.st_size < self._places.nbytes[shard]:
             raise self._shorter(shard)
 
     def _shorter(self, shard: int) -> StorageError:
-        """What to say of a file that was cut.
+        """The error for a file that was cut.
 
         Raises:
             StoreReplacedError: another store was written over this one.
@@ -248,11 +250,11 @@ class AddressRange:
         return StorageError(f"{self._path(shard)} has become shorter while it was read; {self._remedy}")
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
-        """As `RowSource.need`; all of them are here."""
+        """Do nothing: all windows are mapped already."""
 
     def close(self) -> None:
-        """Give the addresses back. Nothing may be gathered afterwards, or meanwhile, but by those to whom rows
-        were lent: then this is done when nobody holds this object any more.
+        """Unmap the files. Nothing may be gathered afterwards or meanwhile, except rows that were lent: with those, the
+        files are unmapped when nobody holds this object any more.
         """
         if not self._is_lent:
             self._finalizer()
@@ -264,6 +266,6 @@ def _release(on_fault: Any, base: int, nbytes: int) -> None:
 
 
 def n_free_maps() -> int:
-    """Files that this process may still map."""
+    """How many files this process may still map."""
     with Path("/proc/self/maps").open("rb") as maps:
         return int(_LIMIT.read_text()) - sum(1 for _ in maps) - _SPARE_MAPS

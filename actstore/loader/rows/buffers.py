@@ -1,4 +1,4 @@
-"""Memory for batches that is used again once nobody looks at it."""
+"""Memory for batches that is reused once nobody holds it."""
 
 import contextlib
 import math
@@ -11,48 +11,48 @@ import torch
 from numpy.typing import NDArray
 
 _ALIGNMENT: Final = 64
-"""Bytes: a line of the cache, and the widest registers."""
+"""Alignment in bytes: that of a cache line and of the widest registers."""
 _MAPPED_NBYTES: Final = 1 << 20
-"""From here on memory is mapped by itself, so that the system has it back as soon as nobody holds it. What `malloc`
-gives may stay with the process when it is freed.
+"""Size in bytes from which memory is mapped by itself, so that the system gets it back as soon as nobody holds it. What
+`malloc` gave may stay with the process when it is freed.
 """
 
 
 class Buffers:
-    """Gives tensors. What a caller, a view or autograd still holds is left alone, so a batch never changes.
+    """Gives out tensors. Memory that a caller, a view or autograd still holds is not reused, so a batch never changes.
 
-    New memory costs a page fault for every 4 KiB, which takes longer than to fill it.
+    New memory costs a page fault for every 4 KiB, which takes longer than filling it.
     """
 
     def __init__(self, n_kept: int, *, is_pinned: bool = False) -> None:
         """
         Args:
-            n_kept: to be used again, of all sizes together.
-            is_pinned: whether a GPU is to read it.
+            n_kept: how many memories are kept for reuse, of all sizes together.
+            is_pinned: whether a GPU reads the memory.
         """
         self._n_kept = n_kept
         self._is_pinned = is_pinned
         self._memories: dict[int, list[NDArray[np.uint8]]] = {}
-        """By size: those of a smaller last batch have another one."""
+        """Kept memories by size: a smaller last batch needs another size."""
 
     @property
     def _n_memories(self) -> int:
         return sum(map(len, self._memories.values()))
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        """A tensor of this shape, with anything in it."""
+        """A tensor of this shape, not initialised."""
         nbytes = math.prod(shape) * dtype.itemsize
         memories = self._memories.setdefault(nbytes, [])
         memory = next((one for one, n in zip(memories, _holders(memories), strict=True) if n == _ALONE), None)
         if memory is None:
             has_room = self._n_memories < self._n_kept or self._forget_other(nbytes)
             memory = self._new(nbytes)
-            if has_room:  # more than that are held by a caller who collects batches
+            if has_room:  # more are needed only if the caller collects batches
                 memories.append(memory)
         return torch.from_numpy(memory).view(dtype).view(shape)
 
     def _forget_other(self, nbytes: int) -> bool:
-        """Let memory of another size go that nobody holds, if there is some."""
+        """Drop one unused memory of another size; False if there is none."""
         for size, memories in self._memories.items():
             for number, n in enumerate(_holders(memories)) if size != nbytes else ():
                 if n == _ALONE:
@@ -68,25 +68,23 @@ class Buffers:
 
 
 def new_memory(nbytes: int) -> NDArray[np.uint8]:
-    """Memory with anything in it, that begins where it is written fast. If it is much, the system has it back at once
-    when it is let go.
-    """
+    """Uninitialised memory, aligned for fast writes. The system gets large memory back as soon as it is freed."""
     if nbytes < _MAPPED_NBYTES or not hasattr(mmap, "MAP_ANONYMOUS"):
-        # NumPy's own memory begins 16 bytes behind a page, and index_select writes there at a third of the speed.
+        # NumPy's own memory begins 16 bytes behind a page, where index_select writes at a third of the speed.
         memory = np.empty(nbytes + _ALIGNMENT, np.uint8)
         start = -memory.ctypes.data % _ALIGNMENT
         return memory[start : start + nbytes]
     mapped = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a system without them
+        with contextlib.suppress(OSError):  # the system has no huge pages
             mapped.madvise(mmap.MADV_HUGEPAGE)  # as NumPy does with its own
     return np.frombuffer(mapped, np.uint8)
 
 
 def _holders(memories: list[NDArray[np.uint8]]) -> list[int]:
-    """References to each. A tensor, and so each view of it, holds the array that its memory is from."""
+    """Reference counts of memories. A tensor and all of its views hold the array of their memory."""
     return [sys.getrefcount(memory) for memory in memories]
 
 
 _ALONE: Final = _holders([np.empty(1, np.uint8)])[0]
-"""Of an array that only a list holds; which temporary ones there are differs by release of Python."""
+"""Reference count of an array that only a list holds; temporary references differ between Python releases."""

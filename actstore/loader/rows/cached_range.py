@@ -1,4 +1,4 @@
-"""Shards of a cache on a local disk, fetched and mapped."""
+"""Shards that are fetched into the disk cache, and mapped from there."""
 
 import contextlib
 import threading
@@ -17,19 +17,19 @@ from actstore.storage.errors import BlobNotFoundError
 def cached_range(
     cache: DiskCache, places: ShardPlaces, shards: NDArray[np.int64], stop: threading.Event, n_requests: int
 ) -> AddressRange:
-    """Shards as one range of addresses, fetched where they are not in the cache.
+    """Map shards into one range of addresses; those that are not in the cache are fetched first.
 
     Args:
-        cache: of the storage that has them.
-        places: of an array that can be mapped.
-        shards: numbers of those that are wanted, ascending.
+        cache: the cache of the storage that has the shards.
+        places: the shards of an array that can be mapped.
+        shards: the numbers of the shards to map, ascending.
         stop: once it is set, no further shard is fetched.
-        n_requests: the most to the storage at once.
+        n_requests: the most requests to the storage at once.
 
     Raises:
-        NoRoomError: the cache may not hold so much at once, or what others use beside it.
-        LoaderError: it was stopped.
-        DiskFullError: there is no space for them.
+        NoRoomError: the shards, with what others use, exceed the limit of the cache.
+        LoaderError: fetching was stopped.
+        DiskFullError: the disk has no space for them.
         StorageError: a shard cannot be fetched, or is damaged.
     """
 
@@ -46,15 +46,15 @@ def cached_range(
             with ThreadPoolExecutor(n_requests, thread_name_prefix="fetch") as threads:
                 for _ in threads.map(fetch, keys):
                     pass
-            with contextlib.suppress(BlobNotFoundError):  # removed since, by a process that needed the room
-                found = AddressRange(
+            with contextlib.suppress(BlobNotFoundError):  # removed since by a process that needed the room
+                mapped = AddressRange(
                     cache.files,
                     places,
                     shards,
                     remedy="remove it, and make the loader again: it is fetched then",
                 )
-                cache.count(found)
-                return found
+                cache.count(mapped)
+                return mapped
     raise NoRoomError(
         f"{cache.files.url}: files are removed by others before they can be used, so cache_limit is less than what all "
         "that share this cache_dir use at once"

@@ -1,4 +1,4 @@
-"""Rows of windows whose shards are files: mapped, so that memory is that of the page cache."""
+"""Windows whose shards are local files, mapped, so that their memory is the page cache."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ Shards = tuple[int, ...]
 
 
 class MappedWindows:
-    """A `RowSource` for shards that are all on a disk, or fetched to one, a window at a time.
+    """A `RowSource` for shards that are on a local disk, or are fetched to one, window by window.
 
-    The windows of a batch are mapped, and the one after it, which is fetched meanwhile. Where the cache has no room for
-    them they are read into memory instead, from then on.
+    The windows of a batch are mapped while the next one is fetched. Once the cache has no room for them, windows are
+    read into memory instead.
     """
 
     def __init__(
@@ -38,10 +38,11 @@ class MappedWindows:
     ) -> None:
         """
         Args:
-            rows: an array in `LocalBlobs` or a `DiskCache`, that `AddressRange.can_map`.
-            edges: first sequence of each shard that windows name, [n_shards + 1]; the last one is the number of all.
-            n_requests: the most to remote storage at once; `N_REQUESTS` if it is not said.
-            before_memory: called before windows are read into memory; what it raises is what `gather` raises.
+            rows: an array in `LocalBlobs` or a `DiskCache` that `AddressRange.can_map` allows.
+            edges: the first sequence of each shard that windows name, [n_shards + 1]; the last entry is the number of
+                all.
+            n_requests: the most requests to remote storage at once; `N_REQUESTS` by default.
+            before_memory: called before windows are read into memory; what it raises is raised by `gather`.
         """
         self._rows = rows
         self._n_requests = n_requests or N_REQUESTS
@@ -58,7 +59,7 @@ class MappedWindows:
         self._in_memory: WindowRows | None = None
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
-        """As `RowSource.need`."""
+        """Like `RowSource.need`."""
         self._wanted = windows, ahead
         if self._in_memory is not None:
             self._in_memory.need(windows, ahead)
@@ -68,14 +69,14 @@ class MappedWindows:
         for gone in self._held.keys() - set(wanted):
             self._held.pop(gone).give_up()
         for shards in wanted:
-            # What failed was told when its rows were asked for; they are asked for again.
+            # A window that failed raised its error when its rows were gathered; here it is tried again.
             if shards in self._held and self._held[shards].is_lost:
                 self._held.pop(shards).give_up()
             if shards not in self._held:
                 stop = threading.Event()
                 self._held[shards] = _Held(stop, self._opener.submit(self._open, np.array(shards), stop))
         if self._is_interrupted:
-            self.interrupt()  # what was begun since
+            self.interrupt()  # windows that were opened since
 
     def _open(self, shards: NDArray[np.int64], stop: threading.Event) -> AddressRange:
         blobs = self._rows.blobs
@@ -88,11 +89,11 @@ class MappedWindows:
 
     @property
     def nbytes_read(self) -> int:
-        """Of shards that came from storage or from the cache, until now."""
+        """Bytes of shards that came from storage or from the cache so far."""
         return self._nbytes_opened + (0 if self._in_memory is None else self._in_memory.nbytes_read)
 
     def interrupt(self) -> None:
-        """As `WindowRows.interrupt`: shards that are being fetched are fetched to their end."""
+        """Like `WindowRows.interrupt`, except that shards in the midst of a fetch are fetched to their end."""
         self._is_interrupted = True
         for held in tuple(self._held.values()):
             held.end()
@@ -100,13 +101,13 @@ class MappedWindows:
             self._in_memory.interrupt()
 
     def resume(self) -> None:
-        """Fetch again when asked to."""
+        """Allow windows to be fetched again."""
         self._is_interrupted = False
         if self._in_memory is not None:
             self._in_memory.resume()
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
-        """As `RowSource.gather`, of rows in the windows that were needed last."""
+        """Like `RowSource.gather`, for rows in the windows of the last call of `need`."""
         if self._in_memory is None:
             try:
                 self._gather(rows, out)
@@ -149,7 +150,7 @@ class MappedWindows:
         self._in_memory.need(*self._wanted)
 
     def close(self) -> None:
-        """End the threads, and give the addresses back."""
+        """End the threads, and unmap the files."""
         self.interrupt()
         self._close()
         if self._in_memory is not None:
@@ -162,33 +163,35 @@ class MappedWindows:
         self._held.clear()
 
     def _shards(self, window: Window) -> Shards:
-        """Those of this array that hold the rows of a window: tokens are in fewer and larger ones than activations."""
+        """The shards of this array with the rows of a window. Tokens are in fewer, larger shards than activations."""
         firsts, lasts = self._edges[window.shards], self._edges[window.shards + 1] - 1
-        ends = zip(*(self._places(each * self._length).tolist() for each in (firsts, lasts)), strict=True)
+        ends = zip(
+            *(self._places(sequences * self._length).tolist() for sequences in (firsts, lasts)), strict=True
+        )
         return tuple(sorted({shard for first, last in ends for shard in range(first, last + 1)}))
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A window that is mapped once all of its files are here."""
+    """A window that is mapped once all of its files are on the disk."""
 
     stop: threading.Event
     opened: Future[AddressRange]
 
     @property
     def is_lost(self) -> bool:
-        """Whether it was not, or will not be, fetched to its end."""
+        """Whether the window was not, or will not be, fetched to its end."""
         if self.opened.done():
             return self.opened.exception() is not None
         return self.stop.is_set()
 
     def end(self) -> None:
-        """Have it end soon, if it is still being fetched."""
+        """End the fetch soon, if it is still under way."""
         if not self.opened.done():
             self.stop.set()
 
     def give_up(self) -> None:
-        """Unmap it, once nothing is fetched for it any more."""
+        """Unmap the window once nothing is fetched for it any more."""
         self.end()
         if not self.opened.cancel() and self.opened.exception() is None:
             self.opened.result().close()

@@ -1,5 +1,5 @@
-"""Calls of the C library that Python does not offer: files mapped at chosen addresses, and the signal of a map whose
-file became shorter. 64-bit Linux only.
+"""Calls of the C library that Python does not offer: mapping files at chosen addresses, and handling the signal of a
+mapped file that became shorter. 64-bit Linux only.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ _Handler = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
 
 
 class _Action(ctypes.Structure):
-    """`struct sigaction` of glibc and musl on x86-64 and AArch64."""
+    """The layout of `struct sigaction` in glibc and musl on x86-64 and AArch64."""
 
     _fields_ = (
         ("handler", ctypes.c_void_p),
@@ -35,7 +35,7 @@ class _Action(ctypes.Structure):
 
 
 def is_supported() -> bool:
-    """Whether this platform is the one that this file is about."""
+    """Whether this platform is 64-bit Linux with a known C library."""
     return sys.platform == "linux" and ctypes.sizeof(ctypes.c_void_p) == 8 and os.uname().machine in _MACHINES
 
 
@@ -67,37 +67,39 @@ def _checked(address: int) -> int:
 
 
 def reserve(nbytes: int) -> int:
-    """Addresses that nothing else will take. They cost no memory, and cannot be read yet.
+    """Reserve addresses that nothing else will take. They cost no memory, and cannot be read yet.
 
     Returns:
-        The first one, at the start of a page.
+        The first address, at the start of a page.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     return _checked(_libc().mmap(None, nbytes, _PROT_NONE, flags, -1, 0))
 
 
 def map_file(address: int, nbytes: int, file: int) -> None:
-    """The first bytes of an open file, for reading, at addresses that are reserved. The file may be closed then."""
+    """Map the first bytes of an open file, for reading, at reserved addresses. The file may be closed afterwards."""
     _checked(_libc().mmap(address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, file, 0))
 
 
 def release(address: int, nbytes: int) -> None:
-    """Give up what was reserved, with all that is mapped there."""
+    """Unmap reserved addresses and everything that is mapped there."""
     _libc().munmap(address, nbytes)
 
 
 OnFault = Callable[[int], tuple[int, int] | None]
-"""Told at which address a file ended too early. If that is its own: where its memory begins, and how long it is."""
+"""Called with the address at which a file ended too early. Returns (start, bytes) of the listener's memory if the
+address is in it, otherwise None.
+"""
 
 _SIG_DFL: Final = 0
 
 
 class _Listeners:
-    """Who is told of the signal, and the handler that tells them."""
+    """The listeners of the signal, and the handler that calls them."""
 
     def __init__(self) -> None:
         self.all: tuple[OnFault, ...] = ()
-        """Another tuple with each change, as a signal can come while somebody goes through it."""
+        """A new tuple at each change, since a signal can come while this one is iterated over."""
         self._handler = _Handler(self._on_signal)
         self._action = _Action(handler=ctypes.cast(self._handler, ctypes.c_void_p), flags=_SA_SIGINFO)
         self._before = _Action()
@@ -109,19 +111,19 @@ class _Listeners:
         self._changing = threading.RLock()
 
     def change(self, to: Callable[[tuple[OnFault, ...]], tuple[OnFault, ...]]) -> None:
-        """Replace all of them at once."""
+        """Replace all listeners at once."""
         with self._changing:
             while True:
                 before = self.all
                 after = to(before)
                 if (
                     self.all is before
-                ):  # else a collection in this very thread has made one forgotten meanwhile
+                ):  # fails if a garbage collection in this very thread has changed them meanwhile
                     self.all = after
                     return
 
     def install(self) -> None:
-        """See that the handler is ours. Others may have set theirs since, as `faulthandler.enable` does."""
+        """Install the handler, or install it again: others may have set theirs since, as `faulthandler.enable` does."""
         now = _Action()
         _set_action(None, now)
         if now.handler != self._action.handler:
@@ -134,19 +136,19 @@ class _Listeners:
         for listener in self.all:
             memory = listener(address)
             if memory is not None:
-                # All of it at once: a map for each page could be more than the system allows.
+                # All of the memory at once: one map per page could exceed the system's limit.
                 begin, nbytes = memory
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE | _MAP_FIXED
                 if _libc().mmap(begin, nbytes, mmap.PROT_READ, flags, -1, 0) == begin:
                     return
-        # Not ours: the same instruction comes to the same signal again, and to the handler from before. If that one
-        # hands it on to us, as one does that was set after ours, nobody is left.
+        # Not ours: restore the handler from before, and let the instruction raise the signal again. If that handler was
+        # set after ours and passes the signal back to us, nobody is left to handle it.
         _set_action(_Action(handler=_SIG_DFL) if self._has_given_way else self._before, None)
         self._has_given_way = True
 
 
 def _set_action(action: _Action | None, before: _Action | None) -> None:
-    new, old = (None if each is None else ctypes.byref(each) for each in (action, before))
+    new, old = (None if an_action is None else ctypes.byref(an_action) for an_action in (action, before))
     if _libc().sigaction(_SIGBUS, new, old):
         error = ctypes.get_errno()
         raise OSError(error, os.strerror(error))
@@ -158,22 +160,22 @@ def _listeners() -> _Listeners:
 
 
 def listen(on_fault: OnFault) -> None:
-    """Be told when a read of mapped memory finds that the file has become shorter, in place of the end of the process.
+    """Call a listener when a read of mapped memory fails since the file has become shorter; the process does not end
+    then.
 
-    All of the listener's memory is zeros then, and the read goes on: whoever reads has to ask afterwards whether it
-    happened.
-    The listener is called in the thread that reads, in the midst of it, so it may do no more than to take note.
+    All of the listener's memory becomes zeros, and the read goes on, so a reader has to check afterwards whether this
+    happened. The listener is called in the reading thread, in the midst of the read, so it may only take note.
     """
     listeners = _listeners()
     listeners.change(lambda present: (*present, on_fault))
     listeners.install()
 
 
-def still_listens() -> None:
-    """See to it that listeners are told even if another library has taken the signal since; it takes a microsecond."""
+def ensure_handler() -> None:
+    """Install the handler again in case another library has replaced it; this takes a microsecond."""
     _listeners().install()
 
 
 def forget(on_fault: OnFault) -> None:
-    """No longer tell this listener."""
-    _listeners().change(lambda present: tuple(each for each in present if each is not on_fault))
+    """Stop calling this listener."""
+    _listeners().change(lambda present: tuple(listener for listener in present if listener is not on_fault))

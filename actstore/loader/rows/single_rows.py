@@ -13,13 +13,13 @@ from actstore.store.reading.rows import Rows
 
 
 class SingleRows:
-    """Each row with a read of its own: slow, and works wherever there are bytes."""
+    """A `RowSource` that reads each row by itself: slow, but it works with any storage."""
 
     def __init__(self, rows: Rows, n_threads: int) -> None:
         """
         Args:
             rows: the array, not compressed.
-            n_threads: reads at once.
+            n_threads: the number of reads at once.
         """
         self._rows = rows
         self._blobs = rows.blobs
@@ -29,7 +29,7 @@ class SingleRows:
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="row")
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
-        """As `RowSource.gather`."""
+        """Like `RowSource.gather`."""
         memory: NDArray[Any] = out.numpy()
         nbytes = memory.shape[1]
         sections = np.searchsorted(self._ends, rows, side="right")
@@ -41,12 +41,12 @@ class SingleRows:
             self._rows.check_first_use([(int(sections[place]), shard)])
             self._blobs.read_into(layout.key(shard), within * nbytes, memory[place])
 
-        # By file, so that neighbours are read together.
+        # Sorted by file, so that neighbours are read together.
         for _ in self._threads.map(read, np.argsort(rows).tolist()):
             pass
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
-        """Nothing is read before it is asked for."""
+        """Do nothing: rows are read when they are gathered."""
 
     def close(self) -> None:
         """End the threads."""

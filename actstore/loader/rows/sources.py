@@ -1,4 +1,4 @@
-"""Which way of reading rows fits an array, where it lies, and an order."""
+"""Choosing how to read the rows of an array, by its storage and the order."""
 
 import contextlib
 import logging
@@ -23,12 +23,12 @@ from actstore.store.format.layout import ArrayLayout
 from actstore.store.reading.rows import Rows
 
 _READS: Final = 8
-"""Of single rows at once, where files cannot be mapped."""
+"""Single rows that are read at once where files cannot be mapped."""
 _LOG: Final = logging.getLogger(__name__)
 
 
 def has_windows_in_memory(rows: Rows, *, is_cached: bool) -> bool:
-    """Whether windows of an array are read into memory, as they are where shards are no files that can be mapped.
+    """Whether windows of an array are read into memory: they are if its shards are not files that can be mapped.
 
     Args:
         rows: the array.
@@ -46,19 +46,20 @@ def source_of(
     n_requests: int | None = None,
     before_memory: Callable[[], None] | None = None,
 ) -> RowSource:
-    """Files that can be mapped are, all at once or by windows; else windows are read, if the order has them.
+    """The source of the rows of an array. Files are mapped if they can be, all at once or window by window; otherwise
+    windows are read, if the order has any.
 
     Args:
         rows: the array, all of it committed.
         edges: see `shard_edges`.
         has_windows: whether the order takes rows from a few shards at a time.
-        n_requests: the most to remote storage at once; None for as many as make latency not matter.
+        n_requests: the most requests to remote storage at once; None takes enough to hide latency.
         before_memory: see `MappedWindows`.
 
     Raises:
-        LoaderError: rows from anywhere are asked for, and single rows cannot be read here.
-        NotCommittedError: a row is not there.
-        StorageError: a shard is missing or has another size than it must.
+        LoaderError: the order takes rows from anywhere, and single rows cannot be read from this storage.
+        NotCommittedError: a row is not committed.
+        StorageError: a shard is missing or has the wrong size.
     """
     rows.check_committed()
     blobs, layouts = rows.blobs, rows.layouts
@@ -84,7 +85,7 @@ def source_of(
         return AddressRange(blobs, places, checksums=rows.checksums)
     if isinstance(blobs, DiskCache):
         with _needs_all(rows), blobs.room_for(rows.nbytes):
-            pass  # it is only asked for
+            pass  # only checks that there is room
     if AddressRange.can_map(layouts):
         _LOG.warning(
             "%s has %d files, and this process may map %d more, so rows are read one by one, which is slow; run "
@@ -96,14 +97,14 @@ def source_of(
 
 
 def _counts(layouts: Sequence[ArrayLayout]) -> tuple[int, int, int]:
-    """Files, maps that are left for them, and a limit that would be enough."""
+    """(number of files, maps that are left for them, a limit of maps that would be enough)."""
     n_files = sum(layout.n_shards for layout in layouts)
     n_free = max(0, n_free_maps())
     return n_files, n_free, 1 << (2 * n_files + (1 << 16)).bit_length()
 
 
 def _all_mapped(cache: DiskCache, places: ShardPlaces, rows: Rows, n_requests: int) -> AddressRange:
-    """All shards of an array, fetched.
+    """Fetch and map all shards of an array.
 
     Raises:
         LoaderError: the cache may not be that large.
@@ -124,9 +125,9 @@ def _needs_all(rows: Rows) -> Iterator[None]:
 
 
 def shard_edges(layouts: Sequence[ArrayLayout]) -> NDArray[np.int64]:
-    """First sequence of each shard of all sections, [n_shards + 1]; the last one is the number of all."""
-    found, end = [np.zeros(0, np.int64)], 0
+    """The first sequence of each shard of all sections, [n_shards + 1]; the last entry is the number of all."""
+    edges, end = [np.zeros(0, np.int64)], 0
     for layout in layouts:
-        found.append(end + np.arange(0, layout.shape[0], layout.shard_rows))
+        edges.append(end + np.arange(0, layout.shape[0], layout.shard_rows))
         end += layout.shape[0]
-    return np.concatenate([*found, [end]])
+    return np.concatenate([*edges, [end]])

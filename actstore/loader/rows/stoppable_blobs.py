@@ -1,4 +1,4 @@
-"""Blobs of a long read that another thread can end, and that says how much it read."""
+"""Blobs whose reads another thread can stop, and that count the bytes read."""
 
 import threading
 
@@ -10,12 +10,12 @@ from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
 
 
 class StoppableBlobs:
-    """The same blobs, until it is stopped: requests that are under way are finished then, and all others refused."""
+    """The same blobs until they are stopped: then requests under way are finished, and all others refused."""
 
     def __init__(self, blobs: BlobReader) -> None:
         self._blobs = blobs
         self.stop = threading.Event()
-        """Of the read that is under way; it is replaced with each read."""
+        """Set to stop the current read; replaced for each read."""
         self.nbytes_read = 0
         self._counting = threading.Lock()
 
@@ -38,10 +38,10 @@ class StoppableBlobs:
             self.nbytes_read += nbytes
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """As `BlobReader.read`.
+        """Like `BlobReader.read`.
 
         Raises:
-            LoaderError: it was stopped.
+            LoaderError: the read was stopped.
         """
         self._check(key)
         data = self._blobs.read(key, start, nbytes)
@@ -49,10 +49,10 @@ class StoppableBlobs:
         return data
 
     def read_into(self, key: str, start: int, out: NDArray[np.uint8]) -> None:
-        """As `BlobReader.read_into`.
+        """Like `BlobReader.read_into`.
 
         Raises:
-            LoaderError: it was stopped.
+            LoaderError: the read was stopped.
         """
         self._check(key)
         self._blobs.read_into(key, start, out)

@@ -1,4 +1,4 @@
-"""Rows of whole windows in memory: one is read while another is used."""
+"""Rows of whole windows in memory: one window is read while another is used."""
 
 import math
 import threading
@@ -18,28 +18,28 @@ from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 
 N_REQUESTS: Final = 64
-"""To remote storage at once: enough for its latency not to matter, if each brings some megabytes."""
+"""The most requests to remote storage at once: enough to hide latency if each brings some megabytes."""
 COPIED_NBYTES: Final = 4 << 20
-"""Rows of a batch that lies in several windows are copied once more on their way, so many at once."""
+"""Bytes that are copied at a time when a batch lies in several windows, which takes one more copy of its rows."""
 _LOCAL_READS: Final = 8
-"""Of files at once, where they cannot be mapped."""
+"""Files that are read at once where they cannot be mapped."""
 
 Values = NDArray[np.uint8]
 Shards = tuple[int, ...]
 
 
 class WindowRows:
-    """Reads shards from first to last byte, many at once, and finds rows in what it holds.
+    """Reads shards from first to last byte, many at once, and takes rows from the windows in memory.
 
-    Memory: two windows, however many a batch lies in. Memory of one that is given up is used for the next.
+    It keeps two windows in memory, however many a batch lies in. Memory of a dropped window is reused for the next.
     """
 
     def __init__(self, rows: Rows, edges: NDArray[np.int64], n_requests: int | None = None) -> None:
         """
         Args:
             rows: the array.
-            edges: first sequence of each shard, [n_shards + 1]; the last one is the number of all.
-            n_requests: the most to remote storage at once; `N_REQUESTS` if it is not said.
+            edges: the first sequence of each shard, [n_shards + 1]; the last entry is the number of all.
+            n_requests: the most requests to remote storage at once; `N_REQUESTS` by default.
         """
         self._blobs = StoppableBlobs(rows.blobs)
         self._rows = rows.over(self._blobs)
@@ -54,31 +54,31 @@ class WindowRows:
 
     @property
     def nbytes_read(self) -> int:
-        """From storage, until now."""
+        """Bytes that were read from storage so far."""
         return self._blobs.nbytes_read
 
     def need(self, windows: Sequence[Window], ahead: Window | None) -> None:
-        """As `RowSource.need`."""
+        """Like `RowSource.need`."""
         self._needed = [_shards(window) for window in windows]
         self._ahead = [] if ahead is None else [_shards(ahead)]
         self._hold(0)
 
     def _hold(self, first: int) -> "_Held":
-        """Have one of the windows that are needed, and the one after it, and no others."""
+        """Keep one of the needed windows and the one after it in memory, and drop all others."""
         wanted = [*self._needed, *self._ahead][first : first + 2]
         free = [self._held.pop(gone).given_up() for gone in self._held.keys() - set(wanted)]
         for shards in wanted:
-            # What failed was told when its rows were asked for; they are asked for again.
+            # A window that failed raised its error when its rows were gathered; here it is tried again.
             if shards in self._held and self._held[shards].is_lost:
                 free.append(self._held.pop(shards).given_up())
             if shards not in self._held:
                 self._held[shards] = self._begun(shards, free)
         if self._is_interrupted:
-            self.interrupt()  # what was begun since
+            self.interrupt()  # windows that were begun since
         return self._held[wanted[0]]
 
     def _begun(self, numbers: Shards, free: list[Values]) -> "_Held":
-        """A window that is being read, into memory that is free if that is enough."""
+        """Begin to read a window, into unused memory if that is large enough."""
         shards = np.array(numbers)
         starts, sizes = self._edges[shards], np.diff(self._edges)[shards]
         shape = (int(sizes.sum()), *self._rows.shape[1:])
@@ -94,10 +94,10 @@ class WindowRows:
         return _Held(values, np.cumsum(sizes) - sizes - starts, stop, self._reader.submit(read))
 
     def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
-        """As `RowSource.gather`, of rows in the windows that were needed last.
+        """Like `RowSource.gather`, for rows in the windows of the last call of `need`.
 
         Raises:
-            LoaderError: it was interrupted.
+            LoaderError: reading was interrupted.
         """
         sequences, positions = np.divmod(rows, self._length)
         shards = np.searchsorted(self._edges, sequences, side="right") - 1
@@ -106,28 +106,28 @@ class WindowRows:
             which = np.minimum(np.searchsorted(needed, shards), len(needed) - 1)
             here = np.flatnonzero(np.array(needed)[which] == shards)
             if not len(here):
-                continue  # of a part of a batch
+                continue  # the batch is a part, and has no rows in this window
             held = self._hold(number)
             held.done.result()
             at = (sequences[here] + held.shifts[which[here]]) * self._length + positions[here]
             _copy(held.values, at, here, out)
-            del held  # or its memory is there while the next but one is read
+            del held  # or its memory stays while the window after the next is read
             n_left -= len(here)
         if n_left:
             raise ValueError("rows were asked for that are in none of the windows that were needed")
 
     def interrupt(self) -> None:
-        """End what is being read, from any thread, and begin nothing else; whoever waits for it gets an error."""
+        """Stop reading, from any thread, and begin nothing more; whoever waits for a window gets an error."""
         self._is_interrupted = True
         for held in tuple(self._held.values()):
             held.end()
 
     def resume(self) -> None:
-        """Read again when asked to."""
+        """Allow windows to be read again."""
         self._is_interrupted = False
 
     def close(self) -> None:
-        """End the thread that reads, after the requests that are under way."""
+        """End the reading thread, after the requests under way."""
         self.interrupt()
         self._reader.shutdown(cancel_futures=True)
         self._held.clear()
@@ -138,24 +138,26 @@ class _Held:
     """A window that is in memory once it is read."""
 
     values: Values
-    """Whole sequences, one after the other; it can be longer than they are."""
+    """Whole sequences, one after the other; the memory can be longer."""
     shifts: NDArray[np.int64]
-    """By shard, in ascending order: what is added to the number of a sequence in the store to find it here."""
+    """For each shard, ascending: what is added to the number of a sequence in the store to get its number in the
+    window.
+    """
     stop: threading.Event
     done: Future[None]
 
     @property
     def is_lost(self) -> bool:
-        """Whether it was not, or will not be, read to its end."""
+        """Whether the window was not, or will not be, read to its end."""
         return self.stop.is_set() or (self.done.done() and self.done.exception() is not None)
 
     def end(self) -> None:
-        """Have it end soon, if it is still being read."""
+        """End the read soon, if it is still under way."""
         if not self.done.done():
             self.stop.set()
 
     def given_up(self) -> Values:
-        """Its memory, once nothing is read into it any more."""
+        """The memory of the window, once nothing is read into it any more."""
         self.end()
         if not self.done.cancel():
             self.done.exception()
@@ -167,7 +169,7 @@ def _shards(window: Window) -> Shards:
 
 
 def _memory(nbytes: int, free: list[Values]) -> Values:
-    """Some that is free and large enough, or new memory in the place of what is not."""
+    """Unused memory that is large enough, or new memory in place of what is too small."""
     while free:
         if free[-1].nbytes >= nbytes:
             return free.pop()
@@ -176,16 +178,16 @@ def _memory(nbytes: int, free: list[Values]) -> Values:
 
 
 def _copy(memory: Values, at: NDArray[np.int64], to: NDArray[np.int64], out: torch.Tensor) -> None:
-    """Rows of a window to where they are wanted, which is all places of ``out`` if there are so many.
+    """Copy rows of a window to their places in ``out``, which may be all of its places.
 
-    In this thread alone: it is faster than storage, and torch's threads would be in the way of those that read.
+    This thread alone copies: it is faster than storage, and torch's threads would slow down those that read.
     """
-    found: NDArray[Any] = out.numpy()
-    n_rows = memory.nbytes // found.shape[1]
-    values = memory[: n_rows * found.shape[1]].reshape(n_rows, -1)
-    if len(to) == len(found):
-        np.take(values, at, axis=0, out=found, mode="clip")  # any other mode makes a copy first
+    target: NDArray[Any] = out.numpy()
+    n_rows = memory.nbytes // target.shape[1]
+    values = memory[: n_rows * target.shape[1]].reshape(n_rows, -1)
+    if len(to) == len(target):
+        np.take(values, at, axis=0, out=target, mode="clip")  # any other mode makes a copy first
         return
-    step = max(1, COPIED_NBYTES // max(1, found.shape[1]))
+    step = max(1, COPIED_NBYTES // max(1, target.shape[1]))
     for start in range(0, len(to), step):
-        found[to[start : start + step]] = values[at[start : start + step]]
+        target[to[start : start + step]] = values[at[start : start + step]]

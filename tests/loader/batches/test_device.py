@@ -1,4 +1,4 @@
-"""Batches on a device. "meta" is one that every machine has: its tensors have shape and type, and no values."""
+"""Batches on a device. Every machine has the device "meta", whose tensors have shape and type but no values."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from tests.store.example import Columns
 
 def test_the_cpu_is_no_device_to_copy_to(made: tuple[Store, Columns]) -> None:
     store, _ = made
-    plain, asked = (next(store.loader(A, batch_size=8, device=device)) for device in (None, "cpu"))
-    assert asked.device == plain.device == torch.device("cpu")
-    assert torch.equal(asked.view(integer(asked)), plain.view(integer(plain)))
+    plain, on_cpu = (next(store.loader(A, batch_size=8, device=device)) for device in (None, "cpu"))
+    assert on_cpu.device == plain.device == torch.device("cpu")
+    assert torch.equal(on_cpu.view(integer(on_cpu)), plain.view(integer(plain)))
 
 
 @pytest.mark.parametrize("dtype", [None, "float32"])

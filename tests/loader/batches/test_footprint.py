@@ -1,4 +1,4 @@
-"""What batches take of memory, told before: never less than they do, and not much more."""
+"""The computed footprint of batches is never less than what they take, and not much more."""
 
 import uuid
 from typing import Any
@@ -24,7 +24,7 @@ SHARD_ROWS = 2 * LENGTH
 
 
 def written(blobs: Any, compression: Any = None) -> Store:
-    """18 shards of 2 sequences, and one of 1; two hooks, of 64 and of 256 bytes a row."""
+    """A store of 18 shards of 2 sequences and one of 1, with hooks of 64 and of 256 bytes a row."""
     plan = example_plan("float32", compression, segment_size=2)
     hooks = (
         HookArray(name=A, shape=(16,), axes=("d_model",)),
@@ -45,7 +45,7 @@ def test_windows_are_no_larger_than_told(remote: Store, window_rows: int, seed: 
     options = options_of(
         remote, [A, B], batch_size=8, shuffle="window", window_rows=window_rows, seed=seed, epochs=None
     )
-    told = footprint(remote, options)
+    computed = footprint(remote, options)
     maker, most = BatchMaker(remote, options), 0
     try:
         for epoch in range(3):
@@ -58,7 +58,7 @@ def test_windows_are_no_larger_than_told(remote: Store, window_rows: int, seed: 
     finally:
         maker.close()
     shard = SHARD_ROWS * (64 + 256)
-    assert most <= told.windows <= most + 2 * shard + 2 * shard
+    assert most <= computed.windows <= most + 2 * shard + 2 * shard
 
 
 def test_batches(remote: Store) -> None:
@@ -68,7 +68,7 @@ def test_batches(remote: Store) -> None:
     assert batch(A) == 8 * 64
     assert batch([A, B]) == 8 * (64 + 256)
     assert batch([A, B], dtype="float64") == 2 * 8 * (64 + 256)
-    assert batch(A, rank=1, world_size=2) == 8 * 64  # of all ranks
+    assert batch(A, rank=1, world_size=2) == 8 * 64  # rows of all ranks count
     assert batch(A, provenance=True) == 8 * (64 + 28)
 
 
@@ -80,7 +80,7 @@ def test_files_that_are_mapped_take_nothing(tmp_path: Any) -> None:
         store: footprint(store, options_of(store, A, **shape)).windows  # type: ignore[arg-type]
         for store in (plain, packed)
     }
-    # Shards of a kilobyte are no pages, and cannot be mapped side by side.
+    # Shards of a kilobyte do not end at pages, so they cannot be mapped side by side.
     assert windows[packed] == windows[plain] == 37 * LENGTH * 64
     spilled = footprint(packed, options_of(packed, A, cache_dir=tmp_path / "cache", **shape))  # type: ignore[arg-type]
     assert spilled.spilled == {}
@@ -88,8 +88,8 @@ def test_files_that_are_mapped_take_nothing(tmp_path: Any) -> None:
 
 def test_windows_of_shards_that_have_rows(remote: Store) -> None:
     options = options_of(remote, A, batch_size=8, shuffle="window", window_rows=SHARD_ROWS)
-    told = footprint(remote, options, SamePositions(37, np.arange(LENGTH) < 1))
-    assert told == footprint(remote, options)  # all shards have some
+    computed = footprint(remote, options, SamePositions(37, np.arange(LENGTH) < 1))
+    assert computed == footprint(remote, options)  # every shard has valid rows
 
 
 @pytest.mark.parametrize("window_rows", [1, 16, 17, 40, 200, 1000])

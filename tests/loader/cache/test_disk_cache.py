@@ -1,4 +1,4 @@
-"""The cache of shards on a local disk: what is there is not asked for again, and it keeps its limit."""
+"""The disk cache: it does not fetch again what it holds, and it stays within its limit."""
 
 import multiprocessing
 import os
@@ -38,7 +38,7 @@ NBYTES = 1_000
 
 @pytest.fixture
 def blobs() -> Blobs:
-    """Ten blobs of 1,000 bytes, the i-th full of i."""
+    """Ten blobs of 1,000 bytes; every byte of the i-th is i."""
     made = open_blobs(f"memory://{uuid.uuid4().hex}")
     for i in range(10):
         made.create(f"a/{i}", [bytes([i]) * NBYTES])
@@ -47,7 +47,7 @@ def blobs() -> Blobs:
 
 @pytest.fixture
 def remote(tmp_path: Path) -> tuple[actstore.Store, actstore.Store]:
-    """The same store on storage that is not local, and on a local disk."""
+    """The same store on remote storage and on a local disk."""
     there, here = open_blobs(f"memory://{uuid.uuid4().hex}"), LocalBlobs(tmp_path / "store")
     plan = example_plan("bfloat16")
     values = example_values(plan)
@@ -92,7 +92,7 @@ def test_global_needs_all_of_it(remote: tuple[actstore.Store, actstore.Store], t
 
 
 def test_global_needs_all_of_all_hooks(remote: tuple[actstore.Store, actstore.Store], tmp_path: Path) -> None:
-    """Each alone has room: together, one would remove what the other has to fetch again."""
+    """Each hook alone has room: together, one would remove what the other has to fetch again."""
     store = remote[0]
     limit = 3 * store[A].rows.nbytes // 2
     taken(store, cache_dir=tmp_path / "cache", cache_limit=limit)
@@ -147,7 +147,7 @@ def test_stores_of_one_url_are_told_apart(blobs: Blobs, tmp_path: Path) -> None:
 
 
 def test_another_store_of_the_same_plan_at_the_same_place(tmp_path: Path) -> None:
-    """Removed, and extracted again with other libraries: the plan is the same, and bits differ."""
+    """A store that is removed and extracted again with other libraries has the same plan and different bits."""
     there, plan = open_blobs(f"memory://{uuid.uuid4().hex}"), example_plan("bfloat16")
     for is_sealed in (True, False, False):
         values = {
@@ -205,7 +205,7 @@ def test_a_blob_that_is_replaced_while_it_is_fetched(tmp_path: Path) -> None:
 
 
 class Crowded(DiskCache):
-    """Beside a process that needs the room, and removes a file before it can be opened."""
+    """A cache that shares its disk with a process that removes a file before it can be opened."""
 
     n_left = 2
 
@@ -244,7 +244,7 @@ def test_a_file_that_goes_meanwhile_is_fetched_again(blobs: Blobs, tmp_path: Pat
 
 
 class Counted(OfPieces):
-    """And what is read of it."""
+    """Counts the bytes that are read of the blob."""
 
     def __init__(self) -> None:
         self.nbytes = 0
@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_not_fetched_whole_for_each_part(
 
 
 def test_files_of_another_user(blobs: Blobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who may read them and nothing else."""
+    """Another user's files can be read, and nothing else."""
     for i in range(3):
         DiskCache(blobs, tmp_path, "a", None).fetch(f"a/{i}")
 
@@ -305,7 +305,7 @@ def test_what_a_killed_process_left_is_removed(blobs: Blobs, tmp_path: Path) -> 
     left.parent.mkdir(parents=True)
     left.write_bytes(b"half")
     DiskCache(blobs, tmp_path, "a", None)
-    assert left.exists()  # it can be of a process that is at work
+    assert left.exists()  # it can belong to a process that is still running
     os.utime(left, (0, time.time() - 3_600))
     cache = DiskCache(blobs, tmp_path, "a", None)
     assert not left.exists()
@@ -344,7 +344,9 @@ def test_processes(tmp_path: Path) -> None:
         source.create(f"a/{i}", [bytes([i]) * NBYTES])
     context = multiprocessing.get_context("spawn")
     arguments = [(source.url, str(tmp_path / "cache"), seed) for seed in range(3)]
-    processes = [context.Process(target=_read_many, args=each) for each in arguments]
+    processes = [
+        context.Process(target=_read_many, args=process_arguments) for process_arguments in arguments
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -354,7 +356,7 @@ def test_processes(tmp_path: Path) -> None:
 
 
 def test_what_was_not_committed_does_not_get_into_it(tmp_path: Path) -> None:
-    """A damaged shard is told each time, and is not read from the cache without a word later."""
+    """A damaged shard is reported each time, and is not silently read from the cache later."""
     there = open_blobs(f"memory://{uuid.uuid4().hex}")
     plan = example_plan()
     write_store(there, plan, example_values(plan), range(plan.n_segments))

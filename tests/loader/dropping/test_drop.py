@@ -1,4 +1,4 @@
-"""Rows that are left out, against NumPy."""
+"""Dropped rows, compared with NumPy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +20,9 @@ from tests.store.example import LENGTH, N, example_plan, example_tokens, example
 
 
 def kept(store: Store, **options: Any) -> NDArray[np.bool_]:
-    found = np.zeros(N_ROWS, bool)
-    found[rows_of(store.loader(A, batch_size=8, **options))] = True
-    return found.reshape(N, LENGTH)
+    is_kept = np.zeros(N_ROWS, bool)
+    is_kept[rows_of(store.loader(A, batch_size=8, **options))] = True
+    return is_kept.reshape(N, LENGTH)
 
 
 Oracle = Callable[[NDArray[Any], NDArray[Any]], NDArray[np.bool_]]
@@ -56,7 +56,7 @@ def test_dropped_rows(
 
 @pytest.fixture
 def padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """The first token of the first sequence is not finite, and padding in the first and in the last segment."""
+    """A store whose first token is not finite, with padding in the first and in the last segment."""
     plan = example_plan()
     tokens = {**example_tokens(plan), "lengths": np.full(N, 5, "<i4")}
     monkeypatch.setattr(example, "example_tokens", lambda _: tokens)
@@ -72,7 +72,7 @@ def padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def test_padding_is_dropped_alike_in_all_segments(
     padded: Store, nbytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether its values are finite or not, and whether its segment has tokens that are not."""
+    """Padding is dropped whether its values are finite or not, and whether its segment has tokens that are not."""
     monkeypatch.setattr(drop, "BLOCK_NBYTES", nbytes)
     finite = np.ones((N, LENGTH), bool)
     finite[0, 0] = False
@@ -98,13 +98,13 @@ def test_large_norms_are_dropped(store: Store) -> None:
     values = store[A][:]
     norms = values.double().square().sum(-1).sqrt()
     limit = float(norms[norms.isfinite()].median())
-    found = kept(store, max_norm=limit)
-    np.testing.assert_array_equal(found, (norms <= limit).numpy())
-    assert 0 < found.sum() < N_ROWS
+    is_kept = kept(store, max_norm=limit)
+    np.testing.assert_array_equal(is_kept, (norms <= limit).numpy())
+    assert 0 < is_kept.sum() < N_ROWS
 
 
 def test_norms_do_not_depend_on_the_order_of_a_sum(tmp_path: Path) -> None:
-    """In float32 the small values are lost beside the large one, or not, as the machine adds them up."""
+    """Whether float32 loses the small values beside the large one depends on the order in which a machine adds them."""
     plan = example_plan()
     values = {name: array.copy() for name, array in example_values(plan).items()}
     values[A][:] = 0.1

@@ -1,4 +1,4 @@
-"""``max_norm`` gives the same rows from stored norms as from the values, against NumPy."""
+"""``max_norm`` gives the same rows from stored norms as from values, compared with NumPy."""
 
 import math
 from pathlib import Path
@@ -43,8 +43,8 @@ def of_all_kinds() -> Columns:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Store]:
-    """The same without norms and with them; sequences are padded."""
-    found = {}
+    """The same padded store without and with norms."""
+    by_norms = {}
     with pytest.MonkeyPatch.context() as patch:
         plan = example_plan()
         tokens = {**example_tokens(plan), "lengths": LENGTHS}
@@ -54,35 +54,35 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Store]:
             plan = example_plan(norms=norms)
             write_store(blobs, plan, of_all_kinds(), range(plan.n_segments))
             seal(blobs)
-            found[norms] = actstore.open(blobs.url)
-    return found
+            by_norms[norms] = actstore.open(blobs.url)
+    return by_norms
 
 
 def exact(store: Store, hook: str) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = np.linalg.norm(store[hook][:].double().flatten(2).numpy(), axis=2)
-    return found
+        norms: NDArray[np.float64] = np.linalg.norm(store[hook][:].double().flatten(2).numpy(), axis=2)
+    return norms
 
 
 def kept(store: Store, hook: str, limit: float, **fields: Any) -> NDArray[np.bool_]:
     rows = valid_rows(store, Drop(max_norm=limit, **fields), [hook])
-    found = np.zeros(N * LENGTH, bool)
-    found[rows.select(np.arange(rows.n_valid))] = True
-    return found.reshape(N, LENGTH)
+    is_kept = np.zeros(N * LENGTH, bool)
+    is_kept[rows.select(np.arange(rows.n_valid))] = True
+    return is_kept.reshape(N, LENGTH)
 
 
 def limits(norms: NDArray[np.float64]) -> list[float]:
-    """Around every kind of norm: itself, its neighbours in float64 where sums have one value, and in float32."""
+    """Limits around every kind of norm: the norm, its neighbours in float64 where the sum is exact, and in float32."""
     sums_in_any_order = [0.0, 1e-45, 4096.0]
     others = [float(norms[place]) for place in ((6, 1), (6, 4), (20, 3), (16, 0))]
-    found = [*sums_in_any_order, -0.0, 1e-60, LARGEST, 1e300, math.inf]
-    found += [np.nextafter(norm, to) for norm in sums_in_any_order for to in (-math.inf, math.inf)]
-    found += [norm * (1 + change) for norm in others for change in (-1e-12, 1e-12)]
+    limits_to_try = [*sums_in_any_order, -0.0, 1e-60, LARGEST, 1e300, math.inf]
+    limits_to_try += [np.nextafter(norm, to) for norm in sums_in_any_order for to in (-math.inf, math.inf)]
+    limits_to_try += [norm * (1 + change) for norm in others for change in (-1e-12, 1e-12)]
     with np.errstate(over="ignore"):
         near = np.array([*sums_in_any_order, *others, LARGEST]).astype(np.float32)
         for to in (-math.inf, math.inf):
-            found += np.nextafter(near, np.float32(to)).astype(float).tolist()
-    return found
+            limits_to_try += np.nextafter(near, np.float32(to)).astype(float).tolist()
+    return limits_to_try
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -145,8 +145,8 @@ def calls_of(store: Store, limit: float, **fields: Any) -> list[str]:
     fresh = store.reopened()
     fresh.blobs = calls
     kept(fresh, A, limit, **fields)
-    found: list[str] = calls.of(READS)
-    return found
+    reads: list[str] = calls.of(READS)
+    return reads
 
 
 def test_values_are_read_only_next_to_the_limit(stores: dict[bool, Store]) -> None:

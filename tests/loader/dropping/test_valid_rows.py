@@ -1,4 +1,4 @@
-"""Counting valid rows: against NumPy, which keeps a list of them."""
+"""Counting valid rows, compared with a list of them in NumPy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +38,7 @@ def test_far_apart() -> None:
 
 
 class Looked(np.ndarray[Any, Any]):
-    """Counts how often something is looked up in it."""
+    """An array that counts the look-ups in it."""
 
     n_lookups = 0
 

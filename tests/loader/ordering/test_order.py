@@ -1,4 +1,4 @@
-"""The order of rows: each one once an epoch, however it is shuffled, and the same batches for any number of ranks."""
+"""The order of rows: each once per epoch, however they are shuffled, and the same batches for any number of ranks."""
 
 import numpy as np
 import pytest
@@ -74,8 +74,8 @@ def test_windows(counts: list[int], dropped: list[int], window_rows: int, seed: 
     order = WindowShuffle(starts, stored, seed, window_rows)
     n = sum(counts)
     for epoch in (0, 1):
-        found = epoch_of(order, n, epoch)
-        np.testing.assert_array_equal(np.sort(found), np.arange(n))
+        rows = epoch_of(order, n, epoch)
+        np.testing.assert_array_equal(np.sort(rows), np.arange(n))
         windows = order.windows(epoch)
         assert [window.start for window in windows] == [0, *(window.stop for window in windows[:-1])]
         assert windows[-1].stop == n
@@ -86,7 +86,7 @@ def test_windows(counts: list[int], dropped: list[int], window_rows: int, seed: 
             # A window is full of whole shards, and of nothing else.
             assert abs(stored[window.shards].sum() - total / len(windows)) < max(largest, len(windows) == 1)
             wanted = [row for shard in window.shards for row in range(starts[shard], starts[shard + 1])]
-            assert sorted(found[window.start : window.stop]) == sorted(wanted)
+            assert sorted(rows[window.start : window.stop]) == sorted(wanted)
 
 
 @settings(deadline=None)
@@ -97,7 +97,7 @@ def test_windows(counts: list[int], dropped: list[int], window_rows: int, seed: 
     share=st.integers(1, 100),
 )
 def test_rows_in_a_window(shard_rows: int, n_shards: int, window_rows: int, share: int) -> None:
-    """However many of them are dropped, since they are read with the others."""
+    """A window counts dropped rows, too, since they are read with the others."""
     valid = -(-shard_rows // share)
     order = WindowShuffle(shards(*[valid] * n_shards), np.full(n_shards, shard_rows), 0, window_rows)
     sizes = [len(window.shards) * shard_rows for window in order.windows(0)]
@@ -111,7 +111,7 @@ def test_rows_in_a_window(shard_rows: int, n_shards: int, window_rows: int, shar
 
 
 def test_golden_windows() -> None:
-    """The same in every release: shards of two sizes, of which some have no valid row."""
+    """The windows are the same in every release: shards of two sizes, some without a valid row."""
     stored = np.array([64, 64, 64, 20, 64, 64, 64, 64, 64, 8])
     starts = shards(60, 0, 64, 20, 10, 64, 0, 1, 30, 8)
     windows = WindowShuffle(starts, stored, seed=5, window_rows=100).windows(0)
@@ -140,7 +140,7 @@ def test_shards_of_a_window_are_far_apart() -> None:
 
 @pytest.mark.parametrize("n", [10**3, 10**4, 10**5, 10**6, 10**7, 10**8])
 def test_rows_over_batches(n: int) -> None:
-    """Stored neighbours, cut into 64 stretches, are spread over 64 stretches of batches like independent draws."""
+    """Stored neighbours, divided into 64 groups, are spread over 64 stretches of batches like independent draws."""
     order, n_cells = GlobalShuffle(n, seed=n), 64
     counts = np.zeros((n_cells, n_cells), np.int64)
     seen = np.zeros(n, bool)
@@ -151,11 +151,11 @@ def test_rows_over_batches(n: int) -> None:
         seen[rows] = True
         cells = (places * n_cells // n) * n_cells + rows * n_cells // n
         counts += np.bincount(cells, minlength=n_cells**2).reshape(n_cells, n_cells)
-    assert seen.all()  # and so none twice
+    assert seen.all()  # so none comes twice
     expected = n / n_cells**2
     freedom = (n_cells - 1) ** 2
     deviation = ((counts - expected) ** 2 / expected).sum()
-    # For few rows in a cell the variance is not that of the chi-square distribution, and smaller.
+    # With few rows per cell the variance is smaller than that of the chi-square distribution.
     assert abs(deviation - freedom) < 5 * np.sqrt(2 * freedom)
 
 

@@ -1,4 +1,4 @@
-"""Mapped files: what comes is what was stored, or an error, whatever becomes of the files meanwhile."""
+"""Mapped files give what was stored, or an error, whatever happens to the files meanwhile."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from tests.store.runs import tokens_run, write_run
 ROW_NBYTES = 64
 ROWS_PER_PAGE = 4096 // ROW_NBYTES
 ROWS_PER_SHARD = 16 * LENGTH
-"""Two pages, and the index of the shard behind them."""
+"""Two pages; the index of the shard comes behind them."""
 
 
 def range_of(store: Store, shards: NDArray[np.int64] | None = None) -> AddressRange:
@@ -57,12 +57,12 @@ def test_a_cut_anywhere(tmp_path: Path, size: int, n_zeros: int, is_known: bool)
     if is_known:
         gathered(mapped, pages.reshape(-1))
     os.truncate(blobs.path(f"acts/{A}/c.1.0.0"), size)
-    # Nothing but zeros in the last page is no loss; but who reads a file for the first time looks at its size.
+    # If the last page held only zeros, nothing is lost; but a file's size is checked when it is first read.
     is_lost = size <= 4096 or expected[pages].reshape(-1)[size:].any() or not is_known
     for rows in (pages[1, -1:], pages[0, -1:], pages[0, :1], pages[0], pages[1], pages[0]):
         if is_lost:
-            told = r"c\.1\.0\.0 has become shorter .* the store is damaged: run"
-            with pytest.raises(StorageError, match=told):
+            message = r"c\.1\.0\.0 has become shorter .* the store is damaged: run"
+            with pytest.raises(StorageError, match=message):
                 gathered(mapped, rows)
         else:
             np.testing.assert_array_equal(gathered(mapped, rows), expected[rows])
@@ -70,7 +70,7 @@ def test_a_cut_anywhere(tmp_path: Path, size: int, n_zeros: int, is_known: bool)
 
 @pytest.mark.parametrize("n_more", [-1, 1, 4096])
 def test_a_file_of_another_size_is_not_mapped(store: Store, n_more: int) -> None:
-    """Nobody knows what it is; one that is longer can be another one, or two at once."""
+    """A file of another size is of unknown content; a longer one can be another file, or two at once."""
     size = path_of(store, 1).stat().st_size
     os.truncate(path_of(store, 1), size + n_more)
     with pytest.raises(
@@ -115,7 +115,9 @@ def test_released_when_nobody_holds_it(store: Store) -> None:
 
 @pytest.mark.parametrize("has_other_handler", [False, True])
 def test_the_signal_is_ours_and_that_of_others_still_theirs(store: Store, has_other_handler: bool) -> None:
-    """`faulthandler` takes the signal after us; what nobody expects still ends the process, as it would without us."""
+    """`faulthandler` takes the signal after us, and a fault outside our memory ends the process, as it would without
+    us.
+    """
     code = f"""
 import faulthandler, mmap, os
 from pathlib import Path
@@ -131,7 +133,7 @@ try:
     for _ in range(9):
         next(loader)
 except StorageError:
-    print("told", flush=True)
+    print("raised", flush=True)
 other = Path({str(path_of(store, 0))!r}).with_name("other")
 other.write_bytes(bytes(8192))
 with other.open("r+b") as file:
@@ -142,13 +144,13 @@ print(foreign[5000])
     done = subprocess.run(
         [sys.executable, "-c", code], timeout=300, capture_output=True, text=True, check=False
     )
-    assert done.stdout == "told\n", done.stderr
+    assert done.stdout == "raised\n", done.stderr
     assert done.returncode == -signal.SIGBUS
     assert ("Fatal Python error: Bus error" in done.stderr) == has_other_handler
 
 
 def test_a_sparse_hook(tmp_path: Path) -> None:
-    """Rows of nothing but zeros are as good as any."""
+    """Rows of zeros in holes of a file are read like any other."""
     plan = example_plan()
     zeros = {name: np.zeros_like(array) for name, array in example_values(plan).items()}
     blobs = LocalBlobs(tmp_path / "store")
@@ -167,7 +169,7 @@ def test_finished_store_maps(tmp_path: Path) -> None:
 
 
 def test_more_pages_than_there_may_be_maps(tmp_path: Path) -> None:
-    """Of a large file that is cut while all of it is read."""
+    """A large file that is cut while all of it is mapped takes one map, not one per page."""
     code = f"""
 import ctypes, os
 import numpy as np

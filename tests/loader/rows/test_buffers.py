@@ -1,4 +1,4 @@
-"""Memory of batches: used again, and never while somebody looks at it."""
+"""Memory of batches is reused, but never while somebody holds it."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def test_memory_that_nobody_holds_is_used_again() -> None:
     pointer = first.data_ptr()
     del first
     assert buffers.take((10, 4), torch.bfloat16).data_ptr() == pointer
-    assert buffers.take((4, 5), torch.float32).data_ptr() == pointer  # as many bytes
+    assert buffers.take((4, 5), torch.float32).data_ptr() == pointer  # of the same size in bytes
 
 
 def test_what_is_held_is_left_alone() -> None:

@@ -1,4 +1,4 @@
-"""Windows of mapped files: with a cache, and where all files at once are more than may be mapped."""
+"""Windows of mapped files, with a cache, and where not all files at once may be mapped."""
 
 import logging
 import uuid
@@ -26,7 +26,7 @@ WINDOWS: dict[str, Any] = {"batch_size": 20, "shuffle": "window", "window_rows":
 
 @pytest.fixture
 def few_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system that allows fewer maps than other libraries may need."""
+    """The system allows fewer maps than are left to other libraries."""
     limit = tmp_path / "max_map_count"
     limit.write_text("4000\n")
     monkeypatch.setattr(address_range, "_LIMIT", limit)
@@ -84,7 +84,7 @@ def test_cached(remote: tuple[Store, Columns], tmp_path: Path) -> None:
 def test_room_for_less_than_the_windows_of_all_hooks(
     remote: tuple[Store, Columns], tmp_path: Path, limit: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of 4.2 kB each; three windows of two hooks take 25 kB."""
+    """Three windows of two hooks, of 4.2 kB each, take 25 kB."""
     store, _ = remote
     options: dict[str, Any] = WINDOWS | {"epochs": 2}
     expected = [
@@ -103,14 +103,14 @@ def test_without_room_nothing_is_read_twice(remote: tuple[Store, Columns], tmp_p
     store, values = remote
     with store.loader(A, cache_dir=tmp_path, cache_limit=1_000, **WINDOWS) as loader:
         check(loader, A, values[A])
-        found = loader.metrics()
-        assert (found.nbytes_read, found.n_cache_misses) == (values[A].nbytes, 0)
+        metrics = loader.metrics()
+        assert (metrics.nbytes_read, metrics.n_cache_misses) == (values[A].nbytes, 0)
 
 
 def test_trainers_that_share_a_cache_that_is_too_small(
     remote: tuple[Store, Columns], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each alone has room for its two windows, of three."""
+    """Each trainer alone has room for its two windows, of three."""
     store, _ = remote
     limit = 3 * store[A].rows.nbytes // 4
     options: dict[str, Any] = WINDOWS | {"epochs": 4}
@@ -148,8 +148,8 @@ def test_a_cached_file_that_is_damaged_says_so(remote: tuple[Store, Columns], tm
     store, _ = remote
     with store.loader(A, cache_dir=tmp_path, **WINDOWS) as loader:
         list(loader)
-    found = next(path for path in tmp_path.rglob("c.1.0.0"))
-    found.write_bytes(found.read_bytes()[:100])
+    shard = next(path for path in tmp_path.rglob("c.1.0.0"))
+    shard.write_bytes(shard.read_bytes()[:100])
     with pytest.raises(StorageError, match=r"c\.1\.0\.0 has 100 bytes where .* is damaged"):
         list(store.loader(A, cache_dir=tmp_path, **WINDOWS))
 

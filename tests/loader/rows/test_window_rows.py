@@ -1,4 +1,4 @@
-"""Windows in memory: never more than two of them, whatever the batches and the shards are."""
+"""There are never more than two windows in memory, whatever the sizes of batches and shards."""
 
 import tracemalloc
 import uuid
@@ -23,7 +23,7 @@ SHARD_ROWS = 2 * LENGTH
 
 @pytest.fixture(scope="module")
 def store() -> Store:
-    """18 shards of 256 KiB, and one of half that."""
+    """A store of 18 shards of 256 KiB, and one of half that."""
     plan = example_plan(segment_size=2)
     hooks = (HookArray(name=A, shape=(WIDTH,), axes=("d_model",)),)
     whole = plan.model_copy(update={"request": plan.request.model_copy(update={"hooks": hooks})})
@@ -36,9 +36,9 @@ def store() -> Store:
 def test_two_windows_are_in_memory(
     store: Store, batch_size: int, share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also while a batch lies in several of them, with few rows left in each, and when the next epoch begins."""
-    monkeypatch.setattr(buffers, "_MAPPED_NBYTES", 1 << 60)  # tracemalloc sees what NumPy takes
-    monkeypatch.setattr(window_rows, "N_REQUESTS", 1)  # what a request brings is in memory twice
+    """This holds while a batch lies in several windows with few rows each, and when the next epoch begins."""
+    monkeypatch.setattr(buffers, "_MAPPED_NBYTES", 1 << 60)  # so that NumPy allocates, which tracemalloc sees
+    monkeypatch.setattr(window_rows, "N_REQUESTS", 1)  # a request holds what it reads a second time
     mask = np.tile(np.arange(LENGTH) < LENGTH // share, (N, 1))
     options: dict[str, Any] = {"batch_size": batch_size // share, "shuffle": "window", "window_rows": 64}
     with store.loader(A, mask=mask, epochs=3, prefetch=0, **options) as loader:
@@ -54,8 +54,8 @@ def test_two_windows_are_in_memory(
         finally:
             tracemalloc.stop()
     assert n_rows == 3 * N_ROWS // share
-    # What there is beside them: a request, a batch that is made while the caller has one, and its rows of one window,
-    # which torch's allocator had before, where nobody counted them.
+    # Memory besides windows: a request, a batch in the making while the caller has one, and its rows of one window,
+    # which came from torch's allocator before and were not counted.
     rest = (3 << 17) + 4 * (batch_size // share) * ROW_NBYTES
     assert 2 * largest - SHARD_ROWS * ROW_NBYTES < peak < 2 * largest + rest
 
