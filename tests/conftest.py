@@ -29,6 +29,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("TOKENIZERS_PARALLELISM", None)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores; more threads would wait for each other
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # those that Ray's workers have do so without taking a core
 else:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
 
