@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from actstore.extraction.planning.planning import PlannedRun, plan
     from actstore.extraction.report import Report
     from actstore.extraction.verify import verify
+    from actstore.facade import Store
     from actstore.hooks.cache.activation_cache import ActivationCache
     from actstore.hooks.model import HookedModel
     from actstore.hooks.weights.factored_matrix import FactoredMatrix
+    from actstore.opening import open_store as open  # noqa: A004 - actstore.open is its name
     from actstore.store.checking.verification import Verification
     from actstore.store.reading.activations import Activations
     from actstore.store.statistics.hook_statistics import Statistics
-    from actstore.store.store import Store
-    from actstore.store.store import open_store as open  # noqa: A004 - actstore.open is its name
 
 __all__ = [
     "ActivationCache",
@@ -51,10 +51,10 @@ _HOMES = {
     "PlannedRun": ("actstore.extraction.planning.planning", "PlannedRun"),
     "Report": ("actstore.extraction.report", "Report"),
     "Statistics": ("actstore.store.statistics.hook_statistics", "Statistics"),
-    "Store": ("actstore.store.store", "Store"),
+    "Store": ("actstore.facade", "Store"),
     "Verification": ("actstore.store.checking.verification", "Verification"),
     "extract": ("actstore.extraction.extract", "extract"),
-    "open": ("actstore.store.store", "open_store"),
+    "open": ("actstore.opening", "open_store"),
     "plan": ("actstore.extraction.planning.planning", "plan"),
     "verify": ("actstore.extraction.verify", "verify"),
 }

@@ -13,7 +13,7 @@ from actstore.errors import JobError, TokensError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 BLOCK_NBYTES: Final = 1 << 24
 """Of the tokens that are looked at together."""
@@ -64,7 +64,7 @@ def check(text: Any, tokens: Any, sha: Any, limit: int | None) -> None:
 
 
 def search(
-    store: "Store",
+    store: "CommittedStore",
     text: str | None,
     tokens: Any,
     sha: Any,
@@ -93,7 +93,7 @@ def search(
 
 
 def _with_ids(
-    store: "Store", needles: list[Ids], is_prefix: bool, look: Callable[[int], None] | None
+    store: "CommittedStore", needles: list[Ids], is_prefix: bool, look: Callable[[int], None] | None
 ) -> Iterator[Matches]:
     length, lengths = store.shape[1], store.lengths
     needles = [needle for needle in needles if len(needle) <= length]
@@ -116,7 +116,7 @@ def _with_ids(
         yield _behind_inserted(store, matches) if is_prefix else matches
 
 
-def _with_sha(store: "Store", sha: Any, look: Callable[[int], None] | None) -> Iterator[Matches]:
+def _with_sha(store: "CommittedStore", sha: Any, look: Callable[[int], None] | None) -> Iterator[Matches]:
     digest, lengths, sha256 = bytes.fromhex(sha), store.lengths, hashlib.sha256
     for first, block in _read(store, look):
         ends = (lengths[first : first + len(block)] * 4).tolist()
@@ -125,7 +125,7 @@ def _with_sha(store: "Store", sha: Any, look: Callable[[int], None] | None) -> I
         yield Matches(same, np.zeros_like(same))
 
 
-def _read(store: "Store", look: Callable[[int], None] | None) -> Iterator[tuple[int, Ids]]:
+def _read(store: "CommittedStore", look: Callable[[int], None] | None) -> Iterator[tuple[int, Ids]]:
     """Number of the first row, and token ids [n_rows, length], which are there until the next block is read."""
     (n_sequences, length), rows = store.shape, store.tokens
     step = min(max(1, BLOCK_NBYTES // (4 * length)), n_sequences)
@@ -159,7 +159,7 @@ def _is_new(ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
     return np.concatenate((np.ones(min(1, len(ascending)), bool), ascending[1:] != ascending[:-1]))
 
 
-def _behind_inserted(store: "Store", matches: Matches) -> Matches:
+def _behind_inserted(store: "CommittedStore", matches: Matches) -> Matches:
     """Those at position 0, and those at position 1 behind a token that packing put in."""
     sequences, positions = matches
     keep = positions == 0
@@ -180,7 +180,7 @@ def _ids(tokens: Any) -> Ids:
     return ids.astype(np.int32)
 
 
-def _encoded(store: "Store", text: str) -> list[Ids]:
+def _encoded(store: "CommittedStore", text: str) -> list[Ids]:
     """Ids of a text as it is and behind a space; once where the tokenizer puts that in itself."""
     from actstore.tokens.tokenizer import encode_documents
 
@@ -191,7 +191,7 @@ def _encoded(store: "Store", text: str) -> list[Ids]:
     return list({needle.tobytes(): needle for needle in needles if len(needle)}.values())
 
 
-def _tokenizer_of(store: "Store") -> "PreTrainedTokenizerBase":
+def _tokenizer_of(store: "CommittedStore") -> "PreTrainedTokenizerBase":
     from actstore.hooks.families.stored_config import UNKNOWN_MODEL
 
     model = store.plan.request.model

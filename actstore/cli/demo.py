@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.demo import MODEL_PATH, TEXT_PATH
-from actstore.store.store import Store
+from actstore.facade import Store
 from actstore.tokens import load_tokenizer
 
 _MAX_TOKENS = 51_200
@@ -29,7 +29,7 @@ def demo_command(out: Path) -> None:
     from actstore.cli.progress import Progress
     from actstore.extraction.extract import extract
     from actstore.extraction.planning.planning import plan
-    from actstore.store.store import open_store
+    from actstore.opening import open_store
 
     store_path = out / "store"
     click.echo("A small GPT-2, trained on Shakespeare, reads Shakespeare; its residual stream is stored.\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from actstore.cli.byte_progress import ByteProgress
-from actstore.store.store import open_store
+from actstore.opening import open_store
 
 
 @click.command("export")

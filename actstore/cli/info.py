@@ -5,8 +5,9 @@ from typing import Any
 
 import click
 
+from actstore.facade import Store
+from actstore.opening import open_store
 from actstore.store.records.run import Run
-from actstore.store.store import Store, open_store
 
 
 @click.command("info")

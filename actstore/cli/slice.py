@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError
+from actstore.opening import open_store
 from actstore.storage.urls import local_path
 from actstore.store.reading.activations import Activations
-from actstore.store.store import open_store
 
 
 class Slice(click.ParamType[slice]):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actstore.errors import HookError, NotCommittedError
+from actstore.facade import Store
+from actstore.opening import open_store
 from actstore.store.statistics.hook_statistics import Statistics
-from actstore.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from actstore.analysis.shuffle_quality import ShuffleQuality

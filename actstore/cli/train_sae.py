@@ -9,7 +9,7 @@ import click
 from actstore.cli.byte_size import byte_size
 from actstore.cli.main import RESUMABLE
 from actstore.cli.slice import Slice
-from actstore.store.store import open_store
+from actstore.opening import open_store
 
 if TYPE_CHECKING:
     from actstore.loader.arguments import ReadArguments

@@ -69,7 +69,7 @@ def ignore(_nbytes: int) -> None:
 def _nbytes(url: str) -> int | None:
     """About how much there is to read; None where the store is too damaged to say."""
     from actstore.errors import ActstoreError
-    from actstore.store.store import open_store
+    from actstore.opening import open_store
 
     try:
         return open_store(url).nbytes

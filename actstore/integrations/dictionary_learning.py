@@ -8,13 +8,15 @@ import torch
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.hooks.naming.names import HookName
 from actstore.integrations.endless import endless
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batches.batch import Batch, Values, tensors_of
 from actstore.loader.loader import Loader
-from actstore.loader.pair import PairedLoader, paired
-from actstore.store.store import Store, open_store
+from actstore.loader.pair import PairedLoader
+from actstore.opening import open_store
+from actstore.pairing import paired
 
 
 def activations(

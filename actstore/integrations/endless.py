@@ -3,9 +3,9 @@
 import torch
 
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.dropping.drop import PAD
-from actstore.store.store import Store
 
 
 def endless(store: Store, options: LoaderArguments) -> LoaderArguments:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 from torch.utils.data import IterableDataset, get_worker_info
 
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batches.batch import Batch, Values
+from actstore.opening import open_store
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store, open_store
 
 if TYPE_CHECKING:
-    from actstore.loader.pair import Hooks
+    from actstore.pairing import Hooks
 
 
 class ActivationDataset(IterableDataset[Values | Batch]):

@@ -24,8 +24,9 @@ from actstore.loader.prefetch import Prefetch
 from actstore.store.reading.identity import contents_of, is_same_contents
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
+MakesSource = Callable[[LoaderOptions, ValidRows | None], BatchSource]
 _STATE_VERSION: Final = 1
 
 
@@ -37,24 +38,26 @@ class Loader(Closing):
 
     def __init__(
         self,
-        store: "Store",
+        store: "CommittedStore",
         options: LoaderOptions,
         rows: ValidRows | None = None,
         *,
-        make: Callable[[], BatchSource] | None = None,
+        make: MakesSource | None = None,
     ) -> None:
         """
         Args:
             store: the store that the rows are in.
             options: which rows, and in which order.
             rows: the rows that are not dropped; None finds them, which can take long.
-            make: opens the source of batches; None reads them from the store.
+            make: opens the source of batches; None reads them from the store. It is
+                pickled with the loader.
         """
         _check_complete(store, options.hooks)
         warn_of_not_finite(store, options.hooks, options.drop)
         self.store = store
         self.options = options
-        self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make()
+        self._make_source = make
+        self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make(options, rows)
         runs = [run for run in store.runs if any(run.hook(hook) is not None for hook in options.hooks)]
         self._of: dict[str, Any] = {"hooks": list(options.hooks), "contents": contents_of(runs)}
         """The hooks and contents that the values are of, as part of the state."""
@@ -283,7 +286,13 @@ class Loader(Closing):
                 self._make.resume()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.store, self.options, self._make.known_rows, self.state_dict())
+        return _reopened, (
+            self.store,
+            self.options,
+            self._make.known_rows,
+            self._make_source,
+            self.state_dict(),
+        )
 
     def __repr__(self) -> str:
         hooks = ", ".join(self.options.hooks)
@@ -293,7 +302,7 @@ class Loader(Closing):
         )
 
 
-def _check_complete(store: "Store", hooks: Sequence[str]) -> None:
+def _check_complete(store: "CommittedStore", hooks: Sequence[str]) -> None:
     """Check that the hooks are complete; others may still be extracted."""
     try:
         for hook in () if store.is_complete else hooks:
@@ -327,8 +336,12 @@ def _made(make: BatchSource, epoch: int, k: int) -> Iterator[_Made]:
 
 
 def _reopened(
-    store: "Store", options: LoaderOptions, rows: ValidRows | None, state: dict[str, Any]
+    store: "CommittedStore",
+    options: LoaderOptions,
+    rows: ValidRows | None,
+    make: MakesSource | None,
+    state: dict[str, Any],
 ) -> Loader:
-    loader = store.loader_of(options, rows)
+    loader = Loader(store, options, rows, make=make)
     loader.load_state_dict(state)
     return loader

@@ -14,7 +14,7 @@ from actstore.loader.dropping.drop import Drop, parse
 from actstore.loader.ordering.order import WINDOW_ROWS
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 Shuffle = Literal["global", "window"]
 _MAX_SEED: Final = 1 << 64
@@ -107,7 +107,7 @@ class LoaderOptions:
 
 
 def options_of(
-    store: "Store",
+    store: "CommittedStore",
     hooks: "HookName | Sequence[HookName]",
     *,
     drop: Sequence[str | int] = (),
@@ -140,7 +140,9 @@ def options_of(
     )
 
 
-def chosen_hooks(store: "Store", hooks: "HookName | Sequence[HookName]") -> tuple[tuple[str, ...], bool]:
+def chosen_hooks(
+    store: "CommittedStore", hooks: "HookName | Sequence[HookName]"
+) -> tuple[tuple[str, ...], bool]:
     """The stored hooks that the user's names stand for. Two names of one tensor are one hook.
 
     Returns:

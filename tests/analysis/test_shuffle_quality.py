@@ -12,9 +12,9 @@ import pytest
 import actstore
 from actstore.analysis.shuffle_quality import batch_entropy, shuffle_quality
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.storage.local import LocalBlobs
 from actstore.store.format.plan import HookArray
-from actstore.store.store import Store
 from tests.store.example import HOOKS, LENGTH, N, example_plan, example_values, write_store
 
 A = HOOKS[0]

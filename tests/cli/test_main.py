@@ -11,10 +11,11 @@ import pytest
 from actstore.cli import info
 from actstore.cli.main import RESUMABLE, run
 from actstore.cli.verify import DAMAGED
+from actstore.facade import Store
+from actstore.opening import open_store
 from actstore.storage.local import LocalBlobs
 from actstore.store.locking.turns import repairing, writing
 from actstore.store.records.commit import plan_key
-from actstore.store.store import Store, open_store
 from tests.store.example import HOOKS, example_plan, example_values, write_store
 
 

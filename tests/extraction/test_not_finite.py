@@ -20,7 +20,7 @@ import actstore
 from actstore.cli.main import run
 from actstore.errors import LoaderError
 from actstore.loader.dropping.finite import NotFiniteWarning
-from actstore.loader.pair import paired
+from actstore.pairing import paired
 from tests.storage.watched import READS, watched
 
 Fields = dict[str, Any]

@@ -20,9 +20,9 @@ import pytest
 
 import actstore
 from actstore.errors import StorageError
+from actstore.facade import Store
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.seal import seal
-from actstore.store.store import Store
 from tests.query.running import Running, running
 from tests.query.tcp_proxy import tcp_proxy
 from tests.query.test_conformance import bits

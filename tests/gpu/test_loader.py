@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from actstore.facade import Store
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
 from tests.loader.stores import HEADS, A, finished, maker_of
 from tests.store.example import Columns, example_plan
 

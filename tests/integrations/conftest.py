@@ -8,7 +8,7 @@ import pytest
 
 import actstore
 from actstore.demo import MODEL_PATH
-from actstore.store.store import Store
+from actstore.facade import Store
 
 with warnings.catch_warnings():
     # How it warns while it is imported is not under test.

@@ -19,9 +19,9 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 
+from actstore.facade import Store
 from actstore.integrations.saelens import data_provider, prepare, resume, save_checkpoint_fn
 from actstore.integrations.saelens.provider import DataProvider, Rows
-from actstore.store.store import Store
 
 RESID, MLP, HEADS = "blocks.2.hook_resid_post", "blocks.1.hook_mlp_out", "blocks.1.attn.hook_z"
 D_IN, BATCH = 128, 256

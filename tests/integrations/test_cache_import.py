@@ -30,10 +30,10 @@ from actstore.errors import (
     PlanMismatchError,
     StorageError,
 )
+from actstore.facade import Store
 from actstore.integrations.saelens import data_provider, export_cache, import_cache
 from actstore.integrations.saelens.cached_rows import CachedRows
 from actstore.integrations.saelens.metadata import metadata
-from actstore.store.store import Store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import D_IN, HEADS, RESID, one
 

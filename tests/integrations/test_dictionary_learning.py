@@ -11,10 +11,10 @@ import torch
 
 import actstore
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.integrations.dictionary_learning import TrainingData, activations, paired_activations
 from actstore.storage.local import LocalBlobs
 from actstore.store.format.plan import HookArray, Plan
-from actstore.store.store import Store
 from tests.store.example import D_MODEL, HOOKS, LENGTH, N, example_plan, write_store
 
 A, B, HEADS = HOOKS

@@ -13,9 +13,9 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.training.sae_trainer import SAETrainer
 
 import actstore
+from actstore.facade import Store
 from actstore.integrations.dictionary_learning import activations
 from actstore.integrations.saelens import data_provider, prepare
-from actstore.store.store import Store
 from tests.conftest import TinyModel
 from tests.integrations.saes import Recorded, one
 

@@ -15,6 +15,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.sae_trainer import SAETrainer
 
 from actstore.errors import HookError, LoaderError, MissingExtraError
+from actstore.facade import Store
 from actstore.integrations import saelens
 from actstore.integrations.saelens import (
     DataProvider,
@@ -24,8 +25,8 @@ from actstore.integrations.saelens import (
     train_sae,
 )
 from actstore.integrations.saelens.installed import check_installed
+from actstore.opening import open_store
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store, open_store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import (
     BATCH,

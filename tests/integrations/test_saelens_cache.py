@@ -16,8 +16,8 @@ from sae_lens.load_model import load_model
 from actstore.cli.main import cli
 from actstore.demo import MODEL_PATH
 from actstore.errors import HookError, StorageError
+from actstore.facade import Store
 from actstore.integrations.saelens import cache_export, export_cache
-from actstore.store.store import Store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import BATCH, D_IN, HEADS, RESID
 

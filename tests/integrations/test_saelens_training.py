@@ -30,6 +30,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from actstore.cli.main import RESUMABLE, cli
 from actstore.demo import MODEL_PATH
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.integrations.saelens import (
     data_provider,
     prepare,
@@ -38,7 +39,6 @@ from actstore.integrations.saelens import (
     train_sae,
 )
 from actstore.integrations.saelens.checkpoint import POSITION
-from actstore.store.store import Store
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import (
     BATCH,

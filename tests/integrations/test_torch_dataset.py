@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 
 import actstore
 from actstore.errors import HookError, LoaderError
+from actstore.facade import Store
 from actstore.integrations.torch_dataset import ActivationDataset
 from actstore.loader.batches import batch_maker
 from actstore.loader.batches.batch import Batch
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
-from actstore.store.store import Store
 from tests.store.example import HOOKS, example_plan, example_values, write_store
 
 # How many workers torch finds too many depends on the machine.

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from actstore.facade import Store
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
 from tests.loader.stores import finished
 from tests.store.example import Columns, example_plan
 

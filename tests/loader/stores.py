@@ -7,12 +7,12 @@ import torch
 from numpy.typing import NDArray
 
 import actstore
+from actstore.facade import Store
 from actstore.loader.batches.batch_maker import BatchMaker
 from actstore.loader.loader import Loader
 from actstore.storage.blobs import Blobs
 from actstore.store.format.plan import Plan
 from actstore.store.records.seal import seal
-from actstore.store.store import Store
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, LENGTH, Columns, N, example_values, write_store
 

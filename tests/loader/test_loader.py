@@ -10,13 +10,13 @@ import torch
 
 import actstore
 from actstore.errors import HookError, LoaderError, NotCommittedError
+from actstore.facade import Store
 from actstore.loader.batches.batch import Batch
 from actstore.loader.rows.address_range import AddressRange
 from actstore.loader.rows.buffers import Buffers
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
 from actstore.store.records.seal import seal
-from actstore.store.store import Store
 from tests.loader.stores import HEADS, N_ROWS, A, check, finished, integer, rows_of
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, LENGTH, Columns, N, example_plan, example_values, write_store

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from actstore.errors import StorageError, StoreReplacedError
+from actstore.facade import Store
 from actstore.loader.rows.address_range import AddressRange
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
 from tests.loader.stores import N_ROWS, A, check, finished
 from tests.store.example import example_plan
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.loader.batches.batch_maker import BatchMaker
 from actstore.loader.loader import Loader
 from actstore.loader.prefetch import Prefetch
@@ -26,7 +27,6 @@ from actstore.loader.rows.window_rows import WindowRows
 from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
-from actstore.store.store import Store
 from tests.loader.stores import A, finished, maker_of
 from tests.loader.test_prefetch import check_ended
 from tests.store.example import HOOKS, example_plan

@@ -13,9 +13,9 @@ import torch
 
 import actstore
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.seal import seal
-from actstore.store.store import Store
 from tests.loader.stores import A, B, finished, rows_of
 from tests.store.example import LENGTH, N, example_plan, example_values, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run

@@ -12,12 +12,12 @@ import torch
 
 import actstore
 from actstore.errors import HookError, LoaderError, StorageError
+from actstore.facade import Store
 from actstore.loader.batches.batch import Batch
 from actstore.loader.loader import Loader
-from actstore.loader.pair import paired
+from actstore.pairing import paired
 from actstore.storage.local import LocalBlobs
 from actstore.store.format.plan import Plan
-from actstore.store.store import Store
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, LENGTH, Columns, N, example_plan, example_values, write_store
 from tests.store.runs import MLP_OUT, tokens_run, with_hooks, write_run

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 
 import actstore
 from actstore.demo import MODEL_PATH
+from actstore.facade import Store
 from actstore.integrations.torch_dataset import ActivationDataset
-from actstore.store.store import Store
 from tests.query.running import Running, running
 from tests.query.stores import COMPRESSED, GROWN, NAMES, WHOLE
 from tests.query.test_conformance import bits, flat

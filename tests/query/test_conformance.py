@@ -11,11 +11,11 @@ import torch
 import actstore
 from actstore.analysis.search import sequence_sha256
 from actstore.errors import ActstoreError, HookError, JobError, LoaderError, NotCommittedError
+from actstore.facade import Store
 from actstore.loader.batches.batch import Batch
 from actstore.query.client.served_batches import ServedBatches
 from actstore.query.client.served_rows import ServedRows
 from actstore.store.reading.rows import Rows
-from actstore.store.store import Store
 from tests.query.running import Running
 from tests.query.stores import COMPRESSED, GROWN, NAMES, WHOLE
 from tests.store.example import HOOKS, LENGTH, N, example_plan, example_values

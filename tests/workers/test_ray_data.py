@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import HookError, JobError, NotCommittedError
+from actstore.facade import Store
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
 from tests.docs.test_training_pages import DOCS, RAY, run_page
 from tests.store.example import HOOKS, LENGTH, SEGMENT, N, example_plan, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run

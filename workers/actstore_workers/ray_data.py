@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError, MissingExtraError, NotCommittedError
+from actstore.facade import Store
 from actstore.hooks.naming.names import HookName, each_name
+from actstore.opening import open_store
 from actstore.store.records.run import overlap
-from actstore.store.store import Store, open_store
 from actstore_workers.cluster import import_ray
 
 import_ray()  # its settings have to be made before it is imported

@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from actstore.errors import StorageError
+from actstore.facade import Store
 from actstore.hooks.naming.names import HookName
 from actstore.integrations.saelens.installed import check_installed
+from actstore.opening import open_store
 from actstore.reason import reason
 from actstore.storage.urls import local_path
 from actstore.store.reading.activations import Activations
-from actstore.store.store import Store, open_store
 
 _BLOCK_NBYTES: Final = 1 << 24
 """Of float32 values that are converted and written together."""

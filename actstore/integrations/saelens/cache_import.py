@@ -22,11 +22,13 @@ from actstore.extraction.planning.growth import Place
 from actstore.extraction.planning.planning import absolute_model, free_place
 from actstore.extraction.planning.stored_hooks import stored_hooks
 from actstore.extraction.planning.tokens_stage import PackedTokens
+from actstore.facade import Store
 from actstore.hooks.families.stored_config import UNKNOWN_MODEL
 from actstore.hooks.loading.pretrained import load_config
 from actstore.hooks.naming.names import layer_of, stored_as
 from actstore.hooks.naming.point import point_of
 from actstore.integrations.saelens.cached_rows import TOKENS, CachedRows
+from actstore.opening import open_store
 from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
 from actstore.storage.opening import open_blobs
@@ -50,7 +52,6 @@ from actstore.store.records.commit import CommitRecord, Environment, commit_key,
 from actstore.store.records.run import read_runs
 from actstore.store.records.seal import remove_scratch, seal
 from actstore.store.statistics.moments import Moments
-from actstore.store.store import Store, open_store
 from actstore.tokens import Rows, spool
 
 DType = Literal["float32", "bfloat16", "float16"]

@@ -14,8 +14,8 @@ from actstore.integrations.saelens.metadata import metadata
 from actstore.integrations.saelens.provider import DataProvider
 from actstore.loader.dropping.drop import Drop
 from actstore.loader.dropping.valid_rows import ValidRows
+from actstore.store.committed_store import CommittedStore
 from actstore.store.statistics.hook_statistics import Statistics
-from actstore.store.store import Store
 
 _SAMPLE: Final = 1 << 16
 _MIN_SEQUENCES, _MAX_SEQUENCES = 128, 4096
@@ -137,7 +137,7 @@ def _sampled_sequences(valid: ValidRows, length: int) -> tuple[NDArray[np.int64]
 
 
 def _norms_by_sequence(
-    store: Store, hook: str, valid: ValidRows, sequences: NDArray[np.int64]
+    store: CommittedStore, hook: str, valid: ValidRows, sequences: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """The mean norm of the valid rows of each of these sequences."""
     acts, length = store[hook], store.shape[1]

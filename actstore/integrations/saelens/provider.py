@@ -9,12 +9,14 @@ import torch
 
 from actstore.closing import Closing
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.hooks.naming.names import HookName
 from actstore.integrations.endless import endless
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batches.batch import Batch
 from actstore.loader.loader import Loader
-from actstore.store.store import Store, open_store
+from actstore.opening import open_store
+from actstore.store.committed_store import CommittedStore
 
 Rows = torch.Tensor | dict[str, torch.Tensor]
 
@@ -36,7 +38,7 @@ class DataProvider(Closing):
         """Batches that this object gave out."""
 
     @property
-    def store(self) -> Store:
+    def store(self) -> CommittedStore:
         """Whose rows they are."""
         return self.loader.store
 

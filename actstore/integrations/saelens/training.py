@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.hooks.naming.names import HookName
 from actstore.integrations.saelens.checkpoint import resume, save_checkpoint_fn
 from actstore.integrations.saelens.installed import check_installed
@@ -14,7 +15,6 @@ from actstore.integrations.saelens.preset import prepare
 from actstore.integrations.saelens.provider import data_provider
 from actstore.loader.arguments import ReadArguments
 from actstore.storage.urls import local_path
-from actstore.store.store import Store
 
 if TYPE_CHECKING:
     from sae_lens import TrainingSAE, TrainingSAEConfig

@@ -31,7 +31,7 @@ from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 _TOKENS: Final = "tokens"
 """Token ids are gathered as if they were a hook of this name."""
@@ -51,7 +51,7 @@ class BatchMaker:
 
     def __init__(
         self,
-        store: "Store",
+        store: "CommittedStore",
         options: LoaderOptions,
         rows: ValidRows | None = None,
         *,

@@ -19,7 +19,7 @@ from actstore.store.reading.rows import Rows
 from actstore.store.reading.sections import PIECE_NBYTES
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 _NUMBERS_NBYTES: Final = 64
 """Bytes per row of a batch that is being made: its number in the order, in the store and in its window, and scratch for
@@ -52,7 +52,10 @@ class Footprint:
 
 
 def footprint(
-    store: "Store", options: LoaderOptions, rows: ValidRows | None = None, n_requests: int = N_REQUESTS
+    store: "CommittedStore",
+    options: LoaderOptions,
+    rows: ValidRows | None = None,
+    n_requests: int = N_REQUESTS,
 ) -> Footprint:
     """The footprint of a `BatchMaker` with these options. Nothing is read.
 
@@ -85,7 +88,7 @@ def footprint(
     return Footprint(batch, windows, scratch, spilled)
 
 
-def batch_nbytes(store: "Store", options: LoaderOptions) -> int:
+def batch_nbytes(store: "CommittedStore", options: LoaderOptions) -> int:
     """Bytes of one batch, all ranks together."""
     of_row = sum(
         _width(store[hook].rows) * (options.dtype or store[hook].dtype).itemsize for hook in options.hooks
@@ -95,7 +98,7 @@ def batch_nbytes(store: "Store", options: LoaderOptions) -> int:
     )
 
 
-def finding_nbytes(store: "Store", drop: Drop, hooks: Sequence[str]) -> int:
+def finding_nbytes(store: "CommittedStore", drop: Drop, hooks: Sequence[str]) -> int:
     """Bytes that it takes to find the rows that are not dropped, block by block, and to keep the result."""
     n_rows = math.prod(store.shape)
     itemsize = store[hooks[0]].rows.storage.itemsize
@@ -105,7 +108,7 @@ def finding_nbytes(store: "Store", drop: Drop, hooks: Sequence[str]) -> int:
     return int(_MARKED_NBYTES * n_rows) + n_blocks * max(BLOCK_NBYTES, least_nbytes)
 
 
-def _arrays(store: "Store", options: LoaderOptions) -> Iterator[tuple[str, Rows]]:
+def _arrays(store: "CommittedStore", options: LoaderOptions) -> Iterator[tuple[str, Rows]]:
     yield from ((hook, store[hook].rows) for hook in options.hooks)
     if options.provenance:
         yield "tokens", store.tokens
@@ -115,7 +118,7 @@ def _width(array: Rows) -> int:
     return math.prod(array.shape[2:])
 
 
-def _window(store: "Store", options: LoaderOptions, rows: ValidRows | None) -> tuple[int, int, int]:
+def _window(store: "CommittedStore", options: LoaderOptions, rows: ValidRows | None) -> tuple[int, int, int]:
     """(stored rows of the largest window, its shards, windows of an epoch)."""
     edges = shard_edges(store[options.hooks[0]].rows.layouts) * store.shape[1]
     stored = np.diff(edges)

@@ -12,7 +12,7 @@ from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 
 _LEAST_NBYTES: Final = 1024
@@ -79,7 +79,7 @@ class LentRows:
         return copied
 
 
-def can_lend(store: "Store", options: LoaderOptions) -> bool:
+def can_lend(store: "CommittedStore", options: LoaderOptions) -> bool:
     """Whether all rows of a batch lie in files of this machine exactly as they are wanted, and are long enough to be
     sent from there.
     """

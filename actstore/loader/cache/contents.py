@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 from actstore.store.records.commit import TokensRecord, read_commits, tokens_key
 
 if TYPE_CHECKING:
+    from actstore.store.committed_store import CommittedStore
     from actstore.store.records.run import Run
-    from actstore.store.store import Store
 
 
-def contents_id(store: "Store") -> str:
+def contents_id(store: "CommittedStore") -> str:
     """An id that differs as soon as any byte of a shard does, even if plan and URL are the same.
 
     A store that was removed and extracted again with other versions of libraries can differ in the last bits. The
@@ -27,7 +27,7 @@ def contents_id(store: "Store") -> str:
     return digest.hexdigest()
 
 
-def _checksums(store: "Store", run: "Run") -> str:
+def _checksums(store: "CommittedStore", run: "Run") -> str:
     if run.finished is not None:
         return str(run.finished.shards.crc32c)
     checksums: list[int] = []

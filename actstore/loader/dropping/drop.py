@@ -16,7 +16,7 @@ from actstore.store.statistics.moments import has_statistics
 from actstore.store.statistics.not_finite import is_masked_by_design
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 PAD: Final = "pad"
 NONFINITE: Final = "nonfinite"
@@ -49,7 +49,7 @@ class Drop:
 
 
 def parse(
-    store: "Store",
+    store: "CommittedStore",
     drop: Sequence[str | int] = (),
     seqpos: slice | Sequence[int] | None = None,
     max_norm: float | None = None,
@@ -96,7 +96,7 @@ def _named(drop: Any) -> tuple[Any, ...]:
     return tuple(drop)
 
 
-def _ids(store: "Store", name: Any) -> list[int]:
+def _ids(store: "CommittedStore", name: Any) -> list[int]:
     if not isinstance(name, str) or name not in _SPECIAL:
         known = ", ".join(repr(one) for one in (*_SPECIAL, PAD, NONFINITE))
         raise LoaderError(f"drop names {name!r}; it can be {known}, or token ids")
@@ -131,7 +131,9 @@ def _mask(mask: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return np.broadcast_to(values if values.ndim == 2 else values[:, None], shape)
 
 
-def valid_rows(store: "Store", drop: Drop, hooks: Sequence[str], *, watch: Watch | None = None) -> ValidRows:
+def valid_rows(
+    store: "CommittedStore", drop: Drop, hooks: Sequence[str], *, watch: Watch | None = None
+) -> ValidRows:
     """The rows that are not dropped.
 
     Positions alone are known without a read. To drop tokens, all token ids of the store are read, in pieces; to drop by
@@ -169,7 +171,7 @@ def valid_rows(store: "Store", drop: Drop, hooks: Sequence[str], *, watch: Watch
     return kept
 
 
-def _not_finite_sequences(store: "Store", hooks: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
+def _not_finite_sequences(store: "CommittedStore", hooks: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
     """The sequences of each hook that may hold NaN or infinity, [n_sequences]; a hook without any is left out."""
     sequences_by_hook = {}
     for hook in hooks:
@@ -185,7 +187,7 @@ def _not_finite_sequences(store: "Store", hooks: Sequence[str]) -> dict[str, NDA
 
 
 def _masks(
-    store: "Store",
+    store: "CommittedStore",
     drop: Drop,
     hook: str,
     not_finite: Mapping[str, NDArray[np.bool_]],
@@ -222,7 +224,7 @@ def _masks(
         yield mask
 
 
-def _is_finite(store: "Store", hook: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_finite(store: "CommittedStore", hook: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Whether all elements of a row are finite, [n, L]. Attention scores may hold -Inf, which masks."""
     values = store[hook][rows].flatten(2)
     is_finite = values.isfinite()

@@ -9,7 +9,7 @@ from actstore.loader.dropping.drop import Drop
 from actstore.store.statistics.moments import has_statistics
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 _MOST_SEGMENTS: Final = 4
 """The most segments that the warning names."""
@@ -23,7 +23,7 @@ class NotFiniteWarning(UserWarning):
     """Rows of a loader hold NaN or infinity, as computed by the model."""
 
 
-def warn_of_not_finite(store: "Store", hooks: Sequence[str], drop: Drop) -> None:
+def warn_of_not_finite(store: "CommittedStore", hooks: Sequence[str], drop: Drop) -> None:
     """Warn which hooks have NaN or infinity according to their statistics, unless such rows are dropped. No row is
     read.
 

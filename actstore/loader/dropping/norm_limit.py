@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from actstore.store.statistics.norms import steps
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 BLOCK_NBYTES: Final = 1 << 24
 """Bytes of tokens, norms or activations that are looked at together."""
@@ -27,7 +27,7 @@ class NormLimit:
     to the limit, whose values are read.
     """
 
-    def __init__(self, store: "Store", hook: str, max_norm: float) -> None:
+    def __init__(self, store: "CommittedStore", hook: str, max_norm: float) -> None:
         self._acts = store[hook]
         self._lengths = store.lengths
         self._max_norm = max_norm

@@ -33,7 +33,7 @@ from actstore.query.wire import N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQU
 from actstore.storage.errors import RequestError
 
 if TYPE_CHECKING:
-    from actstore.store.store import Store
+    from actstore.store.committed_store import CommittedStore
 
 _REQUESTS: Final = 2
 """Requests under way at once: the server begins with the second one while the first is being sent."""
@@ -48,7 +48,7 @@ _ORIGIN: Final = (SEQUENCES, POSITIONS, TOKENS)
 class ServedBatches:
     """`BatchSource` of a server, which knows the order and what is dropped. Threads take turns."""
 
-    def __init__(self, store: "Store", server: Server, options: LoaderOptions) -> None:
+    def __init__(self, store: "CommittedStore", server: Server, options: LoaderOptions) -> None:
         """
         Args:
             store: store on the server.

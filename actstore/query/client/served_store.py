@@ -4,12 +4,13 @@ import http.client
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
 from actstore.analysis.search import Matches, check
 from actstore.errors import JobError, StorageError
+from actstore.facade import Store
 from actstore.hooks.naming.names import HookName
 from actstore.query.client import answers
 from actstore.query.client.direct import direct_blobs
@@ -21,12 +22,12 @@ from actstore.query.client.unix import is_unix
 from actstore.query.documents import MatchList, Select, StatisticsDocument, StoreDocument
 from actstore.query.wire import SAFETENSORS
 from actstore.storage.blobs import BlobReader
+from actstore.store.committed_store import CommittedStore
 from actstore.store.reading.identity import Identity, check_same
 from actstore.store.reading.row_index import RowIndex
 from actstore.store.reading.rows import Rows, Section
 from actstore.store.records.run import Run
 from actstore.store.statistics.hook_statistics import Statistics
-from actstore.store.store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -98,9 +99,9 @@ class ServedStore(Store):
         return blobs
 
     @cached_property
-    def _behind(self) -> Store:
+    def _behind(self) -> CommittedStore:
         """The same store, read from the storage."""
-        return Store(self._must_reach, self.runs, self._read_runs)
+        return CommittedStore(self._must_reach, self.runs, self._read_runs)
 
     def _rows(self, sections: list[Section]) -> Rows:
         if self._direct:
@@ -170,23 +171,22 @@ class ServedStore(Store):
 
     def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
         """Implements `Store.loader_of`: reads storage where it can be reached, else batches that the server makes."""
-        from actstore.loader.batches.batch_maker import BatchMaker
         from actstore.loader.loader import Loader
+
+        return Loader(self, options, rows, make=self._batch_source)
+
+    def _batch_source(self, options: "LoaderOptions", rows: "ValidRows | None") -> "BatchSource":
+        from actstore.loader.batches.batch_maker import BatchMaker
         from actstore.query.client.served_batches import ServedBatches
 
-        def make() -> "BatchSource":
-            if self._reachable is not None:
-                return BatchMaker(self._behind, options, rows)
-            is_long = max(len(options.hooks), len(options.drop.tokens)) > _MAX_NAMED
-            if is_long or options.drop.mask is not None or options.cache_dir is not None:
-                return BatchMaker(self, options, rows)
-            return ServedBatches(self, self.server, options)
+        if self._reachable is not None:
+            return BatchMaker(self._behind, options, rows)
+        is_long = max(len(options.hooks), len(options.drop.tokens)) > _MAX_NAMED
+        if is_long or options.drop.mask is not None or options.cache_dir is not None:
+            return BatchMaker(self, options, rows)
+        return ServedBatches(self, self.server, options)
 
-        return Loader(self, options, rows, make=make)
-
-    @property
-    def zarr(self) -> "zarr.Group":
-        """The same store through zarr-python, over HTTP."""
+    def _open_zarr(self) -> "zarr.Group":
         import zarr
 
         import actstore.store.format.bfloat16  # noqa: F401 - registers the type
@@ -197,20 +197,24 @@ class ServedStore(Store):
             )
         return zarr.open_group(f"{self.url}/zarr", mode="r", storage_options=self.server.storage_options)
 
-    def reopened(self) -> "ServedStore":
+    def newer(self) -> Self:
+        """Implements `Store.newer`, with connections of its own where something is new."""
+        return self if self._grown() == self.runs else self.reopened()
+
+    def reopened(self) -> Self:
         """Implements `Store.reopened`."""
-        return _reopened(self.url, self._token, self._direct, self.identity)
+        return self._connected_again(self.url, self._token, self._direct, self.identity)
+
+    @classmethod
+    def _connected_again(cls, url: str, token: str | None, direct: bool | None, identity: Identity) -> Self:
+        """Open again a store that was opened before.
+
+        Raises:
+            StoreReplacedError: the URL leads to another store now.
+        """
+        store = cls(url, token, direct)
+        check_same(url, identity, store.identity)
+        return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopened, (self.url, self._token, self._direct, self.identity)
-
-
-def _reopened(url: str, token: str | None, direct: bool | None, identity: Identity) -> ServedStore:
-    """Open again a store that was opened before.
-
-    Raises:
-        StoreReplacedError: it is another one by now.
-    """
-    store = ServedStore(url, token, direct)
-    check_same(url, identity, store.identity)
-    return store
+        return self._connected_again, (self.url, self._token, self._direct, self.identity)

@@ -17,8 +17,8 @@ from actstore.query.server.settings import Settings
 from actstore.query.server.sharing.known_rows import KnownRows
 from actstore.query.server.sharing.scans import Scans
 from actstore.query.server.sharing.shared_batches import SharedBatches
+from actstore.store.committed_store import CommittedStore
 from actstore.store.reading.identity import label_of
-from actstore.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def scope_of(request: Request) -> Scope:
     return found
 
 
-def store_of(request: Request, name: str) -> Store:
+def store_of(request: Request, name: str) -> CommittedStore:
     """A store that the client of a request may read.
 
     Raises:
@@ -62,13 +62,13 @@ def store_of(request: Request, name: str) -> Store:
     return _noted(request, state_of(request).catalog.store(name))
 
 
-def store_at_hand(request: Request, name: str) -> Store | None:
+def store_at_hand(request: Request, name: str) -> CommittedStore | None:
     """The same if nothing has to be read for it; None also where there is none, for this client."""
     found = state_of(request).catalog.at_hand(name) if scope_of(request).allows(name) else None
     return None if found is None else _noted(request, found)
 
 
-def _noted(request: Request, store: Store) -> Store:
+def _noted(request: Request, store: CommittedStore) -> CommittedStore:
     """Have the reply say which store it is of, and no error where that is."""
     request.scope[STORE_URL] = store.url
     request.scope[STORE_ID] = store_id(store)
@@ -77,12 +77,12 @@ def _noted(request: Request, store: Store) -> Store:
 
 
 @lru_cache(maxsize=256)
-def store_id(store: Store) -> str:
+def store_id(store: CommittedStore) -> str:
     """Another one for another store, the same while one grows."""
     return hashlib.sha256(store.plan.to_bytes()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=256)
-def _version(store: Store) -> str:
+def _version(store: CommittedStore) -> str:
     """The store is the same object until there is more in it, or another one in its place."""
     return label_of(store.identity)

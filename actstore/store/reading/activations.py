@@ -1,5 +1,6 @@
 """The stored activations of one hook, indexed like a tensor."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     import torch
     import zarr
 
-    from actstore.store.store import Store
-
 
 class Activations:
     """``acts[sequences, positions, ...]`` reads just those rows and gives a ``torch.Tensor`` in the stored dtype.
@@ -21,12 +20,21 @@ class Activations:
     Indices are NumPy's: integers, slices, ``...``, and a list of sequences on the first axis.
     """
 
-    def __init__(self, hook: str, rows: Rows, norms: StoredNorms, store: "Store") -> None:
+    def __init__(
+        self, hook: str, rows: Rows, norms: StoredNorms, open_zarr: "Callable[[], zarr.Group]"
+    ) -> None:
+        """
+        Args:
+            hook: its name.
+            rows: its values.
+            norms: those of its rows.
+            open_zarr: opens the store through zarr-python.
+        """
         self.hook = hook
         self.rows = rows
         self.norms = norms
         """L2 norms of the rows, float32 [n_sequences, context_length]; NaN for padding."""
-        self._store = store
+        self._open_zarr = open_zarr
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,8 +88,8 @@ class Activations:
         """The array through zarr-python, of the first part where a store has several. It shows rows that are not
         committed as NaN.
         """
-        found: zarr.Array[Any] = self._store.zarr[self.rows.path]  # type: ignore[assignment]
-        return found
+        array: zarr.Array[Any] = self._open_zarr()[self.rows.path]  # type: ignore[assignment]
+        return array
 
     def __repr__(self) -> str:
         return f"<Activations {self.hook} {self.shape} {self.rows.dtype}>"

@@ -65,6 +65,16 @@ class Run:
         return next((hook for hook in self.plan.request.hooks if hook.name == name), None)
 
 
+def runs_with_tokens(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """The runs that brought tokens, in order: their sequences follow each other."""
+    return tuple(run for run in runs if run.plan.has_own_tokens)
+
+
+def runs_over(runs: Sequence[Run], part: Run) -> list[Run]:
+    """The runs whose hooks are over the tokens that one of them brought, itself among them."""
+    return [run for run in runs if run.plan.tokens_of == part.plan.run]
+
+
 def run_names(blobs: Blobs) -> list[str]:
     """Names of all runs, from one listing. A folder without a plan is none: a writer was killed before it began."""
     return list(_plan_tags(blobs))

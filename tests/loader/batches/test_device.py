@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.loader.batches.batch import Batch
-from actstore.store.store import Store
 from tests.loader.stores import HEADS, A, integer
 from tests.store.example import Columns
 

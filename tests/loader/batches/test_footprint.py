@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import actstore
+from actstore.facade import Store
 from actstore.loader.batches.batch_maker import BatchMaker
 from actstore.loader.batches.footprint import footprint
 from actstore.loader.dropping.valid_rows import SamePositions
@@ -16,7 +17,6 @@ from actstore.loader.rows.window_rows import WindowRows
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import HookArray
-from actstore.store.store import Store
 from tests.loader.stores import A, B, finished
 from tests.store.example import LENGTH, example_plan
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.loader.dropping import drop
 from actstore.loader.dropping.norm_limit import BLOCK_NBYTES
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
 from tests.loader.stores import N_ROWS, A, rows_of
 from tests.store import example
 from tests.store.example import LENGTH, N, example_plan, example_tokens, example_values, write_store

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.errors import LoaderError
+from actstore.facade import Store
 from actstore.loader.dropping import norm_limit
 from actstore.loader.dropping.drop import Drop, valid_rows
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.seal import seal
-from actstore.store.store import Store
 from tests.loader.stores import A
 from tests.storage.watched import READS, watched
 from tests.store import example

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
+from actstore.facade import Store
 from actstore.loader.rows.address_range import AddressRange
 from actstore.loader.rows.shard_places import ShardPlaces
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
 from tests.loader.stores import A, finished
 from tests.store.example import LENGTH, example_plan, example_values, write_store
 from tests.store.runs import tokens_run, write_run

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from actstore.errors import LoaderError, StorageError
+from actstore.facade import Store
 from actstore.loader.loader import Loader
 from actstore.loader.rows import address_range
 from actstore.loader.rows.mapped_windows import MappedWindows
@@ -17,7 +18,6 @@ from actstore.loader.rows.row_source import RowSource
 from actstore.loader.rows.single_rows import SingleRows
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
-from actstore.store.store import Store
 from tests.loader.stores import A, B, check, finished, maker_of
 from tests.store.example import Columns, example_plan
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import actstore
+from actstore.facade import Store
 from actstore.loader.rows import buffers, window_rows
 from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import HookArray
-from actstore.store.store import Store
 from tests.loader.stores import N_ROWS, A, finished, maker_of, rows_of
 from tests.store.arrays import bits
 from tests.store.example import LENGTH, N, example_plan

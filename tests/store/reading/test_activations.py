@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from actstore.opening import open_store
 from actstore.storage.local import LocalBlobs
 from actstore.store.reading.activations import Activations
-from actstore.store.store import open_store
 from tests.store.arrays import bits
 from tests.store.example import D_MODEL, HOOKS, LENGTH, N, example_plan, example_values, write_store
 

@@ -9,12 +9,12 @@ import pytest
 
 import actstore
 from actstore.errors import HookError, NotCommittedError
+from actstore.facade import Store
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import Plan
 from actstore.store.records.seal import seal
-from actstore.store.store import Store
 from tests.storage.watched import READS, watched
 from tests.store.checking.test_verify import make_store
 from tests.store.example import HOOKS, LENGTH, N, example_plan

@@ -63,7 +63,7 @@ def names_in(blobs: Blobs) -> list[str]:
 
 def open_watched(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> tuple[actstore.Store, WatchedBlobs]:
     calls = WatchedBlobs(blobs)
-    monkeypatch.setattr("actstore.store.store.open_blobs", lambda url: calls)
+    monkeypatch.setattr("actstore.opening.open_blobs", lambda url: calls)
     return actstore.open(blobs.url), calls
 
 

@@ -31,7 +31,7 @@ _OPEN_FOLDER: Final = "/docs/"
 """Paths that need no token: they say nothing of any store that the client may not read."""
 STORE_URL: Final = "actstore.store.url"
 STORE_ID: Final = "actstore.store.id"
-STORE_VERSION: Final = "actstore.store.reading.version"
+STORE_VERSION: Final = "actstore.store.version"
 """Where the store that a request is about is told in its scope."""
 _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 """A browser must not take stored text for a page."""

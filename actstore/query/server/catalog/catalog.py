@@ -14,9 +14,9 @@ from actstore.query.server.catalog.served_files import ServedFiles, served_blobs
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
+from actstore.store.committed_store import CommittedStore
 from actstore.store.format.plan import FIRST_RUN
 from actstore.store.records.commit import plan_key
-from actstore.store.store import Store, store_in
 
 NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
 """Of a store. What else a folder may be called cannot be part of a URL as it is."""
@@ -99,7 +99,7 @@ class Catalog:
             self._warned.add(problem)
             _LOG.warning("%s", problem)
 
-    def store(self, name: str) -> Store:
+    def store(self, name: str) -> CommittedStore:
         """A store, as far as it is committed; the same object until more is.
 
         Raises:
@@ -108,7 +108,7 @@ class Catalog:
         """
         return self._of(name).store()
 
-    def look(self, name: str) -> Store:
+    def look(self, name: str) -> CommittedStore:
         """The same as it is now, even if others look at it, or did a moment ago.
 
         Raises:
@@ -117,7 +117,7 @@ class Catalog:
         """
         return self._of(name).look()
 
-    def at_hand(self, name: str) -> Store | None:
+    def at_hand(self, name: str) -> CommittedStore | None:
         """The same, if nothing has to be read for it."""
         opened = self._opened.get(self._named.get(name) or self._below.get(name) or "")
         return None if opened is None else opened.at_hand()
@@ -150,14 +150,14 @@ class _Opened:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._lock = threading.Lock()
-        self._store: Store | None = None
+        self._store: CommittedStore | None = None
         self._looked_at = 0.0
 
-    def at_hand(self) -> Store | None:
+    def at_hand(self) -> CommittedStore | None:
         found = self._store
         return None if time.monotonic() - self._looked_at >= _LOOK_S else found
 
-    def store(self) -> Store:
+    def store(self) -> CommittedStore:
         at_hand, found = self.at_hand(), self._store
         if at_hand is not None:
             return at_hand
@@ -172,15 +172,17 @@ class _Opened:
         finally:
             self._lock.release()
 
-    def look(self) -> Store:
+    def look(self) -> CommittedStore:
         with self._lock:
             return self._now()
 
-    def _now(self) -> Store:
+    def _now(self) -> CommittedStore:
         try:
-            self._store = store_in(self._blobs) if self._store is None else self._store.newer()
+            self._store = (
+                CommittedStore.in_storage(self._blobs) if self._store is None else self._store.newer()
+            )
         except StoreReplacedError:
-            self._store = store_in(self._blobs)
+            self._store = CommittedStore.in_storage(self._blobs)
         self._looked_at = time.monotonic()
         return self._store
 

@@ -7,8 +7,8 @@ from functools import lru_cache, partial
 from typing import Any, Final
 
 from actstore.query.problem import Problem
+from actstore.store.committed_store import CommittedStore
 from actstore.store.format.layout import ArrayLayout
-from actstore.store.store import Store
 
 _DOCUMENTS: Final = re.compile(
     r"_actstore/(manifest\.json|runs/[0-9]{4}/((plan|tokens|statistics)\.json|shards\.parquet|commits/[0-9]{8}\.json))"
@@ -16,7 +16,7 @@ _DOCUMENTS: Final = re.compile(
 _METADATA: Final = "zarr.json"
 
 
-def check_readable(store: Store, key: str) -> None:
+def check_readable(store: CommittedStore, key: str) -> None:
     """See that a key is one that clients may read: metadata, records, and shards that are committed.
 
     Raises:
@@ -43,7 +43,7 @@ def _nothing(key: str) -> Problem:
 
 
 @lru_cache(maxsize=64)
-def _arrays(store: Store) -> dict[str, tuple[ArrayLayout, Callable[[int], bool]]]:
+def _arrays(store: CommittedStore) -> dict[str, tuple[ArrayLayout, Callable[[int], bool]]]:
     """Layout of every array that a run writes, and whether a shard of it is committed; by path.
 
     The store is the same object until there is more in it.
@@ -62,14 +62,14 @@ def _all_or_none(is_there: bool, _shard: int) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _paths(store: Store) -> frozenset[str]:
+def _paths(store: CommittedStore) -> frozenset[str]:
     """Of all nodes below the root."""
     groups = (group for run in store.runs for group in run.plan.groups)
     return frozenset((*groups, *_arrays(store), "_actstore"))
 
 
 @lru_cache(maxsize=64)
-def consolidated(store: Store) -> bytes:
+def consolidated(store: CommittedStore) -> bytes:
     """Metadata of the root group, with that of all nodes below in it, as zarr-python reads it: HTTP has no listing.
 
     Raises:
@@ -81,6 +81,6 @@ def consolidated(store: Store) -> bytes:
     return json.dumps(root, indent=2).encode()
 
 
-def _document(store: Store, key: str) -> dict[str, Any]:
+def _document(store: CommittedStore, key: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(bytes(store.blobs.read(key)))
     return found

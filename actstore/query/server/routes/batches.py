@@ -35,7 +35,7 @@ from actstore.query.server.sharing.shared_batches import MOST_AT_ONCE, InUse, gi
 from actstore.query.server.sharing.slots import Lease, Lent, Made
 from actstore.query.server.state import scope_of, state_of, store_at_hand, store_of
 from actstore.query.wire import N_BATCHES, N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
-from actstore.store.store import Store
+from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["training"])
 
@@ -63,7 +63,7 @@ def _documented_batch() -> dict[int | str, dict[str, Any]]:
     return found
 
 
-def _options(request: Request, store: Store, query: BatchQuery) -> LoaderOptions:
+def _options(request: Request, store: CommittedStore, query: BatchQuery) -> LoaderOptions:
     """
     Raises:
         HookError: a hook is not stored.
@@ -105,7 +105,7 @@ class Place:
 
 @dataclass(frozen=True)
 class _Asked:
-    store: Store
+    store: CommittedStore
     used: InUse
     options: LoaderOptions
     lease: Lease | None = None
@@ -157,7 +157,7 @@ def _begun(
 
 
 def _with_batch(
-    request: Request, store: Store, used: InUse, options: LoaderOptions, place: Place | None
+    request: Request, store: CommittedStore, used: InUse, options: LoaderOptions, place: Place | None
 ) -> _Asked:
     """An order that is there, and a batch of it that is begun, if one is asked for."""
     if place is None:
@@ -277,7 +277,7 @@ class _Tensor:
         return sum(part.nbytes for part in self.parts)
 
 
-def _parts(made: Made, hook: str, lease: Lease, store: Store) -> dict[str, _Tensor]:
+def _parts(made: Made, hook: str, lease: Lease, store: CommittedStore) -> dict[str, _Tensor]:
     """What a batch has, by name."""
     if isinstance(made, Lent):
         return {

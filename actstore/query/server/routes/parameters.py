@@ -15,8 +15,8 @@ from actstore.query.selection import Indices, indices_of, parse_axis, parse_inne
 from actstore.query.server.catalog.catalog import NAME
 from actstore.query.server.sending.formats import MEDIA
 from actstore.query.wire import TOKEN_ARRAYS
+from actstore.store.committed_store import CommittedStore
 from actstore.store.reading.rows import Rows
-from actstore.store.store import Store
 
 StoreName = Annotated[str, Path(pattern=NAME, description="Name of a store.", examples=["run"])]
 HookPath = Annotated[
@@ -85,7 +85,7 @@ class BatchQuery(BaseModel):
 BatchOf = Annotated[BatchQuery, Query()]
 
 
-def array(store: Store, name: str) -> tuple[str, Rows]:
+def array(store: CommittedStore, name: str) -> tuple[str, Rows]:
     """A hook under its stored name, or an array of the tokens.
 
     Raises:
@@ -99,7 +99,11 @@ def array(store: Store, name: str) -> tuple[str, Rows]:
 
 
 def cut(
-    store: Store, name: str, sequences: str | Sequence[int], positions: str | Sequence[int], inner: str | None
+    store: CommittedStore,
+    name: str,
+    sequences: str | Sequence[int],
+    positions: str | Sequence[int],
+    inner: str | None,
 ) -> Cut:
     """A part of an array.
 
@@ -127,7 +131,7 @@ def _along(asked: str | Sequence[int], size: int, axis: str) -> Indices:
     return parse_axis(asked, size, axis) if isinstance(asked, str) else indices_of(asked, size, axis)
 
 
-def cuts(store: Store, select: Select) -> list[Cut]:
+def cuts(store: CommittedStore, select: Select) -> list[Cut]:
     """The parts of all arrays of a selection, each array once.
 
     Raises:

@@ -19,7 +19,7 @@ from actstore.query.server.state import scope_of, state_of, store_of
 from actstore.storage.blobs import BlobReader
 from actstore.storage.local import LocalBlobs
 from actstore.storage.s3 import S3Blobs
-from actstore.store.store import Store
+from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["activations"])
 
@@ -54,7 +54,9 @@ def plan(request: Request, store: StoreName, asked: PlanRequest) -> Response:
     return document(request, body)
 
 
-def _planned(found: Store, asked: PlanRequest, sign_s: int, hold: Callable[[int], None]) -> FetchPlan:
+def _planned(
+    found: CommittedStore, asked: PlanRequest, sign_s: int, hold: Callable[[int], None]
+) -> FetchPlan:
     keys: dict[str, int] = {}
     for key in asked.keys:
         check_readable(found, key)

@@ -14,7 +14,7 @@ from actstore.query.server.sending.error_replies import documented
 from actstore.query.server.sending.reply import document, hold
 from actstore.query.server.sharing.scans import Look
 from actstore.query.server.state import scope_of, state_of, store_of
-from actstore.store.store import Store
+from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["prompts"])
 
@@ -66,7 +66,7 @@ async def find_prompts(
     return await run_in_threadpool(document, request, body)
 
 
-def _found(store: Store, query: PromptQuery, look: Look | None) -> bytes:
+def _found(store: CommittedStore, query: PromptQuery, look: Look | None) -> bytes:
     tokens = None if query.tokens is None else [int(each) for each in query.tokens.split(",")]
     found = search(store, query.text, tokens, query.sha, query.prefix, query.limit, query.once, look)
     sequences, positions = (tuple(numbers.tolist()) for numbers in found)

@@ -26,7 +26,7 @@ from actstore.query.server.sending.formats import (
 from actstore.query.server.sending.reply import check_size, etag, hold, stream
 from actstore.query.server.state import state_of, store_of
 from actstore.query.wire import DTYPE, JSON, RAW, SAFETENSORS, SHAPE
-from actstore.store.store import Store
+from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["activations"])
 
@@ -183,14 +183,14 @@ def select(request: Request, store: StoreName, select: Select) -> Response:
     )
 
 
-def tag_of(store: Store, *asked: str) -> str | None:
+def tag_of(store: CommittedStore, *asked: str) -> str | None:
     """For the ETag of what was asked for; None while a run is not finished, as other bytes could take its place."""
     identity = _identity(store)
     return None if identity is None else etag(identity, *asked)
 
 
 @lru_cache(maxsize=256)
-def _identity(store: Store) -> str | None:
+def _identity(store: CommittedStore) -> str | None:
     """Another one for any other bytes. The store is the same object until there is more in it."""
     parts = []
     for run in store.runs:

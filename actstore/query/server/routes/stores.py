@@ -19,9 +19,9 @@ from actstore.query.server.sending.error_replies import documented
 from actstore.query.server.sending.reply import document
 from actstore.query.server.sharing.scans import Look
 from actstore.query.server.state import scope_of, state_of, store_of
+from actstore.store.committed_store import CommittedStore
 from actstore.store.records.run import Run
 from actstore.store.statistics.moments import has_statistics
-from actstore.store.store import Store
 
 router = APIRouter(tags=["stores"])
 
@@ -104,7 +104,7 @@ def list_hooks(request: Request, store: StoreName) -> Response:
     return document(request, listed.model_dump_json().encode())
 
 
-def _hook(store: Store, name: str) -> HookDocument:
+def _hook(store: CommittedStore, name: str) -> HookDocument:
     acts = store[name]
     return HookDocument(
         name=name,

@@ -18,7 +18,7 @@ from actstore.query.server.state import store_of
 from actstore.query.wire import JSON, RAW
 from actstore.storage.blobs import BlobReader, view
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
+from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["zarr"])
 
@@ -80,7 +80,7 @@ def head_of_object(request: Request, store: StoreName, key: Key) -> Response:
     return _object(request, _served(request, store), key)
 
 
-def _served(request: Request, name: str) -> Store:
+def _served(request: Request, name: str) -> CommittedStore:
     try:
         return store_of(request, name)
     except Problem as problem:
@@ -90,7 +90,7 @@ def _served(request: Request, name: str) -> Store:
         raise Problem(403, "store", str(problem)) from problem
 
 
-def _object(request: Request, store: Store, key: str) -> Response:
+def _object(request: Request, store: CommittedStore, key: str) -> Response:
     check_readable(store, key)
     if key == _ROOT:
         data = consolidated(store)

@@ -15,7 +15,7 @@ from actstore.loader.dropping.valid_rows import ValidRows
 from actstore.loader.options import LoaderOptions
 from actstore.query.server.memory.budget import Account, MemoryBudget
 from actstore.query.server.sharing.scans import Look, StoppedError
-from actstore.store.store import Store
+from actstore.store.committed_store import CommittedStore
 
 Mask = NDArray[np.bool_]
 
@@ -33,7 +33,9 @@ class KnownRows:
         self._known: weakref.WeakValueDictionary[Hashable, ValidRows] = weakref.WeakValueDictionary()
         self._scans: dict[Hashable, RowScan] = {}
 
-    def find(self, store: Store, options: LoaderOptions, client: str) -> "ValidRows | RowScan | None":
+    def find(
+        self, store: CommittedStore, options: LoaderOptions, client: str
+    ) -> "ValidRows | RowScan | None":
         """The rows; or what finds them; or None, where nothing must be read for that.
 
         Raises:
@@ -104,7 +106,7 @@ class RowScan:
         self,
         known: KnownRows,
         key: Hashable,
-        store: Store,
+        store: CommittedStore,
         drop: Drop,
         hooks: tuple[str, ...],
         client: str,

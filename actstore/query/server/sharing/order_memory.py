@@ -9,8 +9,8 @@ from actstore.loader.dropping.valid_rows import ValidRows
 from actstore.loader.options import LoaderOptions
 from actstore.loader.ordering.order import WINDOW_ROWS
 from actstore.query.server.memory.budget import MemoryBudget
+from actstore.store.committed_store import CommittedStore
 from actstore.store.reading.sections import PIECE_NBYTES
-from actstore.store.store import Store
 
 ORDER_NBYTES: Final = 4 << 20
 """What threads, tables and maps of an order are counted as: there cannot be any number of them."""
@@ -34,7 +34,7 @@ def n_requests_of(budget: MemoryBudget, options: LoaderOptions) -> int:
 
 
 def checked(
-    budget: MemoryBudget, store: Store, options: LoaderOptions, rows: ValidRows | None = None
+    budget: MemoryBudget, store: CommittedStore, options: LoaderOptions, rows: ValidRows | None = None
 ) -> Footprint:
     """What an order takes: nothing for batches, if these are sent from where their rows lie.
 
@@ -63,7 +63,7 @@ def _total(needed: Footprint) -> int:
     return needed.batch + needed.windows + needed.scratch + ORDER_NBYTES
 
 
-def _remedy(budget: MemoryBudget, store: Store, options: LoaderOptions, nbytes: int) -> str:
+def _remedy(budget: MemoryBudget, store: CommittedStore, options: LoaderOptions, nbytes: int) -> str:
     """What to ask for in the place of an order that takes too many bytes."""
     n_requests = n_requests_of(budget, options)
 

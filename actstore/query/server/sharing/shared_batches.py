@@ -25,7 +25,7 @@ from actstore.query.server.memory.budget import Account, MemoryBudget
 from actstore.query.server.monitoring.metrics import Metrics
 from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked, n_kept_of, n_requests_of
 from actstore.query.server.sharing.slots import Lease, Lent, Made, Memory, Slots
-from actstore.store.store import Store
+from actstore.store.committed_store import CommittedStore
 
 MOST_AT_ONCE: Final = 64
 """Batches in one reply, however small they are: the event loop puts them together, which takes it up to 0.3 ms each.
@@ -61,7 +61,7 @@ class SharedBatches:
         self._orders: dict[Hashable, tuple[Account, Future[Order]]] = {}
 
     def order(
-        self, store: Store, options: LoaderOptions, client: str, rows: ValidRows | None = None
+        self, store: CommittedStore, options: LoaderOptions, client: str, rows: ValidRows | None = None
     ) -> InUse:
         """Of a store, for all ranks: `LoaderOptions.rank` is for `Order.part`.
 
@@ -101,7 +101,7 @@ class SharedBatches:
             account.leave()
             raise
 
-    def at_hand(self, store: Store, options: LoaderOptions, client: str) -> InUse | None:
+    def at_hand(self, store: CommittedStore, options: LoaderOptions, client: str) -> InUse | None:
         """As `order`, if it was made before and its batches are lent: then nothing has to be waited for."""
         with self._lock:
             known = self._orders.get(_key(store, options))
@@ -114,7 +114,7 @@ class SharedBatches:
 
     def _made(
         self,
-        store: Store,
+        store: CommittedStore,
         options: LoaderOptions,
         account: Account,
         rows: ValidRows | None,
@@ -148,7 +148,7 @@ class SharedBatches:
                 made.result().close()
 
 
-def _key(store: Store, options: LoaderOptions) -> tuple[int, LoaderOptions]:
+def _key(store: CommittedStore, options: LoaderOptions) -> tuple[int, LoaderOptions]:
     """The same for all ranks."""
     return id(store), replace(options, rank=0, world_size=1, prefetch=0)
 
@@ -158,7 +158,7 @@ class Order:
 
     def __init__(
         self,
-        store: Store,
+        store: CommittedStore,
         options: LoaderOptions,
         metrics: Metrics,
         budget: MemoryBudget,
@@ -296,7 +296,7 @@ class Order:
         self._account.close()
 
 
-def _version(store: Store, maker: BatchMaker) -> str:
+def _version(store: CommittedStore, maker: BatchMaker) -> str:
     request = store.plan.request
     known = [
         maker.identity(),

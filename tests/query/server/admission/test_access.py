@@ -23,6 +23,7 @@ import pytest
 import actstore
 from actstore.cli.main import run
 from actstore.errors import JobError, StorageError
+from actstore.facade import Store
 from actstore.query.client.served_store import ServedStore
 from actstore.query.loopback import is_loopback
 from actstore.query.problem import Problem
@@ -30,7 +31,6 @@ from actstore.query.server.admission import access
 from actstore.query.server.admission.access import Access, Scope, check_token_file
 from actstore.query.server.admission.hosts import Hosts
 from actstore.query.wire import JSON, PROBLEM
-from actstore.store.store import Store
 from tests.commands import command
 from tests.query.running import Running, running
 from tests.query.stores import WHOLE

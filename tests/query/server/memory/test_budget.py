@@ -11,6 +11,7 @@ from typing import Final
 import pytest
 
 import actstore
+from actstore.facade import Store
 from actstore.loader.options import LoaderOptions, options_of
 from actstore.query.problem import Problem
 from actstore.query.server.memory.budget import Account, MemoryBudget
@@ -19,7 +20,6 @@ from actstore.query.server.monitoring.metrics import Metrics
 from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked
 from actstore.query.server.sharing.shared_batches import SharedBatches
 from actstore.storage.local import LocalBlobs
-from actstore.store.store import Store
 from tests.query.server.sharing.test_sharing import HOOK, write
 
 A, B = "a", "b"

@@ -15,6 +15,7 @@ import torch
 
 import actstore
 from actstore.errors import LoaderError, StorageError
+from actstore.facade import Store
 from actstore.loader.batches.batch import Batch, Values
 from actstore.loader.options import LoaderOptions, Shuffle, options_of
 from actstore.query.problem import Problem
@@ -27,7 +28,6 @@ from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
 from actstore.store.records.seal import seal
-from actstore.store.store import Store
 from tests.conftest import S3Server
 from tests.query.running import Running, running
 from tests.query.tcp_proxy import TcpProxy, tcp_proxy

@@ -1,0 +1,226 @@
+"""A store as its users have it: what is committed, and what is done with it."""
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.hooks.naming.names import HookName, each_name
+from actstore.store.committed_store import CommittedStore
+
+if TYPE_CHECKING:
+    import torch
+
+    from actstore.analysis.search import Matches
+    from actstore.hooks.cache.activation_cache import ActivationCache
+    from actstore.hooks.capture.functions import NameFilter
+    from actstore.hooks.model import HookedModel
+    from actstore.loader.dropping.valid_rows import ValidRows
+    from actstore.loader.loader import Loader
+    from actstore.loader.options import LoaderOptions, Shuffle
+
+
+class Store(CommittedStore):
+    """Committed activations of one model over one set of tokens. Open one with `actstore.open`.
+
+    A store that is still being written can be read: what is committed is there, all else raises.
+    """
+
+    # What is imported in a method takes seconds, and most users of a store need only some of it.
+
+    def cache(
+        self,
+        sequences: int | slice | Sequence[int],
+        *,
+        names_filter: "NameFilter | None" = None,
+        model: "HookedModel | None" = None,
+    ) -> "ActivationCache":
+        """The stored values of some sequences, as `HookedModel.run_with_cache` gives them for the same tokens.
+
+        Args:
+            sequences: rows of the store.
+            names_filter: hooks to read, names, globs, or a function of the name; None for all that are stored.
+            model: for methods of the cache that need weights.
+
+        Raises:
+            HookError: a hook is not stored.
+            NotCommittedError: a row is not committed.
+        """
+        from actstore.hooks.cache.activation_cache import ActivationCache
+        from actstore.hooks.naming.point import point_of
+
+        names, cfg = self._model_hooks
+        rows = [sequences] if isinstance(sequences, int) else sequences
+        wanted = self.hooks
+        if callable(names_filter):
+            wanted = tuple(name for name in self.hooks if names_filter(name))
+        elif names_filter is not None:
+            patterns = each_name(names_filter)
+            chosen = {name for pattern in patterns for name in self.matching(pattern)}
+            wanted = tuple(name for name in self.hooks if name in chosen)
+        values = {}
+        for name, value in self._several(wanted, rows).items():
+            point = point_of(name)
+            axis = 1 if point is None else point.position_axis
+            values[name] = value.movedim(1, axis)
+        return ActivationCache(values, model, names=names, cfg=cfg, kind="activations")
+
+    def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
+        return {name: self[name][sequences] for name in hooks}
+
+    def find(
+        self,
+        text: str | None = None,
+        *,
+        tokens: "Sequence[int] | NDArray[np.integer[Any]] | None" = None,
+        sha: str | None = None,
+        prefix: bool = False,
+        limit: int | None = None,
+    ) -> NDArray[np.int64]:
+        """Numbers of the sequences that hold a text or token ids, ascending, each once: ``store[hook][rows]``.
+
+        All token ids are read, block by block; padding is never found. Rows are found as soon as their tokens are
+        there, and their activations may not be committed yet: see `committed_rows`.
+
+        Args:
+            text: made into tokens by the tokenizer of the store, as it is and behind a space, which gives it other ids;
+                either counts. Inside of a longer text its ends can have been merged into other tokens, and are not
+                found there; ``tokens`` is exact.
+            tokens: ids that follow each other.
+            sha: of all real tokens of a sequence, from `actstore.analysis.search.sequence_sha256`.
+            prefix: only where a sequence begins: at position 0, or at 1 behind a token that packing put in.
+            limit: the most sequences; the search ends when it has them.
+
+        Returns:
+            [n_found].
+
+        Raises:
+            JobError: not one of text, tokens and sha, or not a valid one; a limit below 1.
+            NotCommittedError: the tokens of a run are not complete.
+            StorageError: they cannot be read.
+            TokensError: the text gives no tokens, or the tokenizer is not known, not there, or another one by now.
+        """
+        return self._matches(text, tokens, sha, prefix, limit, once=True).sequences
+
+    def locate(
+        self,
+        text: str | None = None,
+        *,
+        tokens: "Sequence[int] | NDArray[np.integer[Any]] | None" = None,
+        sha: str | None = None,
+        prefix: bool = False,
+        limit: int | None = None,
+    ) -> "Matches":
+        """Every place where it begins: `find` with positions, and a limit that counts places.
+
+        Returns:
+            ``sequences`` [n_matches] and ``positions`` [n_matches], in the order of the store, each place once.
+        """
+        return self._matches(text, tokens, sha, prefix, limit, once=False)
+
+    def _matches(
+        self, text: str | None, tokens: Any, sha: str | None, prefix: bool, limit: int | None, *, once: bool
+    ) -> "Matches":
+        from actstore.analysis.search import search
+
+        return search(self, text, tokens, sha, prefix, limit, once)
+
+    def loader(
+        self,
+        hooks: "HookName | Sequence[HookName]",
+        *,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: "Shuffle | None" = "global",
+        window_rows: int = 1 << 20,
+        drop: Sequence[str | int] = (),
+        seqpos: slice | Sequence[int] | None = None,
+        max_norm: float | None = None,
+        mask: Any = None,
+        epochs: int | None = 1,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        dtype: "torch.dtype | str | None" = None,
+        provenance: bool = False,
+        prefetch: int = 2,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | None = None,
+        device: "torch.device | str | None" = None,
+    ) -> "Loader":
+        """Batches of rows in random order: an iterator for training.
+
+        Which rows are in batch k depends on the seed, the epoch and k alone, so a loader is resumed from two integers
+        (``state_dict``), and ranks take disjoint parts of the same batches.
+
+        Args:
+            hooks: a name, for batches that are tensors; several, or a glob, for dicts with the rows aligned, one entry
+                for each stored tensor, under the name in `hooks`, whichever of its names were given.
+            batch_size: rows of a batch, all ranks together.
+            seed: of the shuffle, 0 to 2**64 - 1.
+            shuffle: ``global``, any row anywhere, for files or with ``cache_dir``; ``window``, whole shards in random
+                order and the rows of ``window_rows`` of them among each other, for object stores; None, as stored.
+            window_rows: the least number of stored rows that are shuffled together, those that are dropped included.
+                Where files are not mapped, a window is held in memory, and the next one with it.
+            drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids; ``nonfinite``, those with NaN or
+                infinity in one of the hooks, for which the segments are read that have any.
+            seqpos: positions to keep, a slice or a list.
+            max_norm: rows of the first hook with a larger Euclidean norm are left out; its norms are read to find them,
+                or all of it where norms are not stored.
+            mask: bool [n_sequences, context_length] or [n_sequences], True for rows to keep.
+            epochs: how often every row comes; None never ends.
+            drop_last: leave out the last batch of an epoch where it is smaller.
+            rank: which part of each batch this loader gives.
+            world_size: of how many.
+            dtype: type of the batches, such as ``float32``; None keeps the stored one.
+            provenance: give `Batch`, with the sequence, position and token id of each row.
+            prefetch: batches made ahead in a thread; 0 makes them when they are asked for.
+            cache_dir: folder on a local disk that keeps shards of remote stores, for later epochs and other processes;
+                with all of a hook there, ``global`` works for such a store, too.
+            cache_limit: bytes that the folder may take, whatever stores they are of.
+            device: where batches are; to a GPU they are copied ahead, from pinned memory and on a stream of their own.
+
+        Raises:
+            HookError: a hook is not stored.
+            LoaderError: an option that cannot be, or no rows are left.
+            NotCommittedError: a row is not committed.
+            StorageError: what must be read cannot be.
+        """
+        from actstore.loader.options import options_of
+
+        options = options_of(
+            self,
+            hooks,
+            batch_size=batch_size,
+            seed=seed,
+            shuffle=shuffle,
+            window_rows=window_rows,
+            drop=drop,
+            seqpos=seqpos,
+            max_norm=max_norm,
+            mask=mask,
+            epochs=epochs,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+            dtype=dtype,
+            provenance=provenance,
+            prefetch=prefetch,
+            cache_dir=cache_dir,
+            cache_limit=cache_limit,
+            device=device,
+        )
+        return self.loader_of(options)
+
+    def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
+        """`loader`, of options that were found in this store.
+
+        Args:
+            options: of this store.
+            rows: those that are not dropped, where they are known.
+        """
+        from actstore.loader.loader import Loader
+
+        return Loader(self, options, rows)

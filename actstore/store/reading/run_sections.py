@@ -1,0 +1,57 @@
+"""Which rows of an array each run brought, and which of them are committed."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from actstore.store.format.plan import HookArray
+from actstore.store.reading.sections import Section
+from actstore.store.records.run import Run, runs_over
+
+_AGAIN: Final = "run the extraction again to complete them"
+
+
+def hook_section(runs: Sequence[Run], part: Run, hook: HookArray) -> Section:
+    """The rows of a hook over the tokens that one run brought.
+
+    Args:
+        runs: all of the store.
+        part: the run that brought the tokens.
+        hook: one that some of the runs have. Where none has it over these tokens, no row is committed.
+    """
+    for run in runs_over(runs, part):
+        if run.hook(hook.name) is not None:
+            return Section(run.plan.activations(hook), run.committed.__contains__, _AGAIN)
+    why = f"this hook was not extracted over the tokens of run {part.plan.run}; extract it over them"
+    return Section(part.plan.activations(hook), lambda _: False, why)
+
+
+def norm_section(runs: Sequence[Run], part: Run, hook: HookArray) -> tuple[Section, int] | None:
+    """The norms of a hook over the tokens that one run brought.
+
+    Args:
+        runs: all of the store.
+        part: the run that brought the tokens.
+        hook: one that some of the runs have.
+
+    Returns:
+        The norms of all hooks of its run, and which of these the hook is; None where its norms are not stored.
+    """
+    for run in runs_over(runs, part):
+        if run.hook(hook.name) is not None and run.plan.norms and hook.has_norms:
+            layout = run.plan.norm_array()
+            return Section(layout, run.committed.__contains__, _AGAIN), layout.hooks.index(hook.name)
+    return None
+
+
+def token_section(part: Run, path: str) -> Section:
+    """The rows of an array of tokens that one run brought.
+
+    Args:
+        part: the run.
+        path: of the array, such as ``lengths``.
+    """
+
+    def is_committed(_shard: int) -> bool:
+        return part.has_tokens
+
+    return Section(part.plan.token_array(path), is_committed, _AGAIN)
