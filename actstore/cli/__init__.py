@@ -1,1 +1,1 @@
-"""The command line: one file a command. Heavy imports happen inside of the commands."""
+"""The command line, with one file per command. Heavy imports happen inside the commands."""

@@ -1,4 +1,4 @@
-"""Progress in bytes: a line now and then, on stderr."""
+"""Progress in bytes: lines on stderr from time to time."""
 
 import time
 
@@ -8,17 +8,17 @@ _LINE_EVERY_S = 5.0
 
 
 class ByteProgress:
-    """Pass `add` to the library."""
+    """Reports progress; pass `add` to the library."""
 
     def __init__(self, verb: str, total: int | None) -> None:
-        """``total`` is about how many bytes there will be, if that is known."""
+        """``total`` is the approximate number of bytes in all, or None if it is not known."""
         self._verb = verb
         self._total = total
         self._started = self._last_line = time.monotonic()
         self._nbytes = 0
 
     def add(self, nbytes: int) -> None:
-        """One more object of so many bytes."""
+        """Count one more object of so many bytes."""
         self._nbytes += nbytes
         now = time.monotonic()
         if now - self._last_line < _LINE_EVERY_S:

@@ -1,4 +1,4 @@
-"""Options that take a number of bytes."""
+"""Options whose value is a number of bytes."""
 
 from collections.abc import Callable
 
@@ -6,10 +6,11 @@ import click
 
 
 def byte_size(minimum: int = 1) -> Callable[[str | int], int]:
-    """The type of an option: a whole number of bytes, also with a unit, as in ``1073741824``, ``1GiB`` and ``1.5 GB``.
+    """The type of an option that is a whole number of bytes, with or without a unit: ``1073741824``, ``1GiB``, ``1.5
+    GB``.
 
     Args:
-        minimum: fewest bytes that make sense.
+        minimum: the smallest number of bytes that makes sense.
     """
 
     def size(value: str | int) -> int:

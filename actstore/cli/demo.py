@@ -1,4 +1,4 @@
-"""``actstore demo``: the whole road with what comes in the package; no network, no GPU."""
+"""``actstore demo``: extraction, reading and a picture with what the package bundles; no network, no GPU."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _TOKENS_SHOWN = 32
     help="Folder for the store and the picture.",
 )
 def demo_command(out: Path) -> None:
-    """Extract from a bundled model, read back, draw one picture."""
+    """Extract from a bundled model, read the store, and draw a picture."""
     from actstore.cli.progress import Progress
     from actstore.extraction.extract import extract
     from actstore.extraction.planning.planning import plan
@@ -78,13 +78,13 @@ def demo_command(out: Path) -> None:
 
 
 def residual_norms(store: Store, sequence: int, positions: slice) -> NDArray[Any]:
-    """[hooks, tokens] L2 norm of each hook's vectors in a part of a sequence, over the hook's mean norm."""
+    """L2 norms of each hook's vectors in a part of a sequence, divided by the hook's mean norm, [hooks, tokens]."""
     norms = [store[hook].norms[sequence, positions] / store.stats(hook).mean_norm for hook in store.hooks]
     return np.stack(norms)
 
 
 def _draw(store: Store, path: Path) -> None:
-    # The backend that needs no display; pyplot would look for one.
+    # A backend that needs no display; pyplot would look for one.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LogNorm
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""``actstore export``: a hook of a store in the form of another library."""
+"""``actstore export``: write a hook of a store in the format of another library."""
 
 import math
 from pathlib import Path
@@ -23,7 +23,7 @@ from actstore.opening import open_store
 )
 def export_command(url: str, hook: str, folder: Path, form: str) -> None:
     """Write HOOK of the store at URL to a new FOLDER, float32 with token ids, in the order of the store."""
-    del form  # there is one
+    del form  # the only form so far
     from actstore.integrations.saelens.cache_export import export_cache
 
     store = open_store(url)

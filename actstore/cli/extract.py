@@ -1,4 +1,4 @@
-"""``actstore extract``: options or a job file in, a committed store out."""
+"""``actstore extract``: turns options or a job file into a committed store."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""``actstore import``: activations that another library cached, as a store."""
+"""``actstore import``: make a store from activations that another library cached."""
 
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,15 @@ from actstore.cli.byte_progress import ByteProgress
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="To store in; the others round.",
+    help="Type to store in; all but float32 round.",
 )
-@click.option("--model", help="Hub name or folder of the model that it is of, for names and axes of hooks.")
+@click.option("--model", help="Hub name or folder of the model, for the names and axes of hooks.")
 def import_cache_command(folder: Path, source: str, output: str, dtype: Any, model: str | None) -> None:
     """Write the cached activations in FOLDER to a store.
 
     Run the same command again after any interruption: it does only what is missing.
     """
-    del source  # there is one
+    del source  # the only source so far
     from actstore.integrations.saelens.cache_import import import_cache
     from actstore.integrations.saelens.cached_rows import CachedRows
     from actstore.store.format.dtypes import dtype as dtype_of

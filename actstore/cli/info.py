@@ -1,4 +1,4 @@
-"""``actstore info``: what a store holds."""
+"""``actstore info``: print what a store holds."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The options that describe a job; ``extract`` and ``plan`` share them."""
+"""The options that describe a job, shared by ``extract`` and ``plan``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,14 +23,14 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--hooks",
         metavar="GLOB[,GLOB]",
         multiple=True,
-        help="Such as 'blocks.*.hook_resid_post'; can be repeated.",
+        help="Hook name or glob, such as 'blocks.*.hook_resid_post'; can be repeated.",
     ),
     click.option("--context-length", type=int, help="Tokens in a stored sequence."),
     click.option("--out", metavar="URL", help="The store: a path, s3://bucket/prefix, any fsspec URL."),
     click.option(
         "--dtype",
         type=click.Choice(["bfloat16", "float16", "float32"]),
-        help="To compute and store in (default: as the model was saved).",
+        help="Type to compute and store in (default: as the model was saved).",
     ),
     click.option(
         "--packing",
@@ -40,8 +40,12 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--begin-batch-token", metavar="TOKEN", help="bos, eos, sep, pad, none or an id: begins each row."
     ),
-    click.option("--begin-sequence-token", metavar="TOKEN", help="Likewise: begins each document."),
-    click.option("--sequence-separator-token", metavar="TOKEN", help="Likewise: between documents in a row."),
+    click.option("--begin-sequence-token", metavar="TOKEN", help="The same choices: begins each document."),
+    click.option(
+        "--sequence-separator-token",
+        metavar="TOKEN",
+        help="The same choices: put between documents in a row.",
+    ),
     click.option(
         "--pad-token",
         metavar="TOKEN",
@@ -54,7 +58,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--compression",
         type=click.Choice(["lz4", "zstd"]),
-        help="Of activations (default: none, so that any row is one read).",
+        help="Compression of activations (default: none, so that any row is one read).",
     ),
     click.option("--covariance", is_flag=True, default=None, help="Keep second moments in the statistics."),
     click.option(
@@ -74,7 +78,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
 
 
 def job_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options to a click command."""
+    """Add the options of a job to a click command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command

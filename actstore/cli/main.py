@@ -1,4 +1,4 @@
-"""``actstore``: finds the command, and turns every error into one sentence and an exit code."""
+"""The ``actstore`` program: runs a command, and reports every error as one sentence and an exit code."""
 
 import signal
 import sys
@@ -13,8 +13,9 @@ from actstore.errors import ActstoreError, BusyError, IncompleteError
 from actstore.reason import reason
 
 RESUMABLE = 75
-"""Exit code (``EX_TEMPFAIL``) after SIGTERM, of a run that is not complete after all, and where another process has the
-store: run the same command again."""
+"""Exit code (``EX_TEMPFAIL``) of a run that SIGTERM ended, that is not complete, or whose store another process is
+writing to. Running the same command again continues it.
+"""
 
 _COMMANDS = {
     "demo": "Extract from a bundled model, read back, draw one picture.",
@@ -32,15 +33,15 @@ _COMMANDS = {
 
 
 _MODULES = {"import": "import_cache"}
-"""Of commands whose name no module can have."""
+"""Modules of the commands whose name cannot be the name of a module."""
 
 
 class _Terminated(BaseException):
-    """SIGTERM; like KeyboardInterrupt, not to be caught by accident."""
+    """Raised at SIGTERM. Like KeyboardInterrupt, it is not caught by accident."""
 
 
 class LazyGroup(click.Group):
-    """Imports a command's module only when that command is run, so that ``--help`` answers at once."""
+    """Imports the module of a command only when the command is run, so that ``--help`` is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         del ctx
@@ -76,17 +77,17 @@ def main() -> None:
 
 
 def run(args: list[str]) -> int:
-    """Run one command line; returns its exit code.
+    """Run one command line and return its exit code.
 
-    0 done; 1 an error, told in one sentence; 2 wrong usage; 75 terminated, not complete or not our turn, and 130
-    interrupted: run it again.
+    The code is 0 on success; 1 after an error, which is printed in one sentence; 2 for wrong usage; 75 if the run was
+    terminated, is not complete or must wait for another process, and 130 if it was interrupted: run it again.
     """
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     signal.signal(signal.SIGTERM, _terminate)
     try:
         with may_leave():
-            # Without standalone mode, click returns the code of an Exit, and otherwise what the command returned: None.
+            # Without standalone mode, click returns the code of an Exit, otherwise the command's result, which is None.
             code = cli.main(args=args, prog_name="actstore", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.ClickException as error:

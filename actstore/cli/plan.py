@@ -1,4 +1,4 @@
-"""``actstore plan``: a dry run."""
+"""``actstore plan``: a dry run of an extraction."""
 
 import json
 from typing import Any

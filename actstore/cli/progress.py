@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, plain lines elsewhere; always on stderr."""
+"""Progress of a run on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ _LINE_EVERY_S = 5.0
 
 
 class Progress:
-    """Shows events; use as a context, and pass `on_event` to the library."""
+    """Shows events. Use it as a context manager, and pass `on_event` to the library."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -51,7 +51,7 @@ class Progress:
             self._bar.stop()
 
     def start(self, n_sequences: int, context_length: int) -> None:
-        """The extraction begins: so many sequences are still to be computed."""
+        """Begin an extraction with so many sequences left to compute."""
         self._n_sequences, self._length = n_sequences, context_length
         self._started = self._last_line = time.monotonic()
         if self._bar is not None:
@@ -68,7 +68,7 @@ class Progress:
 
     def _segment(self, event: SegmentDone) -> None:
         if not self._done:
-            # Workers took their time to start; the rate is that of the work.
+            # The rate is that of the work, without the time that workers took to start.
             self._started = max(
                 self._started, time.monotonic() - event.seconds_forward - event.seconds_writing
             )

@@ -1,4 +1,4 @@
-"""Output whose reader may leave before its end, as ``head`` does: the command goes on, and ends as it would have."""
+"""Output whose reader may stop reading early, as ``head`` does, without ending the command."""
 
 import contextlib
 import io
@@ -8,10 +8,10 @@ from typing import Any, TextIO
 
 
 class _Forgiving(io.FileIO):
-    """A file that takes what nobody reads any more."""
+    """A file that discards what is written once its reader is gone."""
 
     def write(self, data: Any, /) -> int:
-        """As `io.FileIO`, for which a pipe without a reader is an error."""
+        """Like `io.FileIO.write`, except that a closed pipe is no error."""
         try:
             return super().write(data)
         except BrokenPipeError:
@@ -20,8 +20,8 @@ class _Forgiving(io.FileIO):
 
 @contextlib.contextmanager
 def may_leave() -> Iterator[None]:
-    """Whoever reads stdout or stderr may leave meanwhile. Otherwise click would end the command where it is, with exit
-    code 1, whatever it has found or was about to do.
+    """Ignore that the reader of stdout or stderr stops reading. Otherwise click would end the command at that point
+    with exit code 1, whatever its result.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(_forgiving(sys.stdout, stack)))
@@ -30,18 +30,18 @@ def may_leave() -> Iterator[None]:
 
 
 def _forgiving(stream: TextIO, stack: contextlib.ExitStack) -> TextIO:
-    """The same file; the stream itself where it is none, as in tests."""
+    """A forgiving stream to the same file, or the stream itself if it has no file, as in tests."""
     try:
         descriptor = stream.fileno()
     except (AttributeError, OSError):
         return stream
     with contextlib.suppress(BrokenPipeError):
         stream.flush()
-    found = io.TextIOWrapper(
+    forgiving = io.TextIOWrapper(
         io.BufferedWriter(_Forgiving(descriptor, "wb", closefd=False)),
         encoding=stream.encoding,
         errors=stream.errors,
         line_buffering=stream.line_buffering if isinstance(stream, io.TextIOWrapper) else False,
     )
-    stack.callback(found.flush)
-    return found
+    stack.callback(forgiving.flush)
+    return forgiving

@@ -1,4 +1,4 @@
-"""``actstore serve``: stores over HTTP."""
+"""``actstore serve``: serve stores over HTTP."""
 
 import contextlib
 import importlib.util
@@ -15,13 +15,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command("serve")
 @click.argument("urls", nargs=-1, metavar="[URL]...")
-@click.option("--root", help="Folder or bucket: every store below it is served, also those that come later.")
+@click.option("--root", help="Folder or bucket: every store below it is served, including later ones.")
 @click.option(
     "--allow-links",
     multiple=True,
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Links in stores may lead into this folder, too. Default: not out of the folder of the store.",
+    help="Links in stores may also lead into this folder. Default: only within the folder of the store.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
 @click.option(
@@ -29,56 +29,58 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
-    help="0 takes one that is free.",
+    help="Port to listen at; 0 takes a free one.",
 )
 @click.option(
     "--uds",
     type=_FILE,
-    help="Also listen at this Unix socket: faster for clients on the same machine, http+unix://%2Fpath/v1/stores/NAME.",
+    help="Also listen at this Unix socket, which is faster for clients on the same machine: "
+    "http+unix://%2Fpath/v1/stores/NAME.",
 )
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes.")
 @click.option(
     "--token-file",
     type=_FILE,
-    help="One token a line, then name=WHOSE and globs of its stores. Needed beyond loopback; read again and again.",
+    help="File with one token per line, then name=WHOSE and globs of its stores. Needed beyond loopback; "
+    "reread while the server runs.",
 )
 @click.option(
     "--cache-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keeps shards of remote stores for batches. Default: a temporary folder.",
+    help="Folder for shards of remote stores that batches need. Default: a temporary folder.",
 )
 @click.option(
     "--cache-limit",
     type=byte_size(),
-    help="Bytes that it may take. Default: half of what is free there.",
+    help="Most bytes of --cache-dir. Default: half of what is free there.",
 )
 @click.option(
     "--max-reply",
     type=byte_size(),
     default="4GiB",
     show_default=True,
-    help="Bytes of one reply.",
+    help="Most bytes of one reply.",
 )
 @click.option(
     "--max-batch",
     type=byte_size(),
     default="256MiB",
     show_default=True,
-    help="Bytes of one batch; some of them are kept.",
+    help="Most bytes of one batch; a few batches are kept.",
 )
 @click.option(
     "--memory",
     type=byte_size(1 << 20),
     default="1GiB",
     show_default=True,
-    help="Bytes that a process may hold for clients: batches, windows, replies. One client gets half at most.",
+    help="Most bytes that a process may hold for clients: batches, windows, replies. One client gets at most half.",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Requests at once in a process.",
+    help="Most requests at once in a process.",
 )
 @click.option(
     "--timeout",
@@ -92,14 +94,14 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.FloatRange(min=0.1),
     default=30.0,
     show_default=True,
-    help="Seconds after which a client that takes nothing of its reply is cut off.",
+    help="Seconds after which a client that reads nothing of its reply is cut off.",
 )
 @click.option(
     "--connections",
     type=click.IntRange(min=1),
     default=1024,
     show_default=True,
-    help="Connections at once in a process; beyond it, the longest idle one is closed.",
+    help="Most connections at once in a process; beyond that, the one idle for longest is closed.",
 )
 @click.option(
     "--head-timeout",
@@ -113,18 +115,18 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.IntRange(min=1),
     default=75,
     show_default=True,
-    help="Seconds for which a connection is kept between two requests; a load balancer in front should have fewer.",
+    help="Seconds for which a connection is kept between two requests; a load balancer in front should use less.",
 )
 @click.option(
     "--allowed-host",
     multiple=True,
-    help="Another name or address that clients may call a server without tokens by; may be repeated.",
+    help="Another name or address by which clients may reach a server without tokens; can be repeated.",
 )
 @click.option(
     "--forwarded-allow-ips",
     metavar="LIST",
     help="Addresses and networks of proxies, joined by commas: the client is the last address of X-Forwarded-For "
-    "that is none of them. * alone is one proxy, at whatever address. Default: nobody is believed.",
+    "that is none of them. * alone is one proxy, at whatever address. Default: no proxy is trusted.",
 )
 @click.option(
     "--access-log",
@@ -136,12 +138,12 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.IntRange(1, 64),
     default=2,
     show_default=True,
-    help="Searches, and looks for rows that are not dropped, at once in a process.",
+    help="Most scans at once in a process: searches, and finding the rows that are not dropped.",
 )
 @click.option("--ssl-certfile", type=_FILE, help="PEM certificate: serve HTTPS.")
 @click.option("--ssl-keyfile", type=_FILE, help="Its key.")
 @click.option("--verbose", is_flag=True, help="Log to stderr each request, and what the HTTP server does.")
-@click.option("--json", "as_json", is_flag=True, help="Print where it listens as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the addresses as JSON.")
 def serve_command(
     urls: tuple[str, ...],
     root: str | None,
@@ -171,9 +173,9 @@ def serve_command(
     verbose: bool,
     as_json: bool,
 ) -> None:
-    """Serve the stores at URLs, and all below --root, over HTTP.
+    """Serve the stores at URLs, and all stores below --root, over HTTP.
 
-    A store is called by the last component of its URL, or as in NAME=URL. Read one with
+    The name of a store is the last component of its URL, or NAME in NAME=URL. Read one with
     actstore.open("http://127.0.0.1:8000/v1/stores/NAME").
     """
     if not urls and root is None:

@@ -1,4 +1,4 @@
-"""``actstore slice``: a few activations, as text, npy or safetensors."""
+"""``actstore slice``: print or save some activations."""
 
 import io
 import sys
@@ -16,7 +16,7 @@ from actstore.store.reading.activations import Activations
 
 
 class Slice(click.ParamType[slice]):
-    """Sequences or positions, as Python writes a slice; a number is a slice of one."""
+    """A range of sequences or positions in Python's slice notation; a number is a slice of one."""
 
     name = "A:B"
 
@@ -43,7 +43,7 @@ class Slice(click.ParamType[slice]):
     "--format",
     "form",
     type=click.Choice(["text", "npy", "safetensors"]),
-    help="Default: by the suffix of -o, else text. npy has no bfloat16 and gets float32, which holds it exactly.",
+    help="Format. Default: by the suffix of -o, else text. npy has no bfloat16; it is saved as float32, exactly.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str | None, output: Path | None) -> None:
@@ -85,7 +85,7 @@ def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str | None,
 def _text(
     hook: str, values: NDArray[Any], tokens: NDArray[Any], sequences: NDArray[Any], positions: NDArray[Any]
 ) -> str:
-    """One line a position: where it is, its token, the norm of its vector and the first values."""
+    """One line per position: its place, its token, the norm of its vector and the first values."""
     lines = [f"{hook} {list(values.shape)} {values.dtype}", "  seq   pos  token        norm  values"]
     for i, sequence in enumerate(sequences):
         for j, position in enumerate(positions):

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @click.option(
     "--shuffle",
     type=click.Choice(["global", "window", "none"]),
-    help="Say how well batches of this order of one HOOK mix sequences, next to independent draws.",
+    help="Print how well batches of one HOOK in this order mix sequences, compared with independent draws.",
 )
 @click.option("--batch-size", type=click.IntRange(1), help="Rows of a batch, with --shuffle.")
-@click.option("--seed", type=click.IntRange(0), help="Of the shuffle. Default: 0.")
-@click.option("--window-rows", type=click.IntRange(1), help="Of a window, at least. Default: 2^20.")
-@click.option("--batches", type=click.IntRange(1), help="How many are looked at. Default: 100.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the shuffle. Default: 0.")
+@click.option("--window-rows", type=click.IntRange(1), help="Least rows of a window. Default: 2^20.")
+@click.option("--batches", type=click.IntRange(1), help="Number of batches to look at. Default: 100.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, mean vectors included.")
 def stats_command(
     url: str, hooks: tuple[str, ...], shuffle: str | None, as_json: bool, **of_shuffle: int | None
@@ -45,55 +45,65 @@ def stats_command(
         raise click.UsageError(f"{names} is about a shuffle; give --shuffle with it")
     store = open_store(url)
     chosen = [name for hook in hooks for name in store.matching(hook)]
-    found = {name: store.stats(name) for name in dict.fromkeys(chosen)} if hooks else _all(store)
-    where = {name: _where(store, name) for name, statistics in found.items() if statistics.n_not_finite}
+    statistics_by_hook = (
+        {name: store.stats(name) for name in dict.fromkeys(chosen)} if hooks else _all_statistics(store)
+    )
+    where = {
+        name: _where(store, name)
+        for name, statistics in statistics_by_hook.items()
+        if statistics.n_not_finite
+    }
     if as_json:
-        told = {
+        documents = {
             name: statistics.to_dict() | {"not_finite_in": where.get(name, [])}
-            for name, statistics in found.items()
+            for name, statistics in statistics_by_hook.items()
         }
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(documents, indent=2))
     else:
-        click.echo("\n".join([_table(found), *(_told(name, places) for name, places in where.items())]))
+        click.echo(
+            "\n".join(
+                [_table(statistics_by_hook), *(_described(name, places) for name, places in where.items())]
+            )
+        )
 
 
 _MOST_PLACES = 1000
 
 
 def _where(store: Store, hook: str) -> list[tuple[int, int, int]]:
-    """First and last sequence (exclusive) of segments with NaN or infinity, and how many tokens of it have some."""
-    found = store.not_finite(hook, most_segments=_MOST_PLACES)
-    return [(rows.start, rows.stop, n_tokens) for rows, n_tokens in found[:_MOST_PLACES]]
+    """(first sequence, last sequence (exclusive), tokens with NaN or infinity) of each segment that has such tokens."""
+    segments = store.not_finite(hook, most_segments=_MOST_PLACES)
+    return [(rows.start, rows.stop, n_tokens) for rows, n_tokens in segments[:_MOST_PLACES]]
 
 
-def _told(hook: str, places: list[tuple[int, int, int]]) -> str:
+def _described(hook: str, places: list[tuple[int, int, int]]) -> str:
     some = ", ".join(f"{n_tokens:,} of sequences {start}:{stop}" for start, stop, n_tokens in places[:8])
     return f"{hook}: NaN or infinity in tokens {some}" + (", ..." if len(places) > 8 else "")
 
 
-def _all(store: Store) -> dict[str, Statistics]:
-    """Of every hook that has statistics.
+def _all_statistics(store: Store) -> dict[str, Statistics]:
+    """The statistics of every hook that has any.
 
     Raises:
         NotCommittedError: nothing of any hook is committed.
     """
-    found = {}
+    statistics_by_hook = {}
     absent = None
     for name in store.hooks:
         try:
-            found[name] = store.stats(name)
+            statistics_by_hook[name] = store.stats(name)
         except HookError:
             continue  # attention patterns and scores
         except NotCommittedError as error:
-            absent = error  # a run that was begun and is not done
-    if absent is not None and not found:
+            absent = error  # a run that was begun and is not complete
+    if absent is not None and not statistics_by_hook:
         raise absent
-    return found
+    return statistics_by_hook
 
 
-def _table(found: dict[str, Statistics]) -> str:
+def _table(statistics_by_hook: dict[str, Statistics]) -> str:
     head = ("hook", "tokens", "mean norm", "rms norm", "median", "99 %", "max norm", "max abs", "not finite")
-    lines = [head, *(_line(name, statistics) for name, statistics in found.items())]
+    lines = [head, *(_line(name, statistics) for name, statistics in statistics_by_hook.items())]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(
@@ -121,20 +131,20 @@ def _print_quality(store: Store, hook: str, shuffle: str, given: dict[str, Any],
     n_batches = given.pop("batches", BATCHES)
     order: Any = None if shuffle == "none" else shuffle
     with store.loader(hook, shuffle=order, **given) as loader:
-        found = shuffle_quality(loader, n_batches)
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _quality_text(found))
+        quality = shuffle_quality(loader, n_batches)
+    click.echo(json.dumps(quality.to_dict(), indent=2) if as_json else _quality_text(quality))
 
 
-def _quality_text(found: "ShuffleQuality") -> str:
-    order, draws = found.order, found.independent
+def _quality_text(quality: "ShuffleQuality") -> str:
+    order, draws = quality.order, quality.independent
     figures = {
         "sequences in a batch": (order.sequences, draws.sequences),
         "rows per sequence": (order.rows_per_sequence, draws.rows_per_sequence),
         "most rows of one sequence": (order.most_rows, draws.most_rows),
         "normalised entropy": (order.entropy, draws.entropy),
     }
-    batches = f"{found.n_batches:,} batches of {found.batch_rows:,} rows"
-    rows = f"{found.n_rows:,} rows in {found.n_sequences:,} sequences"
+    batches = f"{quality.n_batches:,} batches of {quality.batch_rows:,} rows"
+    rows = f"{quality.n_rows:,} rows in {quality.n_sequences:,} sequences"
     lines = [f"{batches}, of {rows}", "", f"{'':26}{'this order':>14}{'independent':>14}"]
     lines += [f"{name:26}{ours:14,.5g}{theirs:14,.5g}" for name, (ours, theirs) in figures.items()]
     return "\n".join(lines)

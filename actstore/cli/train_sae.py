@@ -1,4 +1,4 @@
-"""``actstore train-sae``: an SAE of SAELens from a store."""
+"""``actstore train-sae``: train an SAE of SAELens on a store."""
 
 import math
 from pathlib import Path
@@ -28,48 +28,62 @@ _SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "
     show_default=True,
 )
 @click.option("--d-sae", type=click.IntRange(1), help="Latents (default: 8 times the width of the hook).")
-@click.option("--k", type=click.IntRange(1), default=64, show_default=True, help="Of topk and batchtopk.")
 @click.option(
-    "--sparsity", type=float, default=1.0, show_default=True, help="Coefficient of standard and jumprelu."
+    "--k", type=click.IntRange(1), default=64, show_default=True, help="Active latents of topk and batchtopk."
 )
-@click.option("--samples", type=click.IntRange(1), help="To train on (default: every row that is left once).")
+@click.option(
+    "--sparsity",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Sparsity coefficient of standard and jumprelu.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    help="Rows to train on (default: each row that is not dropped, once).",
+)
 @click.option("--batch-size", type=click.IntRange(1), default=4096, show_default=True)
 @click.option("--lr", type=float, default=3e-4, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the first weights and the shuffle.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of the first weights and of the shuffle."
+)
 @click.option(
     "--shuffle",
     type=click.Choice(list(_SHUFFLES)),
     default="global",
     show_default=True,
-    help="window: for object stores.",
+    help="How rows are shuffled; use window for object stores.",
 )
 @click.option(
     "--window-rows",
     type=click.IntRange(1),
     default=1 << 20,
     show_default=True,
-    help="Shuffled among each other; two windows are in memory.",
+    help="Rows that are shuffled together; two windows are in memory.",
 )
 @click.option(
-    "--drop", multiple=True, help="bos, eos, sep, nonfinite or a token id, to leave out; can be repeated."
+    "--drop",
+    multiple=True,
+    help="Tokens to leave out: bos, eos, sep, nonfinite or a token id; can be repeated.",
 )
 @click.option("--seqpos", type=Slice(), help="Positions to keep, such as 1: for all but the first.")
 @click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Local folder for shards of a remote store."
 )
-@click.option("--cache-limit", type=byte_size(), help="Bytes that it may take.")
+@click.option("--cache-limit", type=byte_size(), help="Most bytes of --cache-dir.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--checkpoints",
     type=click.IntRange(0),
     default=0,
     show_default=True,
-    help="How many, into OUT/checkpoints.",
+    help="Number of checkpoints, saved in OUT/checkpoints.",
 )
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Folder of a checkpoint to go on from, or OUT for the newest one.",
+    help="Folder of the checkpoint to continue from, or OUT for the newest one.",
 )
 @click.option("-o", "--output", metavar="OUT", type=click.Path(path_type=Path), required=True)
 def train_sae_command(
@@ -166,7 +180,7 @@ def train_sae_command(
     except Exception:
         raise
     except BaseException as error:
-        # The same command would begin anew.
+        # The same command would start from the beginning.
         newest = _newest(output)
         kept = "there is no checkpoint yet" if newest == output else f"go on with --resume {newest}"
         click.echo(f"\nstopped; {kept}", err=True)  # below the bar
@@ -176,11 +190,11 @@ def train_sae_command(
 
 
 def _newest(folder: Path) -> Path:
-    """A checkpoint as it is; of a folder of checkpoints, or one that has them, the newest that is whole."""
-    from actstore.integrations.saelens.checkpoint import POSITION  # what is written last
+    """The given checkpoint itself, or the newest complete one in a folder of checkpoints or an output folder."""
+    from actstore.integrations.saelens.checkpoint import POSITION  # written last in a checkpoint
 
     for where in (folder / "checkpoints", folder):
-        found = [path.parent for path in where.glob(f"*/{POSITION}") if path.parent.name.isdecimal()]
-        if found:
-            return max(found, key=lambda path: int(path.name))
+        checkpoints = [path.parent for path in where.glob(f"*/{POSITION}") if path.parent.name.isdecimal()]
+        if checkpoints:
+            return max(checkpoints, key=lambda path: int(path.name))
     return folder

@@ -1,4 +1,4 @@
-"""``actstore verify``: every byte of a store against every record that vouches for it."""
+"""``actstore verify``: check every byte of a store against its records."""
 
 import json
 from typing import TYPE_CHECKING
@@ -9,16 +9,16 @@ if TYPE_CHECKING:
     from actstore.store.checking.verification import Verification
 
 DAMAGED = 3
-"""Exit code: something that is committed is not as it was written."""
+"""Exit code if something that is committed is not as it was written."""
 INCOMPLETE = 75
-"""Exit code: all is well so far, and not everything that was planned is there. The same as of a stopped run."""
+"""Exit code if nothing is damaged, but not everything that was planned is there. It is that of a stopped run, too."""
 
 
 @click.command("verify")
 @click.argument("url")
 @click.option("--deep", is_flag=True, help="Also run the model again on some rows, and compare.")
-@click.option("--rows", "n_rows", type=click.IntRange(min=1), default=16, help="Rows a run with --deep.")
-@click.option("--model", help="Where the model is on this machine, for --deep (default: where it was).")
+@click.option("--rows", "n_rows", type=click.IntRange(min=1), default=16, help="Rows per run with --deep.")
+@click.option("--model", help="Location of the model on this machine, for --deep (default: where it was).")
 @click.option("--revision", help="Branch, tag or commit on the Hub, for --deep.")
 @click.option("--device", help="Device for --deep (default: a GPU if there is one).")
 @click.option(
@@ -45,7 +45,7 @@ def verify_command(
     from actstore.extraction.verify import verify
 
     progress = ByteProgress("verified", _nbytes(url))
-    found = verify(
+    result = verify(
         url,
         deep=deep,
         repair=repair,
@@ -55,19 +55,19 @@ def verify_command(
         device=device,
         on_object=ignore if quiet else progress.add,
     )
-    click.echo(json.dumps(found.to_dict(), indent=2) if as_json else _text(found))
-    if not found.is_clean:
+    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else _text(result))
+    if not result.is_clean:
         raise click.exceptions.Exit(DAMAGED)
-    if not found.is_complete:
+    if not result.is_complete:
         raise click.exceptions.Exit(INCOMPLETE)
 
 
 def ignore(_nbytes: int) -> None:
-    """For no progress."""
+    """Show no progress."""
 
 
 def _nbytes(url: str) -> int | None:
-    """About how much there is to read; None where the store is too damaged to say."""
+    """The approximate number of bytes to read; None if the store is too damaged to tell."""
     from actstore.errors import ActstoreError
     from actstore.opening import open_store
 
@@ -77,30 +77,30 @@ def _nbytes(url: str) -> int | None:
         return None
 
 
-def _text(found: "Verification") -> str:
+def _text(result: "Verification") -> str:
     from actstore.extraction.report import table
 
-    n_damaged = len(found.damage)
-    state = "clean" if found.is_clean else f"DAMAGED: {n_damaged} finding" + ("s" if n_damaged != 1 else "")
-    if found.n_removed or found.n_rewritten:
-        state = f"was {'damaged' if n_damaged else 'clean'}, and repaired: {len(found.findings)} findings"
+    n_damaged = len(result.damage)
+    state = "clean" if result.is_clean else f"DAMAGED: {n_damaged} finding" + ("s" if n_damaged != 1 else "")
+    if result.n_removed or result.n_rewritten:
+        state = f"was {'damaged' if n_damaged else 'clean'}, and repaired: {len(result.findings)} findings"
     rows = {
-        "store": f"{found.url} ({state})",
-        "segments": f"{found.n_committed:,} of {found.n_segments:,} committed",
-        "checked": f"{found.n_objects:,} objects, {found.nbytes / 1e6:,.1f} MB in {found.seconds:.1f} s",
+        "store": f"{result.url} ({state})",
+        "segments": f"{result.n_committed:,} of {result.n_segments:,} committed",
+        "checked": f"{result.n_objects:,} objects, {result.nbytes / 1e6:,.1f} MB in {result.seconds:.1f} s",
     }
-    if found.n_rows_recomputed:
-        rows["model"] = f"{found.n_rows_recomputed} rows computed again and compared" + (
+    if result.n_rows_recomputed:
+        rows["model"] = f"{result.n_rows_recomputed} rows computed again and compared" + (
             ", with the layers alone that the hooks need, for lack of memory"
-            if found.reference == "loaded"
+            if result.reference == "loaded"
             else ""
         )
-    if found.findings:
-        rows["findings"] = "\n".join(str(finding) for finding in found.findings)
-    lost = [finding for finding in found.damage if not finding.is_repairable]
-    repaired = [f"{found.n_rewritten} objects written again"] if found.n_rewritten else []
-    if found.n_removed:
-        repaired.append(f"{found.n_removed} objects removed; run the extraction again to make them anew")
+    if result.findings:
+        rows["findings"] = "\n".join(str(finding) for finding in result.findings)
+    lost = [finding for finding in result.damage if not finding.is_repairable]
+    repaired = [f"{result.n_rewritten} objects written again"] if result.n_rewritten else []
+    if result.n_removed:
+        repaired.append(f"{result.n_removed} objects removed; run the extraction again to make them anew")
     if repaired:
         rows["repaired"] = "\n".join(repaired)
     if lost:
@@ -110,8 +110,8 @@ def _text(found: "Verification") -> str:
             else ": the finding says what to do"
         )
     elif n_damaged and not repaired:
-        rows["next"] = f"actstore verify {found.url} --repair, then the same extraction again"
-    elif not n_damaged and not found.is_complete:
-        runs = "; ".join(found.incomplete)
+        rows["next"] = f"actstore verify {result.url} --repair, then the same extraction again"
+    elif not n_damaged and not result.is_complete:
+        runs = "; ".join(result.incomplete)
         rows["next"] = f"the same extraction again, for what is not complete: {runs}"
     return table(rows)

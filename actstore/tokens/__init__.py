@@ -1,5 +1,4 @@
-"""Tokens first: sources of documents, tokenising, packing to rows with provenance, and the spool that holds
-them.
+"""Token sources, tokenising, packing to rows with provenance, and the spool that holds the rows.
 
 Nothing here imports torch; transformers and datasets are imported only where a tokenizer or a hub dataset
 is opened.

@@ -1,4 +1,4 @@
-"""Documents in batches: enough at once to keep a tokenizer's threads busy, few enough to bound memory."""
+"""Grouping documents in batches that keep a tokenizer's threads busy and bound memory."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -11,17 +11,17 @@ Document = TypeVar("Document", str, TokenIds)
 
 TextBatch = tuple[int, list[str]]
 TokenBatch = tuple[int, list[TokenIds]]
-"""The number of the first document, and the documents from it on, without gaps."""
+"""The number of the first document, and the documents from there on, without gaps."""
 
 MAX_DOCUMENT_NBYTES = 256 << 20
-"""Of the text of one document. A tokenizer takes some fifty times as much memory for it."""
+"""The most bytes of text in one document. A tokenizer takes some fifty times as much memory."""
 BATCH_DOCUMENTS = 4096
 BATCH_SIZE = 1 << 20
-"""Characters or tokens; a single longer document is a batch of its own size."""
+"""Characters or tokens in a batch; a longer document is a batch by itself."""
 
 
 def in_batches(documents: Iterable[Document]) -> Iterator[tuple[int, list[Document]]]:
-    """Numbers the documents from 0 and groups them; every document, also an empty one, has its number."""
+    """Number documents from 0 and group them; every document has its number, empty ones too."""
     first, size = 0, 0
     batch: list[Document] = []
     for document in documents:

@@ -1,4 +1,4 @@
-"""Which column holds the documents, and a chunk of that Arrow column as documents."""
+"""Choosing the column that holds documents, and reading a chunk of that Arrow column."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -12,9 +12,9 @@ from actstore.errors import TokensError
 from actstore.tokens.batch import MAX_DOCUMENT_NBYTES, TokenIds
 
 Kind = Literal["text", "tokens"]
-"""What documents are: strings, or token ids already."""
+"""What documents are: strings, or token ids."""
 
-# In order of preference: what was tokenised before is used as it is.
+# In order of preference: text that is tokenised already is used as it is.
 _DEFAULTS: tuple[tuple[str, Kind], ...] = (("input_ids", "tokens"), ("tokens", "tokens"), ("text", "text"))
 _INT32_MAX = 2**31 - 1
 
@@ -22,11 +22,11 @@ _INT32_MAX = 2**31 - 1
 def choose_column(
     kinds: Mapping[str, Kind | None], column: str | None, name: str, *, types: Mapping[str, str] | None = None
 ) -> tuple[str, Kind]:
-    """The column to read and its kind, out of `kinds` (None: neither strings nor lists of integers) in file
+    """Return the column to read and its kind, out of `kinds` (None: neither strings nor lists of integers) in file
     `name`.
 
-    `column` if given, else the first of input_ids, tokens (lists of integers) and text (strings).
-    Raises TokensError that lists the columns there are.
+    It is `column` if given, else the first of input_ids, tokens (lists of integers) and text (strings). Raises
+    TokensError that lists the columns of the file.
     """
     there = ", ".join(f"{key} ({types[key]})" if types else key for key in kinds) or "none at all"
     if column is None:
@@ -48,7 +48,7 @@ def choose_column(
 
 
 def choose_field(schema: pa.Schema, column: str | None, name: str) -> tuple[str, Kind]:
-    """`choose_column` for an Arrow schema."""
+    """Like `choose_column`, for an Arrow schema."""
     kinds = {field.name: _kind(field.type) for field in schema}
     types = {field.name: str(field.type) for field in schema}
     chosen, kind = choose_column(kinds, column, name, types=types)
@@ -89,9 +89,9 @@ def chunk_texts(chunk: "pa.Array[Any]", name: str) -> Iterator[str]:
 
 
 def chunk_tokens(chunk: "pa.Array[Any]", name: str, first_row: int) -> Iterator[TokenIds]:
-    """The lists of a chunk as int32 arrays, null as empty; `first_row` numbers its first row in the file.
+    """The lists of a chunk as int32 arrays, null as empty; `first_row` is the number of its first row in the file.
 
-    Raises TokensError for a null id and for one that int32 does not hold.
+    Raises TokensError for a null id and for one that does not fit int32.
     """
     lengths = pc.fill_null(pc.list_value_length(chunk), 0).to_numpy(zero_copy_only=False)
     ends = np.cumsum(lengths, dtype=np.int64)
@@ -111,7 +111,7 @@ def chunk_tokens(chunk: "pa.Array[Any]", name: str, first_row: int) -> Iterator[
 
 
 def as_int32(ids: NDArray[Any]) -> TokenIds | None:
-    """Integers as int32; None when one of another width is outside 0 to 2**31 - 1."""
+    """Convert integers to int32; None if one is outside 0 to 2**31 - 1."""
     if ids.dtype == np.int32:
         return ids
     if ids.size and (ids.min() < 0 or ids.max() > _INT32_MAX):

@@ -1,4 +1,4 @@
-"""Reading .gz and .zst files as plain bytes; a file that is cut short raises, and never just ends early."""
+"""Reading .gz and .zst files as plain bytes. A file that is cut short raises an error, and never just ends early."""
 
 import gzip
 import io
@@ -9,11 +9,11 @@ import zstandard
 
 CHUNK_NBYTES = 64 * 1024
 _PIECE_NBYTES = 2 * 1024
-"""Of compressed bytes given to zstandard at once. It gives all that they stand for, up to 2**15 times as much."""
+"""Compressed bytes that zstandard gets at once. It returns all that they unpack to, up to 2**15 times as much."""
 
 
 class _Chunks(io.RawIOBase):
-    """A file object over an iterator of non-empty byte strings; owns the file they come from."""
+    """A file object over an iterator of non-empty byte strings; it closes the file they come from."""
 
     def __init__(self, chunks: Iterator[bytes], raw: BinaryIO) -> None:
         self._chunks = chunks
@@ -37,7 +37,8 @@ class _Chunks(io.RawIOBase):
 
 
 def _zstd_chunks(raw: BinaryIO) -> Iterator[bytes]:
-    # zstandard's own stream_reader stops at the first frame by default, and takes a cut file for a whole one.
+    # zstandard's own stream_reader stops after the first frame by default, and takes a cut file for a complete
+    # one.
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
     frame = decompressor.decompressobj()
     in_frame = False
@@ -58,11 +59,11 @@ def _zstd_chunks(raw: BinaryIO) -> Iterator[bytes]:
 
 
 def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    """The plain bytes of `raw`, by the suffix of `path`: .gz and .zst with any number of members, or as it
-    is.
+    """The plain bytes of `raw`: .gz and .zst files, by the suffix of `path`, with any number of members, or as they
+    are.
 
-    Reading raises EOFError when the file is cut short, gzip.BadGzipFile, zlib.error or zstandard.ZstdError
-    when it is damaged.
+    Reading raises EOFError if the file is cut short, and gzip.BadGzipFile, zlib.error or zstandard.ZstdError if it is
+    damaged.
     """
     if path.lower().endswith(".gz"):
         return cast(BinaryIO, io.BufferedReader(_GzipFile(raw)))
@@ -72,7 +73,7 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
 
 
 class _GzipFile(gzip.GzipFile):
-    """A GzipFile that closes the file it was given."""
+    """A GzipFile that closes the file it reads."""
 
     def __init__(self, raw: BinaryIO) -> None:
         super().__init__(fileobj=raw, mode="rb")

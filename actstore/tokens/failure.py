@@ -1,4 +1,4 @@
-"""Turns what other libraries raise while reading into one `TokensError` of one sentence."""
+"""Turns errors of other libraries while reading into one `TokensError` of one sentence."""
 
 import gzip
 import zlib
@@ -14,7 +14,7 @@ from actstore.reason import reason
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Raises TokensError, naming the file `name`, for failures of storage, decompression or Arrow inside."""
+    """Raise TokensError, naming the file `name`, for failures of storage, decompression or Arrow inside."""
     try:
         yield
     except FileNotFoundError as error:
@@ -34,9 +34,9 @@ def reading(name: str) -> Iterator[None]:
 
 
 def decode(data: bytes, name: str, *, start: int = 0) -> str:
-    """`data` as UTF-8; `start` is where it lies in the (decompressed) file `name`.
+    """Decode `data` as UTF-8; `start` is its byte offset in the (decompressed) file `name`.
 
-    Raises TokensError with the byte offset of what is not UTF-8.
+    Raises TokensError with the byte offset of the first bytes that are not UTF-8.
     """
     try:
         return data.decode("utf-8")

@@ -1,4 +1,4 @@
-"""Which files a spec stands for: a path or URL, a glob, or a directory, in sorted order and of one format."""
+"""Finding the files of a source: a path or URL, a glob, or a directory, in sorted order and of one format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ SUPPORTED = ".txt and .jsonl/.ndjson (also .gz, .zst), .parquet, .arrow, .feathe
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of a source; `nbytes` is its stored (compressed) size, None where the storage does not say."""
+    """One file of a source; `nbytes` is its stored (compressed) size, None if the storage does not tell."""
 
     url: str
     nbytes: int | None
@@ -36,7 +36,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class LocatedFile:
-    """A file with the filesystem to open it on. `name` is what messages call it: a local path or a URL."""
+    """A file with the filesystem to open it on. `name` is its local path or URL in messages."""
 
     name: str
     path: str
@@ -45,7 +45,7 @@ class LocatedFile:
     filesystem: Any = field(repr=False)
 
     def open(self) -> BinaryIO:
-        """The decompressed bytes. Raises whatever the storage raises: wrap it in `reading`."""
+        """Open the decompressed bytes. Raises whatever the storage raises: wrap it in `reading`."""
         return decompressed(cast(BinaryIO, self.filesystem.open(self.path, "rb")), _plain(self.path))
 
     @property
@@ -54,31 +54,31 @@ class LocatedFile:
 
 
 def locate(spec: str) -> tuple[LocatedFile, ...]:
-    """The files that `spec` stands for, at least one, sorted by path, all of one format.
+    """The files that `spec` names, at least one, sorted by path, all of one format.
 
-    A path that exists is taken as it is, even with glob characters in its name. Below a directory, files of
-    other formats, hidden files and the `cache-*.arrow` files that `datasets` leaves behind are passed over;
-    a glob must match supported files only.
+    An existing path is taken literally, even with glob characters in its name. Below a directory, files of other
+    formats, hidden files and the `cache-*.arrow` files that `datasets` leaves behind are skipped; a glob must match
+    supported files only.
 
-    Raises TokensError when nothing matches, a suffix is not supported, formats are mixed or the listing
-    fails, and MissingExtraError when fsspec lacks the package for the URL's protocol.
+    Raises TokensError if nothing matches, a suffix is not supported, formats are mixed or the listing fails, and
+    MissingExtraError if fsspec lacks the package for the URL's protocol.
     """
     filesystem, root = _filesystem(spec)
     try:
-        found, is_directory = _listing(filesystem, root)
+        sizes, is_directory = _listing(filesystem, root)
     except PermissionError as error:
         raise TokensError(f"no permission to list {spec}: {reason(error)}") from error
     except Exception as error:  # each storage has its own error classes (botocore's are no OSError)
         raise TokensError(f"{spec} cannot be listed: {reason(error)}") from error
     if is_directory:
-        others = sorted(found)
-        found = {path: nbytes for path, nbytes in found.items() if _belongs(path)}
-        if not found:
+        others = sorted(sizes)
+        sizes = {path: nbytes for path, nbytes in sizes.items() if _belongs(path)}
+        if not sizes:
             holds = f"only others such as {PurePosixPath(others[0]).name}" if others else "no files at all"
             raise TokensError(f"the directory {spec} holds {holds}; supported are {SUPPORTED}")
-    if not found:
+    if not sizes:
         raise TokensError(f"nothing is found at {spec}; give a file, a directory, a glob or hf:org/name")
-    files = tuple(_located(filesystem, path, found[path]) for path in sorted(found))
+    files = tuple(_located(filesystem, path, sizes[path]) for path in sorted(sizes))
     other = next((file for file in files if file.format != files[0].format), None)
     if other is not None:
         raise TokensError(
@@ -103,7 +103,7 @@ def _filesystem(spec: str) -> tuple[Any, str]:
 
 
 def _listing(filesystem: Any, root: str) -> tuple[dict[str, int | None], bool]:
-    """Sizes by path, and whether `root` is a directory; no paths when nothing is there."""
+    """Sizes by path, and whether `root` is a directory; no paths if nothing is there."""
     try:
         info = filesystem.info(root)
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _listing(filesystem: Any, root: str) -> tuple[dict[str, int | None], bool]:
         }, False
     if info["type"] != "directory":
         return {root: info.get("size")}, False
-    filesystem.ls(root, detail=False)  # raises where find would pass over what it may not list
+    filesystem.ls(root, detail=False)  # raises where find would silently skip a folder without permission
     below = filesystem.find(root, detail=True)
     return {path: info.get("size") for path, info in below.items()}, True
 
@@ -128,8 +128,8 @@ def _plain(path: str) -> str:
 def _format(path: str) -> Format | None:
     suffixes = PurePosixPath(_plain(path).lower()).suffixes
     if suffixes and suffixes[-1] in (".gz", ".zst"):
-        found = _FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return found if found in ("text", "jsonl") else None
+        file_format = _FORMATS.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return file_format if file_format in ("text", "jsonl") else None
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
@@ -144,13 +144,13 @@ def _located(filesystem: Any, path: str, nbytes: int | None) -> LocatedFile:
         filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)
     )
     name = path if local else str(filesystem.unstrip_protocol(path))
-    found = _format(path)
-    if found is None:
+    file_format = _format(path)
+    if file_format is None:
         raise TokensError(f"{name} has a suffix that is not supported; supported are {SUPPORTED}")
-    return LocatedFile(name, path, nbytes, found, filesystem)
+    return LocatedFile(name, path, nbytes, file_format, filesystem)
 
 
 def probe(file: LocatedFile) -> None:
-    """Raises TokensError when the first byte of `file` cannot be read."""
+    """Raise TokensError if the first byte of `file` cannot be read."""
     with reading(file.name), file.open() as stream:
         stream.read(1)

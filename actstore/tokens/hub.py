@@ -20,11 +20,10 @@ _SPLITS = frozenset({"train", "validation", "valid", "val", "dev", "test"})
 
 @dataclass(frozen=True)
 class HubName:
-    """What `hf:org/name[:config][:split]` names.
+    """The parts of `hf:org/name[:config][:split]`.
 
-    One part after the name is the split if it is called like one (train, validation, valid, val, dev,
-    test), else the config; `hf:org/name::split` gives any other split of the default config. The default
-    split is train.
+    A single part after the name is the split if it is called like one (train, validation, valid, val, dev, test), else
+    the config; `hf:org/name::split` gives any other split of the default config. The default split is train.
     """
 
     name: str
@@ -33,7 +32,7 @@ class HubName:
 
     @classmethod
     def parse(cls, spec: str) -> "HubName":
-        """Raises TokensError for a spec of another form."""
+        """Parse a spec. Raises TokensError if it has another form."""
         name, *parts = spec.removeprefix(PREFIX).split(":")
         if not name or "//" in name or len(parts) > 2:
             raise TokensError(
@@ -55,7 +54,9 @@ class HubSource:
     column: str
 
     def __init__(self, dataset: Any, name: str, column: str | None) -> None:
-        """Raises TokensError when the dataset cannot be read or lacks the column; `name` is for messages."""
+        """Open the source; `name` is for messages. Raises TokensError if the dataset cannot be read or lacks the
+        column.
+        """
         self.files = (SourceFile(name, None),)
         self._dataset = dataset
         if dataset.features is None:
@@ -64,10 +65,10 @@ class HubSource:
             self.column, self.kind = choose_field(dataset.features.arrow_schema, column, name)
 
     def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
-        """Raises TokensError when the dataset cannot be read."""
+        """Yield batches of documents. Raises TokensError if the dataset cannot be read."""
         name = self.files[0].url
         if self._dataset.features is None:
-            # A stretch of nulls gives its Arrow table another schema, so records come one by one.
+            # A run of nulls changes the schema of the Arrow table, so records are read one by one.
             if self.kind == "text":
                 return in_batches(text_of(value, where) for where, value in self._values())
             return in_batches(tokens_of(value, where) for where, value in self._values())
@@ -95,9 +96,9 @@ class HubSource:
 
 
 def open_hub(spec: str, column: str | None) -> HubSource:
-    """Opens `hf:org/name[:config][:split]` for streaming.
+    """Open `hf:org/name[:config][:split]` for streaming.
 
-    Raises MissingExtraError without `datasets`, and TokensError when the dataset cannot be opened.
+    Raises MissingExtraError without `datasets`, and TokensError if the dataset cannot be opened.
     """
     name = HubName.parse(spec)
     try:

@@ -1,4 +1,4 @@
-"""JSON Lines files: one object a line, one of its keys as the document."""
+"""JSON Lines files: one object per line, with the document under one of its keys."""
 
 import json
 from collections import Counter
@@ -15,17 +15,17 @@ from actstore.tokens.record import choose_key, text_of, tokens_of
 from actstore.tokens.text import lines
 
 _MAX_LINE_NBYTES: Final = 64 << 20
-"""JSON takes up to thirty times as much memory as its text."""
+"""The most bytes of a line: parsed JSON takes up to thirty times as much memory as its text."""
 
 
 class JsonlSource:
-    """Documents of one key: strings, or lists of token ids. A null is an empty document."""
+    """The values of one key as documents: strings, or lists of token ids. A null is an empty document."""
 
     kind: Kind
     column: str
 
     def __init__(self, files: tuple[LocatedFile, ...], column: str | None) -> None:
-        """Judges the key by the first records. Raises TokensError when they cannot be read or lack it."""
+        """Choose the key by the first records. Raises TokensError if they cannot be read or lack it."""
         self.files = tuple(file.public for file in files)
         self._located = files
         self.column, self.kind = choose_key(
@@ -33,7 +33,9 @@ class JsonlSource:
         )
 
     def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
-        """Raises TokensError, with file and line, for bad JSON, a missing key or a value of another type."""
+        """Yield batches of documents. Raises TokensError, with file and line, for bad JSON, a missing key or a value of
+        another type.
+        """
         if self.kind == "text":
             return in_batches(text_of(value, where) for where, value in self._values())
         return in_batches(tokens_of(value, where) for where, value in self._values())
@@ -54,16 +56,16 @@ class JsonlSource:
 
 
 class _Repeated(dict[str, Any]):
-    """An object with a key twice, which JSON allows and everybody reads in another way."""
+    """An object with a repeated key: JSON allows it, and every reader treats it differently."""
 
     repeated: frozenset[str] = frozenset()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    repeated = _Repeated(found)
+    record = dict(pairs)
+    if len(record) == len(pairs):
+        return record
+    repeated = _Repeated(record)
     repeated.repeated = frozenset(key for key, n in Counter(key for key, _ in pairs).items() if n > 1)
     return repeated
 
@@ -72,7 +74,7 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _records(file: LocatedFile) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The line number from 1, and the object in it."""
+    """The object in each line, with the line number from 1."""
     with reading(file.name), file.open() as stream:
         for number, line in enumerate(lines(stream, file.name, max_nbytes=_MAX_LINE_NBYTES), 1):
             if not line.strip():

@@ -20,25 +20,25 @@ _MAX_LENGTH = 2**31 - 1
 class Packing:
     """How documents become rows.
 
-    "concat" joins documents and cuts rows from them, as SAELens 6.54 does, token for token: a document goes
-    on in the next row and the ragged tail of the source is dropped. "document" puts one document in a row,
-    cuts it to fit and pads it on the right.
+    "concat" joins documents and cuts rows from them, token for token as SAELens 6.54 does: a document continues in the
+    next row, and the ragged tail of the source is dropped. "document" puts one document in a row, cuts it to fit and
+    pads it on the right.
     """
 
     mode: Mode = "concat"
     context_length: int
-    """Tokens in a row, inserted ones included."""
+    """Tokens in a row, including inserted ones."""
     begin_batch: int | None = None
-    """Put first in each row, unless the row's first token is it already."""
+    """Token id put first in each row, unless the row's first token is that id already."""
     begin_sequence: int | None = None
-    """Put before each document, unless the document begins with it."""
+    """Token id put before each document, unless the document begins with it."""
     separator: int | None = None
-    """Put before each document that does not begin a row, unless what follows begins with it."""
+    """Token id put before each document that does not begin a row, unless what follows begins with it."""
     pad: int | None = None
-    """Fills the rows of mode "document", which needs it; mode "concat" has nothing to pad."""
+    """Token id that fills the rows of mode "document", which needs it; mode "concat" has nothing to pad."""
 
     def __post_init__(self) -> None:
-        """Raises TokensError when no row could be made this way."""
+        """Raise TokensError if no row could be made this way."""
         if self.mode not in get_args(Mode):
             raise TokensError(f"the packing mode is {self.mode!r}; choose concat or document")
         if self.context_length < 1:
@@ -56,16 +56,16 @@ class Packing:
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows and where each token came from; n rows of L tokens."""
+    """Packed rows and the origin of each token; n rows of L tokens."""
 
     tokens: NDArray[np.int32]
-    """[n, L] token ids."""
+    """Token ids, [n, L]."""
     lengths: NDArray[np.int32]
-    """[n] tokens of each row before its padding."""
+    """Number of tokens of each row before its padding, [n]."""
     documents: NDArray[np.int64]
-    """[n, L] number of the document a token came from; -1 for inserted tokens and padding."""
+    """Number of the document a token came from, [n, L]; -1 for inserted tokens and padding."""
     offsets: NDArray[np.int32]
-    """[n, L] index of a token within its document's tokens; -1 for inserted tokens and padding."""
+    """Index of a token within its document's tokens, [n, L]; -1 for inserted tokens and padding."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -76,14 +76,14 @@ class Rows:
 
 @dataclass
 class _Seen:
-    """What went into the rows, for the message when none come out."""
+    """Counts what went into the rows, for the message if no rows come out."""
 
     documents: int = 0
     tokens: int = 0
 
 
 class _Block:
-    """Rows being filled from the first on, through flat views; `position` is row * L + column."""
+    """Rows that are filled from the first on, through flat views; `position` is row * L + column."""
 
     def __init__(self, n_rows: int, length: int, *, fill: int = 0) -> None:
         shape = (n_rows, length)
@@ -105,7 +105,7 @@ class _Block:
         self.position += 1
 
     def write(self, number: int, ids: TokenIds, at: int, n: int) -> None:
-        """The n tokens of a document from offset `at` on, within one row."""
+        """Write n tokens of a document from offset `at` on, within one row."""
         span = slice(self.position, self.position + n)
         self._tokens[span] = ids[at : at + n]
         self._documents[span] = number
@@ -113,7 +113,9 @@ class _Block:
         self.position += n
 
     def write_rows(self, number: int, ids: TokenIds, at: int, n_rows: int, lead: int | None) -> int:
-        """Whole rows, each `lead` and then tokens of a document from offset `at` on; the tokens they took."""
+        """Write whole rows, each `lead` and then tokens of a document from offset `at` on; return the number of tokens
+        taken.
+        """
         length: int = self.rows.tokens.shape[1]
         inserted = int(lead is not None)
         row = self.position // length
@@ -135,11 +137,10 @@ def pack(
     max_rows: int | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Rows]:
-    """Packs numbered documents (ids [n_tokens]) into blocks of about a million tokens; empty ones are
-    passed over.
+    """Pack numbered documents (ids [n_tokens]) into blocks of about a million tokens; empty documents are skipped.
 
-    Stops reading documents once `max_rows` rows are made. Raises TokensError for a token id that is
-    negative or not below `vocab_size`, and, at the end, when not one row came out.
+    Stops reading documents once `max_rows` rows are made. Raises TokensError for a token id that is negative or not
+    below `vocab_size`, and, at the end, if not one row came out.
     """
     if max_rows is not None and max_rows < 1:
         raise TokensError(f"max_rows is {max_rows}; it must be 1 or more, or None for all rows")
@@ -156,8 +157,8 @@ def _packed(
         n_rows += len(rows)
         yield rows
     if n_rows == 0 and seen.tokens == 0:
-        found = f"all its {seen.documents} documents are empty" if seen.documents else "it has no documents"
-        raise TokensError(f"the source has nothing to pack: {found}")
+        problem = f"all its {seen.documents} documents are empty" if seen.documents else "it has no documents"
+        raise TokensError(f"the source has nothing to pack: {problem}")
     if n_rows == 0:
         raise TokensError(
             f"the text packs to 0 rows of {packing.context_length} tokens: it has only {seen.tokens} tokens; "
@@ -168,7 +169,7 @@ def _packed(
 def _checked(
     documents: Iterable[tuple[int, TokenIds]], vocab_size: int | None, seen: _Seen
 ) -> Iterator[tuple[int, TokenIds]]:
-    """The documents that hold tokens, as int32 within the vocabulary."""
+    """The documents that hold tokens, as int32, with ids checked against the vocabulary."""
     limit = 2**31 if vocab_size is None else vocab_size
     for number, ids in documents:
         seen.documents += 1
@@ -182,7 +183,7 @@ def _checked(
         if ids.dtype != np.int32:
             _check(number, ids, limit)
             ids = ids.astype(np.int32)
-        # Read as unsigned, a negative id is a huge one: one pass finds both kinds of bad id.
+        # As an unsigned number, a negative id is huge, so one comparison finds both kinds of bad id.
         elif int(ids.view(np.uint32).max()) >= limit:
             _check(number, ids, limit)
         seen.tokens += n
@@ -199,7 +200,7 @@ def _check(number: int, ids: NDArray[Any], limit: int) -> None:
 
 
 def _block_sizes(packing: Packing, max_rows: int | None) -> Iterator[int]:
-    """Rows of one block after the other; endless, or `max_rows` in all."""
+    """The number of rows of each block; endless, or `max_rows` in all."""
     n = max(1, BLOCK_TOKENS // packing.context_length)
     while max_rows is None or max_rows > 0:
         yield n if max_rows is None else min(n, max_rows)
@@ -224,7 +225,8 @@ def _concat(
                 prefix = _prefix(int(ids[at]), packing, starts_row=column == 0, opens=opens)
                 for token in prefix[:room]:
                     block.insert(token)
-                # A row's end cuts off begin_sequence, if anything, after a separator: it is due again.
+                # The end of a row can cut off begin_sequence after a separator; the next row then has to begin
+                # with it.
                 opens = len(prefix) > room
                 taken = min(max(room - len(prefix), 0), n - at)
                 block.write(number, ids, at, taken)
@@ -240,7 +242,7 @@ def _concat(
 
 
 def _prefix(first: int, packing: Packing, *, starts_row: bool, opens: bool) -> list[int]:
-    """What goes before a document's token `first` where a row or the document (`opens`) starts, or both."""
+    """The tokens inserted before a document's token `first` where a row, the document (`opens`) or both start."""
     prefix: list[int] = []
     opener = packing.begin_sequence
     if opens and opener is not None and first != opener:
@@ -250,10 +252,10 @@ def _prefix(first: int, packing: Packing, *, starts_row: bool, opens: bool) -> l
 
 
 def _whole_rows(block: _Block, ids: TokenIds, at: int, packing: Packing) -> int:
-    """How many rows from the block's position on the document fills alike, all with begin_batch inserted.
+    """How many whole rows the document fills from the block's position on, all with begin_batch inserted.
 
-    A row where the document has that very token already takes one token more, so it is left to the caller;
-    so are single rows, which are faster written there.
+    A row where the document itself has that token takes one token more, so it is left to the caller, as are single
+    rows, which are faster to write there.
     """
     length, lead = packing.context_length, packing.begin_batch
     width = length - (lead is not None)
@@ -269,7 +271,7 @@ def _one_per_row(
     documents: Iterable[tuple[int, TokenIds]], packing: Packing, max_rows: int | None
 ) -> Iterator[Rows]:
     length, pad = packing.context_length, packing.pad
-    assert pad is not None  # Packing sees to it
+    assert pad is not None  # Packing checks this
     opener = packing.begin_batch if packing.begin_sequence is None else packing.begin_sequence
     sizes = _block_sizes(packing, max_rows)
     block, row = _Block(next(sizes), length, fill=pad), 0

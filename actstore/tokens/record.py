@@ -1,4 +1,4 @@
-"""Records without a schema, as JSON gives them: which key holds documents, and its values as such."""
+"""Records without a schema, as in JSON: choosing the key that holds documents, and converting its values."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -14,13 +14,13 @@ _PEEKED_RECORDS = 1000
 
 
 def choose_key(records: Iterable[dict[str, Any]], column: str | None, name: str) -> tuple[str, Kind]:
-    """The key to read and its kind, by the first records of file `name` up to where its type shows.
+    """Return the key to read and its kind, by the first records of file `name`, up to where the type is clear.
 
-    Raises TokensError that lists the keys there are.
+    Raises TokensError that lists the keys of the records.
     """
     wanted = {column} if column is not None else {"input_ids", "tokens", "text"}
     kinds: dict[str, Kind | None] = {}
-    unclear: dict[str, Kind] = {}  # null or [] up to now, and what to take it for if nothing else comes
+    unclear: dict[str, Kind] = {}  # null or [] so far, with the kind to assume if no other value comes
     for record in islice(records, _PEEKED_RECORDS):
         for key, value in record.items():
             if key in kinds:
@@ -47,7 +47,7 @@ def _kind(value: object) -> Kind | None:
 
 
 def text_of(value: object, where: str) -> str:
-    """A value as a string, null as empty. Raises TokensError for another type; `where` says which value."""
+    """Convert a value to a string, null to "". Raises TokensError for another type; `where` names the value."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -56,7 +56,7 @@ def text_of(value: object, where: str) -> str:
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:
-            # JSON may escape half of a surrogate pair; a tokenizer would fail on it, without saying where.
+            # JSON may escape half of a surrogate pair; a tokenizer would fail on it without naming the place.
             raise TokensError(
                 f"{where} has half a surrogate pair at character {error.start}; mend it"
             ) from error
@@ -64,7 +64,7 @@ def text_of(value: object, where: str) -> str:
 
 
 def tokens_of(value: object, where: str) -> TokenIds:
-    """A value as token ids, null as none. Raises TokensError for another type or an id out of range."""
+    """Convert a value to token ids, null to none. Raises TokensError for another type or an id out of range."""
     if value is None:
         return np.empty(0, np.int32)
     if not isinstance(value, list) or not all(type(item) is int for item in value):

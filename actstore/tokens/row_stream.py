@@ -1,4 +1,4 @@
-"""Blocks of packed rows, taken in other amounts than those in which they come."""
+"""Taking packed rows in other amounts than the blocks they come in."""
 
 from collections.abc import Iterable, Iterator
 
@@ -6,14 +6,14 @@ from actstore.tokens.pack import Rows
 
 
 class RowStream:
-    """Gives each row once, in order."""
+    """A stream that gives each row once, in order."""
 
     def __init__(self, blocks: Iterable[Rows]) -> None:
         self._blocks = iter(blocks)
         self._left: Rows | None = None
 
     def take(self, n_rows: int) -> Iterator[Rows]:
-        """The next rows, as many as there are up to ``n_rows``, in blocks."""
+        """Yield the next ``n_rows`` rows, or all that are left if they are fewer, in blocks."""
         while n_rows and (block := self._next()) is not None:
             if len(block) > n_rows:
                 block, self._left = block[:n_rows], block[n_rows:]
@@ -21,7 +21,7 @@ class RowStream:
             yield block
 
     def rest(self) -> Iterator[Rows]:
-        """All further rows, in blocks."""
+        """Yield all further rows, in blocks."""
         while (block := self._next()) is not None:
             yield block
 

@@ -1,4 +1,4 @@
-"""Where documents come from: files of text or tables at any fsspec URL, or a Hugging Face Hub dataset."""
+"""Sources of documents: files of text or tables at any fsspec URL, or a Hugging Face Hub dataset."""
 
 from collections.abc import Iterator
 from typing import Protocol, get_args
@@ -16,7 +16,7 @@ __all__ = ["Source", "SourceFile", "open_source"]
 
 
 class Source(Protocol):
-    """Documents in a fixed order. A document's number is its index in the source, empty documents counted."""
+    """Documents in a fixed order. A document's number is its index in the source, counting empty documents."""
 
     @property
     def kind(self) -> Kind:
@@ -24,27 +24,27 @@ class Source(Protocol):
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
-        """What is read, in reading order."""
+        """The files that are read, in reading order."""
 
     @property
     def column(self) -> str | None:
         """The column that is read; None for plain text."""
 
     def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
-        """The number of a batch's first document and its documents, from document 0 on; memory stays bounded.
+        """Yield the number of a batch's first document and its documents, from document 0 on, in bounded memory.
 
-        Each call reads the source anew. Raises TokensError for what cannot be read, naming file and place.
+        Each call reads the source again. Raises TokensError for what cannot be read, naming file and place.
         """
 
 
 def open_source(spec: str, *, column: str | None = None, documents: Unit = "file") -> Source:
-    """Opens a path, fsspec URL, glob, directory or `hf:org/name[:config][:split]`; reads next to nothing yet.
+    """Open a path, fsspec URL, glob, directory or `hf:org/name[:config][:split]`; almost nothing is read yet.
 
     `column` defaults to the first of input_ids, tokens (lists of integers) and text. `documents` says what
     one document is in .txt files: the file, each paragraph (blank lines between), or each line.
 
-    Raises TokensError when nothing is there, the format is not supported or the first file lacks the
-    column, and MissingExtraError when a package for the protocol or the hub is not installed.
+    Raises TokensError if nothing is there, the format is not supported or the first file lacks the column, and
+    MissingExtraError if a package for the protocol or the hub is not installed.
     """
     if documents not in get_args(Unit):
         raise TokensError(f"documents is {documents!r}; choose file, paragraph or line")

@@ -1,4 +1,4 @@
-"""Packed rows in plain files, read back as memory maps: all of a corpus in bounded memory."""
+"""Packed rows in plain files, read back as memory maps, so that any corpus takes bounded memory."""
 
 import hashlib
 from collections.abc import Iterable
@@ -22,19 +22,19 @@ class Spool:
     """All packed rows, N of L tokens, as read-only memory maps of little-endian files."""
 
     tokens: NDArray[np.int32]
-    """[N, L], in tokens.i32."""
+    """Token ids, [N, L], in tokens.i32."""
     lengths: NDArray[np.int32]
-    """[N], in lengths.i32."""
+    """Tokens of each row before its padding, [N], in lengths.i32."""
     documents: NDArray[np.int64]
-    """[N, L], in documents.i64."""
+    """Document numbers, [N, L], in documents.i64."""
     offsets: NDArray[np.int32]
-    """[N, L], in offsets.i32."""
+    """Offsets in documents, [N, L], in offsets.i32."""
     n_tokens: int
     """Sum of lengths: inserted tokens count, padding does not."""
     n_documents: int
     """Documents with at least one token in a row."""
     sha256: str
-    """Hex SHA-256 of tokens.i32, which is all token rows in packed order."""
+    """Hex SHA-256 of tokens.i32, which holds all token rows in packed order."""
 
     @property
     def n_sequences(self) -> int:
@@ -46,11 +46,10 @@ class Spool:
 
 
 def spool(rows: Iterable[Rows], folder: Path) -> Spool:
-    """Writes the blocks that `pack` yields to `folder`, one after the other, replacing an earlier spool
-    there.
+    """Write the blocks that `pack` yields to `folder`, in order, replacing an earlier spool there.
 
-    Document numbers must not descend, as they do not when they come from one source.
-    Raises TokensError when there is not one row, StorageError when the folder cannot be written.
+    Document numbers must not descend; those of one source do not. Raises TokensError if there is not one row, and
+    StorageError if the folder cannot be written.
     """
     digest = hashlib.sha256()
     n_sequences = n_tokens = n_documents = length = 0
@@ -86,10 +85,9 @@ def spool(rows: Iterable[Rows], folder: Path) -> Spool:
 
 
 def order(n: int, seed: int | None) -> NDArray[np.int64] | None:
-    """The permutation [n] of rows that `seed` stands for: stored row i is packed row order[i].
+    """The permutation [n] of rows given by `seed`: stored row i is packed row order[i].
 
-    It is `numpy.random.Generator(numpy.random.PCG64(seed)).permutation(n)`; None, for no seed, is stored
-    order.
+    It is `numpy.random.Generator(numpy.random.PCG64(seed)).permutation(n)`, or None without a seed, for stored order.
     """
     if seed is None:
         return None
@@ -101,7 +99,7 @@ def _little_endian(values: NDArray[Any], dtype: str) -> memoryview:
 
 
 def _count_after(documents: NDArray[np.int64], last: int) -> tuple[int, int]:
-    """How many document numbers above `last` there are, and the highest number."""
+    """(how many different document numbers above `last` there are, the highest number)."""
     flat = documents.reshape(-1)
     numbers = flat[flat > last]
     if not len(numbers):

@@ -15,7 +15,7 @@ from actstore.tokens.files import LocatedFile
 
 _ROWS = 1024
 _MAX_NBYTES = 256 << 20
-"""Of a column in memory at once, about."""
+"""The approximate number of bytes of a column that are in memory at once."""
 _SUSPICIOUS_NBYTES = 1 << 30
 _MAX_RATIO = 10_000
 _ID_NBYTES = 8
@@ -23,19 +23,19 @@ _FILE_MAGIC = b"ARROW1"
 
 
 class TableSource:
-    """Documents of one column: strings, or lists of token ids. A null is an empty document."""
+    """The values of one column as documents: strings, or lists of token ids. A null is an empty document."""
 
     kind: Kind
     column: str
 
     def __init__(self, files: tuple[LocatedFile, ...], column: str | None) -> None:
-        """Raises TokensError when the first file cannot be read or lacks the column."""
+        """Open the source. Raises TokensError if the first file cannot be read or lacks the column."""
         self.files = tuple(file.public for file in files)
         self._located = files
         self.column, self.kind = choose_field(_schema(files[0]), column, files[0].name)
 
     def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
-        """Raises TokensError for a later file that cannot be read, or has no such column of that type."""
+        """Yield batches of documents. Raises TokensError for a later file that cannot be read or lacks this column."""
         if self.kind == "text":
             return in_batches(
                 text
@@ -84,10 +84,10 @@ def _parquet(stream: BinaryIO, column: str, name: str) -> "Iterator[pa.Array[Any
 
 
 def _rows_at_once(group: pq.RowGroupMetaData, column: str, name: str) -> int:
-    """How many rows of a row group are held in memory at once, so that it takes about `_MAX_NBYTES`.
+    """How many rows of a row group to hold in memory at once, so that they take about `_MAX_NBYTES`.
 
-    One value can stand for many rows, in little space. Raises TokensError for a column that unpacks to far more
-    than any text does.
+    In a dictionary-encoded column one value can stand for many rows in little space. Raises TokensError for a column
+    that unpacks to far more than any text does.
     """
     nbytes = n_compressed = n_values = 0
     for chunk in map(group.column, range(group.num_columns)):
@@ -102,7 +102,7 @@ def _rows_at_once(group: pq.RowGroupMetaData, column: str, name: str) -> int:
             f"{_MAX_RATIO:,} times as many, which no text does; write the file anew"
         )
     n_ids_per_row = n_values // max(1, group.num_rows)
-    # No value is longer than all of the row group's together, but each may be in every row.
+    # A value is at most as long as the row group's values together, but each row may have it.
     most = max(1, n_ids_per_row * _ID_NBYTES if n_values > group.num_rows else nbytes)
     return max(1, min(_ROWS, _MAX_NBYTES // most))
 
@@ -127,7 +127,7 @@ def _record_batches(
 def _reader(
     stream: BinaryIO, options: pa.ipc.IpcReadOptions | None
 ) -> pa.RecordBatchFileReader | pa.RecordBatchStreamReader:
-    # `datasets` writes the stream format, Feather is the file format, and both are called .arrow.
+    # `datasets` writes the stream format, Feather is the file format, and both use the suffix .arrow.
     magic = stream.read(len(_FILE_MAGIC))
     stream.seek(0)
     opener = pa.ipc.open_file if magic == _FILE_MAGIC else pa.ipc.open_stream

@@ -15,21 +15,22 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class TextSource:
-    """Documents of .txt files. A byte order mark is dropped; a whole file is otherwise kept to the byte."""
+    """The documents of .txt files. A byte order mark is dropped; otherwise a whole file is kept to the byte."""
 
     kind: Literal["text"] = "text"
     column: None = None
 
     def __init__(self, files: tuple[LocatedFile, ...], documents: Unit) -> None:
-        """Raises TokensError when the first file cannot be read."""
+        """Open the source. Raises TokensError if the first file cannot be read."""
         probe(files[0])
         self.files = tuple(file.public for file in files)
         self._located = files
         self._documents = documents
 
     def batches(self) -> Iterator[TextBatch]:
-        """Raises TokensError for a file that is gone, damaged or not UTF-8, and for a document that is too
-        large.
+        """Yield batches of documents.
+
+        Raises TokensError for a file that is gone, damaged or not UTF-8, and for a document that is too large.
         """
         return in_batches(text for file in self._located for text in self._read(file))
 
@@ -40,7 +41,7 @@ class TextSource:
                 bom = len(_BOM) if data.startswith(_BOM) else 0
                 yield decode(data[bom:], file.name, start=bom)
             elif self._documents == "line":
-                # A blank line is an empty document, so a document's number is its line's, counted from 0.
+                # A blank line is an empty document, so a document's number is that of its line, counted from 0.
                 yield from (line if line.strip() else "" for line in lines(stream, file.name))
             else:
                 yield from _paragraphs(lines(stream, file.name), file.name)
@@ -60,9 +61,9 @@ def _whole(stream: BinaryIO, name: str) -> bytes:
 
 
 def lines(stream: BinaryIO, name: str, *, max_nbytes: int = MAX_DOCUMENT_NBYTES) -> Iterator[str]:
-    """Decoded lines without their line ends (LF or CR LF) and without a byte order mark.
+    """The decoded lines without their line ends (LF or CR LF) and without a byte order mark.
 
-    Raises TokensError for one of more than `max_nbytes`, before it is read to its end, and for what is not
+    Raises TokensError for a line of more than `max_nbytes`, before it is read to its end, and for one that is not
     UTF-8.
     """
     start = 0
@@ -73,7 +74,7 @@ def lines(stream: BinaryIO, name: str, *, max_nbytes: int = MAX_DOCUMENT_NBYTES)
 
 
 def _raw_lines(stream: BinaryIO, name: str, max_nbytes: int) -> Iterator[bytes]:
-    """Lines without their LF. Only `read` is asked of the stream: not every storage can read a line in part."""
+    """The lines without their LF. Only `read` is used, since not every storage can read up to a line end."""
     number, begun, nbytes = 1, list[bytes](), 0
     while chunk := stream.read(_CHUNK_NBYTES):
         first, *others = chunk.split(b"\n")

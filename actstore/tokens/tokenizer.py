@@ -19,9 +19,9 @@ _SPECIAL = ("bos", "eos", "sep", "pad")
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokenizerBase":
-    """The tokenizer of a hub model or a local folder; never runs code from it.
+    """Load the tokenizer of a hub model or a local folder; code from it is never run.
 
-    Raises TokensError when it is not found, cannot be loaded or has no vocabulary.
+    Raises TokensError if it does not exist, cannot be loaded or has no vocabulary.
     """
     from transformers import AutoTokenizer
 
@@ -30,7 +30,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
     except Exception as error:  # the Rust tokenizers raise bare Exception
         raise TokensError(f"the tokenizer {name}{at} cannot be loaded: {reason(error)}") from error
-    # Given only a config.json, transformers makes an empty tokenizer that turns any text into nothing.
+    # Given only a config.json, transformers makes an empty tokenizer that encodes any text to nothing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.get_added_vocab()):
         raise TokensError(f"the tokenizer {name}{at} has no vocabulary; its folder lacks the tokenizer files")
     return tokenizer
@@ -39,10 +39,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> "PreTrainedTokeniz
 def special_id(
     tokenizer: "PreTrainedTokenizerBase", token: int | str | None, *, option: str = "this option"
 ) -> int | None:
-    """The id that `token` stands for: "bos", "eos", "sep", "pad", an id, or None for no token.
+    """The id of `token`, which is "bos", "eos", "sep", "pad", an id, or None for no token.
 
-    `option` is the name of the setting in messages, such as begin_batch_token.
-    Raises TokensError when the tokenizer lacks the token or the id.
+    `option` is the name of the setting in messages, such as begin_batch_token. Raises TokensError if the tokenizer
+    lacks the token or the id.
     """
     if token is None:
         return None
@@ -53,8 +53,8 @@ def special_id(
         return token
     if token not in _SPECIAL:
         raise TokensError(f"{option} is {token!r}; choose 'bos', 'eos', 'sep', 'pad', a token id or 'none'")
-    found = getattr(tokenizer, f"{token}_token_id")
-    if found is None:
+    special = getattr(tokenizer, f"{token}_token_id")
+    if special is None:
         how = f" with {option} (--{option.replace('_', '-')})" if option.endswith("_token") else ""
         last = "" if option == "pad_token" else " or 'none'"
         there = [f"'{other}'" for other in _SPECIAL if getattr(tokenizer, f"{other}_token_id") is not None]
@@ -62,18 +62,18 @@ def special_id(
             f"tokenizer {name} has no {token.upper()} token, which {option}='{token}' needs; "
             f"name another one{how}: {', '.join([*there, 'a token id'])}{last}"
         )
-    return int(found)
+    return int(special)
 
 
 def encode_documents(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[TokenIds]:
-    """Token ids of each text, without special tokens added, however long it is.
+    """Token ids of each text, however long it is, without added special tokens.
 
-    The Rust tokenizer works on the texts in parallel, unless TOKENIZERS_PARALLELISM=false is set.
+    The Rust tokenizer encodes the texts in parallel, unless TOKENIZERS_PARALLELISM=false is set.
     """
     if not texts:
         return []
     if _is_plain_fast(tokenizer):
-        # Three times faster than calling the tokenizer, which also makes offsets and masks to throw away.
+        # Three times faster than calling the tokenizer, which also makes offsets and masks that are not needed.
         backend: Any = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
@@ -87,13 +87,13 @@ def encode_documents(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str])
         truncation=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        verbose=False,  # a document is longer than the model's maximum on purpose
+        verbose=False,  # a document may be longer than the model's maximum
     )
     return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
 
 
 def _is_plain_fast(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether calling it would come down to its Rust backend, with nothing added by a subclass."""
+    """Whether calling it is the same as calling its Rust backend, with nothing added by a subclass."""
     from transformers import PreTrainedTokenizerFast
 
     own = getattr(type(tokenizer), "_encode_plus", None)
@@ -103,10 +103,10 @@ def _is_plain_fast(tokenizer: "PreTrainedTokenizerBase") -> bool:
 def token_documents(
     source: Source, tokenizer: "PreTrainedTokenizerBase | None" = None
 ) -> Iterator[tuple[int, TokenIds]]:
-    """Each document's number and token ids: what `pack` takes. Text is encoded batch by batch, ids pass as
-    they are.
+    """Yield each document's number and token ids, as `pack` takes them. Text is encoded batch by batch; ids pass
+    unchanged.
 
-    Raises TokensError for a text source without a tokenizer, and what the source raises.
+    Raises TokensError for a text source without a tokenizer, and the errors of the source.
     """
     if source.kind == "text" and tokenizer is None:
         raise TokensError(f"{source.files[0].url} holds text, so a tokenizer is needed to make tokens of it")
@@ -119,9 +119,9 @@ def token_documents(
 
 
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Hex SHA-256 of what decides a text's ids: the serialised backend, less truncation and padding.
+    """Hex SHA-256 of what decides a text's ids: the serialised backend without truncation and padding.
 
-    Those two are left out because any call of the tokenizer may change them. Equal in every process.
+    Those two are left out because any call of the tokenizer may change them. The digest is equal in every process.
     """
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if hasattr(backend, "to_str"):

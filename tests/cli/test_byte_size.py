@@ -1,4 +1,4 @@
-"""Options that take a number of bytes."""
+"""Options whose value is a number of bytes."""
 
 import click
 import pytest

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: exit codes, one-sentence errors, output that can be piped."""
+"""The command line as users meet it: exit codes, one-sentence errors, output that can be piped."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(fields: Fields, extracted: Path) -> actstore.Store:
-    """A finished store in bfloat16, extracted once; nothing here writes to it."""
+    """A complete store in bfloat16, extracted once. No test here writes to it."""
     if not extracted.exists():
         actstore.extract(actstore.plan(**fields | {"out": str(extracted)}, dtype="bfloat16"))
     return actstore.open(str(extracted))

@@ -1,4 +1,4 @@
-"""``actstore demo``: what a newcomer sees."""
+"""``actstore demo``, as a newcomer sees it."""
 
 import subprocess
 import sys

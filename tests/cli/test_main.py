@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and what is said when somebody else ends it."""
+"""How a command ends: its exit code, and what it prints when another process ends it."""
 
 import os
 import signal
@@ -45,7 +45,7 @@ def test_a_reader_that_has_left_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As in ``actstore info ... | true``; and a damaged store is damaged whether anybody reads on or not."""
+    """The reader leaves, as in ``actstore info ... | true``. A damaged store gives its exit code all the same."""
     command, *options = args
     if options == ["damaged"]:
         options = []
@@ -81,7 +81,9 @@ def test_what_will_not_mend_itself_is_an_error(tmp_path: Path, capsys: pytest.Ca
 def test_a_command_that_is_terminated_can_be_run_again(
     store: LocalBlobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: None)  # of the test alone, if the command takes no signal
+    signal.signal(
+        signal.SIGTERM, lambda *_: None
+    )  # only for this test, in case the command ignores the signal
 
     def open_late(url: str) -> Store:
         os.kill(os.getpid(), signal.SIGTERM)

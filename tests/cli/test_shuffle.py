@@ -1,4 +1,4 @@
-"""``actstore stats --shuffle``."""
+"""``actstore stats --shuffle``: text, JSON and wrong usage."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def run(*args: str) -> str:
 @pytest.mark.parametrize("shuffle", ["global", "window", "none"])
 def test_json_is_what_the_library_says(url: str, shuffle: str) -> None:
     order = ["--shuffle", shuffle, "--batch-size", "16", "--seed", "3", "--window-rows", "90"]
-    found = json.loads(run(url, A, *order, "--batches", "5", "--json"))
+    printed = json.loads(run(url, A, *order, "--batches", "5", "--json"))
     loader = actstore.open(url).loader(
         A,
         batch_size=16,
@@ -41,7 +41,7 @@ def test_json_is_what_the_library_says(url: str, shuffle: str) -> None:
         window_rows=90,
         shuffle=None if shuffle == "none" else shuffle,  # type: ignore[arg-type]
     )
-    assert found == shuffle_quality(loader, 5).to_dict()
+    assert printed == shuffle_quality(loader, 5).to_dict()
 
 
 def test_text(url: str) -> None:

@@ -1,4 +1,4 @@
-"""Which rows ``actstore slice`` prints, and which tokens beside them."""
+"""The rows that ``actstore slice`` prints, and the tokens beside them."""
 
 from pathlib import Path
 

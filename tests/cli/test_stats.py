@@ -54,11 +54,11 @@ def test_one_hook_under_another_name(store: LocalBlobs) -> None:
 
 
 def test_json(store: LocalBlobs) -> None:
-    (found,) = json.loads(run("stats", store.url, RESID_0, "--json")).values()
+    (printed,) = json.loads(run("stats", store.url, RESID_0, "--json")).values()
     values = numbers(example_plan())[RESID_0].astype(float)
-    assert found["count"] == N * LENGTH
-    np.testing.assert_allclose(found["mean"], values.mean((0, 1)), rtol=1e-9)
-    assert list(found["norm_quantiles"]) == ["0.01", "0.1", "0.5", "0.9", "0.99"]
+    assert printed["count"] == N * LENGTH
+    np.testing.assert_allclose(printed["mean"], values.mean((0, 1)), rtol=1e-9)
+    assert list(printed["norm_quantiles"]) == ["0.01", "0.1", "0.5", "0.9", "0.99"]
 
 
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     seal(blobs)
     line = run("stats", blobs.url, RESID_0).splitlines()[1].split()
     assert line[1:] == ["0", *["nan"] * 6, str(N * LENGTH)]
-    found = json.loads(run("stats", blobs.url, RESID_0, "--json"))[RESID_0]
-    assert (found["mean"], found["mean_norm"], found["n_not_finite"]) == (None, None, N * LENGTH)
+    printed = json.loads(run("stats", blobs.url, RESID_0, "--json"))[RESID_0]
+    assert (printed["mean"], printed["mean_norm"], printed["n_not_finite"]) == (None, None, N * LENGTH)
 
 
 def test_hook_that_is_not_stored(store: LocalBlobs) -> None:
@@ -108,10 +108,14 @@ def test_info_of_several_runs(store: LocalBlobs) -> None:
         "0002: 3 hooks of text.txt, 2 of 3 segments",
     ):
         assert line in text
-    found = json.loads(run("info", store.url, "--json"))
-    assert [each["run"] for each in found["runs"]] == ["0000", "0001", "0002"]
-    assert [each["finished"] for each in found["runs"]] == [True, False, False]
-    assert (found["complete"], found["n_sequences"], found["n_sequences_committed"]) == (False, 2 * N, N)
+    printed = json.loads(run("info", store.url, "--json"))
+    assert [run_fields["run"] for run_fields in printed["runs"]] == ["0000", "0001", "0002"]
+    assert [run_fields["finished"] for run_fields in printed["runs"]] == [True, False, False]
+    assert (printed["complete"], printed["n_sequences"], printed["n_sequences_committed"]) == (
+        False,
+        2 * N,
+        N,
+    )
 
 
 @pytest.mark.parametrize(("of_first", "of_second"), [((0, 1, 2), (0, 2)), ((0, 2), (1, 2)), ((), (0, 1, 2))])
@@ -120,7 +124,7 @@ def test_committed_sequences_are_those_of_all_runs(
 ) -> None:
     blobs = LocalBlobs(tmp_path / "store")
     make_store(blobs, segments=of_first, sealed=False)
-    # Its segments are cut in other places.
+    # The segments of the second run have other boundaries.
     write_run(blobs, hooks_run("0001", MLP_OUT, segment_size=24), [i for i in of_second if i < 2])
     store = actstore.open(blobs.url)
     assert store.n_sequences_committed == store.committed_rows().sum()

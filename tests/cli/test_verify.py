@@ -1,4 +1,4 @@
-"""``actstore verify``: what schedulers see, and what people read."""
+"""``actstore verify``: exit codes for schedulers, and text for people."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def real(fields: Fields, extracted: Path) -> str:
-    """A store of a tiny model, extracted once and copied."""
+    """A store of a tiny model, extracted once and copied for each test."""
     if not extracted.exists():
         actstore.extract(actstore.plan(**fields | {"out": str(extracted)}))
     shutil.copytree(extracted, fields["out"])
@@ -63,9 +63,9 @@ def test_whole_store(store: LocalBlobs) -> None:
 def test_json_for_schedulers(store: LocalBlobs) -> None:
     done = run(store.url, "--json", "--quiet")
     assert (done.exit_code, done.stderr) == (0, "")
-    found = json.loads(done.stdout)
-    assert (found["is_clean"], found["is_complete"], found["findings"]) == (True, True, [])
-    assert (found["n_segments"], found["n_committed"], found["n_objects"]) == (3, 3, 31)
+    printed = json.loads(done.stdout)
+    assert (printed["is_clean"], printed["is_complete"], printed["findings"]) == (True, True, [])
+    assert (printed["n_segments"], printed["n_committed"], printed["n_objects"]) == (3, 3, 31)
 
 
 def test_damaged_store(store: LocalBlobs) -> None:
@@ -101,7 +101,7 @@ def test_store_that_is_not_complete(store: LocalBlobs) -> None:
 def test_repair(store: LocalBlobs) -> None:
     flip(store, STORED, 5)
     done = run(store.url, "--repair", "--quiet")
-    assert done.exit_code == 3  # what it found, for whoever has to know
+    assert done.exit_code == 3  # the damage is reported, although it was repaired
     assert "4 objects removed; run the extraction again to make them anew" in done.stdout
     assert run(store.url, "--quiet").exit_code == 75
 
@@ -158,7 +158,7 @@ def test_what_may_not_be_read_is_not_damaged(store: LocalBlobs) -> None:
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(store.root, f"{folder}/store")
         Path(folder).chmod(0o755)
-        # Whoever repairs may write here, and still not read that one shard.
+        # The user who repairs may write here, but cannot read that one shard.
         for path in (Path(folder), *Path(folder).rglob("*")):
             os.chown(path, 65534, -1)
         shard = Path(folder, "store", STORED)

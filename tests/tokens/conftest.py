@@ -1,4 +1,4 @@
-"""A tiny byte-level BPE tokenizer, trained on the spot."""
+"""A tiny byte-level BPE tokenizer that is trained when the tests start."""
 
 from typing import Any
 

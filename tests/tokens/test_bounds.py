@@ -1,4 +1,4 @@
-"""Sources that unpack to more than memory holds: a sentence with file, line and limit, in seconds and little memory."""
+"""Sources that unpack to more than memory holds are refused with file, line and limit, in seconds and little memory."""
 
 import gzip
 import resource
@@ -34,7 +34,7 @@ except TokensError as error:
 
 
 def message_of(path: object, documents: str = "file", *, nbytes: int = 2 * GIB) -> str:
-    """What reading a source says, in a process that may have so many bytes of memory."""
+    """The error of reading a source in a process that is limited to so many bytes of memory."""
     started = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", _READ, str(path), documents, str(nbytes)],
@@ -48,7 +48,7 @@ def message_of(path: object, documents: str = "file", *, nbytes: int = 2 * GIB) 
 
 
 def zeros(nbytes: int) -> bytes:
-    """A zstd frame of so many zeros."""
+    """A zstd frame that unpacks to so many zeros."""
     compressor = zstandard.ZstdCompressor(3).compressobj()
     chunk = bytes(16 << 20)
     return b"".join(compressor.compress(chunk) for _ in range(nbytes // len(chunk))) + compressor.flush()
@@ -56,7 +56,7 @@ def zeros(nbytes: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def bomb() -> bytes:
-    """A line before, and one of 6 GB; 0.2 MB."""
+    """A line of text, then one of 6 GB, in 0.2 MB."""
     head = zstandard.ZstdCompressor().compress(b'{"text": "a"}\n\n{"text": "')
     data = head + zeros(64 << 20) * 96
     assert len(data) < 1 << 20
@@ -116,7 +116,7 @@ def test_same_over_a_url(bomb: bytes) -> None:
 
 
 def test_one_value_of_a_parquet_file_in_many_rows(tmp_path: Path) -> None:
-    # A thousand rows of it would be 32 GB.
+    # A thousand rows with this value would be 32 GB.
     words = pa.array(["x" * (32 << 20)])
     column = pa.DictionaryArray.from_arrays(np.zeros(20, np.int32), words)
     file = tmp_path / "a.parquet"

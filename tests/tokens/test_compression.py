@@ -1,4 +1,4 @@
-"""Compressed files of several members, cut short, and damaged."""
+"""Compressed files with several members, cut short, and damaged."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Which files a spec stands for."""
+"""The files that a spec names."""
 
 import os
 from pathlib import Path
@@ -27,8 +27,8 @@ def test_a_file_a_glob_and_a_directory(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/*", tmp_path) == ["a.txt.gz", "b.txt"]
     assert names(f"{tmp_path}/**/[bd].txt*", tmp_path) == ["b.txt", "sub/deep/d.txt.zst"]
     assert names(f"{tmp_path}", tmp_path) == ["a.txt.gz", "b.txt", "sub/c.TXT", "sub/deep/d.txt.zst"]
-    (found,) = locate(f"{tmp_path}/b.txt")
-    assert (found.public.url, found.public.nbytes) == (f"{tmp_path}/b.txt", 4)
+    (file,) = locate(f"{tmp_path}/b.txt")
+    assert (file.public.url, file.public.nbytes) == (f"{tmp_path}/b.txt", 4)
 
 
 def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Specs of hub datasets, the adapter on a local dataset, and failures."""
+"""Hub datasets: specs, the adapter over a local dataset, and failures."""
 
 import os
 import subprocess
@@ -41,11 +41,11 @@ def test_other_specs_are_refused(spec: str) -> None:
 
 
 def read(source: HubSource) -> list[Any]:
-    found: list[Any] = []
+    documents: list[Any] = []
     for first, batch in source.batches():
-        assert first == len(found)
-        found += [document if isinstance(document, str) else document.tolist() for document in batch]
-    return found
+        assert first == len(documents)
+        documents += [document if isinstance(document, str) else document.tolist() for document in batch]
+    return documents
 
 
 def test_the_adapter_reads_text_and_ids() -> None:

@@ -1,4 +1,4 @@
-"""JSON Lines files."""
+"""Documents of JSON Lines files."""
 
 import gzip
 import json
@@ -27,12 +27,12 @@ def write(path: Path, records: list[Any]) -> str:
 
 
 def read(spec: str, column: str | None = None) -> list[Any]:
-    """All documents, lists for arrays; their numbers run from 0 on without gaps."""
-    found: list[Any] = []
+    """All documents, arrays as lists; their numbers must run from 0 on without gaps."""
+    documents: list[Any] = []
     for first, batch in open_source(spec, column=column).batches():
-        assert first == len(found)
-        found += [document if isinstance(document, str) else document.tolist() for document in batch]
-    return found
+        assert first == len(documents)
+        documents += [document if isinstance(document, str) else document.tolist() for document in batch]
+    return documents
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst"])

@@ -1,4 +1,4 @@
-"""Packing against SAELens, against the documents it came from, and its errors."""
+"""Packing compared with SAELens and with the documents, and its errors."""
 
 import importlib.util
 import itertools
@@ -22,7 +22,7 @@ PAIRS = list(itertools.product(SPECIAL, repeat=2))
 
 @pytest.fixture(scope="module")
 def saelens() -> Any:
-    """The one module of SAELens that packs, without the package around it, which takes seconds to import."""
+    """The one module of SAELens that packs, without the package, which takes seconds to import."""
     package = importlib.util.find_spec("sae_lens")
     assert package is not None
     assert package.origin is not None
@@ -36,7 +36,7 @@ def saelens() -> Any:
 
 
 def random_documents(rng: np.random.Generator, length: int, n: int) -> list[Ids]:
-    """Lengths from 0 to many rows; the special ids 0 to 2 come first, inside, and everywhere."""
+    """Documents of 0 to many rows, with the special ids 0 to 2 at the start, inside, and everywhere."""
     documents = []
     for _ in range(n):
         size = int(rng.choice([0, 1, 2, length - 1, length, length + 1, int(rng.integers(0, 8 * length))]))
@@ -59,7 +59,7 @@ def together(blocks: Iterator[Rows]) -> Rows:
 
 
 def packed(documents: list[Ids], packing: Packing, **options: Any) -> Rows:
-    """All rows as one block; none where pack finds nothing to make rows of."""
+    """All rows as one block; no rows if pack raises for having none."""
     try:
         return together(pack(enumerate(documents), packing, **options))
     except TokensError as error:
@@ -82,12 +82,12 @@ def expected(saelens: Any, documents: list[Ids], packing: Packing, *, separate: 
         sequence_separator_token_id=packing.separator,
         disable_concat_sequences=separate,
     )
-    found = [row.numpy().astype(np.int32) for row in rows]
-    return np.array(found, np.int32).reshape(-1, packing.context_length)
+    saelens_rows = [row.numpy().astype(np.int32) for row in rows]
+    return np.array(saelens_rows, np.int32).reshape(-1, packing.context_length)
 
 
 def assert_provenance(rows: Rows, documents: list[Ids], packing: Packing) -> None:
-    """Every token with a document is that document's; every other is one that packing inserts."""
+    """Check that every token with a document is that document's, and that packing inserted every other token."""
     inserted = {packing.begin_batch, packing.begin_sequence, packing.separator}
     for row, length in enumerate(rows.lengths.tolist()):
         for column in range(packing.context_length):
@@ -215,7 +215,7 @@ def test_max_rows_are_the_first_rows_and_no_more_documents_are_read(
         rows = together(pack(numbered(), packing, max_rows=n))
         np.testing.assert_array_equal(rows.tokens, everything.tokens[:n])
         np.testing.assert_array_equal(rows.documents, everything.documents[:n])
-        # At most one more, whose separator ends the last row.
+        # At most one document more is read, whose separator ends the last row.
         passed = documents[rows.documents.max() + 1 : read[-1]]
         assert not any(len(ids) for ids in passed)
 

@@ -1,4 +1,4 @@
-"""Blocks of rows in other amounts than those in which they come."""
+"""Taking rows in other amounts than the blocks they come in."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from actstore.tokens import Rows, RowStream
 
 
 def blocks(sizes: list[int]) -> Iterator[Rows]:
-    """Rows numbered through, in blocks of these sizes."""
+    """Blocks of these sizes with rows that are numbered consecutively."""
     first = 0
     for size in sizes:
         numbers = np.arange(first, first + size, dtype=np.int32)[:, None]
@@ -25,8 +25,8 @@ def numbers_of(rows: Iterator[Rows]) -> list[int]:
 @pytest.mark.parametrize("taken", [(0, 10), (3, 4), (4, 3), (1, 1, 1), (10, 5), (7,)])
 def test_each_row_comes_once_and_in_order(sizes: list[int], taken: tuple[int, ...]) -> None:
     stream = RowStream(blocks(sizes))
-    found = [numbers_of(stream.take(n_rows)) for n_rows in taken]
+    numbers = [numbers_of(stream.take(n_rows)) for n_rows in taken]
     rest = numbers_of(stream.rest())
-    assert [number for part in found for number in part] + rest == list(range(10))
-    assert len(found[0]) == min(taken[0], 10)
+    assert [number for part in numbers for number in part] + rest == list(range(10))
+    assert len(numbers[0]) == min(taken[0], 10)
     assert numbers_of(stream.rest()) == []

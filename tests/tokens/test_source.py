@@ -1,4 +1,4 @@
-"""What open_source dispatches and refuses, and the whole way from files to rows."""
+"""What open_source accepts and refuses, and the way from files to rows."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The spool against the rows that went in."""
+"""The spool compared with the rows that were written to it."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files against the values that were written."""
+"""Parquet and Arrow files compared with the values that were written."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -47,20 +47,20 @@ FORMATS: dict[str, tuple[str, Callable[[Any, Path], None]]] = {
 
 
 def read(spec: str, column: str | None = None) -> list[Any]:
-    """All documents, lists for arrays; their numbers run from 0 on without gaps."""
+    """All documents, arrays as lists; their numbers must run from 0 on without gaps."""
     source = open_source(spec, column=column)
-    found: list[Any] = []
+    documents: list[Any] = []
     for first, batch in source.batches():
-        assert first == len(found)
+        assert first == len(documents)
         for document in batch:
             if isinstance(document, str):
                 assert source.kind == "text"
-                found.append(document)
+                documents.append(document)
             else:
                 assert source.kind == "tokens"
                 assert document.dtype == np.int32
-                found.append(document.tolist())
-    return found
+                documents.append(document.tolist())
+    return documents
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -194,7 +194,7 @@ def test_an_empty_table_has_no_documents(tmp_path: Path) -> None:
 
 
 def doubled(path: Path, *, is_text: bool = True, other: bool = False) -> Path:
-    """A table with two columns of one name; what is read, or beside what is read."""
+    """A table with two columns of one name: the column that is read, or another one."""
     values = pa.array(["a"]) if is_text else pa.array([[1]])
     names = ["text", "other", "other"] if other else ["text", "text", "other"]
     table = pa.Table.from_arrays([values, values, values], names=names)
@@ -212,7 +212,7 @@ def doubled(path: Path, *, is_text: bool = True, other: bool = False) -> Path:
 def test_two_columns_of_one_name(tmp_path: Path, suffix: str, is_text: bool, column: str | None) -> None:
     path = doubled(tmp_path / f"a.{suffix}", is_text=is_text)
     if column is None and not is_text:
-        return  # no column of this name is looked for
+        return  # the column that is read has a unique name
     with pytest.raises(TokensError, match=r"has 2 columns named text; give each a name of its own"):
         open_source(str(path), column=column)
 

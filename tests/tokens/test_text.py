@@ -17,14 +17,14 @@ TEXT = "first line\nsecond line\n\n  \nthird, naïve 🦜\r\n\nfourth"
 
 
 def documents(spec: str, unit: Any = "file") -> list[Any]:
-    """All documents; their numbers run from 0 on without gaps."""
+    """All documents; their numbers must run from 0 on without gaps."""
     source = open_source(spec, documents=unit)
     assert (source.kind, source.column) == ("text", None)
-    found: list[Any] = []
+    texts: list[Any] = []
     for first, batch in source.batches():
-        assert first == len(found)
-        found += batch
-    return found
+        assert first == len(texts)
+        texts += batch
+    return texts
 
 
 @pytest.mark.parametrize(

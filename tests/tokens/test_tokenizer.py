@@ -1,4 +1,4 @@
-"""Loading tokenizers from folders, special ids, fingerprints, and encoding."""
+"""Tokenizers: loading from folders, special ids, fingerprints, and encoding."""
 
 import json
 import logging
@@ -75,9 +75,9 @@ def test_a_hub_name_without_a_network_is_one_sentence() -> None:
     )
 
 
-@pytest.mark.parametrize(("token", "found"), [("bos", 0), ("eos", 1), (5, 5), (0, 0), (None, None)])
-def test_special_ids(tokenizer: Any, token: Any, found: int | None) -> None:
-    assert special_id(tokenizer, token, option="begin_batch_token") == found
+@pytest.mark.parametrize(("token", "expected"), [("bos", 0), ("eos", 1), (5, 5), (0, 0), (None, None)])
+def test_special_ids(tokenizer: Any, token: Any, expected: int | None) -> None:
+    assert special_id(tokenizer, token, option="begin_batch_token") == expected
 
 
 @pytest.mark.parametrize(
@@ -165,15 +165,15 @@ def test_the_fingerprint_tells_tokenizers_apart(folder: Path, tokenizer: Any, tm
 
 def test_documents_of_a_text_source_are_encoded_with_their_numbers(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Who goes there?\n\nThe ghost\n")
-    found = list(token_documents(open_source(str(tmp_path / "a.txt"), documents="line"), tokenizer))
-    assert [number for number, _ in found] == [0, 1, 2]
-    assert [tokenizer.decode(ids) for _, ids in found] == ["Who goes there?", "", "The ghost"]
+    documents = list(token_documents(open_source(str(tmp_path / "a.txt"), documents="line"), tokenizer))
+    assert [number for number, _ in documents] == [0, 1, 2]
+    assert [tokenizer.decode(ids) for _, ids in documents] == ["Who goes there?", "", "The ghost"]
 
 
 def test_documents_of_a_token_source_pass_as_they_are(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"input_ids": [3, 1]}\n{"input_ids": []}\n{"input_ids": [7]}\n')
-    found = list(token_documents(open_source(str(tmp_path / "a.jsonl"))))
-    assert [(number, ids.tolist()) for number, ids in found] == [(0, [3, 1]), (1, []), (2, [7])]
+    documents = list(token_documents(open_source(str(tmp_path / "a.jsonl"))))
+    assert [(number, ids.tolist()) for number, ids in documents] == [(0, [3, 1]), (1, []), (2, [7])]
 
 
 def test_text_needs_a_tokenizer(tmp_path: Path) -> None:
@@ -189,13 +189,13 @@ def test_the_package_imports_neither_torch_nor_transformers_nor_datasets() -> No
 
 
 def test_what_a_tokenizer_puts_around_a_text_is_left_to_packing() -> None:
-    """Most tokenizers of language models put a BOS token before it, which packing would then put there again."""
+    """Most tokenizers of language models put a BOS token before a text, and packing would put a second one there."""
     opening, plain = train(300), train(300)
     opening.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", opening.bos_token_id)]
     )
     texts = ["Who goes there?", "I am thy father's spirit", ""]
     assert [ids[0] for ids in opening(texts)["input_ids"]] == [opening.bos_token_id] * 3
-    found = [ids.tolist() for ids in encode_documents(opening, texts)]
-    assert found == [ids.tolist() for ids in encode_documents(plain, texts)]
-    assert not any(opening.bos_token_id in ids for ids in found)
+    encoded = [ids.tolist() for ids in encode_documents(opening, texts)]
+    assert encoded == [ids.tolist() for ids in encode_documents(plain, texts)]
+    assert not any(opening.bos_token_id in ids for ids in encoded)
