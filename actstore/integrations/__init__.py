@@ -1,1 +1,1 @@
-"""Bridges to other libraries, each of them optional."""
+"""Optional bridges to other libraries."""

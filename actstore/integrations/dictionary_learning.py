@@ -1,4 +1,4 @@
-"""What `trainSAE(data=...)` of dictionary_learning iterates over: tensors without end, of one size."""
+"""Data for `trainSAE(data=...)` of dictionary_learning: tensors of one size, without end."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,18 +24,19 @@ def activations(
     hooks: HookName | Sequence[HookName],
     **options: Unpack[LoaderArguments],
 ) -> "TrainingData":
-    """Batches of one store: [batch_size, d] of one hook; of several [batch_size, n_hooks, d], for crosscoders.
+    """Batches of one store: [batch_size, d] for one hook, [batch_size, n_hooks, d] for several, for crosscoders.
 
     Args:
-        store: one, or its path or URL.
-        hooks: a name; or several, or a glob, all of the same width.
-        options: as for `Store.loader`. The type is float32 unless ``dtype`` says another, or None for the stored one;
-            ``epochs``, ``drop_last`` and ``provenance`` are not for choice, since batches never end and are all of one
-            size. Padding is always left out.
+        store: a store, or its path or URL.
+        hooks: a name, several names, or a glob; all hooks must have the same width.
+        options: as for `Store.loader`. The type is float32 unless ``dtype`` says another, or None for the stored one.
+            ``epochs``, ``drop_last`` and ``provenance`` cannot be set, since batches never end and are all of one size.
+            Padding is always left out.
 
     Raises:
         HookError: a hook is not stored.
-        LoaderError: hooks of several widths; or an option that cannot be; or there are fewer rows than a batch has.
+        LoaderError: the hooks have several widths, an option has an impossible value, or there are fewer rows than a
+            batch has.
         StorageError: the store cannot be read.
     """
     opened = open_store(store) if isinstance(store, str) else store
@@ -46,16 +47,16 @@ def paired_activations(
     stores_and_hooks: Sequence[tuple[Store | str, HookName | Sequence[HookName]]],
     **options: Unpack[LoaderArguments],
 ) -> "TrainingData":
-    """Batches of several stores over the same tokens: [batch_size, n_hooks, d], for crosscoders of several models.
+    """Batches of several stores over the same tokens, [batch_size, n_hooks, d], for crosscoders of several models.
 
     Args:
-        stores_and_hooks: a store, or its path or URL, and a hook of it, or several; all of the same width. Those of
-            the first store come first.
+        stores_and_hooks: pairs of a store, or its path or URL, and one or several of its hooks; all hooks must have the
+            same width. They are stacked in this order.
         options: as for `activations`.
 
     Raises:
         HookError: a hook is not stored.
-        LoaderError: as for `activations`; or the stores are not over the same tokens.
+        LoaderError: as for `activations`, or the stores are not over the same tokens.
         StorageError: a store cannot be read.
     """
     opened = [
@@ -69,33 +70,35 @@ def paired_activations(
 class TrainingData(Closing):
     """An iterator over tensors of one size that never ends. Get it from `activations` or `paired_activations`.
 
-    Values of a hook that has several axes, such as heads, are flattened to one.
+    The values of a hook with several axes, such as heads, are flattened to one axis.
     """
 
     def __init__(self, loader: Loader | PairedLoader) -> None:
         """
         Args:
-            loader: one that never ends.
+            loader: a loader that never ends.
         """
         self.loader = loader
         parts = loader.loaders if isinstance(loader, PairedLoader) else (loader,)
-        found = [(part.store, hook) for part in parts for hook in part.options.hooks]
-        widths = {f"{hook} of {store.url}": math.prod(store[hook].shape[2:]) for store, hook in found}
+        stores_and_hooks = [(part.store, hook) for part in parts for hook in part.options.hooks]
+        widths = {
+            f"{hook} of {store.url}": math.prod(store[hook].shape[2:]) for store, hook in stores_and_hooks
+        }
         if len(set(widths.values())) > 1:
-            each = ", ".join(f"{name} has {width}" for name, width in widths.items())
-            raise LoaderError(f"hooks that are stacked must have one width, and {each}; choose others")
+            listed = ", ".join(f"{name} has {width}" for name, width in widths.items())
+            raise LoaderError(f"hooks that are stacked must have one width, and {listed}; choose others")
         self.config: dict[str, Any] = {
             "stores": [part.store.url for part in parts],
             "hooks": [list(part.options.hooks) for part in parts],
             "order": loader.state_dict()["order"],
         }
-        """Plain data, which dictionary_learning puts into the ``config.json`` next to what it trains."""
+        """Plain data that dictionary_learning writes to the ``config.json`` of what it trains."""
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> torch.Tensor:
-        """The next batch. It is the caller's, who may change it.
+        """The next batch. It belongs to the caller, who may change it.
 
         Raises:
             StorageError: rows cannot be read. The next call tries the same batch again.
@@ -103,20 +106,20 @@ class TrainingData(Closing):
         return _stacked(next(self.loader))
 
     def state_dict(self) -> dict[str, Any]:
-        """As `Loader.state_dict`."""
+        """Like `Loader.state_dict`."""
         return self.loader.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """As `Loader.load_state_dict`."""
+        """Like `Loader.load_state_dict`."""
         self.loader.load_state_dict(state)
 
     def close(self) -> None:
-        """As `Loader.close`."""
+        """Like `Loader.close`."""
         self.loader.close()
 
 
 def _stacked(batch: Values | Batch | tuple[Values | Batch, ...]) -> torch.Tensor:
-    """[n_rows, d] of one tensor; [n_rows, n, d] of several, in their order."""
+    """The values of a batch: [n_rows, d] for one tensor, [n_rows, n, d] for several, in their order."""
     if isinstance(batch, torch.Tensor):
         return batch.flatten(1)
     parts = batch if isinstance(batch, tuple) else (batch,)

@@ -1,4 +1,4 @@
-"""Options of loaders that trainers of SAEs take batches from: without end, of one size, no padding."""
+"""Loader options for trainers of SAEs, which take batches of one size, without end and without padding."""
 
 import torch
 
@@ -9,22 +9,22 @@ from actstore.loader.dropping.drop import PAD
 
 
 def endless(store: Store, options: LoaderArguments) -> LoaderArguments:
-    """Options as they were given, and those that are not for choice. The type is float32 where none was given.
+    """Add the options that the caller cannot set. The type is float32 unless one is given.
 
     Args:
-        store: whose rows they are. Padding is dropped if it has any.
-        options: of the caller.
+        store: the store that the rows are in; its padding is dropped if it has any.
+        options: the options of the caller.
 
     Raises:
-        LoaderError: ``epochs``, ``drop_last`` or ``provenance`` is among them.
+        LoaderError: the caller has set ``epochs``, ``drop_last`` or ``provenance``.
     """
     for name in ("epochs", "drop_last", "provenance"):
         if name in options:
             raise LoaderError(
                 f"{name} is not for choice here: batches are tensors of one size, without end; leave it out"
             )
-    found: LoaderArguments = {"dtype": torch.float32, **options, "epochs": None, "drop_last": True}
+    completed: LoaderArguments = {"dtype": torch.float32, **options, "epochs": None, "drop_last": True}
     if any(run.plan.request.tokens.packing == "document" for run in store.runs):
         drop = options.get("drop", ())
-        found["drop"] = (drop, PAD) if isinstance(drop, str | int) else (*drop, PAD)
-    return found
+        completed["drop"] = (drop, PAD) if isinstance(drop, str | int) else (*drop, PAD)
+    return completed

@@ -1,4 +1,4 @@
-"""Batches of a store as a dataset of torch, with or without worker processes."""
+"""The batches of a store as a torch dataset, with or without worker processes."""
 
 import itertools
 import os
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
 
 
 class ActivationDataset(IterableDataset[Values | Batch]):
-    """Whole batches, in the order of the loader of the same options, to be wrapped with ``batch_size=None``::
+    """Whole batches in the order of a loader with the same options; use it with ``batch_size=None``::
 
         DataLoader(ActivationDataset(url, hook, batch_size=4096), batch_size=None, num_workers=2)
 
-    Worker w of W makes batches w, w + W, ... of all epochs, which the DataLoader gives one from each in turn: that is
-    the loader's order again. Each worker opens the store by itself. A loader has a thread that reads ahead, so workers
-    pay only where one thread does not keep up; with ``shuffle="window"`` each of them reads every window.
+    Worker w of W makes batches w, w + W, ... of all epochs. The DataLoader takes one from each worker in turn, which
+    restores the order of the loader. Each worker opens the store itself. A loader has a thread that reads ahead, so
+    workers help only if one thread is too slow; with ``shuffle="window"`` each of them reads every window.
 
-    Whoever iterates again gets the same batches again, unless `start_at` was called.
+    Iterating again gives the same batches again, unless `start_at` was called.
     """
 
     def __init__(self, store: Store | str, hooks: "Hooks", **options: Unpack[LoaderArguments]) -> None:
         """
         Args:
-            store: one, or its path or URL.
+            store: a store, or its path or URL.
             hooks: as for `Store.loader`.
             options: as for `Store.loader`.
 
         Raises:
             HookError: a hook is not stored.
-            LoaderError: an option that cannot be, or no rows are left.
+            LoaderError: an option has an impossible value, or no row is left.
             NotCommittedError: a row is not committed.
-            StorageError: what must be read cannot be.
+            StorageError: something cannot be read.
         """
         super().__init__()
         opened = open_store(store) if isinstance(store, str) else store
         with opened.loader(hooks, **options) as loader:
             self.n_batches = loader.n_batches
-            """Of an epoch."""
+            """Number of batches of an epoch."""
             self._options, self._rows = loader.options, loader.known_rows
         self._store = opened
         self._is_local = isinstance(opened.tokens.blobs, LocalBlobs)
@@ -55,8 +55,7 @@ class ActivationDataset(IterableDataset[Values | Batch]):
         self._process = os.getpid()
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
-        """Begin there whenever it is iterated over from now on. Workers that are kept (``persistent_workers``) do not
-        hear of it.
+        """Begin every later iteration at this batch. Workers that are kept (``persistent_workers``) do not notice.
 
         Raises:
             LoaderError: there is no such batch.
@@ -70,7 +69,8 @@ class ActivationDataset(IterableDataset[Values | Batch]):
         self._start = (epoch, batch)
 
     def __iter__(self) -> Iterator[Values | Batch]:
-        """
+        """Iterate over the batches of this worker, or over all without workers.
+
         Raises:
             LoaderError: this is a forked process, and the store is not on a local disk.
             StorageError: the store, or rows of it, cannot be read.
@@ -96,6 +96,6 @@ class ActivationDataset(IterableDataset[Values | Batch]):
                 yield loader.batch(k, epoch)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # A process that was given a copy has opened nothing yet, other than one that was forked.
+        # A process that unpickled this object has opened nothing yet, unlike a forked one.
         self.__dict__.update(state)
         self._process = os.getpid()

@@ -1,4 +1,4 @@
-"""A store of the bundled model, and the libraries that it is read with."""
+"""A store of the bundled model, and the libraries that read it."""
 
 import shutil
 import warnings
@@ -11,7 +11,7 @@ from actstore.demo import MODEL_PATH
 from actstore.facade import Store
 
 with warnings.catch_warnings():
-    # How it warns while it is imported is not under test.
+    # Warnings while it is imported are not under test.
     warnings.simplefilter("ignore")
     import sae_lens  # noqa: F401
 
@@ -20,7 +20,7 @@ LENGTH, N = 32, 256
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Store:
-    """Three hooks over 256 sequences of 32 tokens, with covariance. The model that made it is gone."""
+    """Three hooks over 256 sequences of 32 tokens, with covariance. The model that made it is deleted."""
     folder = tmp_path_factory.mktemp("saelens")
     shutil.copytree(MODEL_PATH, folder / "model")
     job = actstore.plan(

@@ -1,4 +1,4 @@
-"""Trainings that stop and go on, in this process or in one of its own: ``python -m tests.integrations.saes``."""
+"""Trainings that stop and resume, in this process or in one of its own: ``python -m tests.integrations.saes``."""
 
 import hashlib
 import json
@@ -30,12 +30,12 @@ N_STEPS = 40
 
 
 class StoppedError(Exception):
-    """The process would be gone here."""
+    """Raised where the process would be killed."""
 
 
 @dataclass
 class Recorded:
-    """A provider that keeps a checksum of every batch, and stops before one of them."""
+    """A provider that records a checksum of every batch, and stops before one of them."""
 
     provider: DataProvider
     stop_at: int | None = None
@@ -74,7 +74,7 @@ def sae_of(kind: str) -> Any:
 
 
 def trainer_config(folder: Path | None = None, n_steps: int = N_STEPS) -> SAETrainerConfig:
-    """All that changes from step to step: warm-up, decay, dead features, windows of sparsity."""
+    """Settings that change from step to step: warm-up, decay, dead features, windows of sparsity."""
     return SAETrainerConfig(
         total_training_samples=n_steps * BATCH,
         train_batch_size_samples=BATCH,
@@ -92,7 +92,7 @@ def trainer_config(folder: Path | None = None, n_steps: int = N_STEPS) -> SAETra
 def train(
     url: str, kind: str, folder: Path, *, stop_at: int | None = None, resume_from: Path | None = None
 ) -> dict[str, Any]:
-    """What was seen and what came of it: batches, final weights, counts. StoppedError, it raises `StoppedError`."""
+    """Train, and return checksums of batches, final weights and counts. With ``stop_at``, it raises `StoppedError`."""
     torch.manual_seed(0)
     hooks: str | list[str] = [RESID, HEADS] if kind == "multi" else RESID
     with data_provider(url, hooks, batch_size=BATCH, seed=3, drop=["bos"]) as provider:
@@ -122,12 +122,12 @@ def train(
 
 
 def values(store: Store, hook: str) -> torch.Tensor:
-    """[n_rows, d_in] as float32."""
+    """The values of a hook as float32, [n_rows, d_in]."""
     return store[hook][:].float().flatten(0, 1).flatten(1)
 
 
 def one(rows: Any) -> torch.Tensor:
-    """A batch of one hook."""
+    """A batch of one hook as a tensor."""
     assert isinstance(rows, torch.Tensor)
     return rows
 

@@ -1,4 +1,4 @@
-"""Caches of SAELens that become stores: the same values and tokens, whatever happens in between."""
+"""Caches of SAELens become stores with the same values and tokens, also after interruptions."""
 
 import json
 import os
@@ -38,12 +38,12 @@ from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import D_IN, HEADS, RESID, one
 
 MODULE = "transformer.h.2"
-"""The same as `RESID`, as SAELens names it with models of this class."""
+"""SAELens' name of `RESID` for models of this class."""
 
 
 @pytest.fixture(scope="module")
 def cached(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Dataset]:
-    """What SAELens' own runner writes, in several files, and what it reads of it."""
+    """A cache of several files that SAELens' own runner wrote, and the dataset that it returned."""
     folder = tmp_path_factory.mktemp("cached") / "cache"
     cfg = CacheActivationsRunnerConfig(
         dataset_path="tokens",
@@ -63,9 +63,9 @@ def cached(store: Store, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = Dataset.from_dict({"input_ids": store.tokens[:].tolist()})
-        found = CacheActivationsRunner(cfg, override_dataset=dataset).run()
+        dataset_of_runner = CacheActivationsRunner(cfg, override_dataset=dataset).run()
     assert len(list(folder.glob("*.arrow"))) == 4
-    return folder, found.with_format("numpy")
+    return folder, dataset_of_runner.with_format("numpy")
 
 
 @pytest.fixture(scope="module")
@@ -78,34 +78,34 @@ def exported(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("model", [None, str(MODEL_PATH)])
 def test_what_saelens_cached(cached: tuple[Path, Dataset], tmp_path: Path, model: str | None) -> None:
     folder, theirs = cached
-    found = import_cache(folder, str(tmp_path / "store"), model=model)
+    imported = import_cache(folder, str(tmp_path / "store"), model=model)
     hook = MODULE if model is None else RESID
-    assert found.hooks == (hook,)
-    assert found.is_complete
-    assert found.n_segments == 2
+    assert imported.hooks == (hook,)
+    assert imported.is_complete
+    assert imported.n_segments == 2
     rows = theirs[:]
     np.testing.assert_array_equal(
-        found[hook][:].numpy().view(np.uint32), np.asarray(rows[MODULE]).view(np.uint32)
+        imported[hook][:].numpy().view(np.uint32), np.asarray(rows[MODULE]).view(np.uint32)
     )
-    np.testing.assert_array_equal(found.tokens[:], rows["token_ids"])
-    np.testing.assert_array_equal(found.documents[:], np.repeat(np.arange(N)[:, None], LENGTH, 1))
+    np.testing.assert_array_equal(imported.tokens[:], rows["token_ids"])
+    np.testing.assert_array_equal(imported.documents[:], np.repeat(np.arange(N)[:, None], LENGTH, 1))
     norms = np.linalg.norm(rows[MODULE].astype(np.float64), axis=2)
-    assert found.stats(hook).mean_norm == pytest.approx(norms.mean(), rel=1e-12)
-    checked = actstore.verify(found.url)
+    assert imported.stats(hook).mean_norm == pytest.approx(norms.mean(), rel=1e-12)
+    checked = actstore.verify(imported.url)
     assert checked.is_complete
     assert not checked.findings
-    assert found.plan.request.model.name == (model or "unknown")
-    assert found.metadata["request"]["model"]["fingerprint"].startswith("imported:saelens:")
-    with data_provider(found, hook, batch_size=64, seqpos=[1, 2, 5], max_norm=1e9) as provider:
+    assert imported.plan.request.model.name == (model or "unknown")
+    assert imported.metadata["request"]["model"]["fingerprint"].startswith("imported:saelens:")
+    with data_provider(imported, hook, batch_size=64, seqpos=[1, 2, 5], max_norm=1e9) as provider:
         assert one(next(provider)).shape == (64, D_IN)
-        said = metadata(provider.loader, hook)
+        fields = metadata(provider.loader, hook)
     # Whether there is a BOS token, and which text it was, is not known.
     for name in ("prepend_bos", "sequence_separator_token", "disable_concat_sequences", "dataset_path"):
-        assert name not in said
-    assert said["seqpos_slice"] == [None]  # SAELens has no words for these
-    assert said["actstore_rows"]["positions"] == [1, 2, 5]
-    assert said["actstore_rows"]["max_norm"] == 1e9
-    assert said["actstore_rows"]["n_rows"] == 3 * N
+        assert name not in fields
+    assert fields["seqpos_slice"] == [None]  # SAELens has no field for these
+    assert fields["actstore_rows"]["positions"] == [1, 2, 5]
+    assert fields["actstore_rows"]["max_norm"] == 1e9
+    assert fields["actstore_rows"]["n_rows"] == 3 * N
 
 
 def test_a_cache_that_is_made_again_is_another_one(exported: Path, tmp_path: Path) -> None:
@@ -125,20 +125,20 @@ def test_a_cache_that_is_made_again_is_another_one(exported: Path, tmp_path: Pat
 @pytest.mark.parametrize("hook", [RESID, HEADS])
 def test_what_we_exported_comes_back(store: Store, tmp_path: Path, hook: str) -> None:
     export_cache(store, hook, tmp_path / "cache")
-    found = import_cache(tmp_path / "cache", str(tmp_path / "store"), model=str(MODEL_PATH))
-    assert found[hook].shape == store[hook].shape
-    assert found[hook].axes == store[hook].axes
-    assert torch.equal(found[hook][:], store[hook][:])
-    np.testing.assert_array_equal(found.tokens[:], store.tokens[:])
-    assert found.stats(hook).mean_norm == pytest.approx(store.stats(hook).mean_norm, rel=1e-12)
+    imported = import_cache(tmp_path / "cache", str(tmp_path / "store"), model=str(MODEL_PATH))
+    assert imported[hook].shape == store[hook].shape
+    assert imported[hook].axes == store[hook].axes
+    assert torch.equal(imported[hook][:], store[hook][:])
+    np.testing.assert_array_equal(imported.tokens[:], store.tokens[:])
+    assert imported.stats(hook).mean_norm == pytest.approx(store.stats(hook).mean_norm, rel=1e-12)
 
 
 def test_another_type(store: Store, exported: Path, tmp_path: Path) -> None:
-    found = import_cache(exported, str(tmp_path / "store"), dtype="bfloat16")
-    assert torch.equal(found[RESID][:], store[RESID][:].bfloat16())
-    assert not actstore.verify(found.url).findings
+    imported = import_cache(exported, str(tmp_path / "store"), dtype="bfloat16")
+    assert torch.equal(imported[RESID][:], store[RESID][:].bfloat16())
+    assert not actstore.verify(imported.url).findings
     with pytest.raises(PlanMismatchError, match="dtype is bfloat16 in the store, float32 was asked for"):
-        import_cache(exported, found.url)
+        import_cache(exported, imported.url)
     with pytest.raises(JobError, match="dtype is 'int8'; it can be"):
         import_cache(exported, str(tmp_path / "other"), dtype="int8")  # type: ignore[arg-type]
 
@@ -174,26 +174,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_nothing_runs_a_model_for_it(
     store: Store, exported: Path, fields: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = import_cache(exported, str(tmp_path / "imported"))
+    imported = import_cache(exported, str(tmp_path / "imported"))
     before = contents(tmp_path / "imported")
     with pytest.raises(
         ModelError, match="were imported, and which weights .* is not known; verify without deep"
     ):
-        actstore.verify(found.url, deep=True, model=str(MODEL_PATH))
+        actstore.verify(imported.url, deep=True, model=str(MODEL_PATH))
     with pytest.raises(PlanMismatchError, match="were imported, and no model's can be put beside them"):
-        actstore.plan(**fields | {"out": found.url})
+        actstore.plan(**fields | {"out": imported.url})
     with pytest.raises(HookError, match="does not hold 'blocks.0.hook_mlp_out'; it holds"):
-        found["blocks.0.hook_mlp_out"]
+        imported["blocks.0.hook_mlp_out"]
     with pytest.raises(HookError, match="imported without saying of which model"):
-        found.matching("blocks.*")
-    assert found["resid_post", 2].hook == RESID
+        imported.matching("blocks.*")
+    assert imported["resid_post", 2].hook == RESID
     with pytest.raises(PlanMismatchError, match="is not an import of .* like this one"):
         import_cache(exported, store.url)
     assert contents(tmp_path / "imported") == before
 
 
 def write(folder: Path, columns: dict[str, Any]) -> Path:
-    """A folder as SAELens writes it, but for what is in it."""
+    """Write a folder in SAELens' format with these columns."""
     folder.mkdir()
     table = pa.table(columns)
     with pa.OSFile(str(folder / "data.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:

@@ -1,4 +1,4 @@
-"""Data for dictionary_learning against NumPy, and in a loop as its `trainSAE` has it."""
+"""Data for dictionary_learning, compared with NumPy and used in a loop like its `trainSAE`."""
 
 import itertools
 import json
@@ -94,7 +94,7 @@ def test_resume(store: Store) -> None:
 
 
 def train(data: TrainingData, steps: int, norm_steps: int = 10) -> float:
-    """As `trainSAE` with ``normalize_activations=True`` goes through its data: twice, and changing it in place."""
+    """Use data as `trainSAE` does with ``normalize_activations=True``: iterate twice, and change batches in place."""
     squares = []
     for step, batch in enumerate(data):
         if step > norm_steps:

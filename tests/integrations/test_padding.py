@@ -1,4 +1,4 @@
-"""Stores with padding: what a trainer sees of them, row by row."""
+"""Trainers never see the padding of stores."""
 
 from collections import Counter
 from pathlib import Path
@@ -21,12 +21,12 @@ from tests.integrations.saes import Recorded, one
 
 HOOK, D_MODEL, BATCH = "blocks.1.hook_resid_post", 64, 16
 BOS, EOS, SEP = 0, 1, 42
-"""The configuration says so; the separator is a token that the text has, too."""
+"""Token ids of the configuration; the separator is a token that the text contains, too."""
 
 
 @pytest.fixture(scope="module")
 def padded(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel, text_file: Path) -> Store:
-    """One paragraph a row, after eos, and filled up with eos."""
+    """A store with one paragraph per row, after eos, padded with eos."""
     out = tmp_path_factory.mktemp("padded") / "store"
     job = actstore.plan(
         model=str(tiny_model("llama", sep_token_id=SEP)),
@@ -44,7 +44,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel, text
 
 
 def kept(store: Store, without: list[int]) -> NDArray[np.bool_]:
-    """[n_sequences, context_length] True for real positions with other tokens."""
+    """True for real positions with other tokens, [n_sequences, context_length]."""
     is_real = np.arange(store.shape[1]) < store.lengths[:][:, None]
     return is_real & ~np.isin(store.tokens[:], without)
 
@@ -56,7 +56,7 @@ def kept(store: Store, without: list[int]) -> NDArray[np.bool_]:
 def test_padding_never_appears(padded: Store, drop: Any, without: list[int]) -> None:
     tokens, lengths = padded.tokens[:], padded.lengths[:]
     is_real = kept(padded, [])
-    assert (tokens[:, 0] == EOS).all()  # real ones
+    assert (tokens[:, 0] == EOS).all()  # not padding
     assert (tokens[~is_real] == EOS).all()
     assert lengths.min() < 40
     assert (tokens[is_real] == SEP).any()
@@ -82,9 +82,9 @@ def test_padding_never_appears(padded: Store, drop: Any, without: list[int]) -> 
     assert len(seen) == 2 * n_batches
     rows = Counter(row.tobytes() for row in padded[HOOK][:].float().numpy()[left])
     for epoch in (seen[:n_batches], seen[n_batches:]):
-        found = Counter(row.tobytes() for row in torch.cat(epoch).numpy())
-        assert found <= rows
-        assert rows.total() - found.total() == left.sum() % BATCH
+        counts = Counter(row.tobytes() for row in torch.cat(epoch).numpy())
+        assert counts <= rows
+        assert rows.total() - counts.total() == left.sum() % BATCH
 
 
 def test_nor_in_data_for_dictionary_learning(padded: Store) -> None:

@@ -1,4 +1,4 @@
-"""SAELens' own trainers on a store: what they see, and what they are told."""
+"""SAELens' own trainers on a store: the batches they get, and the errors they raise."""
 
 import math
 import subprocess
@@ -102,8 +102,8 @@ def test_two_trainers_together_see_what_one_sees(store: Store) -> None:
 
 
 def _sorted(rows: torch.Tensor) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = rows.numpy()
-    return found[np.lexsort(found.T)]
+    values: NDArray[np.float32] = rows.numpy()
+    return values[np.lexsort(values.T)]
 
 
 def test_the_scale_is_what_saelens_would_estimate(store: Store) -> None:
@@ -123,7 +123,7 @@ def test_the_scale_is_that_of_the_rows_that_are_left(store: Store) -> None:
     is_kept = torch.from_numpy(store.tokens[:] != store.plan.request.model.config["bos_token_id"]).flatten()
     norms = values(store, RESID).norm(dim=1)
     expected = math.sqrt(D_IN) / norms[is_kept].mean().item()
-    assert abs(norms.mean() / norms[is_kept].mean() - 1) > 1e-4  # else nothing is shown
+    assert abs(norms.mean() / norms[is_kept].mean() - 1) > 1e-4  # otherwise the test shows nothing
     with data_provider(store, RESID, batch_size=BATCH, drop="bos") as provider:
         trainer = SAETrainer(trainer_config(), sae_of("standard"), provider)
         prepare(trainer, provider)
@@ -134,7 +134,7 @@ def test_the_scale_is_that_of_the_rows_that_are_left(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", ["positions", "mask"])
 def test_the_scale_is_estimated_from_all_over_the_store(drifting: Store, kind: str) -> None:
-    """Norms and the share of rows that are left grow with the row: a mean over the first ones would be far off."""
+    """Norms and the share of kept rows grow with the row, so a mean over the first rows would be far off."""
     n_sequences, length = drifting.shape
     share = np.linspace(0.1, 0.9, n_sequences)[:, None]
     keep = np.random.default_rng(0).random((n_sequences, length)) < share
@@ -144,7 +144,7 @@ def test_the_scale_is_estimated_from_all_over_the_store(drifting: Store, kind: s
     norms = drifting[hook][:].norm(dim=2)
     mean = norms[torch.from_numpy(kept)].mean().item()
     assert abs(norms[:4096].mean() / mean - 1) > 0.3
-    found = []
+    scales = []
     for shuffle, rank in ((None, 0), ("global", 0), ("window", 1)):
         options |= {"batch_size": 2 * BATCH, "shuffle": shuffle, "rank": rank, "world_size": 2}
         with data_provider(drifting, hook, **options) as provider:
@@ -155,14 +155,14 @@ def test_the_scale_is_estimated_from_all_over_the_store(drifting: Store, kind: s
             )
             trainer = SAETrainer(trainer_config(), sae, provider)
             prepare(trainer, provider)
-            found.append(trainer.activation_scaler.scaling_factor)
-    assert found[0] == pytest.approx(math.sqrt(D_MODEL) / mean, rel=0.02)
-    assert found[0] == found[1] == found[2]
+            scales.append(trainer.activation_scaler.scaling_factor)
+    assert scales[0] == pytest.approx(math.sqrt(D_MODEL) / mean, rel=0.02)
+    assert scales[0] == scales[1] == scales[2]
 
 
 @pytest.fixture(scope="module")
 def drifting(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """131,072 rows, far more than are looked at for a mean norm, which grow eightfold, and more at position 0."""
+    """131,072 rows, far more than a mean norm samples; norms grow eightfold, and are larger at position 0."""
     n = 16_384
     plan = example_plan(n_sequences=n, n_tokens=n * EXAMPLE_LENGTH, segment_size=4096)
     request = plan.request.model_copy(update={"hooks": plan.request.hooks[:1], "batch_size": 4096})
@@ -189,7 +189,7 @@ def test_whitening_is_what_saelens_would_estimate(store: Store) -> None:
         ours = trainer.activation_scaler.whitening
         assert ours is not None
         torch.testing.assert_close(ours.mean, theirs.whitening.mean, rtol=1e-6, atol=1e-9)
-        # Eigenvectors have no sign of their own.
+        # The sign of an eigenvector is arbitrary.
         for a, b in ((ours, theirs.whitening), (theirs.whitening, ours)):
             torch.testing.assert_close(a.matrix @ a.matrix.T, b.matrix @ b.matrix.T, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(ours.matrix @ ours.inverse_matrix, torch.eye(D_IN, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Caches of SAELens that are made from a store."""
+"""Caches for SAELens that are made from a store."""
 
 import warnings
 from pathlib import Path

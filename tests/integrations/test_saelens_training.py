@@ -1,4 +1,4 @@
-"""SAELens' own trainers on a store: what comes of it, and how they stop and go on."""
+"""Trainings of SAELens on a store: their results, and how they stop and resume."""
 
 import contextlib
 import json
@@ -56,18 +56,18 @@ from tests.integrations.saes import (
 
 ROOT = Path(__file__).parents[2]
 MARGIN = 0.02
-"""Of a mean, for what is not noise of seeds: other orders of summation, another way to estimate the norm."""
+"""Share of a mean that may differ for reasons other than the seed: the order of sums, another estimate of the norm."""
 
 
 def test_it_learns_as_from_saelens_own_store(store: Store) -> None:
-    """No language model, and no batch but those that are trained on: the model's folder is not there any more.
+    """No language model is there, and no batches are read except those that are trained on.
 
-    SAELens' buffer holds all rows here. With one of a quarter of them its loss is 0.7 % higher than ours, which is
-    that of `torch.randperm`.
+    SAELens' buffer holds all rows here. With a buffer of a quarter of them, its loss is 0.7 % higher than ours, which
+    equals that of `torch.randperm`.
 
-    The means of 3 seeds each may differ by twice the range of the seeds of `torch.randperm` and by the margin. The
-    range of 3 draws is about 1.7 deviations, and a difference of two means of 3 has 0.8: without the margin, this is 4
-    times what chance does.
+    The means of 3 seeds each may differ by twice the range of the seeds of `torch.randperm`, plus the margin. The range
+    of 3 draws is about 1.7 standard deviations, and the difference of two means of 3 has 0.8, so without the margin
+    this allows 4 times what chance does.
     """
     seeds, n_steps = (0, 1, 2), 200
     ours = [_ours(store, seed, n_steps) for seed in seeds]
@@ -75,14 +75,14 @@ def test_it_learns_as_from_saelens_own_store(store: Store) -> None:
     theirs = [_theirs(store, seed, n_steps) for seed in seeds]
     for name in ("loss", "unexplained", "l0"):
         own, of_saelens, of_randperm = (
-            np.array([found[name] for found in runs]) for runs in (ours, theirs, permuted)
+            np.array([quality[name] for quality in runs]) for runs in (ours, theirs, permuted)
         )
         allowed = 2 * np.ptp(of_randperm) + MARGIN * of_randperm.mean()
         print(name, own, of_saelens, of_randperm, allowed)  # noqa: T201 - figures of a failure
-        assert allowed < 0.1 * of_randperm.mean(), name  # else it would show nothing
+        assert allowed < 0.1 * of_randperm.mean(), name  # otherwise it would show nothing
         for other in (of_saelens, of_randperm):
             assert abs(own.mean() - other.mean()) <= allowed, name
-    assert np.mean([found["unexplained"] for found in ours]) < 0.5
+    assert np.mean([quality["unexplained"] for quality in ours]) < 0.5
 
 
 def _sae(seed: int) -> Any:
@@ -205,18 +205,18 @@ def test_one_call(store: Store, tmp_path: Path) -> None:
         loaded = SAE.load_from_disk(str(tmp_path / "sae"))
     rows = values(store, RESID)
     torch.testing.assert_close(loaded(rows), trained(rows))
-    found = loaded.cfg.metadata
-    assert found.hook_name == RESID
-    assert found.model_name == store.plan.request.model.name
-    assert found.model_class_name == "HookedTransformer"
-    assert found.context_size == LENGTH
-    assert found.seqpos_slice == [2, LENGTH]
-    assert found.prepend_bos is True
-    assert found.exclude_special_tokens == [store.plan.request.model.config["bos_token_id"]]
-    assert found.actstore_rows["positions"] == list(range(2, LENGTH))
-    assert found.actstore_rows["seed"] == 5
-    assert found.sequence_separator_token == "bos"
-    assert found.disable_concat_sequences is False
+    fields = loaded.cfg.metadata
+    assert fields.hook_name == RESID
+    assert fields.model_name == store.plan.request.model.name
+    assert fields.model_class_name == "HookedTransformer"
+    assert fields.context_size == LENGTH
+    assert fields.seqpos_slice == [2, LENGTH]
+    assert fields.prepend_bos is True
+    assert fields.exclude_special_tokens == [store.plan.request.model.config["bos_token_id"]]
+    assert fields.actstore_rows["positions"] == list(range(2, LENGTH))
+    assert fields.actstore_rows["seed"] == 5
+    assert fields.sequence_separator_token == "bos"
+    assert fields.disable_concat_sequences is False
     checkpoint = sorted((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))[1]
     again = train_sae(store, RESID, cfg, resume_from=checkpoint, **options)
     assert all(
@@ -226,7 +226,7 @@ def test_one_call(store: Store, tmp_path: Path) -> None:
 
 
 def test_another_number_of_ranks_goes_on(store: Store, tmp_path: Path) -> None:
-    """SAELens counts the samples of a rank, whose part of a batch is another one then."""
+    """SAELens counts the samples of a rank, whose part of a batch depends on the number of ranks."""
     half = trainer_config(tmp_path, n_steps=20)
     half.train_batch_size_samples //= 2
     half.total_training_samples //= 2
@@ -334,10 +334,10 @@ def test_train_sae_on_the_command_line(store: Store, tmp_path: Path, architectur
     assert done.stdout == f"SAE of {HEADS}, 128 to 64, trained on 2,560 rows, in {tmp_path / 'sae'}\n"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = SAE.load_from_disk(str(tmp_path / "sae"))
-    assert found(values(store, HEADS)).shape == (N * LENGTH, D_IN)
-    assert found.cfg.metadata.exclude_special_tokens == [0, 7]
-    assert found.cfg.metadata.seqpos_slice == [1, LENGTH - 1]
+        sae = SAE.load_from_disk(str(tmp_path / "sae"))
+    assert sae(values(store, HEADS)).shape == (N * LENGTH, D_IN)
+    assert sae.cfg.metadata.exclude_special_tokens == [0, 7]
+    assert sae.cfg.metadata.seqpos_slice == [1, LENGTH - 1]
     assert not (tmp_path / "cache").exists()  # the store is on a local disk
     weights = (tmp_path / "sae" / "sae_weights.safetensors").read_bytes()
     checkpoint = min((tmp_path / "sae" / "checkpoints").iterdir(), key=lambda path: int(path.name))

@@ -1,4 +1,4 @@
-"""The dataset in DataLoaders, forked, spawned and without workers, against the plain loader."""
+"""The dataset in DataLoaders, forked, spawned and without workers, compared with the plain loader."""
 
 import itertools
 import pickle
@@ -20,7 +20,7 @@ from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
 from tests.store.example import HOOKS, example_plan, example_values, write_store
 
-# How many workers torch finds too many depends on the machine.
+# torch warns of too many workers depending on the machine.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 A, B, _ = HOOKS
 

@@ -1,20 +1,20 @@
-"""Processes of the workers that a test has started, to do something to them."""
+"""The processes of workers that a test has started, to stop or kill them."""
 
 import os
 from pathlib import Path
 
 
 def worker_pids() -> list[int]:
-    """Our actors on this machine, in clusters that this process or a child of it has started: not those of others."""
+    """Actors of clusters that this process or a child of it has started on this machine; not those of others."""
     parents = {int(path.name): _parent(path) for path in Path("/proc").iterdir() if path.name.isdecimal()}
-    found = []
+    pids = []
     for pid in sorted(parents):
         above: int | None = pid
         while above not in (None, os.getpid()):
             above = parents.get(above or 0)
         if above is not None and _is_actor(pid):
-            found.append(pid)
-    return found
+            pids.append(pid)
+    return pids
 
 
 def _parent(folder: Path) -> int | None:

@@ -1,7 +1,6 @@
-"""What the pool asks of Ray, answered by a script: nodes cannot be preempted here, nor half an hour be waited.
+"""A scripted stand-in for Ray: tests can neither preempt nodes nor wait half an hour.
 
-Calls end in the order in which they were made, but for those that hang. As in Ray, a worker that dies takes all its
-calls with it.
+Calls end in the order in which they were made, except those that hang. As in Ray, all calls of a worker that dies fail.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +14,20 @@ from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 from actstore.extraction.events import SegmentDone
 
 HANGS: Final = object()
-"""An outcome: nothing comes of the call."""
+"""The outcome of a call that never returns."""
 Script = Callable[[int, Any], Any]
-"""Takes the number of a worker, from 0 on, and ``place``, ``start`` or a segment. Gives what comes of the call: None
-for what is usual, an exception, or `HANGS`.
+"""A function of the number of a worker, from 0, and its call (``place``, ``start`` or a segment). It returns the
+outcome: None for the usual one, an exception, or `HANGS`.
 """
 
 
 def died(*, preempted: bool) -> RayActorError:
-    """What Ray raises for all calls of a worker that is gone."""
+    """The error that Ray raises for all calls of a dead worker."""
     return RayActorError(error_msg="the node is gone", preempted=preempted)
 
 
 def raised(cause: Exception) -> RayTaskError:
-    """What Ray raises for one call that has raised something in a worker that lives."""
+    """The error that Ray raises for one call in which a living worker raised an error."""
     return RayTaskError("run", "a traceback", cause)
 
 
@@ -56,7 +55,7 @@ class _Call:
 
 @dataclass
 class ScriptedRay:
-    """In the place of the module. Its clock goes on by what is waited for in vain."""
+    """Takes the place of the module ``ray``. Its clock advances when a wait times out."""
 
     script: Script
     calls: list[_Call] = field(default_factory=list)
@@ -74,7 +73,7 @@ class ScriptedRay:
     def wait(
         self, calls: Sequence[_Call], num_returns: int = 1, timeout: float = 0.0
     ) -> tuple[list[_Call], list[_Call]]:
-        del num_returns  # one at a time
+        del num_returns  # always one
         for call in self.calls:
             if call in calls and self._has_ended(call):
                 return [call], [other for other in calls if other is not call]
@@ -89,9 +88,9 @@ class ScriptedRay:
         return call.actor.death is not None or call.outcome is not HANGS
 
     def get(self, call: _Call) -> Any:
-        found = call.outcome if call.actor.death is None else call.actor.death
-        if isinstance(found, Exception):
-            raise found
+        outcome = call.outcome if call.actor.death is None else call.actor.death
+        if isinstance(outcome, Exception):
+            raise outcome
         usual: dict[Any, Any] = {"place": ("a host", 100 + call.actor.number), "start": None}
         return usual[call.what] if call.what in usual else SegmentDone(call.what, 1, 0, 0.0, 0.0, 0.0)
 

@@ -1,4 +1,4 @@
-"""What a worker reserves: no more than a machine of the cluster has."""
+"""What a worker reserves fits a machine of the cluster."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from actstore_workers.actor import ActorOptions
 
 
 class Cluster:
-    """What Ray says of its machines."""
+    """A cluster that reports these machines, as Ray does."""
 
     def __init__(self, *cpus: float, n_gpus: float = 0) -> None:
         self._cpus = cpus

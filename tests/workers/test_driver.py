@@ -1,5 +1,5 @@
-"""The ray executor on a real Ray: the same bytes as inline, whatever happens to workers and driver. Where nothing
-happens, `tests/test_main_job.py` compares them.
+"""The ray executor on a real Ray writes the same bytes as inline, whatever happens to workers and driver. Without
+failures, `tests/test_main_job.py` compares them.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ Fields = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[ModuleType]:
-    """One cluster for this file; an executor joins it, since this process is connected already."""
+    """One cluster for this file. An executor joins it, since this process is connected already."""
     from actstore_workers.cluster import cluster
 
     with cluster(None, num_cpus=2) as connected:
@@ -52,7 +52,7 @@ def test_killed_workers_are_replaced(ray: ModuleType, fields: Fields, tmp_path: 
     actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
     killed: list[int] = []
     done: list[int] = []
-    of_others = worker_pids()  # those of an earlier test may not have ended yet
+    of_others = worker_pids()  # workers of an earlier test may not have ended yet
 
     def kill_one(event: Event) -> None:
         assert isinstance(event, SegmentDone)
@@ -73,7 +73,7 @@ def test_segments_of_a_stopped_worker_are_given_to_others(
 ) -> None:
     del ray
     monkeypatch.setattr(pace, "FLOOR_S", 2.0)
-    monkeypatch.setattr(pace, "START_FLOOR_S", 2.0)  # if the worker that is stopped has segment 0
+    monkeypatch.setattr(pace, "START_FLOOR_S", 2.0)  # in case the stopped worker has segment 0
     fields |= {"max_tokens": 400 * 32}
     done: list[int] = []
     stopped: list[int] = []
@@ -83,7 +83,7 @@ def test_segments_of_a_stopped_worker_are_given_to_others(
         assert isinstance(event, SegmentDone)
         done.append(event.segment)
         if len(done) == 5:
-            # The one that has done them, and has more under way; the other one may still be starting.
+            # Stop the worker that did these segments and has more under way; the other one may still be starting.
             own = [psutil.Process(pid) for pid in worker_pids() if pid not in of_others]
             stopped.append(max(own, key=lambda process: process.cpu_times().user).pid)
             os.kill(stopped[0], signal.SIGSTOP)
@@ -97,9 +97,7 @@ def test_segments_of_a_stopped_worker_are_given_to_others(
         r"segments \[[\d, ]+\] are given to others",
         caplog.text,
     )
-    deadline = (
-        time.monotonic() + 60
-    )  # Ray gives a process that does not answer some seconds before it kills it
+    deadline = time.monotonic() + 60  # Ray waits some seconds before it kills a process that does not answer
     while stopped[0] in worker_pids():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -123,7 +121,7 @@ def test_a_worker_that_cannot_start_is_told_as_it_is(ray: ModuleType, fields: Fi
 def test_a_segment_that_always_fails_ends_the_run(ray: ModuleType, fields: Fields) -> None:
     del ray
     run = actstore.plan(**fields)
-    # A folder is where a shard must go, so writing it fails each time, whoever tries.
+    # A folder is where a shard must be written, so each attempt at it fails.
     Path(fields["out"], "acts/blocks.1.hook_mlp_out/c.4.0.0").mkdir(parents=True)
     with pytest.raises(
         ExtractError, match=r"segment 4 failed 3 times, so the run is given up; the last time: "
@@ -161,7 +159,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     )
     deadline = time.monotonic() + 180
     while len(list(commits.glob("*.json"))) < 3:
-        # The workers need the core on which this would look again and again.
+        # Looking more often would take the core that the workers need.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
         assert process.poll() is None
@@ -170,7 +168,7 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     assert workers
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    # They notice that their driver is gone; until then they may still commit.
+    # Workers notice that their driver is gone; until then they may still commit.
     living = []
     for pid in workers:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Deadlines follow what the others have needed, and grow with each worker that was given up."""
+"""Deadlines follow the times that other workers have needed, and grow with each worker that was given up."""
 
 from actstore_workers.pace import ALONE_S, FACTOR, FLOOR_S, START_ALONE_S, START_FLOOR_S, Pace
 
@@ -18,7 +18,7 @@ def test_deadlines_of_segments() -> None:
 
 def test_who_loads_the_model_again_has_the_time_of_a_start_besides() -> None:
     pace = Pace()
-    pace.finished(1.0)  # by others; they were handed the segments behind the first
+    pace.finished(1.0)  # by other workers, which got the segments after the first
     pace.started(200.0)
     assert pace.deadline(0, is_alone=False, loads_again=True) == FLOOR_S + FACTOR * 200.0
     assert pace.deadline(1, is_alone=True, loads_again=True) == 2 * (ALONE_S + FACTOR * 200.0)

@@ -1,4 +1,4 @@
-"""Which failures of workers count, and what becomes of their segments; Ray is a script here."""
+"""Which failures of workers count, and what happens to their segments, with a scripted Ray."""
 
 import re
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ N = 30
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs all segments by a script; gives those that were done, in order, and the Ray that it made."""
+    """Run all segments by a script; returns those that were done, in order, and the scripted Ray."""
 
     def run(script: Script, *, size: int = 1) -> tuple[list[int], ScriptedRay]:
         ray, done = ScriptedRay(script), list[int]()
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize("what", ["start", 4])
 def test_preempted_workers_are_no_failure(run: Any, what: Any) -> None:
-    """As often as it happens: machines that others may take are what makes a run cheap."""
+    """Preemptions never count: machines that can be preempted are what makes a run cheap."""
     n = 3 * MAX_ATTEMPTS
     done, ray = run(lambda worker, call: died(preempted=True) if call == what and worker < n else None)
     assert sorted(done) == list(range(N))
@@ -54,7 +54,7 @@ def test_others_are(run: Any, what: Any, message: str) -> None:
 
 
 def test_failed_starts_beside_a_worker_that_is_ready_end_nothing(run: Any) -> None:
-    """One machine is bad; the run is slower without it, and ends well."""
+    """One machine is bad: the run is slower without it, and completes."""
     done, ray = run(
         lambda worker, call: died(preempted=False) if call == "start" and worker else None, size=2
     )
@@ -63,7 +63,7 @@ def test_failed_starts_beside_a_worker_that_is_ready_end_nothing(run: Any) -> No
 
 
 def test_failed_starts_count_in_a_row(run: Any) -> None:
-    """Over a long run there can be any number of them."""
+    """Over a long run there may be any number of failed starts."""
 
     def script(worker: int, call: Any) -> Any:
         fails = (call == "start" and worker % 3 < 2) or (call == worker and worker % 3 == 2)
@@ -88,7 +88,7 @@ def test_what_no_further_attempt_could_mend_is_told_at_once(run: Any, what: Any)
 
 
 def test_only_the_first_segment_of_a_dead_worker_is_to_blame(run: Any) -> None:
-    """The others that it had at hand fell with it."""
+    """The other segments that the worker had been given failed with it."""
     fatal = {0: 0, 1: 0, 2: 1}
     done, ray = run(lambda worker, call: died(preempted=False) if call == fatal.get(worker) else None)
     assert sorted(done) == list(range(N))
@@ -96,7 +96,7 @@ def test_only_the_first_segment_of_a_dead_worker_is_to_blame(run: Any) -> None:
 
 
 def test_all_segments_of_a_worker_that_hangs_are_given_to_others(run: Any) -> None:
-    """Also those that it had at hand."""
+    """This includes the segments that it had been given in advance."""
 
     def script(worker: int, call: Any) -> Any:
         return HANGS if worker == 0 and isinstance(call, int) and call >= 3 else None

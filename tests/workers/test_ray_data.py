@@ -1,4 +1,4 @@
-"""Activations as a Ray Dataset, on a real Ray, against NumPy."""
+"""Reading activations as a Ray Dataset, on a real Ray, compared with NumPy."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
 
 pytestmark = [
     pytest.mark.ray,
-    # Ray itself sets spec it deprecates, to the defaults.
+    # Ray itself sets options that it deprecates, to their defaults.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
 ]
 A, _, HEADS = HOOKS
@@ -39,16 +39,16 @@ def ray() -> Iterator[ModuleType]:
 
 
 def numbers(dtype: str, plan: Any) -> dict[str, NDArray[Any]]:
-    """Numbers that every type holds."""
-    found = {}
+    """Values that every type can represent."""
+    values_by_hook = {}
     for seed, hook in enumerate(plan.request.hooks):
         shape = plan.activations(hook).shape
         values = np.random.default_rng(seed).integers(-100, 100, shape).astype("<f4")
         if dtype == "bfloat16":
-            found[hook.name] = (values.view("<u4") >> 16).astype("<u2")
+            values_by_hook[hook.name] = (values.view("<u4") >> 16).astype("<u2")
         else:
-            found[hook.name] = values.astype(np.dtype(dtype).newbyteorder("<"))
-    return found
+            values_by_hook[hook.name] = values.astype(np.dtype(dtype).newbyteorder("<"))
+    return values_by_hook
 
 
 def write(folder: Path, dtype: Any, segments: Any = (0, 1, 2), compression: Any = None) -> Store:
@@ -59,8 +59,8 @@ def write(folder: Path, dtype: Any, segments: Any = (0, 1, 2), compression: Any 
 
 def rows_of(dataset: Any) -> dict[str, NDArray[Any]]:
     """All columns, in the order of the store."""
-    found = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
-    columns = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
+    batches = list(dataset.iter_batches(batch_size=None, batch_format="numpy"))
+    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     order = np.lexsort((columns["position"], columns["sequence"]))
     return {name: column[order] for name, column in columns.items()}
 
@@ -72,15 +72,15 @@ def test_all_rows(ray: ModuleType, tmp_path: Path, stored: str) -> None:
     store = write(tmp_path, stored, compression="zstd" if stored == "bfloat16" else None)
     dataset = read_activations(store.url, [A, HEADS], override_num_blocks=3)
     assert dataset.count() == N * LENGTH
-    found = rows_of(dataset)
-    assert list(found) == ["sequence", "position", "token", A, HEADS]
-    np.testing.assert_array_equal(found["sequence"], np.repeat(np.arange(N), LENGTH))
-    np.testing.assert_array_equal(found["position"], np.tile(np.arange(LENGTH), N))
-    np.testing.assert_array_equal(found["token"], store.tokens[:].reshape(-1))
+    columns = rows_of(dataset)
+    assert list(columns) == ["sequence", "position", "token", A, HEADS]
+    np.testing.assert_array_equal(columns["sequence"], np.repeat(np.arange(N), LENGTH))
+    np.testing.assert_array_equal(columns["position"], np.tile(np.arange(LENGTH), N))
+    np.testing.assert_array_equal(columns["token"], store.tokens[:].reshape(-1))
     for hook in (A, HEADS):
-        assert found[hook].dtype == ("float16" if stored == "float16" else "float32")
+        assert columns[hook].dtype == ("float16" if stored == "float16" else "float32")
         np.testing.assert_array_equal(
-            found[hook], store[hook].numpy().reshape(found[hook].shape).astype("f4")
+            columns[hook], store[hook].numpy().reshape(columns[hook].shape).astype("f4")
         )
 
 
@@ -133,10 +133,10 @@ def test_padding(ray: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tokens = example.example_tokens
     monkeypatch.setattr(example, "example_tokens", lambda plan: dict(tokens(plan)) | {"lengths": lengths})
     store = write(tmp_path, "float32")
-    found = rows_of(read_activations(store.url, A, drop_padding=True))
+    columns = rows_of(read_activations(store.url, A, drop_padding=True))
     is_real = np.arange(LENGTH) < lengths[:, None]
-    np.testing.assert_array_equal(found["token"], store.tokens[:][is_real])
-    np.testing.assert_array_equal(found[A], store[A].numpy()[is_real])
+    np.testing.assert_array_equal(columns["token"], store.tokens[:][is_real])
+    np.testing.assert_array_equal(columns[A], store[A].numpy()[is_real])
 
 
 def test_refused(ray: ModuleType, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Extraction on Ray. The only code of actstore that imports ray."""
+"""Extraction on Ray. This is the only package of actstore that imports ray."""

@@ -1,4 +1,4 @@
-"""The worker as a Ray actor."""
+"""The Ray actor that runs a worker."""
 
 import dataclasses
 import os
@@ -11,14 +11,14 @@ from actstore.extraction.events import SegmentDone
 
 
 class WorkerActor:
-    """Holds a worker. It loads in `start`, not when it is made, so that its errors arrive as they are."""
+    """Holds a worker, which loads in `start` rather than on creation, so that its errors arrive unchanged."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self._spec = spec
         self._worker: Worker | None = None
 
     def place(self) -> tuple[str, int]:
-        """Where it is: host and process. Its answer says that the cluster has had room for it."""
+        """Return the host and process of this actor. An answer shows that the cluster had room for it."""
         return platform.node(), os.getpid()
 
     def start(self) -> None:
@@ -26,34 +26,34 @@ class WorkerActor:
         self._worker = self._spec.start()
 
     def run(self, index: int) -> SegmentDone:
-        """Compute and commit a segment; a few hundred bytes come back, activations never do."""
+        """Compute and commit a segment. A few hundred bytes are sent back, never activations."""
         assert self._worker is not None
         return self._worker.run(index)
 
 
 @dataclasses.dataclass(frozen=True)
 class ActorOptions:
-    """What one actor reserves."""
+    """The resources that one actor reserves."""
 
     num_cpus: float
     num_gpus: float
 
     @classmethod
     def choose(cls, ray: ModuleType, spec: WorkerSpec, num_workers: int) -> "ActorOptions":
-        """A GPU each if there are any or one is asked for by name; else an equal share of the CPUs."""
+        """Reserve a GPU each if there are any or a GPU is named as device; otherwise an equal share of the CPUs."""
         resources = ray.cluster_resources()
         wants_gpu = (spec.device or "").startswith("cuda")
         if wants_gpu or (spec.device is None and resources.get("GPU", 0) >= 1):
             return cls(num_cpus=1, num_gpus=1)
         nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-        # The largest share with which all workers find a place; an actor cannot span nodes.
+        # The largest share with which all workers fit; an actor cannot span nodes.
         shares = range(max(nodes, default=1), 0, -1)
         fits = (share for share in shares if sum(cpus // share for cpus in nodes) >= num_workers)
         return cls(num_cpus=next(fits, 1), num_gpus=0)
 
 
 def make_actor(ray: ModuleType, spec: WorkerSpec, options: ActorOptions) -> Any:
-    """Start an actor. Ray neither restarts it nor repeats its calls: the driver does, and counts."""
+    """Start an actor. Ray neither restarts it nor repeats its calls: the driver does, and counts attempts."""
     if options.num_gpus == 0 and spec.n_threads is None:
         spec = dataclasses.replace(spec, n_threads=int(options.num_cpus))
     remote = ray.remote(

@@ -11,13 +11,13 @@ from types import ModuleType
 from actstore.errors import ExtractError, MissingExtraError
 from actstore.reason import reason
 
-# Only metadata travels through the object store; Ray would otherwise take 30 % of the memory for it.
+# Only metadata goes through the object store, for which Ray would otherwise reserve 30 % of the memory.
 _OBJECT_STORE_NBYTES = 200 << 20
 _CONNECT_S = 10.0
 
 
 def import_ray() -> ModuleType:
-    """Ray, with its telemetry off and its ``uv run`` hook off, unless the user has set them.
+    """Import Ray with its telemetry and its ``uv run`` hook turned off, unless the user has set them.
 
     The hook would install the whole environment again for each worker.
 
@@ -26,7 +26,7 @@ def import_ray() -> ModuleType:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Ray 2.60 announces a change of this default with a warning at each start.
+    # Ray 2.60 warns at each start that this default will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
@@ -34,17 +34,18 @@ def import_ray() -> ModuleType:
         raise MissingExtraError(
             "the ray executor needs Ray, which is not installed; run `pip install 'actstore[ray]'`"
         ) from error
-    found: ModuleType = ray
-    return found
+    module: ModuleType = ray
+    return module
 
 
 @contextlib.contextmanager
 def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[ModuleType]:
-    """Ray, connected; what was started here is stopped on leaving.
+    """Connect to Ray; on leaving, stop what was started here.
 
     Args:
-        address: a running cluster (``auto``, ``host:port``); None starts one, unless this process is in one.
-        num_cpus: CPUs of a cluster that is started here; None counts them.
+        address: the address of a running cluster (``auto``, ``host:port``); None starts one, unless this process is in
+            one.
+        num_cpus: the CPUs of a cluster that is started here; None counts them.
 
     Raises:
         MissingExtraError: Ray is not installed.
@@ -56,7 +57,7 @@ def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[Mod
         return
     own: dict[str, object] = {}
     if address is None:
-        # The driver needs to be found by nobody, so neither a dashboard nor its port.
+        # Nothing else needs to find the driver, so it runs without dashboard and without the dashboard's port.
         own = {
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_NBYTES,
@@ -86,10 +87,10 @@ def cluster(address: str | None, *, num_cpus: int | None = None) -> Iterator[Mod
 
 
 def _check_reachable(address: str | None) -> None:
-    """Ray itself would try for minutes.
+    """Check quickly that a host and port can be reached; Ray itself would try for minutes.
 
     Raises:
-        OSError: nobody listens at this host and port.
+        OSError: nothing listens at this host and port.
     """
     host, _, port = (address or "").rpartition(":")
     if host and port.isdecimal() and "://" not in host:
@@ -98,7 +99,7 @@ def _check_reachable(address: str | None) -> None:
 
 @contextlib.contextmanager
 def _keeping_sigterm() -> Iterator[None]:
-    """``ray.init`` puts its own handler in place of ours."""
+    """Restore our handler of SIGTERM, which ``ray.init`` replaces with its own."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The ray executor: a pool of workers, fed segment by segment, with retries that are counted."""
+"""The ray executor: a pool of workers that compute segment by segment, with a limited number of retries."""
 
 import logging
 import math
@@ -28,20 +28,20 @@ from actstore_workers.actor import ActorOptions, make_actor
 from actstore_workers.cluster import cluster, import_ray
 from actstore_workers.pace import Pace
 
-import_ray()  # fails here, when the executor is looked up and before any work, if Ray is not installed
+import_ray()  # fails at import, before any work, if Ray is not installed
 
 _log = logging.getLogger("actstore")
 
 MAX_ATTEMPTS = 3
-"""Of one segment, and of starting one worker. Preempted workers do not count."""
+"""The most attempts at one segment, and at starting workers in a row. Preempted workers do not count."""
 _HOPELESS = (BusyError, JobError, ModelError, HookError, PlanMismatchError, TokensError)
-"""Errors that every further attempt would meet again."""
+"""Errors that every further attempt would raise again."""
 _WAIT_S = 1.0
 _STALL_WARNING_S = 60.0
 
 
 def workers_here(resources: Resources) -> int | None:
-    """See `actstore.extraction.computing.executor.workers_here`. A cluster to join has machines of its own."""
+    """See `actstore.extraction.computing.executor.workers_here`. A cluster that is joined has its own machines."""
     if resources.ray_address is not None or import_ray().is_initialized():
         return None
     return resources.num_workers or 1
@@ -55,15 +55,15 @@ def run(
 ) -> None:
     """Compute all pending segments on Ray; see `actstore.extraction.computing.executor.Executor`.
 
-    Workers write their own shards to the store and return figures. A worker that dies is replaced, and its
-    segments are given out again; so is one that gives no sign for much longer than segments have taken so far. Exactly
-    once is the store's promise, not Ray's.
+    Workers write their shards to the store themselves and return figures. A worker that dies, or is silent for much
+    longer than segments have taken so far, is replaced, and its segments are given to others. It is the store, not Ray,
+    that guarantees that each segment is committed exactly once.
     """
-    asked = resources.num_workers
-    # Ray counts the CPUs that this container may use; only more workers than CPUs need to be asked for.
-    cpus = asked if asked is not None and asked > len(os.sched_getaffinity(0)) else None
+    num_workers = resources.num_workers
+    # Ray counts the CPUs that this container may use; a number is needed only for more workers than CPUs.
+    cpus = num_workers if num_workers is not None and num_workers > len(os.sched_getaffinity(0)) else None
     with cluster(resources.ray_address, num_cpus=cpus) as ray:
-        size = asked or max(1, int(ray.cluster_resources().get("GPU", 0)))
+        size = num_workers or max(1, int(ray.cluster_resources().get("GPU", 0)))
         _Pool(ray, spec, min(size, len(pending)), pending, on_segment).run()
 
 
@@ -76,13 +76,15 @@ class _Slot:
     n_running: int = 0
     where: str = "a worker that is not placed yet"
     silent_since: float = math.inf
-    """When it last gave a sign, or was last given something to do after it had nothing; endless before it is placed."""
+    """Time of the last sign of life, or of the first call after a time without any; infinite before the actor is
+    placed.
+    """
     last_done: float = -math.inf
-    """When it last finished a segment."""
+    """Time at which it last finished a segment."""
 
 
 _Call = int | Literal["place", "start"]
-"""A segment, or a step before the first one."""
+"""The number of a segment, or a step before the first segment."""
 
 
 class _Pool:
@@ -101,15 +103,15 @@ class _Pool:
         self._on_segment = on_segment
         self._attempts: Counter[int] = Counter()
         self._hangs: Counter[int] = Counter()
-        """By segment: workers that were given up over it."""
+        """Number of workers that were given up over each segment."""
         self._failed_starts = 0
         self._pace = Pace()
         self._calls: dict[Any, tuple[_Slot, _Call]] = {}
-        """What is under way."""
+        """The calls that are under way, with the slot and the kind of each."""
         self._slots = [self._fill() for _ in range(size)]
 
     def run(self) -> None:
-        """Until nothing is left."""
+        """Run until no segment is left."""
         stalled_since = time.monotonic()
         try:
             while self._pending or any(isinstance(what, int) for _, what in self._calls.values()):
@@ -148,7 +150,7 @@ class _Pool:
         return slot
 
     def _feed(self) -> None:
-        """Give every worker one segment to compute and the next ones to have at hand, one round at a time."""
+        """Give every worker one segment to compute and the next ones in advance, one round at a time."""
         for depth in range(1, SEGMENTS_IN_FLIGHT + 1):
             for slot in self._slots:
                 if self._pending and slot.is_ready and slot.n_running < depth:
@@ -166,7 +168,7 @@ class _Pool:
         except errors.RayTaskError as error:
             self._retry(slot, what, error.cause)
         except errors.RayError as error:
-            # Died, killed for memory, node lost, never placed: Ray has a class for each, the cure is the same.
+            # Whether it died, was killed for memory, lost its node or was never placed, the remedy is the same.
             self._replace(slot, what, error)
         else:
             self._succeed(slot, what, result)
@@ -187,17 +189,17 @@ class _Pool:
             self._on_segment(result)
 
     def _placed(self, slot: _Slot, host: str, pid: int) -> None:
-        """The cluster has room for a worker, so that from here on it is the worker that takes time."""
+        """Start a worker that the cluster has placed; its time counts from here on."""
         slot.where = f"the worker in process {pid} on {host}"
         slot.silent_since = time.monotonic()
         self._calls[slot.actor.start.remote()] = (slot, "start")
 
     def _give_up_if_hung(self, slot: _Slot) -> None:
-        """A process that is stopped, or waits for ever, fails no call: only time tells."""
+        """Replace a worker that is silent for too long: a stopped or hanging process fails no call."""
         silent = time.monotonic() - slot.silent_since
         calls = {call: what for call, (owner, what) in self._calls.items() if owner is slot}
         deadline = self._deadline(slot, calls.values())
-        # What is done and was not looked at yet is a sign, too: callers can be slow to take it.
+        # A finished call that was not fetched yet is a sign of life, too, since callers can be slow.
         if not calls or silent <= deadline or self._ray.wait(list(calls), timeout=0)[0]:
             return
         segments = [what for what in calls.values() if isinstance(what, int)]
@@ -234,26 +236,26 @@ class _Pool:
         return self._pace.deadline(n_attempts, is_alone=True, loads_again=loads_again)
 
     def _retry(self, slot: _Slot, what: _Call, cause: Exception) -> None:
-        """The worker lives and has told what went wrong. It is replaced all the same: a GPU in a bad state would
-        fail every segment at once, and be the first to ask for the next.
+        """Replace a worker that has reported an error. It is replaced although it lives: a GPU in a bad state would
+        fail every segment at once, and ask for the next one first.
         """
         if isinstance(cause, _HOPELESS):
             raise cause
         self._replace(slot, what, cause)
 
     def _replace(self, slot: _Slot, what: _Call, error: Exception) -> None:
-        """The worker is given up; each of its calls comes here, the first one fills its place."""
+        """Give up a worker, whose calls all come here; the first of them refills its slot."""
         preempted = bool(getattr(error, "preempted", False))
         if isinstance(what, int):
             self._pending.append(what)
         if slot in self._slots:
-            # Only the first call that fails is to blame; the others fell with their worker.
+            # Only the first failed call is to blame; the others failed with their worker.
             if isinstance(what, int) and not preempted:
                 self._count_attempt(what, error)
             if not slot.is_ready and not preempted:
                 self._count_start(error)
-            _log.warning("a worker failed and is replaced: %s", _told(error))
-            # It may still live and hold its GPU. What else it had in hand comes back as a dead actor's calls.
+            _log.warning("a worker failed and is replaced: %s", _described(error))
+            # The worker may still live and hold its GPU. Its other calls come back as those of a dead actor.
             self._ray.kill(slot.actor)
             self._slots[self._slots.index(slot)] = self._fill()
 
@@ -262,16 +264,16 @@ class _Pool:
         if self._attempts[index] >= MAX_ATTEMPTS:
             raise ExtractError(
                 f"segment {index} failed {MAX_ATTEMPTS} times, so the run is given up; the last time: "
-                f"{_told(cause)}"
+                f"{_described(cause)}"
             ) from cause
 
     def _count_start(self, cause: Exception) -> None:
         self._failed_starts += 1
         if self._failed_starts >= MAX_ATTEMPTS and not self._any_ready():
             raise ExtractError(
-                f"workers failed to start {MAX_ATTEMPTS} times in a row; the last time: {_told(cause)}"
+                f"workers failed to start {MAX_ATTEMPTS} times in a row; the last time: {_described(cause)}"
             ) from cause
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return str(error) if isinstance(error, ActstoreError) else f"{type(error).__name__}: {reason(error)}"

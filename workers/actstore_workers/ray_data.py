@@ -1,4 +1,4 @@
-"""Activations as a Ray Dataset. Ray's own reader of Zarr refuses version 3, and Arrow has no bfloat16."""
+"""Reading activations as a Ray Dataset. Ray's own reader of Zarr refuses version 3, and Arrow has no bfloat16."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ from actstore.opening import open_store
 from actstore.store.records.run import overlap
 from actstore_workers.cluster import import_ray
 
-import_ray()  # its settings have to be made before it is imported
+import_ray()  # Ray's settings have to be made before it is imported
 
 try:
     import ray.data
@@ -31,7 +31,7 @@ except ImportError as error:
 ColumnType = Literal["float16", "float32", "float64", "uint16"]
 _BLOCK_NBYTES: Final = 32 << 20
 _PLACE_NBYTES: Final = 8 + 4 + 4
-"""Of a row: sequence, position and token."""
+"""Bytes of a row besides its values: sequence, position and token."""
 
 
 def read_activations(
@@ -43,25 +43,25 @@ def read_activations(
     block_nbytes: int = _BLOCK_NBYTES,
     **read_options: Any,
 ) -> "ray.data.Dataset":
-    """The committed rows of a store, one for each token, with one read task for each group of segments.
+    """The committed rows of a store, one row per token, with one read task for each group of segments.
 
-    Columns: ``sequence`` int64, ``position`` int32, ``token`` int32, and each hook by its name, a tensor of the shape
-    that the hook has at one position. Rows are as they are stored; sequences that are not committed for all of the
-    hooks are left out. A task holds one block of at most ``block_nbytes``, or of one sequence if that is more, as it
-    is stored and as it is given; Ray may hold several blocks in its object store.
+    The columns are ``sequence`` int64, ``position`` int32, ``token`` int32, and each hook by its name, a tensor of the
+    hook's shape at one position. Rows are in stored order; sequences that are not committed for all of the hooks are
+    left out. A task holds one block of at most ``block_nbytes``, or of one sequence if that is more, once as stored and
+    once as returned; Ray may hold several blocks in its object store.
 
     Args:
-        url: path or URL of the store, which workers must be able to read, too.
-        hooks: one or several, names or globs.
-        dtype: type of the hooks' columns. None keeps the stored one, and makes float32 of bfloat16; ``uint16`` keeps
-            the bits of bfloat16, in half the memory.
-        drop_padding: leave out positions behind the length of their sequence.
-        block_nbytes: of a block, at most.
+        url: path or URL of the store; workers must be able to read it, too.
+        hooks: one or several names or globs.
+        dtype: the type of the hooks' columns. None keeps the stored type, but makes float32 of bfloat16; ``uint16``
+            keeps the bits of bfloat16, in half the memory.
+        drop_padding: whether to leave out positions behind the end of their sequence.
+        block_nbytes: the most bytes of a block.
         read_options: as for `ray.data.read_datasource`, such as ``override_num_blocks`` or ``concurrency``.
 
     Raises:
         HookError: a hook is not stored.
-        JobError: a type that columns cannot have.
+        JobError: the columns cannot have this type.
         NotCommittedError: no sequence is committed for all of the hooks.
         StorageError: the store cannot be read.
     """
@@ -83,7 +83,7 @@ def read_activations(
 
 @dataclass(frozen=True)
 class ReadSpec:
-    """All that a read task has to know, besides its rows."""
+    """Everything that a read task needs to know, except its rows."""
 
     url: str
     hooks: tuple[str, ...]
@@ -93,7 +93,7 @@ class ReadSpec:
 
 
 class ActivationsDatasource(Datasource):  # type: ignore[misc]
-    """Plans read tasks where the dataset is made; they run anywhere."""
+    """Plans the read tasks of a dataset. They run on any worker."""
 
     def __init__(self, store: Store, spec: ReadSpec) -> None:
         super().__init__()
@@ -108,17 +108,17 @@ class ActivationsDatasource(Datasource):  # type: ignore[misc]
             )
 
     def get_name(self) -> str:
-        """What progress bars call it."""
+        """The name of the source in progress bars."""
         return "Activations"
 
     def estimate_inmemory_data_size(self) -> int:
-        """Bytes of all rows."""
+        """Approximate bytes of all rows."""
         return sum(len(segment) for segment in self._segments) * self._length * self._row_nbytes
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """As many as are asked for, if there are so many segments; neighbours go together."""
+        """As many read tasks as requested, or as there are segments; each reads neighbouring segments."""
         del data_context
         n_tasks = max(1, min(parallelism, len(self._segments)))
         edges = [len(self._segments) * task // n_tasks for task in range(n_tasks + 1)]
@@ -127,7 +127,7 @@ class ActivationsDatasource(Datasource):  # type: ignore[misc]
             segments = self._segments[first:end]
             n_rows = sum(len(segment) for segment in segments) * self._length
             metadata = BlockMetadata(
-                # How many there are without padding is not known before they are read.
+                # How many rows remain without padding is not known before they are read.
                 num_rows=None if self._spec.drop_padding else n_rows,
                 size_bytes=n_rows * self._row_nbytes,
                 exec_stats=None,
@@ -139,8 +139,8 @@ class ActivationsDatasource(Datasource):  # type: ignore[misc]
 
 
 def committed_segments(store: Store, hooks: Sequence[str]) -> list[range]:
-    """Sequences of the store that are committed for all of these hooks, cut where a segment of the first one ends."""
-    found = []
+    """Ranges of sequences that are committed for all of these hooks, split where a segment of the first hook ends."""
+    segments = []
     first = 0
     for part in (run for run in store.runs if run.plan.has_own_tokens):
         over = [run for run in store.runs if run.plan.tokens_of == part.plan.run]
@@ -149,9 +149,9 @@ def committed_segments(store: Store, hooks: Sequence[str]) -> list[range]:
             size = having[0][0].plan.segment_size
             for rows in reduce(overlap, (runs[0].committed_ranges() for runs in having)):
                 starts = [rows.start, *range((rows.start // size + 1) * size, rows.stop, size), rows.stop]
-                found += [range(first + start, first + stop) for start, stop in itertools.pairwise(starts)]
+                segments += [range(first + start, first + stop) for start, stop in itertools.pairwise(starts)]
         first += part.plan.n_sequences
-    return found
+    return segments
 
 
 def _read(spec: ReadSpec, segments: Sequence[range]) -> Iterator[Block]:

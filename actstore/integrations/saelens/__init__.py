@@ -1,7 +1,7 @@
-"""SAELens: train its SAEs from a store, stop and resume them, and make its caches.
+"""SAELens: train its SAEs on a store, stop and resume trainings, and make its caches.
 
-Everything here is for SAELens 6.54: ``pip install 'actstore[saelens]'``. `train_sae` is one call; the same in parts,
-for a trainer of one's own::
+Everything here is for SAELens 6.54: ``pip install 'actstore[saelens]'``. `train_sae` does it in one call; in parts, for
+a trainer of your own::
 
     with data_provider("s3://bucket/run", "blocks.2.hook_resid_post", batch_size=4096, shuffle="window") as provider:
         trainer = SAETrainer(cfg, sae, provider, save_checkpoint_fn=save_checkpoint_fn(provider))

@@ -1,4 +1,4 @@
-"""A folder that SAELens reads instead of running the model (``use_cached_activations``)."""
+"""Writing a folder that SAELens reads instead of running the model (``use_cached_activations``)."""
 
 import json
 import math
@@ -20,9 +20,9 @@ from actstore.storage.urls import local_path
 from actstore.store.reading.activations import Activations
 
 _BLOCK_NBYTES: Final = 1 << 24
-"""Of float32 values that are converted and written together."""
+"""Bytes of float32 values that are converted and written together."""
 _FILE_NBYTES: Final = 1 << 29
-"""Of float32 values in one file, about; readers map them."""
+"""Approximate bytes of float32 values in one file; readers map the files."""
 
 
 def export_cache(
@@ -32,19 +32,20 @@ def export_cache(
     *,
     on_bytes: Callable[[int], None] | None = None,
 ) -> int:
-    """Write all rows of one hook as the cache that SAELens makes: float32, with the token ids, in the store's order.
+    """Write all rows of one hook as a cache of SAELens: float32, with the token ids, in the order of the store.
 
-    It is as large as float32 is, and takes a few times 16 MB of memory. In SAELens give ``hook_name`` the name that
-    the hook is stored by, and ``context_size`` the store's. The file that makes a folder readable is written last.
+    The cache has the size of the values in float32; writing takes a few times 16 MB of memory. In SAELens, set
+    ``hook_name`` to the stored name of the hook and ``context_size`` to that of the store. The file that makes the
+    folder readable is written last.
 
     Args:
         store: an open store, or its path or URL.
-        hook: its name. A value with heads is flattened, as SAELens does.
-        folder: a new or an empty folder.
+        hook: the name of the hook. A value with heads is flattened, as in SAELens.
+        folder: a new or empty folder.
         on_bytes: called with the number of bytes after each piece of about 16 MB.
 
     Returns:
-        Sequences that were written.
+        The number of sequences that were written.
 
     Raises:
         HookError: the hook is not stored.
@@ -108,7 +109,7 @@ def _write(store: Store, acts: Activations, folder: Path, on_bytes: Callable[[in
 
 
 def _tables(store: Store, acts: Activations, starts: range, stop: int, features: Any) -> Iterator[pa.Table]:
-    """Pieces of a file."""
+    """Split the sequences of a file into tables."""
     kind = features[acts.hook]()
     length, d_in = kind.shape
     for start in starts:

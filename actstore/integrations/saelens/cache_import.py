@@ -1,4 +1,4 @@
-"""Cached activations of SAELens into a store, segment by segment, as an extraction writes them."""
+"""Writing cached activations of SAELens to a store, segment by segment, as an extraction does."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ from actstore.tokens import Rows, spool
 DType = Literal["float32", "bfloat16", "float16"]
 _BATCH_TOKENS: Final = 4096
 _BLOCK_ROWS: Final = 1024
-"""Sequences whose token ids are read together."""
+"""Number of sequences whose token ids are read together."""
 
 
 def import_cache(
@@ -70,24 +70,24 @@ def import_cache(
 ) -> Store:
     """Write a folder of SAELens' cached activations to a new store.
 
-    Kill it at any point: the same call goes on from the segments that are committed. It takes the memory of a segment,
-    about 64 MB. What computed the values is not known, so the store says that they were imported, and nothing that
-    would run the model again takes it.
+    If it is killed, the same call continues after the segments that are committed. It takes the memory of one segment,
+    about 64 MB. Since it is not known what computed the values, the store says that they were imported, and whatever
+    would run the model again refuses it.
 
     Args:
         folder: a ``cached_activations_path``, as ``CacheActivationsRunner`` or `export_cache` wrote it.
-        url: of the store; with nothing there, or an import of the same folder that was not completed.
-        dtype: to store in. Other types than float32 round.
-        model: Hub name or folder of the model, for its configuration, if it is known: hooks then have their axes and
-            can be named in all spellings.
-        on_bytes: called with the bytes of each segment, in the type of the store, also of those that were there.
+        url: the URL of the store. There may be nothing yet, or an incomplete import of the same folder.
+        dtype: the type to store. All types but float32 round.
+        model: Hub name or folder of the model if it is known, for its configuration: hooks then have their axes and can
+            be named in all spellings.
+        on_bytes: called with the stored bytes of each segment, including those that were committed before.
 
     Raises:
         HookError: the model has no such hook.
-        JobError: a value does not fit the type; or the hook of the model is not as wide as that of the cache.
+        JobError: a value does not fit the type, or the hook of the model and that of the cache differ in width.
         ModelError: there is no such model.
-        PlanMismatchError: something else is at this place.
-        StorageError: the folder is no cache, or is damaged; or writing failed.
+        PlanMismatchError: something else is stored at this URL.
+        StorageError: the folder is no cache, or is damaged, or writing failed.
     """
     rows = CachedRows.open(folder)
     if dtype not in ("float32", "bfloat16", "float16"):
@@ -97,15 +97,15 @@ def import_cache(
     blobs = open_blobs(url)
     existing = read_runs(blobs)
     if existing:
-        # Versions that stored no norms can have begun it.
+        # An earlier version, which stored no norms, may have begun the import.
         plan = plan.model_copy(update={"norms": existing[0].plan.norms})
     if not existing:
         free_place(blobs, Place(FIRST_RUN, plan.hook_names))
     elif len(existing) > 1 or existing[0].plan != plan:
-        found = differences(existing[0].plan.request, plan.request)
+        differing = differences(existing[0].plan.request, plan.request)
         raise PlanMismatchError(
             f"the store at {blobs.url} is not an import of {rows.folder} like this one: "
-            f"{'; '.join(found) or 'it has other tokens or segments'}. Choose another place"
+            f"{'; '.join(differing) or 'it has other tokens or segments'}. Choose another place"
         )
     elif existing[0].finished is not None:
         on_bytes(plan.activation_nbytes)
@@ -132,7 +132,7 @@ def _write_segments(
     *,
     is_conditional: bool,
 ) -> None:
-    """Those that are not committed."""
+    """Write the segments that are not committed."""
     done = committed(blobs, plan)
     writer = SegmentWriter(blobs, plan, is_strict=False, is_conditional=is_conditional, fence=fence)
     try:
@@ -151,7 +151,7 @@ def _write_segments(
 
 
 def _packed(rows: CachedRows) -> PackedTokens:
-    """All token ids; each row is a document of the source."""
+    """Pack all token ids; each row is one document of the source."""
     started = time.perf_counter()
     n_sequences, length, _ = rows.shape
 
@@ -170,7 +170,7 @@ def _packed(rows: CachedRows) -> PackedTokens:
     try:
         spooled = spool(blocks(), folder)
     finally:
-        # Mapped files live on without their names.
+        # Mapped files stay readable after their names are gone.
         shutil.rmtree(folder, ignore_errors=True)
     return PackedTokens(spooled, None, time.perf_counter() - started)
 
@@ -178,7 +178,7 @@ def _packed(rows: CachedRows) -> PackedTokens:
 def _plan(rows: CachedRows, packed: PackedTokens, dtype: DType, model: str | None) -> Plan:
     n_sequences, length, d_in = rows.shape
     hook, identity = _hook(rows, model)
-    # A power of two, as the rows of whole pages are: segments must hold whole ones of both.
+    # A power of two, as are the rows of whole pages: a segment must hold whole multiples of both.
     batch_size = 1 << max(0, (_BATCH_TOKENS // length).bit_length() - 1)
     tokens = TokensIdentity(
         source=str(rows.folder),
@@ -221,7 +221,7 @@ def _plan(rows: CachedRows, packed: PackedTokens, dtype: DType, model: str | Non
 
 
 def _hook(rows: CachedRows, model: str | None) -> tuple[HookArray, ModelIdentity]:
-    """The hook as stores have it, and what is known of the model."""
+    """The hook in the form that stores use, and what is known of the model."""
     _, length, d_in = rows.shape
     fingerprint = f"{IMPORTED}saelens:{rows.fingerprint}"
     if model is None:
@@ -262,13 +262,13 @@ def _hook(rows: CachedRows, model: str | None) -> tuple[HookArray, ModelIdentity
 def _fill(
     buffers: SegmentBuffers, rows: CachedRows, plan: Plan, segment: Segment
 ) -> tuple[CommitRecord, dict[str, NDArray[np.float32]]]:
-    """Bring a segment into the buffers; its record, but for the shards, and its norms."""
+    """Fill the buffers with a segment; return its record without shards, and its norms."""
     (hook,), request = plan.request.hooks, plan.request
     moments = Moments(request.hooks, "cpu", covariance=False)
     wanted: torch.dtype = getattr(torch, request.dtype)
     for start in range(0, segment.n_sequences, request.batch_size):
         stop = min(start + request.batch_size, segment.n_sequences)
-        # A copy: what is mapped cannot be written to, and torch warns of that.
+        # A copy: torch warns of mapped memory, which cannot be written to.
         given = torch.from_numpy(rows.values(segment.start + start, segment.start + stop).copy())
         value = given.to(wanted)
         if not torch.equal(value.isfinite(), given.isfinite()):

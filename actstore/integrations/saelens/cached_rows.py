@@ -1,4 +1,4 @@
-"""A folder of cached activations as SAELens writes it, mapped and read without the library that wrote it."""
+"""A folder of cached activations in SAELens' format, mapped and read without the library that wrote it."""
 
 import hashlib
 import json
@@ -19,33 +19,32 @@ TOKENS: Final = "token_ids"
 
 
 class CachedRows:
-    """Rows of one hook and their token ids. Files are mapped, so memory is taken only by what is asked for."""
+    """The rows of one hook and their token ids. Files are mapped, so only what is read takes memory."""
 
     def __init__(self, folder: Path, files: Sequence[Path], table: pa.Table, hook: str, state: bytes) -> None:
         """
-        Args:
-            folder: the absolute one.
-            files: with its rows, in their order.
-            table: of all files.
-            hook: name of the column of activations.
-            state: what its ``state.json`` says.
+        folder: the absolute path of the folder.
+            files: the files with the rows, in order.
+            table: the table of all files.
+            hook: the name of the column with activations.
+            state: the content of its ``state.json``.
         """
         self.folder = folder
         self.files = files
-        """In the order of their rows."""
+        """Paths of the files, in the order of their rows."""
         self.hook = hook
-        """Name of the column."""
+        """Name of the column with activations."""
         self.shape = _shape(folder, hook, table.column(hook))
-        """[n_sequences, context_size, d_in]"""
+        """Shape of the activations, (n_sequences, context_size, d_in)."""
         self._table = table
         self._state = state
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
-        """Look at a folder; no rows are read but the first.
+        """Open a folder. Only its first row is read.
 
         Raises:
-            StorageError: it is no cache, or cannot be read.
+            StorageError: the folder is no cache, or cannot be read.
         """
         where = local_path(folder, "the folder of the cache")
         try:
@@ -74,8 +73,8 @@ class CachedRows:
 
     @property
     def fingerprint(self) -> str:
-        """Differs where the folder is another one, wherever it lies: of its description, the sizes of its files, and
-        its first and last values.
+        """A hash that differs between caches, wherever they lie: of the description, the sizes of the files, and the
+        first and last values.
         """
         digest = hashlib.sha256(self._state)
         digest.update(json.dumps([file.stat().st_size for file in self.files]).encode())
@@ -84,30 +83,29 @@ class CachedRows:
         return digest.hexdigest()[:16]
 
     def tokens(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Token ids of some rows, [stop - start, context_size].
+        """Token ids of rows start to stop - 1, [stop - start, context_size].
 
         Raises:
-            StorageError: a row has not so many.
+            StorageError: a row has another number of token ids.
         """
-        found = self._dense(TOKENS, start, stop, self.shape[1:2])
-        if not np.issubdtype(found.dtype, np.integer):
-            raise StorageError(
-                f"{TOKENS} of the cache {self.folder} are {found.dtype}; they must be integers"
-            )
-        return found.astype(np.int32)
+        ids = self._dense(TOKENS, start, stop, self.shape[1:2])
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise StorageError(f"{TOKENS} of the cache {self.folder} are {ids.dtype}; they must be integers")
+        return ids.astype(np.int32)
 
     def values(self, start: int, stop: int) -> NDArray[Any]:
-        """Activations of some rows, [stop - start, context_size, d_in], float32 or float16 as they were written.
+        """Activations of rows start to stop - 1, [stop - start, context_size, d_in], float32 or float16 as they were
+        written.
 
         Raises:
-            StorageError: a row is of another shape, or of another type.
+            StorageError: a row has another shape or type.
         """
-        found = self._dense(self.hook, start, stop, self.shape[1:])
-        if found.dtype not in (np.float32, np.float16):
+        acts = self._dense(self.hook, start, stop, self.shape[1:])
+        if acts.dtype not in (np.float32, np.float16):
             raise StorageError(
-                f"{self.hook} of the cache {self.folder} is {found.dtype}; it must be float32 or float16"
+                f"{self.hook} of the cache {self.folder} is {acts.dtype}; it must be float32 or float16"
             )
-        return found
+        return acts
 
     def _dense(self, column: str, start: int, stop: int, inner: tuple[int, ...]) -> NDArray[Any]:
         parts = []
@@ -131,7 +129,7 @@ class CachedRows:
 
 
 def _shape(folder: Path, hook: str, column: Any) -> tuple[int, int, int]:
-    """Of the first row, and how many there are."""
+    """The shape of the first row, after the number of rows."""
     first = _storage(column.slice(0, 1).combine_chunks())
     sizes = []
     for _ in range(2):
@@ -146,7 +144,7 @@ def _shape(folder: Path, hook: str, column: Any) -> tuple[int, int, int]:
 
 
 def _storage(array: Any) -> Any:
-    """What lies below the type of the library that wrote it, which pyarrow knows if that has been imported."""
+    """The storage of an extension type, which pyarrow knows only if the library that defines it is imported."""
     if isinstance(array, pa.ChunkedArray):
         array = array.chunk(0)
     return array.storage if isinstance(array, pa.ExtensionArray) else array

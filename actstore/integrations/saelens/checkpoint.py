@@ -1,4 +1,4 @@
-"""The position in the data, kept beside SAELens' checkpoints."""
+"""Saving the position in the data with SAELens' checkpoints, and resuming from it."""
 
 import json
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from actstore.integrations.saelens.provider import DataProvider
 from actstore.reason import reason
 
 POSITION: Final = "actstore_position.json"
-"""In the folder of a checkpoint."""
+"""Name of the file with the position, in the folder of a checkpoint."""
 _FOLDED: Final = ("expected_average_only_in", "covariance_whitening")
-"""Normalisations that SAELens puts into the weights in the end."""
+"""Normalisations that SAELens folds into the weights at the end of a training."""
 
 
 def save_checkpoint_fn(
     provider: DataProvider, then: Callable[[Path | None], None] | None = None
 ) -> Callable[..., None]:
-    """For ``SAETrainer(save_checkpoint_fn=...)``: writes which batch is next into each checkpoint.
+    """Make the argument of ``SAETrainer(save_checkpoint_fn=...)``; it writes the next batch's place to each checkpoint.
 
     Args:
-        provider: where the trainer's batches come from.
-        then: called afterwards with the folder of the checkpoint, or with None where SAELens keeps none.
+        provider: the provider of the trainer's batches.
+        then: called afterwards with the folder of the checkpoint, or with None if SAELens saves none.
     """
 
     def save(checkpoint_path: Path | None) -> None:
@@ -37,19 +37,19 @@ def save_checkpoint_fn(
 
 
 def resume(trainer: Any, provider: DataProvider, checkpoint: Path | str) -> None:
-    """Put a new trainer and its provider where another process was when it wrote a checkpoint.
+    """Set a new trainer and its provider to the state of a checkpoint that another process wrote.
 
-    Everything that comes is then as if nothing had happened in between: batches, weights and later checkpoints. Call
-    `prepare` afterwards: it fills the metadata, and what it would preset is in the checkpoint.
+    Batches, weights and later checkpoints are then the same as without the interruption. Call `prepare` afterwards: it
+    fills in the metadata, and leaves what the checkpoint has set.
 
     Args:
-        trainer: an ``SAETrainer`` or ``MultiSAETrainer``, made as the one that stopped was.
-        provider: made as the one of that trainer was.
-        checkpoint: the folder, such as ``checkpoints/4096``.
+        trainer: an ``SAETrainer`` or ``MultiSAETrainer``, made like the one that was stopped.
+        provider: a provider, made like that of the trainer that was stopped.
+        checkpoint: the folder of the checkpoint, such as ``checkpoints/4096``.
 
     Raises:
-        LoaderError: the folder is no checkpoint with a position, or it is that of a finished training, or of a trainer
-            or of data of another kind. The trainer may then have been changed.
+        LoaderError: the folder is no checkpoint with a position, or it is one of a finished training, or of another
+            kind of trainer or data. The trainer may then have been changed.
     """
     folder = Path(checkpoint)
     is_multi = hasattr(trainer, "trainers")
@@ -90,7 +90,7 @@ def resume(trainer: Any, provider: DataProvider, checkpoint: Path | str) -> None
 
 
 def _check_sae(trainer: Any, folder: Path) -> None:
-    """SAELens would take the weights of any SAE of the same shape."""
+    """Check the SAE: SAELens would load the weights of any SAE of the same shape."""
     try:
         saved = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -109,7 +109,7 @@ def _check_sae(trainer: Any, folder: Path) -> None:
 
 
 def _schedule(trainer: Any) -> dict[str, Any]:
-    """What a checkpoint would silently put in the place of what was asked for."""
+    """The settings that loading a checkpoint would silently overwrite."""
     return {
         "lr": trainer.optimizer.param_groups[0]["initial_lr"],
         "steps of warm-up and before the decay": list(trainer.lr_scheduler._milestones),
@@ -117,8 +117,8 @@ def _schedule(trainer: Any) -> dict[str, Any]:
 
 
 def _count_step(trainer: Any) -> None:
-    """SAELens saves the steps before it counts the one that was just made. Samples are those of a rank, whose part of
-    a batch is another one where there is another number of ranks.
+    """Count a step that SAELens saved uncounted: it saves before it counts. Samples are counted per rank, whose part of
+    a batch depends on the number of ranks.
     """
     trainer.n_training_steps += 1
     trainer.n_training_samples = trainer.n_training_steps * trainer.cfg.train_batch_size_samples

@@ -1,4 +1,4 @@
-"""Whether SAELens is there."""
+"""Checking that SAELens is installed."""
 
 from importlib.util import find_spec
 
@@ -6,7 +6,7 @@ from actstore.errors import MissingExtraError
 
 
 def check_installed(package: str = "sae_lens") -> None:
-    """See that a package can be imported.
+    """Check that a package can be imported.
 
     Raises:
         MissingExtraError: it is not installed.

@@ -1,4 +1,4 @@
-"""What a saved SAE says of its data, so that SAELens can find the model, the hook and the text again."""
+"""Metadata of a saved SAE, by which SAELens can find its model, hook and text again."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,15 +9,15 @@ from actstore.tokens.hub import PREFIX, HubName
 
 
 def metadata(loader: Loader, hook: str) -> dict[str, Any]:
-    """Fields of ``sae.cfg.metadata``, plain data for JSON. What is not known is left out, which SAELens reads as None.
+    """The fields of ``sae.cfg.metadata``, plain data for JSON. Unknown fields are left out; SAELens reads them as None.
 
     Args:
-        loader: of the training. The first run of its store is described.
-        hook: its name as it is stored, which is TransformerLens' name.
+        loader: the loader of the training. The first run of its store is described.
+        hook: the stored name of the hook, which is its name in TransformerLens.
     """
     store, drop = loader.store, loader.options.drop
     model, tokens = store.plan.request.model, store.plan.request.tokens
-    found = {
+    fields = {
         "model_name": model.name,
         "hook_name": hook,
         "hook_head_index": None,
@@ -27,7 +27,7 @@ def metadata(loader: Loader, hook: str) -> dict[str, Any]:
         "model_revision": model.revision,
         "model_fingerprint": model.fingerprint,
         "tokens_sha256": store.plan.tokens_sha256,
-        # Of all that SAELens has no words for: which rows, and in which order.
+        # What SAELens has no fields for: which rows, and in which order.
         "actstore_rows": {
             "positions": drop.positions and list(drop.positions),
             "max_norm": drop.max_norm,
@@ -36,10 +36,10 @@ def metadata(loader: Loader, hook: str) -> dict[str, Any]:
         },
     }
     if model.is_imported:
-        return found
-    return found | {
+        return fields
+    return fields | {
         "model_class_name": "HookedTransformer",
-        # As SAELens writes it for this class: values are those of the model as it was saved.
+        # As SAELens does for this class: values are those of the model as it was saved.
         "model_from_pretrained_kwargs": {"center_writing_weights": False},
         "dataset_path": HubName.parse(tokens.source).name
         if tokens.source.startswith(PREFIX)
@@ -51,14 +51,18 @@ def metadata(loader: Loader, hook: str) -> dict[str, Any]:
 
 
 def _separator(tokens: TokensIdentity, config: dict[str, Any]) -> int | str | None:
-    """By name where it has one, as SAELens' default does."""
-    found = tokens.separator_token
-    named = (name for name in ("bos", "eos") if found is not None and config.get(f"{name}_token_id") == found)
-    return next(named, found)
+    """The separator by its name if it has one, as in SAELens' defaults, otherwise its id."""
+    separator = tokens.separator_token
+    named = (
+        name
+        for name in ("bos", "eos")
+        if separator is not None and config.get(f"{name}_token_id") == separator
+    )
+    return next(named, separator)
 
 
 def _as_slice(positions: Sequence[int] | None, length: int) -> list[int | None]:
-    """SAELens knows positions as a slice only; others are left unsaid."""
+    """The positions as SAELens' slice; positions that are no slice are left out."""
     if positions is None or len(positions) == length:
         return [None]
     step = positions[1] - positions[0] if len(positions) > 1 else 1

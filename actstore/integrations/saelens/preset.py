@@ -1,4 +1,4 @@
-"""What SAELens would estimate from a thousand batches, taken from the statistics of the store."""
+"""Taking from a store's statistics what SAELens would estimate from a thousand batches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,29 +19,29 @@ from actstore.store.statistics.hook_statistics import Statistics
 
 _SAMPLE: Final = 1 << 16
 _MIN_SEQUENCES, _MAX_SEQUENCES = 128, 4096
-"""Rows that are looked at where some are dropped, about, and the sequences that they are of: a mean norm is then off by
-less than a 64th of the norms' deviation.
+"""Least and most sequences that are sampled for a mean norm where rows are dropped. With about so many valid rows, the
+mean is off by less than a 64th of the norms' standard deviation.
 """
 _BLOCK_NBYTES: Final = 1 << 26
-"""Of activations that are read together."""
+"""Bytes of activations that are read together."""
 _EPS: Final = 1e-3
-"""That SAELens adds to the eigenvalues of the covariance."""
+"""The number that SAELens adds to the eigenvalues of the covariance."""
 
 
 def prepare(trainer: Any, provider: DataProvider) -> None:
-    """Make a trainer ready to fit: no batch is spent on estimates, and the saved SAE says where it comes from.
+    """Prepare a trainer to fit: no batch is spent on estimates, and the saved SAE says where its data come from.
 
-    The mean norm and the covariance are those of all tokens in the store. With rows dropped, the mean norm is that of
-    rows that are left in sequences spread over the store, about 65,536 and the same ones on all ranks, and whitening is
-    left to SAELens, as it is where the store has no covariance: that takes ``n_batches_for_norm_estimate`` batches.
-    What is set already stays.
+    The mean norm and the covariance are those of all tokens in the store. If rows are dropped, the mean norm is
+    estimated from about 65,536 of the other rows, in sequences spread over the store, the same on all ranks; whitening
+    is then left to SAELens, as it is if the store has no covariance, which takes ``n_batches_for_norm_estimate``
+    batches. What is set already stays.
 
     Args:
         trainer: an ``SAETrainer`` or ``MultiSAETrainer`` that was made with this provider.
-        provider: where its batches come from.
+        provider: the provider of its batches.
 
     Raises:
-        LoaderError: the trainer's batch size, a hook or a d_in is not that of the provider.
+        LoaderError: the trainer's batch size, a hook or a d_in differs from that of the provider.
         MissingExtraError: SAELens is not installed.
         StorageError: statistics or rows cannot be read.
     """
@@ -80,7 +80,7 @@ def parts_of(trainer: Any, provider: DataProvider) -> Iterator[tuple[Any, str]]:
     """The trainer of each SAE, and the name of its hook.
 
     Raises:
-        LoaderError: the provider does not give what this trainer takes.
+        LoaderError: the provider does not give the batches that this trainer takes.
     """
     is_multi = hasattr(trainer, "trainers")
     if is_multi == provider.loader.options.is_single:
@@ -103,7 +103,7 @@ def parts_of(trainer: Any, provider: DataProvider) -> Iterator[tuple[Any, str]]:
 
 
 def _drops_tokens(drop: Drop) -> bool:
-    """Whether rows are left out that the statistics of the store are of."""
+    """Whether rows are dropped that the statistics of the store include."""
     return bool(drop.tokens) or any(one is not None for one in (drop.positions, drop.max_norm, drop.mask))
 
 
@@ -121,10 +121,10 @@ def _mean_norms(provider: DataProvider, hooks: Sequence[str]) -> dict[str, float
 
 
 def _sampled_sequences(valid: ValidRows, length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sequences, in order, and what the mean of each counts for.
+    """The sequences to sample, ascending, and the weight of each one's mean.
 
-    As many valid rows as there are to be sequences, spread evenly over all of them, choose those that they are in: each
-    in proportion to its valid rows. All valid rows choose where that is no more to read, and the mean is then exact.
+    They are the sequences of evenly spaced valid rows, as many as sequences are wanted, so that a sequence is chosen in
+    proportion to its valid rows. If that does not read more, all valid rows are used, and the mean is exact.
     """
     n_sequences = valid.n_rows // length
     wanted = _SAMPLE // max(1, valid.n_valid // n_sequences)
@@ -162,7 +162,7 @@ def _whitening(statistics: Statistics) -> Any:
     covariance = statistics.covariance
     if covariance is None:
         return None
-    # SAELens divides by one token less.
+    # SAELens divides by the number of tokens less one.
     values, vectors = np.linalg.eigh(covariance * (statistics.count / max(1, statistics.count - 1)))
     values = np.maximum(values, 0.0) + _EPS
     return ActivationWhitening(

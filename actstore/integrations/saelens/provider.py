@@ -1,4 +1,4 @@
-"""What SAELens' trainers take batches from."""
+"""The provider of batches for SAELens' trainers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,29 +22,29 @@ Rows = torch.Tensor | dict[str, torch.Tensor]
 
 
 class DataProvider(Closing):
-    """An iterator over [batch_size, d_in], without end; of several hooks, over dicts of these. See `data_provider`."""
+    """Iterates without end over [batch_size, d_in], or over dicts of these for several hooks. See `data_provider`."""
 
     def __init__(self, loader: Loader) -> None:
         """
         Args:
-            loader: one that never ends and gives batches of one size, without provenance.
+            loader: a loader without end whose batches have one size and no provenance.
         """
         self.loader = loader
         self.batch_size = loader.options.batch_size // loader.options.world_size
-        """Rows that each batch has, of this rank."""
+        """Number of rows in a batch of this rank."""
         self.d_in = {hook: math.prod(self.store[hook].shape[2:]) for hook in self.hooks}
-        """Elements of a row, by hook."""
+        """Number of elements of a row, by hook."""
         self.n_taken = 0
-        """Batches that this object gave out."""
+        """Number of batches that this object gave out."""
 
     @property
     def store(self) -> CommittedStore:
-        """Whose rows they are."""
+        """The store that the rows are in."""
         return self.loader.store
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Names as they are stored, which are the keys of a batch of several hooks."""
+        """The stored names of the hooks, which are the keys of a batch of several hooks."""
         return self.loader.options.hooks
 
     def __iter__(self) -> Self:
@@ -56,22 +56,22 @@ class DataProvider(Closing):
         Raises:
             StorageError: rows cannot be read. The next call tries the same batch again.
         """
-        found = next(self.loader)
-        assert not isinstance(found, Batch)
+        batch = next(self.loader)
+        assert not isinstance(batch, Batch)
         self.n_taken += 1
-        if isinstance(found, torch.Tensor):
-            return found.flatten(1)
-        return {hook: rows.flatten(1) for hook, rows in found.items()}
+        if isinstance(batch, torch.Tensor):
+            return batch.flatten(1)
+        return {hook: rows.flatten(1) for hook, rows in batch.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Which batch is next, as plain data. Batches that were read ahead do not count."""
+        """The place of the next batch, as plain data. Batches that were read ahead do not count."""
         return {"hooks": list(self.hooks), "loader": self.loader.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another provider was.
+        """Continue where another provider was.
 
         Raises:
-            LoaderError: it is no such state, or of other hooks, or of another order of rows.
+            LoaderError: this is no state of a provider, or it is one of other hooks or another order of rows.
         """
         try:
             hooks, position = list(state["hooks"]), state["loader"]
@@ -87,7 +87,7 @@ class DataProvider(Closing):
         self.loader.load_state_dict(position)
 
     def close(self) -> None:
-        """End the threads, and give back what is mapped."""
+        """End the threads, and unmap files."""
         self.loader.close()
 
 
@@ -96,24 +96,25 @@ def data_provider(
     hooks: HookName | Sequence[HookName],
     **options: Unpack[LoaderArguments],
 ) -> DataProvider:
-    """Batches for ``SAETrainer``, or with several hooks for ``MultiSAETrainer``: no language model, no end.
+    """Batches for ``SAETrainer``, or with several hooks for ``MultiSAETrainer``, without a language model and without
+    end.
 
-    Rows come in epochs, each in an order of its own; what does not fill a batch at the end of an epoch is left out of
-    that epoch. Padding is always left out. A row is the flattened value at one token: heads times d_head for
-    ``hook_z``.
+    Rows come in epochs, each in an order of its own; rows that do not fill a batch at the end of an epoch are left out
+    of it. Padding is always left out. A row is the flattened value at one token: heads times d_head for ``hook_z``.
 
     Args:
         store: an open store, or its path or URL.
-        hooks: a name, for batches [batch_size, d_in]; several, or a glob, for dicts of them by stored name, with rows
+        hooks: one name, for batches [batch_size, d_in]; several, or a glob, for dicts of them by stored name, with rows
             of the same tokens.
         options: as for `Store.loader`: ``batch_size``, ``seed``, ``shuffle``, ``drop`` and so on. The type is float32
-            unless ``dtype`` says another, or None for the stored one. ``batch_size`` is of all ranks together, and each
-            gets an equal part, which is what its trainer needs as ``train_batch_size_samples``. ``epochs``,
-            ``drop_last`` and ``provenance`` are not for choice.
+            unless ``dtype`` says another, or None for the stored one. ``batch_size`` counts all ranks; each gets an
+            equal part, which is the ``train_batch_size_samples`` of its trainer. ``epochs``, ``drop_last`` and
+            ``provenance`` cannot be set.
 
     Raises:
         HookError: a hook is not stored.
-        LoaderError: an option that cannot be, ranks without equal parts, or too few rows for one batch.
+        LoaderError: an option has an impossible value, ranks would get unequal parts, or there are too few rows for one
+            batch.
         NotCommittedError: a row is not committed.
         StorageError: the store cannot be read.
     """

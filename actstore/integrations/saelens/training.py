@@ -1,4 +1,4 @@
-"""An SAE from a store, in one call."""
+"""Training an SAE on a store in one call."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,14 +35,14 @@ def train_sae(
 
     Args:
         store: an open store, or its path or URL.
-        hook: its name.
+        hook: the name of the hook.
         cfg: SAELens' configuration of the trainer; ``lr_end`` is a tenth of ``lr`` where it is None. With
             ``log_to_wandb``, call ``wandb.init`` before.
         sae: the SAE, or its configuration; then its first weights depend on ``seed`` alone.
-        resume_from: folder of a checkpoint to go on from; all else must be as it was.
-        output: a folder for the SAE as ``sae_lens.SAE.load_from_disk`` takes it.
+        resume_from: the folder of a checkpoint to continue from; everything else must be as it was.
+        output: a folder for the SAE, in the format of ``sae_lens.SAE.load_from_disk``.
         options: as for `data_provider`: ``seed``, of the weights and the shuffle, ``shuffle``, ``drop``, ``seqpos`` and
-            so on. The batch size is that of the configuration, for each rank.
+            so on. The batch size of each rank is that of the configuration.
 
     Raises:
         HookError: the hook is not stored.
