@@ -40,10 +40,11 @@ faults: $(VENV)/.dev  ## Kills, races, faulty storage and flipped bits, by the h
 mutants: $(VENV)/.dev  ## Deliberate faults that tests must notice, one after the other; ONLY=store for a part
 	$(BIN)/python -m tests.mutants.run
 
-check: $(VENV)/.dev  ## Lint and types
+check: $(VENV)/.dev  ## Lint, types, and which package imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.dev  ## The benchmark table, into tests/benchmarks/RESULTS.md; ROWS="loader query" prints a part
 	$(BIN)/python -m tests.benchmarks.run $(ROWS)
