@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 class LoadedModel(WithText):
-    """What checks and caches need of a model: where its parts are, its weights, and forwards that only read values."""
+    """A model as checks and caches need it: its parts, its weights, and forwards that only read values."""
 
     def __init__(self, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> None:
-        """See `actstore.HookedModel`; nothing is run.
+        """Wrap a model without running it; arguments are those of `actstore.HookedModel`.
 
         Raises:
-            ModelError: the family of the model is not known, or it is in no state to be run.
+            ModelError: the family of the model is not known, or the model cannot be run as it is.
         """
         self._inner, config = checked(model)
         self.hf = model
@@ -51,7 +51,7 @@ class LoadedModel(WithText):
 
     @property
     def device(self) -> "torch.device":
-        """Where the model takes token ids."""
+        """The device on which the model takes token ids."""
         return device_of(self.base.get_submodule(self.architecture.embed), self.base)
 
     @property
@@ -60,7 +60,7 @@ class LoadedModel(WithText):
 
     @property
     def layers(self) -> Any:
-        """The layers, as transformers has them."""
+        """The list of layers of the Hugging Face model."""
         return self._forward.layers
 
     @property
@@ -69,9 +69,9 @@ class LoadedModel(WithText):
         return str(getattr(self.base.config, "_attn_implementation", None) or "eager")
 
     def run(self, tokens: "torch.Tensor", hooks: Sequence[str], sink: Sink) -> None:
-        """One forward over ids [batch, position] of full rows; hands every value to ``sink``, and ends after the last.
+        """Run one forward over full rows of ids [batch, position], and hand values to ``sink``; it ends after the last.
 
-        What extraction uses: functions on hooks are not called, nothing is kept.
+        Extraction uses this: functions on hooks are not called, and nothing is kept.
 
         Raises:
             ModelError: the forward never reached a hook.
@@ -85,16 +85,17 @@ class LoadedModel(WithText):
 
     @cached_property
     def weights(self) -> Weights:
-        """Views of the weights in TransformerLens' shapes; also reachable as ``model.W_Q`` and so on.
+        """Views of the weights in TransformerLens' shapes; ``model.W_Q`` is ``model.weights.W_Q``, and so on.
 
-        Asking for one raises ModelError if the forward uses another: with adapters, quantisation or offloading.
+        Reading a weight raises ModelError if the forward does not use it alone: with adapters, quantisation or
+        offloading.
         """
         # An adapter that is added later puts another module in place of the head.
         head = self.hf.get_output_embeddings if self.has_head else None
         return Weights(self.base, head, self.architecture, self.cfg)
 
     def __getattr__(self, name: str) -> Any:
-        # Only what is not found otherwise comes here.
+        # Called only for attributes that are not found otherwise.
         if name.startswith("_") or not hasattr(Weights, name):
             raise AttributeError(f"a HookedModel has no attribute {name!r}")
         return getattr(self.weights, name)

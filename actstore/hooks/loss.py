@@ -1,4 +1,4 @@
-"""What a run of a language model gives back: logits, loss, or both."""
+"""The output of a run of a language model: logits, loss, or both."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,13 +26,14 @@ def output(
 
 
 def check_has_loss(tokens: "torch.Tensor", mask: "torch.Tensor | None") -> None:
-    """
+    """Refuse tokens without any next-token loss, whose mean would be NaN.
+
     Raises:
-        TokensError: there is no token whose loss could be had, so that a mean would be no number.
+        TokensError: no token has a loss.
     """
     if tokens.shape[1] < 2 or (mask is not None and not bool(_is_next(mask).any())):
         raise TokensError(
-            "there is no next token to have a loss: every row has one token, or gaps of padding between all of its "
+            "no token has a loss: every row has one token, or gaps of padding between all of its "
             "tokens; give longer rows, or choose return_type='logits'"
         )
 
@@ -42,11 +43,11 @@ def next_token_loss(
 ) -> "torch.Tensor":
     """Cross-entropy of each next token, in nats.
 
-    A token counts where it and the one just before it are no padding: on either side, padding leaves the loss of a row
-    what it is alone; the first token behind a gap has none, as in TransformerLens.
+    A token counts where neither it nor the one just before it is padding. So padding on either side does not change the
+    loss of a row, and the first token behind a gap has none, as in TransformerLens.
 
     Returns:
-        The mean over these tokens; or one each, [batch, position - 1], 0 at the others.
+        The mean over these tokens; or, per token, [batch, position - 1] with 0 at the others.
     """
     import torch
 
@@ -60,5 +61,5 @@ def next_token_loss(
 
 
 def _is_next(mask: "torch.Tensor") -> "torch.Tensor":
-    """bool [batch, position - 1]"""
+    """Whether each next token has a loss, bool [batch, position - 1]."""
     return (mask[:, 1:] != 0) & (mask[:, :-1] != 0)

@@ -1,4 +1,4 @@
-"""A Hugging Face model with TransformerLens' names: run it, keep what passes its hooks, and change it on the way."""
+"""A Hugging Face model with TransformerLens' hooks: run it, keep the values of hooks, and change them on the way."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -37,26 +37,26 @@ if TYPE_CHECKING:
 
 
 class HookedModel(LoadedModel):
-    """Runs an unmodified Hugging Face model; its attention kernels and its numbers stay what they are.
+    """Runs an unmodified Hugging Face model, with its own attention kernels and bit-equal values.
 
-    Gradients are off unless a call asks for them. Hooks are on the model only while one of its methods runs. While
-    functions hang on them, a call of the Hugging Face model itself is an error, since it would skip these.
+    Gradients are off unless a call asks for them. PyTorch hooks are on the model only while a method runs. While there
+    are functions on hooks, a direct call of the Hugging Face model is an error, since it would skip them.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None, check: bool = True
     ) -> None:
-        """Wrap a model that is already loaded. The model is not changed; put it into evaluation mode yourself.
+        """Wrap a model that is already loaded. It is not changed, and must be in evaluation mode.
 
         Args:
             model: a causal language model of transformers, or a base model without a head; also with adapters of
                 modules such as LoRA, or in a PeftModel with such, quantised, or offloaded by accelerate.
-            tokenizer: for methods that take text; or the reason why there is none.
+            tokenizer: tokenizer for methods that take text; or the reason why there is none, as text.
             prepend_bos: whether text begins with the BOS token by default; None for yes, if there is one.
-            check: compare hook values by identities that must hold, in one forward over 8 tokens.
+            check: run one forward over 8 tokens, and check identities that must hold between hook values.
 
         Raises:
-            ModelError: its family is not known, or it fails the check.
+            ModelError: the family of the model is not known, or it fails the check.
         """
         super().__init__(model, tokenizer, prepend_bos=prepend_bos)
         self._functions = HookFunctions(self.names, RawCalls(self._inner, self.base))
@@ -86,17 +86,17 @@ class HookedModel(LoadedModel):
             dtype: ``float32``, ``bfloat16`` or ``float16``; None for the one it was saved in.
             device: where to put it, as torch spells it; None for a GPU if there is one.
             revision: branch, tag or commit on the Hub.
-            trust_remote_code: run Python code that comes with the model. Only if you trust it.
+            trust_remote_code: run Python code that comes with the model; only if you trust it.
             prepend_bos: whether text begins with the BOS token by default; None for yes, if there is one.
             attention: implementation, such as ``sdpa`` or ``flash_attention_2``; None for the family's default.
             n_layers: load only the first layers; the weights of the others are never read into memory. Hooks have the
-                values of the whole model; logits and loss come from the stream out of the last layer that is there.
+                values of the whole model; logits and loss come from the stream out of the last layer loaded.
             has_head: load the language-model head and the tokenizer, for logits and text.
 
-        Parameters require no gradients: ``model.hf.requires_grad_(True)`` to train it.
+        Parameters require no gradients; call ``model.hf.requires_grad_(True)`` to train the model.
 
         Raises:
-            ModelError: not found, not loadable, not of a known family, or it fails the check of its hooks.
+            ModelError: the model is not found, cannot be loaded, is of no known family, or fails the check.
         """
         name = str(name)
         if dtype is not None:
@@ -129,19 +129,19 @@ class HookedModel(LoadedModel):
         loss_per_token: bool = False,
         grad: bool = False,
     ) -> Any:
-        """Run the model, with the functions that hang on its hooks.
+        """Run the model with the functions on its hooks.
 
         Args:
             tokens: ids [batch, position] or [position], or text.
             return_type: ``logits`` [batch, position, d_vocab], ``loss`` (mean cross-entropy of the next token),
                 ``both``, or None.
-            stop_at_layer: end before this layer and give the residual stream into it; -1 leaves out the last.
+            stop_at_layer: end before this layer and return the residual stream into it; -1 leaves out the last layer.
             prepend_bos: begin text with the BOS token; None for the default of this model.
-            padding_side: where shorter texts are filled up. Padding is masked.
+            padding_side: side on which shorter texts are padded. Padding is masked.
             attention_mask: [batch, position] for ids that are padded, 0 at padding.
-            loss_per_token: loss as [batch, position - 1].
-            grad: record a graph, so that gradients with respect to hook values can be asked for. The only way to have
-                gradients: without it, the forward runs under ``torch.no_grad``.
+            loss_per_token: return the loss of each token, [batch, position - 1].
+            grad: record a graph for gradients with respect to hook values. Without it, the forward runs under
+                ``torch.no_grad``, whatever surrounds the call.
         """
         ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
         visitor = Keeping(self._functions, (), copy=lambda _name, value: value, keep_graph=grad)
@@ -169,12 +169,12 @@ class HookedModel(LoadedModel):
 
         Args:
             names_filter: a name, names, globs, or a function of the name; None for all hooks.
-            device: where values are kept; None for the device of the model.
+            device: device that values are copied to; None for the device of the model.
             remove_batch_dim: keep values of a single row without their batch axis.
-            pos_slice: keep only these positions: an integer, a list, or a (start, stop) pair. The axis stays, with size
-                1 for an integer, as in TransformerLens; methods of the cache drop it.
+            pos_slice: positions to keep: an integer, a list, or a (start, stop) pair. Their axis stays, with size 1 for
+                an integer, as in TransformerLens; methods of the cache drop it.
 
-        The other arguments are those of a call of the model.
+        For the other arguments see `__call__`.
 
         Returns:
             (output, cache)
@@ -230,9 +230,9 @@ class HookedModel(LoadedModel):
         """Run the model with functions on its hooks, for this one call.
 
         Args:
-            fwd_hooks: pairs of names and functions; a function is called as ``function(value, hook=point)`` and gives
-                a new value, or None to keep the one that it may have edited in place.
-            arguments: those of a call of the model.
+            fwd_hooks: pairs of names and functions. A function is called as ``function(value, hook=point)`` and returns
+                a new value, or None to keep the value, which it may have edited in place.
+            arguments: see `__call__`.
         """
         with self.hooks(fwd_hooks):
             return self(tokens, **arguments)
@@ -240,20 +240,20 @@ class HookedModel(LoadedModel):
     def hooks(
         self, fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = ()
     ) -> AbstractContextManager[None]:
-        """A context in which functions hang on hooks; they are gone after it, whatever happens in it."""
+        """A context with functions on hooks, which are removed at its end, however it ends."""
         return self._functions.added(fwd_hooks)
 
     def add_hook(self, name: NameFilter, function: HookFunction) -> None:
-        """Hang a function on hooks until `reset_hooks`."""
+        """Add a function to hooks until `reset_hooks` is called."""
         self._functions.add(name, function)
 
     def reset_hooks(self) -> None:
-        """Remove all functions, and forget what they kept in ``hook.ctx``."""
+        """Remove all functions from hooks, and what they kept in ``hook.ctx``."""
         self._functions.clear()
 
     @cached_property
     def _ignores_left_padding(self) -> bool:
-        # Attention that is known is given the mask; of other families nothing is known.
+        # Families in the table pass the mask to attention; other families are tried out.
         return self.architecture.attention is not None or ignores_left_padding(
             self._forward, self.cfg, self.device
         )
@@ -266,10 +266,10 @@ class HookedModel(LoadedModel):
             )
 
     def tokens_to_residual_directions(self, tokens: "str | int | torch.Tensor") -> "torch.Tensor":
-        """The columns of W_U of tokens, ``W_U[:, token]``: [d_model] for one token, else with their axes in front.
+        """The columns ``W_U[:, token]`` of tokens: [d_model] for one token, else with the axes of the tokens in front.
 
-        The logit of a token is the product of this with the final stream after its norm: ``apply_ln_to_stack`` gives
-        parts of that stream with the gain of the norm, as the raw W_U needs them, and ``folded_b_U`` is the rest.
+        The logit of a token is the product of its column with the final stream after its norm. `apply_ln_to_stack`
+        gives parts of that stream with the gain of the norm, as the raw W_U needs them; ``folded_b_U`` is the rest.
 
         Args:
             tokens: one token, as text or id; or ids [batch] or [batch, position].
@@ -278,8 +278,9 @@ class HookedModel(LoadedModel):
             ModelError: the model was loaded without its head.
             TokensError: a text is not one token, or an id is not of this model.
         """
-        found = residual_directions(self, tokens)
-        return found if found.numel() > self.cfg.d_model else found.flatten()  # as TransformerLens has it
+        directions = residual_directions(self, tokens)
+        # One token gives a vector, as in TransformerLens.
+        return directions if directions.numel() > self.cfg.d_model else directions.flatten()
 
     def _run(
         self,
@@ -315,13 +316,13 @@ class HookedModel(LoadedModel):
     def _layer(self, layer: int) -> int:
         if not isinstance(layer, int) or isinstance(layer, bool):
             raise HookError(f"stop_at_layer is {layer!r}; give the number of a layer")
-        found = layer + self.cfg.n_layers if layer < 0 else layer
-        if not 0 <= found <= self.cfg.n_layers:
+        number = layer + self.cfg.n_layers if layer < 0 else layer
+        if not 0 <= number <= self.cfg.n_layers:
             raise HookError(f"stop_at_layer is {layer}; this model has layers 0 to {self.cfg.n_layers - 1}")
-        return found
+        return number
 
     def _before(self, stop_at_layer: int, wanted: Sequence[str], *, is_default: bool) -> tuple[str, ...]:
-        """Those hooks that a forward reaches that ends before a layer."""
+        """The hooks among these that a forward reaches before a layer; an error if one of them was named and is not."""
         stop = self._layer(stop_at_layer)
         reached = self.names.before(stop)
         missed = [name for name in wanted if name not in reached]
@@ -333,6 +334,6 @@ class HookedModel(LoadedModel):
 
 
 def _is_open(names_filter: NameFilter | None) -> bool:
-    """Whether it names no hook in particular, but a kind that may be cut off."""
-    each = [names_filter] if isinstance(names_filter, str) else names_filter
-    return each is None or callable(each) or any(isinstance(name, str) and "*" in name for name in each)
+    """Whether the filter names no hook in particular, so that hooks behind the end of the forward may be left out."""
+    names = [names_filter] if isinstance(names_filter, str) else names_filter
+    return names is None or callable(names) or any(isinstance(name, str) and "*" in name for name in names)

@@ -224,7 +224,7 @@ def test_threads_take_turns(llama: HookedModel) -> None:
 def test_a_function_cannot_run_its_own_model(llama: HookedModel) -> None:
     other = HookedModel(llama.hf)
     for model in (llama, other):
-        with pytest.raises(HookError, match="runs the model that it hangs on"):
+        with pytest.raises(HookError, match="runs its own model"):
             llama.run_with_hooks(TOKENS, fwd_hooks=[(POST, lambda value, hook, model=model: model(TOKENS))])
     assert not has_hooks(llama)
     assert torch.equal(llama(TOKENS), other(TOKENS))

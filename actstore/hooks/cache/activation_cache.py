@@ -1,4 +1,4 @@
-"""The activations of a forward, from a live run or from a store, with TransformerLens' methods."""
+"""The activations of one forward, from a live run or from a store, with TransformerLens' methods."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +20,21 @@ if TYPE_CHECKING:
 class ActivationCache(Components):
     """Hook values [batch, ...]: ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", -1]``, ``cache["k6"]``.
 
-    ``cache.kind`` says what they are, activations or gradients: see `gradients`.
+    ``cache.kind`` says whether they are activations or gradients; see `gradients`.
     """
 
     def gradients(self, of: "torch.Tensor", names_filter: "NameFilter | None" = None) -> "ActivationCache":
         """The gradients of a number with respect to the values of this cache, which was made with ``grad=True``.
 
-        They are gradients of what the forward went on with. Nothing else is computed from them: ``stack_head_results``
-        needs those of ``attn.hook_result``, to be named in the run.
+        They are gradients with respect to the very tensors that the forward went on with. No other values are computed
+        from them, so ``stack_head_results`` needs gradients of ``attn.hook_result``, which the run must name.
 
         Args:
             of: a tensor of one number, computed from the output of the run, or from values of this cache.
-            names_filter: which hooks; None for all that are held and can have a gradient.
+            names_filter: hooks; None for all hooks in this cache that can have a gradient.
 
         Raises:
-            HookError: a value is not part of the graph of the number, so that it has no gradient; or the graph has been
-                freed.
+            HookError: a value is not part of the graph of the number, so it has no gradient; or the graph was freed.
         """
         import torch
 
@@ -56,7 +55,9 @@ class ActivationCache(Components):
                 "grad=True, and take a mean or a sum of what came out"
             )
         try:
-            found = torch.autograd.grad(of.sum(), list(values.values()), retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(
+                of.sum(), list(values.values()), retain_graph=True, allow_unused=True
+            )
         except RuntimeError as error:
             if "second time" not in str(error):
                 raise HookError(f"the gradients cannot be computed: {reason(error)}") from error
@@ -64,14 +65,14 @@ class ActivationCache(Components):
                 "the graph of this run has been freed, as backward() and torch.autograd.grad do unless told "
                 "retain_graph=True; run again with grad=True"
             ) from error
-        for name, gradient in zip(values, found, strict=True):
+        for name, gradient in zip(values, gradients, strict=True):
             if gradient is None:
                 raise HookError(
                     f"the number was not computed from {name} as this cache holds it, so it has no gradient; leave it "
                     "out of names_filter, and choose rows or positions after"
                 )
         return ActivationCache(
-            dict(zip(values, found, strict=True)),
+            dict(zip(values, gradients, strict=True)),
             self.model,
             self.has_batch_dim,
             names=self.names,
@@ -83,10 +84,10 @@ class ActivationCache(Components):
     def stack_activation(
         self, name: str, layer: int | None = -1, sublayer_type: str | None = None
     ) -> "torch.Tensor":
-        """The values of a hook in all layers before one [layer, batch, ...].
+        """The values of a hook in all layers before a given one [layer, batch, ...].
 
         Args:
-            name: in short, such as ``resid_post`` or ``pattern``.
+            name: name in shorthand, such as ``resid_post`` or ``pattern``.
             layer: how many layers; None and -1 for all.
             sublayer_type: part of the layer, as in ``("scale", 4, "ln1")``.
 
@@ -97,13 +98,13 @@ class ActivationCache(Components):
         if end == 0:
             raise HookError("there are no layers before layer 0")
         keys: list[HookName] = [
-            (name, each) if sublayer_type is None else (name, each, sublayer_type) for each in range(end)
+            (name, index) if sublayer_type is None else (name, index, sublayer_type) for index in range(end)
         ]
         names = [self.names.one(key) for key in keys]
         import torch
 
         self._require("stack_activation", names)
-        return torch.stack([self[each] for each in names])
+        return torch.stack([self[name] for name in names])
 
     def logit_attrs(
         self,
@@ -116,17 +117,17 @@ class ActivationCache(Components):
     ) -> "torch.Tensor":
         """Direct logit attribution: what each part of the stream adds to the logits of tokens [part, batch, position].
 
-        The parts go through the final norm (`apply_ln_to_stack`, with its gain), and onto the directions of the tokens
-        (`HookedModel.tokens_to_residual_directions`). So the attributions of all parts (`get_full_resid_decomposition`)
-        and ``model.folded_b_U[token]`` add up to the logit of the model; in a model with a softcap on its logits
-        (Gemma-2), to the logit before it. TransformerLens gives these if it has folded the gain into W_U.
+        The parts go through the final norm (`apply_ln_to_stack`, with its gain), and are multiplied by the directions
+        of the tokens (`HookedModel.tokens_to_residual_directions`). So the attributions of all parts
+        (`get_full_resid_decomposition`) and ``model.folded_b_U[token]`` add up to the logit of the model; with a softcap
+        on logits (Gemma-2), to the logit before it. TransformerLens gives the same if it has folded the gain into W_U.
 
         Args:
-            residual_stack: [part, batch, position, d_model]; not normed.
+            residual_stack: parts of the stream [part, batch, position, d_model], before the norm.
             tokens: one token, as text or id; or ids for each row [batch], or for each row and position.
             incorrect_tokens: tokens whose attributions are subtracted.
             pos_slice: positions of the stack.
-            batch_slice: rows, to be chosen here from the stack; tokens are those of these rows.
+            batch_slice: rows to choose from the stack; tokens are those of these rows.
             has_batch_dim: whether the stack has a batch axis.
 
         Raises:
@@ -158,12 +159,12 @@ class ActivationCache(Components):
     ) -> Any:
         """The logits that the model would give if it ended before each layer [layer + 1, batch, position, d_vocab].
 
-        Each residual stream goes through the final norm and the head of the model, with a softcap if it has one; so
-        the last are the logits of the model.
+        Each residual stream goes through the final norm and the head of the model, with its softcap if it has one. The
+        last entry is the logits of the model.
 
         Args:
-            layer: up to the stream into this layer; None and -1 for all.
-            incl_mid: also after attention of each layer.
+            layer: last layer whose input stream is included; None and -1 for all.
+            incl_mid: include the streams after attention of each layer.
             pos_slice: positions; choose few, since d_vocab is large.
             return_labels: give (logits, labels), with the labels of `accumulated_resid`.
 
@@ -186,7 +187,7 @@ class ActivationCache(Components):
         return (logits, labels) if return_labels else logits
 
     def _directions(self, tokens: Any, stack: "torch.Tensor") -> "torch.Tensor":
-        """To be multiplied with a stack [part, ..., d_model]."""
+        """The directions of tokens in a shape that can be multiplied with a stack [part, ..., d_model]."""
         model = self._model("logit_attrs")
         ids = token_ids(model, tokens)
         rows = stack.shape[1:-1]

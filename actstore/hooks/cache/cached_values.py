@@ -1,4 +1,4 @@
-"""The values of hooks, by name."""
+"""A mapping from hook names to values, which also computes values that follow from others."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ _WHERE = "to names_filter (in a store: to its hooks)"
 class CachedValues(Mapping[str, "torch.Tensor"]):
     """Hook values [batch, ...] under every spelling of their names, and values that follow from them.
 
-    ``in``, `keys`, `values`, `items`, ``iter`` and ``len`` are about the values that are held. Indexing also computes
-    what follows from those by one or two operations; it is not kept. Only of activations: no gradient follows from
-    others by the operations of the forward.
+    ``in``, `keys`, `values`, `items`, ``iter`` and ``len`` count only the values in the cache. Indexing also computes
+    values that follow from them by one or two operations, and does not keep them. It does so for activations only,
+    since no gradient follows from others by the operations of the forward.
     """
 
     def __init__(
@@ -44,18 +44,19 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
     ) -> None:
         """
         Args:
-            values: by name.
-            model: for what needs weights.
+            values: hook values by name.
+            model: the model, for methods that need weights.
             has_batch_dim: whether the first axis of the values is the row.
             names: all hooks of the model; None for those of ``model``.
             cfg: its sizes; None for those of ``model``.
-            kind: what the values are. None if that is not known: nothing is computed from them then, since of gradients
-                it would be wrong.
-            edited: hooks that functions may have changed; what follows from others in their layer is not computed.
+            kind: what the values are; None if that is not known. Nothing is computed from them then, since results
+                from gradients would be wrong.
+            edited: hooks whose values functions may have changed. Values behind them in their layer are not computed
+                from values before them.
 
         Raises:
             HookError: the model does not have one of the hooks.
-            ModelError: the model is none, or another one than that of the values.
+            ModelError: there is no model and no names and sizes either; or it is not the model of the values.
         """
         if kind not in ("activations", "gradients", None):
             raise HookError(f"kind is {kind!r}; choose 'activations', 'gradients' or None")
@@ -80,8 +81,8 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         """The value of a hook.
 
         Raises:
-            HookError: the model does not have the hook; or the cache does not have the value, nor what it follows
-                from. It is a KeyError.
+            HookError: the model does not have the hook; or the cache has neither the value nor those from which it
+                follows. It is a KeyError.
             ModelError: the value needs weights, and the cache has no model.
         """
         canonical = self.names.one(name)
@@ -112,8 +113,8 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             layer, leaf = split(name)
             layers[leaf, tuple(value.shape)].append(layer)
         rows = [
-            (_listing([join(layer, leaf) for layer in found], self.names), str(list(shape)))
-            for (leaf, shape), found in layers.items()
+            (_listing([join(layer, leaf) for layer in its_layers], self.names), str(list(shape)))
+            for (leaf, shape), its_layers in layers.items()
         ]
         width = max((len(names) for names, _ in rows), default=0)
         kinds = {
@@ -136,7 +137,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return "hook_pos_embed" in self.cache_dict
 
     def to(self, device: "str | torch.device") -> Self:
-        """Move all values to a device. Gives this cache itself.
+        """Move all values to a device, and return this cache itself.
 
         Raises:
             ModelError: the device is not there.
@@ -146,7 +147,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return self
 
     def remove_batch_dim(self) -> Self:
-        """Drop the first axis of all values. Gives this cache itself.
+        """Drop the first axis of all values, and return this cache itself.
 
         Raises:
             HookError: there is more than one row.
@@ -160,7 +161,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return self
 
     def apply_slice_to_batch_dim(self, batch_slice: PositionSlice) -> Self:
-        """Another cache of some rows; of a single one without batch axis, if an integer is given.
+        """A new cache with some of the rows; for an integer, with that row and no batch axis.
 
         Raises:
             HookError: there is no such row, or no batch axis.
@@ -184,7 +185,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return next((value.shape[0] for value in self.cache_dict.values()), 1)
 
     def _way(self, name: str) -> Way | None:
-        """A way to a value from those that are held."""
+        """The first way to a value from the values in the cache; None if there is no way."""
         return next(
             (
                 way
@@ -197,14 +198,15 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         )
 
     def _may_compute(self, name: str, way: Way) -> bool:
-        """Whether the way holds for what the values are."""
+        """Whether the way is valid for this kind of values."""
         is_same = name in way.needs or (self.kind == "gradients" and is_one_stream(name, *way.needs))
         return self.kind == "activations" or is_same
 
     def _check_computes(self, what: str) -> None:
-        """
+        """Refuse to compute from values that may not be activations.
+
         Raises:
-            HookError: the values are not known to be activations, and of gradients the result would be wrong.
+            HookError: the values are gradients, or their kind is not known.
         """
         if self.kind != "activations":
             raise HookError(f"{what} is computed from activations, and {self._why_not()}")
@@ -217,19 +219,19 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         )
 
     def _between(self, name: str, way: Way) -> set[str]:
-        """Edited hooks that a value would have passed on its way, had it not been computed from others."""
+        """Edited hooks on the way to a value: a value computed from others lacks the edits."""
         if name in self.cache_dict:
             return set()
         layer, _ = split(name)
-        between = {each for each in self._edited - set(way.needs) if split(each)[0] == layer}
+        between = {hook for hook in self._edited - set(way.needs) if split(hook)[0] == layer}
         # The stream into the next layer is the one out of this layer, unless a function has changed it in between.
         return between | {need for need in self._edited & set(way.needs) if split(need)[0] != layer}
 
     def _lacking(self, name: str) -> list[str]:
-        """The fewest values by which another one, which is neither held nor follows, would follow."""
+        """The fewest missing values from which a value that cannot be computed could be computed."""
         ways = self._derivation.ways(name)[1:]
-        found = [[need for need in way.needs if need not in self.cache_dict] for way in ways]
-        return min(found, key=len, default=[])
+        missing = [[need for need in way.needs if need not in self.cache_dict] for way in ways]
+        return min(missing, key=len, default=[])
 
     def _advice(self, name: str) -> str:
         if self.kind != "activations":
@@ -241,7 +243,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             between = self._between(name, way)
             if between and all(need in self.cache_dict for need in way.needs):
                 return (
-                    f"this cache does not hold {name}, and it cannot be computed, since a function hung on "
+                    f"this cache does not hold {name}, and it cannot be computed, since a function was on "
                     f"{min(between)}; add {name} {_WHERE}"
                 )
         point, lacking = point_of(name), self._lacking(name)
@@ -253,9 +255,10 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return f"this cache does not hold {name}; add {add} {_WHERE}"
 
     def _require(self, what: str, names: Iterable[str]) -> None:
-        """
+        """Refuse to go on without these values.
+
         Raises:
-            HookError: some values are not to be had; the message names all of them.
+            HookError: some values are neither in the cache nor computable; the message names all of them.
         """
         missing: list[str] = []
         for name in names:
@@ -267,7 +270,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
                 missing += (self._lacking(name) if too_large else []) or [name]
         if missing:
             for name in missing:
-                if "since a function hung" in (advice := self._advice(name)):
+                if "since a function was on" in (advice := self._advice(name)):
                     raise HookError(advice)
             listing = _listing(list(dict.fromkeys(missing)), self.names)
             raise HookError(f"{what} needs {listing}, which this cache does not hold; add them {_WHERE}")
@@ -290,24 +293,24 @@ def _check_model(model: object, cfg: HookedConfig) -> None:
     sizes = ("model_type", "n_layers", "d_model", "n_heads", "d_vocab")
     differing = [size for size in sizes if getattr(given, size) != getattr(cfg, size)]
     if differing:
-        what = ", ".join(f"{each} {getattr(given, each)} and not {getattr(cfg, each)}" for each in differing)
+        what = ", ".join(f"{size} {getattr(given, size)} and not {getattr(cfg, size)}" for size in differing)
         raise ModelError(f"these values are of another model than {given.model_name}, which has {what}")
 
 
 def _listing(missing: Sequence[str], names: HookNames) -> str:
-    """Names in a few words: a glob where every layer that has a hook is meant, the ends of long runs."""
+    """A short list of hook names: a glob for a hook of all layers, the ends of long runs."""
     layers: dict[str, list[int | None]] = defaultdict(list)
     for name in missing:
         layer, leaf = split(name)
         layers[leaf].append(layer)
     parts: list[str] = []
-    for leaf, found in layers.items():
+    for leaf, its_layers in layers.items():
         n_all = sum(split(name)[1] == leaf for name in names.all)
-        each = [join(layer, leaf) for layer in found]
-        if 1 < len(found) == n_all:
+        its_names = [join(layer, leaf) for layer in its_layers]
+        if 1 < len(its_layers) == n_all:
             parts.append(f"blocks.*.{leaf}")
-        elif len(found) > 4:
-            parts.append(f"{each[0]} ... {each[-1]} ({len(found)} layers)")
+        elif len(its_layers) > 4:
+            parts.append(f"{its_names[0]} ... {its_names[-1]} ({len(its_layers)} layers)")
         else:
-            parts += each
+            parts += its_names
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

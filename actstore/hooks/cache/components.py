@@ -1,4 +1,4 @@
-"""The residual stream taken apart by heads and neurons."""
+"""Taking the residual stream apart by heads and neurons."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -26,20 +26,20 @@ class Components(Decomposition):
         apply_ln: bool = False,
         fold_value_biases: bool = False,
     ) -> Any:
-        """What each head before a layer adds to the stream, computed from attn.hook_z: ``L0H0``, ``L0H1``, ...
+        """What each head before a layer adds to the stream, from attn.hook_z. Labels are ``L0H0``, ``L0H1``, ...
 
         Biases of the output projection belong to no head. Those of values, and of the norm before them, are in z and so
-        in what its head adds: weights are as the model has them. They add the same at every position, since rows of
+        in what the head adds, since weights are as the model has them. They add the same at every position, as rows of
         patterns sum to 1. TransformerLens moves them out of the heads if it processes weights, as its
         ``HookedTransformer`` and ``enable_compatibility_mode`` do: ``fold_value_biases=True`` gives what it gives then.
 
         Args:
             layer: see `Decomposition`.
             return_labels: see `Decomposition`.
-            incl_remainder: one more part, ``remainder``: the stream less all heads.
+            incl_remainder: add a part ``remainder``, which is the stream minus all heads.
             pos_slice: see `Decomposition`.
             apply_ln: see `apply_ln_to_stack`.
-            fold_value_biases: leave ``(ln1.b @ W_V + b_V) @ W_O`` out of each head; it is in the remainder then.
+            fold_value_biases: leave ``(ln1.b @ W_V + b_V) @ W_O`` out of each head, and so in the remainder.
 
         Raises:
             HookError: values are missing, or heads of this model do not write to the stream.
@@ -53,10 +53,10 @@ class Components(Decomposition):
         ):
             if computed:
                 self._check_computes(f"stack_head_results with {option}")
-        names = [join(each, "attn.hook_result") for each in range(end)]
+        names = [join(index, "attn.hook_result") for index in range(end)]
         self._require("stack_head_results", [*names, *self._others(end, incl_remainder, apply_ln)])
-        parts = [self._heads(weights, each, pos_slice, fold_value_biases) for each in range(end)]
-        labels = [f"L{each}H{head}" for each in range(end) for head in range(self.cfg.n_heads)]
+        parts = [self._heads(weights, index, pos_slice, fold_value_biases) for index in range(end)]
+        labels = [f"L{index}H{head}" for index in range(end) for head in range(self.cfg.n_heads)]
         return self._finish(parts, labels, end, incl_remainder, pos_slice, apply_ln, return_labels)
 
     def get_neuron_results(
@@ -68,7 +68,7 @@ class Components(Decomposition):
 
         Args:
             layer: 0 to the last, or -1 for the last.
-            neuron_slice: which neurons; an integer takes their axis away.
+            neuron_slice: neurons; an integer removes their axis.
             pos_slice: see `Decomposition`.
 
         Raises:
@@ -97,16 +97,16 @@ class Components(Decomposition):
         incl_remainder: bool = False,
         apply_ln: bool = False,
     ) -> Any:
-        """What each neuron before a layer adds to the stream: ``L0N0``, ``L0N1``, ...
+        """What each neuron before a layer adds to the stream. Labels are ``L0N0``, ``L0N1``, ...
 
-        This is d_mlp times the memory of a residual stream for each layer; choose positions or neurons.
+        This takes d_mlp times the memory of a residual stream for each layer; choose positions or neurons.
 
         Args:
             layer: see `Decomposition`.
             pos_slice: see `Decomposition`.
-            neuron_slice: which neurons of each layer.
+            neuron_slice: neurons of each layer.
             return_labels: see `Decomposition`.
-            incl_remainder: one more part, ``remainder``: the stream less all these neurons.
+            incl_remainder: add a part ``remainder``, which is the stream minus all these neurons.
             apply_ln: see `apply_ln_to_stack`.
 
         Raises:
@@ -115,13 +115,13 @@ class Components(Decomposition):
         """
         end = self._end(layer)
         weights = self._writing("stack_neuron_results", "neurons")
-        names = [self.names.one(join(each, "mlp.hook_post")) for each in range(end)]
+        names = [self.names.one(join(index, "mlp.hook_post")) for index in range(end)]
         self._require("stack_neuron_results", [*names, *self._others(end, incl_remainder, apply_ln)])
         parts, labels = [], []
-        for each in range(end):
-            chosen = indices(neuron_slice, weights.blocks[each].mlp.W_out.shape[0], "neuron")
-            parts.append(self.get_neuron_results(each, chosen, pos_slice).movedim(-2, 0))
-            labels += [f"L{each}N{neuron}" for neuron in chosen]
+        for index in range(end):
+            chosen = indices(neuron_slice, weights.blocks[index].mlp.W_out.shape[0], "neuron")
+            parts.append(self.get_neuron_results(index, chosen, pos_slice).movedim(-2, 0))
+            labels += [f"L{index}N{neuron}" for neuron in chosen]
         return self._finish(parts, labels, end, incl_remainder, pos_slice, apply_ln, return_labels)
 
     def get_full_resid_decomposition(
@@ -134,16 +134,16 @@ class Components(Decomposition):
         return_labels: bool = False,
         fold_value_biases: bool = False,
     ) -> Any:
-        """All parts of the stream into a layer: heads, neurons, ``embed``, ``pos_embed``, and all biases as ``bias``.
+        """All parts of the stream into a layer: heads, neurons, ``embed``, ``pos_embed``, and ``bias`` for all biases.
 
         Args:
             layer: see `Decomposition`.
             mlp_input: see `Decomposition`.
-            expand_neurons: each neuron; otherwise ``0_mlp_out``, ..., with the biases of the MLPs in them.
+            expand_neurons: a part for each neuron; otherwise ``0_mlp_out``, ..., which include the biases of the MLPs.
             apply_ln: see `apply_ln_to_stack`.
             pos_slice: see `Decomposition`.
             return_labels: see `Decomposition`.
-            fold_value_biases: biases of values are in ``bias`` and not in the heads; see `stack_head_results`.
+            fold_value_biases: put biases of values into ``bias`` and not into heads; see `stack_head_results`.
 
         Raises:
             HookError: values are missing, or heads or neurons of this model do not write to the stream.
@@ -157,21 +157,21 @@ class Components(Decomposition):
         weights = self._writing(what, "heads")
         embeddings = self._embeddings()
         mlp = "mlp.hook_post" if expand_neurons else "hook_mlp_out"
-        mlps = [self.names.one(join(each, mlp)) for each in range(end)]
-        heads = [join(each, "attn.hook_result") for each in range(end + mlp_input)]
+        mlps = [self.names.one(join(index, mlp)) for index in range(end)]
+        heads = [join(index, "attn.hook_result") for index in range(end + mlp_input)]
         scales = [self._scale(end, mlp_input)] if apply_ln else []
         self._require(what, [*heads, *mlps, *(name for _, name in embeddings), *scales])
         parts, labels = [], []
-        for each in range(end + mlp_input):
-            parts.append(self._heads(weights, each, pos_slice, fold_value_biases))
-            labels += [f"L{each}H{head}" for head in range(self.cfg.n_heads)]
+        for index in range(end + mlp_input):
+            parts.append(self._heads(weights, index, pos_slice, fold_value_biases))
+            labels += [f"L{index}H{head}" for head in range(self.cfg.n_heads)]
         if end and expand_neurons:
             neurons, names = self.stack_neuron_results(end, pos_slice, return_labels=True)
             parts.append(neurons)
             labels += names
         elif end:
             parts.append(self._stack(what, mlps, pos_slice))
-            labels += [f"{each}_mlp_out" for each in range(end)]
+            labels += [f"{index}_mlp_out" for index in range(end)]
         parts.append(self._stack(what, [name for _, name in embeddings], pos_slice))
         labels += [label for label, _ in embeddings]
         bias = weights.accumulated_bias(
@@ -187,7 +187,7 @@ class Components(Decomposition):
         """The weights of a model whose heads and neurons write to the residual stream.
 
         Raises:
-            HookError: a norm comes between.
+            HookError: a norm comes between them and the stream.
             ModelError: there is no model.
         """
         model = self._model(what)
@@ -201,7 +201,7 @@ class Components(Decomposition):
     def _heads(
         self, weights: "Weights", layer: int, pos_slice: PositionSlice, fold_value_biases: bool
     ) -> "torch.Tensor":
-        """[head, ..., d_model]"""
+        """What each head of a layer adds to the stream [head, ..., d_model]."""
         name = join(layer, "attn.hook_result")
         if name in self.cache_dict:
             results = at_positions(self.cache_dict[name], pos_slice, axis=-3)
@@ -214,7 +214,7 @@ class Components(Decomposition):
         return results.movedim(-2, 0)
 
     def _others(self, end: int, incl_remainder: bool, apply_ln: bool) -> list[str]:
-        """What `_finish` needs."""
+        """Names of the values that `_finish` needs."""
         has_stream = incl_remainder or end == 0
         return [_into(end)] * has_stream + ([self._scale(end, False)] if apply_ln else [])
 
@@ -232,7 +232,7 @@ class Components(Decomposition):
 
         if incl_remainder or not parts:
             whole = at_positions(self[_into(end)], pos_slice, axis=-2)[None]
-            # Before layer 0 there are no parts; the stack is empty, or all is remainder.
+            # Before layer 0 there are no parts: the stack is empty, or all of it is the remainder.
             parts = parts or [whole[:0]]
             if incl_remainder:
                 sums = torch.stack([part.sum(0) for part in parts]).sum(0)
@@ -244,5 +244,5 @@ class Components(Decomposition):
 
 
 def _into(layer: int) -> str:
-    """The residual stream into a layer, or into the unembedding."""
+    """The name of the residual stream into a layer, or into the unembedding."""
     return join(layer - 1, "hook_resid_post") if layer else join(0, "hook_resid_pre")

@@ -1,4 +1,4 @@
-"""The residual stream taken apart: by layers, and by what attention and MLP add to it."""
+"""Taking the residual stream apart by layers, and by what attention and MLP add to it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,9 +19,9 @@ Mode = Literal["all", "mlp", "attn"]
 class Decomposition(CachedValues):
     """Stacks of parts of the residual stream [part, batch, position, d_model].
 
-    In all methods ``layer`` says whose input is taken apart, from 0 to the number of layers; that number, None and -1
-    stand for the unembedding. With ``mlp_input`` it is the input of the MLP of that layer, not of its attention.
-    ``pos_slice`` chooses positions, and an integer takes their axis away; leave it out if the cache was made with one.
+    In all methods ``layer`` is the layer whose input is taken apart, from 0 to the number of layers; that number, None
+    and -1 stand for the unembedding. With ``mlp_input`` it is the input of the MLP of that layer, not of its attention.
+    ``pos_slice`` chooses positions, and an integer removes their axis; leave it out if the cache was made with one.
     With ``return_labels`` the result is (stack, labels).
     """
 
@@ -34,27 +34,27 @@ class Decomposition(CachedValues):
         mlp_input: bool = False,
         return_labels: bool = False,
     ) -> Any:
-        """The residual stream into each layer up to this one: ``0_pre``, (``0_mid``,) ..., ``final_post``.
+        """The residual stream into each layer up to this one. Labels are ``0_pre``, (``0_mid``,) ..., ``final_post``.
 
         Args:
             layer: see the class.
-            incl_mid: also the streams between attention and MLP.
-            apply_ln: norm the streams: for the unembedding, each by the final norm with its gain, bias and a scale of
-                its own; else as `apply_ln_to_stack` does.
+            incl_mid: include the streams between attention and MLP.
+            apply_ln: apply a norm to the streams. For the unembedding, each goes through the final norm with its own
+                scale, gain and bias; otherwise the norm is that of `apply_ln_to_stack`.
             pos_slice: see the class.
             mlp_input: see the class.
             return_labels: see the class.
 
         Raises:
             HookError: values are missing, or the model has no stream between attention and MLP.
-            ModelError: the real norm is needed, and there is no model.
+            ModelError: the final norm is needed, and there is no model.
         """
         end = self._end(layer, mlp_input)
         parts: list[tuple[str, str]] = []
-        for each in range(min(end + 1, self.cfg.n_layers)):
-            parts.append((f"{each}_pre", join(each, "hook_resid_pre")))
-            if (incl_mid and each < end) or (mlp_input and each == end):
-                parts.append((f"{each}_mid", self.names.one(join(each, "hook_resid_mid"))))
+        for index in range(min(end + 1, self.cfg.n_layers)):
+            parts.append((f"{index}_pre", join(index, "hook_resid_pre")))
+            if (incl_mid and index < end) or (mlp_input and index == end):
+                parts.append((f"{index}_mid", self.names.one(join(index, "hook_resid_mid"))))
         if end == self.cfg.n_layers:
             parts.append(("final_post", join(end - 1, "hook_resid_post")))
         names = [name for _, name in parts]
@@ -76,15 +76,15 @@ class Decomposition(CachedValues):
         incl_embeds: bool = True,
         return_labels: bool = False,
     ) -> Any:
-        """What has been added to the stream before a layer: ``embed``, ``pos_embed``, ``0_attn_out``, ...
+        """What was added to the stream before a layer. Labels are ``embed``, ``pos_embed``, ``0_attn_out``, ...
 
         Args:
             layer: see the class.
             mlp_input: see the class.
-            mode: ``attn`` or ``mlp`` leaves out what the other adds.
+            mode: ``attn`` leaves out what MLPs add, ``mlp`` what attention adds.
             apply_ln: see `apply_ln_to_stack`.
             pos_slice: see the class.
-            incl_embeds: with the embeddings. Without them, the parts do not add up to the stream.
+            incl_embeds: include the embeddings. Without them, the parts do not add up to the stream.
             return_labels: see the class.
 
         Raises:
@@ -94,10 +94,10 @@ class Decomposition(CachedValues):
             raise HookError(f"mode is {mode!r}; choose 'all', 'mlp' or 'attn'")
         end = self._end(layer, mlp_input)
         parts = self._embeddings() if incl_embeds else []
-        for each in range(end):
+        for index in range(end):
             for what in ("attn", "mlp"):
                 if mode in ("all", what):
-                    parts.append((f"{each}_{what}_out", self.names.one(join(each, f"hook_{what}_out"))))
+                    parts.append((f"{index}_{what}_out", self.names.one(join(index, f"hook_{what}_out"))))
         if mlp_input and mode != "mlp":
             parts.append((f"{end}_attn_out", join(end, "hook_attn_out")))
         if not parts:
@@ -116,24 +116,24 @@ class Decomposition(CachedValues):
         batch_slice: PositionSlice = None,
         has_batch_dim: bool = True,
     ) -> "torch.Tensor":
-        """Parts of a stream as the norm before a layer passes them on, so that they still add up.
+        """Parts of a stream after the norm before a layer, applied so that they still add up.
 
-        Centred if the norm is a LayerNorm, divided by the hook_scale of the whole stream, and multiplied by the gain of
-        the norm. So they go with the weights that read them as the model has them: with ``W_U`` after the final norm,
-        with ``W_Q[layer]`` and so on before. Their sum lacks only the bias of the norm. TransformerLens leaves the gain
-        out here, and has it in its weights instead, if it has folded them.
+        They are centred if the norm is a LayerNorm, divided by the hook_scale of the whole stream, and multiplied by
+        the gain of the norm. So they go with the weights of the model as they are: ``W_U`` after the final norm,
+        ``W_Q[layer]`` and so on before. Their sum lacks only the bias of the norm. TransformerLens leaves the gain out
+        here, and has it in its weights instead, if it has folded them.
 
         Args:
-            residual_stack: [part, batch, position, d_model], at the chosen positions; or one part without its axis.
+            residual_stack: [part, batch, position, d_model] at the chosen positions; or one part without its axis.
             layer: see the class.
-            mlp_input: the norm before the MLP.
+            mlp_input: apply the norm before the MLP.
             pos_slice: positions of the stack.
-            batch_slice: rows, to be chosen here from the stack.
+            batch_slice: rows to choose from the stack.
             has_batch_dim: whether the stack has a batch axis.
 
         Raises:
-            HookError: hook_scale is missing, as is the stream from which it would follow; or the stack has other rows
-                or positions; or the cache holds no activations.
+            HookError: hook_scale is missing, and so is the stream from which it follows; or the stack has other rows or
+                positions; or the values may not be activations.
             ModelError: there is no model.
         """
         self._check_computes("apply_ln_to_stack")
@@ -158,7 +158,7 @@ class Decomposition(CachedValues):
         return residual_stack * factor.to(residual_stack.dtype)
 
     def _gain(self, end: int, mlp_input: bool, stack: "torch.Tensor") -> "torch.Tensor":
-        """What the norm multiplies with, float32 [d_model]."""
+        """The gain of the norm, float32 [d_model]."""
         weights = self._weights("apply_ln_to_stack, which applies the gain of a norm,")
         if end == self.cfg.n_layers:
             norm = weights.ln_final
@@ -167,7 +167,8 @@ class Decomposition(CachedValues):
         return together(stack, norm.w)[1].float()
 
     def _end(self, layer: int | None, mlp_input: bool = False) -> int:
-        """
+        """The number of a layer, which is the number of layers for the unembedding.
+
         Raises:
             HookError: there is no such layer, or its MLP has no stream of its own.
         """
@@ -184,14 +185,14 @@ class Decomposition(CachedValues):
         return end
 
     def _scale(self, end: int, mlp_input: bool) -> str:
-        """The name of what the norm before a layer, its MLP, or the unembedding divides by."""
+        """The hook of the scale of the norm before a layer, its MLP, or the unembedding."""
         norm = "ln_final" if end == self.cfg.n_layers else f"blocks.{end}.ln{2 if mlp_input else 1}"
         return self.names.one(f"{norm}.hook_scale")
 
     def _embeddings(self) -> list[tuple[str, str]]:
-        """(label, name)"""
-        found = [("embed", "hook_embed"), ("pos_embed", "hook_pos_embed")]
-        return [(label, name) for label, name in found if name in self.names]
+        """(label, hook name) of each embedding that the model has."""
+        hooks = [("embed", "hook_embed"), ("pos_embed", "hook_pos_embed")]
+        return [(label, name) for label, name in hooks if name in self.names]
 
     def _stack(
         self,
@@ -200,7 +201,7 @@ class Decomposition(CachedValues):
         pos_slice: PositionSlice,
         norm: tuple[int, bool] | None = None,
     ) -> "torch.Tensor":
-        """Streams [name, ...]; with a norm, (layer, mlp_input), as `apply_ln_to_stack` gives them."""
+        """The streams of these hooks in one tensor [name, ...], after the norm before (layer, mlp_input) if given."""
         import torch
 
         self._require(what, [*names, *([] if norm is None else [self._scale(*norm)])])
@@ -208,7 +209,7 @@ class Decomposition(CachedValues):
         return stack if norm is None else self.apply_ln_to_stack(stack, *norm, pos_slice)
 
     def _final_norm(self, what: str, stream: "torch.Tensor") -> "torch.Tensor":
-        """The stream after the final norm of the model itself."""
+        """The stream after the final norm, as the module of the model computes it."""
         self.names.one("ln_final.hook_normalized")
         model = self._model(what)
         assert model.architecture.ln_final is not None
@@ -216,10 +217,10 @@ class Decomposition(CachedValues):
 
 
 def through(module: Any, value: "torch.Tensor") -> "torch.Tensor":
-    """What a module of the model makes of a value, on the device of the value."""
+    """The output of a module of the model for a value, on the device of the value."""
     import torch
 
     # Parameters of a model that was loaded elsewhere require gradients; the value decides.
     with torch.set_grad_enabled(torch.is_grad_enabled() and value.requires_grad):
-        found: torch.Tensor = module(placed_for(module, value))
-    return found.to(value.device)
+        result: torch.Tensor = module(placed_for(module, value))
+    return result.to(value.device)

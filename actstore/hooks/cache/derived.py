@@ -1,8 +1,8 @@
-"""Hook values that follow from others, by the operations of the forward pass and in their order.
+"""Computing hook values from others by the operations of the forward, in the same order.
 
-From values as the model computed them, the same operation gives the same bits. From values that were rounded (a store
-of another dtype), it gives the value up to that rounding. So it is with patterns below float32: the model takes the
-softmax of scores before they are rounded.
+From values as the model computed them, the same operations give the same bits. From values that were rounded (a store
+of another dtype), they give the value up to that rounding. Patterns below float32 are also equal up to rounding only:
+the model takes the softmax of scores before they are rounded.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Way:
-    """How to come by a value."""
+    """One way to compute a value from others."""
 
     needs: tuple[str, ...]
-    """Names of the values that it takes."""
+    """Names of the values that `make` takes."""
     make: Callable[..., "torch.Tensor"]
-    """Takes them in this order."""
+    """A function of the values, in the order of `needs`, that returns the new value."""
 
     def then(self, function: Callable[["torch.Tensor"], "torch.Tensor"]) -> "Way":
-        """The same way, with one more step at its end."""
+        """This way, followed by one more operation."""
         return Way(self.needs, lambda *values: function(self.make(*values)))
 
 
@@ -41,7 +41,7 @@ class Derivation:
         Args:
             names: hooks of the model.
             cfg: its sizes.
-            weights: gives its weights to what is named; raises if there are none.
+            weights: returns its weights, and takes the name of what needs them, for an error if there are none.
         """
         self._names = names
         self._cfg = cfg
@@ -50,8 +50,8 @@ class Derivation:
     def ways(self, name: str) -> tuple[Way, ...]:
         """Ways to the value of a canonical name. The first is the value itself, the others begin with the shortest."""
         others = (way for way in self._others(name) if name not in way.needs)
-        found = (Way((name,), _itself), *others)
-        return tuple(way for way in found if all(need in self._names for need in way.needs))
+        ways = (Way((name,), _itself), *others)
+        return tuple(way for way in ways if all(need in self._names for need in way.needs))
 
     def _others(self, name: str) -> Iterator[Way]:
         layer, leaf = split(name)
@@ -122,12 +122,12 @@ class Derivation:
     def _activated(self, pre: "torch.Tensor", *linear: "torch.Tensor") -> "torch.Tensor":
         from transformers.activations import ACT2FN
 
-        found: torch.Tensor = ACT2FN[self._cfg.act_fn](pre)
-        return found * linear[0] if linear else found
+        activated: torch.Tensor = ACT2FN[self._cfg.act_fn](pre)
+        return activated * linear[0] if linear else activated
 
 
 def head_results(z: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
-    """What each head gives [..., head, d_model], from z [..., head, d_head] and W_O [head, d_head, d_model]."""
+    """The output of each head [..., head, d_model], from z [..., head, d_head] and W_O [head, d_head, d_model]."""
     import torch
 
     z, weight = together(z, weight)
@@ -135,7 +135,7 @@ def head_results(z: "torch.Tensor", weight: "torch.Tensor") -> "torch.Tensor":
 
 
 def together(value: "torch.Tensor", weight: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
-    """A value and a weight that can be multiplied: on the device of the value, in the wider of their dtypes."""
+    """A value and a weight made ready to be multiplied: on the device of the value, in the wider of their dtypes."""
     import torch
 
     dtype = torch.promote_types(value.dtype, weight.dtype)
@@ -145,7 +145,7 @@ def together(value: "torch.Tensor", weight: "torch.Tensor") -> tuple["torch.Tens
 
 
 def is_one_stream(*names: str) -> bool:
-    """Whether these are two names of one residual stream: out of a layer, and into the next."""
+    """Whether these are names of one residual stream: out of a layer, and into the next."""
     layers = set()
     for name in names:
         layer, leaf = split(name)
@@ -160,6 +160,6 @@ def _itself(value: Any) -> Any:
 
 
 def _softmax(scores: "torch.Tensor") -> "torch.Tensor":
-    """Rows in which everything is masked are 0."""
+    """The pattern of scores; rows in which everything is masked are 0."""
     blind = scores.isneginf().all(-1, keepdim=True)
     return scores.float().masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0).to(scores.dtype)

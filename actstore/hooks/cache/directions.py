@@ -1,4 +1,4 @@
-"""Tokens as ids of a model, and as directions of its residual stream."""
+"""Turning tokens into ids of a model, and into directions of its residual stream."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def token_ids(model: LoadedModel, tokens: Any) -> "torch.Tensor":
-    """Ids of one token, given as text or id, or of several.
+    """The ids of one or several tokens, each given as text or id.
 
     Raises:
         TokensError: a text is not one token, or an id is not of this model.
@@ -35,7 +35,12 @@ def token_ids(model: LoadedModel, tokens: Any) -> "torch.Tensor":
 
 
 def residual_directions(model: LoadedModel, tokens: Any) -> "torch.Tensor":
-    """Columns of W_U [..., d_model], with the axes of the tokens in front."""
+    """The columns of W_U of tokens [..., d_model], with the axes of the tokens in front.
+
+    Raises:
+        ModelError: the model was loaded without its head.
+        TokensError: a text is not one token, or an id is not of this model.
+    """
     weight = model.weights.W_U
     ids = token_ids(model, tokens).to(weight.device)
     return weight[:, ids.flatten()].T.reshape(*ids.shape, -1)

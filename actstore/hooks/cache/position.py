@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 PositionSlice = int | slice | tuple[int | None, ...] | Sequence[int] | None
-"""An integer (the axis goes away), a slice, a (start, stop[, step]) tuple, a list of positions, or None for all."""
+"""An integer (which removes the axis), a slice, a (start, stop[, step]) tuple, a list of positions, or None for all."""
 
 
 def at_positions(
@@ -20,7 +20,7 @@ def at_positions(
     """The value at these positions of an axis.
 
     Raises:
-        HookError: there is no such position, or none is chosen; the message calls it by the noun.
+        HookError: there is no such position, or none is chosen. The message calls positions by the noun.
     """
     if positions is None:
         return value
@@ -36,15 +36,15 @@ def at_positions(
 
 
 def is_one(chosen: PositionSlice) -> bool:
-    """Whether it is an integer, so that the axis goes away."""
+    """Whether this is an integer, which removes the axis."""
     return hasattr(chosen, "__index__") and not getattr(chosen, "ndim", 0)
 
 
 def indices(chosen: PositionSlice, size: int, noun: str) -> list[int]:
-    """What a slice chooses of 0 ... size - 1; one index for an integer.
+    """The indices of 0 ... size - 1 that are chosen; one index for an integer.
 
     Raises:
-        HookError: there is no such index, or none is chosen; the message calls it by the noun.
+        HookError: there is no such index, or none is chosen. The message calls indices by the noun.
     """
     if chosen is None:
         return list(range(size))
@@ -53,38 +53,38 @@ def indices(chosen: PositionSlice, size: int, noun: str) -> list[int]:
             raise HookError(f"{chosen} is no (start, stop, step); give single {noun}s as a list")
         chosen = slice(*chosen)
     if isinstance(chosen, slice):
-        found = _in_slice(chosen, size, noun)
+        numbers = _in_slice(chosen, size, noun)
     else:
         listed: Any = [chosen] if is_one(chosen) else chosen
         wanted = _integers(listed, noun, chosen)
         for index in wanted:
             if not -size <= index < size:
                 raise HookError(f"{noun} {index} is outside of the {size} {noun}s that there are")
-        found = [index % size for index in wanted]
-    if not found:
+        numbers = [index % size for index in wanted]
+    if not numbers:
         raise HookError(f"{quoted(chosen)} chooses none of the {size} {noun}s; leave it out to choose all")
-    return found
+    return numbers
 
 
 def _in_slice(chosen: slice, size: int, noun: str) -> list[int]:
     try:
-        found = range(size)[chosen]
+        numbers = range(size)[chosen]
     except (TypeError, ValueError) as error:
         raise HookError(
             f"{chosen} chooses no {noun}s: its ends are integers, its step is at least 1"
         ) from error
-    if found.step < 0:
+    if numbers.step < 0:
         raise HookError(f"{chosen} runs backwards; choose {noun}s forwards, and flip the values after")
-    return list(found)
+    return list(numbers)
 
 
 def _integers(listed: Any, noun: str, chosen: object) -> list[int]:
     try:
         wanted = list(listed)
         # True is the integer 1, but a list of truth values is meant as a mask.
-        if any(isinstance(each, bool) or str(getattr(each, "dtype", "")).endswith("bool") for each in wanted):
+        if any(isinstance(item, bool) or str(getattr(item, "dtype", "")).endswith("bool") for item in wanted):
             raise TypeError
-        return [operator.index(each) for each in wanted]
+        return [operator.index(item) for item in wanted]
     except TypeError as error:
         raise HookError(
             f"{noun}s are {quoted(chosen)}; give an integer, a (start, stop) pair, a slice or a list of integers"

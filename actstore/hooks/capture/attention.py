@@ -1,4 +1,4 @@
-"""A tap on the attention function: what goes into it, and the pattern that fused kernels never show.
+"""A tap on the attention function: rotated queries and keys, and the scores and pattern that fused kernels never show.
 
 transformers looks up the attention function of a model by name in a table. While a tap is open, the entry of the
 implementation in use is a function that shows the values to a visitor and then calls the original. The name stays
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 Names = Mapping[str, str]
-"""By what passes (``rot_q``, ``rot_k``, ``scores``, ``pattern``), the hook's name."""
+"""Hook names by the kind of value: ``rot_q``, ``rot_k``, ``scores``, ``pattern``."""
 
 _lock = threading.Lock()
 _taps: dict[int, tuple[Names, Visitor, Turn]] = {}
-"""By id of the attention module. Modules of other models, in this thread or another, pass untouched."""
+"""Open taps by the id of their attention module. Modules of other models, in any thread, are not touched."""
 
 
 @contextlib.contextmanager
@@ -54,7 +54,11 @@ def tap(
 
 @contextlib.contextmanager
 def _in_table(module: Any) -> Iterator[None]:
-    """Put the tapping function into the table that this module reads."""
+    """Put the tapping function into the table that this module reads.
+
+    Raises:
+        ModelError: the module reads no such table.
+    """
     home = sys.modules[type(module).__module__]
     table = getattr(home, "ALL_ATTENTION_FUNCTIONS", None)
     if table is None:
@@ -103,10 +107,10 @@ class _Tapped:
         import torch
 
         original = self.original or sys.modules[type(module).__module__].eager_attention_forward
-        found = _taps.get(id(module))
-        if found is None or not found[2].is_passing():
+        tapping = _taps.get(id(module))
+        if tapping is None or not tapping[2].is_passing():
             return original(module, query, key, value, attention_mask, **kwargs)
-        names, visitor, _ = found
+        names, visitor, _ = tapping
         query, key = _visit_rotated(names, visitor, query, key)
         if not names.keys() & {"scores", "pattern"}:
             return original(module, query, key, value, attention_mask, **kwargs)
@@ -132,7 +136,7 @@ class _Tapped:
 def _wrapped_method(
     module: Any, names: Names, visitor: Visitor, turn: Turn, *, is_scaled: bool
 ) -> Iterator[None]:
-    """GPT-Neo and GPT-J compute attention in a method of their own."""
+    """Tap modules of GPT-Neo and GPT-J, which compute attention in a method ``_attn``."""
     original = module._attn
 
     def tapped(query: Any, key: Any, value: Any, attention_mask: Any = None) -> Any:
@@ -182,7 +186,7 @@ class _Rule:
         self.local = local
 
     def scores(self, query: "torch.Tensor", key: "torch.Tensor", rows: slice) -> "torch.Tensor":
-        """float32 [rows, head, position, source_position]; -inf where a position does not see the other."""
+        """Scores, float32 [rows, head, position, source_position]; -inf where a position does not see the other."""
         query, key = query[rows].float(), key[rows].float()
         batch, n_heads, length, _ = query.shape
         groups = n_heads // key.shape[1]
@@ -226,7 +230,7 @@ class _Rule:
         return hidden
 
     def pattern(self, scores: "torch.Tensor") -> "torch.Tensor":
-        """float32; rows of positions that see nothing are 0."""
+        """The pattern of scores, float32 of the same shape; rows of positions that see nothing are 0."""
         import torch
 
         scores = scores.float()
@@ -236,7 +240,7 @@ class _Rule:
             return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
         if self.mask is None:
             return torch.softmax(scores, dim=-1)
-        # Only padding leaves a position with nothing to see; its softmax would be no number, and its gradient neither.
+        # Only padding leaves a position with nothing to see; its softmax and gradient would be NaN.
         blind = scores.isneginf().all(-1, keepdim=True)
         return torch.softmax(scores.masked_fill(blind, 0.0), dim=-1).masked_fill(blind, 0.0)
 
@@ -269,7 +273,11 @@ def _through(
     key: "torch.Tensor",
     value: "torch.Tensor",
 ) -> tuple["torch.Tensor", "torch.Tensor"] | None:
-    """Show scores and pattern; if they are changed on the way, attention by hand, (what it gives, the pattern)."""
+    """Show scores and pattern to the visitor, and compute attention from them if it changed them.
+
+    Returns:
+        (output, pattern); None if nothing was changed.
+    """
     if not names.keys() & {"scores", "pattern"}:
         return None
     if not any(visitor.edits(names[what]) for what in ("scores", "pattern") if what in names):
@@ -292,7 +300,7 @@ def _through(
 
 
 def _show(names: Names, visitor: Visitor, rule: _Rule, query: "torch.Tensor", key: "torch.Tensor") -> None:
-    """Scores and pattern beside the fused kernel, one row at a time: their float32 would be twice their size."""
+    """Compute and show scores and pattern beside the fused kernel, row by row since float32 takes twice the memory."""
     import torch
 
     batch, n_heads, length, _ = query.shape

@@ -1,4 +1,4 @@
-"""One forward of a model at a time: what hangs on its modules belongs to one forward, and to one thread."""
+"""One forward of a model at a time: PyTorch hooks on its modules belong to one forward of one thread."""
 
 import threading
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ _running: set[int] = set()
 
 
 class Turn:
-    """A forward while it runs."""
+    """A forward that is running."""
 
     def __init__(self, base: "nn.Module") -> None:
         self.base = base
         self.in_function = False
-        """Whether a function on a hook is being called, so that modules that run now are not part of the forward."""
+        """Whether a function on a hook is running, so that modules that it calls are not part of the forward."""
         self._thread = threading.get_ident()
 
     def is_passing(self) -> bool:
-        """Whether what passes a module now is this forward: no call from within a function, nor of another thread."""
+        """Whether a module that runs now is part of this forward: no function on a hook or other thread calls it."""
         return not self.in_function and threading.get_ident() == self._thread
 
 
@@ -40,17 +40,16 @@ _turns = _Turns()
 """The forwards of this thread, the innermost last: a function of one model may run another model."""
 
 _RECURSION = (
-    "a function on a hook runs the model that it hangs on; run the model before, and let the function use what came "
-    "out"
+    "a function on a hook runs its own model; run the model before, and let the function use what came out"
 )
 
 
 @contextmanager
 def exclusive(base: "nn.Module") -> Iterator[Turn]:
-    """Other threads wait here until the forward that runs on this model, through any wrapper, has ended.
+    """Run one forward in this context; other threads wait until it has ended, whichever wrapper of the model they use.
 
     Raises:
-        HookError: it was started from inside of a forward of the same model.
+        HookError: a forward of the same model is running in this thread.
     """
     with _guard:
         lock = _locks.setdefault(base, threading.RLock())
@@ -69,7 +68,7 @@ def exclusive(base: "nn.Module") -> Iterator[Turn]:
 
 @contextmanager
 def in_function() -> Iterator[None]:
-    """While a function on a hook is called, in the innermost forward of this thread."""
+    """Mark the innermost forward of this thread as being in a function on a hook."""
     turn = _turns.stack[-1]
     turn.in_function = True
     try:
@@ -79,10 +78,10 @@ def in_function() -> Iterator[None]:
 
 
 def check_not_in_function(base: "nn.Module") -> bool:
-    """Whether a forward of this model, ours, runs in this thread.
+    """Whether a forward of this model that we started is running in this thread.
 
     Raises:
-        HookError: it does, and this is called from a function on one of its hooks.
+        HookError: this is called from a function on one of its hooks.
     """
     turn = next((turn for turn in reversed(_turns.stack) if turn.base is base), None)
     if turn is not None and turn.in_function:

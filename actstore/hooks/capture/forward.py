@@ -1,4 +1,4 @@
-"""One forward of a Hugging Face model past its hooks: no KV cache, and nothing that nobody asked for."""
+"""One forward of a Hugging Face model past its hooks, without KV cache and without parts that are not needed."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -24,9 +24,9 @@ class Forward:
     def __init__(self, model: Any, base: "nn.Module", architecture: Architecture, cfg: HookedConfig) -> None:
         """
         Args:
-            model: with its head, if it has one.
-            base: the same without head.
-            architecture: where its parts are.
+            model: the model with its head, if it has one.
+            base: the model without its head.
+            architecture: the paths of its parts.
             cfg: its sizes.
         """
         self._model = model
@@ -56,7 +56,7 @@ class Forward:
         has_logits: bool = True,
         has_graph: bool = False,
     ) -> "torch.Tensor | None":
-        """Forward over token ids [batch, position].
+        """Run a forward over token ids [batch, position].
 
         Args:
             tokens: ids; positions attend to all earlier positions of their row.
@@ -104,7 +104,7 @@ class Forward:
             return None
 
     def _until(self, layer: int, given: dict[str, Any], turn: Turn) -> "torch.Tensor":
-        """The residual stream into a layer, or out of the last one."""
+        """Run a forward up to a layer, and return the residual stream into it, or out of the last layer."""
         reached: list[torch.Tensor] = []
 
         def before(_module: Any, args: Any, kwargs: Any) -> None:
@@ -132,7 +132,7 @@ class Forward:
 
 
 def _root(turn: Turn) -> "Callable[[Any, Any, torch.Tensor], torch.Tensor]":
-    """Parameters need no gradients, so the graph must begin somewhere."""
+    """A PyTorch hook for embeddings that makes their output the root of a graph: parameters require no gradients."""
 
     def root(_module: Any, _args: Any, output: "torch.Tensor") -> "torch.Tensor":
         is_leaf = output.requires_grad or not turn.is_passing()

@@ -1,4 +1,4 @@
-"""Functions that users hang on hooks, and which values a run keeps."""
+"""Functions on hooks, and the visitor that calls them and keeps values."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,39 +19,42 @@ if TYPE_CHECKING:
 
 @dataclass
 class HookPoint:
-    """Second argument of a hook function: which hook it is called for."""
+    """The second argument of a function on a hook, which says which hook it is."""
 
     name: str
     ctx: dict[str, Any] = field(default_factory=dict)
-    """The function's own, kept from call to call until `HookedModel.reset_hooks`."""
+    """A place for values of the function, kept from call to call until `HookedModel.reset_hooks`."""
 
     def layer(self) -> int:
         """The layer of the hook.
 
         Raises:
-            HookError: it is outside of layers.
+            HookError: the hook is outside of layers.
         """
-        found = layer_of(self.name)
-        if found is None:
+        number = layer_of(self.name)
+        if number is None:
             raise HookError(f"{self.name} is outside of the layers")
-        return found
+        return number
 
 
 class HookFunction(Protocol):
-    """Called as ``function(value, hook=point)``; gives a new value, or None to keep the one it may have edited."""
+    """A function that is called as ``function(value, hook=point)``.
+
+    It returns a new value, or None to keep the value, which it may have edited in place.
+    """
 
     def __call__(self, value: "torch.Tensor", /, *, hook: HookPoint) -> "torch.Tensor | None": ...
 
 
 NameFilter = HookName | Iterable[HookName] | Callable[[str], bool]
-"""Names or globs in any spelling, or a function of the canonical name."""
+"""Names or globs in any spelling, or a function that takes a canonical name and says yes or no."""
 
 
 def selected(names: HookNames, chosen: NameFilter, *, is_exact: bool = False) -> tuple[str, ...]:
-    """Canonical names, in the order of the forward.
+    """The canonical names that a filter selects, in the order of the forward.
 
-    A function that says yes to every hook means those that are captured by default, as the others follow from them;
-    ``is_exact`` for all that it says yes to.
+    A function that says yes to every hook selects only those captured by default, from which the others are computed;
+    with ``is_exact`` it selects every hook.
 
     Raises:
         HookError: a name or glob matches nothing, or the function says no to every hook.
@@ -59,22 +62,22 @@ def selected(names: HookNames, chosen: NameFilter, *, is_exact: bool = False) ->
     if chosen is None or isinstance(chosen, int | float):
         raise HookError(f"expected names of hooks or a function of the name, found {quoted(chosen)}")
     if callable(chosen):
-        found = {name for name in names.all if chosen(name)}
-        if not found:
+        matches = {name for name in names.all if chosen(name)}
+        if not matches:
             raise HookError("the function that filters hooks says no to every hook of this model")
-        is_default = len(found) == len(names.all) and not is_exact
-        return names.ordered(defaults_of(found) if is_default else found)
+        is_default = len(matches) == len(names.all) and not is_exact
+        return names.ordered(defaults_of(matches) if is_default else matches)
     return names.select(chosen)
 
 
 class HookFunctions:
-    """The functions that hang on the hooks of one model."""
+    """The functions on the hooks of one model."""
 
     def __init__(self, names: HookNames, raw_calls: RawCalls) -> None:
         """
         Args:
             names: all hooks of the model.
-            raw_calls: calls of the model that would not call the functions; refused while any hangs.
+            raw_calls: the watch over calls of the model that would skip the functions; on while there are any.
         """
         self._names = names
         self._raw_calls = raw_calls
@@ -83,9 +86,9 @@ class HookFunctions:
         self._points: dict[str, HookPoint] = {}
 
     def add(self, chosen: NameFilter, function: HookFunction) -> tuple[str, ...]:
-        """Hang a function on hooks, whose names are given back; those of one hook are called in the order of adding."""
+        """Add a function to hooks and return their names. Functions on one hook are called in the order of adding."""
         if not callable(function):
-            raise HookError(f"expected a function to hang on {quoted(chosen)}, found {quoted(function)}")
+            raise HookError(f"expected a function to add to {quoted(chosen)}, found {quoted(function)}")
         names = selected(self._names, chosen)
         with self._changing:
             for name in names:
@@ -102,7 +105,7 @@ class HookFunctions:
 
     @contextmanager
     def added(self, pairs: Sequence[tuple[NameFilter, HookFunction]]) -> Iterator[None]:
-        """Functions for the duration of a context. Those that hung there before stay."""
+        """Add functions for the duration of a context. Functions that were added before stay."""
         added: list[tuple[str, HookFunction]] = []
         if not isinstance(pairs, Iterable):
             raise HookError(f"expected pairs of (name, function), found {quoted(pairs)}")
@@ -121,18 +124,18 @@ class HookFunctions:
                     self._raw_calls.admit()
 
     def _remove(self, name: str, function: HookFunction) -> None:
-        """The one that was added last, if `clear` has not been called since."""
-        hanging = self._functions.get(name, [])
-        for index in reversed(range(len(hanging))):
-            if hanging[index] is function:
-                del hanging[index]
+        """Remove a function from a hook, the last one if it is there several times; `clear` may have removed it."""
+        functions = self._functions.get(name, [])
+        for index in reversed(range(len(functions))):
+            if functions[index] is function:
+                del functions[index]
                 break
-        if not hanging:
+        if not functions:
             self._functions.pop(name, None)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Hooks that have a function."""
+        """Names of the hooks that have a function."""
         return tuple(self._functions)
 
     def __contains__(self, name: object) -> bool:
@@ -142,7 +145,7 @@ class HookFunctions:
         """The value after all functions of a hook.
 
         Raises:
-            HookError: a function gives something else than a tensor of the same shape.
+            HookError: a function cannot be called so, or returns anything but None or a tensor of the same shape.
         """
         import torch
 
@@ -150,29 +153,31 @@ class HookFunctions:
         for function in self._functions.get(name, ()):
             try:
                 with in_function():
-                    found: Any = function(value, hook=point)
+                    result: Any = function(value, hook=point)
             except TypeError as error:
                 if "hook" not in str(error) or "argument" not in str(error):
                     raise
                 raise HookError(
                     f"the function on {name} cannot be called as function(value, hook=point): {reason(error)}"
                 ) from error
-            if found is None:
+            if result is None:
                 continue
-            if not isinstance(found, torch.Tensor) or found.shape != value.shape:
-                got = (
-                    f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
+            if not isinstance(result, torch.Tensor) or result.shape != value.shape:
+                kind = (
+                    f"shape {tuple(result.shape)}"
+                    if isinstance(result, torch.Tensor)
+                    else type(result).__name__
                 )
                 raise HookError(
-                    f"the function on {name} gave {got}; give a tensor of shape {tuple(value.shape)}, or None to keep "
+                    f"the function on {name} gave {kind}; give a tensor of shape {tuple(value.shape)}, or None to keep "
                     "the value"
                 )
-            value = found.to(value)
+            value = result.to(value)
         return value
 
 
 class Keeping:
-    """Visitor that calls the functions of hooks and keeps copies of the values that are wanted."""
+    """A visitor that calls the functions on hooks and keeps copies of the values of chosen hooks."""
 
     def __init__(
         self,
@@ -184,9 +189,9 @@ class Keeping:
     ) -> None:
         """
         Args:
-            functions: what hangs on the hooks.
-            wanted: names whose values are kept.
-            copy: of (name, value), what is kept of it.
+            functions: functions on the hooks of the model.
+            wanted: names of the hooks whose values are kept.
+            copy: takes (name, value) and returns the copy that is kept.
             keep_graph: keep the values themselves, so that gradients with respect to them can be asked for.
         """
         self.values: dict[str, torch.Tensor] = {}
@@ -197,7 +202,7 @@ class Keeping:
 
     @property
     def names(self) -> frozenset[str]:
-        """All that must be visited."""
+        """Names of all hooks that the forward must visit."""
         return self._wanted | frozenset(self._functions.names)
 
     def edits(self, name: str) -> bool:
@@ -219,5 +224,5 @@ class Keeping:
 
 
 def in_forward_order(values: Mapping[str, "torch.Tensor"], names: HookNames) -> dict[str, "torch.Tensor"]:
-    """The same values, sorted as the hooks of the model."""
+    """The same values in the order in which the model has their hooks."""
     return {name: values[name] for name in names.all if name in values}

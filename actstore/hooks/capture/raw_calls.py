@@ -1,4 +1,4 @@
-"""Calls of a model that go past its hooks are errors while functions hang there, or they would be skipped unseen."""
+"""Refusing direct calls of a Hugging Face model while functions are on its hooks, which these calls would skip."""
 
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class RawCalls:
-    """A watch over the Hugging Face model and the part of it below the head."""
+    """A watch over calls of a Hugging Face model and of its base model."""
 
     def __init__(self, model: "nn.Module", base: "nn.Module") -> None:
-        """Nothing is put on the model before `refuse`.
+        """Prepare the watch; nothing is put on the model before `refuse`.
 
         Args:
-            model: with its head, if it has one.
-            base: the same without head.
+            model: the model with its head, if it has one.
+            base: the model without its head.
         """
         self._modules = (base,) if model is base else (model, base)
         self._handles: list[Any] = []
@@ -26,7 +26,7 @@ class RawCalls:
         weakref.finalize(self, _remove, self._handles).atexit = False
 
     def refuse(self) -> None:
-        """From now on, a call of the model that is no forward of ours raises HookError, in any thread."""
+        """Make every direct call of the model raise HookError from now on, in any thread."""
         if not self._handles:
             base = self._modules[-1]
             self._handles += [
@@ -41,7 +41,7 @@ class RawCalls:
 
 
 class _Refusal:
-    """The hook of PyTorch. A copy of the model has a copy of it, which does nothing."""
+    """The PyTorch hook that refuses calls. A copy of the model shares it, and it does nothing there."""
 
     def __init__(self, module_id: int, base: "nn.Module") -> None:
         self._module_id = module_id
@@ -52,7 +52,7 @@ class _Refusal:
         if id(module) != self._module_id or base is None or check_not_in_function(base):
             return
         raise HookError(
-            "functions hang on hooks of this model, and a call of the model of transformers itself, such as generate, "
+            "there are functions on hooks of this model, and a direct call of the Hugging Face model, such as generate, "
             "would skip them; call the HookedModel, or leave its context `hooks`, or call reset_hooks() first"
         )
 
@@ -64,7 +64,7 @@ class _Refusal:
 
 
 class _Admission:
-    """What a model that was pickled has in its place."""
+    """The PyTorch hook of a model that was pickled: it does nothing."""
 
     def __call__(self, _module: "nn.Module", _args: Any) -> None:
         return

@@ -1,4 +1,4 @@
-"""Puts a visitor to the sites of a model for one forward: PyTorch hooks on just the modules that are asked for."""
+"""Taps on the sites of a model for one forward: PyTorch hooks, on the modules of these sites only."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -29,10 +29,10 @@ def tapped(
     norm: Norm,
     is_scaled: bool,
 ) -> Iterator[None]:
-    """Show the visitor what passes these sites; every hook is gone when the context ends, whatever happens in it.
+    """Show the visitor the values at these sites; every PyTorch hook is removed when the context ends, however it ends.
 
     Args:
-        sites: by hook, in the order of the forward: the module that site paths begin at, and the site.
+        sites: (module that the path of the site begins at, site) by hook, in the order of the forward.
         visitor: sees the values, [batch, position, ...].
         turn: the forward that is watched.
         batch: rows of the forward; some modules see rows and positions as one axis.
@@ -51,14 +51,14 @@ def tapped(
     places = _Shown(visitor, turn, batch, norm)
     with contextlib.ExitStack() as stack:
         stack.enter_context(tap(attention, visitor, turn, is_scaled=is_scaled))
-        # Inner values of a module before its output, which they decide.
-        for (module, kind), found in sorted(taps.items(), key=lambda item: item[0][1] == "output"):
-            stack.callback(places.register(module, kind, found).remove)
+        # Values inside of a module before its output, since edits of them change the output.
+        for (module, kind), named_sites in sorted(taps.items(), key=lambda item: item[0][1] == "output"):
+            stack.callback(places.register(module, kind, named_sites).remove)
         yield
 
 
 class _Shown:
-    """Values as modules have them, and as a visitor sees them."""
+    """Translates between values as modules have them and as a visitor sees them."""
 
     def __init__(self, visitor: Visitor, turn: Turn, batch: int, norm: Norm) -> None:
         self._visitor = visitor
@@ -66,16 +66,16 @@ class _Shown:
         self._batch = batch
         self._norm = norm
 
-    def register(self, module: "nn.Module", kind: str, found: list[tuple[str, Any]]) -> Any:
+    def register(self, module: "nn.Module", kind: str, named_sites: list[tuple[str, Any]]) -> Any:
         if kind == "input":
 
             def before(_module: "nn.Module", args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
                 if not self._turn.is_passing():
                     return None
                 if not args:  # some layers are called with names
-                    new = self._passing(kwargs["hidden_states"], found)
+                    new = self._passing(kwargs["hidden_states"], named_sites)
                     return args, kwargs | {"hidden_states": new}
-                return (self._passing(args[0], found), *args[1:]), kwargs
+                return (self._passing(args[0], named_sites), *args[1:]), kwargs
 
             return module.register_forward_pre_hook(before, with_kwargs=True)
 
@@ -85,20 +85,20 @@ class _Shown:
             if kind == "output":
                 # Attention modules and older layers return (value, weights).
                 if isinstance(output, tuple):
-                    return (self._passing(output[0], found), *output[1:])
-                return self._passing(output, found)
+                    return (self._passing(output[0], named_sites), *output[1:])
+                return self._passing(output, named_sites)
             if kind == "NormSite":
-                return self._in_norm(module, args[0], found)
+                return self._in_norm(module, args[0], named_sites)
             if kind == "ResultSite":
-                return self._in_projection(module, args[0], found)
-            return self._in_router(output, found)
+                return self._in_projection(module, args[0], named_sites)
+            return self._in_router(output, named_sites)
 
         return module.register_forward_hook(after)
 
-    def _passing(self, value: "torch.Tensor", found: list[tuple[str, Site]]) -> "torch.Tensor":
+    def _passing(self, value: "torch.Tensor", named_sites: list[tuple[str, Site]]) -> "torch.Tensor":
         import torch
 
-        for name, site in found:
+        for name, site in named_sites:
             edits = self._visitor.edits(name)
             rows = self._rows(value)
             is_shared = rows.shape[0] != self._batch or site.is_apart or (site.in_place and rows is not value)
@@ -119,14 +119,14 @@ class _Shown:
         return value
 
     def _rows(self, value: "torch.Tensor") -> "torch.Tensor":
-        """[batch * position, features] as [batch, position, features]."""
+        """A value [batch * position, features] as [batch, position, features]; others stay as they are."""
         return value if value.ndim != 2 else value.view(self._batch, -1, value.shape[-1])
 
     def _in_norm(
-        self, module: Any, value: "torch.Tensor", found: list[tuple[str, NormSite]]
+        self, module: Any, value: "torch.Tensor", named_sites: list[tuple[str, NormSite]]
     ) -> "torch.Tensor | None":
         rows = self._rows(value)
-        names = {site.what: name for name, site in found}
+        names = {site.what: name for name, site in named_sites}
         scale, normalized = normalize(rows, eps_of(module), norm=self._norm)
         changed = False
         if "scale" in names:
@@ -147,11 +147,11 @@ class _Shown:
         return new_value
 
     def _in_projection(
-        self, module: Any, z: "torch.Tensor", found: list[tuple[str, ResultSite]]
+        self, module: Any, z: "torch.Tensor", named_sites: list[tuple[str, ResultSite]]
     ) -> "torch.Tensor | None":
         import torch
 
-        name, site = found[0]
+        name, site = named_sites[0]
         per_head = z.view(*z.shape[:-1], site.n_heads, -1)
         weight = projection(module)
         weight = weight.view(site.n_heads, -1, weight.shape[-1])
@@ -161,9 +161,9 @@ class _Shown:
         out = result.sum(-2)
         return out if module.bias is None else out + module.bias
 
-    def _in_router(self, output: Any, found: list[tuple[str, RouterSite]]) -> None:
+    def _in_router(self, output: Any, named_sites: list[tuple[str, RouterSite]]) -> None:
         logits, _, indices = output
-        for name, site in found:
+        for name, site in named_sites:
             value = logits.float().softmax(-1).to(logits.dtype) if site.what == "weights" else indices
             rows = self._rows(value).detach().clone()
             version = 0 if rows.is_inference() else rows._version

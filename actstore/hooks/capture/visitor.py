@@ -1,4 +1,4 @@
-"""What the forward of a hooked model meets at each hook."""
+"""Visitors: what the forward of a hooked model calls at each hook."""
 
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
@@ -15,17 +15,19 @@ class Visitor(Protocol):
         ...
 
     def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
-        """Takes a value [batch, position, ...], a view into the model; gives it back, or another in its place.
+        """Take a value [batch, position, ...], a view into the model, and return it or another value in its place.
 
-        What is kept must be copied: later modules may change the memory.
+        A visitor that keeps the value must copy it: later modules may change the memory.
         """
         ...
 
 
 def shown(visitor: Visitor, name: str, value: "torch.Tensor") -> tuple["torch.Tensor", bool]:
-    """Show a value that was computed for the hook alone; (what comes of it, whether it is another now).
+    """Show a value that was computed for the hook alone.
 
-    With a graph it always counts as another one: what follows must be computed from it, or it would have no gradient.
+    Returns:
+        (value after the visit, whether it was changed). With a graph it always counts as changed: what follows must be
+        computed from it, or it would have no gradient.
     """
     import torch
 
@@ -40,15 +42,15 @@ def shown(visitor: Visitor, name: str, value: "torch.Tensor") -> tuple["torch.Te
 
 
 Sink = Callable[[str, "torch.Tensor"], None]
-"""Takes (hook name, value [batch, ...]). The value must be copied before the sink returns."""
+"""A function that takes (hook name, value [batch, ...]). It must copy the value before it returns."""
 
 
 class Finished(Exception):  # noqa: N818 - not an error
-    """Raised by a visitor that has seen enough; ends the forward there."""
+    """Raised by a visitor to end the forward when it needs no more values."""
 
 
 class Handing:
-    """Visitor that hands values on, and ends the forward after the last."""
+    """A visitor that hands values to a sink, and ends the forward after the last one."""
 
     def __init__(self, hooks: Iterable[str], sink: Sink) -> None:
         self.waiting = set(hooks)
@@ -67,7 +69,7 @@ class Handing:
 
 
 class Ending:
-    """Visitor that ends the forward when another has seen all it wants."""
+    """A visitor around another one that ends the forward when all its hooks have been visited."""
 
     def __init__(self, inner: Visitor, names: Iterable[str]) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""Whether a model ignores padding in front of a row, found out by running it."""
+"""Finding out whether a model ignores padding in front of a row, by running it."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 _N_TOKENS = 6
 _N_PADDING = 2
 _TOLERANCE = 0.1
-"""Of the largest value: rounding is far below it, and padding that enters a state moves values by about 1."""
+"""Largest difference, as a share of the largest value. Rounding makes far smaller ones, padding that enters a state
+ones of about 1."""
 
 
 def has_left_padding(mask: "torch.Tensor") -> bool:
@@ -23,7 +24,7 @@ def has_left_padding(mask: "torch.Tensor") -> bool:
 
 
 def ignores_left_padding(forward: Forward, cfg: HookedConfig, device: "torch.device") -> bool:
-    """Run one short row without and with padding in front, and compare the stream out of the last layer.
+    """Whether the stream out of the last layer is the same for one short row with and without padding in front.
 
     RWKV and xLSTM take the padding into their state, whatever the mask says.
     """
@@ -33,9 +34,11 @@ def ignores_left_padding(forward: Forward, cfg: HookedConfig, device: "torch.dev
     mask = torch.ones_like(row)
     padded = torch.nn.functional.pad(row, (_N_PADDING, 0))
     hook = join(cfg.n_layers - 1, "hook_resid_post")
-    alone = _stream(forward, hook, row, mask)
-    behind = _stream(forward, hook, padded, torch.nn.functional.pad(mask, (_N_PADDING, 0)))[:, _N_PADDING:]
-    return bool((alone - behind).abs().max() <= _TOLERANCE * alone.abs().max())
+    unpadded = _stream(forward, hook, row, mask)
+    after_padding = _stream(forward, hook, padded, torch.nn.functional.pad(mask, (_N_PADDING, 0)))[
+        :, _N_PADDING:
+    ]
+    return bool((unpadded - after_padding).abs().max() <= _TOLERANCE * unpadded.abs().max())
 
 
 def _stream(forward: Forward, hook: str, ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Tensor":

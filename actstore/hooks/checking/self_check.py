@@ -1,4 +1,4 @@
-"""A check that the hooks of a loaded model are what their names say, on one short row."""
+"""A check that the hooks of a loaded model give the values that their names promise, on one short row."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _LENGTH = 8
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 5e-3}
-"""Relative to the largest value; a wrong hook is wrong by about 1."""
+"""Largest error by dtype, relative to the largest value. A wrong hook is off by about 1."""
 _LEAVES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
 _ATTENTION_LEAVES = ("attn.hook_v", "attn.hook_pattern", "attn.hook_z")
 
@@ -34,7 +34,7 @@ def self_check(model: LoadedModel) -> None:
     """Compare hook values and weights of every layer by identities that hold in any transformer.
 
     Raises:
-        ModelError: one does not hold; the message says which, in which layer, and by how much.
+        ModelError: an identity does not hold; the message says which, in which layer, and how far it is off.
     """
     import torch
 
@@ -47,30 +47,30 @@ def self_check(model: LoadedModel) -> None:
 
 @dataclass(frozen=True)
 class _Row:
-    """What passed in one forward."""
+    """The values of one forward."""
 
     values: Values
-    """By hook name."""
+    """Values of hooks by name."""
     outputs: Mapping[tuple[int, str], "torch.Tensor"]
-    """What the modules ``attention`` and ``mlp`` of each layer give before any norm behind them, and ``ln_final`` of
-    layer -1, [1, position, d_model].
+    """Outputs [1, position, d_model] by (layer, module): ``attention`` and ``mlp`` before any norm after them, and
+    ``ln_final`` under layer -1.
     """
 
 
 def _check(model: LoadedModel, tokens: "torch.Tensor", row: _Row) -> None:
     for layer in range(model.cfg.n_layers):
-        found = {
+        by_leaf = {
             name.split(".", 2)[-1]: value
             for name, value in row.values.items()
             if name.startswith(f"blocks.{layer}.")
         }
         if layer > 0:
-            found["before"] = row.values[join(layer - 1, "hook_resid_post")]
-        for what, left, right in _identities(model, layer, found):
+            by_leaf["before"] = row.values[join(layer - 1, "hook_resid_post")]
+        for what, left, right in _identities(model, layer, by_leaf):
             _compare(model, f"in layer {layer} {what}", left, right)
         if model.architecture.attention is not None:
             outputs = {what: value for (index, what), value in row.outputs.items() if index == layer}
-            for what, left, right in identities_in_layer(model, layer, found, outputs):
+            for what, left, right in identities_in_layer(model, layer, by_leaf, outputs):
                 _compare(model, f"in layer {layer} {what}", left, right)
     for what, left, right in identities_outside(model, tokens, row.values, row.outputs.get((-1, "ln_final"))):
         _compare(model, what, left, right)
@@ -114,7 +114,7 @@ def _row(model: LoadedModel, tokens: "torch.Tensor") -> _Row:
 
 
 def _modules(model: LoadedModel) -> Iterator[tuple[tuple[int, str], Any]]:
-    """Those whose outputs no hook gives as they are."""
+    """Modules whose outputs no hook shows unchanged, by (layer, name); the layer is -1 outside of layers."""
     architecture = model.architecture
     if architecture.attention is None:
         return
@@ -127,29 +127,29 @@ def _modules(model: LoadedModel) -> Iterator[tuple[tuple[int, str], Any]]:
         yield (-1, "ln_final"), model.base.get_submodule(architecture.ln_final)
 
 
-def _identities(model: LoadedModel, layer: int, found: Values) -> Iterator[Identity]:
+def _identities(model: LoadedModel, layer: int, by_leaf: Values) -> Iterator[Identity]:
     shape = (1, _LENGTH, model.cfg.d_model)
-    pre, post = found["hook_resid_pre"], found["hook_resid_post"]
+    pre, post = by_leaf["hook_resid_pre"], by_leaf["hook_resid_post"]
     if pre.shape != shape or post.shape != shape:
         raise cannot_hook(
             model.cfg.model_type, f"layer {layer} gives {tuple(post.shape)}, expected was {shape}"
         )
-    if "before" in found:
-        yield "hook_resid_post of the layer before == hook_resid_pre", found["before"], pre
+    if "before" in by_leaf:
+        yield "hook_resid_post of the layer before == hook_resid_pre", by_leaf["before"], pre
     attention = model.architecture.attention
     if attention is None:
         return
-    attn_out, mlp_out = found["hook_attn_out"], found["hook_mlp_out"]
-    if "hook_resid_mid" in found:
-        yield "hook_resid_pre + hook_attn_out == hook_resid_mid", pre + attn_out, found["hook_resid_mid"]
-        yield "hook_resid_mid + hook_mlp_out == hook_resid_post", found["hook_resid_mid"] + mlp_out, post
+    attn_out, mlp_out = by_leaf["hook_attn_out"], by_leaf["hook_mlp_out"]
+    if "hook_resid_mid" in by_leaf:
+        yield "hook_resid_pre + hook_attn_out == hook_resid_mid", pre + attn_out, by_leaf["hook_resid_mid"]
+        yield "hook_resid_mid + hook_mlp_out == hook_resid_post", by_leaf["hook_resid_mid"] + mlp_out, post
     else:
         yield (
             "hook_resid_pre + hook_attn_out + hook_mlp_out == hook_resid_post",
             pre + attn_out + mlp_out,
             post,
         )
-    z, v, pattern = (found[leaf] for leaf in ("attn.hook_z", "attn.hook_v", "attn.hook_pattern"))
+    z, v, pattern = (by_leaf[leaf] for leaf in ("attn.hook_z", "attn.hook_v", "attn.hook_pattern"))
     sums = pattern.float().sum(-1)
     yield "rows of attn.hook_pattern sum to 1", sums, sums.new_ones(sums.shape)
     repeated = v.repeat_interleave(z.shape[2] // v.shape[2], dim=2).transpose(1, 2)
@@ -174,7 +174,11 @@ def _dtype(model: LoadedModel) -> str:
 
 
 def _check_causal(model: LoadedModel, tokens: "torch.Tensor", values: Values) -> None:
-    """Positions must not see later ones, or rows that are padded or cut would mean something else."""
+    """Refuse a model whose positions see later ones: values would depend on how rows are padded or cut.
+
+    Raises:
+        ModelError: they do.
+    """
     changed = tokens.clone()
     changed[0, -1] = (changed[0, -1] + 1) % model.cfg.d_vocab
     last = join(model.cfg.n_layers - 1, "hook_resid_post")

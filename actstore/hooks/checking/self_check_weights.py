@@ -1,4 +1,4 @@
-"""A check that weights of a loaded model are those that its values were made with, on the values of one short row."""
+"""A check that the weights that a model shows are those that it computes with, on the values of one short row."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 Values = Mapping[str, "torch.Tensor"]
 Identity = tuple[str, "torch.Tensor", "torch.Tensor"]
-"""In words, left side, right side."""
+"""An identity: (its text, left side, right side)."""
 READ = (
     *("ln1.hook_normalized", "ln1.hook_out", "ln2.hook_normalized", "ln2.hook_out"),
     *("attn.hook_q", "attn.hook_k", "mlp.hook_pre", "mlp.hook_pre_linear", "mlp.hook_post"),
 )
-"""Leaves that are needed here, besides those of the check of hooks."""
+"""Leaves whose values this check needs besides those of `self_check`."""
 READ_OUTSIDE = ("hook_embed", "hook_pos_embed", "ln_final.hook_normalized")
 
 
 def identities_in_layer(
     model: LoadedModel, layer: int, values: Values, outputs: Mapping[str, "torch.Tensor"]
 ) -> Iterator[Identity]:
-    """What holds for the weights of a layer. Weights that the model refuses to show are left out.
+    """Identities that hold for the weights of a layer. Those with a weight that the model refuses to show are left out.
 
     Args:
         model: a model of a family that is known.
         layer: its number.
-        values: of the layer's hooks, by leaf, [1, position, ...].
-        outputs: what the modules ``attention`` and ``mlp`` give, before any norm behind them.
+        values: values of the layer's hooks by leaf, [1, position, ...].
+        outputs: outputs of the modules ``attention`` and ``mlp``, before any norm after them.
     """
     block = model.weights.blocks[layer]
     architecture = model.architecture
@@ -56,13 +56,13 @@ def identities_in_layer(
 def identities_outside(
     model: LoadedModel, tokens: "torch.Tensor", values: Values, head: "torch.Tensor | None"
 ) -> Iterator[Identity]:
-    """The same for embeddings, the final norm, and the head.
+    """Identities that hold for the weights of embeddings, the final norm, and the head.
 
     Args:
         model: the model.
         tokens: ids [1, position].
-        values: of hooks outside of layers, by name.
-        head: what the final norm gives [1, position, d_model], where that is known.
+        values: values of hooks outside of layers by name.
+        head: output of the final norm [1, position, d_model], where it is known.
     """
     weights = model.weights
     embedded = values["hook_embed"]
@@ -99,22 +99,22 @@ def _attention(block: "BlockWeights", values: Values, output: "torch.Tensor", ou
         made = values[f"attn.hook_{one.lower()}"]
         made = made.repeat_interleave(n_heads // made.shape[2], dim=2)
 
-        def given(one: str = one) -> "torch.Tensor":
+        def projected(one: str = one) -> "torch.Tensor":
             weight, bias = getattr(block.attn, f"W_{one}"), getattr(block.attn, f"b_{one}")
             made: torch.Tensor = torch.einsum("bpd,hdk->bphk", read, weight) + bias
             return made
 
-        yield from _seen(f"ln1.hook_out @ W_{one} + b_{one} == attn.hook_{one.lower()}", given, made)
+        yield from _seen(f"ln1.hook_out @ W_{one} + b_{one} == attn.hook_{one.lower()}", projected, made)
     z = values["attn.hook_z"]
-    given_z = list(
+    of_weight = list(
         _seen(
             "attn.hook_z @ W_O + b_O == output of attention",
             lambda: z.flatten(-2) @ block.attn.W_O.flatten(0, 1) + block.attn.b_O,
             output,
         )
     )
-    # Without such a weight, z is still what goes into the module.
-    yield from given_z or [
+    # Without W_O, z can still be checked by the module that it goes into.
+    yield from of_weight or [
         ("output projection of attn.hook_z == output of attention", out(z.flatten(-2)), output)
     ]
 

@@ -1,8 +1,8 @@
-"""Where each family of Hugging Face models keeps its parts. One entry a family; nothing else in actstore knows the
-inside of a model.
+"""A table of model families: where each keeps its parts. Nothing else in actstore knows the inside of a model.
 
-To add a family, name its modules: paths of transformers 5, those of a layer relative to the layer, all others
-relative to the base model (the one without a language-model head). Loading checks the entry against the model.
+To add a family, add an entry with the paths of its modules in transformers 5: those of a layer relative to the layer,
+all others relative to the base model (the one without a language-model head). Loading checks the entry against the
+model.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,38 +18,38 @@ class Attention:
     """The attention module of a layer."""
 
     module: str = "self_attn"
-    """Its first output is what attention gives."""
+    """Path of the module, whose first output is the output of attention."""
     out: str = "o_proj"
-    """Output projection, below the module; its input is z."""
+    """Path of the output projection below the module; its input is z."""
     query: str = "q_proj"
     key: str = "k_proj"
     value: str = "v_proj"
     fused: Literal["blocks", "heads"] | None = None
-    """One projection (``query``) for all three: all queries, then all keys, then all values; or the three of each head
-    side by side.
+    """How one projection (``query``) gives queries, keys and values: in three blocks, or side by side for each head.
+    None if there are three projections.
     """
     is_rotary: bool = True
     has_interface: bool = True
-    """Whether transformers' AttentionInterface is called. Otherwise the module has a method ``_attn``."""
+    """Whether the module calls transformers' AttentionInterface; otherwise it has a method ``_attn``."""
     is_scaled: bool = True
     """Whether scores of a module with ``_attn`` are divided by the root of d_head."""
 
 
 @dataclass(frozen=True)
 class Mlp:
-    """The MLP of a layer: its parts, relative to the layer."""
+    """The MLP of a layer; paths are relative to the layer."""
 
     module: str = "mlp"
-    """Its output is what the MLP gives."""
+    """Path of the module, whose output is the output of the MLP."""
     pre: str = "mlp.gate_proj"
     linear: str | None = "mlp.up_proj"
-    """The factor of a gated MLP; None if it is not gated."""
+    """Path of the projection that a gated MLP multiplies by; None if the MLP is not gated."""
     out: str = "mlp.down_proj"
     is_fused: bool = False
-    """Whether ``pre`` gives both halves of a gated MLP, one after the other."""
+    """Whether ``pre`` gives both projections of a gated MLP, one after the other."""
     router: str | None = None
-    """Module that chooses experts, if the MLP is a mixture; there are no neurons then, ``pre`` and ``out`` mean
-    nothing.
+    """Path of the module that chooses experts, if the MLP is a mixture. There are no neurons then, and ``pre`` and
+    ``out`` mean nothing.
     """
 
 
@@ -62,73 +62,73 @@ class Architecture:
     """One family of models."""
 
     prefix: str = "model"
-    """Where a model with a head keeps its base model."""
+    """Name of the base model in a model with a head."""
     layers: str = "layers"
-    """The list of layers."""
+    """Path of the list of layers."""
     embed: str = "embed_tokens"
     pos_embed: str | None = None
     ln_final: str | None = "norm"
     ln1: str | None = "input_layernorm"
     ln2: str | None = "post_attention_layernorm"
-    """Norm whose input is the stream that the MLP reads; None where it shares the norm of attention."""
+    """Path of the norm before the MLP; None where the MLP shares the norm before attention."""
     ln1_post: str | None = None
     ln2_post: str | None = None
-    """Norms of what attention and MLP give, before it is added to the stream."""
+    """Path of the norm after the MLP, before its output is added to the stream; ``ln1_post`` is that of attention."""
     norm: Norm = "rms"
     attention: Attention | None = Attention()
     mlp: Mlp | None = _LLAMA_MLP
     mlp_of: Callable[[Any, int], Mlp] | None = None
-    """MLP of (config, layer), where layers differ."""
+    """Gives the MLP of a layer from (config, layer), where layers differ."""
     is_parallel: Callable[[Any], bool] = lambda _config: False
-    """Whether attention and MLP of a model of this configuration both read the stream into the layer."""
+    """Tells from the configuration whether attention and MLP both read the stream into the layer."""
 
     def mlp_at(self, config: Any, layer: int) -> Mlp | None:
         return self.mlp if self.mlp_of is None else self.mlp_of(config, layer)
 
     def undefined(self, config: Any, layer: int) -> Mapping[str, str]:
-        """Hooks that a layer does not have, each with the reason."""
-        found: dict[str, str] = {}
+        """The hooks that a layer does not have, each with the reason."""
+        reasons: dict[str, str] = {}
         if self.attention is None or self.mlp is None:
             return _GENERIC_UNDEFINED
         if self.is_parallel(config):
-            found |= _PARALLEL
+            reasons |= _PARALLEL
         if self.ln2 is None:
-            found |= _SHARED_NORM
+            reasons |= _SHARED_NORM
         if not self.attention.is_rotary:
-            found |= _NOT_ROTARY
+            reasons |= _NOT_ROTARY
         mlp = self.mlp_at(config, layer)
         assert mlp is not None
         if mlp.router is not None:
-            found |= _EXPERTS
+            reasons |= _EXPERTS
         else:
-            found |= _NO_EXPERTS
+            reasons |= _NO_EXPERTS
             if mlp.linear is None:
-                found |= _NOT_GATED
-        return found
+                reasons |= _NOT_GATED
+        return reasons
 
     def undefined_outside(self) -> Mapping[str, str]:
-        """Hooks outside of the layers that such a model does not have, each with the reason."""
-        found = {}
+        """The hooks outside of the layers that such a model does not have, each with the reason."""
+        reasons = {}
         if self.pos_embed is None:
-            found["hook_pos_embed"] = (
+            reasons["hook_pos_embed"] = (
                 "positions of this model are rotations inside of attention (attn.hook_rot_q, attn.hook_rot_k)"
                 if self.attention is not None
                 else "it is not known for this architecture"
             )
         if self.ln_final is None:
-            found |= dict.fromkeys(("ln_final.hook_scale", "ln_final.hook_normalized"), _UNKNOWN)
-        return found
+            reasons |= dict.fromkeys(("ln_final.hook_scale", "ln_final.hook_normalized"), _UNKNOWN)
+        return reasons
 
     def aliases(self) -> Mapping[str, str]:
-        """The Bridge's spelling of leaves where it depends on the family, to ours."""
-        found = {}
-        found["ln1_post.hook_out" if self.ln1_post else "attn.hook_out"] = "hook_attn_out"
-        found["ln2_post.hook_out" if self.ln2_post else "mlp.hook_out"] = "hook_mlp_out"
+        """Our name of each leaf whose name in TransformerLens' Bridge depends on the family, by that name."""
+        leaves = {}
+        leaves["ln1_post.hook_out" if self.ln1_post else "attn.hook_out"] = "hook_attn_out"
+        leaves["ln2_post.hook_out" if self.ln2_post else "mlp.hook_out"] = "hook_mlp_out"
         if self.mlp is not None and self.mlp.linear is not None:
-            found |= {"mlp.gate.hook_out": "mlp.hook_pre", "mlp.in.hook_out": "mlp.hook_pre_linear"}
+            leaves |= {"mlp.gate.hook_out": "mlp.hook_pre", "mlp.in.hook_out": "mlp.hook_pre_linear"}
         else:
-            found["mlp.in.hook_out"] = "mlp.hook_pre"
-        return found
+            leaves["mlp.in.hook_out"] = "mlp.hook_pre"
+        return leaves
 
 
 _UNKNOWN = "only the residual stream is known for this architecture"
@@ -165,7 +165,7 @@ _NO_EXPERTS: Final = dict.fromkeys(
 
 
 def _is_mixture_at(config: Any, layer: int) -> bool:
-    """Qwen's rule for which layers are mixtures."""
+    """Whether a layer of a Qwen model is a mixture of experts."""
     return (
         layer not in (config.mlp_only_layers or ())
         and config.num_experts > 0

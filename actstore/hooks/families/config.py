@@ -9,7 +9,7 @@ from actstore.hooks.naming.point import Point
 
 @dataclass(frozen=True)
 class HookedConfig:
-    """What ``model.cfg`` holds."""
+    """The sizes of a model, as in ``model.cfg``."""
 
     model_name: str
     model_type: str
@@ -21,42 +21,42 @@ class HookedConfig:
     """Equal to ``n_heads`` where every query head has its own keys."""
     d_head: int
     d_mlp: int | None
-    """None where it is not known."""
+    """Neurons of an MLP; None where their number is not known."""
     d_vocab: int
     n_ctx: int | None
-    """Longest row the model is made for; None if it names no limit."""
+    """Most tokens in a row that the model is made for; None if its configuration names no limit."""
     act_fn: str | None
     normalization_type: str
     """``LN`` or ``RMS``. Weights are never folded into other weights, so there is no ``LNPre``."""
     positional_embedding_type: str
     """``standard`` (learned, added) or ``rotary``."""
     eps: float
-    """Of every norm."""
+    """Epsilon of every norm."""
     gated_mlp: bool
     parallel_attn_mlp: bool
     num_experts: int | None = None
     experts_per_token: int | None = None
     window_size: int | None = None
-    """Positions that layers with a sliding window attend to."""
+    """Number of positions that a layer with a sliding window attends to."""
     attn_scores_soft_cap: float | None = None
     output_logits_soft_cap: float | None = None
     default_prepend_bos: bool | None = None
     """Whether text begins with the BOS token unless told otherwise; None without a tokenizer."""
     device: str = "cpu"
-    """Where the model is; functions of TransformerLens ask for it."""
+    """Device of the model; functions of TransformerLens read it here."""
     dtype: str = "float32"
-    """Of weights and values."""
+    """Dtype of weights and values."""
     original: Any = None
     """The configuration of Hugging Face."""
 
     @classmethod
     def of(cls, config: Any, architecture: Architecture, *, name: str | None = None) -> Self:
-        """Read a Hugging Face configuration."""
+        """Read the sizes from a Hugging Face configuration."""
 
         def value_of(name: str) -> Any:
             try:
                 return getattr(config, name, None)
-            except RuntimeError:  # it differs from layer to layer
+            except RuntimeError:  # raised for a value that differs from layer to layer
                 return None
 
         def first(*names: str, default: Any = None) -> Any:
@@ -95,7 +95,7 @@ class HookedConfig:
         )
 
     def shape(self, point: Point, length: int) -> tuple[int, ...]:
-        """Shape of a point's value at one position of rows of ``length`` tokens, as stores keep it."""
+        """Shape of a hook's value at one position, as stores keep it, in rows of ``length`` tokens."""
         sizes = {
             "d_model": self.d_model,
             "head": self.n_heads,
@@ -107,6 +107,6 @@ class HookedConfig:
             "one": 1,
             "source_position": length,
         }
-        found = tuple(sizes[axis] for axis in point.axes_in_store)
-        assert all(found), f"{point.leaf} has no size in this model"
-        return tuple(size for size in found if size)
+        axis_sizes = tuple(sizes[axis] for axis in point.axes_in_store)
+        assert all(axis_sizes), f"{point.leaf} has no size in this model"
+        return tuple(size for size in axis_sizes if size)

@@ -16,10 +16,10 @@ _MAX_COUNTS: Final = {
     "n_embd": 10_000_000,
     "vocab": 1_000_000_000,
 }
-"""What no model comes near, by a part of the field's name. Of layers, experts and labels transformers makes a list,
-item by item, as soon as it sees the number."""
+"""The largest count that is accepted, by a part of the field's name; no model comes near. transformers makes a list of
+layers, experts and labels, item by item, as soon as it sees their number."""
 _NO_COUNTS: Final = ("per_layer", "window", "_dim", "_token")
-"""Parts of names that say that something else is counted."""
+"""Parts of names of fields that do not count layers, heads or experts, whatever else is in the name."""
 _MAX_INTEGER: Final = 1 << 40
 _POSITIVE: Final = (
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -27,19 +27,19 @@ _POSITIVE: Final = (
     *("hidden_size", "n_embd", "vocab_size", "num_key_value_heads"),
     *("intermediate_size", "max_position_embeddings", "n_positions"),
 )
-"""Sizes under the names that families give them; one that is there is a whole number of 1 or more, or null."""
+"""Names that families give to sizes. Where such a field exists, it is a whole number of 1 or more, or null."""
 
 
 def check_sizes(fields: Mapping[str, Any], where: str, remedy: str) -> None:
-    """See that a configuration has sizes that a model can have.
+    """Check that the sizes in a configuration are ones that a model can have.
 
     Args:
         fields: plain data, as JSON gives it.
-        where: begins the sentence, such as "the configuration of the model gpt2".
-        remedy: ends it.
+        where: beginning of the error message, such as "the configuration of the model gpt2".
+        remedy: end of the error message.
 
     Raises:
-        ModelError: it has not.
+        ModelError: a size is too large, or not a whole number of 1 or more.
     """
     for place, number in _integers(fields):
         limit = _limit(place.rpartition(".")[2])
@@ -75,7 +75,7 @@ def _check_positive(fields: Mapping[str, Any], where: str, remedy: str) -> None:
 
 
 def _is_size(value: Any) -> bool:
-    """Some configurations have 1200.0."""
+    """Whether a value is a whole number of 1 or more; some configurations have 1200.0."""
     is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
     return is_whole and value >= 1
 

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def generic_architecture(config: Any) -> Architecture:
-    """What can be said without knowing the family: where its layers and its embedding are.
+    """Find the layers and the embedding of a model whose family is not in the table.
 
-    Looks at the modules of a model without weights. Loading checks that the streams really are what they seem.
+    This looks at the modules of a model without weights. Loading checks that the streams are what they seem to be.
 
     Raises:
         ModelError: there is not exactly one list of layers, or the model is no language model.
@@ -37,8 +37,8 @@ def generic_architecture(config: Any) -> Architecture:
     ]
     outer = [path for path in lists if not any(path.startswith(f"{other}.") for other in lists)]
     if len(outer) != 1:
-        found = " and ".join(outer) or "none"
-        raise cannot_hook(kind, f"one list of {n_layers} layers was expected in it, found {found}")
+        names = " and ".join(outer) or "none"
+        raise cannot_hook(kind, f"one list of {n_layers} layers was expected in it, found {names}")
     return Architecture(
         prefix=base.base_model_prefix,
         layers=outer[0],

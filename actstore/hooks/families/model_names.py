@@ -17,13 +17,13 @@ def hooks_of(config: Any) -> tuple[HookNames, HookedConfig]:
     Raises:
         ModelError: models like this cannot be hooked.
     """
-    found = architecture(config)
-    cfg = HookedConfig.of(config, found)
-    return names_of(found, cfg), cfg
+    family = architecture(config)
+    cfg = HookedConfig.of(config, family)
+    return names_of(family, cfg), cfg
 
 
 def names_of(architecture: Architecture, cfg: HookedConfig) -> HookNames:
-    """All hooks of a model of this family and these sizes."""
+    """The names of all hooks of a model of this family and these sizes."""
     outside = sites_outside(architecture)
     in_layers = [sites_in_layer(architecture, cfg, layer) for layer in range(cfg.n_layers)]
     first = [point.leaf for point in POINTS if point.leaf in ("hook_embed", "hook_pos_embed")]
@@ -58,7 +58,7 @@ def _bridge(architecture: Architecture, cfg: HookedConfig, names: list[str]) -> 
 def _hugging_face(
     architecture: Architecture, outside: Mapping[str, AnySite], in_layers: Sequence[Mapping[str, AnySite]]
 ) -> Iterator[tuple[str, str]]:
-    """The output of a module, where a hook is exactly that, under the path of the module."""
+    """The path of each module whose output is exactly the value of a hook, with the name of that hook."""
 
     def spellings(path: str, name: str) -> Iterator[tuple[str, str]]:
         yield path, name

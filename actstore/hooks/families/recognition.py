@@ -1,4 +1,4 @@
-"""Which family a model belongs to, by its configuration."""
+"""Recognising the family of a model by its configuration."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from actstore.hooks.families.generic import generic_architecture
 
 
 def architecture(config: Any) -> Architecture:
-    """The entry for a Hugging Face configuration; for an unknown family, what can be found out about it.
+    """The table's entry for a configuration; for an unknown family, one that is made by looking at the model's modules.
 
     Raises:
         ModelError: models like this cannot be hooked.
@@ -24,7 +24,7 @@ def _check_variant(config: Any) -> None:
     """Refuse variants of a known family that its entry does not describe.
 
     Raises:
-        ModelError: it is one; the message says which.
+        ModelError: the model is such a variant; the message says which.
     """
     if config.model_type == "opt" and not config.do_layer_norm_before:
         raise ModelError(

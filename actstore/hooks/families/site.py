@@ -1,4 +1,4 @@
-"""Where a hook's value passes in the forward of a model."""
+"""Sites: the places in the forward of a model where the values of hooks pass."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """What part of a module's value [..., features] a hook is, and in which shape. Views, never copies."""
+    """The part of a module's value [..., features] that a hook shows, and its shape. A part is a view, never a copy."""
 
     columns: tuple[int, int] | None = None
-    """Features ``start:stop``; None for all."""
+    """Columns ``(start, stop)`` of the features; None for all."""
     heads: int | None = None
-    """Split the features into this many heads."""
+    """Number of heads that the features are split into; None for no split."""
     of_three: int | None = None
-    """Features are [head, 3, d_head], and this one of the three is meant."""
+    """Index into the three of features [head, 3, d_head]; None for features without three."""
 
     def view(self, value: "torch.Tensor") -> "torch.Tensor":
-        """The part; editing it in place edits the value."""
+        """The part of a value; editing it in place edits the value."""
         if self.columns is not None:
             value = value[..., self.columns[0] : self.columns[1]]
         if self.of_three is not None:
@@ -32,7 +32,7 @@ class Part:
         return value if self.heads is None else value.view(*value.shape[:-1], self.heads, -1)
 
     def put(self, value: "torch.Tensor", part: "torch.Tensor") -> "torch.Tensor":
-        """The value with the part replaced; gradients flow through it."""
+        """A value with its part replaced; gradients flow through both."""
         if self.columns is None and self.of_three is None:
             return part.reshape(value.shape)
         copy = value.clone()
@@ -50,17 +50,17 @@ class Site:
     module: str
     """Path below the layer, or below the base model for what is outside of layers; empty for the layer itself."""
     side: Literal["input", "output"]
-    """The first argument, or the result (its first item, if it is a tuple)."""
+    """``input`` is the first argument of the module; ``output`` its result, or the first item of a tuple."""
     part: Part = WHOLE
     in_place: bool = False
-    """Whether a new value must be written into the old one, since other modules have been given that already."""
+    """Whether a new value must be written into the old tensor, since other modules already hold that tensor."""
     is_apart: bool = False
-    """Whether an edit must not reach the other modules that have been given the value."""
+    """Whether an edit must not reach the other modules that hold the same tensor."""
 
 
 @dataclass(frozen=True)
 class NormSite:
-    """What happens inside of a norm: ``scale``, ``normalized``."""
+    """A value inside of a norm."""
 
     module: str
     what: Literal["scale", "normalized"]
@@ -68,7 +68,7 @@ class NormSite:
 
 @dataclass(frozen=True)
 class AttentionSite:
-    """What passes inside of the attention function."""
+    """A value inside of the attention function."""
 
     module: str
     what: Literal["rot_q", "rot_k", "scores", "pattern"]
@@ -76,7 +76,7 @@ class AttentionSite:
 
 @dataclass(frozen=True)
 class ResultSite:
-    """The output projection, head by head."""
+    """The output of the output projection, head by head."""
 
     module: str
     n_heads: int
@@ -84,7 +84,7 @@ class ResultSite:
 
 @dataclass(frozen=True)
 class RouterSite:
-    """What the router of a mixture of experts gives."""
+    """An output of the router of a mixture of experts."""
 
     module: str
     what: Literal["weights", "indices"]
@@ -95,33 +95,33 @@ AnySite = Site | NormSite | AttentionSite | ResultSite | RouterSite
 
 def sites_in_layer(architecture: Architecture, cfg: HookedConfig, layer: int) -> Mapping[str, AnySite]:
     """The site of every leaf that a layer has, in the order of the forward."""
-    found: dict[str, AnySite] = {"hook_resid_pre": Site("", "input"), "hook_resid_post": Site("", "output")}
+    sites: dict[str, AnySite] = {"hook_resid_pre": Site("", "input"), "hook_resid_post": Site("", "output")}
     if architecture.ln1 is not None:
-        found |= _norm("ln1", architecture.ln1)
+        sites |= _norm("ln1", architecture.ln1)
     if architecture.ln2 is not None:
-        found |= _norm("ln2", architecture.ln2)
-        found["hook_resid_mid"] = Site(architecture.ln2, "input", in_place=True)
-        found["hook_mlp_in"] = Site(architecture.ln2, "input", is_apart=True)
+        sites |= _norm("ln2", architecture.ln2)
+        sites["hook_resid_mid"] = Site(architecture.ln2, "input", in_place=True)
+        sites["hook_mlp_in"] = Site(architecture.ln2, "input", is_apart=True)
     mlp = architecture.mlp_at(cfg.original, layer)
     if architecture.attention is not None:
-        found |= _attention(architecture.attention, cfg)
-        found["hook_attn_out"] = Site(architecture.ln1_post or architecture.attention.module, "output")
+        sites |= _attention(architecture.attention, cfg)
+        sites["hook_attn_out"] = Site(architecture.ln1_post or architecture.attention.module, "output")
     if mlp is not None:
-        found |= _mlp(mlp, cfg)
-        found["hook_mlp_out"] = Site(architecture.ln2_post or mlp.module, "output")
+        sites |= _mlp(mlp, cfg)
+        sites["hook_mlp_out"] = Site(architecture.ln2_post or mlp.module, "output")
     undefined = architecture.undefined(cfg.original, layer)
-    return {leaf: site for leaf, site in found.items() if leaf not in undefined}
+    return {leaf: site for leaf, site in sites.items() if leaf not in undefined}
 
 
 def sites_outside(architecture: Architecture) -> Mapping[str, AnySite]:
     """The site of every hook outside of layers."""
-    found: dict[str, AnySite] = {"hook_embed": Site(architecture.embed, "output")}
+    sites: dict[str, AnySite] = {"hook_embed": Site(architecture.embed, "output")}
     if architecture.pos_embed is not None:
-        found["hook_pos_embed"] = Site(architecture.pos_embed, "output")
+        sites["hook_pos_embed"] = Site(architecture.pos_embed, "output")
     if architecture.ln_final is not None:
-        found["ln_final.hook_scale"] = NormSite(architecture.ln_final, "scale")
-        found["ln_final.hook_normalized"] = NormSite(architecture.ln_final, "normalized")
-    return found
+        sites["ln_final.hook_scale"] = NormSite(architecture.ln_final, "scale")
+        sites["ln_final.hook_normalized"] = NormSite(architecture.ln_final, "normalized")
+    return sites
 
 
 def _norm(name: str, module: str) -> dict[str, AnySite]:
@@ -171,13 +171,13 @@ def _mlp(mlp: Mlp, cfg: HookedConfig) -> dict[str, AnySite]:
             "mlp.hook_expert_weights": RouterSite(mlp.router, "weights"),
             "mlp.hook_expert_indices": RouterSite(mlp.router, "indices"),
         }
-    found: dict[str, AnySite] = {"mlp.hook_post": Site(mlp.out, "input")}
+    sites: dict[str, AnySite] = {"mlp.hook_post": Site(mlp.out, "input")}
     if mlp.is_fused:
         assert cfg.d_mlp is not None
-        found["mlp.hook_pre"] = Site(mlp.pre, "output", Part((0, cfg.d_mlp)))
-        found["mlp.hook_pre_linear"] = Site(mlp.pre, "output", Part((cfg.d_mlp, 2 * cfg.d_mlp)))
+        sites["mlp.hook_pre"] = Site(mlp.pre, "output", Part((0, cfg.d_mlp)))
+        sites["mlp.hook_pre_linear"] = Site(mlp.pre, "output", Part((cfg.d_mlp, 2 * cfg.d_mlp)))
     else:
-        found["mlp.hook_pre"] = Site(mlp.pre, "output")
+        sites["mlp.hook_pre"] = Site(mlp.pre, "output")
         if mlp.linear is not None:
-            found["mlp.hook_pre_linear"] = Site(mlp.linear, "output")
-    return found
+            sites["mlp.hook_pre_linear"] = Site(mlp.linear, "output")
+    return sites

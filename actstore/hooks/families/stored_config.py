@@ -1,4 +1,4 @@
-"""The configuration of a model as a store has it. Anybody can have written it, so it is taken on trust in nothing."""
+"""Hook names and sizes from the configuration in a store. Anybody can have written it, so nothing in it is trusted."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from actstore.hooks.naming.names import HookNames
 
 UNKNOWN_MODEL: Final = "unknown"
-"""Type of a model that nobody named."""
+"""Type of the model of activations that were imported without naming their model."""
 _CODE: Final = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_config")
-"""Fields that ask for code or for further packages. Names and sizes need none of them."""
+"""Fields that ask for code or further packages; hook names and sizes need none of them."""
 
 
 def hooks_of_stored(fields: Mapping[str, Any]) -> "tuple[HookNames, HookedConfig]":
@@ -41,7 +41,7 @@ def hooks_of_stored(fields: Mapping[str, Any]) -> "tuple[HookNames, HookedConfig
         return hooks_of(AutoConfig.for_model(str(model_type), **wanted))
     except ActstoreError:
         raise
-    except Exception as error:  # whatever is made of fields of any type
+    except Exception as error:  # fields of any type can make transformers raise anything
         raise ModelError(
             f"the configuration of the model in the store, of type {str(model_type)[:100]!r}, cannot be used "
             f"({type(error).__name__}); the store is damaged, or it is of a newer version of transformers"
@@ -49,7 +49,11 @@ def hooks_of_stored(fields: Mapping[str, Any]) -> "tuple[HookNames, HookedConfig
 
 
 def _check_names(fields: Mapping[str, Any]) -> None:
-    """Configurations keep fields that they do not know as attributes, in the place of their own methods too."""
+    """Refuse fields that would replace a method of the configuration: it keeps unknown fields as attributes.
+
+    Raises:
+        ModelError: there is such a field.
+    """
     from transformers import PretrainedConfig
 
     for name in fields:

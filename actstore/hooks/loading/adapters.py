@@ -1,4 +1,4 @@
-"""Adapters of PEFT: beside the files of a model, where they are refused, and around a loaded model."""
+"""PEFT adapters: refused among the files of a model, and unwrapped around a loaded model."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ def refuse_adapter_files(name: str, revision: str | None) -> None:
         revision: branch, tag or commit on the Hub.
 
     Raises:
-        ModelError: there is one.
+        ModelError: there is an adapter.
     """
     from transformers.utils import find_adapter_config_file
 
@@ -45,7 +45,7 @@ def refuse_adapter_files(name: str, revision: str | None) -> None:
 
 
 def inside(model: Any) -> Any:
-    """The model of transformers that a PeftModel runs; any other model as it is.
+    """The model of transformers that a PeftModel runs; any other model is returned as it is.
 
     Raises:
         ModelError: the PeftModel changes more than modules of that model.
@@ -64,12 +64,12 @@ def inside(model: Any) -> Any:
 
 
 def check_inside(model: Any, inner: Any, device: "torch.device") -> None:
-    """Compare a PeftModel with the model in it, which is what is hooked.
+    """Check that a PeftModel computes the same as the model in it, on which the hooks are.
 
     Args:
         model: the PeftModel.
         inner: what `inside` gives for it.
-        device: where it takes token ids.
+        device: device of its token ids.
 
     Raises:
         ModelError: their outputs are not equal, bit for bit.
@@ -78,8 +78,8 @@ def check_inside(model: Any, inner: Any, device: "torch.device") -> None:
 
     tokens = torch.arange(_LENGTH, device=device)[None]
 
-    def output(one: Any) -> "torch.Tensor":
-        result: torch.Tensor = one(input_ids=tokens, use_cache=False)[0]
+    def output(module: Any) -> "torch.Tensor":
+        result: torch.Tensor = module(input_ids=tokens, use_cache=False)[0]
         return result
 
     try:

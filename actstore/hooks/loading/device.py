@@ -1,4 +1,4 @@
-"""Where values are kept, as users say it."""
+"""Devices by the names that users give."""
 
 from typing import TYPE_CHECKING
 
@@ -10,20 +10,20 @@ if TYPE_CHECKING:
 
 
 def usable_device(device: "str | torch.device") -> "torch.device":
-    """A device that can hold values.
+    """The device of this name, which can hold values.
 
     Raises:
-        ModelError: torch does not know it, or it is not there.
+        ModelError: torch does not know the device, this machine does not have it, or it holds no values (meta).
     """
     import torch
 
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        usable = torch.device(device)
+        torch.empty(1, device=usable)
     except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         raise ModelError(
             f"device {quoted(device)} is not known or not there; choose cpu, or cuda if there is a GPU"
         ) from error
-    if found.type == "meta":
+    if usable.type == "meta":
         raise ModelError("device meta holds no values; choose cpu, or cuda if there is a GPU")
-    return found
+    return usable

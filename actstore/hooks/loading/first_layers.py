@@ -1,4 +1,4 @@
-"""Loading only the first layers of a model, with a configuration that says how many the whole one has."""
+"""Loading only the first layers of a model, under the configuration of the whole model."""
 
 import copy
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,12 @@ def class_with_first_layers(
     """A class whose ``from_pretrained`` makes the model of a configuration without its later layers.
 
     The configuration stays as it is, because families compute with the number of layers: MiniCPM3 scales what every
-    layer adds by it, and others choose by it which layers share keys or are of another kind. transformers reads the
-    weights of those parameters only that a model has, so those of the later layers never come into memory.
+    layer adds by it, and others choose by it which layers share keys or are of another kind. transformers reads only
+    the weights of parameters that a model has, so those of the later layers never come into memory.
 
     Args:
         auto: ``AutoModel`` or ``AutoModelForCausalLM``.
-        config: of the whole model.
+        config: the configuration of the whole model.
         layers: path of the list of layers in the model without its head.
         n_layers: how many of them to keep.
         trust_remote_code: run code that comes with the model.
@@ -50,5 +50,5 @@ def class_with_first_layers(
 
 
 def as_own_class(model: "nn.Module") -> None:
-    """Make a model of such a class one of its ordinary class again."""
+    """Give a model that `class_with_first_layers` made its ordinary class again."""
     model.__class__ = type(model).__mro__[1]

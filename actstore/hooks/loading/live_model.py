@@ -1,4 +1,4 @@
-"""What is checked of a loaded model before its hooks are, and where it takes token ids."""
+"""Checking the state of a model that a user gives, and finding the device that takes its token ids."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 def checked(model: Any) -> tuple[Any, Any]:
-    """(the model of transformers that runs, its configuration).
+    """Check a model that a user gives.
+
+    Returns:
+        (the model of transformers that runs, its configuration)
 
     Raises:
         ModelError: it is no model, it is in training mode, its weights are not there, or its adapter cannot be hooked.
@@ -36,7 +39,7 @@ def checked(model: Any) -> tuple[Any, Any]:
 
 
 def device_of(embedding: "nn.Module", base: "nn.Module") -> "torch.device":
-    """Where a model takes token ids: the device of its embedding, or where accelerate moves that to run it."""
+    """The device that token ids must be on: the base model's, or the one accelerate runs the embedding on."""
     import torch
 
     hook = getattr(embedding, "_hf_hook", None)

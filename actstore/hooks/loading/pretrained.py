@@ -1,4 +1,4 @@
-"""Loading models of Hugging Face: configuration, weights, device; one sentence where that fails."""
+"""Loading the configuration, weights and tokenizer of a Hugging Face model, with an error of one sentence."""
 
 import contextlib
 import os
@@ -23,8 +23,7 @@ def load_config(
     """The configuration of a model, without its weights.
 
     Raises:
-        ModelError: there is no such model, it is not one model but also an adapter, or its sizes are none that a model
-            can have.
+        ModelError: there is no such model, there is an adapter beside it, or no model can have its sizes.
     """
     _check_place(name)
     with explaining(name):
@@ -40,7 +39,11 @@ def load_config(
 
 
 def _check_place(name: str) -> None:
-    """Refuse what is not even a folder with files of transformers."""
+    """Refuse a path that is not a folder with files of transformers.
+
+    Raises:
+        ModelError: it is a file, a folder with nothing but GGUF weights, or there is nothing.
+    """
     gguf = (
         "GGUF, which holds quantised weights in a format of its own; give the model as it was published for "
         "transformers, with config.json and safetensors"
@@ -88,7 +91,7 @@ def load_model(
         attention: implementation, such as ``sdpa``; None for the default of the family.
 
     Raises:
-        ModelError: not loadable, damaged, or the device is not there.
+        ModelError: the model cannot be loaded, is damaged, or the device is not there.
     """
     import torch
 
@@ -127,19 +130,19 @@ def load_model(
         model.to(device).eval().requires_grad_(False)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(f"model {name!r} cannot be put on device {device!r}: {one_line(error)}") from error
-    found: nn.Module = model
-    return found
+    result: nn.Module = model
+    return result
 
 
 def chosen_device(device: str | None) -> str:
-    """The device that was asked for; else a GPU, if torch finds one."""
+    """The given device; for None a GPU, if torch finds one, else the CPU."""
     import torch
 
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def load_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that comes with a model; the reason as text, if there is none."""
+    """The tokenizer of a model; if there is none, the reason as text."""
     from transformers import AutoTokenizer
 
     try:
@@ -155,10 +158,10 @@ def load_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool =
 
 
 def _check_loaded(name: str, loaded: dict[str, Any]) -> None:
-    """transformers fills weights that a checkpoint lacks with random numbers, other ones each time.
+    """Refuse a checkpoint that lacks weights: transformers fills them with new random numbers each time.
 
     Raises:
-        ModelError: there are such weights.
+        ModelError: weights are missing.
     """
     lacking = sorted(str(key) for key in [*loaded["missing_keys"], *loaded["mismatched_keys"]])
     if lacking:
@@ -170,7 +173,7 @@ def _check_loaded(name: str, loaded: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """A model without its later layers leaves their weights unused; transformers would warn about each of them."""
+    """Silence transformers while it loads. Without later layers, it would warn about each unused weight."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

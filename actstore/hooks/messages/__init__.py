@@ -1,1 +1,1 @@
-"""Messages say in few words what a user gave, and in one sentence why a model could not be loaded."""
+"""Parts of error messages: what a user gave in few words, and why a model could not be loaded."""

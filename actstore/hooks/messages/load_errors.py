@@ -1,4 +1,4 @@
-"""What goes wrong while a model is loaded, as one sentence that says where to look."""
+"""Turning errors of libraries that load a model into one sentence that says where to look."""
 
 import contextlib
 import os
@@ -13,15 +13,15 @@ _FOREIGN_ADVICE: Final = re.compile(
     r"trust_remote_code|ignore_mismatched_sizes|weights.only|use_safetensors|repo_type|force_download|[Cc]heckout 'http"
     r"|You can inspect|look at the above|file an issue|token=|above traceback"
 )
-"""Arguments that belong to other functions, and reports that were never shown."""
+"""Advice in errors of libraries about arguments that our functions do not have, or reports that were not printed."""
 
 
 @contextlib.contextmanager
 def explaining(name: str) -> Iterator[None]:
-    """Raise whatever a library raises here as one sentence about a model.
+    """Turn any error of a library in this context into one sentence about a model.
 
     Raises:
-        ModelError: something was raised that is no error of actstore.
+        ModelError: an error was raised that is not one of actstore's.
     """
     try:
         yield
@@ -32,7 +32,7 @@ def explaining(name: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line, without advice that only its own library can follow."""
+    """The text of an error on one line, without advice that makes no sense outside of its library."""
     text = reason(error)
     if isinstance(error, KeyError):
         return f"the entry {text!r} is missing"
@@ -77,7 +77,7 @@ def _sentence(name: str, error: Exception) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error was raised from, in the end."""
+    """The first error in the chain of causes of an error."""
     seen = {id(error)}
     while error.__cause__ is not None and id(error.__cause__) not in seen:
         error = error.__cause__

@@ -1,4 +1,4 @@
-"""What a user gave, in a few words of one line, for messages."""
+"""Short descriptions of what a user gave, for error messages."""
 
 import reprlib
 
@@ -7,7 +7,7 @@ _short.maxstring = _short.maxother = 60
 
 
 def quoted(given: object) -> str:
-    """Its repr, cut in the middle where it is long; of a tensor or an array, its dtype and shape."""
+    """The repr of a value on one line, cut in the middle if it is long; of a tensor or array, its dtype and shape."""
     shape = getattr(given, "shape", None)
     if shape is not None and hasattr(given, "dtype"):
         return f"{type(given).__name__} of {given.dtype} and shape {tuple(shape)}"

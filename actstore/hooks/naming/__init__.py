@@ -1,1 +1,1 @@
-"""Hooks have names and points here, as users type them and as stores keep them; none of it needs torch."""
+"""Naming hooks: as users type them and as stores keep them. Nothing here needs torch."""

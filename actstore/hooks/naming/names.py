@@ -1,9 +1,9 @@
-"""Hook names: from what users type to canonical names.
+"""Hook names: turning what users type into canonical names.
 
 A canonical name is TransformerLens' ``blocks.{layer}.{leaf}``, such as ``blocks.5.hook_resid_post``, or stands alone
 (``hook_embed``). Accepted as well are TransformerLens' shorthand (``("resid_post", 5)``, ``k6``), the names of its
 Bridge (``blocks.5.hook_out``) and module paths of Hugging Face (``model.layers.5``, the output of that module).
-In every string ``*`` stands for any text and ``?`` for any character; between two dots ``*`` is what is between them.
+In every string ``*`` stands for any text and ``?`` for any character; ``*`` between two dots stands for one part.
 """
 
 import difflib
@@ -17,7 +17,7 @@ from actstore.errors import HookError
 from actstore.hooks.naming.point import BY_LEAF, POINTS, UNSUPPORTED, point_of
 
 HookName = str | tuple[str, int] | tuple[str, int, str] | tuple[str, None]
-"""A name in any spelling: text, or (name, layer), or (name, layer, part of the layer)."""
+"""A hook name in any spelling: text, or (name, layer), or (name, layer, part of the layer)."""
 
 _GLOB: Final = "*?["
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -38,24 +38,24 @@ _IN_MLP: Final = {"pre", "post", "mid", "pre_linear", "expert_weights", "expert_
 
 
 def layer_of(name: str) -> int | None:
-    """The layer of a canonical name; None for one outside of layers."""
-    found = _BLOCK.fullmatch(name)
-    return int(found[1]) if found else None
+    """The layer of a canonical name; None for a hook outside of layers."""
+    match = _BLOCK.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def split(name: str) -> tuple[int | None, str]:
     """``blocks.5.hook_resid_post`` as (5, ``hook_resid_post``), ``hook_embed`` as (None, ``hook_embed``)."""
-    found = _BLOCK.fullmatch(name)
-    return (int(found[1]), found[2]) if found else (None, name)
+    match = _BLOCK.fullmatch(name)
+    return (int(match[1]), match[2]) if match else (None, name)
 
 
 def join(layer: int | None, leaf: str) -> str:
-    """The reverse of `split`."""
+    """The canonical name of a leaf in a layer, or outside of layers for None; the reverse of `split`."""
     return leaf if layer is None else f"blocks.{layer}.{leaf}"
 
 
 def forward_order(name: str) -> tuple[float, int, str]:
-    """Sorts canonical names into the order of the forward pass; a leaf that is not known comes last in its layer."""
+    """A key that sorts canonical names into the order of the forward; an unknown leaf comes last in its layer."""
     layer, leaf = split(name)
     place = next((i for i, point in enumerate(POINTS) if point.leaf == leaf), len(POINTS))
     outside = math.inf if leaf.startswith("ln_final.") else -1
@@ -63,7 +63,7 @@ def forward_order(name: str) -> tuple[float, int, str]:
 
 
 def layers_needed(hooks: Sequence[str], n_layers: int) -> int:
-    """Layers that a forward for these hooks enters, of the layers that the model has."""
+    """How many of the first layers of a model a forward for these hooks runs."""
     if any(name.startswith("ln_final.") for name in hooks):
         return n_layers
     return 1 + max((layer for name in hooks if (layer := layer_of(name)) is not None), default=0)
@@ -76,13 +76,13 @@ def stored_as(name: str) -> str:
 
 
 def long_name(name: HookName, n_layers: int | None = None) -> str:
-    """TransformerLens' shorthand written out; what is not shorthand comes back as it is.
+    """TransformerLens' shorthand written out; any other name is returned as it is.
 
     ``("resid_post", 5)``, ``("scale", 4, "ln1")``, ``k6``, ``pre5``, ``scale4ln1``; a negative layer counts from the
     end. The rules are those of TransformerLens' ``get_act_name``.
 
     Raises:
-        HookError: a negative layer, and the number of layers is not known.
+        HookError: this is no hook name; or its layer is negative, and the number of layers is unknown or too small.
     """
     text, layer, part = _parts_of(name)
     is_whole = "." in text or text.startswith("hook_") or any(sign in text for sign in _GLOB)
@@ -160,10 +160,10 @@ class HookNames:
             HookError: this model does not have it; the message says why, or what comes nearest.
         """
         text = long_name(name, self.n_layers)
-        found = text if text in self._order else self._aliases.get(text)
-        if found is None:
+        canonical = text if text in self._order else self._aliases.get(text)
+        if canonical is None:
             raise HookError(self._explain(name, text))
-        return found
+        return canonical
 
     def select(self, patterns: HookName | Iterable[HookName]) -> tuple[str, ...]:
         """The canonical names that the patterns select, in the order of the forward pass, each once.
@@ -183,16 +183,16 @@ class HookNames:
         return self.ordered(chosen)
 
     def ordered(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Canonical names in the order of the forward."""
+        """These canonical names in the order of the forward."""
         return tuple(sorted(names, key=self._order.__getitem__))
 
     def before(self, layer: int) -> frozenset[str]:
-        """Names that a forward reaches which ends before a layer."""
+        """Names of the hooks that a forward reaches if it ends before a layer."""
         return frozenset(
             name
             for name in self.all
-            if ((found := layer_of(name)) is not None and found < layer)
-            or (found is None and "final" not in name)
+            if ((number := layer_of(name)) is not None and number < layer)
+            or (number is None and "final" not in name)
         )
 
     def _matches(self, text: str) -> set[str]:
@@ -203,10 +203,10 @@ class HookNames:
         if not any(sign in text for sign in _GLOB):
             return set()
         matches = _glob(text)
-        found = {name for name in self.all if matches(name)}
-        if not found:
-            found = {name for alias, name in self._aliases.items() if matches(alias)}
-        return defaults_of(found)
+        names = {name for name in self.all if matches(name)}
+        if not names:
+            names = {name for alias, name in self._aliases.items() if matches(alias)}
+        return defaults_of(names)
 
     def _explain(self, given: object, text: str) -> str:
         matches = _glob(text)
@@ -234,7 +234,7 @@ class HookNames:
         parts = re.fullmatch(r"blocks\.([^.]+)\.(.+)", text)
         layer, wanted = (parts[1], parts[2]) if parts else ("*", text)
         leaves = list(dict.fromkeys(split(name)[1] for name in self.all))
-        # The end of a path tells more than its beginning: `attn.hook_resid_post` is near `hook_resid_post`.
+        # The end of a path says more than its beginning: `attn.hook_resid_post` is near `hook_resid_post`.
         near = difflib.get_close_matches(wanted, leaves, n=3, cutoff=0.6) or difflib.get_close_matches(
             wanted.rsplit(".", 1)[-1], leaves, n=3, cutoff=0.0
         )
@@ -242,7 +242,10 @@ class HookNames:
 
 
 def _glob(pattern: str) -> Callable[[str], object]:
-    """A ``*`` between two dots is one part, so that ``blocks.*.hook_out`` is no name inside of ``ln1``."""
+    """A function that matches names with a glob, in which ``*`` between two dots is one part of a name.
+
+    So ``blocks.*.hook_out`` does not match ``blocks.0.ln1.hook_out``.
+    """
     first, *parts = pattern.split(".")
     inner = ["[^.]+" if part == "*" else _regex(part) for part in parts[:-1]]
     last = [_regex(part) for part in parts[-1:]]
@@ -254,13 +257,13 @@ def _regex(glob: str) -> str:
 
 
 def defaults_of(names: set[str]) -> set[str]:
-    """Those that are captured by default; all, if none is."""
+    """The names that are captured by default; all names, if none is."""
     defaults = {name for name in names if (point := point_of(name)) is not None and point.is_default}
     return defaults or names
 
 
 def each_name(patterns: Any) -> list[HookName]:
-    """One name as a list; a tuple is one, if its second item is a layer, and else several."""
+    """One or several names as a list. A tuple is one name if its second item is a layer, else several names."""
     if isinstance(patterns, str):
         return [patterns]
     is_name = (
@@ -273,5 +276,5 @@ def each_name(patterns: Any) -> list[HookName]:
 
 
 def leaves_in_order() -> tuple[str, ...]:
-    """Leaves of a layer in the order of the forward."""
+    """The leaves of a layer in the order of the forward."""
     return tuple(point.leaf for point in POINTS if point.in_layer)

@@ -1,4 +1,4 @@
-"""The hook points: TransformerLens' names, the shape of each value, and what each one is.
+"""A table of hook points: TransformerLens' names, the shape of each value, and what it means.
 
 A name is ``blocks.{layer}.{leaf}`` or stands alone (``hook_embed``). Values have the axes ``batch`` and ``position``
 first, except where a point says otherwise. The order of the table is that of the forward pass.
@@ -16,28 +16,28 @@ class Point:
     leaf: str
     """The name without its ``blocks.{i}.``."""
     axes: tuple[str, ...]
-    """After ``batch``. Sizes come from the model, but for ``position`` and ``source_position``."""
+    """Axes after ``batch``. Sizes come from the model, except those of ``position`` and ``source_position``."""
     meaning: str
     aliases: tuple[str, ...] = ()
     """Spellings of TransformerLens' Bridge that mean the same in every family."""
     in_layer: bool = True
     is_default: bool = True
-    """Whether it is captured when everything is asked for by a glob or by no filter at all."""
+    """Whether the hook is captured when a glob, or no filter at all, selects every hook."""
     is_computed: bool = False
     """Whether the value is computed for the hook alone, so that no module holds the same memory."""
     is_read_only: bool = False
     """Whether functions can see the value but not change it; it has no gradient either."""
     why_not_stored: str | None = None
-    """Why a store cannot hold it, where it can only be had live."""
+    """Why a store does not hold the value, which then exists only in a live run; None where stores hold it."""
 
     @property
     def position_axis(self) -> int:
-        """Which axis of a value [batch, ...] is the position."""
+        """Number of the axis of a value [batch, ...] that is the position."""
         return 1 + self.axes.index("position")
 
     @property
     def axes_in_store(self) -> tuple[str, ...]:
-        """Axes of one position: stores keep ``sequence`` and ``position`` in front of all others."""
+        """Axes of the value at one position; stores keep ``sequence`` and ``position`` in front of these."""
         return tuple(axis for axis in self.axes if axis != "position")
 
 
@@ -141,7 +141,7 @@ UNSUPPORTED: Final[Mapping[str, str]] = dict.fromkeys(
 
 
 def point_of(name: str) -> Point | None:
-    """The kind of a canonical name; None if it is none."""
+    """The hook point of a canonical name; None for any other text."""
     if name.startswith("blocks."):
         leaf = name.split(".", 2)[-1]
         point = BY_LEAF.get(leaf)
@@ -151,6 +151,6 @@ def point_of(name: str) -> Point | None:
 
 
 def is_read_only(name: str) -> bool:
-    """Whether functions on this hook can only look."""
+    """Whether functions on this hook can see the value but not change it."""
     point = point_of(name)
     return point is not None and point.is_read_only

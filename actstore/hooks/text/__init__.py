@@ -1,1 +1,1 @@
-"""Text and token ids come in here as users give them, and go out as users read them."""
+"""Text and token ids: checking what users give, and turning one into the other."""

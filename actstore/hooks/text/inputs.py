@@ -11,10 +11,12 @@ if TYPE_CHECKING:
 
 
 def as_token_ids(given: Any, n_ctx: int | None) -> "torch.Tensor":
-    """Ids [batch, position], int64 or int32, of ids [batch, position] or [position]; ids may lie outside of the model.
+    """Token ids as a tensor [batch, position], int64 or int32, from ids [batch, position] or [position].
+
+    Whether the model has these ids is not checked.
 
     Raises:
-        TokensError: they are none, or rows are longer than ``n_ctx``.
+        TokensError: they are no token ids, or rows are longer than ``n_ctx``.
     """
     import torch
 
@@ -24,7 +26,7 @@ def as_token_ids(given: Any, n_ctx: int | None) -> "torch.Tensor":
         except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise TokensError(f"expected token ids in rows of one length, found {quoted(given)}") from error
     ids: torch.Tensor = given[None] if given.ndim == 1 else given
-    # Narrower integers would have cut larger ids off before they came here.
+    # Ids in narrower integers may have overflowed before they came here.
     if ids.ndim != 2 or ids.numel() == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise TokensError(
             f"expected token ids [batch, position], int64 or int32, found {given.dtype} of shape {tuple(given.shape)}"
@@ -38,10 +40,10 @@ def as_token_ids(given: Any, n_ctx: int | None) -> "torch.Tensor":
 
 
 def as_mask(given: Any, ids: "torch.Tensor") -> "torch.Tensor":
-    """A mask [batch, position] as int64, 1 at tokens that count and 0 at padding.
+    """An attention mask [batch, position] as int64, 1 at tokens and 0 at padding.
 
     Raises:
-        TokensError: it has another shape or other values, or a row is nothing but padding.
+        TokensError: the mask has another shape or other values, or a row is all padding.
     """
     import torch
 
@@ -56,7 +58,7 @@ def as_mask(given: Any, ids: "torch.Tensor") -> "torch.Tensor":
             f"attention_mask has shape {tuple(mask.shape)}, and the token ids {tuple(ids.shape)}; give one entry for "
             "each token"
         )
-    other = mask[(mask != 0) & (mask != 1)]  # also what is not a number
+    other = mask[(mask != 0) & (mask != 1)]  # NaN, too
     if other.numel():
         raise TokensError(
             f"attention_mask has {other[0].item()} in it, and only 1 (a token) and 0 (padding) have a meaning; masks "
@@ -69,19 +71,19 @@ def as_mask(given: Any, ids: "torch.Tensor") -> "torch.Tensor":
 
 
 def embeddable(ids: "torch.Tensor", mask: "torch.Tensor | None", d_vocab: int) -> "torch.Tensor":
-    """The ids, with id 0 in place of masked ones that the model has no embedding for: nothing attends to those.
+    """The ids, with id 0 in place of masked ids that the model has no embedding for; nothing attends to masked ids.
 
     Raises:
-        TokensError: an id that counts is not of this model.
+        TokensError: the model has no embedding for an id that is not masked.
     """
     outside = (ids < 0) | (ids >= d_vocab)
     if not bool(outside.any()):
         return ids
-    counting = ids[outside] if mask is None else ids[outside & mask.bool()]
-    if counting.numel():
+    unmasked = ids[outside] if mask is None else ids[outside & mask.bool()]
+    if unmasked.numel():
         advice = "" if mask is not None else "; if it stands for padding, give attention_mask"
         raise TokensError(
-            f"token id {int(counting[0])} is outside of the {d_vocab} ids of this model{advice}"
+            f"token id {int(unmasked[0])} is outside of the {d_vocab} ids of this model{advice}"
         )
     return ids.masked_fill(outside, 0)
 
@@ -90,7 +92,7 @@ def check_text(given: Any) -> list[str]:
     """One text or several as a list.
 
     Raises:
-        TokensError: it is something else, such as what a tokenizer gives, or has half of a surrogate pair in it.
+        TokensError: it is something else, such as the result of a tokenizer, or contains half of a surrogate pair.
     """
     if isinstance(given, Mapping) or hasattr(given, "input_ids"):
         raise TokensError(
@@ -107,9 +109,10 @@ def check_text(given: Any) -> list[str]:
 
 
 def check_unicode(text: str) -> None:
-    """
+    """Refuse text that no tokenizer takes.
+
     Raises:
-        TokensError: half of a surrogate pair is in it, which no tokenizer takes.
+        TokensError: the text contains half of a surrogate pair.
     """
     try:
         text.encode()

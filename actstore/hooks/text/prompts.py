@@ -1,4 +1,4 @@
-"""Text to token ids and back, under the names of TransformerLens."""
+"""Turning text into token ids and back, with TransformerLens' names."""
 
 from collections.abc import Iterable, Sequence
 from numbers import Integral
@@ -15,13 +15,16 @@ PaddingSide = Literal["left", "right"]
 
 
 class Prompts:
-    """A tokenizer that puts the beginning-of-sequence token where it is told, and nowhere else."""
+    """A tokenizer that adds the BOS token only where ``prepend_bos`` says so."""
 
     def __init__(self, tokenizer: Any, *, prepend_bos: bool | None = None) -> None:
         """
         Args:
-            tokenizer: of Hugging Face.
-            prepend_bos: default of every method; None for True if the tokenizer has such a token.
+            tokenizer: a tokenizer of Hugging Face.
+            prepend_bos: default of every method; None for True if the tokenizer has a BOS token.
+
+        Raises:
+            TokensError: ``prepend_bos`` is True, and the tokenizer has no BOS token.
         """
         self.tokenizer = tokenizer
         has_bos = tokenizer.bos_token_id is not None
@@ -40,7 +43,7 @@ class Prompts:
         """(ids, mask), both int64 [batch, position]; the mask is 0 where a row is padded.
 
         Raises:
-            TokensError: no text, or the tokenizer lacks a token that is needed.
+            TokensError: there is no text, a text gives no token, or the tokenizer has no BOS token to prepend.
         """
         import torch
 
@@ -85,7 +88,7 @@ class Prompts:
         """The id of a text that is one token.
 
         Raises:
-            TokensError: it is several; the message shows the pieces.
+            TokensError: the text is not one token; the message shows the tokens.
         """
         if not isinstance(text, str):
             raise TokensError(f"expected a text of one token, found {quoted(text)}")
@@ -107,10 +110,10 @@ class Prompts:
         mode: Literal["first", "last"] = "first",
         prepend_bos: bool | None = None,
     ) -> int:
-        """Where a token stands in a text or in ids [position].
+        """The position of a token in a text or in ids [position], the first or the last one.
 
         Raises:
-            TokensError: it is not there.
+            TokensError: the token is not there.
         """
         if not isinstance(text, str) and not hasattr(text, "squeeze"):
             raise TokensError(f"a position is looked for in one text or in ids, found {type(text).__name__}")
@@ -122,7 +125,7 @@ class Prompts:
         if ids.ndim != 1:
             raise TokensError(f"a position is looked for in one row, found ids of shape {tuple(ids.shape)}")
         wanted = self.to_single_token(token) if isinstance(token, str) else token
-        places = [place for place, found in enumerate(ids.tolist()) if found == wanted]
+        places = [place for place, token_id in enumerate(ids.tolist()) if token_id == wanted]
         if not places:
             raise TokensError(f"token {token!r} is not in {' + '.join(map(repr, self.to_str_tokens(ids)))}")
         return places[0 if mode == "first" else -1]
@@ -138,9 +141,9 @@ class Prompts:
         return [int(self.tokenizer.bos_token_id)]
 
     def _pad_id(self) -> int:
-        """Any id does, since padding is masked."""
-        found = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        return next(int(token) for token in found if token is not None)
+        """The id to pad with: any id will do, since padding is masked."""
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(int(token) for token in candidates if token is not None)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
@@ -150,7 +153,7 @@ def _plain(tokens: Any) -> Any:
     """Ids [position] or [batch, position], or one id, as lists of integers.
 
     Raises:
-        TokensError: they are no ids.
+        TokensError: an entry is not a token id.
     """
     given = tokens.tolist() if hasattr(tokens, "tolist") else tokens
     ids = given if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]

@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class WithText(ABC):
-    """Methods of TransformerLens around a tokenizer; errors say so, if the model was loaded without one."""
+    """TransformerLens' methods that use the tokenizer. Without a tokenizer they raise TokensError."""
 
     cfg: HookedConfig
 
     def __init__(self, prompts: Prompts | None, why_none: str | None = None) -> None:
         """
         Args:
-            prompts: None for a model without a tokenizer.
-            why_none: the reason.
+            prompts: the tokenizer; None for a model without one.
+            why_none: why there is no tokenizer, for error messages.
         """
         self._prompts = prompts
         self._why_none = why_none
@@ -30,7 +30,7 @@ class WithText(ABC):
     @property
     @abstractmethod
     def device(self) -> "torch.device":
-        """Where the model is."""
+        """The device of the model."""
 
     @property
     def tokenizer(self) -> Any:
@@ -63,7 +63,10 @@ class WithText(ABC):
         padding_side: PaddingSide = "right",
         truncate: bool = True,
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
-        """The same with the mask that a call of the model needs for them, 0 where a row is padded."""
+        """Ids and attention mask [batch, position] of text, for a call of the model; the mask is 0 at padding.
+
+        Arguments are those of `to_tokens`.
+        """
         limit = self.cfg.n_ctx if truncate else None
         ids, mask = self._text().to_tokens(
             text, prepend_bos=prepend_bos, padding_side=padding_side, truncate=limit
@@ -81,7 +84,11 @@ class WithText(ABC):
         return self._text().to_str_tokens(text, prepend_bos=prepend_bos)
 
     def to_single_token(self, text: str) -> int:
-        """The id of a text that is one token; an error that shows the pieces, if it is several."""
+        """The id of a text that is one token.
+
+        Raises:
+            TokensError: the text is not one token; the message shows the tokens.
+        """
         return self._text().to_single_token(text)
 
     def to_single_str_token(self, token: int) -> str:
@@ -95,7 +102,7 @@ class WithText(ABC):
         mode: Literal["first", "last"] = "first",
         prepend_bos: bool | None = None,
     ) -> int:
-        """Where a token stands in a text or in ids [position]."""
+        """The position of a token in a text or in ids [position], the first or the last one."""
         return self._text().get_token_position(token, text, mode=mode, prepend_bos=prepend_bos)
 
     def _text(self) -> Prompts:
@@ -108,7 +115,8 @@ class WithText(ABC):
 
     @abstractmethod
     def _check_padding(self, mask: "torch.Tensor") -> None:
-        """
+        """Refuse padding that the model does not ignore.
+
         Raises:
             TokensError: the model would compute with the padding of a mask [batch, position].
         """
@@ -135,4 +143,4 @@ class WithText(ABC):
 
 
 def _is_list_of_ids(given: Any) -> bool:
-    return isinstance(given, list) and bool(given) and not any(isinstance(each, str) for each in given)
+    return isinstance(given, list) and bool(given) and not any(isinstance(item, str) for item in given)

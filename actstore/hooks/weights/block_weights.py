@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BlockWeights:
-    """Weights of one layer."""
+    """Weights of one layer: its attention, its MLP and its norms."""
 
     def __init__(
         self, module: "nn.Module", architecture: Architecture, cfg: HookedConfig, layer: int
@@ -40,19 +40,19 @@ class BlockWeights:
 
     @property
     def ln1_post(self) -> NormWeights:
-        """Norm of what attention gives (Gemma-2 and 3)."""
+        """The norm after attention (Gemma-2 and 3)."""
         return self._norm("ln1_post", self._architecture.ln1_post)
 
     @property
     def ln2_post(self) -> NormWeights:
-        """Norm of what the MLP gives (Gemma-2 and 3)."""
+        """The norm after the MLP (Gemma-2 and 3)."""
         return self._norm("ln2_post", self._architecture.ln2_post)
 
     def check_has(self, leaf: str, weight: str) -> None:
-        """Refuse a weight whose values have no hook.
+        """Refuse a weight if the layer does not have the hook of its values.
 
         Raises:
-            ModelError: there is no such hook; the message says why.
+            ModelError: the layer does not have the hook; the message says why.
         """
         if leaf in self._undefined:
             raise ModelError(f"layer {self._layer} of this model has no {weight}: {self._undefined[leaf]}")
@@ -62,10 +62,10 @@ class BlockWeights:
         return leaf in self._sites
 
     def find(self, leaf: str, weight: str) -> tuple[Any, Part]:
-        """The module whose input or output a hook is, and the part of it.
+        """The module whose input or output a hook shows, and the part of that value.
 
         Raises:
-            ModelError: see `check_has`.
+            ModelError: the layer does not have the hook; the message says why.
         """
         self.check_has(leaf, weight)
         site = self._sites[leaf]
@@ -88,53 +88,53 @@ class AttentionWeights:
 
     @property
     def W_Q(self) -> "torch.Tensor":
-        """[h, d, dh], before norms of queries and rotation."""
+        """Weight of queries [h, d, dh], before their norm and rotation."""
         return self._reading("q", "W_Q")
 
     @property
     def W_K(self) -> "torch.Tensor":
-        """[h, d, dh], before norms of keys and rotation; a copy where heads share keys.
+        """Weight of keys [h, d, dh], before their norm and rotation; a copy where heads share keys.
 
-        One for each query head, also where several share keys: TransformerLens' Bridge has one for each key head there,
-        ``W_K[:: n_heads // n_key_value_heads]`` of this.
+        There is one for each query head, even where several share keys. There, TransformerLens' Bridge has one for each
+        head of keys: ``W_K[:: n_heads // n_key_value_heads]``.
         """
         return self._reading("k", "W_K")
 
     @property
     def W_V(self) -> "torch.Tensor":
-        """[h, d, dh]; a copy where heads share values, one for each query head, as `W_K`."""
+        """Weight of values [h, d, dh], one for each query head as in `W_K`; a copy where heads share values."""
         return self._reading("v", "W_V")
 
     @property
     def W_O(self) -> "torch.Tensor":
-        """[h, dh, d]."""
+        """Weight of the output projection [h, dh, d]."""
         module, _ = self._block.find("attn.hook_z", "attn.W_O")
         weight = projection(module)
         return weight.view(self._n_heads, -1, weight.shape[-1])
 
     @property
     def b_Q(self) -> "torch.Tensor":
-        """[h, dh]."""
+        """Bias of queries [h, dh]."""
         return self._bias("q", "b_Q")
 
     @property
     def b_K(self) -> "torch.Tensor":
-        """[h, dh]."""
+        """Bias of keys [h, dh]."""
         return self._bias("k", "b_K")
 
     @property
     def b_V(self) -> "torch.Tensor":
-        """[h, dh]."""
+        """Bias of values [h, dh]."""
         return self._bias("v", "b_V")
 
     @property
     def b_O(self) -> "torch.Tensor":
-        """[d]."""
+        """Bias of the output projection [d]."""
         return bias(self._block.find("attn.hook_z", "attn.b_O")[0])
 
     @property
     def written_biases(self) -> "torch.Tensor":
-        """(ln1.b @ W_V + b_V) @ W_O [h, d]: what each head writes wherever it looks, since its pattern sums to 1."""
+        """(ln1.b @ W_V + b_V) @ W_O [h, d]: what each head writes at any position, since its pattern sums to 1."""
         import torch
 
         weight = self.W_V
@@ -143,15 +143,15 @@ class AttentionWeights:
 
     @property
     def QK(self) -> FactoredMatrix:
-        """W_Q @ W_K^T [h, d, d]: scores of pairs of values after ln1, not scaled.
+        """W_Q @ W_K^T [h, d, d], which gives the unscaled score of two values after ln1.
 
-        Without rotation, biases, and norms of queries and keys (Qwen3, Gemma-3), which act between the two factors.
+        Rotation, biases, and norms of queries and keys (Qwen3, Gemma-3), which act between the factors, are left out.
         """
         return FactoredMatrix(self.W_Q, self.W_K.mT)
 
     @property
     def OV(self) -> FactoredMatrix:
-        """W_V @ W_O [h, d, d]: from values after ln1 to what a head gives.
+        """W_V @ W_O [h, d, d], which leads from values after ln1 to the output of a head.
 
         In Gemma-2 and 3 another norm, ln1_post, lies between the sum over heads and the residual stream.
         """
@@ -166,7 +166,7 @@ class AttentionWeights:
         return self._for_each_head(part.view(bias(module)))
 
     def _for_each_head(self, value: "torch.Tensor") -> "torch.Tensor":
-        """[h or kv heads, ...] as [h, ...]."""
+        """A value [heads of keys, ...] repeated to [h, ...]."""
         repeats = self._n_heads // value.shape[0]
         return value if repeats == 1 else value.repeat_interleave(repeats, 0)
 
@@ -174,8 +174,8 @@ class AttentionWeights:
 class MlpWeights:
     """Weights of the MLP in one layer.
 
-    In a gated MLP, W_gate leads to the activation function (mlp.hook_pre) and W_in to the factor of its result
-    (mlp.hook_pre_linear). In any other, W_in leads to the activation function, and there is no W_gate.
+    In a gated MLP, W_gate leads into the activation function (mlp.hook_pre), and W_in to what its result is multiplied
+    by (mlp.hook_pre_linear). In any other MLP, W_in leads into the activation function, and there is no W_gate.
     """
 
     def __init__(self, block: BlockWeights) -> None:
@@ -189,36 +189,36 @@ class MlpWeights:
 
     @property
     def W_in(self) -> "torch.Tensor":
-        """[d, m]."""
+        """Weight of the input [d, m]; see the class."""
         module, part = self._find_in("W_in")
         return part.view(projection(module))
 
     @property
     def W_gate(self) -> "torch.Tensor":
-        """[d, m]."""
+        """Weight of the gate [d, m]; see the class."""
         module, part = self._find_gate("W_gate")
         return part.view(projection(module))
 
     @property
     def W_out(self) -> "torch.Tensor":
-        """[m, d]."""
+        """Weight of the output [m, d]."""
         return projection(self._block.find("mlp.hook_post", "mlp.W_out")[0])
 
     @property
     def b_in(self) -> "torch.Tensor":
-        """[m]."""
+        """Bias of the input [m]."""
         module, part = self._find_in("b_in")
         return part.view(bias(module))
 
     @property
     def b_gate(self) -> "torch.Tensor":
-        """[m]."""
+        """Bias of the gate [m]."""
         module, part = self._find_gate("b_gate")
         return part.view(bias(module))
 
     @property
     def b_out(self) -> "torch.Tensor":
-        """[d]."""
+        """Bias of the output [d]."""
         return bias(self._block.find("mlp.hook_post", "mlp.b_out")[0])
 
     def _find_in(self, name: str) -> tuple[Any, Part]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class FactoredMatrix:
-    """The matrices A @ B [..., l, r] of A [..., l, m] and B [..., m, r], which are never multiplied unasked.
+    """The matrices A @ B [..., l, r] of A [..., l, m] and B [..., m, r], multiplied only when ``AB`` is read.
 
     Axes in front of the last two are batches; those of the factors are broadcast. Linear algebra is done in
     float32 where the factors have less.
@@ -20,7 +20,7 @@ class FactoredMatrix:
         """Keep the factors; nothing is copied.
 
         Raises:
-            ValueError: they cannot be multiplied.
+            ValueError: the factors cannot be multiplied.
         """
         import torch
 
@@ -70,7 +70,7 @@ class FactoredMatrix:
 
     @property
     def BA(self) -> "torch.Tensor":
-        """The product the other way round [..., m, m], which has the same eigenvalues but for zeros.
+        """The product B @ A [..., m, m], which has the same eigenvalues except for zeros.
 
         Raises:
             ValueError: l is not r.
@@ -81,7 +81,7 @@ class FactoredMatrix:
 
     @property
     def T(self) -> "FactoredMatrix":
-        """Transpose of the last two axes."""
+        """The transpose of the last two axes."""
         return FactoredMatrix(self.B.mT, self.A.mT)
 
     @overload
@@ -89,7 +89,7 @@ class FactoredMatrix:
     @overload
     def __matmul__(self, other: "torch.Tensor") -> "FactoredMatrix | torch.Tensor": ...
     def __matmul__(self, other: "FactoredMatrix | torch.Tensor") -> "FactoredMatrix | torch.Tensor":
-        """Times a factored matrix or a tensor [..., r, k]; a vector [r] gives the tensor [..., l].
+        """Multiply by a factored matrix or a tensor [..., r, k]; a vector [r] gives the tensor [..., l].
 
         Raises:
             ValueError: sizes differ.
@@ -107,7 +107,7 @@ class FactoredMatrix:
         return FactoredMatrix(self.A, self.B @ other)
 
     def __rmatmul__(self, other: "torch.Tensor") -> "FactoredMatrix | torch.Tensor":
-        """A tensor [..., k, l] times this; a vector [l] gives the tensor [..., r].
+        """Multiply a tensor [..., k, l] by this matrix; a vector [l] gives the tensor [..., r].
 
         Raises:
             ValueError: sizes differ.
@@ -119,7 +119,7 @@ class FactoredMatrix:
         return FactoredMatrix(other @ self.A, self.B)
 
     def __mul__(self, scalar: "float | torch.Tensor") -> "FactoredMatrix":
-        """Times a number, or a tensor that holds one.
+        """Multiply by a number, or a tensor that holds one number.
 
         Raises:
             ValueError: the tensor holds more than one.
@@ -129,7 +129,7 @@ class FactoredMatrix:
         if isinstance(scalar, torch.Tensor):
             if scalar.numel() != 1:
                 raise ValueError(
-                    f"only one number can scale a factored matrix; got shape {tuple(scalar.shape)}"
+                    f"only one number can scale a factored matrix, found shape {tuple(scalar.shape)}"
                 )
             scalar = scalar.reshape(())
         return FactoredMatrix(self.A * scalar, self.B)
@@ -143,7 +143,7 @@ class FactoredMatrix:
         axes in front, so that lists at both mean every pair.
         """
         index = index if isinstance(index, tuple) else (index,)
-        dots = [at for at, one in enumerate(index) if one is Ellipsis]
+        dots = [at for at, item in enumerate(index) if item is Ellipsis]
         if dots:
             missing = self.ndim - len(index) + 1
             index = (*index[: dots[0]], *[slice(None)] * missing, *index[dots[0] + 1 :])
@@ -192,11 +192,11 @@ class FactoredMatrix:
 
     @property
     def eigenvalues(self) -> "torch.Tensor":
-        """Complex eigenvalues [..., m] of BA: those of the product but for zeros, in no particular order."""
+        """Complex eigenvalues [..., m] of BA, in no particular order: those of the product except for zeros."""
         import torch
 
-        found: torch.Tensor = torch.linalg.eigvals(_widened(self.BA))
-        return found
+        values: torch.Tensor = torch.linalg.eigvals(_widened(self.BA))
+        return values
 
     def norm(self) -> "torch.Tensor":
         """Frobenius norm [...] of the product."""
@@ -204,11 +204,11 @@ class FactoredMatrix:
 
         _, left_r = torch.linalg.qr(_widened(self.A))
         _, right_r = torch.linalg.qr(_widened(self.B).mT)
-        found: torch.Tensor = torch.linalg.matrix_norm(left_r @ right_r.mT)
-        return found
+        norms: torch.Tensor = torch.linalg.matrix_norm(left_r @ right_r.mT)
+        return norms
 
     def make_even(self) -> "FactoredMatrix":
-        """The same matrix, its factors of equal size: U sqrt(S) and sqrt(S) V^T."""
+        """The same matrix with factors of equal norm: U sqrt(S) and sqrt(S) V^T."""
         root = self.S.sqrt()
         return FactoredMatrix(self.U * root[..., None, :], root[..., None] * self.V.mT)
 
@@ -221,10 +221,10 @@ class FactoredMatrix:
         return self.U * self.S[..., None, :]
 
     def unsqueeze(self, k: int) -> "FactoredMatrix":
-        """With a new axis of size 1 at ``k``, in front of the last two.
+        """Insert an axis of size 1 at ``k``, in front of the last two.
 
         Raises:
-            ValueError: ``k`` is not in front of them.
+            ValueError: ``k`` is not in front of the last two axes.
         """
         axis = k if k >= 0 else k + self.ndim + 1
         if not 0 <= axis <= self.ndim - 2:
@@ -232,13 +232,13 @@ class FactoredMatrix:
         return FactoredMatrix(self.A.unsqueeze(axis), self.B.unsqueeze(axis))
 
     def get_corner(self, k: int = 3) -> "torch.Tensor":
-        """The first ``k`` entries of the product along every axis, to look at."""
+        """The first ``k`` entries of the product along every axis, to have a look at it."""
         corner = (slice(k),) * (self.ndim - 1)
         return self.A[corner] @ self.B[(*corner[:-1], slice(None), slice(k))]
 
 
 def _widened(value: "torch.Tensor") -> "torch.Tensor":
-    """In float32, if it has less: PyTorch decomposes no half-precision matrices."""
+    """The value in float32, if it has less precision: PyTorch decomposes no half-precision matrices."""
     return value.float() if value.dtype.itemsize < 4 else value
 
 

@@ -29,14 +29,14 @@ class _Stacked(property):
     """A weight of all layers in one tensor."""
 
     def __init__(self, path: str, doc: str) -> None:
-        of = attrgetter(path)
+        weight_of = attrgetter(path)
 
         def stacked(weights: "Weights") -> "torch.Tensor":
             import torch
 
-            found = [of(block) for block in weights.blocks]
+            layers = [weight_of(block) for block in weights.blocks]
             # Layers of one model can be on several devices.
-            return torch.stack([weight.to(found[0].device) for weight in found])
+            return torch.stack([weight.to(layers[0].device) for weight in layers])
 
         super().__init__(stacked, doc=doc)
 
@@ -48,20 +48,25 @@ class _Stacked(property):
 class Weights:
     """Weights of a whole model; d is d_model, dh d_head, m d_mlp, h heads, V the vocabulary, L layers."""
 
-    W_Q = _Stacked("attn.W_Q", "[L, h, d, dh].")
-    W_K = _Stacked("attn.W_K", "[L, h, d, dh]; one for each query head, equal where heads share keys.")
-    W_V = _Stacked("attn.W_V", "[L, h, d, dh]; one for each query head, equal where heads share values.")
-    W_O = _Stacked("attn.W_O", "[L, h, dh, d].")
-    b_Q = _Stacked("attn.b_Q", "[L, h, dh].")
-    b_K = _Stacked("attn.b_K", "[L, h, dh].")
-    b_V = _Stacked("attn.b_V", "[L, h, dh].")
-    b_O = _Stacked("attn.b_O", "[L, d].")
-    W_in = _Stacked("mlp.W_in", "[L, d, m]; see `MlpWeights`.")
-    W_gate = _Stacked("mlp.W_gate", "[L, d, m]; see `MlpWeights`.")
-    W_out = _Stacked("mlp.W_out", "[L, m, d].")
-    b_in = _Stacked("mlp.b_in", "[L, m].")
-    b_gate = _Stacked("mlp.b_gate", "[L, m].")
-    b_out = _Stacked("mlp.b_out", "[L, d].")
+    W_Q = _Stacked("attn.W_Q", "Weights of queries [L, h, d, dh].")
+    W_K = _Stacked(
+        "attn.W_K", "Weights of keys [L, h, d, dh], one for each query head; equal where heads share keys."
+    )
+    W_V = _Stacked(
+        "attn.W_V",
+        "Weights of values [L, h, d, dh], one for each query head; equal where heads share values.",
+    )
+    W_O = _Stacked("attn.W_O", "Weights of the output projections [L, h, dh, d].")
+    b_Q = _Stacked("attn.b_Q", "Biases of queries [L, h, dh].")
+    b_K = _Stacked("attn.b_K", "Biases of keys [L, h, dh].")
+    b_V = _Stacked("attn.b_V", "Biases of values [L, h, dh].")
+    b_O = _Stacked("attn.b_O", "Biases of the output projections [L, d].")
+    W_in = _Stacked("mlp.W_in", "Input weights of the MLPs [L, d, m]; see `MlpWeights`.")
+    W_gate = _Stacked("mlp.W_gate", "Gate weights of the MLPs [L, d, m]; see `MlpWeights`.")
+    W_out = _Stacked("mlp.W_out", "Output weights of the MLPs [L, m, d].")
+    b_in = _Stacked("mlp.b_in", "Input biases of the MLPs [L, m].")
+    b_gate = _Stacked("mlp.b_gate", "Gate biases of the MLPs [L, m].")
+    b_out = _Stacked("mlp.b_out", "Output biases of the MLPs [L, d].")
 
     def __init__(
         self,
@@ -70,12 +75,12 @@ class Weights:
         architecture: Architecture,
         cfg: HookedConfig,
     ) -> None:
-        """Look at a model; nothing is copied.
+        """Give a view of a model; nothing is copied.
 
         Args:
             base: the model without a head; it may have been loaded with fewer layers.
-            head: gives the output embedding, if it was loaded.
-            architecture: the entry of its family.
+            head: returns the output embedding; None if the model was loaded without it.
+            architecture: the entry of its family in the table.
             cfg: its sizes.
         """
         self._base: Any = base
@@ -131,19 +136,20 @@ class Weights:
 
     @property
     def folded_W_U(self) -> "torch.Tensor":
-        """
+        """Not offered.
+
         Raises:
-            ModelError: always. `ActivationCache.apply_ln_to_stack` applies the gain of the final norm by now, which
-                code that goes on with W_U, as TransformerLens' users do, needs; this would apply it twice.
+            ModelError: always. `ActivationCache.apply_ln_to_stack` applies the gain of the final norm, and its result
+                goes with W_U; with this weight the gain would be applied twice.
         """
         raise ModelError(
-            "there is no folded_W_U: apply_ln_to_stack applies the gain of the final norm, and goes with W_U; with "
-            "ln_final.hook_normalized, which is before the gain, goes ln_final.w[:, None] * W_U"
+            "there is no folded_W_U: apply_ln_to_stack applies the gain of the final norm, so multiply its result by "
+            "W_U; multiply ln_final.hook_normalized, which is before the gain, by ln_final.w[:, None] * W_U"
         )
 
     @property
     def folded_b_U(self) -> "torch.Tensor":
-        """b_U + ln_final.b @ W_U [V] in float32: the logits of no residual stream at all.
+        """b_U + ln_final.b @ W_U [V] in float32: the logits of a residual stream of zeros.
 
         With these, the direct attributions of all parts of the stream add up to the logits (before a softcap).
         """
@@ -170,21 +176,21 @@ class Weights:
         include_mlp_biases: bool = True,
         fold_value_biases: bool = False,
     ) -> "torch.Tensor":
-        """What biases of attention and MLP alone have added to the residual stream into a layer [d], in float32.
+        """The sum of all biases of attention and MLP that the residual stream into a layer contains [d], in float32.
 
         Experts of a mixture have no bias. Where a norm follows (Gemma-2 and 3), biases do not reach the stream as they
         are; those models have none unless configured so.
 
         Args:
             layer: 0 up to the number of layers, which means all of them.
-            mlp_input: up to the input of the layer's MLP, so with the bias of its attention.
-            include_mlp_biases: not only those of attention.
-            fold_value_biases: also those of values and of the norm before them, times W_O, which heads write
-                otherwise.
+            mlp_input: go on to the input of the layer's MLP, and add the bias of its attention.
+            include_mlp_biases: add the biases of MLPs to those of attention.
+            fold_value_biases: add the biases of values and of the norm before them, times W_O, which otherwise count
+                as written by heads.
 
         Raises:
             ValueError: there is no such layer.
-            ModelError: ``mlp_input``, and the MLP of this model does not read what its attention gives.
+            ModelError: ``mlp_input`` is given, and the MLP of this model does not read the output of attention.
         """
         last = len(self.blocks) - 1 if mlp_input else len(self.blocks)
         if not 0 <= layer <= last:
@@ -200,14 +206,14 @@ class Weights:
         return total
 
     def all_composition_scores(self, mode: Literal["Q", "K", "V"]) -> "torch.Tensor":
-        """How much each head reads of what each earlier one writes [L, h, L, h]: (writing head, reading head).
+        """How much each head reads of the output of each head in an earlier layer [L, h, L, h]: (writer, reader).
 
         |OV W| / (|OV| |W|) in Frobenius norms, where W is what the later head reads with: QK for its queries, QK^T for
         its keys, OV for its values; 0 where the writing layer is not earlier. See "Q-, K- and V-composition" in
         https://transformer-circuits.pub/2021/framework/index.html
 
         Raises:
-            ValueError: the mode is none of these.
+            ValueError: the mode is not Q, K or V.
         """
         import torch
 
@@ -215,7 +221,7 @@ class Weights:
             raise ValueError(f"mode is {mode!r}; it must be Q, K or V")
         writer = self.OV
         reader = writer if mode == "V" else self.QK if mode == "Q" else self.QK.T
-        # Turning the outer sides of a product does not change its norm, and makes it d_head by d_head.
+        # Rotations of the outer sides of a product keep its norm, and make it d_head by d_head.
         left, right = writer.collapse_l(), reader.collapse_r()
         writer_norm, reader_norm = (
             torch.linalg.matrix_norm(left),
@@ -239,6 +245,6 @@ class Weights:
 
 
 def _attention_bias(block: BlockWeights, fold_value_biases: bool) -> "torch.Tensor":
-    """[d]"""
+    """Bias of attention [d]; with ``fold_value_biases``, what its heads write of the biases of values as well."""
     bias = block.attn.b_O
     return bias + block.attn.written_biases.sum(0) if fold_value_biases else bias

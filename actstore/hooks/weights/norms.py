@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class NormWeights:
-    """What a norm does to a normalized value: ``value * w + b``."""
+    """Gain and bias of a norm, which makes ``value * w + b`` of a normalized value."""
 
     w: "torch.Tensor"
-    """[d], the factor itself: 1 + weight for Gemma, then in float32 as the model computes it."""
+    """Gain [d], by which the norm multiplies. For Gemma it is 1 + weight in float32, as the model computes it."""
     b: "torch.Tensor"
-    """[d], zeros if there is none."""
+    """Bias [d]; zeros if there is none."""
 
 
 def norm_weights(module: Any, kind: Norm) -> NormWeights:
-    """Gain and bias of a norm.
+    """Gain and bias of a norm module.
 
     Raises:
-        ModelError: the module uses others.
+        ModelError: the module does not use its weight alone.
     """
     used = used_norm(module)
     weight: torch.Tensor = used.weight
@@ -36,7 +36,7 @@ def norm_weights(module: Any, kind: Norm) -> NormWeights:
 
 
 def normalize(value: "torch.Tensor", eps: float, *, norm: Norm) -> tuple["torch.Tensor", "torch.Tensor"]:
-    """float32 (scale [..., 1], value divided by it), as LayerNorm and RMSNorm define them before gain and bias.
+    """The scale [..., 1] of a norm and the value divided by it, float32, before gain and bias.
 
     LayerNorm: https://arxiv.org/abs/1607.06450, RMSNorm: https://arxiv.org/abs/1910.07467.
     """

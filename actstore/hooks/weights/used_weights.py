@@ -1,7 +1,7 @@
-"""Weights of modules, given only where the forward uses them as they are.
+"""Weights of modules, refused unless the forward uses them as they are.
 
-An adapter adds to what a module gives and leaves the module's own weight alone; a quantised module keeps codes of it;
-of an offloaded one nothing is in memory. Each is refused, so that nothing is computed from a weight that is not used.
+An adapter adds to the output of a module and leaves its weight alone, a quantised module keeps codes in its place, and
+the weight of an offloaded module is not in memory. They are refused, so that no result comes from an unused weight.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _N_PROBES: Final = 4
 _WRAPPED: Final = ("base_layer", "original_module")
-"""Where adapters of PEFT keep the module that they are around."""
+"""Attributes of PEFT's adapters that hold the module that they wrap."""
 
 
 def projection(module: Any) -> "torch.Tensor":
-    """Weight of a linear module as [in, out], a view. GPT-2's Conv1D keeps it that way, Linear the other way.
+    """Weight of a linear module as a view [in, out]. GPT-2's Conv1D keeps it in this order, Linear in the other one.
 
     Raises:
         ModelError: the module does not multiply by a weight alone.
@@ -29,10 +29,10 @@ def projection(module: Any) -> "torch.Tensor":
 
 
 def bias(module: Any) -> "torch.Tensor":
-    """Bias [out] of a linear module, zeros if it has none.
+    """Bias [out] of a linear module; zeros if it has none.
 
     Raises:
-        ModelError: see `projection`.
+        ModelError: the module does not multiply by a weight alone.
     """
     used = _used_linear(module)
     bias: torch.Tensor | None = used.bias
@@ -42,10 +42,10 @@ def bias(module: Any) -> "torch.Tensor":
 
 
 def embedding(module: Any) -> Any:
-    """The module whose weight an embedding looks up: itself, or what is in an adapter that changes nothing.
+    """The module whose weight an embedding looks up: itself, or the module in an adapter that changes nothing.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the embedding does more than look up a weight.
     """
 
     import torch
@@ -55,7 +55,7 @@ def embedding(module: Any) -> Any:
         n_rows = used.weight.shape[0] if _has_parts(module) else _N_PROBES
         return torch.arange(n_rows, device=used.weight.device)
 
-    # Those that scale, and those that begin at another row, are known; others could do anything.
+    # Embeddings that scale, or begin at another row, are known; others could do anything.
     own = type(module).forward
     is_known = (
         own is torch.nn.Embedding.forward or hasattr(module, "embed_scale") or hasattr(module, "offset")
@@ -64,10 +64,10 @@ def embedding(module: Any) -> Any:
 
 
 def norm(module: Any) -> Any:
-    """The module whose weight and bias a norm uses: itself, or what is in an adapter that changes nothing.
+    """The module whose weight and bias a norm uses: itself, or the module in an adapter that changes nothing.
 
     Raises:
-        ModelError: there is none.
+        ModelError: the norm does not use a weight of its own alone.
     """
     return _used(module, is_plain=_is_own(module), probe=lambda used: _noise(used, used.weight.shape[0]))
 
@@ -96,7 +96,7 @@ def _used(module: Any, *, is_plain: bool, probe: Callable[[Any], "torch.Tensor"]
 
 
 def _inner(module: Any) -> Iterator[Any]:
-    """Plain modules that may be all that this one uses."""
+    """The modules in an adapter, or the module itself: one of them may be all that it computes with."""
     import torch
 
     for name in _WRAPPED:
@@ -111,7 +111,7 @@ def _inner(module: Any) -> Iterator[Any]:
 
 
 def _gives_the_same(module: Any, inner: Any, probe: "torch.Tensor") -> bool:
-    """Whether a module is no more than one of its parts, bit for bit."""
+    """Whether a module gives the same as one of its parts, bit for bit."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -121,7 +121,7 @@ def _gives_the_same(module: Any, inner: Any, probe: "torch.Tensor") -> bool:
     try:
         with torch.no_grad():
             return torch.equal(module.forward(probe), forward(inner, probe))
-    except Exception:  # noqa: BLE001 - whatever it does with such values, it is no plain product
+    except Exception:  # noqa: BLE001 - a plain product raises nothing
         return False
 
 
@@ -136,12 +136,12 @@ def _has_parts(module: Any) -> bool:
 
 
 def _is_own(module: Any) -> bool:
-    """Whether this is a module of the model itself; loading has compared weights of those with their values."""
+    """Whether a module is one of the model itself, whose weight was compared with its values when it was loaded."""
     return not _has_parts(module) and not _is_replaced(module)
 
 
 def _is_replaced(module: Any) -> bool:
-    """Whether something else stands for the forward of a module. accelerate's stand-in only moves values."""
+    """Whether the forward of a module was replaced, by anything but accelerate, which only moves values."""
     return "forward" in vars(module) and not hasattr(module, "_hf_hook")
 
 
@@ -158,7 +158,7 @@ def _check_readable(module: Any) -> None:
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor):
         raise _not_used(module)
-    # Some subclasses of tensors turn and multiply, others fail at it; none is the matrix that one would see.
+    # Some subclasses of tensors can be transposed and multiplied, others fail; none is the matrix itself.
     kind = type(weight)
     if kind not in (torch.Tensor, torch.nn.Parameter) or not weight.is_floating_point():
         raise ModelError(

@@ -21,7 +21,7 @@ TinyModel = Callable[..., Path]
 TOKENS = torch.randint(2, 300, (2, 8), generator=torch.Generator().manual_seed(0))
 POST = "blocks.1.hook_resid_post"
 SKIPPED = "a call of the model of transformers itself, such as generate, would skip them"
-RECURSION = "a function on a hook runs the model that it hangs on"
+RECURSION = "a function on a hook runs its own model"
 
 
 @pytest.fixture(scope="module")

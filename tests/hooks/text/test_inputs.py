@@ -114,7 +114,7 @@ def test_a_loss_of_no_token_is_an_error(llama: HookedModel, per_token: bool) -> 
         for return_type in ("loss", "both"):
             refused(
                 TokensError,
-                "there is no next token to have a loss",
+                "no token has a loss",
                 llama,
                 tokens,
                 attention_mask=mask,
