@@ -17,23 +17,23 @@ def is_loopback(host: str) -> bool:
     # RFC 6761: no name below it is ever another machine's.
     if name == _LOCAL or name.endswith(f".{_LOCAL}"):
         return True
-    address = address_of(name)
+    address = parse_host(name)
     return address is not None and address.is_loopback
 
 
 def leads_here(host: str) -> bool:
     """Whether a client that goes there reaches this machine: also by the address that means all of its addresses."""
-    address = address_of(host.removesuffix("."))
+    address = parse_host(host.removesuffix("."))
     return is_loopback(host) or (address is not None and address.is_unspecified)
 
 
 def is_link_local(host: str) -> bool:
     """Whether a host is a link-local address, at which clouds have services that hand out credentials."""
-    address = address_of(host.removesuffix("."))
+    address = parse_host(host.removesuffix("."))
     return address is not None and address.is_link_local
 
 
-def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def parse_host(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """The address that a system connects to for a text, IPv4 also where it is written as IPv6; None if it is a name."""
     try:
         address = ipaddress.ip_address(host)

@@ -1,1 +1,1 @@
-"""Admission is what every request passes before a route sees it: who asks, and how much may be asked."""
+"""Admission checks every request before a route sees it: who sends it, and whether there is room for it."""

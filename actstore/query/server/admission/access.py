@@ -1,4 +1,4 @@
-"""Who may read which stores: bearer tokens from a file that is read again and again."""
+"""Bearer tokens and the stores that they open, from a file that is read again and again."""
 
 import fnmatch
 import hashlib
@@ -18,19 +18,19 @@ from actstore.query.problem import LATER, Problem
 
 _HASHED: Final = "sha256:"
 _LOOK_S: Final = 0.5
-"""Between the beginnings of two looks at the file."""
+"""Seconds between the beginnings of two looks at the file."""
 _GOOD_S: Final = 2.0
-"""From the beginning of a look, what it found. A token that is no longer in the file is good for this long at most, in
-every process, also if the file cannot be looked at any more.
+"""Seconds from the beginning of a look for which its result is used. A token that was taken out of the file works for
+this long at most, in every process, also if the file cannot be read any more.
 """
 _MIN_LENGTH: Final = 16
 _MAX_NBYTES: Final = 1 << 20
-"""Of the file, all of which is read each time: a change is noticed whatever inode, time and size say."""
+"""Bytes of the file at most. All of it is read each time: a change is noticed whatever inode, time and size say."""
 _NAMED: Final = "name="
 """No name of a store has an equals sign, so this was never a glob of any."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._@-]{0,63}")
-_TAKEN: Final = "unix"
-"""What clients of a Unix socket are called. Addresses do not begin with a letter, or have colons."""
+_RESERVED_NAME: Final = "unix"
+"""Name of the clients of a Unix socket. Addresses do not begin with a letter, or have colons."""
 _LOG: Final = logging.getLogger(__name__)
 
 Scopes = tuple[tuple[bytes, "Scope"], ...]
@@ -38,11 +38,11 @@ Scopes = tuple[tuple[bytes, "Scope"], ...]
 
 @dataclass(frozen=True)
 class Scope:
-    """The stores that a token is good for."""
+    """The stores that a token opens."""
 
     client: str
-    """Its name in the token file, which several tokens may share; else what tells the token from others, and says
-    nothing of it. Whatever is limited for a client is limited for all that has this name.
+    """Name of the token in its file, which several tokens may share; without a name, a short hash that does not reveal
+    the token. Limits for a client apply to all tokens with this name.
     """
     globs: tuple[str, ...] = ("*",)
 
@@ -55,37 +55,37 @@ class Scope:
 
 
 def check_token_file(path: Path) -> None:
-    """See that a server can start with a file: all of it must be as it should be.
+    """Check that a server can start with a token file, all of which must be right.
 
     Raises:
-        JobError: it cannot be read, or has no token, or a short one.
+        JobError: the file cannot be read, has no token, or has a wrong line.
     """
-    found = _parsed(_read(path), path)
-    if found.problem is not None:
-        raise JobError(found.problem)
+    contents = _parse(_read(path), path)
+    if contents.problem is not None:
+        raise JobError(contents.problem)
 
 
 class Access:
-    """The tokens of a file: one a line, then ``name=`` whose it is, if that is to be known, and globs of the names of
-    stores, or nothing for all; ``#`` begins a comment.
+    """The tokens of a file. Each line has a token, then optionally ``name=`` and the name of its owner, and globs of
+    the names of stores, or nothing for all stores; ``#`` begins a comment.
 
-    A token can be given as ``sha256:`` and the hexadecimal digest of it. Nobody is let in by what the file said
-    before: a line that is no token is passed over, and a file without any, or that cannot be read, lets nobody in.
+    A token can be given as ``sha256:`` and its hexadecimal digest. Earlier contents of the file let nobody in: a
+    line without a token is skipped, and a file without any token, or that cannot be read, lets nobody in.
 
-    The file is read by a thread of its own: a disk that hangs keeps no request waiting, but what was read before is
-    good for two seconds, and then nobody is let in.
+    The file is read by a thread of its own: a disk that hangs keeps no request waiting, but the last contents are
+    valid for two seconds only, and then nobody is let in.
     """
 
     def __init__(self, path: Path) -> None:
         """
         Args:
-            path: of the file, which is looked at here, and once it was started again and again.
+            path: path of the file, which is read here, and after `start` again and again.
         """
         self._path = path
         self._digest = b""
-        """Of the file as it was read last."""
+        """Digest of the file as it was read last."""
         self._is_settled = True
-        self._found = _Found((), None)
+        self._contents = _Contents((), None)
         self._looked_at = 0.0
         self._is_late = False
         self._is_closed = threading.Event()
@@ -96,20 +96,20 @@ class Access:
         threading.Thread(target=self._look_on, name="token-file", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         self._is_closed.set()
 
     @property
     def is_open(self) -> bool:
-        """Whether there is anybody who is let in."""
-        return self._is_fresh() and bool(self._found.scopes)
+        """Whether any token is valid."""
+        return self._is_fresh() and bool(self._contents.scopes)
 
     def scope(self, token: str) -> Scope | None:
-        """What a token is good for; None if nothing. It takes equally long for any token of a length, and waits for
-        nothing.
+        """The stores that a token opens; None if it is not valid. It takes equally long for any token of a length, and
+        waits for nothing.
 
         Raises:
-            Problem: what the file says cannot be known now.
+            Problem: the contents of the file cannot be known now.
         """
         if not self._is_fresh():
             raise Problem(
@@ -119,11 +119,11 @@ class Access:
                 LATER,
             )
         digest = hashlib.sha256(token.encode()).digest()
-        found = None
-        for known, scope in self._found.scopes:
+        matching = None
+        for known, scope in self._contents.scopes:
             if hmac.compare_digest(known, digest):
-                found = scope
-        return found
+                matching = scope
+        return matching
 
     def _is_fresh(self) -> bool:
         is_late = time.monotonic() - self._looked_at > _GOOD_S
@@ -142,69 +142,69 @@ class Access:
             begun = time.monotonic()
             try:
                 self.look()
-            except Exception:  # noqa: BLE001 - or nobody would look any more
+            except Exception:  # noqa: BLE001 - the thread must not end
                 _LOG.exception("the token file %s cannot be looked at", self._path)
 
     def look(self, *, is_first: bool = False) -> None:
-        """See what is in the file now.
+        """Read the file as it is now.
 
         Args:
             is_first: whether a last line without a line break counts at once.
         """
-        # What changes meanwhile is seen by the next look.
+        # A change while this runs is seen by the next look.
         begun = time.monotonic()
-        self._take_file(is_first=is_first)
+        self._read_file(is_first=is_first)
         self._looked_at = begun
         if self._is_late and time.monotonic() - begun <= _GOOD_S:
             self._is_late = False
             _LOG.warning("the token file %s can be read again", self._path)
 
-    def _take_file(self, *, is_first: bool) -> None:
+    def _read_file(self, *, is_first: bool) -> None:
         try:
             data = _read(self._path)
         except JobError as error:
             self._digest = b""
-            self._take(_Found((), str(error)))
+            self._use(_Contents((), str(error)))
             return
         digest = hashlib.sha256(data).digest()
         is_same = digest == self._digest
         if is_same and self._is_settled:
             return
-        # Whoever writes a line in two parts must not give the first of them, which may name fewer stores: none is all.
+        # A writer may write a line in two parts; the first part alone could name no stores, which means all.
         self._is_settled = is_same or is_first or data.endswith(b"\n")
         self._digest = digest
-        self._take(_parsed(data if self._is_settled else data[: data.rfind(b"\n") + 1], self._path))
+        self._use(_parse(data if self._is_settled else data[: data.rfind(b"\n") + 1], self._path))
 
-    def _take(self, found: "_Found") -> None:
-        """Say once what is wrong."""
-        before, self._found = self._found, found
-        if found.problem == before.problem:
+    def _use(self, contents: "_Contents") -> None:
+        """Use these contents, and log a new problem once."""
+        before, self._contents = self._contents, contents
+        if contents.problem == before.problem:
             return
-        if found.problem is None:
+        if contents.problem is None:
             _LOG.warning("the token file %s is as it should be again", self._path)
-        elif found.scopes:
-            _LOG.error("%s; that line is passed over", found.problem)
+        elif contents.scopes:
+            _LOG.error("%s; that line is passed over", contents.problem)
         else:
-            _LOG.error("%s; nobody is let in until it is right", found.problem)
+            _LOG.error("%s; nobody is let in until it is right", contents.problem)
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is in a file."""
+class _Contents:
+    """Contents of a token file."""
 
     scopes: Scopes
     problem: str | None
-    """The first one."""
+    """What is wrong in the first bad line, or with the whole file; None if all is right."""
 
 
 def _read(path: Path) -> bytes:
-    """All of the file.
+    """Read all of the file.
 
     Raises:
-        JobError: it cannot be read.
+        JobError: the file cannot be read.
     """
     try:
-        # A pipe would wait for somebody to write.
+        # O_NONBLOCK: opening a pipe would wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise JobError(f"the token file {path} is no file; give a text file with one token a line")
@@ -220,7 +220,7 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _parsed(data: bytes, path: Path) -> _Found:
+def _parse(data: bytes, path: Path) -> _Contents:
     scopes, problem = [], None
     for number, line in enumerate(data.split(b"\n"), 1):
         try:
@@ -231,18 +231,18 @@ def _parsed(data: bytes, path: Path) -> _Found:
         if not words:
             continue
         try:
-            scopes.append(_of_line(words))
+            scopes.append(_parse_line(words))
         except ValueError as error:
             problem = problem or f"line {number} of the token file {path} {error}"
     if not scopes and problem is None:
         problem = f"the token file {path} has no token; write one a line"
-    return _Found(tuple(scopes), problem)
+    return _Contents(tuple(scopes), problem)
 
 
-def _of_line(words: list[str]) -> tuple[bytes, Scope]:
+def _parse_line(words: list[str]) -> tuple[bytes, Scope]:
     """
     Raises:
-        ValueError: it has no token, or no name where one should be.
+        ValueError: the line has no token, or not exactly one good name where it has ``name=``.
     """
     digest = _digest(words[0])
     if digest is None:
@@ -253,10 +253,10 @@ def _of_line(words: list[str]) -> tuple[bytes, Scope]:
     names = [word.removeprefix(_NAMED) for word in words[1:] if word.startswith(_NAMED)]
     if len(names) > 1:
         raise ValueError(f"has {len(names)} names; give its token one {_NAMED}")
-    if names and (not _NAME.fullmatch(names[0]) or names[0] == _TAKEN):
+    if names and (not _NAME.fullmatch(names[0]) or names[0] == _RESERVED_NAME):
         raise ValueError(
             f"has the name {names[0][:100]!r}; a name begins with a letter, has up to 64 letters, digits, '.', '_', "
-            f"'@' and '-', and is not {_TAKEN!r}"
+            f"'@' and '-', and is not {_RESERVED_NAME!r}"
         )
     globs = tuple(word for word in words[1:] if not word.startswith(_NAMED))
     return digest, Scope(names[0] if names else digest.hex()[:12], globs or ("*",))

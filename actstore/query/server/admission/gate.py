@@ -1,4 +1,4 @@
-"""What every request passes: its token, the limits, and the clock."""
+"""What every request passes: the check of its token, the limits, and the timeout."""
 
 import asyncio
 import json
@@ -28,21 +28,21 @@ Application = Callable[[Any, Receive, Send], Awaitable[None]]
 HEALTH: Final = frozenset({"/healthz", "/readyz"})
 OPEN: Final = HEALTH | {"/", "/docs", "/openapi.json"}
 _OPEN_FOLDER: Final = "/docs/"
-"""Paths that need no token: they say nothing of any store that the client may not read."""
+"""Paths that need no token: they reveal nothing about stores that the client may not read."""
 STORE_URL: Final = "actstore.store.url"
 STORE_ID: Final = "actstore.store.id"
 STORE_VERSION: Final = "actstore.store.version"
-"""Where the store that a request is about is told in its scope."""
+"""Keys of the ASGI scope for the URL, the id and the version of the store that a request is about."""
 _NO_SNIFFING: Final = (b"x-content-type-options", b"nosniff")
 """A browser must not take stored text for a page."""
 _OWN_SITE: Final = (b"cross-origin-resource-policy", b"same-origin")
-"""Nor may a page of another site have it load anything."""
+"""A page of another site must not load anything from here."""
 _PAGES: Final = frozenset({"/", "/docs"})
 _HEADERS: Final = ((STORE, STORE_ID), (CONTENTS, STORE_VERSION))
 SCOPE: Final = "actstore.scope"
-"""Where the `Scope` of the client is."""
+"""Key of the ASGI scope for the `Scope` of the client."""
 ADDRESS: Final = "actstore.address"
-"""Where the address of the client is."""
+"""Key of the ASGI scope for the address of the client."""
 _SCHEMES: Final = ("http", "https")
 _HANG_UP: Final = {**LATER, "Connection": "close"}
 _UNAUTHORIZED: Final = {"WWW-Authenticate": "Bearer"}
@@ -50,7 +50,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class Gate:
-    """An ASGI application around another one."""
+    """An ASGI application that checks requests before it hands them to another application."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Gate:
     ) -> None:
         """
         Args:
-            application: gets what is let through, with the `Scope` of the client in ``scope[SCOPE]``.
-            settings: with the limits.
+            application: handles the requests that pass, with the `Scope` of the client in ``scope[SCOPE]``.
+            settings: settings with the limits.
             access: the tokens; None lets everybody read everything.
-            metrics: of all requests, also of those that are turned away.
-            budget: that parsed bodies count in.
-            log: of all requests, likewise; None if there is none.
+            metrics: counters of all requests, also of those that are refused.
+            budget: memory in which parsed bodies are counted.
+            log: log of all requests, also of those that are refused; None if there is none.
         """
         self._application = application
         self._settings = settings
@@ -83,11 +83,11 @@ class Gate:
         self._by_client: Counter[str] = Counter()
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Implements the call of an ASGI application."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        self._see_client(scope)
+        self._note_client(scope)
         passage = _Passage(send, scope, time.perf_counter())
         try:
             await self._let_through(scope, receive, passage)
@@ -101,7 +101,7 @@ class Gate:
                 # Too late for another status. The connection is closed before the announced length, which every client
                 # notices.
                 _LOG.error("%s %s was cut off: %s", scope["method"], scope["path"], _reason(failure))
-            _let_go(failure)
+            _drop_tracebacks(failure)
         finally:
             seconds = time.perf_counter() - passage.begun
             nbytes = passage.nbytes + (scope[BODY].nbytes if BODY in scope else 0)
@@ -112,8 +112,8 @@ class Gate:
                 store = scope.get("path_params", {}).get("store") if STORE_ID in scope else None
                 self._log.write(scope, name or scope[ADDRESS], store, passage.status, nbytes, seconds)
 
-    def _see_client(self, scope: Any) -> None:
-        """Note who it is, and how it came: as the connection has it, or a proxy that is believed."""
+    def _note_client(self, scope: Any) -> None:
+        """Note the address and scheme of the client: those of the connection, or what a trusted proxy says."""
         peer = scope["client"][0] if scope.get("client") else UNIX
         scope[ADDRESS] = shown(peer)
         if self._proxies.trusts(peer):
@@ -123,7 +123,7 @@ class Gate:
                 scope["scheme"] = schemes[-1].strip()
 
     async def _let_through(self, scope: Any, receive: Receive, passage: "_Passage") -> None:
-        # No page can reach a Unix socket, and health tells nothing: who looks after a server may not know its names.
+        # No page can reach a Unix socket, and health reveals nothing: monitoring may not know the names of the server.
         if self._hosts is not None and scope[ADDRESS] != UNIX and scope["path"] not in HEALTH:
             self._hosts.check(_header(scope, b"host"))
         if self._hosts is not None and _is_of_another_site(scope):
@@ -137,7 +137,7 @@ class Gate:
         client = self._client(scope)
         scope[SCOPE] = client
         if scope["path"] in HEALTH:
-            # A server that is busy is alive: those who look after it must hear so.
+            # A busy server is alive, and monitoring must be able to see that.
             await self._application(scope, receive, passage)
             return
         length = _header(scope, b"content-length")
@@ -157,14 +157,14 @@ class Gate:
         held = ParsedBody(self._budget, client.client)
         body = _Body(receive, self._settings.max_request, self._take_body, held)
         task = asyncio.ensure_future(self._application(scope, body, passage))
-        # Not before its threads have ended: who asks again and again for what takes long would have ever more of them.
+        # Not before its threads have ended: a client that repeats slow requests would have ever more of them.
         task.add_done_callback(lambda _: self._leave(client.client, body))
-        await self._in_time(task, passage)
+        await self._wait_for_reply(task, passage)
 
     def _take_body(self, nbytes: int) -> None:
         """
         Raises:
-            Problem: there is no room for so much more of a body.
+            Problem: there is no room for more of the body.
         """
         if self._n_body_bytes + nbytes > self._settings.max_bodies:
             raise Problem(503, "busy", "other clients are sending long requests; ask again", LATER)
@@ -181,30 +181,30 @@ class Gate:
     def _client(self, scope: Any) -> Scope:
         """
         Raises:
-            Problem: a token is needed, and this is none.
+            Problem: a valid token is needed, and there is none.
         """
         if self._access is None:
             return Scope(counted_as(scope[ADDRESS]))
         kind, _, token = _header(scope, b"authorization").partition(" ")
-        is_open, found = _is_open(scope["path"]), None
+        is_open, scope_of_token = _is_open(scope["path"]), None
         try:
-            found = self._access.scope(token.strip()) if kind.lower() == "bearer" else None
+            scope_of_token = self._access.scope(token.strip()) if kind.lower() == "bearer" else None
         except Problem:
             if not is_open:
                 raise
-        if found is None and is_open:
+        if scope_of_token is None and is_open:
             return Scope(counted_as(scope[ADDRESS]), ())
-        if found is None:
+        if scope_of_token is None:
             raise Problem(
                 401, "token", "a valid token is needed; send it as 'Authorization: Bearer ...'", _UNAUTHORIZED
             )
-        return found
+        return scope_of_token
 
-    async def _in_time(self, task: "asyncio.Future[None]", passage: "_Passage") -> None:
-        """A reply must begin in time; how long it then takes is the client's affair."""
+    async def _wait_for_reply(self, task: "asyncio.Future[None]", passage: "_Passage") -> None:
+        """Wait until the reply begins, within the timeout; how long it then takes depends on the client."""
         loop = asyncio.get_running_loop()
         late = loop.create_future()
-        clock = loop.call_later(self._settings.timeout_s, _tell, late)
+        clock = loop.call_later(self._settings.timeout_s, _set_result, late)
         try:
             await asyncio.wait((task, late), return_when=asyncio.FIRST_COMPLETED)
             if passage.status is not None or task.done():
@@ -217,7 +217,7 @@ class Gate:
             clock.cancel()
             late.cancel()
         passage.end()
-        task.add_done_callback(_ignored)
+        task.add_done_callback(_log_late_failure)
         raise Problem(
             503,
             "busy",
@@ -227,15 +227,15 @@ class Gate:
 
 
 class _Body:
-    """The body of a request, counted as it comes; it need not say how long it is."""
+    """The body of a request, counted while it arrives, as it need not announce its length."""
 
     def __init__(self, receive: Receive, limit: int, take: Callable[[int], None], held: ParsedBody) -> None:
         """
         Args:
-            receive: of the server.
-            limit: bytes of this body.
+            receive: ASGI function of the connection.
+            limit: bytes of this body at most.
             take: called with each number of bytes that are kept in memory.
-            held: the memory that it takes once it is parsed.
+            held: memory for the body once it is parsed.
         """
         self._receive = receive
         self._limit = limit
@@ -244,10 +244,10 @@ class _Body:
         self.nbytes = 0
 
     async def __call__(self) -> Message:
-        """As ASGI has it.
+        """Implements ASGI's receive.
 
         Raises:
-            Problem: it is too long, or there is no room for it.
+            Problem: the body is too long, or there is no room for it.
         """
         message = await self._receive()
         nbytes = len(message.get("body", b""))
@@ -263,19 +263,19 @@ def _too_large(limit: int) -> Problem:
     return Problem(413, "too-large", f"a request can have {limit} bytes; ask for less at once")
 
 
-def _tell(late: "asyncio.Future[None]") -> None:
+def _set_result(late: "asyncio.Future[None]") -> None:
     if not late.done():
         late.set_result(None)
 
 
-def _ignored(task: "asyncio.Future[None]") -> None:
-    """What comes of a handler after its time."""
+def _log_late_failure(task: "asyncio.Future[None]") -> None:
+    """Log the failure of a handler that ended after its timeout."""
     if not task.cancelled() and task.exception() is not None:
         _LOG.warning("a request that took too long failed: %s", task.exception())
 
 
 class _Passage:
-    """Notes what is sent."""
+    """Sends a reply, and notes its status and size."""
 
     def __init__(self, send: Send, scope: Any, begun: float) -> None:
         self._send = send
@@ -284,20 +284,20 @@ class _Passage:
         self.status: int | None = None
         self.nbytes = 0
         self._is_over = False
-        """Whether another reply was sent in the place of the handler's."""
+        """Whether another reply was sent instead of the handler's."""
 
     def end(self) -> None:
-        """Let nothing more of the handler's reply through, on whichever way it comes."""
+        """Discard the rest of the handler's reply, however it is sent."""
         self._is_over = True
         if BODY in self._scope:
             self._scope[BODY].is_over = True
 
     async def __call__(self, message: Message) -> None:
-        """To the client, unless it was answered otherwise."""
+        """Send a message to the client, unless another reply was sent instead."""
         if not self._is_over:
-            await self._sent(message)
+            await self._send_on(message)
 
-    async def _sent(self, message: Message) -> None:
+    async def _send_on(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = [
@@ -315,12 +315,12 @@ class _Passage:
         body = json.dumps(problem.document).encode()
         headers = {"Content-Type": PROBLEM, "Content-Length": str(len(body)), **problem.headers}
         raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-        await self._sent({"type": "http.response.start", "status": problem.status, "headers": raw})
-        await self._sent({"type": "http.response.body", "body": body})
+        await self._send_on({"type": "http.response.start", "status": problem.status, "headers": raw})
+        await self._send_on({"type": "http.response.body", "body": body})
 
 
 def _is_of_another_site(scope: Any) -> bool:
-    """Whether a page that is not this server's has a browser ask; a link to a page here may be followed."""
+    """Whether a page of another site sent the request; following a link to a page of this server is allowed."""
     if _header(scope, b"sec-fetch-site") != "cross-site":
         return False
     is_visit = (
@@ -334,18 +334,18 @@ def _is_open(path: str) -> bool:
 
 
 def _headers(scope: Any, name: bytes) -> list[str]:
-    return [value.decode("latin-1") for found, value in scope["headers"] if found == name]
+    return [value.decode("latin-1") for header, value in scope["headers"] if header == name]
 
 
 def _reason(failure: Exception) -> str:
-    """Why a reply was cut off. Starlette says only that it is too late for another one."""
+    """Why a reply was cut off. Starlette only says that it is too late for another reply."""
     reason = failure.__cause__ or failure
     return str(reason) or type(reason).__name__
 
 
-def _let_go(failure: BaseException) -> None:
-    """Of the frames that an error came through, and what they hold, such as the rest of a reply. An error and a frame
-    that knows it hold each other, until somebody happens to look for such circles.
+def _drop_tracebacks(failure: BaseException) -> None:
+    """Free the frames that an error came through, and what they hold, such as the rest of a reply. An error and a frame
+    that holds it keep each other alive until the garbage collector runs.
     """
     left: list[BaseException | None] = [failure]
     known: set[int] = set()  # errors can name each other
@@ -358,4 +358,4 @@ def _let_go(failure: BaseException) -> None:
 
 
 def _header(scope: Any, name: bytes) -> str:
-    return next((value for found, value in scope["headers"] if found == name), b"").decode("latin-1")
+    return next((value for header, value in scope["headers"] if header == name), b"").decode("latin-1")

@@ -1,4 +1,4 @@
-"""By which names a server without tokens may be called.
+"""Names by which clients may call a server without tokens.
 
 A page on the web can have its own name resolve to 127.0.0.1, and would then read the stores with the browser of
 whoever visits it (DNS rebinding). Such requests have that name in ``Host``.
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from actstore.errors import JobError
-from actstore.query.loopback import address_of, is_loopback
+from actstore.query.loopback import is_loopback, parse_host
 from actstore.query.problem import Problem
 
 _HOST: Final = re.compile(r"(?:\[(?P<bracketed>[0-9A-Fa-f:.]+)\]|(?P<name>[^\[\]:/@?#\s]+))(?::[0-9]{1,5})?")
@@ -17,26 +17,26 @@ _NAME: Final = re.compile(r"(?!-)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 
 
 class Hosts:
-    """The names that ``Host`` may have."""
+    """The allowed names in the header ``Host``."""
 
     def __init__(self, allowed: Sequence[str]) -> None:
         """
         Args:
-            allowed: names or addresses, beside those of loopback; a port says nothing.
+            allowed: names or addresses, beside those of loopback; a port is ignored.
 
         Raises:
-            JobError: one of them is neither.
+            JobError: one of them is neither a name nor an address.
         """
-        self._allowed = {_allowed(each) for each in allowed}
+        self._allowed = {_allowed(name) for name in allowed}
 
     def check(self, host: str) -> None:
-        """See that a request was meant for this server.
+        """Check that a request was meant for this server.
 
         Args:
-            host: the header, with or without a port; "" where there is none, as in HTTP/1.0.
+            host: value of the header, with or without a port; "" where there is none, as in HTTP/1.0.
 
         Raises:
-            Problem: it was not.
+            Problem: the request was meant for another server.
         """
         if not host:
             return
@@ -51,32 +51,32 @@ class Hosts:
 
 
 def _name_of(host: str) -> str | None:
-    """A name as it is compared: small letters, no port, no dot at the end, one way to write an address."""
-    found = _HOST.fullmatch(host)
-    if found is None:
+    """The name in its canonical form: small letters, no port, no dot at the end, one spelling of an address."""
+    match = _HOST.fullmatch(host)
+    if match is None:
         return None
-    name = (found["bracketed"] or found["name"]).lower().removesuffix(".")
-    address = address_of(name)
+    name = (match["bracketed"] or match["name"]).lower().removesuffix(".")
+    address = parse_host(name)
     return name if address is None else str(address)
 
 
 def _allowed(text: str) -> str:
     """
     Raises:
-        JobError: no request can have that name.
+        JobError: no request can have this name.
     """
     bare = text.strip()
-    address = address_of(bare)
+    address = parse_host(bare)
     if address is not None:
-        return str(address)  # of IPv6 also without brackets
+        return str(address)  # for IPv6 also without brackets
     try:
         ascii_text = bare if bare.isascii() else bare.encode("idna").decode()
     except UnicodeError:
         ascii_text = bare
-    found = _name_of(ascii_text)
-    if found is None or (address_of(found) is None and not _NAME.fullmatch(found)):
+    name = _name_of(ascii_text)
+    if name is None or (parse_host(name) is None and not _NAME.fullmatch(name)):
         raise JobError(
             f"--allowed-host has {text[:100]!r}, which is no name of a machine; give one as box.example.org or "
             "10.0.0.7, without http:// or *, and the option once for each"
         )
-    return found
+    return name

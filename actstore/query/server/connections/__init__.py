@@ -1,1 +1,1 @@
-"""Connections of clients are let in here, kept within bounds, and written to."""
+"""Admits the connections of clients, limits them, and writes to them."""

@@ -1,4 +1,4 @@
-"""Accepting connections: an event loop whose servers let in as many as there is room for."""
+"""Accepts connections: an event loop whose servers admit as many as there is room for."""
 
 import asyncio
 import logging
@@ -15,28 +15,28 @@ from actstore.query.server.connections.room import ConnectionLimits, Room
 from actstore.query.server.connections.socket_writes import WritingThreads
 
 _PAUSE_S: Final = 0.1
-"""After the system gave no connection, as without file descriptors."""
+"""Seconds to wait after the system gave no connection, as without file descriptors."""
 _ACCEPTED_AT_ONCE: Final = 32
 _UNIX_NBYTES: Final = 1 << 20
-"""That a Unix socket holds, as far as the system allows; its buffer does not grow by itself as that of TCP does."""
-_TELL_S: Final = 5.0
-"""Between two lines on what the end waits for."""
+"""Bytes of the send buffer of a Unix socket, as far as the system allows; it does not grow by itself as that of TCP
+does.
+"""
+_LOG_S: Final = 5.0
+"""Seconds between two log lines on which requests a shutdown waits for."""
 _SHOWN: Final = 5
 _LOG: Final = logging.getLogger(__name__)
 
 
 class ConnectionFactory:
-    """Makes the protocol of each connection, as uvicorn asks for it. Worker processes get a copy with a room of their
-    own.
-    """
+    """Makes the protocol of each connection for uvicorn. Worker processes get a copy with a `Room` of their own."""
 
     def __init__(self, limits: ConnectionLimits, max_request: int, stall_s: float, proxies: Proxies) -> None:
         """
         Args:
-            limits: of the connections of a process.
-            max_request: bytes of a body.
-            stall_s: seconds without a client taking any of a reply.
-            proxies: whose connections are those of many clients.
+            limits: limits on the connections of a process.
+            max_request: bytes of the body of a request at most.
+            stall_s: seconds that a reply waits for a client that takes none of it.
+            proxies: proxies whose connections carry the requests of many clients.
         """
         self.limits = limits
         self._proxies = proxies
@@ -50,17 +50,17 @@ class ConnectionFactory:
 
     @property
     def room(self) -> Room:
-        """Of this process."""
+        """The connections of this process."""
         if self._room is None:
             self._room = Room(self.limits)
         return self._room
 
     def is_of_many(self, peer: str) -> bool:
-        """Whether the connections from an address, or of the Unix socket, are of many clients."""
+        """Whether the connections from an address, or of the Unix socket, carry requests of many clients."""
         return peer == UNIX or self._proxies.trusts(peer)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Connection:
-        """A connection that has not been let in yet."""
+        """Make a connection that is not admitted yet."""
         if self._threads is None:
             self._threads = WritingThreads()
         return Connection(
@@ -77,7 +77,7 @@ class ConnectionFactory:
 
 class AcceptingLoop(uvloop.Loop):
     """uvloop, but a connection takes its place when it is accepted, before a handshake of TLS; uvloop's own servers
-    accept whatever comes.
+    accept every connection.
     """
 
     async def create_server(  # type: ignore[override]
@@ -88,14 +88,14 @@ class AcceptingLoop(uvloop.Loop):
         ssl: ssl.SSLContext | None = None,
         backlog: int,
     ) -> "Acceptor":
-        """As uvicorn calls it."""
+        """Implements the call that uvicorn makes for each socket."""
         sock.listen(backlog)
-        # Nobody listens in on a Unix socket.
+        # Nobody can listen in on a Unix socket, so it needs no TLS.
         return Acceptor(self, protocol_factory, sock, None if sock.family == socket.AF_UNIX else ssl)
 
 
 class Acceptor:
-    """What uvicorn takes for a server of asyncio."""
+    """Accepts connections, and looks like a server of asyncio to uvicorn."""
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class Acceptor:
     ) -> None:
         """
         Args:
-            loop: that runs it.
-            factory: of protocols.
-            listening: that may be shared with other processes.
-            context: of TLS.
+            loop: event loop of the server.
+            factory: makes the protocol of a connection.
+            listening: socket, which may be shared with other processes.
+            context: settings for TLS; None without TLS.
         """
         listening.setblocking(False)
         self._loop = loop
@@ -117,36 +117,36 @@ class Acceptor:
         self._listening = listening
         self._context = context
         self._room: Room | None = None
-        """Of the connections, once there was one."""
+        """The connections of this process, once there was one."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_closed = False
         self._listen()
 
     def close(self) -> None:
-        """Accept no more, and say now and then which requests the end waits for."""
+        """Accept no more, and log now and then which requests the shutdown waits for."""
         self._is_closed = True
         self._loop.remove_reader(self._listening)
         if self._room is not None and not self._room.is_ending:
             self._room.is_ending = True
-            self._begin(self._tell(self._room))
+            self._begin(self._log_waiting(self._room))
 
     async def wait_closed(self) -> None:
-        """As asyncio has it; there is nothing to wait for."""
+        """Implements `asyncio.Server.wait_closed`; there is nothing to wait for."""
 
-    async def _tell(self, room: Room) -> None:
+    async def _log_waiting(self, room: Room) -> None:
         while at_work := room.at_work:
             shown = sorted(connection.describe() for connection in at_work)[:_SHOWN]
             more = f" and {len(at_work) - _SHOWN} more" if len(at_work) > _SHOWN else ""
             what = "a request" if len(at_work) == 1 else f"{len(at_work)} requests"
             _LOG.warning("ending; waiting for %s: %s%s", what, ", ".join(shown), more)
-            await asyncio.sleep(_TELL_S)
+            await asyncio.sleep(_LOG_S)
 
     def _listen(self) -> None:
         if not self._is_closed:
             self._loop.add_reader(self._listening, self._accept)
 
     def _accept(self) -> None:
-        """As many as wait, but for some at most: those that are there already must get on, too."""
+        """Accept the waiting connections, but only some at once: those that are open already must get on, too."""
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 accepted, address = self._listening.accept()
@@ -159,7 +159,7 @@ class Acceptor:
                 return
             connection = self._factory()
             self._room = connection.room
-            connection.comes_from(address[0] if isinstance(address, tuple) else UNIX)
+            connection.set_peer(address[0] if isinstance(address, tuple) else UNIX)
             if connection.room.admit(connection):
                 accepted.setblocking(False)
                 if accepted.family == socket.AF_UNIX:
@@ -182,7 +182,7 @@ class Acceptor:
             await self._loop.connect_accepted_socket(
                 lambda: connection, accepted, ssl=self._context, ssl_handshake_timeout=timeout
             )
-        except OSError:  # gone already, dropped for another one, or it speaks no TLS
+        except OSError:  # the client is gone, was dropped for another one, or speaks no TLS
             if connection.transport is None:
                 accepted.close()
                 connection.room.leave(connection)

@@ -1,4 +1,4 @@
-"""One connection: uvicorn's HTTP protocol, with a bound on everything that may come before a request is let in."""
+"""One connection: uvicorn's HTTP protocol, with limits on everything that may come before a request is admitted."""
 
 import asyncio
 import contextlib
@@ -27,37 +27,39 @@ from actstore.query.server.connections.socket_writes import (
 from actstore.query.wire import PROBLEM
 
 SPARE: Final = "actstore.spare"
-"""In the scope of a request: whether its connection is for health checks alone."""
+"""Key of the ASGI scope: whether the connection is for health checks only."""
 BODY: Final = "actstore.body"
-"""In the scope of a request: the `BodyWriter` of its reply."""
+"""Key of the ASGI scope: the `BodyWriter` of the reply."""
 REFUSED: Final = "actstore.refused"
-"""In the state of the application: what is told of what did not become a request: address of the client, status of
-the reply if there was one, seconds.
+"""Key of the application's state: a function that is called when a connection was refused before there was a request,
+with the address of the client, the status of the reply if there was one, and seconds.
 """
 _MAX_BESIDE: Final = 128 << 10
-"""Bytes of a message beside its body: line, headers, sizes of chunks, trailers."""
+"""Bytes of a message without its body at most: line, headers, sizes of chunks, trailers."""
 _MAX_URL: Final = 64 << 10
-"""Bytes that the parser takes."""
+"""Bytes of a URL that the parser takes at most."""
 _MAX_BESIDE_AHEAD: Final = 64 << 10
-"""Of all requests that wait for the one at work."""
+"""Bytes of the heads of all pipelined requests that wait for the one at work, at most."""
 _MAX_HEADERS: Final = 128
-"""Headers and trailers."""
+"""Headers and trailers of a request at most."""
 _MAX_AHEAD: Final = 64
-"""Requests that are sent before the one at work is answered."""
+"""Pipelined requests that wait for the one at work, at most."""
 _ROUNDS: Final = 3
-_MAX_TOLD: Final = 200
-"""Bytes of a path that operators are shown."""
+_MAX_LOGGED: Final = 200
+"""Bytes of a path that logs show at most."""
 _LINGER_S: Final = 30.0
 _LINGER_QUIET_S: Final = 5.0
 _LINGER_NBYTES: Final = 32 << 20
-"""What is taken of a client that sends more than is wanted, in all and without anything coming, so that it gets to
-read the reply: a connection that is closed with data unread is reset.
+"""Limits, in all and without data, on what is read and dropped of a client that sends more than is wanted. It lets the
+client read the reply: a connection that is closed with data unread is reset.
 """
 _REASONS: Final = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
 
 
 class Connection(HttpToolsProtocol):
-    """Closed when a head does not come in time or is too large, and when a client sends a body that nobody wants."""
+    """A connection, closed when a head does not come in time or is too large, or when a client sends a body that nobody
+    reads.
+    """
 
     def __init__(
         self,
@@ -72,14 +74,14 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         """
         Args:
-            args: of uvicorn.
-            room: of the process; whoever makes this connection lets it in.
-            is_of_many: whether connections from an address are of many clients.
-            limits: of it.
-            max_request: bytes of a body.
-            stall_s: seconds without the client taking any of a reply.
-            threads: that write large bodies.
-            kwargs: of uvicorn.
+            args: arguments of uvicorn.
+            room: connections of the process; the caller admits this one there.
+            is_of_many: tells whether connections from an address carry requests of many clients.
+            limits: limits on the connection.
+            max_request: bytes of the body of a request at most.
+            stall_s: seconds that a reply waits for a client that takes none of it.
+            threads: threads that write large bodies.
+            kwargs: keyword arguments of uvicorn.
         """
         super().__init__(*args, **kwargs)
         self.url = b""
@@ -87,7 +89,7 @@ class Connection(HttpToolsProtocol):
         self._peer = ""
         self.is_of_many = self.is_spare = False
         self.accepted: socket.socket | None = None
-        """While there is no transport, which with TLS takes a while."""
+        """Accepted socket while there is no transport, which takes a while with TLS."""
         self._is_dropped = False
         self.room = room
         self._is_of_many = is_of_many
@@ -96,9 +98,9 @@ class Connection(HttpToolsProtocol):
         self.stall_s = stall_s
         self.threads = threads
         self.writer: SocketWriter | None = None
-        """Of the body that is being written past the transport."""
+        """Writer of a body that is sent past the transport; None if there is none."""
         self._n_ahead = 0
-        self._what = "a request"
+        self._request_line = "a request"
         self._n_beside = 0
         self._n_body = 0
         self._n_headers = 0
@@ -106,50 +108,50 @@ class Connection(HttpToolsProtocol):
         self._is_message_complete = True
         self._begun = self._head_begun = time.monotonic()
         self._is_ending = False
-        """Whether the server is."""
+        """Whether the server is shutting down."""
         self._lingers_until: float | None = None
-        """While what comes is dropped."""
+        """Time until which incoming data is dropped; None if it is not."""
         self._n_lingered = 0
         self._clock: asyncio.TimerHandle | None = None
-        """Until a head, or the rest of a body, must be there."""
+        """Timer by which a head, or the rest of a body, must have arrived."""
         self._stall_clock: asyncio.TimerHandle | None = None
-        """Until the client must have taken what waits for it."""
+        """Timer by which the client must have taken the data that waits for it."""
 
-    def comes_from(self, peer: str) -> None:
-        """Note whose it is, before it is let in.
+    def set_peer(self, peer: str) -> None:
+        """Note the address of the client, before the connection is admitted.
 
         Args:
-            peer: its address, or `UNIX`.
+            peer: address of the client, or `UNIX`.
         """
         self._peer = shown(peer)
         self.address = counted_as(peer)
         self.is_of_many = self._is_of_many(peer)
 
     def refused(self, status: int | None) -> None:
-        """Note that there was no request.
+        """Report that the connection had no valid request.
 
         Args:
-            status: of the reply; None if there was none.
+            status: status of the reply; None if there was none.
         """
         tell = self.app_state.get(REFUSED)
         if tell is not None:
             tell(self._peer, status, time.monotonic() - self._head_begun)
 
     def drop(self) -> None:
-        """As `Guest.drop`."""
+        """Implements `Guest.drop`."""
         if self.transport is not None:
             self.transport.abort()
         elif self.accepted is not None:
             self._is_dropped = True
-            with contextlib.suppress(OSError):  # the client was faster
+            with contextlib.suppress(OSError):  # the client has closed it already
                 self.accepted.shutdown(socket.SHUT_RDWR)
 
     def describe(self) -> str:
-        """As `Guest.describe`."""
-        return f"{self._what} ({time.monotonic() - self._begun:.0f} s)"
+        """Implements `Guest.describe`."""
+        return f"{self._request_line} ({time.monotonic() - self._begun:.0f} s)"
 
     def connection_made(self, transport: Any) -> None:
-        """As asyncio has it."""
+        """Implements `asyncio.Protocol.connection_made`."""
         super().connection_made(transport)
         self.accepted = None
         if self._is_dropped:
@@ -158,7 +160,7 @@ class Connection(HttpToolsProtocol):
             self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """As asyncio has it."""
+        """Implements `asyncio.Protocol.connection_lost`."""
         self._stop_clock()
         self._stop_stall_clock()
         if self.writer is not None:
@@ -167,7 +169,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """As asyncio has it."""
+        """Implements `asyncio.Protocol.data_received`."""
         if self.transport.is_closing():
             return
         if self._lingers_until is not None:
@@ -181,14 +183,14 @@ class Connection(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            # Answered as if it had not asked for another protocol, but what follows is not understood any more.
+            # Answered as if the client had not asked for another protocol, but what follows cannot be parsed any more.
             if self._has_body():
                 self.transport.abort()
             elif self.cycle is not None:
                 self.cycle.keep_alive = False
         except httptools.HttpParserError:
             if not self._is_over:
-                self._refuse(400, self._what_is_wrong())
+                self._refuse(400, self._explain_error())
             return
         if self._n_beside > _MAX_BESIDE and not self._is_over:
             self._refuse(
@@ -204,7 +206,7 @@ class Connection(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def on_message_begin(self) -> None:
-        """As httptools has it."""
+        """Implements the callback of httptools."""
         if self._lingers_until is not None:
             raise ValueError("no more requests")  # ends the parsing
         self._is_head_complete = self._is_message_complete = False
@@ -212,15 +214,15 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """As httptools has it; called for trailers, too, which nobody reads."""
+        """Implements the callback of httptools; it is called for trailers, too, which nobody reads."""
         self._n_headers += 1
         if self._n_headers > _MAX_HEADERS:
             raise ValueError("too many headers")  # ends the parsing
         if not self._is_head_complete:
             super().on_header(name, value)
 
-    def _what_is_wrong(self) -> str:
-        """With a request that the parser does not go on with."""
+    def _explain_error(self) -> str:
+        """Explain why the parser refused a request."""
         if self._n_headers > _MAX_HEADERS:
             return f"a request can have {_MAX_HEADERS} headers and trailers; send fewer"
         if len(self.url) >= _MAX_URL:
@@ -230,7 +232,7 @@ class Connection(HttpToolsProtocol):
         return "this is no HTTP that an actstore server understands"
 
     def on_headers_complete(self) -> None:
-        """As httptools has it."""
+        """Implements the callback of httptools."""
         self._is_head_complete = True
         self._stop_clock()
         if not self._is_idle:
@@ -240,25 +242,25 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
         self.cycle.transport = _TransportOfReply(self.transport, self._hang_up)  # type: ignore[assignment]
         if self.expect_100_continue:
-            self._expect(self.cycle)
+            self._handle_expect(self.cycle)
         if self._is_idle or not self.pipeline:
             self._begun = time.monotonic()
-            raw_path = self.scope["raw_path"][:_MAX_TOLD].decode("ascii", "replace")
-            self._what = f"{self.scope['method']} {raw_path}"
+            raw_path = self.scope["raw_path"][:_MAX_LOGGED].decode("ascii", "replace")
+            self._request_line = f"{self.scope['method']} {raw_path}"
         self.room.busy(self)
         self.scope[SPARE] = self.is_spare  # type: ignore[typeddict-unknown-key]
         self.scope[BODY] = BodyWriter(self, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
-        """As httptools has it."""
+        """Implements the callback of httptools."""
         self._n_beside -= len(body)
         self._n_body += len(body)
         super().on_body(body)
         if self._n_body > 2 * self._max_request and self._is_idle:
-            self._linger()  # it was answered long ago
+            self._linger()  # the reply was sent long ago
 
     def on_message_complete(self) -> None:
-        """As httptools has it."""
+        """Implements the callback of httptools."""
         if self._lingers_until is not None:
             return
         self._is_message_complete = True
@@ -266,14 +268,14 @@ class Connection(HttpToolsProtocol):
         self._stop_clock()
         super().on_message_complete()
         if self._is_idle and not self._is_over:
-            # The rest of a body that was answered before it was there: the time between two requests begins now.
+            # The rest of a body came after the reply: the idle time between two requests begins now.
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.limits.keep_alive_s, self.timeout_keep_alive_handler
             )
 
     def on_response_complete(self) -> None:
-        """As uvicorn has it."""
+        """Implements the callback of uvicorn."""
         if self._lingers_until is not None:
             self.server_state.total_requests += 1
             return
@@ -283,32 +285,32 @@ class Connection(HttpToolsProtocol):
         if self._is_idle:
             self.room.idle(self)
             if self.transport.is_closing():
-                self._start_stall_clock()  # which waits for what the client has not taken
+                self._start_stall_clock()  # the client must still take the rest
             elif not self._is_message_complete:
                 self._start_clock()
 
     def pause_writing(self) -> None:
-        """As asyncio has it: the client takes less than is sent."""
+        """Implements `asyncio.Protocol.pause_writing`: the client takes less than is sent."""
         super().pause_writing()
         self._start_stall_clock()
 
     def resume_writing(self) -> None:
-        """As asyncio has it."""
+        """Implements `asyncio.Protocol.resume_writing`."""
         super().resume_writing()
-        if not self.transport.is_closing():  # or there is a rest that it must still take
+        if not self.transport.is_closing():  # the timer stays on for the rest that the client must still take
             self._stop_stall_clock()
 
     def shutdown(self) -> None:
-        """As uvicorn has it: end after the reply that is under way."""
+        """Implements the method of uvicorn: end after the reply that is under way."""
         self._is_ending = True
         if self._lingers_until is not None:
             self._close()
         else:
             super().shutdown()
 
-    def _expect(self, cycle: RequestResponseCycle) -> None:
-        """A client that is not told to go on need not send the body, and then its next request would be taken for it:
-        so the connection ends with the reply, unless the body was asked for.
+    def _handle_expect(self, cycle: RequestResponseCycle) -> None:
+        """Close the connection after the reply, unless the body was read: a client that waits for 100 Continue in vain
+        may not send the body, and its next request would then be taken for it.
         """
         keeps, receive = cycle.keep_alive, cycle.receive
         cycle.keep_alive = False
@@ -327,20 +329,20 @@ class Connection(HttpToolsProtocol):
         )
 
     def _hang_up(self) -> None:
-        """After a reply, or in the middle of one that cannot be finished."""
+        """Hang up after a reply, or in the middle of one that cannot be finished."""
         if self.cycle.response_complete and not self._is_message_complete and not self.pipeline:
             self._linger()
         else:
             self.transport.close()
 
     def _linger(self) -> None:
-        """Send nothing more, and close a little later: what still comes until then is dropped."""
+        """Send nothing more, and close a little later: data that still comes until then is dropped."""
         if self._is_over:
             return
         self._stop_clock()
         self._unset_keepalive_if_required()
         self._lingers_until = time.monotonic() + _LINGER_S
-        if self.transport.can_write_eof():  # not over TLS, where a client must see the end by the length
+        if self.transport.can_write_eof():  # not over TLS, where the length shows a client the end
             self.transport.write_eof()
         self.flow.resume_reading()
         self.room.idle(self)
@@ -353,10 +355,10 @@ class Connection(HttpToolsProtocol):
         if left <= 0 or self._n_lingered > _LINGER_NBYTES:
             self._close()
         else:
-            self._clock = self.loop.call_later(left, self._late)
+            self._clock = self.loop.call_later(left, self._time_out)
 
     def _close(self) -> None:
-        """Once the client has taken what waits for it, or its time is over."""
+        """Close once the client has taken the data that waits for it, or its time is over."""
         self.transport.close()
         self._start_stall_clock()
 
@@ -373,14 +375,14 @@ class Connection(HttpToolsProtocol):
     def _start_clock(self) -> None:
         self._stop_clock()
         self._head_begun = time.monotonic()
-        self._clock = self.loop.call_later(self.limits.head_s, self._late)
+        self._clock = self.loop.call_later(self.limits.head_s, self._time_out)
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
             self._clock.cancel()
             self._clock = None
 
-    def _late(self) -> None:
+    def _time_out(self) -> None:
         self._clock = None
         if self.transport.is_closing():
             return
@@ -392,10 +394,10 @@ class Connection(HttpToolsProtocol):
             self._refuse(408, f"a request must be there within {self.limits.head_s:g} s of its first byte")
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Answer what is no request, and hang up."""
+        """Answer an invalid request, and hang up."""
         if not self._is_idle:
             if self.pipeline or self.cycle.response_started:
-                self.transport.abort()  # a client must not take this for a part of the reply that is on its way
+                self.transport.abort()  # a client must not take this for a part of the reply under way
                 self.refused(None)
                 return
             self.cycle.disconnected = True  # nothing else is sent
@@ -414,26 +416,26 @@ class Connection(HttpToolsProtocol):
 
 
 def reset(transport: Any) -> None:
-    """Hang up on a client that takes nothing, and have the system forget what it was given for it. It would offer that
-    again and again otherwise, from memory of its own, and the client would not hear for minutes that this is the end.
+    """Hang up on a client that takes nothing, and have the system drop the data that waits for it. The system would
+    otherwise keep offering it for minutes, from its own memory, before the client learns that this is the end.
     """
     ours = transport.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # it is gone already
+    with contextlib.suppress(OSError):  # it is closed already
         if ours is not None:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 class _TransportOfReply:
-    """The transport as a reply sees it."""
+    """The transport as a reply sees it, with another ``close``."""
 
     __slots__ = ("close", "is_closing", "write")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         """
         Args:
-            transport: that is written to.
-            close: called in the place of its own.
+            transport: transport to write to.
+            close: called instead of the transport's own.
         """
         self.write = transport.write
         self.is_closing = transport.is_closing
@@ -441,24 +443,24 @@ class _TransportOfReply:
 
 
 class BodyWriter:
-    """The body of one reply, past the transport if that is possible."""
+    """Writes the body of one reply past the transport, if that is possible."""
 
     def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
         """
         Args:
-            connection: that has the turn when the reply begins.
-            cycle: uvicorn's of this request.
+            connection: connection of the request.
+            cycle: uvicorn's cycle of the request.
         """
         self._connection = connection
         self._cycle = cycle
         self.is_over = False
-        """Whether another reply was sent in the place of the one whose body this is: nothing else may come then."""
+        """Whether another reply was sent instead of this one: nothing more may be written then."""
         self.nbytes = 0
-        """Written so."""
+        """Bytes that were written past the transport."""
 
     async def begin(self) -> bool:
-        """Whether bodies can be written so: not through TLS, not while the head of the reply is stuck, and not when
-        another reply was sent.
+        """Whether the body can be written past the transport: not with TLS, not while the head of the reply is stuck,
+        and not when another reply was sent.
         """
         transport = self._connection.transport
         if self.is_over or transport.get_extra_info("sslcontext") is not None or not mapping.is_supported():
@@ -477,7 +479,7 @@ class BodyWriter:
         return True
 
     async def write(self, vectors: Iterator[Vectors]) -> bool:
-        """As `SocketWriter.write`.
+        """Write vectors, as `SocketWriter.write` does.
 
         Returns:
             Whether the client is still there.
@@ -504,7 +506,7 @@ class BodyWriter:
         return True
 
     def end(self) -> None:
-        """After all that was to be written, or none of the rest."""
+        """Give the writer back, after all or a part of the body."""
         writer, self._connection.writer = self._connection.writer, None
         assert writer is not None
         writer.close()

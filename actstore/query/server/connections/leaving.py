@@ -1,4 +1,4 @@
-"""Clients that go away."""
+"""Notices clients that disconnect."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -7,6 +7,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 async def gone(receive: Receive) -> None:
-    """Ends when the client has left. Whatever is sent to it then is lost without an error."""
+    """Wait until the client has disconnected. Whatever is sent to it then is lost without an error."""
     while (await receive())["type"] != "http.disconnect":
         pass

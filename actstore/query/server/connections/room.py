@@ -1,4 +1,4 @@
-"""How many connections a process has, and which of them make room for others."""
+"""Limits how many connections a process has, and closes idle ones for new ones."""
 
 import contextlib
 import resource
@@ -7,42 +7,43 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 _RESERVED: Final = 256
-"""File descriptors that connections leave to files, to storage, and to those who look after the server."""
+"""File descriptors that are kept for files, for storage, and for health checks."""
 _SPARE: Final = 32
-"""Connections beyond the limit, for health checks while every other one has a request under way."""
+"""Connections beyond the limit, for health checks while every other connection has a request under way."""
 _SPARE_OF_ADDRESS: Final = 4
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Of the connections of one process; plain data, so that worker processes can be given it."""
+    """Limits on the connections of one process; plain data, so that it can be sent to worker processes."""
 
     n_connections: int = 1_024
-    """At once."""
+    """Connections at once."""
     n_of_address: int = 512
-    """Of them, those from one address that is not of many clients."""
+    """Connections at once from one address, unless it forwards for many clients."""
     head_s: float = 10.0
-    """Until the line and headers of a request are there, from the start of the connection or their first byte; and
-    for the rest of a body that nobody waits for any more."""
+    """Seconds until the line and headers of a request have arrived, from the start of the connection or their first
+    byte; and for the rest of a body that nobody waits for any more.
+    """
     keep_alive_s: int = 75
-    """Between two requests."""
+    """Seconds that a connection may be idle between two requests."""
 
 
 class Guest(Protocol):
-    """A connection, as `Room` sees it."""
+    """A connection as `Room` sees it."""
 
     address: str
-    """Of the client, without its port, as `counted_as` has it."""
+    """Address of the client, without its port, as `counted_as` gives it."""
     is_of_many: bool
     """Whether many clients come from that address, so that it may have all connections."""
     is_spare: bool
-    """Whether it is beyond the limit, so that only health checks are answered."""
+    """Whether the connection is beyond the limit, so that only health checks are answered."""
 
     def drop(self) -> None:
-        """End it at once."""
+        """End the connection at once."""
 
     def describe(self) -> str:
-        """The request that it has under way, for operators."""
+        """The request that is under way, for operators."""
         ...
 
 
@@ -52,7 +53,7 @@ class Room:
     def __init__(self, limits: ConnectionLimits) -> None:
         """
         Args:
-            limits: of which fewer connections are allowed where the system gives fewer file descriptors.
+            limits: limits; fewer connections are allowed where the system gives fewer file descriptors.
         """
         self._n_allowed = max(1, min(limits.n_connections, _n_descriptors() - _RESERVED))
         self._n_of_address = min(limits.n_of_address, self._n_allowed)
@@ -60,25 +61,25 @@ class Room:
         self._n_spare = 0
         self._counts: Counter[str] = Counter()
         self._spare_counts: Counter[str] = Counter()
-        """By address."""
+        """Number of connections by address."""
         self._idle: dict[str, OrderedDict[Guest, None]] = {}
-        """By address, those without a request under way; the one that has waited longest is first."""
+        """Connections without a request under way, by address; the one that has waited longest is first."""
         self._idle_spares: OrderedDict[Guest, None] = OrderedDict()
-        """Those that are for health checks, likewise. They are beyond what is allowed, so nothing else can take their
-        places.
+        """Idle connections for health checks, in the same order. They are beyond the limit, so nothing else can take
+        their places.
         """
         self.at_work: set[Guest] = set()
-        """Those with one."""
+        """Connections with a request under way."""
         self.is_ending = False
-        """Whether somebody tells already what the end waits for."""
+        """Whether requests that the shutdown waits for are logged already."""
 
     def admit(self, guest: Guest) -> bool:
         """Take a new connection in, which is idle; False if it must be closed.
 
         When there are too many, an idle one is dropped: of the same address if that has too many, else of the address
-        that has most idle ones; whose client opens another when it needs one. If all have a request under way, a few
-        more are let in for health checks alone, and when there are too many of these, the idle one that waited longest
-        is dropped for the next one.
+        with the most idle ones; its client can connect again. If all have a request under way, a few more are admitted
+        for health checks only, and when there are too many of these, the one that was idle longest is dropped for the
+        next one.
         """
         address = guest.address
         is_own = not guest.is_of_many and self._counts[address] >= self._n_of_address
@@ -100,7 +101,7 @@ class Room:
         return True
 
     def _has_spare(self, address: str) -> bool:
-        """See to a place for one more health check."""
+        """Find a place for one more health check, and drop an idle one for it if there must be."""
         is_own = self._spare_counts[address] >= _SPARE_OF_ADDRESS
         if not is_own and self._n_spare < _SPARE:
             return True
@@ -113,7 +114,7 @@ class Room:
         return True
 
     def idle(self, guest: Guest) -> None:
-        """Its request was answered, or there was none yet."""
+        """Note that a connection has no request under way."""
         self.at_work.discard(guest)
         if guest.is_spare:
             self._idle_spares[guest] = None
@@ -121,12 +122,12 @@ class Room:
         self._idle.setdefault(guest.address, OrderedDict())[guest] = None
 
     def busy(self, guest: Guest) -> None:
-        """It has a request under way."""
+        """Note that a connection has a request under way."""
         self._forget(guest)
         self.at_work.add(guest)
 
     def leave(self, guest: Guest) -> None:
-        """It is closed."""
+        """Note that a connection is closed."""
         self._forget(guest)
         self.at_work.discard(guest)
         self._n -= 1
@@ -137,7 +138,7 @@ class Room:
                 del counts[guest.address]
 
     def _forget(self, guest: Guest) -> None:
-        """That it is idle."""
+        """Take a connection out of the idle ones."""
         self._idle_spares.pop(guest, None)
         idle = self._idle.get(guest.address)
         if idle is not None:
@@ -147,9 +148,9 @@ class Room:
 
 
 def raise_descriptor_limit() -> None:
-    """Take as many file descriptors as the system gives without asking."""
+    """Raise the soft limit on file descriptors to the hard limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS has a limit that it does not tell
+    with contextlib.suppress(ValueError, OSError):  # macOS has a limit that it does not reveal
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 

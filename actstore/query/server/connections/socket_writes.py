@@ -1,4 +1,4 @@
-"""Large replies, written from memory to the socket of a connection by threads, past the transport of the event loop.
+"""Writes large replies from memory to the socket of a connection, in threads, past the transport of the event loop.
 
 The loop is free for other requests meanwhile, several connections are served on as many cores, and rows that lie
 scattered in mapped files need not be gathered first.
@@ -26,29 +26,29 @@ Vectors = NDArray[np.uint64]
 _N_THREADS: Final = 16
 """More than there are cores, as some wait for a disk. No more of them than there are cores write at once."""
 _NICE: Final = 10
-"""Of 0 to 19: these threads wait where others of this process have work for a core."""
+"""Niceness of the threads, 0 to 19: they wait where other threads of this process have work for a core."""
 _MAX_VECTORS: Final = 1024
-"""In one call: the system takes no more."""
+"""Vectors in one call: the system takes no more."""
 _CALL_NBYTES: Final = 4 << 20
 _CALL_OF_MANY_NBYTES: Final = 256 << 10
-"""In one call: the system gives the core to nobody else until it has copied them. Large calls are faster by a tenth or
-two; where several clients take large replies, others wait half as long for a small one with small calls.
+"""Bytes in one call: the system gives the core to nobody else until it has copied them. Large calls are faster by a
+tenth or two; where several clients take large replies, others wait half as long for a small one with small calls.
 """
 _FEW: Final = 2
-"""Large replies at once: a loader asks for the next one while it takes one. What was begun among few, or among many,
-goes on so to the end of a batch or of a file.
+"""Large replies at once that still count as few: a loader requests the next one while it takes one. A write keeps its
+size of calls to the end of a batch or of a file.
 """
 _VECTOR_NBYTES: Final = 16
 _PATIENCE_MS: Final = 2
-"""That a thread waits for a client to take more, before it turns to another one."""
+"""Milliseconds that a thread waits for a client to take more, before it turns to another one."""
 _TURN_S: Final = 0.05
-"""After which a thread turns to another client in any case."""
+"""Seconds after which a thread turns to another client in any case."""
 _MAX_WRITERS: Final = 128
-"""Descriptors that replies take besides those of their connections: half of what `Room` leaves free. Slow clients could
-take them all from files and health checks otherwise; further replies go through the transport.
+"""Descriptors that replies duplicate at most: half of what `Room` leaves free. Slow clients could otherwise take all
+descriptors from files and health checks; further replies go through the transport.
 """
 SLOWEST: Final = 8_000
-"""Bytes a second that a client must take."""
+"""Bytes a second that a client must take at least."""
 
 
 class ConnectionGoneError(Exception):
@@ -64,7 +64,7 @@ def _writev() -> Any:
 
 
 def vectors_of(data: memoryview) -> Iterator[Vectors]:
-    """Of contiguous memory, which the iterator keeps until it is asked for what comes after that."""
+    """The vector of contiguous memory, which the iterator keeps alive until it is asked for the next."""
     if data.nbytes:
         array = np.frombuffer(data, np.uint8)
         yield np.array([[array.ctypes.data, array.nbytes]], np.uint64)
@@ -78,14 +78,14 @@ class _Write:
         self._now: Vectors | None = None
         self.is_done = False
         self.nbytes = 0
-        """Written until now."""
+        """Bytes that were written until now."""
 
     def _next(self, call_nbytes: int) -> None:
         self._now = None
         vectors = next((some for some in self._vectors if some[:, 1].any()), None)
         if vectors is None:
             self.is_done = True
-            self._vectors = iter(())  # and nothing of what it has is held, while others wait for its memory
+            self._vectors = iter(())  # it must not hold memory that others wait for
             return
         self._now = _short(np.ascontiguousarray(vectors), call_nbytes)
         self._address = self._now.ctypes.data
@@ -106,8 +106,8 @@ class _Write:
             call_nbytes: in one call of the system, or up to twice as many.
 
         Raises:
-            ConnectionGoneError: there is nobody at the other end.
-            OSError: memory cannot be read, as of a file that has become shorter.
+            ConnectionGoneError: the client hung up.
+            OSError: memory cannot be read, as of a file that was truncated.
         """
         deadline = time.monotonic() + _TURN_S
         if self._now is None:
@@ -126,7 +126,7 @@ class _Write:
                     return
 
     def _write(self, file: int, deadline: float) -> bool:
-        """Until these vectors are written, or it is time; whether the socket is full."""
+        """Write until these vectors are written or the turn is over; return whether the socket is full."""
         assert self._now is not None
         while not self._is_written and time.monotonic() < deadline:
             stop, end = self._calls[-1]
@@ -153,7 +153,7 @@ class _Write:
         return self._now is not None and self._first == len(self._now)
 
     def _advance(self, n: int) -> None:
-        """Fewer bytes were taken than were offered."""
+        """Note that the system took fewer bytes than were offered."""
         assert self._now is not None
         self.nbytes += n
         self._n += n
@@ -177,8 +177,8 @@ def _short(vectors: Vectors, nbytes: int) -> Vectors:
 
 
 class WritingThreads:
-    """Those of a process. What they do can wait for other work of it: whoever is sent much waits longer anyway than
-    whoever is sent a few rows.
+    """The writing threads of a process. They yield to its other work: a client that is sent much waits longer anyway
+    than one that is sent a few rows.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class WritingThreads:
         self._n_writers = 0
 
     def duplicate(self, file: int) -> int:
-        """Another descriptor of a socket, until it is given to `close`.
+        """Duplicate the descriptor of a socket, until it is given to `close`.
 
         Raises:
             OSError: there are too many of them.
@@ -207,7 +207,7 @@ class WritingThreads:
             self._n_writers -= 1
 
     def submit(self, write: _Write, file: int) -> "Future[None]":
-        """A turn."""
+        """Write for one turn in a thread."""
         call_nbytes = _CALL_NBYTES if self._n_writers <= _FEW else _CALL_OF_MANY_NBYTES
         return self._executor.submit(write.push, file, self._cores, call_nbytes)
 
@@ -223,9 +223,9 @@ class SocketWriter:
     def __init__(self, threads: WritingThreads, file: int, stall_s: float) -> None:
         """
         Args:
-            threads: that write.
+            threads: threads that write.
             file: descriptor of the socket; this object uses one of its own for the same socket.
-            stall_s: seconds without the client taking anything.
+            stall_s: seconds to wait for a client that takes nothing.
 
         Raises:
             OSError: there are no descriptors left.
@@ -238,13 +238,13 @@ class SocketWriter:
         self._turn: Future[Any] | None = None
         self._begun = time.monotonic()
         self.nbytes = 0
-        """Written until now."""
+        """Bytes that were written until now."""
 
     async def write(self, vectors: Iterator[Vectors]) -> None:
-        """All of these, one after the other; each is asked for, in a thread, when those before are written.
+        """Write all vectors, one after the other; each is made, in a thread, when those before are written.
 
         Args:
-            vectors: which keep the memory that they are of, as a thread may write for a moment after this is cancelled.
+            vectors: vectors that keep their memory alive, as a thread may write for a moment after this is cancelled.
 
         Raises:
             ConnectionGoneError: the client hung up.
@@ -259,7 +259,9 @@ class SocketWriter:
             try:
                 await asyncio.wrap_future(self._turn)
             except Exception:
-                self._turn = None  # or it, its error and this frame would hold each other, and the memory
+                self._turn = (
+                    None  # the turn, its error and this frame would keep each other, and the memory, alive
+                )
                 raise
             self.nbytes = before + write.nbytes
             if self._is_gone:
@@ -281,7 +283,7 @@ class SocketWriter:
             self._waiting = None
 
     def give_up(self) -> None:
-        """The connection is gone: write no more. Called in the loop."""
+        """Write no more, as the connection is gone. Called in the loop."""
         self._is_gone = True
         if self._waiting is not None:
             _wake(self._waiting)

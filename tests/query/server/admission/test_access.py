@@ -1,4 +1,4 @@
-"""Who may read what: tokens, what is said to those without one, and what a server refuses to start with."""
+"""Who may read what: tokens, replies to clients without one, and servers that refuse to start."""
 
 import hashlib
 import http.client
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.xdist_group("access")
 
 _HOOK: Final = HOOKS[0]
 OURS, THEIRS, ABSENT = "alpha-7f3a91c2", "betas-4d6e08b5", "gamma-5c1d77aa"
-"""Names of equal length: two stores, and none."""
+"""Names of equal length: of two stores, and of none."""
 ALL, ONE, NONE = "all-3q8Zk1mXw0-f5", "one-x7Rt5pLd2Q-a0", "none-u4Ee9sYb6N-b1"
 HASHED = "hashed-h2Jf8cVn5M-c2"
 LATER = "later-w6Kk3gTz7P-d3"
@@ -82,28 +82,28 @@ SCOPES: Final[dict[str, tuple[str, ...] | None]] = {
 
 
 def test_tokens_of_a_file(tmp_path: Path) -> None:
-    found = Access(file_of(tmp_path, _TOKEN_FILE))
+    tokens = Access(file_of(tmp_path, _TOKEN_FILE))
     for token, globs in SCOPES.items():
-        scope = found.scope(token)
+        scope = tokens.scope(token)
         assert (scope and scope.globs) == globs, token
 
 
 def test_a_client_is_told_by_nothing_of_its_token(tmp_path: Path) -> None:
-    found = Access(file_of(tmp_path, _TOKEN_FILE))
-    scopes = [found.scope(token) for token in (ALL, ONE, NONE, HASHED)]
+    tokens = Access(file_of(tmp_path, _TOKEN_FILE))
+    scopes = [tokens.scope(token) for token in (ALL, ONE, NONE, HASHED)]
     clients = [scope.client for scope in scopes if scope]
     assert len(set(clients)) == 4
     assert not any(token[:4] in client for token in TOKENS for client in clients)
 
 
 def test_names_of_tokens(tmp_path: Path) -> None:
-    """Wherever in the line; several tokens may be of one name, as while one takes the place of another."""
-    found = Access(
+    """The name may be anywhere in the line; several tokens may share one, as while one replaces another."""
+    tokens = Access(
         file_of(tmp_path, f"{ALL} name=ann # x\n{ONE} name=ann alpha-*\n{NONE} delta-* name=b.o_b@x-y z\n")
     )
-    assert found.scope(ALL) == Scope("ann", ("*",))
-    assert found.scope(ONE) == Scope("ann", ("alpha-*",))
-    assert found.scope(NONE) == Scope("b.o_b@x-y", ("delta-*", "z"))
+    assert tokens.scope(ALL) == Scope("ann", ("*",))
+    assert tokens.scope(ONE) == Scope("ann", ("alpha-*",))
+    assert tokens.scope(NONE) == Scope("b.o_b@x-y", ("delta-*", "z"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_scopes(globs: tuple[str, ...], allowed: list[str], refused: list[str]) 
     ("globs", "is_all"), [(("*",), True), (("a", "*"), True), (("a*",), False), (("?",), False), ((), False)]
 )
 def test_who_may_read_all_stores(globs: tuple[str, ...], is_all: bool) -> None:
-    """And so the counters of the server, which name them."""
+    """Only they may read the counters of the server, which name clients."""
     assert Scope("client", globs).is_all is is_all
 
 
@@ -165,7 +165,7 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
 
 
 class Looking(Access):
-    """Looks at its file whenever it is asked."""
+    """An `Access` that looks at its file at each request."""
 
     @property
     def is_open(self) -> bool:
@@ -178,22 +178,22 @@ class Looking(Access):
 
 
 def test_a_file_is_read_again_and_again(tmp_path: Path) -> None:
-    found = Access(file_of(tmp_path, _TOKEN_FILE))
+    tokens = Access(file_of(tmp_path, _TOKEN_FILE))
     file_of(tmp_path, f"{LATER} beta\n")
-    assert found.scope(ALL)  # it has just been looked at
-    found.start()
+    assert tokens.scope(ALL)  # the file has just been read
+    tokens.start()
     try:
-        _until(lambda: found.scope(LATER) is not None)
-        assert found.scope(LATER) == Scope(hashlib.sha256(LATER.encode()).hexdigest()[:12], ("beta",))
-        assert found.scope(ALL) is None
+        _until(lambda: tokens.scope(LATER) is not None)
+        assert tokens.scope(LATER) == Scope(hashlib.sha256(LATER.encode()).hexdigest()[:12], ("beta",))
+        assert tokens.scope(ALL) is None
     finally:
-        found.close()
+        tokens.close()
 
 
 def test_a_disk_that_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nobody waits for it, and nobody is let in by what was read more than two seconds before."""
+    """No request waits for it, and no token is valid by contents that were read more than two seconds before."""
     goes_on, read = threading.Event(), access._read
     goes_on.set()
 
@@ -203,36 +203,36 @@ def test_a_disk_that_hangs(
 
     monkeypatch.setattr(access, "_read", held_up)
     path = file_of(tmp_path, _TOKEN_FILE)
-    found = Access(path)
-    found.start()
+    tokens = Access(path)
+    tokens.start()
     try:
-        assert found.scope(ALL)
+        assert tokens.scope(ALL)
         goes_on.clear()
         path.write_text(f"{LATER}\n")
         gone_at = time.monotonic()
 
         def ask_on() -> None:
             while time.monotonic() < gone_at + 2.0:
-                found.scope(ALL)
-            found.scope(ALL)
+                tokens.scope(ALL)
+            tokens.scope(ALL)
 
         with pytest.raises(Problem, match="token file cannot be read now") as refused:
             ask_on()
         assert (refused.value.status, refused.value.headers) == (503, {"Retry-After": "1"})
-        assert not found.is_open
+        assert not tokens.is_open
         goes_on.set()
-        _until(lambda: found.is_open)
-        assert found.scope(LATER)
-        assert found.scope(ALL) is None
+        _until(lambda: tokens.is_open)
+        assert tokens.scope(LATER)
+        assert tokens.scope(ALL) is None
     finally:
         goes_on.set()
-        found.close()
+        tokens.close()
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
     assert "could not be read within 2 s; nobody is let in until it can" in caplog.text
 
 
 def instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
-    """Something else in the place of a file."""
+    """Replace a file by something else."""
 
     def act(path: Path) -> None:
         path.unlink()
@@ -264,35 +264,35 @@ def test_a_token_that_is_not_there_any_more(
 ) -> None:
     (tmp_path / "new").mkdir()
     path = file_of(tmp_path, f"{ALL}\n")
-    found = Looking(path)
-    assert found.scope(ALL)
+    tokens = Looking(path)
+    assert tokens.scope(ALL)
     LOST[how](path)
     keeps_others = path.is_file() and LATER in path.read_bytes().decode(errors="replace")
     for _ in range(3):
-        assert found.scope(ALL) is None
-        assert bool(found.scope(LATER)) is keeps_others
-        assert found.is_open is keeps_others
+        assert tokens.scope(ALL) is None
+        assert bool(tokens.scope(LATER)) is keeps_others
+        assert tokens.is_open is keeps_others
     is_right = how in ("the line is gone", "the line is cut", "replaced")
-    assert len(caplog.records) == (not is_right)  # said once
+    assert len(caplog.records) == (not is_right)  # it is logged once
     assert ("nobody is let in" in caplog.text) is not keeps_others
     assert not any(token[:9] in caplog.text for token in TOKENS)
 
 
 def test_a_file_that_is_right_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = file_of(tmp_path, f"{ALL}\n")
-    found = Looking(path)
+    tokens = Looking(path)
     path.unlink()
-    assert not found.is_open
+    assert not tokens.is_open
     file_of(tmp_path, f"{ALL}\n")
-    assert found.scope(ALL)
+    assert tokens.scope(ALL)
     assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
     assert "as it should be again" in caplog.text
 
 
 def test_a_change_that_the_file_system_does_not_show(tmp_path: Path) -> None:
-    """The same inode, size and time."""
+    """The inode, size and time stay the same."""
     path = file_of(tmp_path, f"{ALL}\n")
-    found, before = Looking(path), path.stat()
+    tokens, before = Looking(path), path.stat()
     other = ALL[::-1]
     path.write_text(f"{other}\n")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -302,32 +302,32 @@ def test_a_change_that_the_file_system_does_not_show(tmp_path: Path) -> None:
         before.st_size,
         before.st_mtime_ns,
     )
-    assert found.scope(ALL) is None
-    assert found.scope(other)
+    assert tokens.scope(ALL) is None
+    assert tokens.scope(other)
 
 
 def test_half_a_line_gives_nothing(tmp_path: Path) -> None:
-    """Without the stores that it is for, a token would be good for all."""
+    """Without its stores, a token would be valid for all stores."""
     path = file_of(tmp_path, f"{ALL}\n")
-    found = Looking(path)
+    tokens = Looking(path)
     with path.open("w") as file:
         for part in (f"{ALL}\n{LATER}", " alpha"):
             file.write(part)
             file.flush()
-            assert found.scope(LATER) is None
+            assert tokens.scope(LATER) is None
         file.write("-*\n")
-    scope = found.scope(LATER)
+    scope = tokens.scope(LATER)
     assert scope
     assert scope.globs == ("alpha-*",)
-    # Who ends without a line break means it, if it stays.
+    # A last line without a line break counts once it stays the same.
     file_of(tmp_path, ONE)
-    assert found.scope(ONE) is None
-    assert found.scope(ONE)
+    assert tokens.scope(ONE) is None
+    assert tokens.scope(ONE)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """All of a reply but its date."""
+    """A reply without its date."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -366,7 +366,7 @@ def ask(
 
 @pytest.fixture(scope="module")
 def root(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two stores, whose names stand nowhere else."""
+    """A folder of two stores, whose names are nowhere else."""
     folder = tmp_path_factory.mktemp("guarded")
     for name in (OURS, THEIRS):
         shutil.copytree(stores / WHOLE, folder / name)
@@ -380,11 +380,11 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(root: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server with tokens, which logs each request, and no token."""
+    """A server with tokens, which logs each request; the log must have no token."""
     arguments = ("--root", str(root), "--token-file", str(token_file), "--verbose")
-    with running(tmp_path_factory.mktemp("guarded-server"), *arguments) as found:
-        yield found
-        log = found.log.read_text()
+    with running(tmp_path_factory.mktemp("guarded-server"), *arguments) as server:
+        yield server
+        log = server.log.read_text()
         assert '"path": "/v1/stores"' in log
         assert not [token for token in TOKENS if token in log or token[5:] in log]
 
@@ -414,7 +414,7 @@ RESOURCES: Final[dict[str, tuple[str, str, str | None]]] = {
     "slash": ("GET", "/", None),
     "dots": ("GET", f"/../{OURS}", None),
 }
-"""Of a store: method, path behind its name, body."""
+"""Requests for a store: method, path below it, body."""
 
 
 @pytest.mark.parametrize("name", RESOURCES)
@@ -432,9 +432,9 @@ def test_a_store_out_of_scope_is_as_one_that_is_not_there(name: str, guarded: Ru
         assert there.header("content-type") == PROBLEM
         if token in (None, WRONG):
             assert (there.status, there.header("www-authenticate")) == (401, "Bearer")
-            assert not [each for each in (OURS, THEIRS) if each in there.text]
+            assert not [secret for secret in (OURS, THEIRS) if secret in there.text]
         assert OURS not in there.text.replace(path, "")
-        assert not [each for each in TOKENS if each in there.text]
+        assert not [secret for secret in TOKENS if secret in there.text]
 
 
 @pytest.mark.parametrize(
@@ -526,18 +526,18 @@ def test_the_client_sends_its_token(guarded: Running, stores: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    (("url", "message")),
     [
         ("http://ann:secret-of-ann-1234@127.0.0.1:8000/v1/stores/a", "ACTSTORE_TOKEN"),
         ("http+unix:///run/actstore.sock/v1/stores/a", "%2F in the place of each '/'"),
         ("http+unix://run%2Factstore.sock/v1/stores/a", "%2F in the place of each '/'"),
     ],
 )
-def test_urls_that_no_server_has(url: str, said: str) -> None:
-    """Each is refused before anything is asked for, and none shows a secret."""
+def test_urls_that_no_server_has(url: str, message: str) -> None:
+    """Each is refused before anything is requested, and no error shows a secret."""
     with pytest.raises(StorageError) as raised:
         actstore.open(url)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert "secret" not in str(raised.value)
 
 
@@ -570,7 +570,7 @@ def test_a_reply_that_has_begun_is_finished(root: Path, tmp_path: Path) -> None:
         path.unlink()
         _until(lambda: ask(server.url, target, ALL).status == 401)
         assert len(reply.read()) == int(reply.headers["Content-Length"])
-        # The same connection is worth nothing by itself.
+        # The connection itself gives no rights.
         connection.request("GET", target, headers=headers)
         assert connection.getresponse().status == 401
         connection.close()
@@ -621,11 +621,11 @@ def test_loopback(host: str, expected: bool) -> None:
 )
 def test_ways_to_write_an_allowed_host(allowed: str, called: list[str]) -> None:
     hosts = Hosts([allowed])
-    for each in (*called, "", "127.0.0.1", "LOCALHOST.:80", "[::1]:8000"):
-        hosts.check(each)
-    for each in ("other.lan", "box.lan.evil.example", "[::2]", "box.lan@evil.example", "a b", "box.lan/x"):
+    for host in (*called, "", "127.0.0.1", "LOCALHOST.:80", "[::1]:8000"):
+        hosts.check(host)
+    for host in ("other.lan", "box.lan.evil.example", "[::2]", "box.lan@evil.example", "a b", "box.lan/x"):
         with pytest.raises(Problem, match="is not called"):
-            hosts.check(each)
+            hosts.check(host)
 
 
 @pytest.mark.parametrize(
@@ -635,18 +635,18 @@ def test_ways_to_write_an_allowed_host(allowed: str, called: list[str]) -> None:
 def test_allowed_hosts_that_are_none(
     allowed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rather than never to match."""
+    """A name that could never match is refused."""
     assert run(["serve", "--root", str(tmp_path), "--port", "0", "--allowed-host", allowed]) == 1
-    said = capsys.readouterr()
-    assert (said.out, said.err.count("\n")) == ("", 1)
-    assert f"--allowed-host has {allowed!r}, which is no name of a machine; give one as" in said.err
+    output = capsys.readouterr()
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert f"--allowed-host has {allowed!r}, which is no name of a machine; give one as" in output.err
 
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/v1/stores", "/healthz", "/nothing"])
 def test_pages_of_other_sites_have_nothing_from_a_server_without_tokens(
     path: str, server: Running, guarded: Running
 ) -> None:
-    """But whoever follows a link to a page sees it."""
+    """A link to a page, however, may be followed."""
     loads = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
     frames = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
     visits = frames | {"Sec-Fetch-Dest": "document"}
@@ -663,7 +663,7 @@ def test_pages_of_other_sites_have_nothing_from_a_server_without_tokens(
         assert reply.header("cross-origin-resource-policy") == "same-origin"
         if path == "/":
             assert reply.header("cache-control") == "no-store"
-    # Only who has a token gets anything there, and no page can send one without being asked first.
+    # With tokens, a page would need one, and cannot send it without a preflight request.
     assert ask(guarded.url, path, ALL, **loads).status == (404 if path == "/nothing" else 200)
 
 
@@ -676,19 +676,19 @@ def taken() -> Iterator[int]:
 
 @pytest.fixture
 def refused(taken: int, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """What ``actstore serve`` says when it does not start."""
+    """A function that returns what ``actstore serve`` prints when it does not start."""
 
-    def said(*arguments: str) -> str:
+    def error_of(*arguments: str) -> str:
         capsys.readouterr()
-        filled = [each.format(root=root, tmp=tmp_path) for each in arguments]
+        filled = [argument.format(root=root, tmp=tmp_path) for argument in arguments]
         assert run(["serve", *filled, "--port", str(taken)]) == 1
-        found = capsys.readouterr()
-        assert found.out == ""
-        assert found.err.count("\n") == 1
-        assert "Traceback" not in found.err
-        return found.err
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        assert "Traceback" not in output.err
+        return output.err
 
-    return said
+    return error_of
 
 
 @pytest.mark.parametrize(
@@ -721,8 +721,8 @@ def test_what_a_server_does_not_start_with(
     for folder in ("one", "two"):
         shutil.copytree(root / OURS, tmp_path / "clash" / folder / "run")
     (tmp_path / "short").write_text("short")
-    found = refused(*arguments)
-    assert re.search(message, found), found
+    error = refused(*arguments)
+    assert re.search(message, error), error
 
 
 def test_the_command_ends_with_one_sentence(root: Path) -> None:
@@ -734,7 +734,7 @@ def test_the_command_ends_with_one_sentence(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of 127.0.0.1 that nobody trusts, and its key."""
+    """An untrusted certificate of 127.0.0.1, and its key."""
     folder = tmp_path_factory.mktemp("certificate")
     path, key = folder / "certificate.pem", folder / "key.pem"
     options = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
@@ -748,11 +748,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def encrypted(
     stores: Path, certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    """A store under a name of its own, over HTTPS."""
+    """A server of a store with a name of its own, over HTTPS."""
     path, key = map(str, certificate)
     arguments = (f"mine={stores / WHOLE}", "--ssl-certfile", path, "--ssl-keyfile", key)
-    with running(tmp_path_factory.mktemp("encrypted"), *arguments) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("encrypted"), *arguments) as server:
+        yield server
 
 
 _READ: Final = """
@@ -801,7 +801,7 @@ def test_certificates_that_are_none(
     files: list[str], message: str, certificate: tuple[Path, Path], root: Path, tmp_path: Path
 ) -> None:
     path, key = certificate
-    filled = [each.format(tmp=tmp_path, certificate=path, key=key) for each in files]
+    filled = [argument.format(tmp=tmp_path, certificate=path, key=key) for argument in files]
     ended = command("serve", "--root", str(root), "--port", "0", *filled, timeout=30)
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1, ended.stderr

@@ -1,4 +1,4 @@
-"""Connections that never ask, never stop sending, or come by the hundred; names, proxies and Unix sockets."""
+"""Connections that send no request, never stop sending, or come by the hundred; host names and Unix sockets."""
 
 import contextlib
 import http.client
@@ -44,7 +44,7 @@ CHUNKED: Final = (
 
 @pytest.fixture(scope="module")
 def strict(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Few connections, and little patience."""
+    """A server with few connections and short timeouts."""
     arguments = ["--root", str(stores), "--connections", str(N_CONNECTIONS), "--head-timeout", str(HEAD_S)]
     folder = tmp_path_factory.mktemp("strict")
     with running(folder, *arguments, "--access-log", str(folder / "access.jsonl")) as server:
@@ -56,7 +56,7 @@ def rss(server: Running) -> int:
 
 
 def reply_of(connection: socket.socket) -> bytes:
-    """All that comes until the server hangs up."""
+    """Read all until the server hangs up."""
     parts = []
     with contextlib.suppress(ConnectionError):
         while data := connection.recv(1 << 16):
@@ -65,7 +65,7 @@ def reply_of(connection: socket.socket) -> bytes:
 
 
 def status_of_next_reply(connection: socket.socket) -> int:
-    """Of a connection that stays open; the whole reply is taken, in however many parts it comes."""
+    """Status of the next reply on an open connection; the whole reply is read, in however many parts it comes."""
     reply = http.client.HTTPResponse(connection)
     reply.begin()
     reply.read()
@@ -73,7 +73,7 @@ def status_of_next_reply(connection: socket.socket) -> int:
 
 
 def send_without_end(server: Running, begin: bytes, part: bytes, nbytes: int = 64 << 20) -> tuple[int, int]:
-    """Bytes that the server took before it hung up, and by how much it grew."""
+    """Bytes that the server took before it hung up, and bytes that it grew by."""
     assert get(server, f"/v1/stores/{WHOLE}")[0] == 200
     before, n_sent, peak = rss(server), 0, 0
     parts = part * max(1, (1 << 16) // len(part))
@@ -124,7 +124,7 @@ def test_a_long_url(strict: Running) -> None:
 
 
 def test_a_head_that_does_not_come(strict: Running) -> None:
-    """Nothing at all, a part, and a byte now and then: closed in time, and told so once something has come."""
+    """Nothing at all, a part, or a byte now and then: the server closes in time, with a reply if something has come."""
     with contextlib.ExitStack() as stack:
         silent, partial, slow = (stack.enter_context(connected(strict)) for _ in range(3))
         started = time.monotonic()
@@ -136,7 +136,7 @@ def test_a_head_that_does_not_come(strict: Running) -> None:
         with contextlib.suppress(ConnectionError):
             for byte in b"GET /healthz HTTP/1.1\r\nHost: " + b"x" * 1000:
                 slow.sendall(bytes([byte]))
-                time.sleep(HEAD_S / 5)  # it is the point: never silent for long
+                time.sleep(HEAD_S / 5)  # never silent for long
         assert time.monotonic() - started < 20 * HEAD_S
 
 
@@ -146,11 +146,11 @@ def test_between_requests_a_head_has_its_time_anew(strict: Running) -> None:
         for _ in range(3):
             client.request("GET", "/healthz")
             assert client.getresponse().read()
-            time.sleep(HEAD_S * 0.6)  # idle for longer, all in all, than a head may take
+            time.sleep(HEAD_S * 0.6)  # idle for longer in all than a head may take
 
 
 def test_a_body_that_nobody_waits_for(strict: Running) -> None:
-    """The reply is there, and the rest of the body never comes: the connection is not kept for it."""
+    """The reply is sent, and the rest of the body never comes: the connection is not kept for it."""
     with connected(strict) as connection:
         connection.sendall(
             b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + b"x" * 10
@@ -169,12 +169,12 @@ def test_how_long_an_idle_connection_is_kept(stores: Path, tmp_path: Path) -> No
         answered = time.monotonic()
         assert reply_of(connection).startswith(
             b"HTTP/1.1 200 "
-        )  # it ends before 75 s, or this takes too long
+        )  # the connection ends before 75 s, or this takes too long
         assert time.monotonic() - answered >= 1
 
 
 def test_upgrade(strict: Running) -> None:
-    """Another protocol is not spoken; a body behind the wish for one is not taken for the next request."""
+    """The server speaks no other protocol; a body after an upgrade request is not taken for the next request."""
     wish = b"Host: localhost\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
     hidden = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connected(strict) as connection:
@@ -197,7 +197,7 @@ def test_after_an_early_reply_and_its_body_the_time_between_requests_begins(stri
 
 
 def test_hundreds_of_idle_connections(strict: Running) -> None:
-    """The longest idle ones go; requests and health checks of everybody are answered all the time."""
+    """The longest idle ones are closed; requests and health checks of all clients are answered all the time."""
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connected(strict, source=f"127.0.0.{2 + i % 7}")) for i in range(300)]
         for source in ("127.0.0.1", "127.0.0.2"):
@@ -208,7 +208,7 @@ def test_hundreds_of_idle_connections(strict: Running) -> None:
 
 
 def test_busy_connections_leave_some_for_health(stores: Path, tmp_path: Path) -> None:
-    """All connections have a request whose body does not come; who looks after the server is answered."""
+    """All connections have a request whose body does not come, yet health checks are answered."""
     begun = (
         b"POST /v1/stores/whole.bf16/select HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 100\r\n\r\n"
@@ -220,7 +220,7 @@ def test_busy_connections_leave_some_for_health(stores: Path, tmp_path: Path) ->
         sources = iter(range(2, 250))
 
         def is_full() -> bool:
-            # One whose head was not read yet can have to go for the next one, so another takes its place.
+            # A connection whose head was not read yet may be closed for the next one, so another takes its place.
             client = stack.enter_context(connected(server, source=f"127.0.0.{next(sources)}"))
             client.sendall(begun)
             status, headers, _ = get(server, "/v1/stores")
@@ -257,7 +257,7 @@ def test_few_file_descriptors(stores: Path, tmp_path: Path) -> None:
     "host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80", "[::2]", "a b"]
 )
 def test_a_name_that_is_not_the_servers(strict: Running, host: str) -> None:
-    """A page whose name resolves to 127.0.0.1 does not read the stores."""
+    """A page whose name resolves to 127.0.0.1 cannot read the stores."""
     for path in ("/", "/v1/stores", "/docs"):
         status, _, body = get(strict, path, headers={"Host": host})
         assert status == 421
@@ -279,7 +279,7 @@ def test_allowed_hosts(stores: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_trusted", [False, True])
 def test_forwarded_for(stores: Path, tmp_path: Path, is_trusted: bool) -> None:
-    """Nobody is believed to speak for another one, unless told so: it would escape the limit of a client."""
+    """Only a trusted proxy may name another client: others would escape the limit of a client."""
     log = tmp_path / "access.jsonl"
     arguments = ["--root", str(stores), "--access-log", str(log)]
     if is_trusted:
@@ -291,7 +291,7 @@ def test_forwarded_for(stores: Path, tmp_path: Path, is_trusted: bool) -> None:
 
 
 def test_access_log(stores: Path, tmp_path: Path) -> None:
-    """One line a request, with its store and bytes, and no token or query in it."""
+    """One line for each request, with its store and bytes, and without tokens or queries."""
     log, tokens, token = tmp_path / "access.jsonl", tmp_path / "tokens", "t0ken-of-somebody-1234"
     named = f"{token}-named"
     tokens.write_text(f"{token}\n{named} name=ann\n")
@@ -324,7 +324,7 @@ def test_access_log(stores: Path, tmp_path: Path) -> None:
 
 
 def test_refusals_are_in_the_access_log(stores: Path, tmp_path: Path) -> None:
-    """What never became a request, and one that there was no room for."""
+    """Connections without a valid request, and one that there was no room for."""
     log = tmp_path / "access.jsonl"
     arguments = ["--root", str(stores), "--access-log", str(log), "--head-timeout", "1", "--connections", "2"]
     with running(tmp_path, *arguments) as server, contextlib.ExitStack() as stack:
@@ -345,20 +345,20 @@ def test_refusals_are_in_the_access_log(stores: Path, tmp_path: Path) -> None:
     assert all(
         (line["client"], line["method"], line["path"]) == ("127.0.0.1", None, None) for line in lines[:3]
     )
-    assert lines[2]["seconds"] >= 0.99  # the clock of the event loop goes by whole milliseconds
+    assert lines[2]["seconds"] >= 0.99  # the clock of the event loop has whole milliseconds
 
 
 def test_an_end_says_what_it_waits_for(stores: Path, tmp_path: Path) -> None:
     with running(tmp_path, "--root", str(stores)) as server, connected(server) as connection:
         connection.sendall(CHUNKED)
         until(lambda: psutil.Process(server.process.pid).net_connections("tcp") != [])
-        assert get(server, "/healthz")[0] == 200  # so the head of the other one was read
+        assert get(server, "/healthz")[0] == 200  # so the head of the other request was read
         server.process.send_signal(signal.SIGTERM)
         until(lambda: "waiting for a request: POST /v1/stores/whole.bf16/select" in server.log.read_text())
 
 
 def test_an_end_says_once_what_it_waits_for(stores: Path, tmp_path: Path) -> None:
-    """Also where there are two sockets."""
+    """This also holds with two sockets."""
     path = tmp_path / "socket"
     with running(tmp_path, "--root", str(stores), "--uds", str(path)) as server:
         with socket.socket(socket.AF_UNIX) as local, connected(server) as connection:
@@ -384,7 +384,7 @@ UPLOAD: Final = (
 def test_an_upload_that_is_refused_gets_its_reply(
     strict: Running, path: bytes, status: bytes, closes: bool
 ) -> None:
-    """All of it is sent before anything is read, as many clients do; a reset would take the reply from them."""
+    """Many clients send all of it before they read; a reset would take the reply from them."""
     nbytes = 24 << 20
     with connected(strict) as connection:
         connection.sendall(UPLOAD % (path, nbytes, b"Connection: close\r\n" if closes else b""))
@@ -399,7 +399,7 @@ def test_an_upload_that_is_refused_gets_its_reply(
 
 @pytest.mark.parametrize("path", [b"/nothing", b"/v1/stores/whole.bf16/select"])
 def test_a_body_that_was_not_asked_for_is_no_next_request(strict: Running, path: bytes) -> None:
-    """A client that hears at once that it is refused need not send the body, and may go on with another request."""
+    """A client that is refused at once need not send the body, and may go on with another request."""
     hidden = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with connected(strict) as connection:
         connection.sendall(UPLOAD % (path, 5 << 20, b"Expect: 100-continue\r\n"))
@@ -428,7 +428,7 @@ def test_a_body_that_was_asked_for_keeps_the_connection(strict: Running) -> None
 
 
 def test_unix_socket(stores: Path, tmp_path: Path) -> None:
-    """For clients of the same user; made anew after a server that was killed, and gone after one that ended."""
+    """The socket is for clients of the same user; it replaces that of a killed server, and is removed at the end."""
     path = tmp_path / "a socket"
 
     def asked() -> int:
@@ -468,7 +468,7 @@ def test_unix_socket(stores: Path, tmp_path: Path) -> None:
 
 
 def test_a_store_over_a_unix_socket(stores: Path, tmp_path: Path) -> None:
-    """The same store as over TCP, and batches of the server."""
+    """It is the same store as over TCP, and the server makes its batches."""
     path = tmp_path / "Socket: ü%"
     expected = actstore.open(str(stores / WHOLE))
     with running(tmp_path, "--root", str(stores), "--uds", str(path)) as server:

@@ -1,4 +1,4 @@
-"""Whom a request is from: addresses, proxies that are believed, and what is counted for whom."""
+"""Clients of requests: addresses, trusted proxies, and limits for each client."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ LISTED = "127.0.0.1, 10.0.0.0/8, 2001:db8::5"
     ("trusted", "peer", "forwarded", "client"),
     [
         ("127.0.0.1", "127.0.0.1", ["10.9.8.7"], "10.9.8.7"),
-        # What the client writes itself stands before what the proxies know.
+        # What the client writes itself comes before what the proxies know.
         ("127.0.0.1", "127.0.0.1", ["1.2.3.4, 10.9.8.7"], "10.9.8.7"),
         ("127.0.0.1", "127.0.0.1", ["1.2.3.4", "10.9.8.7"], "10.9.8.7"),
         (LISTED, "127.0.0.1", ["1.2.3.4, 192.0.2.1, 10.9.8.7, 2001:db8:0::5"], "192.0.2.1"),
@@ -30,9 +30,9 @@ LISTED = "127.0.0.1, 10.0.0.0/8, 2001:db8::5"
         (LISTED, "127.0.0.1", ["192.0.2.1, ::ffff:10.9.8.7"], "192.0.2.1"),
         (LISTED, "::ffff:127.0.0.1", ["::ffff:192.0.2.1"], "192.0.2.1"),
         ("::ffff:10.0.0.0/104", "10.3.4.5", ["192.0.2.1"], "192.0.2.1"),
-        # With ports, as some proxies have it.
+        # Some proxies add the port.
         (LISTED, "127.0.0.1", ["192.0.2.1:1234, [2001:db8::5]:80"], "192.0.2.1"),
-        # Nobody knows who it was: the last one who is known.
+        # The last known address counts where the client is unknown.
         (LISTED, "127.0.0.1", ["1.2.3.4, unknown"], "127.0.0.1"),
         (LISTED, "127.0.0.1", ["1.2.3.4, x" + "y" * 1000 + ", 10.1.1.1"], "10.1.1.1"),
         (LISTED, "127.0.0.1", [""], "127.0.0.1"),
@@ -70,9 +70,9 @@ def test_lists_of_proxies_that_are_none(
     with pytest.raises(JobError, match=message):
         Proxies(text)
     assert run(["serve", "--root", str(tmp_path), "--port", "0", "--forwarded-allow-ips", text]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_whose_limits_an_address_has(address: str, counted: str) -> None:
 
 
 def test_addresses_as_logs_have_them() -> None:
-    assert [shown(each) for each in ("::ffff:10.0.0.1", "2001:DB8::0:1", UNIX)] == [
+    assert [shown(address) for address in ("::ffff:10.0.0.1", "2001:DB8::0:1", UNIX)] == [
         "10.0.0.1",
         "2001:db8::1",
         UNIX,
@@ -114,7 +114,7 @@ class Guest:
 
 
 def n_let_in(room: Room, guests: Sequence[Guest]) -> int:
-    """How many of those that all have a request under way are more than spare ones."""
+    """Count how many guests are admitted, not as spare ones, when all have a request under way."""
     for guest in guests:
         if room.admit(guest):
             room.busy(guest)
@@ -132,8 +132,8 @@ def test_many_clients_of_one_address_may_have_all_connections() -> None:
 def test_a_proxy_and_a_unix_socket_have_all_connections(
     stores: Path, tmp_path: Path, source: str | None, n_expected: int
 ) -> None:
-    """All at once with a request under way; a client that is one has half of them."""
-    # Who is let in is told to go on, and then waits for its body.
+    """All have a request under way at once; a single client may have half of the connections."""
+    # The server sends 100 Continue to admitted requests, and then waits for the body.
     begun = (
         b"POST /v1/stores/whole.bf16/select HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n"

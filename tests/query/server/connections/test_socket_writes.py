@@ -1,4 +1,4 @@
-"""Memory that threads write to a socket."""
+"""Threads write memory to a socket."""
 
 import asyncio
 import contextlib
@@ -22,11 +22,11 @@ from actstore.query.server.connections.socket_writes import (
 )
 
 NBYTES: Final = 50_000
-"""Less than any socket holds."""
+"""Fewer bytes than any socket holds."""
 
 
 def test_memory_outlives_whoever_waits_for_it() -> None:
-    """A write that is cancelled in the midst of a turn: what the thread sends is not other memory by then."""
+    """A write is cancelled during a turn: the memory that the thread sends is not reused by then."""
     threads = WritingThreads()
     data = np.random.default_rng(0).bytes(NBYTES)
     memory = np.frombuffer(bytearray(data), np.uint8)
@@ -61,7 +61,7 @@ def test_memory_outlives_whoever_waits_for_it() -> None:
 
 
 def test_memory_is_free_once_the_client_is_gone() -> None:
-    """Also if a thread was the first to notice, and without anybody looking for circles of references."""
+    """This holds even if a thread noticed first, and without a run of the garbage collector."""
     threads = WritingThreads()
     memory = np.frombuffer(bytearray(1 << 20), np.uint8)
     reference = weakref.ref(memory)
@@ -83,7 +83,7 @@ def test_memory_is_free_once_the_client_is_gone() -> None:
         with mine:
             mine.setblocking(False)
             asyncio.run(write())
-        # The thread puts away what it did in a moment of its own.
+        # The thread drops its references a moment later.
         deadline = time.monotonic() + 60
         while reference() is not None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -129,7 +129,7 @@ def test_all_of_it_arrives(n_writers: int) -> None:
 
 
 def test_descriptors_of_replies_are_bounded() -> None:
-    """Slow clients cannot take those that health checks and files need."""
+    """Slow clients cannot take the descriptors that health checks and files need."""
     threads = WritingThreads()
     mine, theirs = socket.socketpair()
     with mine, theirs, contextlib.ExitStack() as stack:
