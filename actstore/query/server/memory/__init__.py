@@ -1,1 +1,1 @@
-"""Memory of a server process is taken from one budget before it is allocated, and given back."""
+"""Takes the memory of a server process from one budget before it is allocated."""

@@ -1,4 +1,4 @@
-"""A lock for what must also be told from where nobody can wait for it."""
+"""A lock for calls from where nobody may wait for it."""
 
 import threading
 from collections import deque
@@ -7,7 +7,8 @@ from types import TracebackType
 
 
 class DeferringLock:
-    """As `threading.Lock`; calls that are left with it are made by whoever holds it, or at once if nobody does.
+    """A `threading.Lock` with which a call can be left: the thread that holds the lock makes it, or it is made at once
+    if nobody does.
 
     Finalizers run in any thread at any moment, also in one that holds the lock, and the thread that sends replies must
     never wait: both leave a call here.
@@ -28,7 +29,7 @@ class DeferringLock:
         self._catch_up()
 
     def later(self, call: Callable[[], None]) -> None:
-        """Have this called while the lock is held: now, or before anybody else has it. It must not raise."""
+        """Have a function called while the lock is held: now, or before another thread takes it. It must not raise."""
         self._calls.append(call)
         self._catch_up()
 

@@ -1,13 +1,13 @@
-"""Having the C heap give back what is freed: the opposite of `actstore.extraction.computing.heap`."""
+"""Has the C heap give back freed memory: the opposite of `actstore.extraction.computing.heap`."""
 
 import ctypes
 import sys
 from typing import Any, Final
 
 _M_MMAP_THRESHOLD: Final = -3
-"""From <malloc.h> of glibc."""
+"""Value of the constant in <malloc.h> of glibc."""
 _LARGE_NBYTES: Final = 4 << 20
-"""Larger than the pieces of replies, for which new memory would be asked for again and again."""
+"""Bytes that make a block large: larger than the pieces of replies, which would otherwise be mapped anew each time."""
 
 
 def _libc() -> Any:
@@ -15,8 +15,8 @@ def _libc() -> Any:
 
 
 def give_back_large_blocks() -> None:
-    """Have blocks of some megabytes leave the process when they are freed. glibc keeps ever larger ones otherwise,
-    up to 32 MiB each. Does nothing where there is no glibc.
+    """Give blocks of some megabytes back to the system when they are freed. glibc otherwise keeps ever larger ones,
+    up to 32 MiB each. It does nothing without glibc.
     """
     mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
@@ -24,7 +24,7 @@ def give_back_large_blocks() -> None:
 
 
 def trim() -> None:
-    """Give back what the heap holds and nobody uses, which can take milliseconds."""
+    """Give the unused memory of the heap back to the system, which can take milliseconds."""
     malloc_trim = getattr(_libc(), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

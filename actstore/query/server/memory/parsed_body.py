@@ -1,4 +1,4 @@
-"""The memory that the body of a request takes once it is parsed."""
+"""Counts the memory that the body of a request takes once it is parsed."""
 
 from typing import Final
 
@@ -7,21 +7,21 @@ from starlette.concurrency import run_in_threadpool
 from actstore.query.server.memory.budget import Account, MemoryBudget
 
 _NBYTES: Final = 10
-"""For each byte of JSON: a number of few digits, its place in a list, and both once more as they are checked. Lists of
-nothing take 25, but are refused at once.
+"""Bytes of memory for each byte of JSON: a number of few digits, its place in a list, and both once more as they are
+checked. Empty lists take 25, but are refused at once.
 """
 _SMALL: Final = 16 << 10
-"""Bytes of bodies that are not worth counting."""
+"""Bytes up to which a body is not counted."""
 
 
 class ParsedBody:
-    """Counted for its client while it comes, until the request is answered."""
+    """Memory of one body, counted for its client while it arrives, until the request is answered."""
 
     def __init__(self, budget: MemoryBudget, client: str) -> None:
         """
         Args:
-            budget: of the process.
-            client: that sends it.
+            budget: memory budget of the process.
+            client: client that sends the body.
         """
         self._budget = budget
         self._client = client
@@ -29,13 +29,13 @@ class ParsedBody:
         self._nbytes = 0
 
     async def grow(self, nbytes: int) -> None:
-        """Hold what it takes by now. The event loop does not wait.
+        """Hold the memory that the body takes by now. The event loop does not wait.
 
         Args:
-            nbytes: that have come, all in all.
+            nbytes: bytes that have arrived in all.
 
         Raises:
-            Problem: there is no room for it now, or never.
+            Problem: there is no memory for it, now or ever.
         """
         if nbytes <= _SMALL:
             return
