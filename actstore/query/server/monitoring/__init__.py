@@ -1,1 +1,1 @@
-"""Monitoring tells operators what a server does: its log of requests and its counters."""
+"""Monitoring shows operators what a server does: its access log and its counters."""

@@ -1,4 +1,4 @@
-"""Lines of logs, written by a thread: whoever reads them must not hold up the event loop."""
+"""Writes lines of logs in a thread, so that a slow reader of a log does not hold up the event loop."""
 
 import logging
 import os
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Final
 
 _MAX_NBYTES: Final = 4 << 20
-"""Of lines that wait to be written."""
+"""Bytes of lines that wait to be written, at most."""
 _FLUSH_S: Final = 2.0
-"""For those that still wait, at the end."""
+"""Seconds to wait for unwritten lines at the end."""
 
 
 class LineWriter:
@@ -21,16 +21,19 @@ class LineWriter:
     """
 
     def __init__(
-        self, descriptor: int, said: Callable[[int], bytes], count: Callable[[int], None] | None = None
+        self,
+        descriptor: int,
+        dropped_line: Callable[[int], bytes],
+        count: Callable[[int], None] | None = None,
     ) -> None:
         """
         Args:
-            descriptor: of the file, which is left open.
-            said: the line that says how many were dropped.
-            count: told of each that is dropped.
+            descriptor: descriptor of the file, which is left open.
+            dropped_line: makes the line that says how many were dropped.
+            count: called with 1 for each dropped line.
         """
         self._descriptor = descriptor
-        self._said = said
+        self._dropped_line = dropped_line
         self._count = count
         self._lines: deque[bytes] = deque()
         self._nbytes = 0
@@ -40,10 +43,10 @@ class LineWriter:
         self._thread: threading.Thread | None = None
 
     def write(self, line: bytes) -> None:
-        """Have a line written, without waiting for that.
+        """Have a line written, without waiting for it.
 
         Args:
-            line: with its line break.
+            line: bytes of the line, with its line break.
         """
         with self._changed:
             if self._thread is None and not self._is_closed:
@@ -58,12 +61,12 @@ class LineWriter:
             self._drop()
 
     def flush(self) -> None:
-        """Wait a little for what was not written yet."""
+        """Wait a little for lines that are not written yet."""
         with self._changed:
             self._changed.wait_for(lambda: not self._lines, _FLUSH_S)
 
     def close(self) -> None:
-        """Likewise, and drop what comes later."""
+        """Wait a little for lines that are not written yet, and drop those that come later."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -79,7 +82,7 @@ class LineWriter:
         while (line := self._next()) is not None:
             try:
                 self._write(line)
-                self._say_dropped()
+                self._report_dropped()
             except OSError:  # a full disk takes no lines; requests are answered all the same
                 self._drop()
             with self._changed:
@@ -88,16 +91,16 @@ class LineWriter:
                 self._changed.notify_all()
 
     def _next(self) -> bytes | None:
-        """The first one, which stays where it is until it is written."""
+        """The first waiting line, which stays in the queue until it is written."""
         with self._changed:
             self._changed.wait_for(lambda: self._lines or self._is_closed)
             return self._lines[0] if self._lines else None
 
-    def _say_dropped(self) -> None:
+    def _report_dropped(self) -> None:
         with self._changed:
             n_dropped = self._n_dropped
         if n_dropped:
-            self._write(self._said(n_dropped))
+            self._write(self._dropped_line(n_dropped))
             with self._changed:
                 self._n_dropped -= n_dropped
 
@@ -106,28 +109,28 @@ class LineWriter:
             try:
                 line = line[os.write(self._descriptor, line) :]
             except BlockingIOError:
-                # Whoever gave it to us has others use it, too, and wants them not to wait.
+                # The descriptor is shared and non-blocking, as whoever opened it wants.
                 select.select([], [self._descriptor], [])
 
 
 class StderrHandler(logging.Handler):
-    """Logs to stderr."""
+    """A logging handler that writes to stderr."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._writer = LineWriter(sys.stderr.fileno(), _said)
+        self._writer = LineWriter(sys.stderr.fileno(), _dropped_line)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """As `logging.Handler`."""
+        """Implements `logging.Handler.emit`."""
         try:
             self._writer.write(self.format(record).encode(errors="replace") + b"\n")
         except Exception:  # noqa: BLE001 - as all handlers of logging do
             self.handleError(record)
 
     def flush(self) -> None:
-        """As `logging.Handler`: wait a little for what was not written yet."""
+        """Implements `logging.Handler.flush`: wait a little for lines that are not written yet."""
         self._writer.flush()
 
 
-def _said(n_dropped: int) -> bytes:
+def _dropped_line(n_dropped: int) -> bytes:
     return f"{n_dropped} lines of this log were dropped, as nobody took them in time\n".encode()

@@ -1,4 +1,4 @@
-"""Counters for Prometheus, of all worker processes together."""
+"""Counters for Prometheus, over all worker processes together."""
 
 import os
 from typing import Any, Final
@@ -16,7 +16,7 @@ from actstore.query.server.settings import MULTIPROCESS
 
 _BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _REGISTRY: Final = CollectorRegistry()
-"""Where there is one process only."""
+"""Registry for a server with one process."""
 
 
 def _counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -54,18 +54,18 @@ _MEMORY: Final = Gauge(
 
 
 class Metrics:
-    """Of one process. No label has the name of a store, or of anything else that a client may not know; names of
-    clients are for those who may read all stores, as all of this is.
+    """Counters of one process. No label has the name of a store, or of anything else that a client may not know; names
+    of clients are only for those who may read all stores, as all metrics are.
     """
 
     def count(self, scope: Any, client: str | None, status: int | None, nbytes: int, seconds: float) -> None:
-        """A request, and what it was answered.
+        """Count a request and its reply.
 
         Args:
-            scope: as ASGI has it.
-            client: whose token it had; None if it had none. Addresses are no labels: there is no end to them.
-            status: of the reply; None if there was none.
-            nbytes: of the body of the reply.
+            scope: ASGI scope of the request.
+            client: name of the token; None without one. Addresses are no labels, as there is no end to them.
+            status: status of the reply; None if there was none.
+            nbytes: bytes of the body of the reply.
             seconds: from the head of the request to the end of the reply.
         """
         route = getattr(scope.get("route"), "path", "other")
@@ -78,33 +78,33 @@ class Metrics:
             _BYTES_OF_CLIENT.labels(client).inc(nbytes)
 
     def count_refusal(self, status: int | None) -> None:
-        """A connection that was refused before there was a request."""
+        """Count a connection that was refused before there was a request."""
         _REQUESTS.labels("other", "other", str(status or 0)).inc()
 
     def count_dropped_lines(self, n_lines: int) -> None:
-        """Of the access log."""
+        """Count lines of the access log that were dropped."""
         _DROPPED.inc(n_lines)
 
     def count_batch(self, *, is_shared: bool) -> None:
-        """A batch that was asked for."""
+        """Count a batch that a client asked for."""
         (_SHARED if is_shared else _MADE).inc()
 
     def count_reads(self, n_hits: int, n_misses: int, nbytes: int) -> None:
-        """What making a batch took."""
+        """Count what making a batch read."""
         _HITS.inc(n_hits)
         _MISSES.inc(n_misses)
         _STORAGE.inc(nbytes)
 
     def count_scanned(self, n_rows: int) -> None:
-        """A piece of a scan."""
+        """Count the rows of one piece of a scan."""
         _SCANNED.inc(n_rows)
 
     def set_memory(self, nbytes: int) -> None:
-        """What this process holds now."""
+        """Set the memory that this process holds now."""
         _MEMORY.set(nbytes)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """All counters in the text format of Prometheus."""
         if MULTIPROCESS in os.environ:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

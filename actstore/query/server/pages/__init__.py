@@ -1,1 +1,1 @@
-"""Pages are for people who open a server in a browser."""
+"""Pages for people who open a server in a browser."""

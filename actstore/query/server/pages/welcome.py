@@ -1,4 +1,4 @@
-"""Pages for people: what this is and which stores there are, and the description of the API."""
+"""Pages for people: the welcome page with the stores, and the description of the API."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ from actstore.query.server.state import scope_of, state_of
 router = APIRouter(include_in_schema=False)
 
 _SHOWN: Final = 100
-"""Stores on the page; each of them is opened for it."""
+"""Stores on the page at most; each of them is opened for it."""
 _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 pre { background: #f4f4f4; padding: .8rem; overflow-x: auto }
@@ -29,7 +29,7 @@ th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px soli
 _STYLE_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 _POLICY: Final = f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'"
 _DOCS_POLICY: Final = (
-    # Swagger UI writes styles of its own, and has its icons in the text of them.
+    # Swagger UI writes styles of its own, and has its icons in them.
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
 )
 _HEADINGS: Final = "<tr><th>store<th>model<th>sequences x positions<th>hooks<th></tr>"
@@ -60,7 +60,7 @@ _TYPES: Final = {"css": "text/css", "js": "text/javascript"}
 
 @router.get("/")
 def welcome(request: Request) -> Response:
-    """What this is, and the stores that the client may read."""
+    """The welcome page, with the stores that the client may read."""
     base = escape(f"{request.url.scheme}://{request.headers.get('Host', '127.0.0.1')}")
     scope, catalog = scope_of(request), state_of(request).catalog
     names = sorted(name for name in catalog.urls() if scope.allows(name)) if scope.globs else []
@@ -87,12 +87,12 @@ def welcome(request: Request) -> Response:
 
 store = actstore.open("{base}/v1/stores/{name}"{token})
 print(store)</pre>
-<p><a href="/docs">What can be asked for</a>, also as <a href="/openapi.json">OpenAPI</a>.</p>
+<p><a href="/docs">Description of the API</a>, also as <a href="/openapi.json">OpenAPI</a>.</p>
 </body>
 </html>
 """
     headers = {"Content-Security-Policy": _POLICY + _ALWAYS, "Cache-Control": "no-store"}
-    return HTMLResponse(text, headers=headers)  # what it lists is for whoever asked, as of now
+    return HTMLResponse(text, headers=headers)  # the list of stores is for this client, as of now
 
 
 def _row(store: StoreSummary) -> str:
@@ -111,16 +111,16 @@ def _row(store: StoreSummary) -> str:
 
 @router.get("/docs")
 def docs() -> Response:
-    """The description of the API, to read and to try; it needs nothing from elsewhere."""
+    """The description of the API, to read and to try; it loads nothing from elsewhere."""
     return HTMLResponse(_DOCS, headers={"Content-Security-Policy": _DOCS_POLICY + _ALWAYS})
 
 
 @router.get("/docs/{name}")
 def asset(name: str) -> Response:
-    """A file of that page.
+    """A file of the description of the API.
 
     Raises:
-        Problem: it has none of this name.
+        Problem: there is no file of this name.
     """
     data = _assets().get(name)
     if data is None:
@@ -131,7 +131,7 @@ def asset(name: str) -> Response:
 
 @cache
 def _assets() -> dict[str, bytes]:
-    """Swagger UI as a package has it, and how it is started."""
+    """Files of Swagger UI, from its package, and the script that starts it."""
     folder = importlib.resources.files("fastapi_offline") / "static"
     names = ("swagger-ui.css", "swagger-ui-bundle.js")
     return {"start.js": _START.encode(), **{name: (folder / name).read_bytes() for name in names}}

@@ -1,4 +1,4 @@
-"""Lines of logs that nobody takes."""
+"""Lines of logs that no reader takes."""
 
 import fcntl
 import json
@@ -25,13 +25,13 @@ def pipe() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def said(n_dropped: int) -> bytes:
+def dropped_line(n_dropped: int) -> bytes:
     return b"dropped %d\n" % n_dropped
 
 
 @pytest.mark.parametrize("blocks", [True, False])
 def test_a_full_pipe(pipe: tuple[int, int], blocks: bool) -> None:
-    """Whoever writes never waits; what there is no room for is counted, and said once there is some again."""
+    """A writer never waits; lines without room are counted, and reported once there is room again."""
     out, into = pipe
     os.set_blocking(into, blocks)
     n_counted = 0
@@ -40,7 +40,7 @@ def test_a_full_pipe(pipe: tuple[int, int], blocks: bool) -> None:
         nonlocal n_counted
         n_counted += n_lines
 
-    writer = LineWriter(into, said, count)
+    writer = LineWriter(into, dropped_line, count)
     n_lines = 2 * _MAX_NBYTES // len(LINE)
     for _ in range(n_lines):
         writer.write(LINE)
@@ -58,7 +58,7 @@ def test_a_full_pipe(pipe: tuple[int, int], blocks: bool) -> None:
 
 def test_all_is_written_at_the_end(pipe: tuple[int, int]) -> None:
     out, into = pipe
-    writer = LineWriter(into, said)
+    writer = LineWriter(into, dropped_line)
     for i in range(100):
         writer.write(b"%d\n" % i)
     writer.close()
@@ -66,10 +66,10 @@ def test_all_is_written_at_the_end(pipe: tuple[int, int]) -> None:
 
 
 def test_a_file_that_cannot_be_written(pipe: tuple[int, int]) -> None:
-    """As on a full disk: the lines are lost, and those that come later are not."""
+    """As on a full disk, the lines are lost, and later ones are not."""
     out, into = pipe
     full = os.open("/dev/full", os.O_WRONLY)
-    writer = LineWriter(full, said)
+    writer = LineWriter(full, dropped_line)
     for _ in range(3):
         writer.write(LINE)
     writer.flush()
