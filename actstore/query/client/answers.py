@@ -84,10 +84,10 @@ def matches_of(document: MatchList, shape: tuple[int, int], limit: int, where: s
     """The places at which a text begins, once they are checked.
 
     Args:
-        document: that says so.
-        shape: of the store.
+        document: reply of the server.
+        shape: sequences and positions of the store.
         limit: places that were asked for at most.
-        where: what was asked for, for the error.
+        where: URL of the request, for the error.
         once: whether each sequence is there once at most.
 
     Raises:

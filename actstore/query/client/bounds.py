@@ -39,8 +39,8 @@ def unexpected(where: str, came: str, expected: str) -> StorageError:
     """The error for a reply that no server of ours gives.
 
     Args:
-        where: what was asked for.
-        came: what it is.
+        where: URL of the request.
+        came: what the reply is.
         expected: what it should be.
     """
     return StorageError(
@@ -53,7 +53,7 @@ def announced(reply: http.client.HTTPResponse, where: str) -> int:
     """Length in bytes that a reply announces. No more of it is read.
 
     Raises:
-        StorageError: it says nothing, or no number.
+        StorageError: there is no length, or it is no number.
     """
     lengths = {value.strip() for value in reply.headers.get_all("Content-Length") or ()}
     length = lengths.pop() if len(lengths) == 1 and not reply.chunked else ""
@@ -79,8 +79,8 @@ def read_document(reply: http.client.HTTPResponse, where: str, most: int = DOCUM
     """Read all of a body that is not too long.
 
     Raises:
-        RequestError: it was cut off.
-        StorageError: it is longer.
+        RequestError: the reply was cut off.
+        StorageError: the reply is longer.
     """
     length = announced(reply, where)
     if length > most:

@@ -193,8 +193,8 @@ class _PacedStream(io.RawIOBase):
         """Implements `io.RawIOBase.readinto`.
 
         Raises:
-            TimeoutError: it comes too slowly.
-            HTTPException: there is no end to the head.
+            TimeoutError: the bytes come too slowly.
+            HTTPException: the head is too long.
         """
         if self._is_head and self._n_read > bounds.HEAD_NBYTES:
             raise http.client.HTTPException(f"more than {bounds.HEAD_NBYTES} bytes before a reply")
@@ -240,11 +240,11 @@ def read_into(reply: http.client.HTTPResponse, out: NDArray[np.uint8]) -> None:
     """Read the next bytes of a reply straight from the socket into an array.
 
     Args:
-        reply: that is read.
-        out: contiguous [nbytes].
+        reply: reply to read from.
+        out: contiguous bytes, [nbytes].
 
     Raises:
-        RequestError: there are fewer.
+        RequestError: the reply has fewer bytes.
     """
     left = out.data
     while left.nbytes:

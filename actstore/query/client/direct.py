@@ -75,7 +75,7 @@ def _probe(url: str) -> None:
     """Send one request with short timeouts: storage may be in another network.
 
     Raises:
-        RequestError: it cannot be reached from here, or does not take the URL.
+        RequestError: storage cannot be reached from here, or refuses the URL.
     """
     connections = Connections(connect_s=_PROBE_S, read_s=_PROBE_S)
     with connections.request("GET", url, {"Range": "bytes=0-0"}) as reply:

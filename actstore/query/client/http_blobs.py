@@ -77,7 +77,7 @@ def take_range(reply: http.client.HTTPResponse, where: str, start: int, out: NDA
     """Read the bytes of a reply to a request for a range, which may be all of the object.
 
     Raises:
-        RequestError: they were cut off.
+        RequestError: the reply was cut off.
         StorageError: the object is shorter, or something else came.
     """
     length = announced(reply, where)

@@ -21,7 +21,7 @@ def place_of(server: Server, key: str) -> tuple[Place, int]:
     """The location of an object, and for how many seconds it is valid.
 
     Raises:
-        StorageError: the server says nothing that can be; or a place where no client goes because a server says so.
+        StorageError: the reply of the server is impossible, or names a location that no client reads for a server.
     """
     plan = server.document(FetchPlan, "/plan", request=PlanRequest(keys=[key]), most=_NBYTES)
     where = f"{server.url}/plan"

@@ -28,13 +28,13 @@ def read_header(reply: http.client.HTTPResponse, where: str, expected: Tensors) 
     """Read the names of the tensors, in the order in which their bytes follow, and check that they are those expected.
 
     Args:
-        reply: that is read.
-        where: what was asked for, for the error.
-        expected: all tensors.
+        reply: reply to read from.
+        where: URL of the request, for the error.
+        expected: all tensors that the reply must have.
 
     Raises:
-        RequestError: it was cut off.
-        StorageError: it is no safetensors, or has anything else in it.
+        RequestError: the reply was cut off.
+        StorageError: the reply is no safetensors, or has other tensors.
     """
     length = announced(reply, where)
     size = np.empty(8, np.uint8)
@@ -87,8 +87,8 @@ def read_tensors(reply: http.client.HTTPResponse, where: str, expected: Tensors)
     """Read all tensors, by name.
 
     Raises:
-        RequestError: it was cut off.
-        StorageError: it is no safetensors, or has anything else in it.
+        RequestError: the reply was cut off.
+        StorageError: the reply is no safetensors, or has other tensors.
     """
     import torch
 

@@ -145,7 +145,7 @@ class ServedBatches:
         """Implements `BatchSource.__call__`.
 
         Raises:
-            LoaderError: it was interrupted.
+            LoaderError: the source was interrupted.
         """
         self.batches[k]  # or it is an IndexError
         with self._lock:

@@ -1,4 +1,4 @@
-"""The application: routes, errors, limits."""
+"""Builds the application of the server: routes, error replies and limits."""
 
 import asyncio
 import contextlib
@@ -48,16 +48,16 @@ _BEARER: Final = HTTPBearer(auto_error=False, description="Needed where the serv
 
 
 _IDLE_S: Final = 60.0
-"""After which an order of batches that nobody asks for gives its memory back."""
+"""Seconds after which the server gives back the memory of an order of batches that nobody uses."""
 _NOT_DESCRIBED: Final = "Successful Response"
-"""What FastAPI says of a reply."""
+"""Description that FastAPI gives to a reply without one."""
 
 
 def create_app(settings: Settings) -> Gate:
     """The whole server as an ASGI application.
 
     Raises:
-        StorageError: the root cannot be opened, or the access log not be written.
+        StorageError: the root cannot be opened, or the access log cannot be written.
     """
     metrics = Metrics()
     log = None if settings.access_log is None else AccessLog(settings.access_log, metrics.count_dropped_lines)
@@ -84,8 +84,8 @@ def create_app(settings: Settings) -> Gate:
 
 def openapi() -> dict[str, Any]:
     """The document of ``schemas/openapi.json``."""
-    found: dict[str, Any] = _routes().openapi()
-    return found
+    document: dict[str, Any] = _routes().openapi()
+    return document
 
 
 def _routes() -> FastAPI:
@@ -105,13 +105,13 @@ def _routes() -> FastAPI:
     for module in (stores, slices, prompts, batch_routes, plans, zarr_files):
         app.include_router(module.router, dependencies=[Security(_BEARER)])
     answer_errors(app)
-    app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]
     return app
 
 
-def _documented(app: FastAPI) -> dict[str, Any]:
+def _openapi_document(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        found = get_openapi(
+        document = get_openapi(
             title=app.title,
             version=app.version,
             description=app.description,
@@ -119,11 +119,13 @@ def _documented(app: FastAPI) -> dict[str, Any]:
             tags=list(_TAGS),
             license_info={"name": "Apache License 2.0", "identifier": "Apache-2.0"},
         )
-        schemas = found["components"]["schemas"]
+        schemas = document["components"]["schemas"]
         schemas["ProblemDocument"] = ProblemDocument.model_json_schema(
             ref_template="#/components/schemas/{model}"
         )
-        operations = [(path, each) for path, methods in found["paths"].items() for each in methods.values()]
+        operations = [
+            (path, operation) for path, methods in document["paths"].items() for operation in methods.values()
+        ]
         for path, operation in operations:
             operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
             for parameter in operation.get("parameters", ()):
@@ -135,24 +137,24 @@ def _documented(app: FastAPI) -> dict[str, Any]:
                     schema = next(iter(reply["content"].values()))["schema"]
                     name = schema.get("$ref", "").rpartition("/")[2]
                     reply["description"] = schemas.get(name, {}).get("description", "As text.")
-        app.openapi_schema = found
+        app.openapi_schema = document
     return app.openapi_schema
 
 
 _STORE: Final = {
-    "description": "Another one for another store, the same while one grows. Where there is a store.",
+    "description": "Identifies the store, and stays the same while the store grows. Only in replies about a store.",
     "schema": {"type": "string"},
 }
 
 _CONTENTS: Final = {
-    "description": "Another one whenever there is more in the store, or another store: the number of its runs, "
+    "description": "Changes whenever the store grows or is replaced: the number of its runs, "
     "and a hash over the `contents` of its description.",
     "schema": {"type": "string"},
 }
 
 
 def _without_null(schema: dict[str, Any]) -> None:
-    """What may be left out is not null: a URL has no null."""
+    """Take null out of the schema of an optional parameter, as a URL has no null."""
     kinds = schema.get("anyOf", [])
     if {"type": "null"} in kinds:
         kinds.remove({"type": "null"})
@@ -181,12 +183,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     if state.log is not None:
         await run_in_threadpool(state.log.close)
     for handler in logging.getLogger("actstore").handlers:
-        # A worker process ends by a signal, without the end that Python makes of logs.
+        # A worker process ends by a signal, so Python does not flush its logs at the end.
         await run_in_threadpool(handler.flush)
 
 
 async def _give_back(budget: MemoryBudget) -> None:
-    """Now and then, what nobody has asked for since."""
+    """Give back, now and then, the memory that nobody uses."""
     while True:
         await asyncio.sleep(_IDLE_S / 4)
         await run_in_threadpool(budget.give_up_idle, _IDLE_S)

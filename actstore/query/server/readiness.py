@@ -1,4 +1,4 @@
-"""Whether a server can do what it is for."""
+"""Checks whether a server can answer requests for stores."""
 
 import asyncio
 import logging
@@ -14,21 +14,21 @@ from actstore.query.server.admission.access import Access
 from actstore.query.server.catalog.catalog import Catalog
 
 _PATIENCE_S: Final = 3.0
-"""For storage to answer; those who ask wait for 5 s or so."""
+"""Seconds for storage to answer; probes wait for some 5 s."""
 _KEPT_S: Final = 0.5
-"""For which it stays true that all is well, or whoever asks without pause would have storage asked without pause."""
+"""Seconds for which a good result is kept, so that frequent probes do not become frequent requests to storage."""
 _LOG: Final = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Looks at the stores in a thread of its own: those of requests can all be waiting for slow storage. There is one
-    such thread at most, whose end whoever asks meanwhile waits for, too.
+    """Looks at the stores in a thread of its own, as all threads of requests may be waiting for slow storage. There is
+    at most one such thread; probes that come meanwhile wait for its result, too.
     """
 
     def __init__(self, catalog: Catalog, access: Access | None) -> None:
         """
         Args:
-            catalog: of the stores.
+            catalog: the stores.
             access: the tokens; None lets everybody in.
         """
         self._catalog = catalog
@@ -37,10 +37,10 @@ class Readiness:
         self._was_well = -math.inf
 
     async def check(self) -> None:
-        """See that somebody is let in, and that a store can be opened, or there is none yet below the root.
+        """Check that some token is valid, and that a store can be opened, or that there is none yet below the root.
 
         Raises:
-            Problem: it is not so, or that cannot be said in time.
+            Problem: the server is not ready, or did not know in time.
         """
         if self._access is not None and not self._access.is_open:
             raise Problem(
@@ -53,12 +53,12 @@ class Readiness:
             return
         if self._look is None or self._look.done():
             self._look = Future()
-            self._look.set_running_or_notify_cancel()  # whoever leaves does not end it for others
+            self._look.set_running_or_notify_cancel()  # a probe that leaves does not cancel it for others
             threading.Thread(target=self._run, args=(self._look,), name="readiness", daemon=True).start()
         look = asyncio.wrap_future(self._look)
         await asyncio.wait([look], timeout=_PATIENCE_S)
         if not look.done():
-            look.cancel()  # what comes of it is for others
+            look.cancel()  # others may still wait for the result
             _LOG.error("the stores cannot be looked at within %g s", _PATIENCE_S)
             raise Problem(
                 503, "busy", f"the storage of the stores did not answer within {_PATIENCE_S:g} s; ask again"
@@ -68,7 +68,7 @@ class Readiness:
     def _run(self, look: "Future[None]") -> None:
         try:
             self._check_stores()
-        except BaseException as error:  # noqa: BLE001 - those who asked are told
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
             look.set_exception(error)
         else:
             self._was_well = time.monotonic()

@@ -1,4 +1,4 @@
-"""Running the server: its socket, its processes, what they share, and its end."""
+"""Runs the server: binds its sockets, shares folders between its processes, and ends them."""
 
 import contextlib
 import functools
@@ -36,36 +36,37 @@ if TYPE_CHECKING:
 _NOT_STARTED: Final = "a process of the server could not start; see above"
 _LOG: Final = logging.getLogger(__name__)
 _DRAIN_S: Final = 30
-"""For what is in flight when the server is told to end."""
+"""Seconds for requests that are under way when the server is told to end."""
 _BACKLOG: Final = 2048
 _CONNECT_S: Final = 1.0
 _UDS_MODE: Final = 0o600
-"""Of a Unix socket: for the user alone. With tokens, everybody on the machine may connect."""
+"""Mode of a Unix socket: for the user only. With tokens, everybody on the machine may connect."""
 _UDS_MODE_WITH_TOKENS: Final = 0o666
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Where, and with how many processes."""
+    """Where a server listens, and with how many processes."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 takes one that is free."""
+    """TCP port; 0 takes a free one."""
     uds: Path | None = None
-    """A Unix socket, beside that."""
+    """Path of a Unix socket to listen at besides."""
     workers: int = 1
     ssl_certfile: Path | None = None
     ssl_keyfile: Path | None = None
     verbose: bool = False
-    """Also log what uvicorn has to say."""
+    """Whether to log the messages of uvicorn, too."""
 
 
 def bound(listening: Listening, settings: Settings) -> list[socket.socket]:
-    """The sockets of a server, shared by its processes: that of its address, and the Unix socket if there is one.
+    """Bind the sockets of a server, which its processes share: that of its address, and the Unix socket if there is
+    one.
 
     Raises:
-        JobError: it would be open to everybody, or its certificate cannot be used.
-        StorageError: the address cannot be had.
+        JobError: the server would be open to everybody, or its certificate cannot be used.
+        StorageError: an address cannot be bound.
     """
     if settings.token_file is None and not is_loopback(listening.host):
         raise JobError(
@@ -89,10 +90,10 @@ def _bound_tcp(listening: Listening, settings: Settings) -> socket.socket:
     try:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            # Inherited by connections: one whose client takes nothing is ended by the system, with what waits for it.
+            # Connections inherit it: the system ends one whose client takes nothing, with the data that waits for it.
             server.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * settings.stall_s))
         server.bind((host, port))
-        server.listen(_BACKLOG)  # who comes before the processes are up waits for them
+        server.listen(_BACKLOG)  # clients that come before the processes are up wait
     except OSError as error:
         server.close()
         raise StorageError(
@@ -134,7 +135,7 @@ def _is_abandoned(path: Path) -> bool:
         except ConnectionRefusedError:
             return True
         except TimeoutError:
-            return False  # somebody is there, and busy
+            return False  # a server is there, and busy
     return False
 
 
@@ -155,7 +156,7 @@ def _check_certificate(listening: Listening) -> None:
 
 
 def url_of(listening: Listening, server: socket.socket) -> str:
-    """What clients type to reach one of the sockets."""
+    """The URL that clients use for one of the sockets."""
     if server.family == socket.AF_UNIX:
         return f"http+unix://{quote(str(Path(listening.uds or '').absolute()), safe='')}"
     scheme = "http" if listening.ssl_certfile is None else "https"
@@ -165,7 +166,9 @@ def url_of(listening: Listening, server: socket.socket) -> str:
 
 @contextlib.contextmanager
 def shared(settings: Settings) -> Iterator[Settings]:
-    """Folders that all processes use, removed at the end: counters, and the cache if the user named none."""
+    """Make the folders that all processes use: counters, and the cache if the user named none. They are removed at the
+    end.
+    """
     with contextlib.ExitStack() as stack:
         counters = stack.enter_context(tempfile.TemporaryDirectory(prefix="actstore-metrics-"))
         os.environ[MULTIPROCESS] = counters
@@ -186,7 +189,7 @@ def _half_of_free(folder: Path) -> int:
 
 
 def serve(settings: Settings, listening: Listening, sockets: list[socket.socket]) -> None:
-    """Serve until SIGTERM or SIGINT; what is in flight then is finished.
+    """Serve until SIGTERM or SIGINT; requests that are under way then are finished.
 
     Raises:
         JobError: a process could not start.
@@ -214,7 +217,7 @@ def serve(settings: Settings, listening: Listening, sockets: list[socket.socket]
         ssl_certfile=listening.ssl_certfile,
         ssl_keyfile=listening.ssl_keyfile,
     )
-    # uvicorn ends by raising the signal again, which is not an error here.
+    # uvicorn ends by raising the signal again, which is no error here.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: None)
     try:
@@ -230,23 +233,23 @@ def serve(settings: Settings, listening: Listening, sockets: list[socket.socket]
                 raise JobError(_NOT_STARTED) from error
     finally:
         if listening.uds is not None and _identity(listening.uds) == socket_file:
-            listening.uds.unlink(missing_ok=True)  # and not that of a server that took the place
+            listening.uds.unlink(missing_ok=True)  # but not the socket of a server that took the place
 
 
 class _Processes(Multiprocess):
-    """Also says whether it ended since one of them could not start."""
+    """uvicorn's supervisor, which also remembers whether it ended because a process could not start."""
 
     has_failed = False
 
     def keep_subprocess_alive(self) -> None:
-        """As uvicorn has it, which ends when a process says that it could not start."""
+        """Implements uvicorn's method, which ends when a process reports that it could not start."""
         was_ending = self.should_exit.is_set()
         super().keep_subprocess_alive()
         self.has_failed |= self.should_exit.is_set() and not was_ending
 
 
 def _application(settings: Settings) -> "Gate":
-    """Made in each process; prometheus_client looks for the shared folder when it is imported."""
+    """Make the application, in each process; prometheus_client looks for the shared folder when it is imported."""
     try:
         from actstore.query.server.app import create_app
         from actstore.query.server.memory import heap
@@ -254,21 +257,19 @@ def _application(settings: Settings) -> "Gate":
         heap.give_back_large_blocks()
         _end_with_parent()
         application = create_app(settings)
-    except Exception as error:  # noqa: BLE001 - whatever it is, there is no server
-        # With another exit code it would be started again and again.
+    except Exception as error:  # noqa: BLE001 - after any error there is no server
+        # With another exit code the process would be started again and again.
         is_known = isinstance(error, ActstoreError)
         _LOG.error("this process cannot serve: %s", error, exc_info=None if is_known else error)
         sys.exit(STARTUP_FAILURE)
-    # What is there now stays to the end: the collector need not go through all of it, and of torch, again and again.
+    # What is loaded now stays to the end: the collector need not go through all of it, and of torch, again and again.
     gc.collect()
     gc.freeze()
     return application
 
 
 def _end_with_parent() -> None:
-    """Have a worker end as on SIGTERM when the process that began it was killed: it would serve, and hold the port,
-    for ever.
-    """
+    """End a worker as on SIGTERM when its parent process was killed; it would serve, and hold the port, for ever."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -281,7 +282,9 @@ def _end_with_parent() -> None:
 
 
 def _log_config(is_verbose: bool) -> dict[str, Any]:
-    """Warnings and errors to stderr, each request too if asked for. Tokens come in a header, which is never logged."""
+    """Log warnings and errors to stderr, with ``is_verbose`` also each request. Tokens are in a header that is never
+    logged.
+    """
     level = "INFO" if is_verbose else "WARNING"
     return {
         "version": 1,

@@ -1,4 +1,4 @@
-"""What the handlers of all requests share."""
+"""State that the handlers of all requests share."""
 
 import hashlib
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from actstore.store.reading.identity import label_of
 
 @dataclass(frozen=True)
 class State:
-    """Of one process."""
+    """State of one process."""
 
     settings: Settings
     catalog: Catalog
@@ -40,36 +40,36 @@ class State:
 
 def state_of(request: Request) -> State:
     """The state of the server that got a request."""
-    found: State = request.app.state.actstore
-    return found
+    state: State = request.app.state.actstore
+    return state
 
 
 def scope_of(request: Request) -> Scope:
-    """What the client of a request may read."""
-    found: Scope = request.scope[SCOPE]
-    return found
+    """The stores that the client of a request may read."""
+    scope: Scope = request.scope[SCOPE]
+    return scope
 
 
 def store_of(request: Request, name: str) -> CommittedStore:
     """A store that the client of a request may read.
 
     Raises:
-        Problem: there is none of this name, for this client.
-        StorageError: it cannot be read.
+        Problem: there is no such store for this client.
+        StorageError: the store cannot be read.
     """
     if not scope_of(request).allows(name):
         raise no_store(name)
-    return _noted(request, state_of(request).catalog.store(name))
+    return _note_store(request, state_of(request).catalog.store(name))
 
 
-def store_at_hand(request: Request, name: str) -> CommittedStore | None:
-    """The same if nothing has to be read for it; None also where there is none, for this client."""
-    found = state_of(request).catalog.at_hand(name) if scope_of(request).allows(name) else None
-    return None if found is None else _noted(request, found)
+def cached_store(request: Request, name: str) -> CommittedStore | None:
+    """The store if it is open and needs no reading; None also where there is no such store for this client."""
+    store = state_of(request).catalog.cached(name) if scope_of(request).allows(name) else None
+    return None if store is None else _note_store(request, store)
 
 
-def _noted(request: Request, store: CommittedStore) -> CommittedStore:
-    """Have the reply say which store it is of, and no error where that is."""
+def _note_store(request: Request, store: CommittedStore) -> CommittedStore:
+    """Have the reply name the store in its headers, and keep the store's URL out of error messages."""
     request.scope[STORE_URL] = store.url
     request.scope[STORE_ID] = store_id(store)
     request.scope[STORE_VERSION] = _version(store)
@@ -78,11 +78,11 @@ def _noted(request: Request, store: CommittedStore) -> CommittedStore:
 
 @lru_cache(maxsize=256)
 def store_id(store: CommittedStore) -> str:
-    """Another one for another store, the same while one grows."""
+    """Identifies a store, and stays the same while the store grows."""
     return hashlib.sha256(store.plan.to_bytes()).hexdigest()[:32]
 
 
 @lru_cache(maxsize=256)
 def _version(store: CommittedStore) -> str:
-    """The store is the same object until there is more in it, or another one in its place."""
+    """Label of the contents. There is a new store object when the store grows or is replaced."""
     return label_of(store.identity)

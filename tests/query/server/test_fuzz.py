@@ -1,4 +1,4 @@
-"""What nobody should send: the server answers with a problem, gives nothing away, and goes on."""
+"""Malformed requests: the server answers with a problem, reveals nothing, and goes on."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.xdist_group("fuzz")
 _SECRET: Final = b"The eagle lands at midnight"
 _TIMEOUT_S: Final = 30.0
 _FILES: Final = 12
-"""Open file descriptors that a server may have more of after all this; connections that are kept, mostly."""
+"""Open file descriptors that a server may have more of at the end; mostly connections that are kept."""
 _HOOK: Final = HOOKS[0]
 _STORE: Final = f"/v1/stores/{WHOLE}"
 _SLICE: Final = f"{_STORE}/hooks/{_HOOK}/slice"
@@ -34,11 +34,11 @@ _PLAN: Final = f"{_STORE}/zarr/_actstore/runs/0000/plan.json"
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back until the server closed the connection."""
+    """All that came until the server closed the connection."""
 
     status: int
     headers: dict[str, str]
-    """Names in lower case."""
+    """Headers by name in lower case."""
     body: bytes
 
 
@@ -56,21 +56,21 @@ class Target:
         return socket.create_connection((parts.hostname, parts.port), _TIMEOUT_S)
 
     def send(self, data: bytes) -> bytes:
-        """All that comes back for some bytes."""
+        """Send some bytes, and return all that comes back."""
         with self.connect() as connection:
-            # One who has heard enough closes the connection before all is sent.
+            # The server may close the connection before all is sent.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.sendall(data)
-            found = bytearray()
+            received = bytearray()
             with contextlib.suppress(ConnectionResetError):
                 while piece := connection.recv(1 << 16):
-                    found += piece
-        return bytes(found)
+                    received += piece
+        return bytes(received)
 
     def ask(
         self, target: str | bytes, *headers: str | bytes, method: str = "GET", body: bytes | None = None
     ) -> Reply:
-        """One request, its reply checked for all that holds of every reply."""
+        """Send one request, and check its reply as `checked` does."""
         lines = [
             method.encode() + b" " + _bytes(target) + b" HTTP/1.1",
             b"Host: localhost",
@@ -87,7 +87,7 @@ def _bytes(text: str | bytes) -> bytes:
 
 
 def checked(data: bytes, method: str = "GET") -> Reply:
-    """A reply: never a server error, never a secret, and every error a problem."""
+    """Parse a reply, and check that it is no server error, has no secret, and is a problem if it is an error."""
     assert _SECRET not in data
     head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
@@ -105,7 +105,7 @@ def checked(data: bytes, method: str = "GET") -> Reply:
 
 
 def _check_problem(document: Any, status: int) -> None:
-    """As RFC 9457 has it."""
+    """Check that a document is a problem as RFC 9457 defines it."""
     assert document.keys() == {"type", "title", "status", "detail"}
     assert document["status"] == status
     kind = document["type"].removeprefix("urn:actstore:problem:")
@@ -116,7 +116,7 @@ def _check_problem(document: Any, status: int) -> None:
 
 @pytest.fixture(scope="module")
 def target(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    """It must answer at the end, and have closed what it opened."""
+    """The server must answer at the end, and have closed what it opened."""
     folder = tmp_path_factory.mktemp("fuzz")
     root = folder / "root"
     shutil.copytree(stores, root)
@@ -138,9 +138,9 @@ def target(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
         place.parent.mkdir(exist_ok=True)
         place.write_bytes(_SECRET)
     (store / "acts" / "out").symlink_to(folder)
-    with running(folder, "--root", str(root)) as found:
-        target = Target(found, folder)
-        process = psutil.Process(found.process.pid)
+    with running(folder, "--root", str(root)) as server:
+        target = Target(server, folder)
+        process = psutil.Process(server.process.pid)
         for path in (_SLICE, _PLAN, f"{_STORE}/batches/0?hook={_HOOK}&batch_size=8", "/v1/stores"):
             assert target.ask(path).status == 200
         n_files = process.num_fds()
@@ -250,7 +250,7 @@ NAMES: Final[dict[str, bytes]] = {
     "quotes": b"%22%27",
     "format": b"%25s%25n%7B0%7D",
 }
-"""Bytes that are sent as they are."""
+"""Requests that are sent as they are."""
 
 PLACES: Final[dict[str, tuple[str, bytes]]] = {
     "path": ("GET", b"/%s"),
@@ -286,7 +286,7 @@ PLACES: Final[dict[str, tuple[str, bytes]]] = {
     "limit": ("GET", f"{_STORE}/prompts?tokens=1&limit=%s".encode()),
     "twice": ("GET", f"{_SLICE}?seq=0&seq=%s&pos=0".encode()),
 }
-"""Where they stand in a URL."""
+"""Texts in different places of a URL."""
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -322,7 +322,7 @@ TEXTS: Final[dict[str, str]] = {
     "a number": "9" * 4000,
     "step zero": "::0",
 }
-"""Strings of JSON."""
+"""JSON strings."""
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -386,7 +386,7 @@ BODIES: Final[dict[str, bytes]] = {
     "NUL": b"\0" * 100,
     "zip": b"\x1f\x8b\x08\0\0\0\0\0\0\x03",
 }
-"""None of them is a selection of this store."""
+"""Documents that are no selection of this store."""
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -453,7 +453,7 @@ RANGES: Final[dict[str, slice | int]] = {
     "bytes=99999999-": 416,
     "bytes=99999999-999999999": 416,
     "bytes=999999999999999999-999999999999999999": 416,
-    # What is no range, or not one, is ignored.
+    # A header that is not exactly one range is ignored.
     "bytes=0-1,4-5": 200,
     "bytes=0-1,0-1" + ",0-1" * 500: 200,
     "bytes=-5,0-1": 200,
@@ -474,7 +474,7 @@ RANGES: Final[dict[str, slice | int]] = {
     "bytes=²-³": 200,
     "bytes=\u0661-\u0662": 200,
 }
-"""What is sent: a part of the bytes, or a status."""
+"""Ranges, and the part of the bytes that is sent, or a status."""
 
 
 @pytest.mark.parametrize("path", [_PLAN, _SLICE, f"{_SLICE}?format=npy", f"{_SLICE}?seq=0,5,9&pos=1"])
@@ -571,8 +571,8 @@ ACCEPTED: Final[dict[str, str | int]] = {
 def test_accepted(target: Target) -> None:
     for text, expected in ACCEPTED.items():
         reply = target.ask(f"{_SLICE}?seq=0", f"Accept: {text}")
-        found = reply.headers["content-type"] if reply.status == 200 else reply.status
-        assert found == expected, text
+        outcome = reply.headers["content-type"] if reply.status == 200 else reply.status
+        assert outcome == expected, text
     for text in ("\xff\xfe", "\t", "a" * 30_000, "%00"):
         assert target.ask(f"{_SLICE}?seq=0", b"Accept: " + text.encode("latin-1")).status in (200, 406)
         path = f"{_STORE}/batches/0?hook={_HOOK}&batch_size=8"
@@ -634,7 +634,7 @@ PROTOCOLS: Final[dict[str, tuple[bytes, set[int]]]] = {
         {417, 422},
     ),
 }
-"""What is sent, and what may be answered."""
+"""Requests, and the allowed answers."""
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -671,7 +671,7 @@ def test_half_requests(target: Target) -> None:
             connection.sendall(data)
             connection.setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0"
-            )  # ends with a reset
+            )  # the connection ends with a reset
     assert target.ask("/healthz").status == 200
     assert "Traceback" not in target.running.log.read_text()
 

@@ -1,4 +1,4 @@
-"""Clients that ask for too much, take nothing, or go away; storage that hangs; a server that is told to end."""
+"""Clients that ask for too much, take nothing, or go away; storage that hangs; a server that is shutting down."""
 
 import contextlib
 import http.client
@@ -33,17 +33,17 @@ HOOK: Final = "blocks.0.hook_resid_post"
 ROW_NBYTES: Final = LENGTH * 16 * 4
 N_ROWS: Final = (64 << 20) // ROW_NBYTES
 MAX_REPLY: Final = (64 << 20) - 1
-"""Everything but one row of the large stores."""
+"""Bytes of the large stores but one row."""
 LARGE: Final = f"/hooks/{HOOK}/slice?seq=1:"
 BATCH: Final = f"/batches/0?hook={HOOK}&shuffle=none&batch_size="
 BATCH_ROWS: Final = (16 << 20) // 64
-"""Of 64 bytes: 50 of such batches are what a server sends at once."""
+"""Rows of 64 bytes; a server sends 50 of such batches at once."""
 STALL_S: Final = 2.0
 TIMEOUT_S: Final = 2.0
 DEADLINE_S: Final = 60.0
 N_SLOW: Final = 50
 PIECE_NBYTES: Final = 2 << 20
-"""Of what is given to a socket at once."""
+"""Bytes that are given to a socket at once."""
 
 
 def write(blobs: Blobs, n_rows: int, n_shards: int, compression: Compression | None = None) -> NDArray[Any]:
@@ -59,7 +59,7 @@ def write(blobs: Blobs, n_rows: int, n_shards: int, compression: Compression | N
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[Any]]:
-    """A folder with two stores of 64 MiB, ``plain`` and ``packed``, which is compressed; their values."""
+    """A folder with two stores of 64 MiB, ``plain`` and ``packed``, which is compressed; and their values."""
     folder = tmp_path_factory.mktemp("large")
     values = write(LocalBlobs(folder / "plain"), N_ROWS, 4)
     write(LocalBlobs(folder / "packed"), N_ROWS, 4, "lz4")
@@ -68,28 +68,28 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[Any]]
 
 @pytest.fixture(scope="module")
 def patient(large: tuple[Path, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Lets many in, and cuts off soon who takes nothing."""
+    """A server that admits many clients, and cuts off those that take nothing soon."""
     arguments = ["--root", str(large[0]), "--stall", str(STALL_S), "--max-reply", str(MAX_REPLY)]
-    with running(tmp_path_factory.mktemp("log"), *arguments) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("log"), *arguments) as server:
+        yield server
 
 
 def connected(server: Running, *, source: str = "127.0.0.1", receives: int | None = None) -> socket.socket:
-    """A connection whose system buffers so much, or what it will."""
-    found = socket.socket()
+    """A connection whose system buffers ``receives`` bytes, or the default."""
+    connection = socket.socket()
     if receives is not None:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receives)
     address = urlsplit(server.url)
     assert address.hostname is not None
     assert address.port is not None
-    found.settimeout(DEADLINE_S)
+    connection.settimeout(DEADLINE_S)
     try:
-        found.bind((source, 0))
-        found.connect((address.hostname, address.port))
+        connection.bind((source, 0))
+        connection.connect((address.hostname, address.port))
     except BaseException:
-        found.close()
+        connection.close()
         raise
-    return found
+    return connection
 
 
 def ask(connection: socket.socket, path: str) -> None:
@@ -97,7 +97,7 @@ def ask(connection: socket.socket, path: str) -> None:
 
 
 def begun(connection: socket.socket) -> tuple[int, bytes]:
-    """Status, and what came of the reply with its head; the rest stays where it is."""
+    """Status, and what came of the reply with its head; the rest is not read."""
     data = b""
     while b"\r\n\r\n" not in data:
         more = connection.recv(1000)
@@ -107,7 +107,7 @@ def begun(connection: socket.socket) -> tuple[int, bytes]:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """What comes until the other side hangs up, in whatever way."""
+    """Read until the other side hangs up, in whatever way."""
     parts = []
     with contextlib.suppress(ConnectionError):
         while more := connection.recv(1 << 20):
@@ -137,7 +137,7 @@ def counters(server: Running) -> dict[str, float]:
 
 
 def until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that will be so."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + DEADLINE_S
     while not is_so():
         assert time.monotonic() < deadline, "it never came"
@@ -149,18 +149,20 @@ def processes(server: Running) -> list[psutil.Process]:
 
 
 def own_nbytes(server: Running) -> int:
-    """Memory of the server that no file stands behind."""
-    found = [process.memory_info() for process in processes(server)]
-    return sum(each.rss - each.shared for each in found)
+    """Memory of the server without mapped files."""
+    infos = [process.memory_info() for process in processes(server)]
+    return sum(info.rss - info.shared for info in infos)
 
 
 def n_connections(server: Running) -> int:
-    found = [each.net_connections("tcp") for each in processes(server)]
-    return sum(one.status != psutil.CONN_LISTEN for each in found for one in each)
+    connections = [
+        connection for process in processes(server) for connection in process.net_connections("tcp")
+    ]
+    return sum(connection.status != psutil.CONN_LISTEN for connection in connections)
 
 
 def left_to_the_system(server: Running) -> list[str]:
-    """Connections that the server has closed, and the system still has something to send over."""
+    """Connections that the server has closed, and on which the system still has data to send."""
     port = urlsplit(server.url).port
     return [
         one.status
@@ -172,11 +174,11 @@ def left_to_the_system(server: Running) -> list[str]:
 @pytest.mark.parametrize(
     ("store", "path", "allowed"),
     [
-        # Mapped files; what is sent is not copied.
+        # Files are mapped; what is sent is not copied.
         ("plain", LARGE, N_SLOW * (1 << 19)),
-        # One piece is with the system, one waits, one is made; the rest is what malloc does not give back.
+        # The system has one piece, one waits, one is made; the rest is what malloc does not give back.
         ("packed", LARGE, N_SLOW * 9 * PIECE_NBYTES // 2),
-        # All of them take the same one.
+        # All of them share one batch.
         ("plain", f"{BATCH}{BATCH_ROWS}", 2 * 64 * BATCH_ROWS + N_SLOW * (1 << 19)),
     ],
     ids=["slice", "compressed", "batch"],
@@ -209,7 +211,7 @@ def test_clients_that_take_nothing(patient: Running, store: str, path: str, allo
             assert length is not None
             assert len(head.partition(b"\r\n\r\n")[2]) + len(rest(connection)) < int(length[1])
     assert peak - before <= allowed, f"{peak - before:,} bytes for {N_SLOW} clients"
-    # The server waits for so long, and the system once more for what it was given.
+    # The server waits for so long, and the system once more for its data.
     assert seconds < 2 * STALL_S + 10
     assert get(patient, url + LARGE)[0] == 200
 
@@ -254,7 +256,7 @@ def test_replies_that_are_too_large(patient: Running) -> None:
 def hanging(
     s3_server: S3Server, large: tuple[Path, NDArray[Any]], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Running, TcpProxy, NDArray[Any]]]:
-    """A server that lets 8 requests in, 4 of a client, and soon says when it is late; the store ``far`` of it is on S3
+    """A server that admits 8 requests, 4 of a client, and soon reports when it is late; its store ``far`` is on S3
     behind a proxy, in 16 shards of 2 MiB.
     """
     url = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}/far"
@@ -270,9 +272,9 @@ def hanging(
             "--timeout",
             str(TIMEOUT_S),
             AWS_ENDPOINT_URL=proxy.url,
-        ) as found,
+        ) as server,
     ):
-        yield found, proxy, values
+        yield server, proxy, values
 
 
 def test_no_more_at_once_than_allowed(hanging: tuple[Running, TcpProxy, NDArray[Any]]) -> None:
@@ -289,7 +291,7 @@ def test_no_more_at_once_than_allowed(hanging: tuple[Running, TcpProxy, NDArray[
                 assert begun(connection)[0] == 200
                 busy.append(connection)
             if source == addresses[0]:
-                # One client has all that it may have, and the other one hears nothing of it.
+                # One client has all that it may have, which does not affect the other one.
                 status, head, answer = get(server, small, source=source)
                 assert (status, head["Retry-After"]) == (429, "1")
                 assert json.loads(answer)["type"] == "urn:actstore:problem:too-many"
@@ -300,13 +302,13 @@ def test_no_more_at_once_than_allowed(hanging: tuple[Running, TcpProxy, NDArray[
             assert get(server, "/healthz", source=source)[0] == 200
         for connection in busy:
             connection.close()
-        # The places of those who went away are free again, long before they would be cut off.
+        # The places of clients that left are free long before these would be cut off.
         until(lambda: get(server, small, source="127.0.0.3")[0] == 200)
     until(lambda: all(get(server, small, source=source)[0] == 200 for source in addresses))
 
 
 def test_storage_that_hangs(hanging: tuple[Running, TcpProxy, NDArray[Any]]) -> None:
-    """The client hears of it in time; what does not need the storage is answered, and all is once it is back."""
+    """The client gets an error in time; requests without the storage are answered, and all are once it is back."""
     server, proxy, values = hanging
     small = f"/v1/stores/far/hooks/{HOOK}/slice?seq=5:9"
     expected = values[5:9].tobytes()
@@ -326,17 +328,15 @@ def test_storage_that_hangs(hanging: tuple[Running, TcpProxy, NDArray[Any]]) -> 
 
 
 def test_what_comes_too_late_is_not_sent(hanging: tuple[Running, TcpProxy, NDArray[Any]]) -> None:
-    """Whoever was told that it took too long goes on with the connection: the reply that was meant before must not be
-    on it.
-    """
+    """A client whose request took too long goes on with the connection: the late reply must not be on it."""
     server, proxy, values = hanging
     n = (PIECE_NBYTES * 3 // 2) // ROW_NBYTES
     path = f"/v1/stores/far/hooks/{HOOK}/slice?seq=0:{n}"
     until(lambda: get(server, path)[2] == values[:n].tobytes())
     proxy.flows.clear()
-    source = "127.0.0.5"  # of others there may still be some under way that were given up before
+    source = "127.0.0.5"  # requests of other clients that were given up may still be under way
     with contextlib.ExitStack() as stack:
-        # As many as a client may have under way, so that another one is let in once one of them has ended.
+        # As many as a client may have under way, so that another one is admitted once one of them has ended.
         late = [stack.enter_context(connected(server, source=source)) for _ in range(4)]
         for connection in late:
             ask(connection, path)
@@ -357,7 +357,7 @@ def test_what_comes_too_late_is_not_sent(hanging: tuple[Running, TcpProxy, NDArr
 
 
 def test_bodies_and_plans_count_as_memory(stores: Path, tmp_path: Path) -> None:
-    """What a client sends is large once it is parsed, and so is a plan before it is sent."""
+    """A body is large once it is parsed, and so is a plan before it is sent."""
     url, headers = f"/v1/stores/{WHOLE}", {"Content-Type": "application/json"}
 
     def asked(n_numbers: int) -> bytes:
@@ -395,24 +395,26 @@ def test_bodies_and_plans_count_as_memory(stores: Path, tmp_path: Path) -> None:
             assert "requests, replies and batches of this client" in problem["detail"]
             held = held_nbytes()
             assert select(10_000, "127.0.0.2")[0] == 200
-            # What that took is given back a moment after its reply.
+            # Its memory is given back a moment after the reply.
             until(lambda: held_nbytes() <= held)
             connection.sendall(body[-1:])
             assert begun(connection)[0] == 200
         until(lambda: select(10_000)[0] == 200)
-        status, found = plan(hooks=["*"], sequences="0:2")
+        status, document = plan(hooks=["*"], sequences="0:2")
         assert status == 200
-        assert found["reads"]
-        status, found = plan(hooks=["*"], positions="0::2")
+        assert document["reads"]
+        status, document = plan(hooks=["*"], positions="0::2")
         assert status == 413
-        assert "this plan takes" in found["detail"]
+        assert "this plan takes" in document["detail"]
 
 
 @pytest.mark.parametrize("has_other", [True, False])
 def test_health_while_all_threads_wait_for_storage(
     s3_server: S3Server, large: tuple[Path, NDArray[Any]], tmp_path: Path, has_other: bool
 ) -> None:
-    """More requests wait for storage than there are threads; a server with nothing else is not ready, and says so."""
+    """More requests wait for storage than there are threads; a server without other storage reports that it is not
+    ready.
+    """
     url = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}/far"
     write(open_blobs(url), 64, 1)
     small = f"/v1/stores/far/hooks/{HOOK}/slice?seq=0"
@@ -454,7 +456,7 @@ def test_nothing_is_read_for_a_client_that_is_gone(
     server, proxy, values = hanging
     path = f"/v1/stores/far/hooks/{HOOK}/slice"
     route = 'actstore_requests_total{method="GET",route="/v1/stores/{store}/hooks/{hook}/slice",status="200"}'
-    source = "127.0.0.6"  # of others there may still be some under way that were given up before
+    source = "127.0.0.6"  # requests of other clients that were given up may still be under way
     until(lambda: get(server, path, source=source)[0] == 200)
     before = proxy.nbytes
     assert get(server, path, source=source)[2] == values.tobytes()
@@ -490,7 +492,7 @@ def test_a_download_is_finished_when_the_server_ends(
 
 
 def check_counters(server: Running) -> None:
-    """Of all processes together, whichever of them answers."""
+    """Check the counters of all processes together, whichever of them answers."""
     store = server.store("plain", direct=False)
     slices = 'route="/v1/stores/{store}/hooks/{hook}/slice"'
     requests = f'actstore_requests_total{{method="GET",{slices},status="200"}}'
@@ -516,7 +518,7 @@ def check_counters(server: Running) -> None:
     assert moved(wrong) == 10
 
     def batches() -> tuple[float, float, float]:
-        """Those made, those shared, and the requests for them, those that a loader asked for ahead among them."""
+        """Batches that were made, that were shared, and requests for them, with those that a loader made ahead."""
         nonlocal after
         after = counters(server)
         asked = sum(moved(name) for name in after if "requests_total" in name and "batches/{k}" in name)
@@ -531,11 +533,11 @@ def check_counters(server: Running) -> None:
     assert made + given == asked >= 12
     assert made >= 1
     if not server.workers():
-        assert given >= 6  # all that the second one asked for
+        assert given >= 6  # all that the second loader requested
 
 
 def test_connections_that_come_at_once(large: tuple[Path, NDArray[Any]], tmp_path: Path) -> None:
-    """Each takes a part of a long reply and no more. Those that are refused give nobody else a place."""
+    """Each takes a part of a long reply and no more. Refused connections free no place for others."""
     with (
         running(tmp_path, "--root", str(large[0]), "--connections", "8") as server,
         contextlib.ExitStack() as stack,

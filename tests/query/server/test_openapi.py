@@ -1,4 +1,4 @@
-"""The server answers as its OpenAPI document says, whatever is asked: thousands of generated requests."""
+"""The server answers thousands of generated requests as its OpenAPI document describes."""
 
 import copy
 from collections import Counter
@@ -35,9 +35,9 @@ Operation = APIOperation[Any, Any, Any, Any]
 Schema = dict[str, Any]
 
 _N_WIDE, _N_NARROW = 20, 60
-"""Requests for each operation and way of making them."""
+"""Requests for each operation and way of generating them."""
 _BARE: Final = frozenset({"healthz", "readyz", "metrics", "list_stores"})
-"""Operations without parameters: nothing about them can be wrong."""
+"""Operations without parameters, which no request can get wrong."""
 _OF_HTTP: Final = frozenset(
     {
         "date",
@@ -48,7 +48,7 @@ _OF_HTTP: Final = frozenset(
         "cross-origin-resource-policy",
     }
 )
-"""Headers that need no mention."""
+"""Headers that need no description."""
 
 
 def _list(*values: Any, least: int = 0) -> Schema:
@@ -60,7 +60,7 @@ def _up_to(most: int, least: int = 0) -> Schema:
 
 
 _GENERATION: Final = GenerationConfig(with_security_parameters=False)
-"""The server has no tokens; tests/query/server/admission/test_access.py has one that does."""
+"""The server has no tokens; tests/query/server/admission/test_access.py has one with tokens."""
 _SPAN: Final = {"type": "string", "pattern": "^((0|-?[1-9][0-9]?)?:(0|-?[1-9][0-9]?)?(:-?[1-9])?|[0-7])$"}
 _NUMBERS: Final = {"type": "array", "items": _up_to(N - 1, -N), "maxItems": 9}
 _GLOB: Final = "blocks.*.hook_resid_post"
@@ -98,23 +98,25 @@ _THERE: Final[dict[str, Schema]] = {
     "key": _KEY,
     "Range": {"enum": list(_RANGES)},
 }
-"""Schemas of parameters that the stores have an answer to."""
+"""Schemas of parameters for which the stores have data."""
 _ALSO: Final = frozenset({"text", "sha"})
-"""Parameters that go without those."""
+"""Parameters that exclude the others."""
 
 
 def _narrow(document: Schema) -> Schema:
-    """The document with what there is in the stores, so that a good part of all requests gets it."""
-    found = copy.deepcopy(document)
-    for operation in (each for path in found["paths"].values() for each in path.values()):
-        parameters = [each for each in operation.get("parameters", ()) if each["name"] not in _ALSO]
-        for each in parameters:
-            each["schema"] = _THERE.get(each["name"], each["schema"])
-            if (each["name"], each["in"]) == ("hook", "query"):
-                each["schema"] = _list(*HOOKS, _GLOB, least=1)
-            each["required"] = each["required"] or each["name"] == "tokens"
+    """The document with schemas for what the stores have, so that a good part of the requests gets data."""
+    narrow = copy.deepcopy(document)
+    for operation in (operation for path in narrow["paths"].values() for operation in path.values()):
+        parameters = [
+            parameter for parameter in operation.get("parameters", ()) if parameter["name"] not in _ALSO
+        ]
+        for parameter in parameters:
+            parameter["schema"] = _THERE.get(parameter["name"], parameter["schema"])
+            if (parameter["name"], parameter["in"]) == ("hook", "query"):
+                parameter["schema"] = _list(*HOOKS, _GLOB, least=1)
+            parameter["required"] = parameter["required"] or parameter["name"] == "tokens"
         operation["parameters"] = parameters
-    schemas = found["components"]["schemas"]
+    schemas = narrow["components"]["schemas"]
     axis = {"anyOf": [_SPAN, _NUMBERS]}
     hooks = _list(*HOOKS, _GLOB, *TOKEN_ARRAYS, least=1)
     schemas["Select"]["properties"] |= {
@@ -124,38 +126,38 @@ def _narrow(document: Schema) -> Schema:
         "inner": _SPAN,
     }
     schemas["PlanRequest"]["properties"]["keys"] = {"type": "array", "items": _KEY, "maxItems": 4}
-    return found
+    return narrow
 
 
 def _operations(document: Schema) -> dict[str, Operation]:
-    """By id."""
+    """Operations by id."""
     config = schemathesis.Config(seed=1)
     config.projects.default.generation = _GENERATION
     schema = schemathesis.openapi.from_dict(document, config=config)
-    found = {}
+    operations = {}
     for result in schema.get_all_operations():
         assert isinstance(result, Ok), result
         operation = result.ok()
-        found[operation.definition.raw["operationId"]] = operation
-    return found
+        operations[operation.definition.raw["operationId"]] = operation
+    return operations
 
 
 def _short(part: Any) -> Any:
     """The document without very long texts, which take long to generate; tests/query/server/test_fuzz.py has them."""
     if isinstance(part, dict):
-        found = {name: _short(each) for name, each in part.items()}
-        if isinstance(found.get("maxLength"), int):
-            found["maxLength"] = min(found["maxLength"], 300)
-        return found
-    return [_short(each) for each in part] if isinstance(part, list) else part
+        shortened = {name: _short(value) for name, value in part.items()}
+        if isinstance(shortened.get("maxLength"), int):
+            shortened["maxLength"] = min(shortened["maxLength"], 300)
+        return shortened
+    return [_short(value) for value in part] if isinstance(part, list) else part
 
 
 _WIDE: Final = _operations(_short(openapi()))
-"""Whatever the document allows, and what it does not."""
+"""Operations with all that the document allows, and what it does not."""
 _NARROW: Final = _operations(_narrow(openapi()))
 
 _EXCLUDED: Final = (
-    # Whether there is such a row depends on the store.
+    # Whether a row exists depends on the store.
     positive_data_acceptance,
     # The server has no tokens.
     ignored_auth,
@@ -163,14 +165,14 @@ _EXCLUDED: Final = (
 
 
 class _Undocumented(Failure):
-    """A header that the document does not know."""
+    """A header that is missing in the document."""
 
 
 def headers_are_documented(_ctx: CheckContext, response: Response, case: Case) -> None:
-    """Check of schemathesis: a reply has no header that the document does not name."""
+    """A check for schemathesis: a reply has no header that the document does not name."""
     replies = case.operation.definition.raw["responses"]
     if str(response.status_code) not in replies:
-        return  # which another check says, or it is for another method
+        return  # another check reports it, or it is for another method
     named = {name.lower() for name in replies[str(response.status_code)].get("headers", ())}
     other = response.headers.keys() - named - _OF_HTTP
     if other:
@@ -178,14 +180,14 @@ def headers_are_documented(_ctx: CheckContext, response: Response, case: Case) -
         raise _Undocumented(operation=case.operation.label, title="Undocumented headers", message=message)
 
 
-class Asked:
-    """Sends cases, and checks what comes back."""
+class Fuzzer:
+    """Sends cases, and checks the replies."""
 
     def __init__(self, url: str, session: requests.Session) -> None:
         self._url = url
         self._session = session
         self.statuses: Counter[int] = Counter()
-        """Of the replies."""
+        """Number of replies by status."""
 
     def __call__(self, case: Case) -> None:
         response = case.call(self._url, session=self._session, timeout=60)
@@ -196,7 +198,7 @@ class Asked:
         case.validate_response(response, additional_checks=[headers_are_documented], excluded_checks=excluded)
 
     def fuzz(self, operation: Operation, mode: GenerationMode, n: int) -> None:
-        """Generated cases, the same ones in each run."""
+        """Send generated cases, the same ones in each run."""
 
         @settings(
             max_examples=n,
@@ -213,13 +215,13 @@ class Asked:
 
 
 @pytest.fixture
-def asked(server: Running) -> Iterator[Asked]:
+def asked(server: Running) -> Iterator[Fuzzer]:
     with requests.Session() as session:
-        yield Asked(server.url, session)
+        yield Fuzzer(server.url, session)
 
 
 @pytest.mark.parametrize("name", _WIDE)
-def test_whatever_is_asked(name: str, asked: Asked) -> None:
+def test_whatever_is_asked(name: str, asked: Fuzzer) -> None:
     operation = _WIDE[name]
     for case in operation.schema.iter_coverage_cases(
         operation, generation_modes=list(GenerationMode), generation_config=_GENERATION
@@ -231,7 +233,7 @@ def test_whatever_is_asked(name: str, asked: Asked) -> None:
 
 
 @pytest.mark.parametrize("name", _NARROW)
-def test_what_there_is(name: str, asked: Asked) -> None:
+def test_what_there_is(name: str, asked: Fuzzer) -> None:
     asked.fuzz(_NARROW[name], GenerationMode.POSITIVE, _N_NARROW)
     n_answered = sum(n for status, n in asked.statuses.items() if status < 400)
     assert 0 < asked.statuses.total() <= 10 * n_answered, asked.statuses
@@ -242,7 +244,7 @@ def test_what_is_not_committed_is_told_by_the_status(server: Running) -> None:
     path = f"{url}/hooks/{HOOKS[2]}/slice"
     assert requests.get(path, {"seq": f"0:{N}"}, timeout=60).status_code == 200
     for reply in (
-        requests.get(path, timeout=60),  # begins with what is committed
+        requests.get(path, timeout=60),  # these begin with what is committed
         requests.get(path, {"seq": f"0,{N}"}, timeout=60),
         requests.post(f"{url}/select", json={"hooks": [HOOKS[0], HOOKS[2]]}, timeout=60),
         requests.post(f"{url}/plan", json={"select": {"hooks": [HOOKS[2]]}}, timeout=60),
@@ -256,10 +258,10 @@ def test_plans_of_any_positions(positions: Any, server: Running) -> None:
     select = {"hooks": [HOOKS[0]], "sequences": [20, 3, 4], "positions": positions}
     url = f"{server.url}/v1/stores/{WHOLE}"
     plan = requests.post(f"{url}/plan", json={"select": select}, timeout=60).json()
-    found = bytearray(plan["arrays"][0]["nbytes"])
+    assembled = bytearray(plan["arrays"][0]["nbytes"])
     for read in plan["reads"]:
         data = Path(plan["places"][read["place"]]["url"]).read_bytes()
         start, stop = read["offset"], read["offset"] + read["nbytes"]
-        found[read["destination"] : read["destination"] + read["nbytes"]] = data[start:stop]
+        assembled[read["destination"] : read["destination"] + read["nbytes"]] = data[start:stop]
     given = requests.post(f"{url}/select", json=select, headers={"Accept": RAW}, timeout=60)
-    assert bytes(found) == given.content
+    assert bytes(assembled) == given.content

@@ -1,4 +1,4 @@
-"""Whether a server says that it can do what it is for."""
+"""Whether a server reports that it can answer."""
 
 import asyncio
 import shutil
@@ -18,7 +18,7 @@ from tests.store.example import example_plan, example_values, write_store
 
 @pytest.fixture
 def catalog(tmp_path: Path) -> Catalog:
-    """Of one store, ``store``, that was asked for a moment ago."""
+    """A catalog of one store, ``store``, that was used a moment ago."""
     plan = example_plan()
     write_store(LocalBlobs(tmp_path / "store"), plan, example_values(plan), range(plan.n_segments))
     catalog = Catalog({"store": str(tmp_path / "store")}, None)
@@ -28,7 +28,7 @@ def catalog(tmp_path: Path) -> Catalog:
 
 
 def test_storage_that_hangs_for_somebody_else(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever looks at the store meanwhile is not waited for by requests; who asks for readiness must be told."""
+    """A slow look at the store does not hold up requests, but the readiness check must report it."""
     monkeypatch.setattr(readiness, "_PATIENCE_S", 0.5)
     (opened,) = catalog._opened.values()
     looks, is_over = threading.Event(), threading.Event()
@@ -58,7 +58,7 @@ def test_a_store_that_was_there_a_moment_ago(
 ) -> None:
     monkeypatch.setattr(catalog_module, "_LOOK_S", 3600.0)
     shutil.rmtree(tmp_path / "store")
-    assert catalog.at_hand("store") is not None
+    assert catalog.cached("store") is not None
     with pytest.raises(Problem, match="cannot be read now"):
         asyncio.run(Readiness(catalog, None).check())
 

@@ -13,7 +13,7 @@ def test_a_worker_that_cannot_start(stores: Path, tmp_path: Path, n_workers: str
     executable = Path(sys.executable).parent / "actstore"
     arguments = ["--root", str(stores), "--port", "0", "--json", "--workers", n_workers]
     hidden = tmp_path / "hidden"
-    # A package that is broken, which only the processes that serve import.
+    # A broken package, which only the processes that serve import.
     broken = hidden / "fastapi"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('broken on purpose')\n")
@@ -26,7 +26,7 @@ def test_a_worker_that_cannot_start(stores: Path, tmp_path: Path, n_workers: str
             timeout=300,
             check=False,
         )
-    said = log.read_text()
-    assert ended.returncode == 1, said
-    assert "broken on purpose" in said
-    assert said.rstrip().splitlines()[-1].endswith("a process of the server could not start; see above")
+    output = log.read_text()
+    assert ended.returncode == 1, output
+    assert "broken on purpose" in output
+    assert output.rstrip().splitlines()[-1].endswith("a process of the server could not start; see above")

@@ -1,4 +1,4 @@
-"""Files opened below a folder: no link leads out of it, whoever puts one there meanwhile."""
+"""Opens files below a folder; no link leads out of it, even one that appears meanwhile."""
 
 import ctypes
 import errno
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Final
 
 PATH_ONLY: Final = getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK) | os.O_CLOEXEC
-"""Flags for what is only to be looked at: a file that cannot be read, a pipe or a device has no say in it."""
+"""Flags to look at a file without opening its contents: unreadable files, pipes and devices do not matter."""
 FILE: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-"""Flags for what is to be read. Whoever opens a pipe would wait for somebody to write, but for O_NONBLOCK."""
+"""Flags to read a file. Without O_NONBLOCK, opening a pipe would wait for a writer."""
 FOLDER: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY
 _OPENAT2: Final = 437
-"""Number of the system call, on every architecture that Linux has had since."""
+"""Number of the system call, the same on all architectures of Linux."""
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _RESOLVE_BENEATH: Final = 0x08
 """Source: https://man7.org/linux/man-pages/man2/openat2.2.html"""
 _MAX_LINKS: Final = 40
-"""As Linux has it."""
+"""Links that are followed at most, as in Linux."""
 _ABSENT: Final = (errno.ENOSYS, errno.EPERM)
-"""Linux before 5.6, and sandboxes that do not know the call."""
+"""Errors of Linux before 5.6, and of sandboxes that do not know the call."""
 
 
 class _How(ctypes.Structure):
@@ -30,80 +30,80 @@ class _How(ctypes.Structure):
 
 
 def open_beneath(folder: int, path: str, flags: int, allowed: Sequence[Path] = ()) -> int:
-    """A descriptor of what has this name below a folder. Looking up and opening are one step.
+    """Open a path below a folder, and return a descriptor. Lookup and opening are one step.
 
     Args:
         folder: descriptor of the folder.
-        path: below it, or ``.``.
+        path: path below the folder, or ``.``.
         flags: one of `PATH_ONLY`, `FILE` and `FOLDER`.
         allowed: folders that absolute links may lead into.
 
     Raises:
-        OSError: it cannot be opened; with EXDEV where a link leads elsewhere.
+        OSError: the path cannot be opened; with EXDEV where a link leads elsewhere.
     """
     if sys.platform == "linux":
         how = _How(flags, 0, _RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
-        found = _syscall(_OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
-        if found >= 0:
-            return int(found)
+        descriptor = _syscall(_OPENAT2, folder, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
+        if descriptor >= 0:
+            return int(descriptor)
         number = ctypes.get_errno()
-        # EAGAIN: somebody renamed a folder meanwhile.
+        # EAGAIN: a folder was renamed meanwhile.
         if number not in (*_ABSENT, errno.EAGAIN, errno.EXDEV) or (number == errno.EXDEV and not allowed):
             raise OSError(number, os.strerror(number), path)
     return walk_beneath(folder, path, flags, allowed)
 
 
 def _system_call() -> "ctypes._NamedFuncPointer":
-    found = ctypes.CDLL(None, use_errno=True).syscall
-    found.restype = ctypes.c_long
-    found.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
-    return found
+    function = ctypes.CDLL(None, use_errno=True).syscall
+    function.restype = ctypes.c_long
+    function.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
+    return function
 
 
 _syscall: Final = _system_call()
 
 
 def walk_beneath(folder: int, path: str, flags: int, allowed: Sequence[Path] = ()) -> int:
-    """`open_beneath` where there is no system call for it: one name after the other, no link followed by the system."""
-    todo, n_links = path.split("/")[::-1], 0
-    way = [os.dup(folder)]
+    """`open_beneath` without the system call: it opens one name after the other, and the system follows no link."""
+    names, n_links = path.split("/")[::-1], 0
+    folders = [os.dup(folder)]
     try:
-        while todo:
-            name = todo.pop()
+        while names:
+            name = names.pop()
             if name in ("", "."):
                 continue
             if name == "..":
-                if len(way) == 1:
+                if len(folders) == 1:
                     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
-                os.close(way.pop())
+                os.close(folders.pop())
                 continue
-            target = _target(way[-1], name)
+            target = _target(folders[-1], name)
             if target is None:
-                wanted = PATH_ONLY | os.O_DIRECTORY if todo else flags
-                way.append(os.open(name, wanted | os.O_NOFOLLOW, dir_fd=way[-1]))
+                wanted = PATH_ONLY | os.O_DIRECTORY if names else flags
+                folders.append(os.open(name, wanted | os.O_NOFOLLOW, dir_fd=folders[-1]))
                 continue
             n_links += 1
             if n_links > _MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
             if target.startswith("/"):
-                entry, target = _entry(target, allowed, path)
-                for descriptor in way:
+                start, target = _allowed_folder(target, allowed, path)
+                for descriptor in folders:
                     os.close(descriptor)
-                way = []
-                way.append(os.open(entry, PATH_ONLY | os.O_DIRECTORY))
-            todo.extend(target.split("/")[::-1])
-        found = way.pop() if len(way) > 1 else os.open(".", flags, dir_fd=way[0])
-        if stat.S_ISLNK(os.fstat(found).st_mode):  # put there since it was looked at
-            os.close(found)
+                folders = []
+                folders.append(os.open(start, PATH_ONLY | os.O_DIRECTORY))
+            names.extend(target.split("/")[::-1])
+        opened = folders.pop() if len(folders) > 1 else os.open(".", flags, dir_fd=folders[0])
+        if stat.S_ISLNK(os.fstat(opened).st_mode):  # a link that was put there after readlink
+            os.close(opened)
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-        return found
+        return opened
     finally:
-        for descriptor in way:
+        for descriptor in folders:
             os.close(descriptor)
 
 
 def _target(folder: int, name: str) -> str | None:
-    """Where a link leads; None for anything else."""
+    """Target of a link; None for anything else."""
     try:
         return os.readlink(name, dir_fd=folder)
     except OSError as error:
@@ -112,8 +112,8 @@ def _target(folder: int, name: str) -> str | None:
         raise
 
 
-def _entry(target: str, allowed: Sequence[Path], path: str) -> tuple[Path, str]:
-    """The folder that an absolute link may lead into, and the way from there."""
+def _allowed_folder(target: str, allowed: Sequence[Path], path: str) -> tuple[Path, str]:
+    """The allowed folder that an absolute link leads into, and the path from there."""
     for folder in allowed:
         if target == str(folder) or target.startswith(f"{folder}/"):
             return folder, target.removeprefix(str(folder))

@@ -19,29 +19,29 @@ from actstore.store.format.plan import FIRST_RUN
 from actstore.store.records.commit import plan_key
 
 NAME: Final = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"
-"""Of a store. What else a folder may be called cannot be part of a URL as it is."""
+"""Pattern of the name of a store. A folder with another name cannot be part of a URL as it is."""
 _NAME: Final = re.compile(NAME)
 _MAX_DEPTH: Final = 4
-"""Folders between the root and a store."""
+"""Folders between the root and a store at most."""
 _LOOK_S: Final = 2.0
-"""Between two looks at what is committed in a store, while it is asked for."""
+"""Seconds between two looks at what is committed in a store, while clients use it."""
 _LIST_S: Final = 10.0
-"""Between two looks at which stores there are."""
+"""Seconds between two listings of the stores."""
 _LOG: Final = logging.getLogger(__name__)
 
 
 class Catalog:
-    """Opens stores when they are asked for, and looks now and then whether they have grown. Threads may share it."""
+    """Opens stores when clients use them, and looks now and then whether they have grown. Threads may share it."""
 
     def __init__(self, stores: Mapping[str, str], root: str | None, allow_links: Sequence[Path] = ()) -> None:
         """
         Args:
-            stores: URL by name.
+            stores: URL of each store by name.
             root: folder or bucket; stores below it are named by their last component.
             allow_links: folders that links in stores may lead into.
 
         Raises:
-            StorageError: there is no such folder.
+            StorageError: the root is no folder.
         """
         self._allow_links = tuple(allow_links)
         self._named = {name: open_blobs(url).url for name, url in stores.items()}
@@ -50,11 +50,11 @@ class Catalog:
             raise StorageError(f"there is no folder {self._root.url}; make it first, or correct --root")
         self._below: dict[str, str] = {}
         self.clashes: list[str] = []
-        """Of names of stores below the root, each as a sentence."""
+        """Sentences about stores below the root that have the same name."""
         self._warned: set[str] = set()
         self._listed_at = -_LIST_S
         self._listing = threading.Lock()
-        self._opened: dict[str, _Opened] = {}
+        self._opened: dict[str, _OpenStore] = {}
         self._opening = threading.Lock()
 
     def urls(self) -> dict[str, str]:
@@ -66,68 +66,68 @@ class Catalog:
         if self._root is not None and time.monotonic() - self._listed_at > _LIST_S:
             with self._listing:
                 if time.monotonic() - self._listed_at > _LIST_S:
-                    self._below = self._found(self._root)
+                    self._below = self._list_below(self._root)
                     self._listed_at = time.monotonic()
         return {**self._below, **self._named}
 
-    def _found(self, root: Blobs) -> dict[str, str]:
-        found: dict[str, str] = {}
+    def _list_below(self, root: Blobs) -> dict[str, str]:
+        urls: dict[str, str] = {}
         clashes: list[str] = []
         keys = list(_stores_below(root, "", _MAX_DEPTH, self._warn))
-        # A store that comes later takes no name away from one that has it.
+        # A later store takes no name from an earlier one.
         keys.sort(key=lambda key: _url(root, key) not in self._below.values())
         for key in keys:
             name = key.rpartition("/")[2] or root.url.rpartition("/")[2]
             url = _url(root, key)
             if url in self._named.values():
-                continue  # under the name that it was given
+                continue  # it is served under the name that the operator gave
             if not _NAME.fullmatch(name):
                 self._warn(f"{url} is not served: its name can have letters, digits, '.', '_' and '-'")
-            elif name in found or self._named.get(name, url) != url:
-                clashes.append(f"{self._named.get(name) or found[name]} and {url} are both named {name}")
+            elif name in urls or self._named.get(name, url) != url:
+                clashes.append(f"{self._named.get(name) or urls[name]} and {url} are both named {name}")
             else:
-                found[name] = url
+                urls[name] = url
         for clash in clashes if self._below else ():
             if clash not in self.clashes:
                 _LOG.warning("%s; the second one is not served", clash)
         self.clashes = clashes
-        return found
+        return urls
 
     def _warn(self, problem: str) -> None:
-        """Once, not whenever stores are listed."""
+        """Log a problem once, not at each listing."""
         if problem not in self._warned:
             self._warned.add(problem)
             _LOG.warning("%s", problem)
 
     def store(self, name: str) -> CommittedStore:
-        """A store, as far as it is committed; the same object until more is.
+        """The store, as far as it is committed; the same object until more is.
 
         Raises:
-            Problem: there is none of this name.
-            StorageError: it cannot be read.
+            Problem: there is no store of this name.
+            StorageError: the store cannot be read.
         """
-        return self._of(name).store()
+        return self._open(name).store()
 
     def look(self, name: str) -> CommittedStore:
-        """The same as it is now, even if others look at it, or did a moment ago.
+        """The store as it is now, even if others look at it, or did a moment ago.
 
         Raises:
-            Problem: there is none of this name.
-            StorageError: it cannot be read.
+            Problem: there is no store of this name.
+            StorageError: the store cannot be read.
         """
-        return self._of(name).look()
+        return self._open(name).look()
 
-    def at_hand(self, name: str) -> CommittedStore | None:
-        """The same, if nothing has to be read for it."""
+    def cached(self, name: str) -> CommittedStore | None:
+        """The store, if it is open and was looked at a moment ago; None otherwise. It reads nothing."""
         opened = self._opened.get(self._named.get(name) or self._below.get(name) or "")
-        return None if opened is None else opened.at_hand()
+        return None if opened is None else opened.cached()
 
-    def _of(self, name: str) -> "_Opened":
+    def _open(self, name: str) -> "_OpenStore":
         url = self._url(name)
         if url is None:
             raise no_store(name)
         with self._opening:
-            return self._opened.setdefault(url, _Opened(self._blobs(url)))
+            return self._opened.setdefault(url, _OpenStore(self._blobs(url)))
 
     def _blobs(self, url: str) -> Blobs:
         root = self._root
@@ -139,13 +139,13 @@ class Catalog:
         return self._named.get(name) or self._below.get(name) or self.urls().get(name)
 
     def forget(self, name: str) -> None:
-        """Open a store anew when it is asked for next: another one is in its place."""
+        """Drop the opened store, so that the next request opens the one in its place."""
         with self._opening:
             self._opened.pop(self._url(name) or "", None)
 
 
-class _Opened:
-    """A store that was asked for."""
+class _OpenStore:
+    """A store that a client has opened, with the time of the last look."""
 
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
@@ -153,30 +153,30 @@ class _Opened:
         self._store: CommittedStore | None = None
         self._looked_at = 0.0
 
-    def at_hand(self) -> CommittedStore | None:
-        found = self._store
-        return None if time.monotonic() - self._looked_at >= _LOOK_S else found
+    def cached(self) -> CommittedStore | None:
+        store = self._store
+        return None if time.monotonic() - self._looked_at >= _LOOK_S else store
 
     def store(self) -> CommittedStore:
-        at_hand, found = self.at_hand(), self._store
-        if at_hand is not None:
-            return at_hand
-        # While one looks, others have what was there before.
-        if not self._lock.acquire(blocking=found is None):
-            assert found is not None
-            return found
+        cached, store = self.cached(), self._store
+        if cached is not None:
+            return cached
+        # While one thread looks, others get the store as it was.
+        if not self._lock.acquire(blocking=store is None):
+            assert store is not None
+            return store
         try:
             if self._store is not None and time.monotonic() - self._looked_at <= _LOOK_S:
                 return self._store
-            return self._now()
+            return self._refresh()
         finally:
             self._lock.release()
 
     def look(self) -> CommittedStore:
         with self._lock:
-            return self._now()
+            return self._refresh()
 
-    def _now(self) -> CommittedStore:
+    def _refresh(self) -> CommittedStore:
         try:
             self._store = (
                 CommittedStore.in_storage(self._blobs) if self._store is None else self._store.newer()
@@ -192,14 +192,14 @@ def _url(root: Blobs, key: str) -> str:
 
 
 def no_store(name: str) -> Problem:
-    """The same whether there is none, or it is not for this client."""
+    """The error for a store that does not exist, or that this client may not read; the two look alike."""
     return Problem(
         404, "store", f"there is no store {name!r} here; GET /v1/stores lists those that there are"
     )
 
 
 def _stores_below(root: Blobs, prefix: str, depth: int, warn: Callable[[str], None]) -> Iterator[str]:
-    """Keys of folders that are stores; nothing is looked for inside of one."""
+    """Keys of folders that are stores; nothing is listed inside of a store."""
     here = f"{prefix}/" if prefix else ""
     try:
         is_store = root.head(f"{here}{plan_key(FIRST_RUN)}") is not None
@@ -217,12 +217,12 @@ def _stores_below(root: Blobs, prefix: str, depth: int, warn: Callable[[str], No
 
 
 def named(arguments: Sequence[str]) -> dict[str, str]:
-    """URL by name, from what a user typed: a URL, whose last component is the name, or ``NAME=URL``.
+    """URL of each store by name, from command-line arguments: a URL, whose last component is the name, or ``NAME=URL``.
 
     Raises:
-        JobError: two have one name, or a name cannot be part of a URL.
+        JobError: two stores have the same name, or a name cannot be part of a URL.
     """
-    found: dict[str, str] = {}
+    urls: dict[str, str] = {}
     for argument in arguments:
         name, is_named, url = argument.partition("=")
         if not is_named or not _NAME.fullmatch(name):
@@ -232,18 +232,18 @@ def named(arguments: Sequence[str]) -> dict[str, str]:
             raise JobError(
                 f"{argument} has no name that can be part of a URL (letters, digits, '.', '_', '-'); write NAME={url}"
             )
-        if name in found:
-            raise JobError(f"{found[name]} and {url} are both named {name}; write NAME=URL for one of them")
-        found[name] = url
-    return found
+        if name in urls:
+            raise JobError(f"{urls[name]} and {url} are both named {name}; write NAME=URL for one of them")
+        urls[name] = url
+    return urls
 
 
 def check(catalog: Catalog, names: Iterable[str]) -> None:
-    """See that these stores can be opened, and the root be listed.
+    """Check that these stores can be opened and that the root can be listed.
 
     Raises:
-        JobError: two stores below the root have one name.
-        StorageError: one cannot be opened.
+        JobError: two stores below the root have the same name.
+        StorageError: a store cannot be opened, or the root cannot be listed.
     """
     catalog.urls()
     if catalog.clashes:

@@ -1,4 +1,4 @@
-"""The objects of a store that clients may read, by key."""
+"""Decides by key which objects of a store clients may read."""
 
 import json
 import re
@@ -17,7 +17,7 @@ _METADATA: Final = "zarr.json"
 
 
 def check_readable(store: CommittedStore, key: str) -> None:
-    """See that a key is one that clients may read: metadata, records, and shards that are committed.
+    """Check that clients may read a key: metadata, records, and shards that are committed.
 
     Raises:
         Problem: it is not. Not found is only what a Zarr reader may take for missing; a shard that is not committed
@@ -29,16 +29,16 @@ def check_readable(store: CommittedStore, key: str) -> None:
     array = _arrays(store).get(path)
     number = re.fullmatch(r"c\.([0-9]{1,18})(?:\.0)*", name)
     if array is None or number is None:
-        raise _nothing(key)
+        raise _no_object(key)
     layout, is_committed = array
     shard = int(number[1])
     if shard >= layout.n_shards or layout.key(shard) != key:
-        raise _nothing(key)
+        raise _no_object(key)
     if not is_committed(shard):
         raise Problem(409, "not-committed", f"segment {shard} of {path} is not committed yet")
 
 
-def _nothing(key: str) -> Problem:
+def _no_object(key: str) -> Problem:
     return Problem(404, "not-found", f"there is no object {key[:200]!r} in this store")
 
 
@@ -46,24 +46,24 @@ def _nothing(key: str) -> Problem:
 def _arrays(store: CommittedStore) -> dict[str, tuple[ArrayLayout, Callable[[int], bool]]]:
     """Layout of every array that a run writes, and whether a shard of it is committed; by path.
 
-    The store is the same object until there is more in it.
+    The store object is replaced by a new one when it grows, so the cache never goes stale.
     """
-    found: dict[str, tuple[ArrayLayout, Callable[[int], bool]]] = {}
+    arrays: dict[str, tuple[ArrayLayout, Callable[[int], bool]]] = {}
     for run in store.runs:
         for layout in run.plan.segment_arrays():
-            found[layout.path] = layout, run.committed.__contains__
+            arrays[layout.path] = layout, run.committed.__contains__
         for layout in run.plan.token_arrays() if run.plan.has_own_tokens else ():
-            found[layout.path] = layout, partial(_all_or_none, run.has_tokens)
-    return found
+            arrays[layout.path] = layout, partial(_all_or_none, run.has_tokens)
+    return arrays
 
 
-def _all_or_none(is_there: bool, _shard: int) -> bool:
-    return is_there
+def _all_or_none(are_there: bool, _shard: int) -> bool:
+    return are_there
 
 
 @lru_cache(maxsize=64)
 def _paths(store: CommittedStore) -> frozenset[str]:
-    """Of all nodes below the root."""
+    """Paths of all Zarr nodes below the root."""
     groups = (group for run in store.runs for group in run.plan.groups)
     return frozenset((*groups, *_arrays(store), "_actstore"))
 
@@ -82,5 +82,5 @@ def consolidated(store: CommittedStore) -> bytes:
 
 
 def _document(store: CommittedStore, key: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(bytes(store.blobs.read(key)))
-    return found
+    fields: dict[str, Any] = json.loads(bytes(store.blobs.read(key)))
+    return fields

@@ -1,4 +1,4 @@
-"""The files of a store as a server opens them: those below its folder, and no others."""
+"""Opens the files of a store for a server: those below its folder, and no others."""
 
 import errno
 import os
@@ -14,17 +14,17 @@ from actstore.storage.urls import LOCAL, local_path, scheme_of
 
 
 class ServedFiles(LocalBlobs):
-    """`LocalBlobs` that follow no link out of the folder of the store, but into folders that the operator allows.
+    """`LocalBlobs` that follow no link out of the folder of the store, except into folders that the operator allows.
 
-    Clients are given what they ask for of a store, and who writes a store need not be who runs the server. Links
+    Clients get any file of a store, and the writer of a store need not be the operator of the server. Links
     within the folder are followed. The folder itself is wherever the operator says, or below the root that they name.
     """
 
     def __init__(self, root: Path, key: str = "", allowed: Sequence[Path] = ()) -> None:
         """
         Args:
-            root: the folder, or one above it, as the operator named it.
-            key: of the folder below that; empty for itself.
+            root: folder of the store, or one above it, as the operator named it.
+            key: path of the store below ``root``; empty if ``root`` is the store.
             allowed: folders that links may lead into.
         """
         super().__init__(root / key if key else root)
@@ -34,7 +34,7 @@ class ServedFiles(LocalBlobs):
         self._allowed = (self.root, *self._links)
 
     def at(self, key: str) -> "ServedFiles":
-        """The folder of this key as a store of its own: its links do not lead to its neighbours."""
+        """The folder at a key as a store of its own: its links do not lead to its neighbours."""
         return ServedFiles(self._named, f"{self._key}/{key}".strip("/"), self._links)
 
     def _open(self, path: str, flags: int) -> int:
@@ -59,7 +59,7 @@ class ServedFiles(LocalBlobs):
             ) from error
 
     def descriptor(self, key: str) -> int:
-        """As `LocalBlobs.descriptor`."""
+        """Implements `LocalBlobs.descriptor`."""
         return self._open(check_key(key), FILE)
 
     def _status(self, key: str) -> os.stat_result:
@@ -70,7 +70,7 @@ class ServedFiles(LocalBlobs):
             os.close(descriptor)
 
     def names(self, prefix: str) -> list[str]:
-        """As `LocalBlobs.names`."""
+        """Implements `LocalBlobs.names`."""
         try:
             return sorted(name for name in self._listed(prefix) if not is_partial(name))
         except (FileNotFoundError, NotADirectoryError):
@@ -87,7 +87,7 @@ class ServedFiles(LocalBlobs):
             os.close(descriptor)
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """As `LocalBlobs.sizes`."""
+        """Implements `LocalBlobs.sizes`."""
         infos = {name: self.head(f"{prefix}/{name}" if prefix else name) for name in self.names(prefix)}
         return {name: info.nbytes for name, info in infos.items() if info is not None}
 
@@ -96,7 +96,7 @@ def served_blobs(url: str, allowed: Sequence[Path]) -> Blobs:
     """The storage at a URL that an operator named.
 
     Raises:
-        StorageError: as `open_blobs`.
+        StorageError: the storage cannot be opened, as for `open_blobs`.
     """
     if scheme_of(url) in LOCAL:
         return ServedFiles(local_path(url, "the URL"), "", allowed)

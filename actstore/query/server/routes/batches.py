@@ -1,4 +1,4 @@
-"""Routes of batches."""
+"""Routes of batches and their order."""
 
 import asyncio
 import re
@@ -24,16 +24,16 @@ from actstore.query.selection import parse_axis
 from actstore.query.server.catalog.catalog import NAME
 from actstore.query.server.routes.hot_routes import HotRoute
 from actstore.query.server.routes.parameters import BatchOf, BatchQuery, StoreName
-from actstore.query.server.routes.slices import RANGES, header, tag_of, tensors
+from actstore.query.server.routes.slices import RANGES, header, tag_of, tensor_responses
 from actstore.query.server.sending.body import Body, InMemory, InPlace, Part
-from actstore.query.server.sending.error_replies import documented
+from actstore.query.server.sending.error_replies import error_responses
 from actstore.query.server.sending.formats import raw_headers, safetensors_header
 from actstore.query.server.sending.reply import check_size, held_at_once, stream
 from actstore.query.server.sharing.known_rows import RowScan
-from actstore.query.server.sharing.order_memory import checked
-from actstore.query.server.sharing.shared_batches import MOST_AT_ONCE, InUse, given_up
+from actstore.query.server.sharing.order_memory import checked_footprint
+from actstore.query.server.sharing.shared_batches import MOST_AT_ONCE, OrderUse, order_given_up
 from actstore.query.server.sharing.slots import Lease, Lent, Made
-from actstore.query.server.state import scope_of, state_of, store_at_hand, store_of
+from actstore.query.server.state import cached_store, scope_of, state_of, store_of
 from actstore.query.wire import N_BATCHES, N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
 from actstore.store.committed_store import CommittedStore
 
@@ -43,32 +43,32 @@ Number = Annotated[int, Path(ge=0, le=1 << 62, description="Number of the batch 
 
 
 class NumberedQuery(BatchQuery):
-    """An order of rows, and an epoch."""
+    """An order of rows, and an epoch of it."""
 
     epoch: Annotated[int, Field(ge=0, le=1 << 31)] = 0
-    """Each has an order of its own."""
+    """Number of the epoch. Each epoch has its own order."""
     count: Annotated[int, Field(ge=1, le=MOST_AT_ONCE)] = 1
-    """Batches of the epoch from this one on, at most, as raw bytes. There can be fewer in the reply."""
+    """Batches of the epoch from this one on, at most, as raw bytes. The reply can have fewer."""
 
 
-def _documented_batch() -> dict[int | str, dict[str, Any]]:
-    found = tensors(RAW, SAFETENSORS)
-    for each in found.values():
-        each["headers"] = {
-            **each["headers"],
+def _batch_responses() -> dict[int | str, dict[str, Any]]:
+    responses = tensor_responses(RAW, SAFETENSORS)
+    for response in responses.values():
+        response["headers"] = {
+            **response["headers"],
             N_BATCHES: header("Batches of an epoch.", "integer"),
             N_HERE: header("Batches of the reply.", "integer"),
-            ORDER: header("Another one where any batch of the order is another one."),
+            ORDER: header("Version of the order; it changes whenever any batch changes."),
         }
-    return found
+    return responses
 
 
 def _options(request: Request, store: CommittedStore, query: BatchQuery) -> LoaderOptions:
     """
     Raises:
         HookError: a hook is not stored.
-        Problem: there is no such position.
-        LoaderError: an option that cannot be.
+        Problem: a position is out of bounds.
+        LoaderError: an option is not valid.
     """
     settings = state_of(request).settings
     positions = None if query.seqpos == ":" else list(parse_axis(query.seqpos, store.shape[1], "seqpos"))
@@ -79,7 +79,7 @@ def _options(request: Request, store: CommittedStore, query: BatchQuery) -> Load
         seed=query.seed,
         shuffle=None if query.shuffle == "none" else query.shuffle,
         window_rows=query.window_rows,
-        drop=[one if one.isalpha() else int(one) for one in query.drop],
+        drop=[dropped if dropped.isalpha() else int(dropped) for dropped in query.drop],
         seqpos=positions,
         max_norm=query.max_norm,
         epochs=None,
@@ -94,94 +94,100 @@ def _options(request: Request, store: CommittedStore, query: BatchQuery) -> Load
 
 
 @dataclass(frozen=True)
-class Place:
-    """Which batches are asked for."""
+class BatchRange:
+    """The batches that a request asks for."""
 
     epoch: int
     k: int
     count: int
-    """At most."""
+    """Number of batches at most."""
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _BegunOrder:
+    """An order in use, and a batch of it that is begun, if the request asks for one."""
+
     store: CommittedStore
-    used: InUse
+    used: OrderUse
     options: LoaderOptions
     lease: Lease | None = None
     n_batches: int = 1
-    """Of the lease."""
+    """Number of batches of the lease."""
 
 
-async def _asked(request: Request, name: str, query: BatchQuery, place: Place | None) -> _Asked:
-    """An order, and a batch of it that is begun, if one is asked for by epoch and number."""
-    store = store_at_hand(request, name)
+async def _begin(
+    request: Request, name: str, query: BatchQuery, batch_range: BatchRange | None
+) -> _BegunOrder:
+    """Begin an order, and a batch of it if the request asks for one by epoch and number."""
+    store = cached_store(request, name)
     if store is not None:
-        # No change of threads where there is nothing to wait for.
+        # A thread is needed only where there is something to wait for.
         options = _options(request, store, query)
-        used = state_of(request).batches.at_hand(store, options, scope_of(request).client)
+        used = state_of(request).batches.ready_order(store, options, scope_of(request).client)
         if used is not None:
-            return _with_batch(request, store, used, options, place)
-    asked = await run_in_threadpool(_begun, request, name, query, place)
-    if isinstance(asked, RowScan):
+            return _with_batch(request, store, used, options, batch_range)
+    begun = await run_in_threadpool(_begin_in_thread, request, name, query, batch_range)
+    if isinstance(begun, RowScan):
         scans, client = state_of(request).scans, scope_of(request).client
-        rows = await scans.run(request, client, asked.key, asked)
-        asked = await run_in_threadpool(_begun, request, name, query, place, rows)
-    assert isinstance(asked, _Asked)
-    return asked
+        rows = await scans.run(request, client, begun.key, begun)
+        begun = await run_in_threadpool(_begin_in_thread, request, name, query, batch_range, rows)
+    assert isinstance(begun, _BegunOrder)
+    return begun
 
 
-def _begun(
+def _begin_in_thread(
     request: Request,
     name: str,
     query: BatchQuery,
-    place: Place | None,
+    batch_range: BatchRange | None,
     rows: ValidRows | None = None,
-) -> _Asked | RowScan:
-    """The same, or what must be done first."""
+) -> _BegunOrder | RowScan:
+    """Begin an order, and a batch of it; or return the scan that must be run first."""
     state, client = state_of(request), scope_of(request).client
     store = store_of(request, name)
     options = _options(request, store, query)
-    # The whole batch is made, also for a rank.
+    # The whole batch is made, even if only one rank asks for it.
     check_size(batch_nbytes(store, options), state.settings.max_batch, "--max-batch")
-    if place is not None:
-        _is_raw(request, options)  # or it is not acceptable, before anything is read
+    if batch_range is not None:
+        _is_raw(request, options)  # raises if the format is not acceptable, before anything is read
     if not store.is_complete:
         for hook in options.hooks:
             store[hook].rows.check_committed()
     known = state.known_rows.find(store, options, client) if rows is None else rows
     if isinstance(known, RowScan):
-        checked(state.budget, store, replace(options, rank=0, world_size=1))
+        checked_footprint(state.budget, store, replace(options, rank=0, world_size=1))
         return known
-    return _with_batch(request, store, state.batches.order(store, options, client, known), options, place)
+    return _with_batch(
+        request, store, state.batches.order(store, options, client, known), options, batch_range
+    )
 
 
 def _with_batch(
-    request: Request, store: CommittedStore, used: InUse, options: LoaderOptions, place: Place | None
-) -> _Asked:
-    """An order that is there, and a batch of it that is begun, if one is asked for."""
-    if place is None:
-        return _Asked(store, used, options)
+    request: Request, store: CommittedStore, used: OrderUse, options: LoaderOptions, batch_range: BatchRange | None
+) -> _BegunOrder:
+    """Begin a batch of an order, if the request asks for one."""
+    if batch_range is None:
+        return _BegunOrder(store, used, options)
     order = used.order
-    n_left = order.maker.batches.n_batches - place.k
-    n_wanted = place.count if _is_raw(request, options) else 1
+    n_left = order.maker.batches.n_batches - batch_range.k
+    n_wanted = batch_range.count if _is_raw(request, options) else 1
     n = max(1, min(n_wanted, n_left, order.at_once(state_of(request).settings.max_batch)))
     try:
-        lease = order.batch(place.epoch, place.k, scope_of(request).client, n)
+        lease = order.batch(batch_range.epoch, batch_range.k, scope_of(request).client, n)
     except IndexError as error:
         raise LoaderError(str(error)) from error
-    return _Asked(store, used, options, lease, n)
+    return _BegunOrder(store, used, options, lease, n)
 
 
-@router.get("/v1/stores/{store}/batches", responses=documented(404, 409, 502))
+@router.get("/v1/stores/{store}/batches", responses=error_responses(404, 409, 502))
 async def describe_order(request: Request, store: StoreName, query: BatchOf) -> OrderDocument:
-    """How many rows and batches an epoch has; nothing of them is read."""
-    asked = await _asked(request, store, query, None)
-    order = asked.used.order
+    """How many rows and batches an epoch has; none of them is read."""
+    begun = await _begin(request, store, query, None)
+    order = begun.used.order
     return OrderDocument(
         n_rows=order.maker.rows.n_valid,
         n_batches=order.maker.batches.n_batches,
-        hooks=asked.options.hooks,
+        hooks=begun.options.hooks,
         version=order.version,
         identity=order.maker.identity(),
         at_once=order.at_once(state_of(request).settings.max_batch),
@@ -191,34 +197,34 @@ async def describe_order(request: Request, store: StoreName, query: BatchOf) -> 
 @router.get(
     "/v1/stores/{store}/batches/{k}",
     response_class=Response,
-    responses=_documented_batch() | documented(404, 406, 409, 416, 502),
+    responses=_batch_responses() | error_responses(404, 406, 409, 416, 502),
     openapi_extra=RANGES,
 )
 async def batch(
     request: Request, store: StoreName, k: Number, query: Annotated[NumberedQuery, Query()]
 ) -> Response:
-    """Batch k of an epoch, and those after it if they are asked for, in the order of `Store.loader`: raw bytes of one
+    """Batch k of an epoch, and those after it if `count` says so, in the order of `Store.loader`: raw bytes of one
     hook, else safetensors.
 
-    Whoever asks for the same or for neighbouring batches shares what is read.
+    Requests for the same or for neighbouring batches share what is read.
     """
-    begun = await _asked(request, store, query, Place(query.epoch, k, query.count))
+    begun = await _begin(request, store, query, BatchRange(query.epoch, k, query.count))
     used, options, lease = begun.used, begun.options, begun.lease
     assert lease is not None
     order = used.order
     try:
-        # Many may wait, and none of them holds a thread. Who leaves does not take the batch from the others.
+        # Many requests may wait, and none holds a thread. A client that leaves does not cancel the batch for others.
         whole = await asyncio.shield(asyncio.wrap_future(lease.made))
     except asyncio.CancelledError as error:
         if lease.made.cancelled():
-            raise given_up() from error
+            raise order_given_up() from error
         raise
     finally:
         used.end()
     made = order.part(whole, k, query.rank, query.world_size)
     is_raw = _is_raw(request, options)
-    parts = _parts(made, options.hooks[0], lease, begun.store)
-    body, headers = _raw(parts) if is_raw else (_safetensors(parts), {})
+    named_tensors = _tensors_of(made, options.hooks[0], lease, begun.store)
+    body, headers = _raw(named_tensors) if is_raw else (_safetensors(named_tensors), {})
     asked = (query.model_dump_json(), str(k), "raw" if is_raw else "safetensors", str(begun.n_batches))
     reply = partial(
         stream,
@@ -266,7 +272,7 @@ def _is_raw(request: Request, options: LoaderOptions) -> bool:
 
 @dataclass(frozen=True)
 class _Tensor:
-    """One of those in a reply."""
+    """A tensor of a reply."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -277,8 +283,8 @@ class _Tensor:
         return sum(part.nbytes for part in self.parts)
 
 
-def _parts(made: Made, hook: str, lease: Lease, store: CommittedStore) -> dict[str, _Tensor]:
-    """What a batch has, by name."""
+def _tensors_of(made: Made, hook: str, lease: Lease, store: CommittedStore) -> dict[str, _Tensor]:
+    """The tensors of a batch, by name."""
     if isinstance(made, Lent):
         return {
             name: _Tensor(
@@ -298,21 +304,21 @@ def _parts(made: Made, hook: str, lease: Lease, store: CommittedStore) -> dict[s
     }
 
 
-def _raw(parts: dict[str, _Tensor]) -> tuple[Body, dict[str, str]]:
-    (tensor,) = parts.values()
+def _raw(named_tensors: dict[str, _Tensor]) -> tuple[Body, dict[str, str]]:
+    (tensor,) = named_tensors.values()
     return Body(tensor.parts), raw_headers(tensor.dtype, tensor.shape)
 
 
-def _safetensors(parts: dict[str, _Tensor]) -> Body:
+def _safetensors(named_tensors: dict[str, _Tensor]) -> Body:
     head = safetensors_header(
-        [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in parts.items()]
+        [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in named_tensors.items()]
     )
-    return Body([InMemory(head), *(part for tensor in parts.values() for part in tensor.parts)])
+    return Body([InMemory(head), *(part for tensor in named_tensors.values() for part in tensor.parts)])
 
 
 def _bytes(tensor: torch.Tensor, lease: Lease) -> InMemory:
     if not tensor.numel():
         return InMemory(b"")
-    found = InMemory(tensor.contiguous().view(-1).view(torch.uint8).numpy(), is_counted=True)
-    lease.hold_for(found.array)
-    return found
+    body_part = InMemory(tensor.contiguous().view(-1).view(torch.uint8).numpy(), is_counted=True)
+    lease.hold_for(body_part.array)
+    return body_part

@@ -1,7 +1,8 @@
-"""The routes that clients ask for all the time, past the framework.
+"""A fast path, past the framework, for the routes that clients use most.
 
-To find a route and check its parameters takes FastAPI one to two milliseconds, as long as it takes to send 4 MB. What
-is plainly right is handed to the same handlers from here; everything else goes to FastAPI, which says what is wrong.
+FastAPI takes one to two milliseconds to find a route and check its parameters, as long as it takes to send 4 MB.
+Requests that are plainly valid are handed to the same handlers from here; all others go to FastAPI, which reports what
+is wrong.
 """
 
 import re
@@ -20,48 +21,48 @@ from actstore.query.server.sending.error_replies import answer
 from actstore.query.server.sending.reply import Send
 
 _MAX_QUERY: Final = 512
-"""Bytes of a query that is remembered."""
+"""Bytes of a query whose parsed form is remembered, at most."""
 
 
 @dataclass(frozen=True)
 class HotRoute:
-    """A GET that is asked for all the time."""
+    """A GET route that clients use most."""
 
     path: str
-    """As FastAPI has it."""
+    """Path as FastAPI writes it."""
     pattern: "re.Pattern[str]"
-    """Of paths whose parameters are right."""
+    """Pattern of paths whose parameters are valid."""
     model: type[BaseModel]
-    """Of the query."""
+    """Model of the query."""
     handle: Callable[..., Awaitable[Response]]
-    """Called with the request, the groups of the pattern by name, and the query."""
+    """Handler, called with the request, the groups of the pattern by name, and the query."""
 
 
 class HotRoutes:
-    """An ASGI application before another one."""
+    """An ASGI application that answers the hot routes, and hands other requests to another application."""
 
     def __init__(self, app: FastAPI, routes: "list[HotRoute]") -> None:
         """
         Args:
-            app: gets what is none of the routes.
-            routes: that it has, too.
+            app: handles all other requests.
+            routes: hot routes; ``app`` has them, too.
         """
         self._app = app
         self._routes = routes
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
+        """Implements the call of an ASGI application."""
         if scope["type"] == "http" and scope["method"] == "GET":
             for route in self._routes:
                 path = route.pattern.fullmatch(scope["path"])
                 query = None if path is None else _query(route.model, scope["query_string"])
                 if path is not None and query is not None:
                     scope.update(app=self._app, route=route, path_params=path.groupdict())
-                    await self._answered(route, query, scope, receive, send)
+                    await self._answer(route, query, scope, receive, send)
                     return
         await self._app(scope, receive, send)
 
-    async def _answered(
+    async def _answer(
         self, route: HotRoute, query: BaseModel, scope: Any, receive: Receive, send: Send
     ) -> None:
         request = Request(scope, receive, send)
@@ -73,12 +74,12 @@ class HotRoutes:
 
 
 def _query(model: type[BaseModel], text: bytes) -> BaseModel | None:
-    """What is asked for; None if FastAPI is to say what is wrong with it."""
-    return _remembered(model, text) if len(text) <= _MAX_QUERY else None
+    """The parsed query; None if FastAPI must report what is wrong with it."""
+    return _parsed_query(model, text) if len(text) <= _MAX_QUERY else None
 
 
 @lru_cache(maxsize=256)
-def _remembered(model: type[BaseModel], text: bytes) -> BaseModel | None:
+def _parsed_query(model: type[BaseModel], text: bytes) -> BaseModel | None:
     parameters = QueryParams(text)
     fields = model.model_fields
     try:

@@ -1,4 +1,4 @@
-"""What a request asks for of a store, found in the store."""
+"""Parameters of requests, and the parts of a store that they select."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -39,47 +39,49 @@ class SliceQuery(BaseModel):
     seq: Axis = ":"
     """Sequences: a slice, a number, or numbers joined by commas, as in Python."""
     pos: Axis = ":"
-    """Positions, likewise."""
+    """Positions: a slice, a number, or numbers joined by commas, as in Python."""
     inner: Inner | None = None
-    """Of the axes behind the positions: a slice or a number for each, joined by commas."""
+    """A slice or a number for each of the axes behind the positions, joined by commas."""
     format: Format | None = None
-    """In the place of `Accept`."""
+    """Format of the reply, instead of `Accept`."""
 
 
 SliceOf = Annotated[SliceQuery, Query()]
 
 
 class BatchQuery(BaseModel):
-    """An order of rows, as of `Store.loader`."""
+    """An order of rows, with the options of `Store.loader`."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     hook: Annotated[list[Hook], Field(min_length=1, max_length=100)]
-    """One, or several with their rows aligned; globs, too."""
+    """One hook, or several with their rows aligned; globs, too."""
     batch_size: Annotated[int, Field(ge=1, le=1 << 24)]
-    """Rows, all ranks together."""
+    """Rows of a batch, of all ranks together."""
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
-    """Of the order."""
+    """Seed of the order."""
     shuffle: Literal["global", "window", "none"] = "global"
-    """Over all rows, within windows of neighbouring rows, or not at all."""
+    """Whether to shuffle over all rows, within windows of neighbouring rows, or not at all."""
     window_rows: Annotated[int, Field(ge=1, le=1 << 48)] = 1 << 20
     """Rows of a window."""
     drop: Annotated[list[Dropped], Field(max_length=100)] = []
-    """`bos`, `eos`, `sep`, `pad`, or token ids."""
+    """Tokens whose rows are dropped: `bos`, `eos`, `sep`, `pad`, or token ids; or `nonfinite`, for rows that are not
+    finite.
+    """
     seqpos: Axis = ":"
     """Positions to keep."""
     max_norm: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Rows with a larger norm are left out."""
+    """Norm above which rows are dropped."""
     drop_last: bool = False
     """Whether an epoch ends before a batch that would be smaller."""
     rank: Annotated[int, Field(ge=0, le=1 << 24)] = 0
-    """Whose part of each batch is given."""
+    """Rank whose part of each batch is given."""
     world_size: Annotated[int, Field(ge=1, le=1 << 24)] = 1
-    """Parts of each batch."""
+    """Number of ranks, which is the number of parts of each batch."""
     dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
-    """That values are converted to; else they are as stored."""
+    """Type that values are converted to; without it they are as stored."""
     provenance: bool = False
-    """Also `sequences`, `positions` and `tokens` of the rows."""
+    """Whether to add `sequences`, `positions` and `tokens` of the rows."""
 
 
 BatchOf = Annotated[BatchQuery, Query()]
@@ -92,8 +94,8 @@ def array(store: CommittedStore, name: str) -> tuple[str, Rows]:
         HookError: the store does not hold it.
     """
     if name in TOKEN_ARRAYS:
-        found: Rows = getattr(store, name)
-        return name, found
+        tokens: Rows = getattr(store, name)
+        return name, tokens
     acts = store[name]
     return acts.hook, acts.rows
 
@@ -109,42 +111,42 @@ def cut(
 
     Raises:
         HookError: the store does not hold it.
-        Problem: there are no such rows, positions or elements.
-        JobError: what is asked for has more axes than the array, or is no text of an index.
+        Problem: rows, positions or elements are out of bounds.
+        JobError: the text of an index is malformed, or names more axes than the array has.
         NotCommittedError: a row is not committed.
     """
-    found, stored = array(store, name)
-    rows = _along(sequences, stored.shape[0], "sequences")
+    array_name, stored = array(store, name)
+    sequence_indices = _axis_indices(sequences, stored.shape[0], "sequences")
     if not store.is_complete:
-        # Before anything is sent: later it could only be told by cutting the reply off.
-        deque(stored.committed_pieces(rows), maxlen=0)
+        # This is checked before anything is sent: later, an error could only cut the reply off.
+        deque(stored.committed_pieces(sequence_indices), maxlen=0)
     if len(stored.shape) == 1:
         if positions != ":" or inner is not None:
-            raise JobError(f"{found} has one number for each sequence; ask for sequences only")
-        return Cut(found, stored, rows, ())
-    at = _along(positions, stored.shape[1], "positions")
+            raise JobError(f"{array_name} has one number for each sequence; ask for sequences only")
+        return Cut(array_name, stored, sequence_indices, ())
+    position_indices = _axis_indices(positions, stored.shape[1], "positions")
     elements = parse_inner(inner or ":", stored.shape[2:]) if inner or stored.shape[2:] else ()
-    return Cut(found, stored, rows, (at, *elements))
+    return Cut(array_name, stored, sequence_indices, (position_indices, *elements))
 
 
-def _along(asked: str | Sequence[int], size: int, axis: str) -> Indices:
-    return parse_axis(asked, size, axis) if isinstance(asked, str) else indices_of(asked, size, axis)
+def _axis_indices(selector: str | Sequence[int], size: int, axis: str) -> Indices:
+    return parse_axis(selector, size, axis) if isinstance(selector, str) else indices_of(selector, size, axis)
 
 
 def cuts(store: CommittedStore, select: Select) -> list[Cut]:
     """The parts of all arrays of a selection, each array once.
 
     Raises:
-        HookError: the store does not hold one.
-        Problem: there are no such rows, positions or elements.
-        JobError: an array has fewer axes than what is asked for.
+        HookError: the store does not hold a hook.
+        Problem: rows, positions or elements are out of bounds.
+        JobError: an array has fewer axes than the selection names.
         NotCommittedError: a row is not committed.
     """
     names: dict[str, None] = {}
-    for each in select.hooks:
-        for name in [each] if each in TOKEN_ARRAYS else store.matching(each):
+    for pattern in select.hooks:
+        for name in [pattern] if pattern in TOKEN_ARRAYS else store.matching(pattern):
             names[name] = None
-    # Arrays of tokens beside hooks have no elements to choose from.
+    # Token arrays beside hooks have no elements to choose from.
     return [
         cut(
             store,
@@ -157,29 +159,29 @@ def cuts(store: CommittedStore, select: Select) -> list[Cut]:
     ]
 
 
-def form(asked: Format | None, accept: str | None) -> Format:
-    """The format of a reply: what the query says, or what ``Accept`` likes best of those that there are.
+def reply_format(requested: Format | None, accept: str | None) -> Format:
+    """The format of a reply: the one in the query, or the one that ``Accept`` prefers.
 
     Raises:
-        Problem: it accepts none of them.
+        Problem: ``Accept`` names no format that the server has.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     names: dict[str, Format] = {media: name for name, media in MEDIA.items()}  # type: ignore[misc]
-    liked: list[tuple[float, int, Format]] = []
-    for place, each in enumerate((accept or "*/*").split(",")):
-        media, *parameters = (part.strip().lower() for part in each.split(";"))
-        quality = next((_quality(one) for one in parameters if one.startswith("q=")), 1.0)
+    accepted: list[tuple[float, int, Format]] = []
+    for place, media_range in enumerate((accept or "*/*").split(",")):
+        media, *parameters = (part.strip().lower() for part in media_range.split(";"))
+        quality = next((_quality(parameter) for parameter in parameters if parameter.startswith("q=")), 1.0)
         if media in ("*/*", "application/*"):
-            liked.append((-quality, place, "raw"))
+            accepted.append((-quality, place, "raw"))
         elif media in names:
-            liked.append((-quality, place, names[media]))
-    found = min((one for one in liked if one[0] < 0), default=None)
-    if found is None:
+            accepted.append((-quality, place, names[media]))
+    preferred = min((choice for choice in accepted if choice[0] < 0), default=None)
+    if preferred is None:
         raise Problem(
             406, "not-acceptable", f"accepted is {(accept or '')[:100]!r}; there are {', '.join(names)}"
         )
-    return found[2]
+    return preferred[2]
 
 
 def _quality(parameter: str) -> float:

@@ -1,4 +1,4 @@
-"""Route of plans: what a client reads from storage by itself."""
+"""Route of fetch plans: what a client reads from storage by itself."""
 
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -13,7 +13,7 @@ from actstore.query.problem import Problem
 from actstore.query.selection import Indices
 from actstore.query.server.catalog.objects import check_readable
 from actstore.query.server.routes.parameters import StoreName, cuts
-from actstore.query.server.sending.error_replies import documented
+from actstore.query.server.sending.error_replies import error_responses
 from actstore.query.server.sending.reply import document
 from actstore.query.server.state import scope_of, state_of, store_of
 from actstore.storage.blobs import BlobReader
@@ -25,20 +25,20 @@ router = APIRouter(tags=["activations"])
 
 _MAX_READS: Final = 100_000
 _READS_AT_ONCE: Final = 256
-"""Whose memory is counted together."""
+"""Reads whose memory is counted together."""
 _READ_NBYTES: Final = 1_400
-"""A read in Python, and as text, twice."""
+"""Bytes of memory for a read: in Python, and twice as text."""
 _PLACE_NBYTES: Final = 5_000
-"""A place likewise, with a URL that is signed."""
+"""Bytes of memory for a place: in Python, and twice as text, with a presigned URL."""
 
 
-@router.post("/v1/stores/{store}/plan", response_model=FetchPlan, responses=documented(404, 409, 502))
-def plan(request: Request, store: StoreName, asked: PlanRequest) -> Response:
+@router.post("/v1/stores/{store}/plan", response_model=FetchPlan, responses=error_responses(404, 409, 502))
+def plan(request: Request, store: StoreName, wanted: PlanRequest) -> Response:
     """Where the bytes of a selection are, for clients that read storage by themselves: S3 objects come with presigned
-    URLs. `keys` asks for whole objects, as of compressed arrays, whose chunks only their index knows.
+    URLs. `keys` names whole objects, as of compressed arrays, whose chunks only their index knows.
     """
-    found = store_of(request, store)
-    if (asked.select is None) == (not asked.keys):
+    opened = store_of(request, store)
+    if (wanted.select is None) == (not wanted.keys):
         raise JobError("a plan is for either select or keys; give one of them")
     budget, settings = state_of(request).budget, state_of(request).settings
     held = budget.account(scope_of(request).client)
@@ -48,20 +48,18 @@ def plan(request: Request, store: StoreName, asked: PlanRequest) -> Response:
         held.grow(nbytes, nbytes)
 
     try:
-        body = _planned(found, asked, settings.sign_s, hold).model_dump_json().encode()
+        body = _fetch_plan(opened, wanted, settings.sign_s, hold).model_dump_json().encode()
     finally:
         held.close()
     return document(request, body)
 
 
-def _planned(
-    found: CommittedStore, asked: PlanRequest, sign_s: int, hold: Callable[[int], None]
-) -> FetchPlan:
+def _fetch_plan(store: CommittedStore, wanted: PlanRequest, sign_s: int, hold: Callable[[int], None]) -> FetchPlan:
     keys: dict[str, int] = {}
-    for key in asked.keys:
-        check_readable(found, key)
+    for key in wanted.keys:
+        check_readable(store, key)
         keys.setdefault(key, len(keys))
-    parts = [] if asked.select is None else cuts(found, asked.select)
+    parts = [] if wanted.select is None else cuts(store, wanted.select)
     reads: list[PlannedRead] = []
     for number, part in enumerate(parts):
         for key, offset, nbytes, destination in _ranges(part):
@@ -78,7 +76,7 @@ def _planned(
                 PlannedRead(place=place, offset=offset, nbytes=nbytes, array=number, destination=destination)
             )
     hold(len(keys) * _PLACE_NBYTES)
-    places = tuple(_place(found.blobs, key, sign_s) for key in keys)
+    places = tuple(_place(store.blobs, key, sign_s) for key in keys)
     return FetchPlan(
         expires_s=sign_s if any(place.kind == "http" for place in places) else None,
         places=places,
@@ -99,7 +97,7 @@ def _place(blobs: BlobReader, key: str, seconds: int) -> Place:
 
 
 def _ranges(part: Cut) -> Iterator[tuple[str, int, int, int]]:
-    """(key, offset, nbytes, destination) of the bytes of a part, in order."""
+    """Yield (key, offset, nbytes, destination) of the bytes of a part, in order."""
     layouts = part.stored.layouts
     if any(layout.compression is not None for layout in layouts):
         raise JobError(
@@ -124,18 +122,18 @@ def _ranges(part: Cut) -> Iterator[tuple[str, int, int, int]]:
                 at += nbytes
 
 
-def _is_all(asked: Indices, whole: range) -> bool:
-    return isinstance(asked, range) and asked == whole
+def _is_all(indices: Indices, whole: range) -> bool:
+    return isinstance(indices, range) and indices == whole
 
 
 def _spans(part: Cut, whole: list[range]) -> list[tuple[int, int]] | None:
-    """Neighbouring positions; None if all are wanted."""
+    """Ranges of neighbouring positions; None if all positions are wanted."""
     if not part.inner or _is_all(part.inner[0], whole[0]):
         return None
-    found: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     for position in part.inner[0]:
-        if found and found[-1][1] == position:
-            found[-1] = (found[-1][0], int(position) + 1)
+        if spans and spans[-1][1] == position:
+            spans[-1] = (spans[-1][0], int(position) + 1)
         else:
-            found.append((int(position), int(position) + 1))
-    return found
+            spans.append((int(position), int(position) + 1))
+    return spans

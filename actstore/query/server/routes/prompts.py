@@ -1,4 +1,4 @@
-"""Route of searches."""
+"""Route of searches over tokens."""
 
 from typing import Annotated, Final
 
@@ -10,7 +10,7 @@ from starlette.responses import Response
 from actstore.analysis.search import BLOCK_NBYTES, search
 from actstore.query.documents import MatchList
 from actstore.query.server.routes.parameters import StoreName
-from actstore.query.server.sending.error_replies import documented
+from actstore.query.server.sending.error_replies import error_responses
 from actstore.query.server.sending.reply import document, hold
 from actstore.query.server.sharing.scans import Look
 from actstore.query.server.state import scope_of, state_of, store_of
@@ -19,16 +19,16 @@ from actstore.store.committed_store import CommittedStore
 router = APIRouter(tags=["prompts"])
 
 _MATCH_NBYTES: Final = 200
-"""Numbers of a match in Python, and as text."""
+"""Bytes of memory for the numbers of a match, in Python and as text."""
 
 
 class PromptQuery(BaseModel):
-    """What to look for: one of the first three."""
+    """What to search for: exactly one of the first three fields."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     text: Annotated[str, Field(max_length=100_000)] | None = None
-    """Made into tokens by the tokenizer of the store, as it is and behind a space."""
+    """Text, made into tokens by the tokenizer of the store, as it is and with a space in front."""
     tokens: Annotated[str, Field(pattern=r"^-?[0-9]{1,10}(,-?[0-9]{1,10})*$", max_length=100_000)] | None = (
         None
     )
@@ -36,14 +36,14 @@ class PromptQuery(BaseModel):
     sha: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """SHA-256 of all real tokens of a sequence, as little-endian int32."""
     prefix: bool = False
-    """Only where a sequence begins."""
+    """Whether to match only where a sequence begins."""
     once: bool = False
-    """Each sequence only once, with the first place in it."""
+    """Whether to give each sequence only once, with the first match in it."""
     limit: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
-    """Places at most."""
+    """Matches at most."""
 
 
-@router.get("/v1/stores/{store}/prompts", response_model=MatchList, responses=documented(404, 409, 502))
+@router.get("/v1/stores/{store}/prompts", response_model=MatchList, responses=error_responses(404, 409, 502))
 async def find_prompts(
     request: Request, store: StoreName, query: Annotated[PromptQuery, Query()]
 ) -> Response:
@@ -55,7 +55,7 @@ async def find_prompts(
         n_most = min(query.limit, searched.shape[0] * searched.shape[1])
         held = hold(request, n_most * _MATCH_NBYTES + 4 * min(BLOCK_NBYTES, searched.tokens.nbytes))
         try:
-            return _found(searched, query, look)
+            return _search(searched, query, look)
         finally:
             held.close()
 
@@ -66,8 +66,8 @@ async def find_prompts(
     return await run_in_threadpool(document, request, body)
 
 
-def _found(store: CommittedStore, query: PromptQuery, look: Look | None) -> bytes:
-    tokens = None if query.tokens is None else [int(each) for each in query.tokens.split(",")]
-    found = search(store, query.text, tokens, query.sha, query.prefix, query.limit, query.once, look)
-    sequences, positions = (tuple(numbers.tolist()) for numbers in found)
+def _search(store: CommittedStore, query: PromptQuery, look: Look | None) -> bytes:
+    tokens = None if query.tokens is None else [int(number) for number in query.tokens.split(",")]
+    matches = search(store, query.text, tokens, query.sha, query.prefix, query.limit, query.once, look)
+    sequences, positions = (tuple(numbers.tolist()) for numbers in matches)
     return MatchList(sequences=sequences, positions=positions).model_dump_json().encode()

@@ -13,9 +13,17 @@ from actstore.query.documents import Select
 from actstore.query.server.catalog.catalog import NAME
 from actstore.query.server.memory.budget import Account
 from actstore.query.server.routes.hot_routes import HotRoute
-from actstore.query.server.routes.parameters import HookPath, SliceOf, SliceQuery, StoreName, cut, cuts, form
+from actstore.query.server.routes.parameters import (
+    HookPath,
+    SliceOf,
+    SliceQuery,
+    StoreName,
+    cut,
+    cuts,
+    reply_format,
+)
 from actstore.query.server.sending.body import Body
-from actstore.query.server.sending.error_replies import documented
+from actstore.query.server.sending.error_replies import error_responses
 from actstore.query.server.sending.formats import (
     MEDIA,
     made_nbytes,
@@ -50,26 +58,26 @@ _ARRAY: Final[dict[str, Any]] = {
 
 
 def header(text: str, kind: str = "string") -> dict[str, Any]:
-    """What OpenAPI says of a header."""
+    """The OpenAPI description of a header."""
     return {"description": text, "schema": {"type": kind}}
 
 
 _HEADERS: Final = {
-    "Accept-Ranges": header("That there are ranges of the bytes."),
-    "Cache-Control": header(
-        "That the bytes may be kept, and this server is to be asked whether they still hold."
-    ),
-    "ETag": header("Of these bytes, once the runs of the store are finished."),
+    "Accept-Ranges": header("Ranges of the bytes are supported."),
+    "Cache-Control": header("The bytes may be kept, but must be revalidated with this server."),
+    "ETag": header("Tag of these bytes, once the runs of the store are finished."),
 }
 _SHAPED: Final = {
-    "Vary": header("That `Accept` decides."),
+    "Vary": header("The reply depends on `Accept`."),
     DTYPE: header("Type of the elements of raw bytes, little-endian."),
     SHAPE: header("Sizes of the axes of raw bytes, joined by commas."),
 }
-_RANGE: Final = {"Content-Range": {**header("Which bytes these are, and of how many."), "required": True}}
+_RANGE: Final = {
+    "Content-Range": {**header("Range of these bytes, and how many there are in all."), "required": True}
+}
 
 
-def _asked(name: str, text: str, example: str) -> dict[str, Any]:
+def _request_header(name: str, text: str, example: str) -> dict[str, Any]:
     schema = {"type": "string"}
     return {
         "name": name,
@@ -81,37 +89,41 @@ def _asked(name: str, text: str, example: str) -> dict[str, Any]:
     }
 
 
-_KNOWN: Final = _asked("If-None-Match", "ETags that the client has.", '"0123456789abcdef0123456789abcdef"')
+_KNOWN: Final = _request_header(
+    "If-None-Match", "ETags that the client has.", '"0123456789abcdef0123456789abcdef"'
+)
 CONDITIONS: Final = {"parameters": [_KNOWN]}
-"""Further parameters, in OpenAPI, of HEAD of what `stream` gives."""
+"""Further OpenAPI parameters of HEAD requests for what `stream` sends."""
 RANGES: Final = {
     "parameters": [
         _KNOWN,
-        _asked("Range", "One range of the bytes; of anything else all are sent.", "bytes=0-1023"),
-        _asked(
+        _request_header(
+            "Range", "One range of the bytes; for any other value all bytes are sent.", "bytes=0-1023"
+        ),
+        _request_header(
             "If-Range",
-            "The ETag for which the range is good; all are sent for another one.",
+            "ETag for which the range is valid; for another one all bytes are sent.",
             '"0123456789abcdef0123456789abcdef"',
         ),
     ]
 }
-"""The same of GET."""
+"""Further OpenAPI parameters of GET requests for what `stream` sends."""
 
 
-def tensors(*media: str, is_shaped: bool = True) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of replies with these media types.
+def tensor_responses(*media: str, is_shaped: bool = True) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI description of replies with these media types.
 
     Args:
-        media: any of them.
-        is_shaped: whether they are of one array.
+        media: media types that a reply can have.
+        is_shaped: whether a reply is one array.
     """
     array = {"schema": _ARRAY if is_shaped else {"type": "object"}}
-    content = {each: array if each == JSON else _BINARY for each in media}
+    content = {media_type: array if media_type == JSON else _BINARY for media_type in media}
     headers = _HEADERS | (_SHAPED if is_shaped else {})
     return {
         200: {"description": "The bytes.", "content": content, "headers": headers},
         206: {
-            "description": "The range of the bytes that was asked for.",
+            "description": "The requested range of the bytes.",
             "content": {**content, **({JSON: _BINARY} if JSON in media else {})},
             "headers": headers | _RANGE,
         },
@@ -122,17 +134,17 @@ def tensors(*media: str, is_shaped: bool = True) -> dict[int | str, dict[str, An
 @router.get(
     "/v1/stores/{store}/hooks/{hook}/slice",
     response_class=Response,
-    responses=tensors(*MEDIA.values()) | documented(404, 406, 409, 416, 502),
+    responses=tensor_responses(*MEDIA.values()) | error_responses(404, 406, 409, 416, 502),
     openapi_extra=RANGES,
 )
 def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: SliceOf) -> Response:
-    """A part of one hook: raw bytes in C order, or what `Accept` or `format` names.
+    """A part of one hook: raw bytes in C order, or the format that `Accept` or `format` names.
 
-    npy has no bfloat16 and gets float32, which holds it exactly; so do Arrow and JSON.
+    npy, Arrow and JSON have no bfloat16; they get float32, which holds its values exactly.
     """
-    chosen = form(query.format, request.headers.get("Accept"))
-    found = store_of(request, store)
-    part = cut(found, hook, query.seq, query.pos, query.inner)
+    chosen = reply_format(query.format, request.headers.get("Accept"))
+    opened = store_of(request, store)
+    part = cut(opened, hook, query.seq, query.pos, query.inner)
     check_size(part.nbytes, state_of(request).settings.max_reply)
     headers = raw_headers(part.dtype, part.shape) if chosen == "raw" else {}
     body, held = _body(request, part, chosen)
@@ -140,14 +152,14 @@ def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: Sli
         request,
         body,
         MEDIA[chosen],
-        tag=tag_of(found, part.text, chosen),
+        tag=tag_of(opened, part.text, chosen),
         headers={"Vary": "Accept", **headers},
         held=held,
     )
 
 
 def _body(request: Request, part: Cut, chosen: str) -> tuple[Body, Account | None]:
-    """The body, and what counts its memory if it is made here."""
+    """The body, and the account of its memory if it is made here."""
     nbytes = made_nbytes(part, chosen)
     if not nbytes:
         return slice_body(part, chosen), None
@@ -164,14 +176,14 @@ def _body(request: Request, part: Cut, chosen: str) -> tuple[Body, Account | Non
 @router.post(
     "/v1/stores/{store}/select",
     response_class=Response,
-    responses=documented(404, 409, 502) | {200: tensors(SAFETENSORS, RAW)[200]},
+    responses=error_responses(404, 409, 502) | {200: tensor_responses(SAFETENSORS, RAW)[200]},
 )
 def select(request: Request, store: StoreName, select: Select) -> Response:
-    """The same sequences and positions of several hooks in one reply: safetensors, or, of one hook, raw bytes if
+    """The same sequences and positions of several hooks in one reply: safetensors; or raw bytes, for one hook, if
     `Accept` says so.
     """
-    found = store_of(request, store)
-    parts = cuts(found, select)
+    opened = store_of(request, store)
+    parts = cuts(opened, select)
     check_size(sum(part.nbytes for part in parts), state_of(request).settings.max_reply)
     is_raw = len(parts) == 1 and request.headers.get("Accept") == RAW
     return stream(
@@ -184,14 +196,14 @@ def select(request: Request, store: StoreName, select: Select) -> Response:
 
 
 def tag_of(store: CommittedStore, *asked: str) -> str | None:
-    """For the ETag of what was asked for; None while a run is not finished, as other bytes could take its place."""
+    """The ETag of a reply; None while a run is not finished, as its bytes may still be replaced."""
     identity = _identity(store)
     return None if identity is None else etag(identity, *asked)
 
 
 @lru_cache(maxsize=256)
 def _identity(store: CommittedStore) -> str | None:
-    """Another one for any other bytes. The store is the same object until there is more in it."""
+    """Identifies all bytes of a finished store. The store object is replaced by a new one when it grows."""
     parts = []
     for run in store.runs:
         if run.finished is None:

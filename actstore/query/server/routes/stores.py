@@ -15,7 +15,7 @@ from actstore.query.documents import (
     StoreSummary,
 )
 from actstore.query.server.routes.parameters import HookPath, StoreName
-from actstore.query.server.sending.error_replies import documented
+from actstore.query.server.sending.error_replies import error_responses
 from actstore.query.server.sending.reply import document
 from actstore.query.server.sharing.scans import Look
 from actstore.query.server.state import scope_of, state_of, store_of
@@ -26,7 +26,7 @@ from actstore.store.statistics.moments import has_statistics
 router = APIRouter(tags=["stores"])
 
 
-@router.get("/v1/stores", responses=documented(502))
+@router.get("/v1/stores", responses=error_responses(502))
 def list_stores(request: Request) -> StoreList:
     """All stores that this client may read."""
     scope, catalog = scope_of(request), state_of(request).catalog
@@ -35,11 +35,11 @@ def list_stores(request: Request) -> StoreList:
 
 
 def summary(request: Request, name: str) -> StoreSummary:
-    """A line of the list of stores; one that cannot be read says so."""
+    """An entry in the list of stores; it has the problem of a store that cannot be read."""
     try:
         store = state_of(request).catalog.store(name)
     except ActstoreError as error:
-        # One that is damaged does not hide the others.
+        # A damaged store does not hide the others.
         return StoreSummary(
             name=name, model=None, shape=None, n_hooks=None, is_complete=None, problem=str(error)
         )
@@ -53,24 +53,24 @@ def summary(request: Request, name: str) -> StoreSummary:
     )
 
 
-@router.get("/v1/stores/{store}", response_model=StoreDocument, responses=documented(404, 502))
+@router.get("/v1/stores/{store}", response_model=StoreDocument, responses=error_responses(404, 502))
 def describe_store(request: Request, store: StoreName) -> Response:
-    """A store: its plans, and what of them is committed."""
-    found = store_of(request, store)
-    found.check_version()  # whoever opens it now shall not hear later that it is another one
-    request_of_run = found.plan.request
+    """A store: its plans, and which segments are committed."""
+    opened = store_of(request, store)
+    opened.check_version()  # a client that opens it now shall not learn later that it was replaced
+    request_of_run = opened.plan.request
     described = StoreDocument(
         name=store,
         model=request_of_run.model.name,
-        shape=found.shape,
+        shape=opened.shape,
         dtype=request_of_run.dtype,
-        n_tokens=found.n_tokens,
-        n_segments=found.n_segments,
-        n_segments_committed=found.n_committed,
-        is_complete=found.is_complete,
-        hooks=found.hooks,
-        runs=tuple(_run(run) for run in found.runs),
-        contents=found.identity,
+        n_tokens=opened.n_tokens,
+        n_segments=opened.n_segments,
+        n_segments_committed=opened.n_committed,
+        is_complete=opened.is_complete,
+        hooks=opened.hooks,
+        runs=tuple(_run(run) for run in opened.runs),
+        contents=opened.identity,
     )
     return document(request, described.model_dump_json().encode())
 
@@ -87,20 +87,20 @@ def _run(run: Run) -> RunDocument:
 def _ranges(run: Run) -> list[tuple[int, int]]:
     if run.is_complete:
         return [(0, run.plan.n_segments)]
-    found: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     for number in sorted(run.committed):
-        if found and found[-1][1] == number:
-            found[-1] = (found[-1][0], number + 1)
+        if ranges and ranges[-1][1] == number:
+            ranges[-1] = (ranges[-1][0], number + 1)
         else:
-            found.append((number, number + 1))
-    return found
+            ranges.append((number, number + 1))
+    return ranges
 
 
-@router.get("/v1/stores/{store}/hooks", response_model=HookList, responses=documented(404, 502))
+@router.get("/v1/stores/{store}/hooks", response_model=HookList, responses=error_responses(404, 502))
 def list_hooks(request: Request, store: StoreName) -> Response:
     """All hooks of a store, in the order of the forward."""
-    found = store_of(request, store)
-    listed = HookList(hooks=tuple(_hook(found, name) for name in found.hooks))
+    opened = store_of(request, store)
+    listed = HookList(hooks=tuple(_hook(opened, name) for name in opened.hooks))
     return document(request, listed.model_dump_json().encode())
 
 
@@ -116,18 +116,18 @@ def _hook(store: CommittedStore, name: str) -> HookDocument:
     )
 
 
-@router.get("/v1/stores/{store}/hooks/{hook}/stats", responses=documented(404, 409, 502))
+@router.get("/v1/stores/{store}/hooks/{hook}/stats", responses=error_responses(404, 409, 502))
 async def statistics(request: Request, store: StoreName, hook: HookPath) -> StatisticsDocument:
     """Statistics of a hook over all committed tokens; no activations are read."""
-    found = await run_in_threadpool(store_of, request, store)
-    name = found[hook].hook
+    opened = await run_in_threadpool(store_of, request, store)
+    name = opened[hook].hook
 
     def merge(look: Look | None) -> StatisticsDocument:
-        stats = found.merged_stats(name, look)
+        stats = opened.merged_stats(name, look)
         return StatisticsDocument(hook=name, shape=stats.shape, summary=stats.to_dict(), record=stats.record)
 
-    if all(run.finished is not None for run in found.runs):
+    if all(run.finished is not None for run in opened.runs):
         return await run_in_threadpool(merge, None)
-    # There is a record for each segment.
+    # An unfinished run has a record for each segment.
     scans, client = state_of(request).scans, scope_of(request).client
-    return await scans.run(request, client, (id(found), "stats", name), merge)
+    return await scans.run(request, client, (id(opened), "stats", name), merge)

@@ -1,1 +1,1 @@
-"""Sending turns answers and errors into bytes of replies, piece by piece while they are sent."""
+"""Sending turns results and errors into the bytes of replies, piece by piece."""

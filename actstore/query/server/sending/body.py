@@ -1,4 +1,4 @@
-"""The bytes of a reply, made piece by piece while they are sent."""
+"""Bodies of replies, made piece by piece while they are sent."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -12,18 +12,20 @@ from actstore.query.server.connections.socket_writes import Vectors
 
 _COPIED_NBYTES: Final = 2 << 20
 _OF_ROW_NBYTES: Final = 64
-"""For each row of a batch that is sent from where it lies: its number, and its address and length while it is sent."""
+"""Bytes of memory for each row of a batch that is sent from where it lies: its number, and its address and length while
+it is sent.
+"""
 
 
 class Scattered:
-    """Bytes of rows that lie in mapped files, sent from there."""
+    """Bytes of rows that lie in mapped files, and are sent from there."""
 
     def __init__(self, rows: LentRows, start: int, stop: int) -> None:
         """
         Args:
-            rows: one after the other.
-            start: first byte of them.
-            stop: the one after the last, which is another one.
+            rows: rows whose bytes follow each other.
+            start: first byte to send.
+            stop: byte after the last one; at least one byte is sent.
         """
         first = start // rows.row_nbytes
         self._rows = rows[first : -(-stop // rows.row_nbytes)]
@@ -31,7 +33,7 @@ class Scattered:
         self.nbytes = stop - start
 
     def vectors(self) -> Vectors:
-        """Where they are, but for those of the last row."""
+        """Addresses and lengths of the bytes, without those of the last row."""
         self._rows.fetch()
         addresses = self._rows[:-1].addresses()
         table = np.column_stack([addresses, np.full_like(addresses, self._rows.row_nbytes)])
@@ -40,11 +42,11 @@ class Scattered:
         return table
 
     def end(self) -> bytes:
-        """Those of the last row. If they are asked for when the others were sent, no whole reply has other bytes than
-        were stored.
+        """Bytes of the last row. If they are read after the others were sent, a reply that is whole has exactly the
+        stored bytes.
 
         Raises:
-            StorageError: a file that has any of the rows has become shorter.
+            StorageError: a file of any of the rows was truncated.
         """
         last = self._rows[-1:].copied().tobytes()
         self._rows.check()
@@ -52,10 +54,10 @@ class Scattered:
         return last[max(0, self._start - before) : self._start + self.nbytes - before]
 
     def copies(self) -> Iterator[memoryview]:
-        """The same bytes, where they cannot be sent from where they are.
+        """Copies of the bytes, for a reply that cannot be sent from where they lie.
 
         Raises:
-            StorageError: a file has become shorter.
+            StorageError: a file was truncated.
         """
         nbytes, stop = self._rows.row_nbytes, self._start + self.nbytes
         step = max(1, _COPIED_NBYTES // nbytes)
@@ -68,61 +70,62 @@ Piece = memoryview | Scattered
 
 
 class Part(Protocol):
-    """Bytes of known length."""
+    """Bytes of a body, of known length."""
 
     @property
     def nbytes(self) -> int: ...
 
     @property
     def kept_nbytes(self) -> int:
-        """Memory that it takes from the beginning of a reply to its end, and that nothing else counts."""
+        """Bytes of memory that the part takes during the whole reply, and that nothing else counts."""
         ...
 
     @property
     def held_nbytes(self) -> int:
-        """Memory that it takes besides while it is read and sent, likewise."""
+        """Bytes of memory that the part takes in addition while it is read and sent, and that nothing else counts."""
         ...
 
     @property
-    def is_there(self) -> bool:
-        """Whether nothing has to be read or made for pieces of it."""
+    def is_ready(self) -> bool:
+        """Whether the pieces need no reading or making."""
         ...
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """Bytes ``start:stop``, in order; read when they are asked for. Large pieces are memory that is there anyway,
-        or files that are mapped.
+        """Yield the bytes ``start:stop``, in order; each piece is read when it is asked for. Large pieces are memory
+        that is held anyway, or mapped files.
 
         Raises:
             NotCommittedError: a row is not committed.
-            StorageError: it cannot be read.
+            StorageError: a row cannot be read.
         """
         ...
 
 
 class InMemory:
-    """Bytes that are there."""
+    """Bytes that are in memory already."""
 
     def __init__(self, data: Any, *, is_counted: bool = False) -> None:
         """
         Args:
-            data: what has a buffer.
+            data: object with a buffer.
             is_counted: whether its memory is counted elsewhere.
         """
         self.array = np.frombuffer(data, np.uint8) if memoryview(data).nbytes else np.empty(0, np.uint8)
-        """Gone when nothing of it is being sent any more; of `bytes` nobody could tell."""
-        self.is_there = True
+        """The bytes as an array that is freed when none of it is being sent any more; `bytes` have no weak references.
+        """
+        self.is_ready = True
         self._data = memoryview(self.array.data)
         self.nbytes = self._data.nbytes
         self.kept_nbytes = 0 if is_counted else self.nbytes
         self.held_nbytes = 0
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
-        """As `Part.pieces`."""
+        """Implements `Part.pieces`."""
         yield self._data[start:stop]
 
 
 class Stored:
-    """A part of an array."""
+    """Stored bytes of a part of an array."""
 
     kept_nbytes = 0
 
@@ -130,10 +133,10 @@ class Stored:
         self._cut = cut
         self.nbytes = cut.nbytes
         self.held_nbytes = cut.held_nbytes
-        self.is_there = not cut.held_nbytes  # it is mapped
+        self.is_ready = not cut.held_nbytes  # it is mapped
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
-        """As `Part.pieces`."""
+        """Implements `Part.pieces`."""
         if stop <= start:
             return
         nbytes = self._cut.row_nbytes
@@ -150,33 +153,33 @@ class InPlace:
     def __init__(self, rows: LentRows) -> None:
         self._rows = rows
         self.nbytes = rows.nbytes
-        self.is_there = True
+        self.is_ready = True
         # Two copies of the last row, or of as many as are sent together where they must be copied.
         copied = max(_COPIED_NBYTES, rows.row_nbytes)
         self.kept_nbytes = len(rows) * _OF_ROW_NBYTES
         self.held_nbytes = 2 * min(self.nbytes, copied)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """As `Part.pieces`."""
+        """Implements `Part.pieces`."""
         if stop > start:
             yield Scattered(self._rows, start, stop)
 
 
 class Body:
-    """Parts, one after the other."""
+    """Parts that follow each other."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._ends = list(itertools.accumulate(part.nbytes for part in parts))
         self.nbytes = self._ends[-1] if parts else 0
-        self.is_there = all(part.is_there for part in parts)
+        self.is_ready = all(part.is_ready for part in parts)
         # Parts are read one after the other.
         self.held_nbytes = sum(part.kept_nbytes for part in parts) + max(
             (part.held_nbytes for part in parts), default=0
         )
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
-        """As `Part.pieces`."""
+        """Implements `Part.pieces`."""
         for part, end in zip(self._parts, self._ends, strict=True):
             first = end - part.nbytes
             if first < stop and start < end:

@@ -1,4 +1,4 @@
-"""Errors of handlers as replies, and how OpenAPI describes them."""
+"""Turns errors of handlers into replies, and describes them for OpenAPI."""
 
 import logging
 from typing import Any, Final
@@ -17,16 +17,16 @@ from actstore.query.wire import PROBLEM
 _LOG: Final = logging.getLogger(__name__)
 _SCHEMA: Final = {"$ref": "#/components/schemas/ProblemDocument"}
 _TEXTS: Final = {
-    400: "This is no HTTP, or the URL is too long.",
+    400: "The request is no valid HTTP, or the URL is too long.",
     401: "A valid token is needed.",
-    404: "There is no such thing here, for this client.",
+    404: "The resource does not exist, or this client may not read it.",
     405: "Another method is needed.",
     406: "None of the accepted formats can be given.",
     409: "Rows are not committed yet.",
-    403: "A page of another site asked; below `/zarr` also: there is no such store, for this client.",
-    413: "More than may be asked for at once.",
+    403: "A page of another site sent the request; below `/zarr` also: there is no such store for this client.",
+    413: "The request asks for more than is allowed at once.",
     416: "The range has none of the bytes.",
-    421: "The server is not called by this name.",
+    421: "The server does not have this name.",
     422: "The request is not valid.",
     429: "Too many requests of this client are under way.",
     502: "The storage does not answer as it should.",
@@ -41,61 +41,64 @@ _HEADERS: Final = {
 }
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What OpenAPI says of these statuses, and of those that any request for a store may get."""
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI responses of these statuses, and of those that any request for a store may get."""
     return {
-        status: _documented(status) for status in sorted({*statuses, 400, 401, 403, 413, 421, 422, 429, 503})
+        status: _error_response(status)
+        for status in sorted({*statuses, 400, 401, 403, 413, 421, 422, 429, 503})
     }
 
 
-def _documented(status: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"description": _TEXTS[status], "content": {PROBLEM: {"schema": _SCHEMA}}}
+def _error_response(status: int) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": _TEXTS[status], "content": {PROBLEM: {"schema": _SCHEMA}}}
     if status in _HEADERS:
         name, text = _HEADERS[status]
-        found["headers"] = {name: {"description": text, "required": True, "schema": {"type": "string"}}}
-    return found
+        response["headers"] = {name: {"description": text, "required": True, "schema": {"type": "string"}}}
+    return response
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Have whatever a handler raises answered by a problem."""
+    """Have errors of handlers answered with a problem."""
     for kind in (ActstoreError, MemoryError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)
 
 
 async def answer(request: Request, error: Exception) -> Response:
-    """What a client is told of an error of a handler."""
+    """The reply to a client for an error of a handler."""
     match error:
         case ActstoreError() | MemoryError():
-            return _known(request, error)
+            return _reply_to_known(request, error)
         case RequestValidationError():
-            return _invalid(error)
+            return _reply_to_invalid(error)
         case HTTPException():
-            return _http(error)
+            return _reply_to_http(error)
         case _:
             _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
             return reply(Problem.of(error))
 
 
 def reply(problem: Problem) -> Response:
-    """A problem, sent."""
+    """The reply with a problem."""
     return JSONResponse(problem.document, problem.status, problem.headers, media_type=PROBLEM)
 
 
-def _known(request: Request, error: Exception) -> Response:
+def _reply_to_known(request: Request, error: Exception) -> Response:
     if isinstance(error, StoreReplacedError):
-        return reply(_replaced(request, error))
+        return reply(_replaced_problem(request, error))
     problem = Problem.of(error)
     if problem.status >= 500:
         _LOG.error("%s %s: %s", request.method, request.url.path, error)
     url = request.scope.get(STORE_URL)
     if url is not None:
-        # Where it is on the disk of the server is nobody's business.
+        # Clients must not learn where a store is on the disk of the server.
         problem.args = (str(problem).replace(url, f"the store {request.path_params.get('store')}"),)
     return reply(problem)
 
 
-def _replaced(request: Request, error: StoreReplacedError) -> Problem:
-    """Whoever asks again gets the store that is there now, and hears of it if it was at the one before."""
+def _replaced_problem(request: Request, error: StoreReplacedError) -> Problem:
+    """The problem of a replaced store. A request that is repeated opens the new store, and the client notices if it had
+    opened the old one.
+    """
     name = request.path_params.get("store", "")
     _LOG.warning("%s %s: %s", request.method, request.url.path, error)
     state_of(request).catalog.forget(name)
@@ -104,17 +107,17 @@ def _replaced(request: Request, error: StoreReplacedError) -> Problem:
     return Problem(503, "busy", f"the store {name} was replaced; ask again for what is there now", LATER)
 
 
-def _invalid(error: RequestValidationError) -> Response:
+def _reply_to_invalid(error: RequestValidationError) -> Response:
     first = error.errors()[0]
-    place = ".".join(str(each) for each in first["loc"][1:]) or str(first["loc"][0])
-    hint = "/docs says what can be asked for"
+    place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    hint = "/docs describes all requests"
     if place == "body":
         hint = f"send JSON with Content-Type: application/json; {hint}"
     return reply(Problem(422, "invalid", f"{place}: {first['msg']}; {hint}"))
 
 
-def _http(error: HTTPException) -> Response:
-    if isinstance(error.__cause__, Problem):  # of `Gate`, while the body was read
+def _reply_to_http(error: HTTPException) -> Response:
+    if isinstance(error.__cause__, Problem):  # an error of `Gate`, raised while the body was read
         return reply(error.__cause__)
     headers = dict(error.headers or {})
     if error.status_code == 405:

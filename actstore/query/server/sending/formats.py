@@ -1,4 +1,4 @@
-"""Tensors as bytes: raw, safetensors, npy, Arrow, JSON."""
+"""Writes tensors as raw bytes, safetensors, npy, Arrow or JSON."""
 
 import io
 import json
@@ -20,21 +20,21 @@ from actstore.query.wire import ARROW, DTYPE, JSON, NPY, RAW, SAFETENSORS, SAFET
 MEDIA: Final = {"raw": RAW, "safetensors": SAFETENSORS, "npy": NPY, "arrow": ARROW, "json": JSON}
 """Media type by name of a format."""
 _MAX_CONVERTED_NBYTES: Final = 64 << 20
-"""Of formats that are made in memory."""
+"""Bytes of a slice at most, in formats that are made in memory."""
 _MAX_SEQUENCES: Final = 1_000_000
 _MAX_JSON: Final = 100_000
-"""Elements."""
+"""Elements of a slice at most, in JSON."""
 _JSON_NBYTES: Final = 100
-"""For each: a number of Python in a list, and its digits, twice."""
+"""Bytes of memory for each element in JSON: a number of Python in a list, and its digits, twice."""
 
 
 def safetensors_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]]) -> bytes:
-    """What comes before the data of the tensors, which follow each other.
+    """The safetensors header, which comes before the data of the tensors.
 
     Source: https://huggingface.co/docs/safetensors/index#format
 
     Args:
-        tensors: name, type, shape and bytes of each.
+        tensors: name, type, shape and bytes of each tensor.
     """
     fields, start = {}, 0
     for name, dtype, shape, nbytes in tensors:
@@ -47,26 +47,26 @@ def safetensors_header(tensors: Sequence[tuple[str, str, tuple[int, ...], int]])
 
 
 def safetensors_body(cuts: Sequence[Cut]) -> Body:
-    """Several arrays, each under its name."""
+    """A body of several arrays, each under its name."""
     head = safetensors_header([(cut.name, cut.dtype, cut.shape, cut.nbytes) for cut in cuts])
     return Body([InMemory(head), *(Stored(cut) for cut in cuts)])
 
 
 def raw_headers(dtype: str, shape: Sequence[int]) -> dict[str, str]:
-    """What raw bytes do not say of themselves."""
+    """Headers for the type and shape of raw bytes."""
     return {DTYPE: dtype, SHAPE: ",".join(map(str, shape))}
 
 
 def slice_body(cut: Cut, form: str) -> Body:
-    """One array.
+    """The body of one array.
 
     Args:
-        cut: what is asked for, not too large for `made_nbytes`.
+        cut: part of the array, not too large for `made_nbytes`.
         form: a name in `MEDIA`.
 
     Raises:
         NotCommittedError: a row is not committed.
-        StorageError: it cannot be read.
+        StorageError: a row cannot be read.
     """
     match form:
         case "raw":
@@ -82,10 +82,10 @@ def slice_body(cut: Cut, form: str) -> Body:
 
 
 def made_nbytes(cut: Cut, form: str) -> int:
-    """Memory that `slice_body` takes, where it makes all of the body; 0 if that is read while it is sent.
+    """Bytes of memory that `slice_body` takes where it makes the whole body; 0 if the body is read while it is sent.
 
     Raises:
-        Problem: it is too large for this format.
+        Problem: the slice is too large for this format.
     """
     is_widened = cut.dtype == "bfloat16"
     if form in ("raw", "safetensors") or (form == "npy" and not is_widened):
@@ -132,19 +132,19 @@ def _npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def _values(cut: Cut) -> NDArray[Any]:
-    """All of it in memory. bfloat16 becomes float32, which holds every value of it exactly."""
+    """All values in memory. bfloat16 becomes float32, which holds each of its values exactly."""
     is_widened = cut.dtype == "bfloat16"
-    found = np.empty(math.prod(cut.shape), np.float32 if is_widened else cut.stored.storage)
+    values = np.empty(math.prod(cut.shape), np.float32 if is_widened else cut.stored.storage)
     at = 0
     for piece in Stored(cut).pieces(0, cut.nbytes):
         part = np.frombuffer(piece, cut.stored.storage)
-        found[at : at + len(part)] = part.view(ml_dtypes.bfloat16) if is_widened else part
+        values[at : at + len(part)] = part.view(ml_dtypes.bfloat16) if is_widened else part
         at += len(part)
-    return found.reshape(cut.shape)
+    return values.reshape(cut.shape)
 
 
 def _arrow(cut: Cut) -> pa.Buffer:
-    """A row for each sequence and position: their numbers, and the value as a list of fixed size."""
+    """An Arrow stream with a row for each sequence and position: their numbers, and the values as a list."""
     if 0 in cut.shape[2:]:
         raise JobError("inner is empty, and Arrow has no values without elements; ask for some")
     values = _values(cut)
@@ -165,15 +165,17 @@ def _arrow(cut: Cut) -> pa.Buffer:
     }
     field = pa.field(cut.name, column.type, metadata=metadata)
     schema = pa.schema([*(pa.field(name, pa.int64()) for name in columns), field])
-    table = pa.table([*(pa.array(each) for each in columns.values()), column], schema=schema)
-    # Of the right size from the start: a buffer that grows is there twice each time.
+    table = pa.table(
+        [*(pa.array(column_numbers) for column_numbers in columns.values()), column], schema=schema
+    )
+    # The buffer has the right size from the start, as one that grows exists twice each time.
     size = pa.MockOutputStream()
     with pa.ipc.new_stream(size, schema) as writer:
         writer.write_table(table)
-    found = pa.py_buffer(bytearray(size.size()))
-    with pa.FixedSizeBufferWriter(found) as sink, pa.ipc.new_stream(sink, schema) as writer:
+    buffer = pa.py_buffer(bytearray(size.size()))
+    with pa.FixedSizeBufferWriter(buffer) as sink, pa.ipc.new_stream(sink, schema) as writer:
         writer.write_table(table)
-    return found
+    return buffer
 
 
 def _json(cut: Cut) -> bytes:
@@ -184,13 +186,13 @@ def _json(cut: Cut) -> bytes:
         "shape": list(cut.shape),
         "sequences": np.asarray(cut.sequences).tolist(),
         "positions": np.asarray(cut.inner[0]).tolist() if cut.inner else None,
-        "values": _finite(values.tolist()) if values.dtype.kind == "f" else values.tolist(),
+        "values": _with_strings(values.tolist()) if values.dtype.kind == "f" else values.tolist(),
     }
     return json.dumps(fields, allow_nan=False).encode()
 
 
-def _finite(values: Any) -> Any:
-    """JSON has no number for NaN and infinities; they become strings."""
+def _with_strings(values: Any) -> Any:
+    """Values for JSON, which has no numbers for NaN and infinities: they become strings."""
     if isinstance(values, list):
-        return [_finite(each) for each in values]
+        return [_with_strings(value) for value in values]
     return values if np.isfinite(values) else {np.inf: "Infinity", -np.inf: "-Infinity"}.get(values, "NaN")

@@ -1,4 +1,4 @@
-"""A reply of many bytes: ranges, conditions, and sending piece by piece."""
+"""Replies of many bytes: ranges, conditions, and sending piece by piece."""
 
 import asyncio
 import hashlib
@@ -24,14 +24,14 @@ from actstore.query.wire import JSON
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _SENT_NBYTES: Final = 2 << 20
-"""Given to the socket at once: what a slow client can have us hold."""
+"""Bytes that are given to the socket at once: what a slow client makes the server hold."""
 _REST_NBYTES: Final = 64
-"""Kept of a body until the memory of all others is given back."""
+"""Bytes of the end of a body that are sent only after its memory is given back."""
 _RANGE: Final = re.compile(r"bytes=(?:([0-9]{1,18})-([0-9]{0,18})|-([0-9]{1,18}))")
 
 
 def etag(*parts: str) -> str:
-    """A strong one of all that decides the bytes of a reply."""
+    """A strong ETag over all that decides the bytes of a reply."""
     return '"' + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32] + '"'
 
 
@@ -44,21 +44,21 @@ def stream(
     headers: Mapping[str, str] | None = None,
     held: Account | None = None,
 ) -> Response:
-    """The reply: all of the body, a range of it for a GET, or nothing if the client has it already.
+    """The reply to a request: all of the body, a range of it for a GET, or nothing if the client has it already.
 
-    The first piece is made here, so that what cannot be read is told by the status.
+    The first piece is made here, so that an error gets its own status.
 
     Args:
-        request: that is answered.
-        body: all of it.
-        media_type: of the body.
-        tag: another one for any other body; None where it is not known.
-        headers: others.
-        held: what counts the memory of the body; None if nothing does yet.
+        request: request to answer.
+        body: the whole body.
+        media_type: media type of the body.
+        tag: ETag, different for each body; None where it is not known.
+        headers: further headers.
+        held: memory for the body; None if it is not counted yet.
 
     Raises:
         NotCommittedError: a row is not committed.
-        Problem: the range is not within the body, the reply would be too large, or there is no memory for it now.
+        Problem: the range is not within the body, the reply is too large, or there is no memory for it now.
         StorageError: the first piece cannot be read.
     """
     reply = None
@@ -78,40 +78,40 @@ def _part_of(
     headers: Mapping[str, str] | None,
     held: Account | None,
 ) -> Response:
-    found = {"Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", **(headers or {})}
+    reply_headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", **(headers or {})}
     if tag is not None:
-        found["ETag"] = tag
+        reply_headers["ETag"] = tag
         if _is_known(request.headers.get("If-None-Match"), tag):
-            return Response(status_code=304, headers=found)
+            return Response(status_code=304, headers=reply_headers)
     start, stop, status = 0, body.nbytes, 200
     wanted = _RANGE.fullmatch(request.headers.get("Range", ""))
     if wanted and request.method == "GET" and request.headers.get("If-Range") in (None, tag):
         # Anything but one range of bytes is answered with all, as RFC 9110 allows; and no other method has ranges.
         start, stop = _range(wanted, body.nbytes)
-        found["Content-Range"] = f"bytes {start}-{stop - 1}/{body.nbytes}"
+        reply_headers["Content-Range"] = f"bytes {start}-{stop - 1}/{body.nbytes}"
         status = 206
     state = state_of(request)
     check_size(stop - start, state.settings.max_reply)
-    found["Content-Length"] = str(stop - start)
-    found["Content-Type"] = media_type
+    reply_headers["Content-Length"] = str(stop - start)
+    reply_headers["Content-Type"] = media_type
     if request.method == "HEAD" or stop == start:
-        return Response(status_code=status, headers=found)
-    return _sent(request, body, start, stop, status, found, held)
+        return Response(status_code=status, headers=reply_headers)
+    return _pieces(request, body, start, stop, status, reply_headers, held)
 
 
 def document(request: Request, data: bytes) -> Response:
-    """A JSON document that can be long, counted until it is sent.
+    """The reply with a JSON document that can be long; its memory is counted until it is sent.
 
     Raises:
-        Problem: it would be too large, or there is no memory for it now.
+        Problem: the reply is too large, or there is no memory for it now.
     """
     body = Body([InMemory(data)])
     check_size(body.nbytes, state_of(request).settings.max_reply)
     headers = {"Content-Length": str(body.nbytes), "Content-Type": JSON}
-    return _sent(request, body, 0, body.nbytes, 200, headers, None)
+    return _pieces(request, body, 0, body.nbytes, 200, headers, None)
 
 
-def _sent(
+def _pieces(
     request: Request,
     body: Body,
     start: int,
@@ -133,10 +133,10 @@ def _sent(
 
 
 def hold(request: Request, nbytes: int) -> Account:
-    """Memory for the reply to a request.
+    """Hold memory for the reply to a request.
 
     Raises:
-        Problem: there is no room for it now, or never.
+        Problem: there is no memory for it, now or ever.
     """
     budget = state_of(request).budget
     budget.check(nbytes, "this reply takes", "ask for less at once")
@@ -144,7 +144,9 @@ def hold(request: Request, nbytes: int) -> Account:
 
 
 def held_at_once(request: Request, nbytes: int) -> Account | None:
-    """The same if there is room without waiting for others to give memory up, which the event loop cannot."""
+    """Hold memory for the reply if there is room without giving up other memory, for which the event loop cannot wait;
+    else None.
+    """
     account = state_of(request).budget.account(scope_of(request).client)
     if account.has_grown(nbytes, nbytes):
         return account
@@ -155,12 +157,12 @@ def held_at_once(request: Request, nbytes: int) -> Account | None:
 def check_size(nbytes: int, limit: int, option: str = "--max-reply") -> None:
     """
     Args:
-        nbytes: of a reply.
+        nbytes: bytes of a reply.
         limit: bytes that are allowed.
-        option: of the server that sets the limit.
+        option: option of the server that sets the limit.
 
     Raises:
-        Problem: a reply would be larger than is allowed.
+        Problem: the reply would be larger than the limit.
     """
     if nbytes > limit:
         raise Problem(
@@ -174,7 +176,7 @@ def check_size(nbytes: int, limit: int, option: str = "--max-reply") -> None:
 def _is_known(header: str | None, tag: str) -> bool:
     if header is None:
         return False
-    return header.strip() == "*" or tag in (each.strip().removeprefix("W/") for each in header.split(","))
+    return header.strip() == "*" or tag in (known.strip().removeprefix("W/") for known in header.split(","))
 
 
 def _range(wanted: "re.Match[str]", nbytes: int) -> tuple[int, int]:
@@ -190,7 +192,7 @@ def _range(wanted: "re.Match[str]", nbytes: int) -> tuple[int, int]:
 
 
 class _Pieces(Response):
-    """Sends one piece while the next one is read; no more than that is in memory, however slow the client is."""
+    """A reply that sends one piece while the next one is read; no more is in memory, however slow the client is."""
 
     def __init__(
         self,
@@ -204,7 +206,7 @@ class _Pieces(Response):
         super().__init__(status_code=status, headers=dict(headers))
         nbytes = part[1] - part[0]
         self._pieces = body.pieces(*part)
-        self._is_there = body.is_there
+        self._is_ready = body.is_ready
         first = next(self._pieces)
         self._first: Piece | None = first
         self._nbytes = nbytes
@@ -212,16 +214,16 @@ class _Pieces(Response):
         self._stall_s = stall_s
         self._rest: bytes | memoryview = b""
         self._sent: Any = _memory_of(first)
-        """What has the memory of the last piece that was sent."""
+        """The object that owns the memory of the last piece that was sent."""
         self._close = None if held is None else weakref.finalize(self, held.close)
         self._held = held
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        """As ASGI has it.
+        """Implements the call of an ASGI application.
 
         Raises:
-            StorageError: a later piece cannot be read. The connection is closed then, before the announced length.
-            TimeoutError: the client takes nothing. Likewise.
+            StorageError: a later piece cannot be read. The connection is then closed before the announced length.
+            TimeoutError: the client takes nothing. The connection is then closed before the announced length.
         """
         try:
             await send(
@@ -246,7 +248,7 @@ class _Pieces(Response):
             self._end()
 
     def _end(self) -> None:
-        """Give the memory back, once the system has what it was given last."""
+        """Give the memory back, once the system has sent the last piece."""
         sent, self._sent = self._sent, None
         if self._held is None or self._close is None or self._close.detach() is None:
             return
@@ -256,15 +258,15 @@ class _Pieces(Response):
             self._held.close()
 
     def _taken(self) -> Piece:
-        """The first piece, which nothing here holds any more."""
+        """Take the first piece; this object does not hold it any more."""
         piece, self._first = self._first, None
         assert piece is not None
         return piece
 
     async def _send_all(self, send: Send, leaving: "asyncio.Task[None]", writer: BodyWriter | None) -> None:
-        if writer is not None and self._is_there:
+        if writer is not None and self._is_ready:
             if await writer.write(self._vectors()):
-                # Whoever has all of it must find the memory free when it asks for more.
+                # A client that has all of it must find the memory free for its next request.
                 self._sent = None
                 self._end()
                 await send({"type": "http.response.body", "body": self._rest, "more_body": False})
@@ -278,7 +280,7 @@ class _Pieces(Response):
                 if writer is None:
                     await self._send_parts(send, leaving, piece, is_last=not n_left)
                 else:
-                    assert isinstance(piece, memoryview)  # what is scattered is there
+                    assert isinstance(piece, memoryview)  # rows in place are ready, and go another way
                     await writer.write(vectors_of(piece))
                 if leaving.done():
                     return
@@ -292,25 +294,25 @@ class _Pieces(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _vectors(self) -> Iterator[Vectors]:
-        """All of the body but a rest that is kept."""
+        """Yield all of the body but its end, which is kept in ``_rest``."""
         n_left = self._nbytes
         for piece in itertools.chain([self._taken()], self._pieces):
             n_left -= piece.nbytes
             if isinstance(piece, Scattered):
                 yield piece.vectors()
-                piece = memoryview(piece.end())  # all that is left of it
+                piece = memoryview(piece.end())  # the bytes of its last row
             if n_left:
                 yield from vectors_of(piece)
             else:
                 yield from vectors_of(piece[:-_REST_NBYTES])
                 end = piece[-_REST_NBYTES:]
-                # Of a file that has become shorter the system says so when it sends this; to read it here is a signal.
+                # If the file was truncated, sending reports it; reading it here would raise a signal.
                 self._rest = end if isinstance(end.obj, np.memmap) else bytes(end)
 
     async def _send_parts(
         self, send: Send, leaving: "asyncio.Task[None]", piece: Piece, *, is_last: bool
     ) -> None:
-        """A piece through the transport, which may hold some of it."""
+        """Send a piece through the transport, which may hold some of it."""
         if isinstance(piece, Scattered):
             copies = piece.copies()
             n_left = piece.nbytes
@@ -327,11 +329,11 @@ class _Pieces(Response):
                 return
 
     async def _send(self, send: Send, piece: memoryview, *, is_last: bool) -> None:
-        # A client that takes nothing is ended by the system; here, one that takes next to nothing.
+        # The system ends a client that takes nothing; this ends one that takes next to nothing.
         async with asyncio.timeout(self._stall_s + piece.nbytes / SLOWEST):
             await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
 
 
 def _memory_of(piece: Piece) -> Any:
-    """What the system may still be given of it after the reply has ended; of rows in place that is nothing."""
+    """The object whose memory the system may still read after the reply has ended; None for rows in place."""
     return piece.obj if isinstance(piece, memoryview) else None

@@ -1,1 +1,1 @@
-"""Sharing does work once for all clients who ask for the same."""
+"""Sharing does work once for all clients that ask for the same."""

@@ -1,4 +1,4 @@
-"""Which rows of a store are left when some are dropped: looked for once for all orders that drop the same."""
+"""Finds which rows of a store are left when some are dropped, once for all orders that drop the same."""
 
 import threading
 import weakref
@@ -21,25 +21,23 @@ Mask = NDArray[np.bool_]
 
 
 class KnownRows:
-    """Those of the orders that are there, and what was found by scans that were stopped. Threads may share it."""
+    """Rows of the orders that exist, and the results of stopped scans. Threads may share it."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         """
         Args:
-            budget: of the process.
+            budget: memory budget of the process.
         """
         self._budget = budget
         self._lock = threading.Lock()
         self._known: weakref.WeakValueDictionary[Hashable, ValidRows] = weakref.WeakValueDictionary()
         self._scans: dict[Hashable, RowScan] = {}
 
-    def find(
-        self, store: CommittedStore, options: LoaderOptions, client: str
-    ) -> "ValidRows | RowScan | None":
-        """The rows; or what finds them; or None, where nothing must be read for that.
+    def find(self, store: CommittedStore, options: LoaderOptions, client: str) -> "ValidRows | RowScan | None":
+        """The rows; or the scan that finds them; or None, where nothing must be read to know them.
 
         Raises:
-            Problem: to find them takes more memory than a client may have.
+            Problem: finding them takes more memory than a client may have.
         """
         drop = options.drop
         if not drop.looks_at_rows:
@@ -47,20 +45,20 @@ class KnownRows:
         hooks = options.hooks if drop.is_nonfinite_dropped else options.hooks[:1]
         key = (id(store), drop, hooks)
         with self._lock:
-            found = self._known.get(key) or self._scans.get(key)
-            if found is None:
+            known = self._known.get(key) or self._scans.get(key)
+            if known is None:
                 nbytes = finding_nbytes(store, drop, hooks)
                 self._budget.check(
                     nbytes, "to find the rows of this order takes", "start the server with a larger --memory"
                 )
-                found = RowScan(self, key, store, drop, hooks, client, nbytes)
-            return found
+                known = RowScan(self, key, store, drop, hooks, client, nbytes)
+            return known
 
     def begin(self, scan: "RowScan", progress: "_Progress", nbytes: int) -> Account:
-        """Memory for a scan, which is found from now on.
+        """Take memory for a scan, and keep the scan for others from now on.
 
         Raises:
-            Problem: there is none for it now.
+            Problem: there is no memory for it now.
         """
         account = self._budget.account(scan.client, partial(self._give_up, scan, progress))
         try:
@@ -74,13 +72,13 @@ class KnownRows:
 
     def _give_up(self, scan: "RowScan", progress: "_Progress") -> None:
         self.forget(scan)
-        progress.found.clear()
+        progress.pieces.clear()
         progress.masks = None
         if progress.account is not None:
             progress.account.close()
 
     def forget(self, scan: "RowScan", rows: ValidRows | None = None) -> None:
-        """A scan has ended; with these rows, if it was not for an error."""
+        """Forget a scan that has ended, and keep its rows, if it was not for an error."""
         with self._lock:
             if self._scans.get(scan.key) is scan:
                 del self._scans[scan.key]
@@ -90,17 +88,17 @@ class KnownRows:
 
 @dataclass
 class _Progress:
-    """What is found already. Others may have its memory while nobody goes on with it."""
+    """Results of a scan so far. Their memory can be given up while the scan is stopped."""
 
     account: Account | None = None
     masks: Iterator[Mask] | None = None
-    """Goes on where it was stopped."""
-    found: list[tuple[NDArray[np.uint8], tuple[int, ...]]] = field(default_factory=list)
-    """Bits of each piece, and its shape."""
+    """Iterator that goes on where the scan was stopped."""
+    pieces: list[tuple[NDArray[np.uint8], tuple[int, ...]]] = field(default_factory=list)
+    """Packed bits and shape of each piece of the mask."""
 
 
 class RowScan:
-    """A look at all rows, which can be stopped, and goes on where it was."""
+    """A scan over all rows that can be stopped, and goes on where it was."""
 
     def __init__(
         self,
@@ -114,13 +112,13 @@ class RowScan:
     ) -> None:
         """
         Args:
-            known: told what was found.
-            key: the same for the same rows.
-            store: whose rows they are.
-            drop: what is left out.
-            hooks: of the loader.
-            client: whose share the memory is of.
-            nbytes: that it takes.
+            known: takes the rows at the end.
+            key: equal for scans that find the same rows.
+            store: store with the rows.
+            drop: rows that are dropped.
+            hooks: hooks of the loader.
+            client: client in whose share the memory counts.
+            nbytes: bytes of memory that the scan takes.
         """
         self._known = known
         self.key = key
@@ -133,15 +131,15 @@ class RowScan:
         self._turn = threading.Lock()
 
     def __call__(self, look: Look) -> ValidRows:
-        """The rows.
+        """Find the rows.
 
         Raises:
-            LoaderError: none are left.
+            LoaderError: no rows are left.
             Problem: there is no memory for it now.
-            StoppedError: nobody waits for them.
-            StorageError: what must be read cannot be.
+            StoppedError: nobody waits for the rows.
+            StorageError: the store cannot be read.
         """
-        with self._turn:  # one that is being stopped goes on to the end of a piece
+        with self._turn:  # a scan that is being stopped goes on to the end of a piece
             account = self._account()
             try:
                 rows = valid_rows(
@@ -170,9 +168,9 @@ class RowScan:
     def _watched(self, progress: _Progress, look: Look, masks: Iterator[Mask]) -> Iterator[Mask]:
         if progress.masks is None:
             progress.masks = masks
-        for bits, shape in progress.found:
+        for bits, shape in progress.pieces:
             yield np.unpackbits(bits, count=int(np.prod(shape)), bitorder="little").view(bool).reshape(shape)
         for mask in progress.masks:
-            progress.found.append((np.packbits(mask, bitorder="little"), mask.shape))
+            progress.pieces.append((np.packbits(mask, bitorder="little"), mask.shape))
             yield mask
             look(mask.size)

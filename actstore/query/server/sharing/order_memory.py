@@ -1,4 +1,4 @@
-"""What an order of batches takes of the memory of a process, and what is too much."""
+"""Computes the memory that an order of batches takes, and refuses what is too much."""
 
 from dataclasses import replace
 from typing import Final
@@ -13,39 +13,40 @@ from actstore.store.committed_store import CommittedStore
 from actstore.store.reading.sections import PIECE_NBYTES
 
 ORDER_NBYTES: Final = 4 << 20
-"""What threads, tables and maps of an order are counted as: there cannot be any number of them."""
+"""Bytes that threads, tables and maps of an order count as, so that their number is limited."""
 _FETCHING: Final = 8
-"""Part of the budget that the shards of remote storage take that are being fetched for an order."""
+"""The shards of remote storage that are being fetched for an order take one part in so many of the budget."""
 
 _KEPT: Final = 16
-"""Batches of an order at most, the last that were asked for."""
+"""Batches of an order that are kept at most: those that were asked for last."""
 _PARTS: Final = 16
-"""Into which the budget is divided for batches that are only kept: one order has one of them, or two batches."""
+"""The kept batches of an order take one part in so many of the budget, or two batches."""
 
 
 def n_kept_of(limit: int, needed: Footprint) -> int:
-    """How many batches of an order are kept, of a budget of so many bytes."""
+    """How many batches of an order are kept, with a budget of ``limit`` bytes."""
     return max(2, min(_KEPT, limit // _PARTS // max(1, needed.batch)))
 
 
 def n_requests_of(budget: MemoryBudget, options: LoaderOptions) -> int:
-    """To remote storage at once, of each hook of an order."""
+    """Requests to remote storage at once, for each hook of an order."""
     return max(1, budget.limit // _FETCHING // PIECE_NBYTES // (len(options.hooks) + options.provenance))
 
 
-def checked(
+def checked_footprint(
     budget: MemoryBudget, store: CommittedStore, options: LoaderOptions, rows: ValidRows | None = None
 ) -> Footprint:
-    """What an order takes: nothing for batches, if these are sent from where their rows lie.
+    """The memory of an order, checked against the share of a client. Batches count as 0 if they are sent from where
+    their rows lie.
 
     Args:
-        budget: of the process.
-        store: whose rows they are.
-        options: of the loader, of all ranks.
-        rows: those that are not dropped; None takes them all as valid.
+        budget: memory budget of the process.
+        store: store with the rows.
+        options: options of the loader, of all ranks.
+        rows: rows that are not dropped; None counts all rows.
 
     Raises:
-        Problem: no client may have so much.
+        Problem: the order takes more than a client may have.
     """
     needed = footprint(store, options, rows, n_requests_of(budget, options))
     if can_lend(store, options):
@@ -64,7 +65,7 @@ def _total(needed: Footprint) -> int:
 
 
 def _remedy(budget: MemoryBudget, store: CommittedStore, options: LoaderOptions, nbytes: int) -> str:
-    """What to ask for in the place of an order that takes too many bytes."""
+    """What a client can ask for instead of an order that takes too many bytes."""
     n_requests = n_requests_of(budget, options)
 
     def fits(batch_size: int, window_rows: int = options.window_rows) -> bool:
@@ -74,15 +75,15 @@ def _remedy(budget: MemoryBudget, store: CommittedStore, options: LoaderOptions,
     enough = -(-nbytes * budget.limit // budget.share)
     server = f"start the server with --memory {enough} or more"
     if options.shuffle == "window" and not fits(1):
-        found = min(options.window_rows, store.shape[0] * store.shape[1])
-        while found > 1 and not fits(1, found):
-            found //= 2
-        if not fits(1, found):
+        window_rows = min(options.window_rows, store.shape[0] * store.shape[1])
+        while window_rows > 1 and not fits(1, window_rows):
+            window_rows //= 2
+        if not fits(1, window_rows):
             return f"{server}: it has too little for any batch of this hook"
-        return f"ask for window_rows={found} or less, which is {WINDOW_ROWS} if it is not said, or {server}"
-    found = options.batch_size
-    while found > 1 and not fits(found):
-        found //= 2
-    if not fits(found):
+        return f"ask for window_rows={window_rows} or less, which is {WINDOW_ROWS} if it is not said, or {server}"
+    batch_size = options.batch_size
+    while batch_size > 1 and not fits(batch_size):
+        batch_size //= 2
+    if not fits(batch_size):
         return f"{server}: it has too little for any batch of this hook"
-    return f"ask for batch_size={found} or less, or {server}"
+    return f"ask for batch_size={batch_size} or less, or {server}"

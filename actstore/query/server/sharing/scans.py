@@ -1,5 +1,5 @@
-"""Work that goes through all of an array: in few threads of its own, one at a time for a client, once for all who ask
-for the same, and no longer than somebody waits for it.
+"""Work that goes through all of an array: in few threads of its own, one scan at a time for a client, shared by all
+that ask for the same, and stopped when nobody waits for it.
 """
 
 import asyncio
@@ -21,17 +21,18 @@ from actstore.query.server.monitoring.metrics import Metrics
 
 T = TypeVar("T")
 Look = Callable[[int], None]
-"""Called after each piece with the rows that were looked at; raises `StoppedError` when nobody waits any more."""
+"""Called after each piece with the number of rows that were scanned; raises `StoppedError` when nobody waits any more.
+"""
 
 _WAITING: Final = 64
-"""Scans that wait for a thread, of all clients."""
+"""Scans of all clients that wait for a thread, at most."""
 _WAITING_PER_CLIENT: Final = 8
 _LATEST_S: Final = 60
-"""After which whoever finds too many waiting is told to ask again, at most."""
+"""Seconds at most after which a client that finds too many waiting scans is told to ask again."""
 
 
 class StoppedError(Exception):
-    """A scan that nobody waits for."""
+    """Raised in a scan that nobody waits for."""
 
 
 class _Scan:
@@ -45,21 +46,21 @@ class _Scan:
         self._metrics = metrics
 
     def look(self, n_rows: int) -> None:
-        """As `Look`."""
+        """Count the rows of a piece, and stop the scan if nobody waits: see `Look`."""
         self._metrics.count_scanned(n_rows)
         if self.stop.is_set():
             raise StoppedError
 
 
 class Scans:
-    """Those of one process. To be used in its event loop."""
+    """The scans of one process. Only its event loop may call them."""
 
     def __init__(self, n_threads: int, timeout_s: float, metrics: Metrics) -> None:
         """
         Args:
             n_threads: scans at once.
-            timeout_s: how long anybody waits.
-            metrics: that count the rows.
+            timeout_s: seconds that a request waits for a scan.
+            metrics: counters of the rows.
         """
         self._n_threads = n_threads
         self._timeout_s = timeout_s
@@ -67,22 +68,22 @@ class Scans:
         # torch's threads would take the cores that slices are sent on.
         self._threads = ThreadPoolExecutor(n_threads, "scan", torch.set_num_threads, (1,))
         self._wanted: dict[Hashable, _Scan] = {}
-        """By what they look for: those that wait, or are under way and not stopped."""
+        """Scans that wait or run, and are not stopped, by key."""
         self._waiting: deque[tuple[Hashable, _Scan]] = deque()
         self._running: dict[_Scan, None] = {}
         self._mean_s = 1.0
 
     async def run(self, request: Request, client: str, key: Hashable, work: Callable[[Look], T]) -> T:
-        """What comes of a scan.
+        """Run a scan, or join one with the same key, and return its result.
 
         Args:
-            request: whose client may leave.
-            client: one of which has one scan at a time.
-            key: the same for what gives the same.
-            work: called in a thread, unless the same is under way.
+            request: request whose client may leave.
+            client: client; each has one running scan at a time.
+            key: equal for scans with the same result.
+            work: called in a thread, unless a scan with the same key is under way.
 
         Raises:
-            Problem: too many scans wait, or it took too long.
+            Problem: too many scans wait, or the scan took too long.
         """
         scan = self._wanted.get(key) or self._begun(client, key, work)
         scan.n_waiting += 1
@@ -92,10 +93,10 @@ class Scans:
                 (scan.done, leaving), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
             if scan.done.done():
-                found: T = scan.done.result()
-                return found
+                result: T = scan.done.result()
+                return result
             if leaving.done():
-                # Which nobody hears, and those who read metrics know from other servers.
+                # Nobody reads this reply; the status is the one that metrics of other servers use.
                 raise Problem(499, "busy", "the client has left")
         finally:
             leaving.cancel()
@@ -105,8 +106,8 @@ class Scans:
         raise Problem(
             503,
             "busy",
-            f"what was asked for takes a look at all rows, which did not end within {self._timeout_s:g} s; ask again",
-            self._later(),
+            f"the request needs a scan of all rows, which did not end within {self._timeout_s:g} s; ask again",
+            self._retry_after(),
         )
 
     def _begun(self, client: str, key: Hashable, work: Callable[[Look], Any]) -> _Scan:
@@ -117,14 +118,14 @@ class Scans:
                 "too-many",
                 f"{n_own} searches, or orders of rows that must be looked for, of this client wait for their turn; "
                 "ask again when some are done",
-                self._later(),
+                self._retry_after(),
             )
         if len(self._waiting) >= _WAITING:
             raise Problem(
                 503,
                 "busy",
                 f"{_WAITING} searches of other clients wait for their turn; ask again",
-                self._later(),
+                self._retry_after(),
             )
         scan = self._wanted[key] = _Scan(client, work, self._metrics)
         self._waiting.append((key, scan))
@@ -132,7 +133,7 @@ class Scans:
         return scan
 
     def _start(self) -> None:
-        """Begin what waits, in the order in which it came, but one of each client."""
+        """Start waiting scans, in the order in which they came, but only one of each client."""
         busy = {scan.client for scan in self._running}
         for key, scan in tuple(self._waiting):
             if len(self._running) >= self._n_threads:
@@ -166,11 +167,11 @@ class Scans:
         if (key, scan) in self._waiting:
             self._waiting.remove((key, scan))
 
-    def _later(self) -> dict[str, str]:
+    def _retry_after(self) -> dict[str, str]:
         return {"Retry-After": str(min(_LATEST_S, max(1, math.ceil(self._mean_s))))}
 
     def close(self) -> None:
-        """End all threads, each after the piece that it is at."""
+        """End all threads, each after its current piece."""
         for scan in (*self._running, *(scan for _, scan in self._waiting)):
             scan.stop.set()
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Batches that are made once for all who ask for them."""
+"""Makes batches once for all clients that ask for them."""
 
 import hashlib
 import json
@@ -23,18 +23,23 @@ from actstore.query.problem import LATER, Problem
 from actstore.query.server.memory import heap
 from actstore.query.server.memory.budget import Account, MemoryBudget
 from actstore.query.server.monitoring.metrics import Metrics
-from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked, n_kept_of, n_requests_of
+from actstore.query.server.sharing.order_memory import (
+    ORDER_NBYTES,
+    checked_footprint,
+    n_kept_of,
+    n_requests_of,
+)
 from actstore.query.server.sharing.slots import Lease, Lent, Made, Memory, Slots
 from actstore.store.committed_store import CommittedStore
 
 MOST_AT_ONCE: Final = 64
-"""Batches in one reply, however small they are: the event loop puts them together, which takes it up to 0.3 ms each.
-What a request takes is little beside so many.
+"""Batches in one reply at most, however small they are: the event loop puts them together, in up to 0.3 ms each. With
+so many, the cost of the request itself hardly counts.
 """
 
 
-class InUse:
-    """An order that is not given up until this is ended, or gone."""
+class OrderUse:
+    """A use of an order, which is not given up until the use is ended, or garbage-collected."""
 
     def __init__(self, order: "Order", account: Account) -> None:
         self.order = order
@@ -42,18 +47,18 @@ class InUse:
         self._end.atexit = False
 
     def end(self) -> None:
-        """Others may have its memory."""
+        """End the use; others may then have the memory of the order."""
         self._end()
 
 
 class SharedBatches:
-    """The orders that were asked for last, as many as there is memory for. Threads may share it."""
+    """The orders that were used last, as many as there is memory for. Threads may share it."""
 
     def __init__(self, metrics: Metrics, budget: MemoryBudget) -> None:
         """
         Args:
-            metrics: that tell which batches were shared.
-            budget: of the process.
+            metrics: counters of the batches that were shared.
+            budget: memory budget of the process.
         """
         self._metrics = metrics
         self._budget = budget
@@ -62,20 +67,20 @@ class SharedBatches:
 
     def order(
         self, store: CommittedStore, options: LoaderOptions, client: str, rows: ValidRows | None = None
-    ) -> InUse:
-        """Of a store, for all ranks: `LoaderOptions.rank` is for `Order.part`.
+    ) -> OrderUse:
+        """Use an order of a store, of all ranks: `LoaderOptions.rank` is for `Order.part`.
 
         Args:
-            store: whose rows they are.
-            options: of the loader.
-            client: who asks.
-            rows: those that are not dropped, where they are known.
+            store: store with the rows.
+            options: options of the loader.
+            client: client that asks.
+            rows: rows that are not dropped, where they are known.
 
         Raises:
             LoaderError: no rows are left, or they cannot be read in this order.
             NotCommittedError: a row is not committed.
-            Problem: it takes more memory than there is.
-            StorageError: what must be read cannot be.
+            Problem: the order takes more memory than there is.
+            StorageError: the store cannot be read.
         """
         key = _key(store, options)
         options = key[1]
@@ -90,19 +95,21 @@ class SharedBatches:
         if is_new:
             try:
                 forget = partial(self._forget, key, made)
-                made.set_result(self._made(store, options, account, rows, forget))
+                made.set_result(self._make_order(store, options, account, rows, forget))
             except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
                 made.set_exception(error)
                 self._forget(key, made)
                 account.close()
         try:
-            return InUse(made.result(), account)
+            return OrderUse(made.result(), account)
         except BaseException:
             account.leave()
             raise
 
-    def at_hand(self, store: CommittedStore, options: LoaderOptions, client: str) -> InUse | None:
-        """As `order`, if it was made before and its batches are lent: then nothing has to be waited for."""
+    def ready_order(self, store: CommittedStore, options: LoaderOptions, client: str) -> OrderUse | None:
+        """Use an order as `order` does, if it exists already and its batches are lent, so that nothing must be waited
+        for; else None.
+        """
         with self._lock:
             known = self._orders.get(_key(store, options))
             if known is None or not known[1].done() or known[1].exception() is not None:
@@ -110,9 +117,9 @@ class SharedBatches:
             account, made = known
             if not made.result().is_lent or not account.use(client):
                 return None
-        return InUse(made.result(), account)
+        return OrderUse(made.result(), account)
 
-    def _made(
+    def _make_order(
         self,
         store: CommittedStore,
         options: LoaderOptions,
@@ -120,9 +127,9 @@ class SharedBatches:
         rows: ValidRows | None,
         forget: Callable[[], None],
     ) -> "Order":
-        needed = checked(self._budget, store, options, rows)
+        needed = checked_footprint(self._budget, store, options, rows)
         fixed = needed.windows + needed.scratch + ORDER_NBYTES
-        # With the batch that is wanted of it: of two orders that fit without one, and not with it, none could be used.
+        # The batch counts from the start: of two orders that fit only without their batches, none could be used.
         account.grow(fixed, fixed + needed.batch)
         account.grow(needed.batch)
         n_kept = n_kept_of(self._budget.limit, needed)
@@ -140,7 +147,7 @@ class SharedBatches:
         made.result().close()
 
     def close(self) -> None:
-        """End all threads."""
+        """Close all orders, and end their threads."""
         with self._lock:
             orders, self._orders = list(self._orders.values()), {}
         for _, made in orders:
@@ -149,7 +156,7 @@ class SharedBatches:
 
 
 def _key(store: CommittedStore, options: LoaderOptions) -> tuple[int, LoaderOptions]:
-    """The same for all ranks."""
+    """Key of an order, which is the same for all ranks."""
     return id(store), replace(options, rank=0, world_size=1, prefetch=0)
 
 
@@ -170,17 +177,17 @@ class Order:
     ) -> None:
         """
         Args:
-            store: whose rows they are.
-            options: of the loader.
-            metrics: that tell which batches were shared.
-            budget: of the process.
-            account: with what is needed for one batch.
-            needed: that is; nothing for a batch whose rows are lent.
-            n_kept: batches that are kept, at most.
-            rows: those that are not dropped, where they are known.
-            forget: have the next one who asks get another order, as this one cannot go on.
+            store: store with the rows.
+            options: options of the loader.
+            metrics: counters of the batches that were shared.
+            budget: memory budget of the process.
+            account: account that holds the memory of the order, with one batch.
+            needed: memory that the order needs; 0 for a batch whose rows are lent.
+            n_kept: batches that are kept at most.
+            rows: rows that are not dropped, where they are known.
+            forget: called when this order cannot go on, so that the next request makes another one.
         """
-        self._store = store  # or its id would be that of another one some day
+        self._store = store  # kept, so that no other store gets its id
         self._metrics = metrics
         self._account = account
         self._needed = needed
@@ -191,42 +198,42 @@ class Order:
             store, options, rows, n_requests=n_requests_of(budget, options), before_memory=self._spill
         )
         self._slots = Slots(budget, account, needed.batch, n_kept, self.maker.memory_of_batch)
-        # torch's threads would wait for each other on cores that send what is ready.
+        # More threads of torch would wait for each other on cores that send batches.
         self._thread = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
         self.is_lent = not needed.batch
-        """Whether rows of batches stay where they lie."""
+        """Whether batches are lent: their rows are sent from where they lie."""
         self._batch_nbytes = batch_nbytes(store, options)
         self._counted = (0, 0, 0)
         self._is_given_up = False
         self.version = _version(store, self.maker)
-        """Another one where any batch is another one."""
+        """Version of the order; it changes whenever any batch changes."""
 
     def at_once(self, nbytes: int) -> int:
-        """How many batches can be asked for together, if all of them may have so many bytes."""
+        """How many batches a client can request together, if they may have ``nbytes`` bytes in all."""
         return max(1, min(MOST_AT_ONCE, nbytes // max(1, self._batch_nbytes))) if self.is_lent else 1
 
     def batch(self, epoch: int, k: int, client: str, n: int = 1) -> Lease:
-        """Batch k of an epoch, of all ranks, for a client.
+        """Lease batch k of an epoch, of all ranks, to a client.
 
         Args:
-            epoch: number of it.
-            k: of the batch in it.
-            client: who asks.
-            n: batches from there on; more than one if they are lent.
+            epoch: number of the epoch.
+            k: number of the batch in the epoch.
+            client: client that asks.
+            n: number of batches from k on; more than one only if they are lent.
 
         Raises:
             IndexError: an epoch has fewer batches.
-            Problem: there is no memory for it now, or the order was given up meanwhile; ask again.
+            Problem: there is no memory for the batch now, or the order was given up meanwhile.
         """
-        self.maker.batches[k]  # or it is an IndexError
+        self.maker.batches[k]  # raises IndexError
         if self.is_lent:
             for _ in range(n):
                 self._metrics.count_batch(is_shared=False)
             return Lease(self._submit(self._lend, epoch, k, n))
-        lease, is_shared = self._slots.lease((epoch, k), client, partial(self._begun, epoch, k))
-        # Whoever reads batches in order will want the next one.
+        lease, is_shared = self._slots.lease((epoch, k), client, partial(self._begin, epoch, k))
+        # A client that reads batches in order will want the next one.
         if (epoch, k - 1) in self._slots and k + 1 < self.maker.batches.n_batches:
-            self._slots.make_ahead((epoch, k + 1), partial(self._begun, epoch, k + 1))
+            self._slots.make_ahead((epoch, k + 1), partial(self._begin, epoch, k + 1))
         self._metrics.count_batch(is_shared=is_shared)
         return lease
 
@@ -250,43 +257,43 @@ class Order:
             )
         return _rows(whole, of_rank(k))
 
-    def _begun(self, epoch: int, k: int, memory: Memory) -> "Future[Made]":
+    def _begin(self, epoch: int, k: int, memory: Memory) -> "Future[Made]":
         return self._submit(self._make, epoch, k, memory)
 
     def _submit(self, work: Callable[..., Made], *args: Any) -> "Future[Made]":
         try:
             return self._thread.submit(work, *args)
         except RuntimeError as error:  # the thread has ended
-            raise given_up() from error
+            raise order_given_up() from error
 
     def _lend(self, epoch: int, k: int, n: int) -> Lent:
         batches = [self.maker.lend(epoch, number) for number in range(k, k + n)]
         if None in batches:
             self._forget()
-            raise given_up()
+            raise order_given_up()
         return Lent([rows for rows in batches if rows is not None])
 
     def _make(self, epoch: int, k: int, memory: Memory) -> Values | Batch:
         try:
-            found = self.maker(epoch, k, memory)
+            batch = self.maker(epoch, k, memory)
         except LoaderError as error:
             if self._is_given_up:
-                raise given_up() from error
+                raise order_given_up() from error
             raise
         counts = (*self.maker.cache_hits_and_misses, self.maker.nbytes_read)
         self._metrics.count_reads(*(now - before for now, before in zip(counts, self._counted, strict=True)))
         self._counted = counts
-        return found
+        return batch
 
     def _spill(self, name: str) -> None:
-        """The disk has no room for the windows of an array, so that memory must have it."""
+        """Hold memory for the windows of an array, for which the disk has no room."""
         nbytes = self._needed.spilled.get(name, 0)
         if name not in self._spilled:
             self._account.grow(nbytes, nbytes)
             self._spilled.add(name)
 
     def close(self) -> None:
-        """Give back threads, maps and memory, after the batch that is being made, or in the midst of it."""
+        """Give back threads, maps and memory; a batch that is being made is interrupted."""
         self._is_given_up = True
         self.maker.interrupt()
         self._thread.shutdown(wait=True, cancel_futures=True)
@@ -308,8 +315,8 @@ def _version(store: CommittedStore, maker: BatchMaker) -> str:
     return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
 
 
-def given_up() -> Problem:
-    """Of an order, while somebody waited for a batch of it."""
+def order_given_up() -> Problem:
+    """The problem of an order that was given up while a client waited for a batch of it."""
     return Problem(503, "busy", "others asked for many other orders of batches; ask again", LATER)
 
 

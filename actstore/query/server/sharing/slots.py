@@ -1,4 +1,4 @@
-"""The memory of the batches of an order: which of it is used by whom."""
+"""The memory of the batches of an order, and who uses which of it."""
 
 import weakref
 from collections import OrderedDict
@@ -17,35 +17,35 @@ from actstore.query.server.memory.deferring import DeferringLock
 Key = tuple[int, int]
 """Epoch and number of a batch."""
 Memory = dict[str, Buffers]
-"""Of one batch, by hook."""
+"""Buffers of one batch, by hook."""
 
 
 @dataclass(frozen=True)
 class Lent:
-    """Batches whose rows stay where they lie."""
+    """Batches whose rows are sent from where they lie."""
 
     batches: list[dict[str, LentRows]]
-    """Of each its rows, by hook."""
+    """Rows of each batch, by hook."""
 
 
 Made = Values | Batch | Lent
 Begin = Callable[[Memory], Future[Made]]
-"""Begins to make a batch in this memory."""
+"""Begins to make a batch in the given memory."""
 
 
 class Lease:
-    """A batch that somebody waits for, or is sent. Its memory is left alone until the lease, and all that holds it, is
-    gone.
+    """A batch that a client waits for, or is sent. Its memory is not reused until the lease, and all that holds it, is
+    freed.
     """
 
     def __init__(self, made: "Future[Made]", give_back: Callable[[], None] | None = None) -> None:
         self.made = made
-        """The batch once it is made; it is not to be cancelled."""
+        """The batch once it is made. It must not be cancelled."""
         if give_back is not None:
             weakref.finalize(self, give_back).atexit = False
 
     def hold_for(self, array: Any) -> None:
-        """Also until this object is gone: the system can have a part of it after the reply has ended."""
+        """Keep the lease until an array is freed, too: the system may have a part of it after the reply has ended."""
         weakref.finalize(array, _nothing, self).atexit = False
 
 
@@ -60,13 +60,13 @@ class _Slot:
         self.memory = memory
         self.is_kept = True
         self.readers: dict[str, tuple[int, Account]] = {}
-        """By client: how many leases it has, and what counts them for its share."""
+        """Number of leases of each client, and the account that counts them in its share."""
         self.holder: Account | None = None
-        """The account of a reader that holds the memory, since the order does not keep the batch any more."""
+        """Account of a reader that holds the memory, once the order does not keep the batch any more."""
 
 
 class Slots:
-    """Those of one order, each for one batch. What they take is in the account of the order."""
+    """The slots of one order, each for one batch. The account of the order holds their memory."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class Slots:
     ) -> None:
         """
         Args:
-            budget: of the process.
-            account: of the order, with one batch in it.
-            nbytes: of a batch.
-            n_kept: batches that are kept, at most.
+            budget: memory budget of the process.
+            account: account of the order, with one batch in it.
+            nbytes: bytes of a batch.
+            n_kept: batches that are kept at most.
             new_memory: makes the buffers of a slot, which take memory when they are used.
         """
         self._budget = budget
@@ -97,36 +97,36 @@ class Slots:
         return key in self._kept
 
     def lease(self, key: Key, client: str, begin: Begin) -> tuple[Lease, bool]:
-        """A batch, for a client.
+        """Lease a batch to a client.
 
         Args:
-            key: of the batch.
-            client: whose share it counts for, once however often it is asked for.
-            begin: begins to make it, if it is not there.
+            key: key of the batch.
+            client: client in whose share the batch counts, once for any number of leases.
+            begin: begins to make the batch, if it is not kept.
 
         Returns:
-            The lease, and whether the batch was there, or being made.
+            The lease, and whether the batch was made, or being made, already.
 
         Raises:
-            Problem: there is no memory for it now, or the client has too much in use.
+            Problem: there is no memory now, or the client has too much in use.
         """
         counted = self._budget.account(client)
         is_counted = False
         try:
             while True:
                 with self._lock:
-                    found, is_shared = self._found(key), True
-                    is_known = found is not None and client in found[1].readers
-                    if found is None and is_counted and self._has_free():
-                        found, is_shared = self._begun(key, begin), False
-                    if found is not None and (is_known or is_counted):
+                    kept, is_shared = self._kept_batch(key), True
+                    is_known = kept is not None and client in kept[1].readers
+                    if kept is None and is_counted and self._has_free():
+                        kept, is_shared = self._begin(key, begin), False
+                    if kept is not None and (is_known or is_counted):
                         self._kept.move_to_end(key)
-                        made, slot = found
+                        made, slot = kept
                         n, first = slot.readers.get(client, (0, counted))
                         slot.readers[client] = n + 1, first
                         if first is not counted:
                             counted.close()
-                        return Lease(made, partial(self._given_back, slot, client)), is_shared
+                        return Lease(made, partial(self._on_lease_end, slot, client)), is_shared
                 if not is_counted:
                     counted.grow(0, self._nbytes)
                     is_counted = True
@@ -138,10 +138,10 @@ class Slots:
             raise
 
     def make_ahead(self, key: Key, begin: Begin) -> None:
-        """Begin with a batch that nobody waits for, if there is memory that nothing else is given up for."""
+        """Begin with a batch that no client waits for, if there is memory without giving up other memory."""
         with self._lock:
-            if self._found(key) is None and (self._has_free() or self._has_grown()):
-                self._begun(key, begin)
+            if self._kept_batch(key) is None and (self._has_free() or self._has_grown()):
+                self._begin(key, begin)
 
     def _add(self) -> None:
         with self._lock:
@@ -153,19 +153,15 @@ class Slots:
         self._free.append(self._new_memory())
         return True
 
-    def _found(self, key: Key) -> tuple[Future[Made], _Slot] | None:
-        found = self._kept.get(key)
-        if (
-            found is not None
-            and found[0].done()
-            and (found[0].cancelled() or found[0].exception() is not None)
-        ):
-            self._drop(key)  # it is tried again
+    def _kept_batch(self, key: Key) -> tuple[Future[Made], _Slot] | None:
+        kept = self._kept.get(key)
+        if kept is not None and kept[0].done() and (kept[0].cancelled() or kept[0].exception() is not None):
+            self._drop(key)  # it failed; the next request tries again
             return None
-        return found
+        return kept
 
     def _has_free(self) -> bool:
-        """See to a slot for one more batch, without giving up anything of others."""
+        """Find a slot for one more batch, without giving up memory of others."""
         done = [key for key, (made, _) in self._kept.items() if made.done()]
         idle = [key for key in done if not self._kept[key][1].readers]
         if len(self._kept) >= self._n_kept and done:
@@ -176,19 +172,19 @@ class Slots:
             self._drop(idle[0])
         return bool(self._free)
 
-    def _begun(self, key: Key, begin: Begin) -> tuple[Future[Made], _Slot]:
+    def _begin(self, key: Key, begin: Begin) -> tuple[Future[Made], _Slot]:
         slot = _Slot(self._free[-1])
-        found = begin(slot.memory), slot
+        kept = begin(slot.memory), slot
         self._free.pop()
-        self._kept[key] = found
-        return found
+        self._kept[key] = kept
+        return kept
 
     def _drop(self, key: Key) -> None:
         _, slot = self._kept.pop(key)
         slot.is_kept = False
         self._settle(slot)
 
-    def _given_back(self, slot: _Slot, client: str) -> None:
+    def _on_lease_end(self, slot: _Slot, client: str) -> None:
         self._lock.later(lambda: self._give_back(slot, client))
 
     def _give_back(self, slot: _Slot, client: str) -> None:
@@ -204,13 +200,13 @@ class Slots:
             self._settle(slot)
 
     def _settle(self, slot: _Slot) -> None:
-        """See who holds the memory of a slot of the order."""
+        """Decide who holds the memory of a slot that the order does not keep any more."""
         if slot.is_kept:
             return
         if not slot.readers:
             self._free.append(slot.memory)
             return
-        # Whoever is slow to take it, and not the order, which has others to serve.
+        # A slow reader holds it, and not the order, which has others to serve.
         self._move(slot, self._account)
 
     def _move(self, slot: _Slot, holder: Account) -> None:
@@ -218,7 +214,7 @@ class Slots:
         holder.move(self._nbytes, slot.holder)
 
     def close(self) -> None:
-        """Keep nothing any more, once nothing is being made. What is being sent is left to those who take it."""
+        """Keep no batches any more, once none is being made. Those that are being sent stay with their readers."""
         with self._lock:
             for key in list(self._kept):
                 self._drop(key)

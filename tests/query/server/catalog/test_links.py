@@ -1,4 +1,4 @@
-"""Links in served stores: none leads out, whatever it is a link to, and nothing but files is read."""
+"""Links in served stores: none leads out, whatever its target, and only files are read."""
 
 import errno
 import http.client
@@ -65,12 +65,12 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[open_beneath, walk_beneath], ids=["call", "walk"])
 def opens(request: pytest.FixtureRequest) -> Open:
-    found: Open = request.param
-    return found
+    open_function: Open = request.param
+    return open_function
 
 
 def text_of(opens: Open, root: Path, path: str, *allowed: Path) -> str | int:
-    """What is in a file, or the number of the error."""
+    """Text of a file, or the number of the error."""
     folder = os.open(root, os.O_RDONLY)
     try:
         descriptor = opens(folder, path, FILE, allowed)
@@ -107,9 +107,9 @@ def test_what_is_inside(path: str, opens: Open, tree: Path) -> None:
     ],
 )
 def test_what_is_outside(path: str, opens: Open, tree: Path) -> None:
-    found = text_of(opens, tree, path)
-    assert found in (errno.EXDEV, errno.ENOENT)
-    assert (found == errno.EXDEV) or path == "/etc/passwd"
+    text = text_of(opens, tree, path)
+    assert text in (errno.EXDEV, errno.ENOENT)
+    assert (text == errno.EXDEV) or path == "/etc/passwd"
     folder = os.open(tree, os.O_RDONLY)
     for flags in (PATH_ONLY, FOLDER):
         with pytest.raises(OSError, match="link|No such file"):
@@ -134,7 +134,7 @@ def test_folders_that_are_allowed(opens: Open, tree: Path) -> None:
     outside = tree.parent / "outside"
     for path in ("out", "out-folder/file", "out-chain"):
         assert text_of(opens, tree, path, outside) == SECRET
-    # Not by another name, nor from there to elsewhere.
+    # Neither by another name, nor from there to elsewhere.
     for path in ("out-alike", "out-relative", "magic"):
         assert text_of(opens, tree, path, outside) == errno.EXDEV
     assert text_of(opens, tree, "absolute", tree) == "inside"
@@ -156,7 +156,7 @@ def test_descriptors_are_given_back(opens: Open, tree: Path) -> None:
 
 
 def test_a_link_that_changes_meanwhile(opens: Open, tree: Path) -> None:
-    """Whoever looks first and opens then is given the secret now and then."""
+    """A server that first checks and then opens would give the secret now and then."""
     is_over = threading.Event()
 
     def change() -> None:
@@ -171,12 +171,12 @@ def test_a_link_that_changes_meanwhile(opens: Open, tree: Path) -> None:
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        found = {text_of(opens, tree, "moving") for _ in range(3000)}
+        texts = {text_of(opens, tree, "moving") for _ in range(3000)}
     finally:
         is_over.set()
         thread.join()
-    assert found <= {"inside", errno.EXDEV, errno.EAGAIN, errno.ELOOP, errno.ENOENT}
-    assert "inside" in found
+    assert texts <= {"inside", errno.EXDEV, errno.EAGAIN, errno.ELOOP, errno.ENOENT}
+    assert "inside" in texts
 
 
 @pytest.mark.parametrize("path", ["pipe", "to-pipe"])
@@ -207,7 +207,7 @@ def test_served_files_are_local_blobs(tree: Path) -> None:
             act("out")
     with pytest.raises(BlobNotFoundError):
         ours.read("nothing")
-    # A store below the root is a world of its own.
+    # Each store below the root is separate.
     (tree / "a" / "other").write_text("of a neighbour")
     (tree / "a" / "b" / "neighbour").symlink_to("../other")
     assert bytes(ours.read("a/b/neighbour")) == b"of a neighbour"
@@ -216,7 +216,7 @@ def test_served_files_are_local_blobs(tree: Path) -> None:
 
 
 def linked(store: Path, key: str, target: Path) -> None:
-    """Put a link to what was there, moved elsewhere, or to something else."""
+    """Put a link in the place of a file or folder, to a moved copy or to something else."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(store / key, target)
@@ -241,12 +241,12 @@ RECORDS: Final = {
     "hook": (WHOLE, f"acts/{HOOK}"),
     "runs": (GROWN, "_actstore/runs"),
 }
-"""A store, and what of it is a link."""
+"""Stores, and the file or folder of each that is a link."""
 
 
 @pytest.fixture(scope="module")
 def root(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of stores; of each one file, or folder, is elsewhere, and its copy a link to a secret."""
+    """A folder of stores; one file or folder of each is elsewhere, and the link in its place leads to a secret."""
     above = tmp_path_factory.mktemp("linked")
     folder = above / "root"
     secret = above / "secret"
@@ -277,15 +277,15 @@ def root(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def served(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     named = f"named={root / 'named-by-a-link'}"
-    with running(tmp_path_factory.mktemp("server"), "--root", str(root), named, "--timeout", "10") as found:
-        yield found
+    with running(tmp_path_factory.mktemp("server"), "--root", str(root), named, "--timeout", "10") as server:
+        yield server
 
 
 def replies(server: Running, name: str) -> Iterator[Reply]:
-    """To all that reads a file of a store."""
+    """Replies to all requests that read a file of a store."""
     url = f"/v1/stores/{name}"
     _, key = RECORDS[name.partition("-")[2]]
-    kept = [each for _, each in RECORDS.values()]
+    kept = [key_below for _, key_below in RECORDS.values()]
     for path in (
         "",
         "/hooks",
@@ -297,7 +297,7 @@ def replies(server: Running, name: str) -> Iterator[Reply]:
         f"/batches/0?hook={HOOK}&batch_size=64&shuffle=window&window_rows=64",
         f"/batches/0?hook={HOOK}&batch_size=64",
         f"/batches/0?hook={HOOK}&batch_size=64&provenance=true",
-        *(f"/zarr/{each}" for each in dict.fromkeys((key, *kept))),
+        *(f"/zarr/{key_below}" for key_below in dict.fromkeys((key, *kept))),
     ):
         yield ask(server.url, f"{url}{path}")
     yield ask(server.url, f"{url}/zarr/{key}", method="HEAD")
@@ -305,7 +305,7 @@ def replies(server: Running, name: str) -> Iterator[Reply]:
     try:
         yield ask(server.url, f"{url}/select", method="POST", body=body)
     except http.client.IncompleteRead as error:
-        yield Reply(200, (), error.partial)  # it has begun when the second array cannot be read
+        yield Reply(200, (), error.partial)  # the reply has begun when the second array cannot be read
 
 
 @pytest.mark.parametrize("how", ["secret", "moved", "pipe"])
@@ -313,14 +313,14 @@ def replies(server: Running, name: str) -> Iterator[Reply]:
 def test_no_reply_has_what_a_link_leads_to(how: str, name: str, served: Running, root: Path) -> None:
     if not (root / f"{how}-{name}").exists():
         pytest.skip("a folder is only moved")
-    found = list(replies(served, f"{how}-{name}"))
-    told = "".join(reply.text for reply in found)
-    has_secret = SECRET in told  # not asserted as it is: the difference takes minutes to show
+    received = list(replies(served, f"{how}-{name}"))
+    text = "".join(reply.text for reply in received)
+    has_secret = SECRET in text  # not asserted directly, as a difference would take minutes to print
     assert not has_secret
-    assert {reply.status for reply in found} <= {200, 206, 403, 404, 409, 422, 502}
-    assert {reply.status for reply in found} & {404, 502}
+    assert {reply.status for reply in received} <= {200, 206, 403, 404, 409, 422, 502}
+    assert {reply.status for reply in received} & {404, 502}
     if how != "pipe":
-        assert "--allow-links" in told or "there is no store" in told
+        assert "--allow-links" in text or "there is no store" in text
 
 
 def test_links_that_stay(served: Running, stores: Path) -> None:
@@ -340,13 +340,13 @@ def test_folders_linked_into_the_root(served: Running) -> None:
     assert "named-by-a-link" not in names
     assert ask(served.url, "/v1/stores/beside").status == 404
     log = served.log.read_text()
-    assert log.count("/beside is not looked into") == 2  # before it starts, and by the server
+    assert log.count("/beside is not looked into") == 2  # before the start, and by the server
 
 
 def test_folders_that_links_may_lead_to(
     root: Path, stores: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A store whose activations are on another disk."""
+    """The activations of the store are on another disk."""
     expected = actstore.open(stores / WHOLE)[HOOK].numpy(slice(None))
     allowed = str(root.parent / "moved")
     arguments = ("--root", str(root), "--allow-links", allowed)

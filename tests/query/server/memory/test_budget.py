@@ -1,4 +1,4 @@
-"""The budget of memory of a process: shares, who gives up what, and that nothing is lost of it."""
+"""The memory budget of a process: shares, which account is given up, and no leaks."""
 
 import gc
 import random
@@ -17,7 +17,7 @@ from actstore.query.problem import Problem
 from actstore.query.server.memory.budget import Account, MemoryBudget
 from actstore.query.server.memory.deferring import DeferringLock
 from actstore.query.server.monitoring.metrics import Metrics
-from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked
+from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked_footprint
 from actstore.query.server.sharing.shared_batches import SharedBatches
 from actstore.storage.local import LocalBlobs
 from tests.query.server.sharing.test_sharing import HOOK, write
@@ -32,7 +32,7 @@ def budget() -> MemoryBudget:
 
 
 def spare(budget: MemoryBudget, client: str, nbytes: int, given_up: list[str], name: str) -> Account:
-    """What can be given up, and says so."""
+    """An account that can be given up, and records it."""
 
     def give_up() -> None:
         given_up.append(name)
@@ -59,7 +59,7 @@ def test_a_client_has_half_at_most(budget: MemoryBudget) -> None:
     others = [budget.hold(B, 500), budget.hold(A, 100)]
     assert "other clients" in str(refused(lambda: budget.hold("c", 1)))
     assert budget.held == TOTAL
-    for account in (first, *others, first):  # twice does nothing
+    for account in (first, *others, first):  # closing twice is allowed
         account.close()
     assert budget.held == 0
     assert budget.hold(A, 500).nbytes == 500
@@ -95,7 +95,7 @@ def test_own_memory_is_given_up_first_then_what_was_not_used_for_longest(budget:
 def test_what_is_used_is_not_given_up(budget: MemoryBudget) -> None:
     given_up: list[str] = []
     account = spare(budget, A, 300, given_up, "a")
-    assert account.use(B)  # and now counts for this one
+    assert account.use(B)  # and now it counts for this client
     budget.hold(A, 500)
     assert refused(lambda: budget.hold(B, 201)).status == 503
     assert refused(lambda: budget.hold("c", 201)).status == 503
@@ -107,7 +107,7 @@ def test_what_is_used_is_not_given_up(budget: MemoryBudget) -> None:
 
 
 def test_a_finalizer_may_come_at_any_moment() -> None:
-    """Also in the thread that has the lock."""
+    """It may also run in the thread that holds the lock."""
     lock, called = DeferringLock(), []
     with lock:
         lock.later(lambda: called.append(1))
@@ -129,7 +129,7 @@ def options_for(store: Store, seed: int) -> LoaderOptions:
 
 def test_a_batch_that_is_being_sent_outlives_its_order(store: Store) -> None:
     budget = MemoryBudget(1 << 28)
-    nbytes = checked(budget, store, options_for(store, 0)).batch
+    nbytes = checked_footprint(budget, store, options_for(store, 0)).batch
     shared = SharedBatches(Metrics(), budget)
     order = shared.order(store, options_for(store, 0), A).order
     leases = [order.batch(0, 0, client) for client in (A, B, B)]
@@ -149,7 +149,7 @@ def test_a_batch_that_is_being_sent_outlives_its_order(store: Store) -> None:
 
 
 def test_nothing_is_lost_under_load(store: Store) -> None:
-    """Threads of three clients ask for batches of more orders than there is room for, and keep some of them."""
+    """Threads of three clients request batches of more orders than there is room for, and keep some of them."""
     budget = MemoryBudget(6 * ORDER_NBYTES + (64 << 20))
     shared = SharedBatches(Metrics(), budget)
     expected = {seed: [first(store, seed, k) for k in range(3)] for seed in range(8)}
@@ -163,16 +163,16 @@ def test_nothing_is_lost_under_load(store: Store) -> None:
             try:
                 used = shared.order(store, options_for(store, seed), f"client {number % 3}")
                 lease = used.order.batch(0, k, f"client {number % 3}")
-                found = lease.made.result(60)
+                values = lease.made.result(60)
                 used.end()
             except Problem as problem:
                 assert problem.status == 503  # noqa: PT017 - it is one of two right answers
                 continue
-            assert found.numpy()[0].tobytes() == expected[seed][k]  # type: ignore[union-attr]
+            assert values.numpy()[0].tobytes() == expected[seed][k]  # type: ignore[union-attr]
             with counting:
                 n_given, most = n_given + 1, max(most, budget.held)
             if draw.random() < 0.3:
-                kept.append((lease, found, expected[seed][k]))
+                kept.append((lease, values, expected[seed][k]))
             if draw.random() < 0.2:
                 kept.clear()
         assert all(values.numpy()[0].tobytes() == right for _, values, right in kept)  # type: ignore[union-attr]
@@ -190,5 +190,5 @@ def test_nothing_is_lost_under_load(store: Store) -> None:
 
 def first(store: Store, seed: int, k: int) -> bytes:
     with store.loader(HOOK, batch_size=1000, seed=seed) as loader:
-        found: bytes = loader.batch(k)[0].numpy().tobytes()
-        return found
+        row_bytes: bytes = loader.batch(k)[0].numpy().tobytes()
+        return row_bytes

@@ -1,4 +1,4 @@
-"""The memory of a server: what nobody asks for any more is given back."""
+"""A server gives back memory that is not used any more."""
 
 import threading
 
@@ -9,7 +9,7 @@ from actstore.query.server.memory.budget import Account, MemoryBudget
 
 
 def spare(budget: MemoryBudget, nbytes: int) -> tuple[Account, threading.Event]:
-    """An account that can be given up and that nobody uses; what is set once it is."""
+    """An unused account that can be given up, and the event that is set when it is."""
     given_up = threading.Event()
 
     def give_up() -> None:

@@ -1,4 +1,4 @@
-"""The memory of a server stays within its budget, whoever asks for what, and others are served meanwhile."""
+"""The memory of a server stays within its budget, whatever clients request, and others are served meanwhile."""
 
 import contextlib
 import json
@@ -23,11 +23,11 @@ ROW_NBYTES: Final = WIDTH * 4
 MIB: Final = 1 << 20
 BUDGET: Final = 64 * MIB
 MADE: Final = "&dtype=float64"
-"""Another type than is stored, so that batches are made: others are sent from where their rows lie."""
+"""A type other than the stored one, so that batches are made; others are sent from where their rows lie."""
 BATCH: Final = 16 * MIB // (8 * WIDTH)
-"""Rows of a batch of 16 MiB that is made: with what it is made from, two clients can have one in use each."""
+"""Rows of a made batch of 16 MiB: with what it is made from, two clients can have one in use each."""
 MARGIN: Final = 24 * MIB
-"""What Python, its threads and the heap take besides, and for a moment."""
+"""Bytes that Python, its threads and the heap take in addition, and for a moment."""
 SLOW, HONEST, OTHER = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 
 
@@ -45,22 +45,22 @@ def write(folder: Path, nbytes: int, n_shards: int, compression: Compression | N
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``plain`` of 64 MiB; ``packed`` of 12 MiB and ``large`` of 48 MiB are compressed."""
-    found = tmp_path_factory.mktemp("stores")
-    write(found / "plain", 64 * MIB, 4)
-    write(found / "packed", 12 * MIB, 3, "lz4")
-    write(found / "large", 48 * MIB, 12, "lz4")
-    return found
+    """A folder of stores: ``plain`` of 64 MiB; ``packed`` of 12 MiB and ``large`` of 48 MiB are compressed."""
+    root = tmp_path_factory.mktemp("stores")
+    write(root / "plain", 64 * MIB, 4)
+    write(root / "packed", 12 * MIB, 3, "lz4")
+    write(root / "large", 48 * MIB, 12, "lz4")
+    return root
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("log"), "--root", str(folder), "--memory", str(BUDGET)) as found:
-        # Libraries are loaded, and threads begun, when they are first needed.
+    with running(tmp_path_factory.mktemp("log"), "--root", str(folder), "--memory", str(BUDGET)) as served:
+        # Libraries are loaded, and threads started, when they are first needed.
         for name in ("plain", "packed"):
-            assert get(found, f"/v1/stores/{name}/hooks/{HOOK}/slice?seq=0:8")[0] == 200
-            assert get(found, f"{batch(name)}&batch_size=8&shuffle=window")[0] == 200
-        yield found
+            assert get(served, f"/v1/stores/{name}/hooks/{HOOK}/slice?seq=0:8")[0] == 200
+            assert get(served, f"{batch(name)}&batch_size=8&shuffle=window")[0] == 200
+        yield served
 
 
 @pytest.fixture(scope="module")
@@ -77,20 +77,20 @@ def slice_of(name: str, rows: str) -> str:
 
 
 class Memory:
-    """Of a server that no file stands behind."""
+    """Anonymous memory of a server, without mapped files."""
 
     def __init__(self, server: Running) -> None:
         self._status = Path(f"/proc/{server.process.pid}/status")
         self._before = self._nbytes()
 
     def _nbytes(self) -> int:
-        found = re.search(r"RssAnon:\s+([0-9]+) kB", self._status.read_text())
-        assert found is not None
-        return int(found[1]) << 10
+        match = re.search(r"RssAnon:\s+([0-9]+) kB", self._status.read_text())
+        assert match is not None
+        return int(match[1]) << 10
 
     @property
     def growth(self) -> int:
-        """Since it was first looked at."""
+        """Bytes that it grew by since the first measurement."""
         return self._nbytes() - self._before
 
 
@@ -101,12 +101,12 @@ def test_many_orders_of_large_batches(server: Running, memory: Memory) -> None:
             status, _, body = get(server, f"{batch('plain', k)}{MADE}&batch_size={BATCH}&seed={seed}")
             assert (status, len(body)) == (200, 16 * MIB)
             assert memory.growth < BUDGET + MARGIN
-    assert memory.growth > BUDGET // 4  # or it was not measured
+    assert memory.growth > BUDGET // 4  # or nothing was measured
     assert counters(server)["actstore_memory_bytes"] <= BUDGET
 
 
 def test_of_many_orders_at_once_one_is_given(server: Running) -> None:
-    """Two of them fit a client's share as long as no batch of them is made; then none would be given."""
+    """Two of them fit the share of a client as long as no batch of them is made; then none could be given."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(server, source=OTHER)) for _ in range(16)]
         for seed, connection in enumerate(clients):
@@ -115,7 +115,7 @@ def test_of_many_orders_at_once_one_is_given(server: Running) -> None:
 
 
 def test_batches_that_are_not_made_take_no_memory(server: Running, memory: Memory) -> None:
-    """Nor do they take any from others: larger ones are given than would fit."""
+    """They take no memory from others either: larger ones are given than would fit."""
     before = memory.growth
     for seed in range(4):
         status, _, body = get(server, f"{batch('plain')}&batch_size={8 * BATCH}&seed={seed}")
@@ -131,7 +131,7 @@ def test_many_orders_of_one_huge_window(server: Running, memory: Memory) -> None
 
 
 def test_a_window_that_never_fits(server: Running, memory: Memory) -> None:
-    """It is refused before anything is read, and the error says what fits."""
+    """It is refused before anything is read, and the error names what fits."""
     url = f"{batch('large')}&batch_size=256&shuffle=window"
     for wanted in ("", f"&window_rows={1 << 48}"):
         status, _, body = get(server, url + wanted)
@@ -145,7 +145,7 @@ def test_a_window_that_never_fits(server: Running, memory: Memory) -> None:
 
 
 def test_a_server_with_too_little_memory_for_any_batch(folder: Path, tmp_path: Path) -> None:
-    """It says how much is enough, and that is enough."""
+    """The error names how much is enough, and that is enough."""
     path = f"{batch('plain')}{MADE}&batch_size=1"
     with running(tmp_path, "--root", str(folder), "--memory", str(4 * MIB)) as small:
         status, _, body = get(small, path)
@@ -175,12 +175,12 @@ LARGE_REPLIES: Final = pytest.mark.parametrize(
     ],
     ids=["batches", "compressed", "made"],
 )
-"""Each held in another way while it is sent; those of batches are to be given a seed."""
+"""Requests whose replies hold memory in different ways; those for batches are formatted with a seed."""
 
 
 @LARGE_REPLIES
 def test_slow_readers(server: Running, memory: Memory, path: str) -> None:
-    """16 of one client, each with something else: some hear that they shall ask again, and others hear nothing."""
+    """16 readers of one client, each with a different request: some must ask again; others are served as ever."""
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(server, source=SLOW, receives=4096)) for _ in range(16)]
         for seed, connection in enumerate(slow):
@@ -199,14 +199,14 @@ def test_slow_readers(server: Running, memory: Memory, path: str) -> None:
                 get(server, f"{batch('plain')}{MADE}&batch_size={BATCH}&seed={seed}", source=OTHER)[0] == 200
             )
             assert memory.growth < BUDGET + MARGIN
-    # Those that went away hold nothing any more.
+    # Clients that left hold no memory any more.
     until(lambda: get(server, f"{batch('plain')}{MADE}&batch_size={BATCH}&seed=7", source=SLOW)[0] == 200)
     assert memory.growth < BUDGET + MARGIN
 
 
 @LARGE_REPLIES
 def test_readers_that_are_cut_off_hold_nothing(folder: Path, tmp_path: Path, path: str) -> None:
-    """Nor what told of it: they stay connected, and memory is for others again."""
+    """Nor do errors that describe it: the clients stay connected, and others can use the memory."""
     arguments = ["--root", str(folder), "--memory", str(BUDGET), "--stall", "0.5"]
     with running(tmp_path, *arguments) as server, contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(server, source=SLOW, receives=4096)) for _ in range(4)]
@@ -219,7 +219,7 @@ def test_readers_that_are_cut_off_hold_nothing(folder: Path, tmp_path: Path, pat
 
 
 def test_replies_without_a_body_hold_nothing(server: Running) -> None:
-    """Of what is made in memory: that the client has it already, that a range is not there, that it is too large."""
+    """Replies made in memory that have no body: not modified, a range that does not exist, and too large."""
     path = slice_of("packed", "0:200") + "&format=arrow"
     status, head, _ = get(server, path, source=HONEST)
     assert status == 200
@@ -233,7 +233,7 @@ def test_replies_without_a_body_hold_nothing(server: Running) -> None:
 
 
 def test_memory_is_given_back(server: Running, memory: Memory) -> None:
-    """What others need is not only free for Python, it leaves the process."""
+    """Memory for other processes is not only free within Python, but given back to the system."""
     for seed in range(3):
         assert get(server, f"{batch('plain')}{MADE}&batch_size={BATCH}&seed={seed}")[0] == 200
     before = memory.growth
@@ -244,7 +244,7 @@ def test_memory_is_given_back(server: Running, memory: Memory) -> None:
 
 
 def test_one_client_gives_up_its_own_orders_first(server: Running) -> None:
-    """Else one that has many would take those of others, who come seldom."""
+    """Otherwise a client with many orders would take those of others, who come seldom."""
     path = f"{batch('packed')}&batch_size=256&seed=1&shuffle=window"
     assert get(server, path, source=HONEST)[0] == 200
     before = counters(server)

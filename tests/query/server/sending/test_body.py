@@ -1,4 +1,4 @@
-"""What the bytes of a reply take of memory while they are sent."""
+"""Memory that the body of a reply takes while it is sent."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class _Part:
     kept_nbytes: int
     held_nbytes: int
     nbytes: int = 1
-    is_there: bool = True
+    is_ready: bool = True
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         yield memoryview(b"x")[start:stop]

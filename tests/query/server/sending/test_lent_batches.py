@@ -1,4 +1,4 @@
-"""Batches that are sent from where their rows lie: the same bytes, whatever becomes of files, orders and clients."""
+"""Batches sent from where their rows lie have the same bytes, whatever happens to files, orders and clients."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ D_MODEL: Final = 512
 N_SEQUENCES: Final = 1024
 SEGMENT: Final = 256
 SHARD_NBYTES: Final = SEGMENT * LENGTH * D_MODEL * 4
-"""Of its rows, which an index follows."""
+"""Bytes of the rows of a shard, which an index follows."""
 BATCH: Final = 1024
 """Rows of 2 KiB: 16 batches of 2 MiB."""
 NBYTES: Final = BATCH * D_MODEL * 4
@@ -56,7 +56,7 @@ def write(
     n_sequences: int = N_SEQUENCES,
     length: int = LENGTH,
 ) -> dict[str, NDArray[Any]]:
-    """A store of hooks, and their values."""
+    """Write a store of hooks, and return their values."""
     hooks = tuple(HookArray(name=name, shape=(d_model,), axes=("d_model",)) for name in names)
     segment = min(SEGMENT, n_sequences)
     plan = example_plan(n_sequences=n_sequences, n_tokens=n_sequences * length, segment_size=segment)
@@ -82,7 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(root: Path) -> bytes:
     """All batches of an epoch of `ORDER`, as the files give them."""
     store = actstore.open(root / "wide")
-    # Else nothing here would be about what it says.
+    # Otherwise these tests would not test lent batches.
     assert can_lend(store, options_of(store, HOOK, batch_size=BATCH, seed=7))
     with store.loader(HOOK, batch_size=BATCH, seed=7, provenance=True) as loader:
         places = [(batch.sequences.numpy(), batch.positions.numpy()) for batch in loader]
@@ -92,8 +92,8 @@ def expected(root: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def wide(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("log"), "--root", str(root)) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("log"), "--root", str(root)) as server:
+        yield server
 
 
 def path_of(k: int, count: int = 1, order: str = ORDER) -> str:
@@ -102,7 +102,7 @@ def path_of(k: int, count: int = 1, order: str = ORDER) -> str:
 
 @pytest.mark.parametrize(("k", "count", "n"), [(0, 1, 1), (3, 5, 5), (14, 9, 2), (0, 64, 16)])
 def test_batches_in_one_reply(wide: Running, expected: bytes, k: int, count: int, n: int) -> None:
-    """As many as are asked for, or as there are."""
+    """A reply has as many batches as requested, or as there are."""
     status, headers, body = get(wide, path_of(k, count))
     assert (status, headers[N_HERE]) == (200, str(n))
     assert headers["Actstore-Shape"] == f"{n * BATCH},{D_MODEL}"
@@ -110,7 +110,7 @@ def test_batches_in_one_reply(wide: Running, expected: bytes, k: int, count: int
 
 
 def test_batches_in_one_reply_are_bounded(root: Path, expected: bytes, tmp_path: Path) -> None:
-    """What one reply may have in batches is what ``--max-batch`` says."""
+    """``--max-batch`` limits the bytes of the batches in one reply."""
     with running(tmp_path, "--root", str(root), "--max-batch", str(3 * NBYTES)) as server:
         _, headers, body = get(server, path_of(2, 16))
         assert headers[N_HERE] == "3"
@@ -119,7 +119,7 @@ def test_batches_in_one_reply_are_bounded(root: Path, expected: bytes, tmp_path:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_parts_of_ranks(wide: Running, expected: bytes, count: int) -> None:
-    """Of each batch a rank gets its rows, also of several batches in one reply."""
+    """A rank gets its rows of each batch, also of several batches in one reply."""
     parts = []
     for rank in range(3):
         _, _, body = get(wide, path_of(4, count, f"{ORDER}&rank={rank}&world_size=3"))
@@ -165,7 +165,7 @@ def test_several_hooks(wide: Running, root: Path) -> None:
 
 
 def test_a_loader_that_goes_elsewhere(wide: Running, expected: bytes) -> None:
-    """It asks for several batches at once; each that it then wants is the right one, wherever it goes."""
+    """It requests several batches at once; each batch that it then wants is the right one, wherever it goes."""
     draw = random.Random(5)
     with wide.store("wide", direct=False).loader(HOOK, batch_size=BATCH, seed=7, prefetch=1) as loader:
         for _ in range(12):
@@ -178,7 +178,7 @@ def test_a_loader_that_goes_elsewhere(wide: Running, expected: bytes) -> None:
 
 
 def test_batches_that_are_small_and_many(wide: Running, root: Path) -> None:
-    """More of them than one reply can have lie in what a loader asks for at once."""
+    """The loader requests more of them at once than one reply can have."""
     options: dict[str, Any] = {"batch_size": 8, "seed": 3}
     local = actstore.open(root / "wide")
     with (
@@ -192,7 +192,7 @@ def test_batches_that_are_small_and_many(wide: Running, root: Path) -> None:
 
 
 def test_an_error_says_which_store_and_not_where_it_is(wide: Running, root: Path) -> None:
-    """Also of a store that was asked for a moment ago, for which nothing is read."""
+    """This also holds for a store that was used a moment ago, for which nothing is read."""
     _, headers, _ = get(wide, path_of(0))
     for hook in ("blocks.9.hook_resid_post", "blocks.0"):
         status, head, body = get(wide, path_of(0, 1, f"hook={hook}&batch_size={BATCH}"))
@@ -221,8 +221,8 @@ def test_long_rows(tmp_path: Path) -> None:
 
 
 def test_the_loop_waits_for_no_memory(root: Path, expected: bytes) -> None:
-    """A reply that others must give memory up for waits in a thread: meanwhile the loop goes on, and here nothing else
-    gives that memory up.
+    """A reply that needs memory of others waits in a thread: meanwhile the loop goes on, and here nothing else gives
+    that memory up.
     """
     application = create_app(Settings(root=str(root)))
     budget = application._budget
@@ -242,7 +242,8 @@ def test_the_loop_waits_for_no_memory(root: Path, expected: bytes) -> None:
         return status, b"".join(body for _, body in sent)
 
     async def both() -> tuple[int, bytes]:
-        assert await answered() == (200, expected[:NBYTES])  # its order is there, with what that takes
+        # This opens the order, with the memory that it takes.
+        assert await answered() == (200, expected[:NBYTES])
         others = budget.account(CLIENT, is_asked.set)
         others.grow(budget.limit - budget.held)
         others.leave()
@@ -270,14 +271,14 @@ def whole_of(connection: socket.socket) -> tuple[int, bytes]:
     ids=["all", "most", "a page", "some bytes", "none of its rows"],
 )
 def test_a_file_that_becomes_shorter_on_the_way(tmp_path: Path, left: int) -> None:
-    """The client has taken a part of a batch when a file is cut. No whole reply has other bytes than were stored."""
+    """A file is truncated when the client has a part of a batch. No whole reply has other bytes than were stored."""
     write(tmp_path / "wide")
     n_rows = N_SEQUENCES * LENGTH
     with actstore.open(tmp_path / "wide").loader(HOOK, batch_size=n_rows, seed=7, provenance=True) as loader:
         batch = next(loader)
     assert isinstance(batch, Batch)
     wanted = np.asarray(batch.values).tobytes()
-    # Not the one that the last row is in, which is looked at when that is copied; and its end is sent late.
+    # Not the file of the last row, which is checked when that is copied; its end is sent late.
     places = torch.argsort(batch.sequences * LENGTH + batch.positions)
     last = int(batch.sequences[-1]) // SEGMENT
     ends = {
@@ -296,13 +297,13 @@ def test_a_file_that_becomes_shorter_on_the_way(tmp_path: Path, left: int) -> No
         length, body = whole_of(connection)
         assert length == len(wanted)
         assert len(body) < length or body == wanted
-        # Whoever asks next is told, if rows are gone.
+        # The next request gets an error if rows are gone.
         assert get(server, path)[0] == (502 if left < SHARD_NBYTES else 200)
         assert get(server, "/healthz")[0] == 200
 
 
 def test_a_slice_of_a_file_that_loses_its_last_page_on_the_way(tmp_path: Path) -> None:
-    """The last bytes, which are sent behind all others, lie alone in it. The reply is cut off, and the server lives."""
+    """Its last bytes, which are sent after all others, are alone in it. The reply is cut off, and the server lives."""
     n = (8 << 20) // 32 + 1
     write(tmp_path / "wide", (HOOK,), 8, n_sequences=1, length=n)
     shard = max(
@@ -321,7 +322,7 @@ def test_a_slice_of_a_file_that_loses_its_last_page_on_the_way(tmp_path: Path) -
 
 
 def test_an_order_that_is_given_up_on_the_way(root: Path, expected: bytes, tmp_path: Path) -> None:
-    """Its rows stay mapped for a client who is slow, while other orders take its memory."""
+    """Its rows stay mapped for a slow client, while other orders take its memory."""
     with (
         running(tmp_path, "--root", str(root), "--memory", str(48 << 20)) as server,
         connected(server, receives=1 << 16) as slow,
@@ -338,7 +339,7 @@ def test_an_order_that_is_given_up_on_the_way(root: Path, expected: bytes, tmp_p
 
 
 def test_many_slow_clients_hold_nobody_up(wide: Running, expected: bytes) -> None:
-    """Far more than there are threads that write; then they leave, and with them what was opened for them."""
+    """There are far more than threads that write; then they leave, and their descriptors are closed."""
     process = psutil.Process(wide.process.pid)
     assert get(wide, path_of(0, 2))[0] == 200
     before = process.num_fds()

@@ -1,4 +1,4 @@
-"""Replies of many bytes: which of them come, under which tag, and what is said of bytes that are gone."""
+"""Replies of many bytes: ranges, ETags, and errors for bytes that are gone."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ BATCHES = f"one/batches/{{}}?hook={A}&batch_size=16"
 
 
 def write(folder: Path, shift: int = 0) -> Any:
-    """A sealed store; its plan is the same however its rows are shifted."""
+    """Write a sealed store; its plan is the same however its rows are shifted."""
     blobs, plan = LocalBlobs(folder), example_plan()
     values = {name: np.roll(array, shift, axis=0) for name, array in example_values(plan).items()}
     write_store(blobs, plan, values, range(plan.n_segments))
@@ -31,8 +31,8 @@ def write(folder: Path, shift: int = 0) -> Any:
 def values(tmp_path_factory: pytest.TempPathFactory) -> tuple[App, Any]:
     """A server of one store, and the values of its first hook."""
     folder = tmp_path_factory.mktemp("replies") / "one"
-    found = write(folder)
-    return App(stores={"one": str(folder)}), found
+    array = write(folder)
+    return App(stores={"one": str(folder)}), array
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def app(values: tuple[App, Any]) -> App:
 
 @pytest.fixture
 def data(values: tuple[App, Any]) -> bytes:
-    """All of the slice."""
+    """All bytes of the slice."""
     return np.ascontiguousarray(values[1][3:9]).tobytes()
 
 
@@ -65,7 +65,7 @@ def test_ranges(app: App, data: bytes, asked: str, part: slice) -> None:
 
 
 def test_a_range_is_of_the_content_that_was_begun_with(app: App, data: bytes) -> None:
-    """Who has the first part of other bytes gets all of these, and not their second part."""
+    """A client with the first part of other bytes gets all of these, and not their second part."""
     tag = app.ask(SLICE).headers["etag"]
     assert app.ask(SLICE, Range="bytes=8-15", If_Range=tag).content == data[8:16]
     other = app.ask(SLICE, Range="bytes=8-15", If_Range='"0123456789abcdef0123456789abcdef"')
@@ -73,7 +73,7 @@ def test_a_range_is_of_the_content_that_was_begun_with(app: App, data: bytes) ->
 
 
 def test_every_content_has_a_tag_of_its_own(app: App, tmp_path: Path) -> None:
-    """Of another slice, format, batch, or store of the same plan. A client keeps what still holds."""
+    """Slices, formats, batches, and stores of the same plan have different tags. A client keeps what is still valid."""
     forms = ("raw", "safetensors", "npy", "arrow", "json")
     paths = [f"{SLICE}&format={form}" for form in forms]
     paths += [
@@ -148,7 +148,7 @@ def test_slices_are_those_of_python(values: tuple[App, Any], seq: str, pos: str,
 def test_a_store_that_is_replaced_is_served_as_it_is_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under another name of its contents, by which clients notice."""
+    """The label of its contents changes, by which clients notice."""
     monkeypatch.setattr(catalog, "_LOOK_S", 0.0)
     first, second = write(tmp_path / "one"), write(tmp_path / "two", shift=1)
     app = App(stores={"one": str(tmp_path / "one")})

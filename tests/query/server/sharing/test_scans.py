@@ -1,4 +1,4 @@
-"""Scans of all rows: they take their turn, end when nobody waits for them, and keep nobody else waiting."""
+"""Scans of all rows take turns, end when nobody waits for them, and do not delay other requests."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ HOOK: Final = "blocks.0.hook_resid_post"
 WIDTH: Final = 64
 N_SEQUENCES: Final = 40_000
 N_ROWS: Final = N_SEQUENCES * LENGTH
-"""78 MiB: a scan takes some tenths of a second, in 5 pieces."""
+"""Rows of 78 MiB: a scan takes some tenths of a second, in 5 pieces."""
 ORDER: Final = f"/v1/stores/scanned/batches/0?hook={HOOK}&batch_size=16"
 SLICE: Final = f"/v1/stores/scanned/hooks/{HOOK}/slice?seq="
 MANY, HONEST = "127.0.0.2", "127.0.0.3"
@@ -37,22 +37,22 @@ SCANNED: Final = "actstore_scanned_rows_total"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("stores")
+    root = tmp_path_factory.mktemp("stores")
     plan = example_plan("float32", n_sequences=N_SEQUENCES, n_tokens=N_ROWS, segment_size=N_SEQUENCES // 8)
     hooks = (HookArray(name=HOOK, shape=(WIDTH,), axes=("d_model",)),)
     plan = plan.model_copy(update={"request": plan.request.model_copy(update={"hooks": hooks})})
-    blobs = LocalBlobs(found / "scanned")
+    blobs = LocalBlobs(root / "scanned")
     draw = np.random.default_rng(0)
     values = draw.standard_normal((N_SEQUENCES, LENGTH, WIDTH), dtype=np.float32)
-    write_store(blobs, plan, {HOOK: values}, range(plan.n_segments))  # not finished, which takes no norms
-    return found
+    write_store(blobs, plan, {HOOK: values}, range(plan.n_segments))  # unfinished, so it has no norms
+    return root
 
 
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("log"), "--root", str(folder)) as found:
-        assert get(found, f"{ORDER}&max_norm=1000")[0] == 200
-        yield found
+    with running(tmp_path_factory.mktemp("log"), "--root", str(folder)) as served:
+        assert get(served, f"{ORDER}&max_norm=1000")[0] == 200
+        yield served
 
 
 def scanned(server: Running) -> float:
@@ -60,8 +60,8 @@ def scanned(server: Running) -> float:
 
 
 def test_slices_come_while_scans_are_under_way(server: Running) -> None:
-    """60 orders of one client, each of other rows: one is looked for at a time, few wait, and none goes on when the
-    client has left.
+    """60 orders of one client, each of other rows: one scan runs at a time, few wait, and none goes on when the client
+    has left.
     """
     before = scanned(server)
     with contextlib.ExitStack() as stack:
@@ -72,7 +72,7 @@ def test_slices_come_while_scans_are_under_way(server: Running) -> None:
         for number in range(20):
             status, _, body = get(server, f"{SLICE}{number}:{number + 1}", source=HONEST)
             assert (status, len(body)) == (200, LENGTH * WIDTH * 4)
-        # 1 is under way and 8 wait, of which the last ones are not begun yet.
+        # 1 runs and 8 wait, the last of which have not begun yet.
         assert scanned(server) - before < 8 * N_ROWS
     last, since = scanned(server), time.monotonic()
     while time.monotonic() - since < 0.5:
@@ -87,7 +87,7 @@ def test_too_many_scans_of_a_client(server: Running) -> None:
         many = [stack.enter_context(connected(server, source=MANY)) for _ in range(20)]
         for number, connection in enumerate(many):
             ask(connection, f"{ORDER}&max_norm={7 + number / 1000}")
-        # Another client's scan is not behind them.
+        # The scan of another client does not wait behind them.
         assert get(server, f"{ORDER}&max_norm=6.5", source=HONEST)[0] == 200
         heads = [begun(connection) for connection in many]
     refused = [head.decode() for status, head in heads if status == 429]
@@ -107,7 +107,7 @@ def test_orders_that_drop_the_same_share_a_scan(server: Running) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(order, range(8))) == {200}
     assert scanned(server) - before == N_ROWS
-    # Also later, as long as one of the orders is there.
+    # Later, too, as long as one of the orders exists.
     assert order_rows(server, "&max_norm=9&seed=9") < N_ROWS
     assert scanned(server) - before == N_ROWS
 
@@ -115,12 +115,12 @@ def test_orders_that_drop_the_same_share_a_scan(server: Running) -> None:
 def order_rows(server: Running, options: str) -> int:
     status, _, body = get(server, ORDER.replace("/batches/0", "/batches") + options)
     assert status == 200
-    found: int = json.loads(body)["n_rows"]
-    return found
+    n_rows: int = json.loads(body)["n_rows"]
+    return n_rows
 
 
 def test_a_scan_that_takes_too_long_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
-    """Else it would never come to an end, and nothing is looked at while nobody waits."""
+    """Otherwise it would never end; and it stands still while nobody waits."""
     with running(tmp_path, "--root", str(folder), "--timeout", "0.1") as server:
         until(lambda: get(server, f"{SLICE}0:1")[0] == 200)
         statuses: list[int] = []
@@ -154,7 +154,7 @@ def test_statistics_of_a_store_that_grows(folder: Path, server: Running) -> None
 
 
 def test_searches_take_their_turn(tmp_path: Path) -> None:
-    """Of tokens that are more than a piece."""
+    """The tokens are more than one piece."""
     n = (5 << 20) // LENGTH
     plan = example_plan(n_sequences=n, n_tokens=n * LENGTH, segment_size=n)
     begin_run(LocalBlobs(tmp_path / "searched"), plan)
@@ -185,7 +185,7 @@ class Waiting:
 
 @pytest.mark.parametrize("n_others", [0, 1])
 def test_a_scan_that_nobody_waits_for_ends(n_others: int) -> None:
-    """At its next look; one that somebody else waits for goes on."""
+    """It ends at its next piece; a scan that another client waits for goes on."""
     stopped, may_end = threading.Event(), threading.Event()
 
     def work(look: Look) -> str:

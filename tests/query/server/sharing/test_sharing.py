@@ -1,4 +1,4 @@
-"""Trainers that share a server: what is read from storage for one of them is not read again for the others."""
+"""Trainers that share a server: what one of them reads from storage is not read again for the others."""
 
 import random
 import threading
@@ -21,7 +21,7 @@ from actstore.loader.options import LoaderOptions, Shuffle, options_of
 from actstore.query.problem import Problem
 from actstore.query.server.memory.budget import MemoryBudget
 from actstore.query.server.monitoring.metrics import Metrics
-from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked, n_kept_of
+from actstore.query.server.sharing.order_memory import ORDER_NBYTES, checked_footprint, n_kept_of
 from actstore.query.server.sharing.shared_batches import Order, SharedBatches
 from actstore.query.server.sharing.slots import Lent
 from actstore.storage.blobs import Blobs
@@ -38,7 +38,7 @@ from tests.store.runs import with_hooks
 HOOK: Final = "blocks.0.hook_resid_post"
 SHARD_ROWS: Final = 512 * LENGTH
 N_SHARDS: Final = 12
-"""Of 256 KiB each."""
+"""Shards of 256 KiB each."""
 OPTIONS: Final[dict[str, Any]] = {
     "batch_size": 1024,
     "shuffle": "window",
@@ -47,9 +47,9 @@ OPTIONS: Final[dict[str, Any]] = {
 }
 CLIENT: Final = "somebody"
 MOST: Final = 1.2
-"""Of what one trainer reads from storage, for all that share."""
+"""Share of the bytes of one trainer that all trainers together may read from storage."""
 NAMES: Final = ("alone", "pair", "ranks")
-"""Stores with other values each, so that nothing of one is in the cache for another."""
+"""Stores with different values, so that the cache of one has nothing of another."""
 
 
 def write(blobs: Blobs, seed: int, n_shards: int = N_SHARDS) -> None:
@@ -72,7 +72,7 @@ class Served:
     local: Path
     """Folder of the same stores."""
     nbytes_alone: int
-    """Read from storage by a whole epoch of one trainer."""
+    """Bytes that a whole epoch of one trainer reads from storage."""
 
     def stores(self, name: str, n: int) -> list[Store]:
         return [self.server.store(name, direct=False) for _ in range(n)]
@@ -101,7 +101,7 @@ def served(
     local: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
-    """Of one process, of one whose cache holds two thirds of a store, and of two."""
+    """Servers of one process, of one whose cache holds two thirds of a store, and of two."""
     n_workers, cache_limit = request.param
     url = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
     for seed, name in enumerate(NAMES):
@@ -120,9 +120,9 @@ def served(
 
 
 def test_one_trainer_reads_all_once(served: Served) -> None:
-    """Else there would be nothing that the others could be measured by."""
+    """It is the measure for the others."""
     store = actstore.open(served.local / "alone")
-    # A loader begins with the checksums and the statistics of the store, which are large beside so few rows.
+    # A loader begins with the checksums and the statistics of the store, which are large compared with so few rows.
     finished = [run.finished for run in store.runs if run.finished is not None]
     records = sum(record.nbytes for entry in finished for record in (entry.shards, entry.statistics))
     nbytes = store[HOOK].nbytes
@@ -130,7 +130,7 @@ def test_one_trainer_reads_all_once(served: Served) -> None:
 
 
 def lags(n_batches: int, most: int) -> Iterator[tuple[int, int]]:
-    """Who takes a batch next, and which: a walk in which the second one is up to so many behind, or ahead."""
+    """Trainer and batch of each step: a walk in which the second trainer is up to ``most`` batches behind, or ahead."""
     draw = random.Random(5)
     taken = [0, 0]
     while taken != [n_batches, n_batches]:
@@ -143,7 +143,7 @@ def lags(n_batches: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 def test_two_trainers_at_their_own_pace(served: Served) -> None:
-    """One is up to 6 batches behind the other, which is often another window."""
+    """One is up to 6 batches behind the other, which is often in another window."""
     expected = served.expected("pair")
     before = served.proxy.nbytes
     first, second = served.stores("pair", 2)
@@ -154,7 +154,7 @@ def test_two_trainers_at_their_own_pace(served: Served) -> None:
 
 
 def test_two_ranks_at_once(served: Served) -> None:
-    """Each in a thread; they wait for each other after each batch, as ranks do for their gradients."""
+    """Each runs in a thread; they wait for each other after each batch, as ranks do for their gradients."""
     ranks: list[dict[str, Any]] = [{"rank": rank, "world_size": 2} for rank in (0, 1)]
     expected = [served.expected("ranks", **rank) for rank in ranks]
     before = served.proxy.nbytes
@@ -162,22 +162,22 @@ def test_two_ranks_at_once(served: Served) -> None:
     step = threading.Barrier(2)
 
     def train(rank: int, store: Store) -> list[Any]:
-        found = []
+        batches = []
         with store.loader(HOOK, **OPTIONS, **ranks[rank]) as loader:
             for batch in loader:
-                found.append(bits(batch))
+                batches.append(bits(batch))
                 step.wait(60)
-        return found
+        return batches
 
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(train, (0, 1), served.stores("ranks", 2)))
-    assert found == expected
+        trained = list(threads.map(train, (0, 1), served.stores("ranks", 2)))
+    assert trained == expected
     assert served.proxy.nbytes - before <= MOST * served.nbytes_alone
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Of two shards."""
+    """A store of two shards."""
     write(LocalBlobs(tmp_path / "store"), 0, n_shards=2)
     return actstore.open(tmp_path / "store")
 
@@ -190,32 +190,32 @@ def options_for(store: Store, seed: int = 0, shuffle: Shuffle | None = "window")
 
 @pytest.fixture
 def shared() -> Iterator[SharedBatches]:
-    found = SharedBatches(Metrics(), MemoryBudget(1 << 30))
-    yield found
-    found.close()
+    orders = SharedBatches(Metrics(), MemoryBudget(1 << 30))
+    yield orders
+    orders.close()
 
 
 def counted(name: str) -> float:
-    """A counter of this process."""
+    """Value of a counter of this process."""
     line = next(
-        each for each in Metrics().text().decode().splitlines() if each.startswith(f"actstore_{name}_total ")
+        line for line in Metrics().text().decode().splitlines() if line.startswith(f"actstore_{name}_total ")
     )
     return float(line.split()[1])
 
 
 def at_once(n: int, call: Callable[[], Any]) -> list[Any]:
-    """What comes of the same call in so many threads, errors among it."""
+    """Results of the same call in ``n`` threads, with errors among them."""
     barrier = threading.Barrier(n)
 
     def run() -> Any:
         barrier.wait()
         try:
             return call()
-        except Exception as error:  # noqa: BLE001 - it is looked at
+        except Exception as error:  # noqa: BLE001 - it is returned
             return error
 
     with ThreadPoolExecutor(n) as threads:
-        return [each.result() for each in [threads.submit(run) for _ in range(n)]]
+        return [future.result() for future in [threads.submit(run) for _ in range(n)]]
 
 
 def given(order: Order, k: int, rank: int = 0, world_size: int = 1) -> Values | Batch:
@@ -226,18 +226,18 @@ def given(order: Order, k: int, rank: int = 0, world_size: int = 1) -> Values | 
 
 
 def order_of(shared: SharedBatches, store: Store, options: LoaderOptions) -> Order:
-    """One that others may have the memory of."""
+    """An order whose memory others may have."""
     return shared.order(store, options, CLIENT).order
 
 
 def test_a_batch_is_made_once(shared: SharedBatches, store: Store) -> None:
     made, n_shared = counted("batches_made"), counted("batches_shared")
     options = options_for(store)
-    found = at_once(8, lambda: given(order_of(shared, store, options), 3))
-    assert all(each is found[0] for each in found)
+    made_batches = at_once(8, lambda: given(order_of(shared, store, options), 3))
+    assert all(made_batch is made_batches[0] for made_batch in made_batches)
     assert (counted("batches_made") - made, counted("batches_shared") - n_shared) == (1, 7)
     with store.loader(HOOK, batch_size=1000, shuffle="window", window_rows=SHARD_ROWS) as loader:
-        assert bits(found[0]) == bits(loader.batch(3))
+        assert bits(made_batches[0]) == bits(loader.batch(3))
 
 
 def test_the_next_batch_is_made_ahead(shared: SharedBatches, store: Store) -> None:
@@ -247,7 +247,7 @@ def test_the_next_batch_is_made_ahead(shared: SharedBatches, store: Store) -> No
     n_shared = counted("batches_shared")
     given(order, 2)
     assert counted("batches_shared") == n_shared + 1
-    given(order, order.maker.batches.n_batches - 1)  # after which there is none
+    given(order, order.maker.batches.n_batches - 1)  # there is none after it
     with pytest.raises(IndexError, match="batches"):
         given(order, order.maker.batches.n_batches)
 
@@ -276,7 +276,7 @@ def test_a_batch_that_failed_is_made_again(
     order = order_of(shared, store, options_for(store, shuffle=shuffle))
     folder = Path(store.url) / "acts"
     folder.rename(folder.with_name("gone"))
-    assert all(isinstance(each, StorageError) for each in at_once(4, lambda: given(order, 1)))
+    assert all(isinstance(error, StorageError) for error in at_once(4, lambda: given(order, 1)))
     folder.with_name("gone").rename(folder)
     with store.loader(HOOK, batch_size=1000, shuffle=shuffle, window_rows=SHARD_ROWS) as loader:
         assert bits(given(order, 1)) == bits(loader.batch(1))
@@ -284,7 +284,9 @@ def test_a_batch_that_failed_is_made_again(
 
 def test_an_order_that_cannot_be_is_tried_again(shared: SharedBatches, store: Store) -> None:
     options = options_of(store, HOOK, batch_size=8, shuffle=None, max_norm=-0.0)
-    assert all(isinstance(each, LoaderError) for each in at_once(4, lambda: order_of(shared, store, options)))
+    assert all(
+        isinstance(error, LoaderError) for error in at_once(4, lambda: order_of(shared, store, options))
+    )
     with pytest.raises(LoaderError):
         order_of(shared, store, options)
 
@@ -306,7 +308,7 @@ def test_an_order_that_is_given_up_says_so(store: Store) -> None:
 
 
 def test_an_order_is_given_up_while_it_is_asked(shared: SharedBatches, store: Store) -> None:
-    """Each of many threads gets the right batch, or hears that it shall ask again."""
+    """Each of many threads gets the right batch, or an error that asks it to try again."""
     order = order_of(shared, store, options_for(store))
     expected = [bits(order.maker(0, k)) for k in range(order.maker.batches.n_batches)]
     numbers = iter(range(len(expected)))
@@ -319,23 +321,23 @@ def test_an_order_is_given_up_while_it_is_asked(shared: SharedBatches, store: St
         return shared.close() if threading.current_thread().name.endswith("_0") else ask()
 
     n_given = 0
-    for found in at_once(len(expected), ask_or_close):
-        if isinstance(found, tuple):
+    for result in at_once(len(expected), ask_or_close):
+        if isinstance(result, tuple):
             n_given += 1
-            assert bits(found[1]) == expected[found[0]]
-        elif found is not None:
-            assert isinstance(found, CancelledError | LoaderError | Problem), found
+            assert bits(result[1]) == expected[result[0]]
+        elif result is not None:
+            assert isinstance(result, CancelledError | LoaderError | Problem), result
     assert n_given < len(expected)
 
 
 def test_few_batches_are_kept(store: Store) -> None:
-    """Memory is bounded by bytes; two are kept at least, or none could be made ahead."""
+    """Memory is limited in bytes; at least two are kept, or none could be made ahead."""
     nbytes = 1000 * store[HOOK].shape[2] * 4
     for limit, n_kept in ((1 << 26, 16), (16 * 5 * nbytes, 5), (16 * nbytes, 2)):
         budget = MemoryBudget(1 << 26)
         account = budget.account(CLIENT)
         options = options_for(store)
-        needed = checked(budget, store, options)
+        needed = checked_footprint(budget, store, options)
         account.grow(needed.batch)
         n_most = n_kept_of(limit, needed)
         order = Order(store, options, Metrics(), budget, account, needed, n_most, None, lambda: None)

@@ -1,4 +1,4 @@
-"""Whose memory a batch is in: none that somebody still looks at, and none that nobody does."""
+"""Memory of batches is not reused while a reader has it, and is reused when none has."""
 
 from concurrent.futures import Future
 
@@ -12,7 +12,7 @@ NBYTES = 100
 
 @pytest.fixture
 def begun() -> list[int]:
-    """Memory of each batch that was begun, by its id; all of it is kept, so that no id comes twice."""
+    """Ids of the memory of each batch that was begun; all memory is kept, so that no id comes twice."""
     return []
 
 
@@ -28,7 +28,7 @@ def slots_of(budget: MemoryBudget, n_kept: int, memories: list[Memory]) -> Slots
 
 
 def test_what_is_being_sent_is_not_written_over(begun: list[int]) -> None:
-    """A client is slow to take one batch, while the others are long gone from what is kept."""
+    """A client is slow to take one batch, while the others are not kept any more."""
     budget, memories = MemoryBudget(100 * NBYTES), list[Memory]()
     slots = slots_of(budget, 1, memories)
 
@@ -48,7 +48,7 @@ def test_what_is_being_sent_is_not_written_over(begun: list[int]) -> None:
     assert len(memories) == 2
     assert budget.held == 2 * NBYTES
     del slow
-    assert budget.held == NBYTES  # once it was taken, others have the room
+    assert budget.held == NBYTES  # once the batch was taken, others have the memory
 
 
 def test_a_batch_that_two_wait_for_is_made_once(begun: list[int]) -> None:
