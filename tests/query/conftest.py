@@ -1,4 +1,4 @@
-"""Stores of every kind, on disk and on S3, and servers that give them."""
+"""Stores of every kind, on disk and on S3, and servers of them."""
 
 import uuid
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def s3_stores(s3_server: S3Server) -> str:
-    """The same on S3."""
+    """The same stores on S3."""
     url = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
     write_all(lambda name: open_blobs(f"{url}/{name}"))
     return url
@@ -31,13 +31,13 @@ def s3_stores(s3_server: S3Server) -> str:
 
 @pytest.fixture(scope="session")
 def server(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Of the stores on disk, without tokens."""
-    with running(tmp_path_factory.mktemp("server"), "--root", str(stores)) as found:
-        yield found
+    """A server of the stores on disk, without tokens."""
+    with running(tmp_path_factory.mktemp("server"), "--root", str(stores)) as served:
+        yield served
 
 
 @pytest.fixture(scope="session")
 def s3_served(s3_stores: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Of those on S3."""
-    with running(tmp_path_factory.mktemp("s3-server"), "--root", s3_stores) as found:
-        yield found
+    """A server of the stores on S3."""
+    with running(tmp_path_factory.mktemp("s3-server"), "--root", s3_stores) as served:
+        yield served

@@ -1,4 +1,4 @@
-"""The application of a server without its sockets: what it replies to single requests, in milliseconds."""
+"""The application of a server without its sockets: it answers single requests in milliseconds."""
 
 import asyncio
 from typing import Any
@@ -10,22 +10,22 @@ from actstore.query.server.settings import Settings
 
 
 class App:
-    """To be asked one thing after the other."""
+    """An application that answers one request after the other."""
 
     def __init__(self, **settings: Any) -> None:
         """
         Args:
-            settings: of the server.
+            settings: settings of the server.
         """
         self._app: Any = create_app(Settings(**settings))
 
     def ask(self, path: str, *, method: str = "GET", **headers: str) -> httpx.Response:
-        """A reply, whole.
+        """The whole reply to a request.
 
         Args:
-            path: below ``/v1/stores/``.
-            method: of HTTP.
-            headers: ``If_None_Match`` is ``If-None-Match``.
+            path: path below ``/v1/stores/``.
+            method: HTTP method.
+            headers: headers of the request, where ``If_None_Match`` is ``If-None-Match``.
         """
 
         async def ask() -> httpx.Response:

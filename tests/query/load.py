@@ -1,6 +1,6 @@
 """Many connections that ask a server for slices of all kinds at once: ``python -m tests.query.load URL_OF_STORE``.
 
-With ``wrk`` where it is installed, else with a client of its own, which is slower than the server.
+It uses ``wrk`` where it is installed, else a client of its own, which is slower than the server.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ end
 
 @dataclass(frozen=True)
 class Load:
-    """What came of it."""
+    """Result of a load."""
 
     n: int
     """Requests that were answered."""
@@ -76,16 +76,18 @@ class Ask:
 
 
 def mix(url: str) -> list[Ask]:
-    """Of all hooks and formats: one position, one prompt, several and many of them, parts, and some that are known."""
+    """Requests for all hooks and formats: one position, one prompt, several and many of them, parts, and some with
+    known ETags.
+    """
     with urlopen(url, timeout=60) as reply:
         store: dict[str, Any] = json.load(reply)
-    n_rows, path, found = store["shape"][0], urlsplit(url).path, []
+    n_rows, path, requests = store["shape"][0], urlsplit(url).path, []
     for number, hook in enumerate(store["hooks"]):
         for turn in range(20):
             row = (7919 * (20 * number + turn)) % (n_rows - 64)
             where = f"{path}/hooks/{hook}/slice?seq="
             form = _FORMATS[turn % len(_FORMATS)]
-            found += [
+            requests += [
                 Ask(f"{where}{row}&pos={turn % store['shape'][1]}&format={form}", {}),
                 Ask(f"{where}{row}", {"Accept": "application/octet-stream"}),
                 Ask(f"{where}{row}:{row + 4}&format={form}", {}),
@@ -94,21 +96,21 @@ def mix(url: str) -> list[Ask]:
                 Ask(f"{where}{row}:{row + 8}", {"Range": "bytes=100-999"}),
                 Ask(f"{where}{row}", {"If-None-Match": _tag(url, f"/hooks/{hook}/slice?seq={row}")}),
             ]
-    return found
+    return requests
 
 
 def _tag(url: str, path: str) -> str:
     with urlopen(url + path, timeout=60) as reply:
-        found: str = reply.headers["ETag"]
-        return found
+        tag: str = reply.headers["ETag"]
+        return tag
 
 
 def load(url: str, seconds: float) -> Load:
-    """Put it on a store of a server, by wrk where that is installed.
+    """Put load on a store of a server, with wrk where it is installed.
 
     Args:
-        url: of the store.
-        seconds: how long.
+        url: URL of the store.
+        seconds: duration of the load.
     """
     wrk = shutil.which("wrk")
     asked = mix(url)
@@ -121,7 +123,9 @@ def _with_wrk(wrk: str, url: str, seconds: float, asked: list[Ask]) -> Load:
     host = urlsplit(url).netloc
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "load.lua"
-        script.write_text(_SCRIPT % ",".join(json.dumps(each.to_bytes(host).decode()) for each in asked))
+        script.write_text(
+            _SCRIPT % ",".join(json.dumps(request.to_bytes(host).decode()) for request in asked)
+        )
         command = [wrk, "-t2", f"-c{N_CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--timeout", "30s"]
         done = subprocess.run([*command, "-s", str(script), url], capture_output=True, text=True, check=True)
     return Load(**json.loads(done.stdout.splitlines()[-1]))
@@ -129,7 +133,7 @@ def _with_wrk(wrk: str, url: str, seconds: float, asked: list[Ask]) -> Load:
 
 async def _load(url: str, seconds: float, asked: list[Ask]) -> Load:
     parts = urlsplit(url)
-    requests = [each.to_bytes(parts.netloc) for each in asked]
+    requests = [request.to_bytes(parts.netloc) for request in asked]
     latencies: list[float] = []
     n_errors = nbytes = 0
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The stores that are served: whole, compressed, grown and not finished ones."""
+"""The stores of the tests: whole, compressed, grown and unfinished ones."""
 
 from collections.abc import Callable
 from typing import Final
@@ -10,16 +10,16 @@ from tests.store.example import LENGTH, N, example_plan, example_values, write_s
 from tests.store.runs import ATTN_OUT, MLP_OUT, hooks_run, write_run
 
 WHOLE: Final = "whole.bf16"
-"""Sealed, bfloat16, with norms."""
+"""A sealed store in bfloat16, with norms."""
 COMPRESSED: Final = "compressed"
-"""Sealed, float32, lz4."""
+"""A sealed store in float32, with lz4."""
 GROWN: Final = "grown"
-"""Three runs; one added hooks, and one tokens, both not finished."""
+"""A store of three runs; one added hooks, and one tokens, both unfinished."""
 NAMES: Final = (WHOLE, COMPRESSED, GROWN)
 
 
 def write_all(at: Callable[[str], Blobs]) -> None:
-    """All of them, at the storage that a name stands for."""
+    """Write all stores, each to the storage for its name."""
     for name, plan in (
         (WHOLE, example_plan("bfloat16", norms=True)),
         (COMPRESSED, example_plan("float32", "lz4")),

@@ -1,4 +1,4 @@
-"""A proxy before any HTTP server: it passes bytes on, counts them, holds them back, or cuts replies in the middle."""
+"""A proxy in front of any HTTP server: it passes bytes on, counts them, holds them back, or cuts replies."""
 
 import contextlib
 import random
@@ -16,23 +16,23 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]+)\r\n", re.IGNORECASE)
 
 @dataclass
 class TcpProxy:
-    """Settings, which may change while it runs, and what it did. Start one with `tcp_proxy`."""
+    """Settings of a proxy, which may change while it runs, and a record of what it did. Start one with `tcp_proxy`."""
 
     target: tuple[str, int]
     url: str = ""
     cut_rate: float = 0.0
-    """Of the requests whose replies have a body: that share is cut somewhere in it, the same ones in every run."""
+    """Share of the replies with a body that are cut somewhere in it; the same ones in every run."""
     nbytes: int = 0
-    """That came from the server, headers and all."""
+    """Bytes that came from the server, with heads."""
     n_cut: int = 0
     seed: int = 0
     flows: threading.Event = field(default_factory=threading.Event)
-    """Unset, nothing comes from the server any more."""
+    """While it is unset, nothing comes from the server."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _turns: Counter[bytes] = field(default_factory=Counter)
 
     def came(self, line: bytes) -> random.Random | None:
-        """Note a request; what draws where its reply is cut, if it is."""
+        """Count a request, and return the generator that draws where its reply is cut; None if it is not."""
         with self._lock:
             turn = self._turns[line]
             self._turns[line] += 1
@@ -50,7 +50,7 @@ class TcpProxy:
 
 @contextlib.contextmanager
 def tcp_proxy(url: str) -> Iterator[TcpProxy]:
-    """A proxy before a server, on a free port of the loopback interface, until the block ends."""
+    """Run a proxy in front of a server, on a free port of the loopback interface, until the block ends."""
     address = urlsplit(url)
     assert address.hostname is not None
     assert address.port is not None
@@ -85,14 +85,14 @@ def _accept(listening: socket.socket, proxy: TcpProxy, ends: "set[_Connection]")
         except OSError:
             client.close()
             continue
-        for done in [each for each in ends if each.is_over]:
+        for done in [end for end in ends if end.is_over]:
             done.join()
             ends.discard(done)
         ends.add(_Connection(client, server, proxy))
 
 
 class _Connection:
-    """One of a client, and one to the server for it; whoever asks waits for the reply before it asks again."""
+    """A connection of a client, and one to the server for it; the client waits for a reply before its next request."""
 
     def __init__(self, client: socket.socket, server: socket.socket, proxy: TcpProxy) -> None:
         self._client = client
@@ -138,7 +138,7 @@ class _Connection:
                 self._client.sendall(data)
 
     def _passes_some(self, data: bytes, draw: random.Random) -> bool:
-        """Pass the head of a reply and some of its body; False if it has none, and all is passed."""
+        """Pass the head of a reply and some of its body. If it has no body, pass all and return False."""
         while b"\r\n\r\n" not in data:
             more = self._server.recv(_CHUNK)
             if not more:
@@ -162,9 +162,9 @@ class _Connection:
 
     def end(self) -> None:
         """Hang up on both sides."""
-        for each in (self._client, self._server):
+        for side in (self._client, self._server):
             with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+                side.shutdown(socket.SHUT_RDWR)
 
     def join(self) -> None:
         for thread in self._threads:

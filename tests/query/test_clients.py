@@ -1,4 +1,4 @@
-"""Clients that know nothing of actstore, and trainers, against a running server: the bits of the files."""
+"""Clients that know nothing of actstore, and trainers, get the bits of the files from a running server."""
 
 import io
 import json
@@ -44,8 +44,8 @@ HALF: Final = ("blocks.0.hook_mlp_out", "blocks.0.hook_attn_out")
 
 @pytest.fixture(scope="module", params=["disk", "s3"])
 def served(request: pytest.FixtureRequest) -> Running:
-    found: Running = request.getfixturevalue("server" if request.param == "disk" else "s3_served")
-    return found
+    server: Running = request.getfixturevalue("server" if request.param == "disk" else "s3_served")
+    return server
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def local(stores: Path) -> dict[str, Store]:
 
 
 class Answer:
-    """What came of a request, whatever the status."""
+    """A reply, whatever its status."""
 
     def __init__(self, status: int, headers: Message, body: bytes) -> None:
         self.status = status
@@ -63,7 +63,7 @@ class Answer:
 
 
 def ask(url: str, *, method: str = "GET", json_body: Any = None, **headers: str) -> Answer:
-    """Headers are named as ``If_None_Match``."""
+    """Send a request; headers are named as ``If_None_Match``."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     data = None if json_body is None else json.dumps(json_body).encode()
     if data is not None:
@@ -100,12 +100,12 @@ def test_zarr(name: str, served: Running, local: dict[str, Store]) -> None:
     assert sorted(acts.array_keys()) == sorted(ours.hooks)
     assert sorted(group.array_keys()) == sorted(TOKENS)
     for hook in whole_hooks(ours):
-        found = acts[hook]
-        assert isinstance(found, zarr.Array)
-        assert bits(np.asarray(found[...])) == bits(ours[hook].numpy(slice(0, N)))
-        assert bits(np.asarray(found[5:21, -1])) == bits(ours[hook].numpy(slice(0, N))[5:21, -1])
-    for each in TOKENS:
-        assert bits(np.asarray(group[each])) == bits(getattr(ours, each)[:N])
+        array = acts[hook]
+        assert isinstance(array, zarr.Array)
+        assert bits(np.asarray(array[...])) == bits(ours[hook].numpy(slice(0, N)))
+        assert bits(np.asarray(array[5:21, -1])) == bits(ours[hook].numpy(slice(0, N))[5:21, -1])
+    for token_array in TOKENS:
+        assert bits(np.asarray(group[token_array])) == bits(getattr(ours, token_array)[:N])
 
 
 def test_rows_that_are_not_committed_are_no_fill_values(served: Running, local: dict[str, Store]) -> None:
@@ -129,8 +129,8 @@ def test_xarray(name: str, served: Running, local: dict[str, Store]) -> None:
         xr.open_dataset(zarr_url(served, name), engine="zarr"),
     ):
         assert sorted(opened) == sorted(TOKENS)
-        for each in TOKENS:
-            assert bits(opened[each].values) == bits(getattr(ours, each)[:N])
+        for token_array in TOKENS:
+            assert bits(opened[token_array].values) == bits(getattr(ours, token_array)[:N])
         assert opened["tokens"].dims == ("sequence", "position")
     acts = xr.open_zarr(zarr_url(served, name), group="acts")
     assert sorted(acts) == sorted(ours.hooks)
@@ -144,7 +144,7 @@ def test_tensorstore(name: str, served: Running, local: dict[str, Store]) -> Non
     ours = local[name]
     for path, expected in [
         *((f"acts/{hook}", ours[hook].numpy(slice(None))) for hook in ours.hooks),
-        *((each, getattr(ours, each)[:]) for each in TOKENS),
+        *((name, getattr(ours, name)[:]) for name in TOKENS),
     ]:
         kvstore = {"driver": "http", "base_url": f"{zarr_url(served, name)}/{path}/"}
         array = tensorstore.open({"driver": "zarr3", "kvstore": kvstore}, read=True).result()
@@ -164,34 +164,34 @@ def test_safetensors(name: str, served: Running, local: dict[str, Store]) -> Non
     ours = local[name]
     for hook in ours.hooks:
         url = slice_url(served, hook, name, seq="3:36", pos="2:7")
-        found = safetensors.torch.load(ask(url, Accept="application/x-safetensors").body)
-        assert list(found) == [hook]
-        assert bits(found[hook]) == bits(ours[hook][3:36, 2:7])
+        tensors = safetensors.torch.load(ask(url, Accept="application/x-safetensors").body)
+        assert list(tensors) == [hook]
+        assert bits(tensors[hook]) == bits(ours[hook][3:36, 2:7])
     asked = {"hooks": ["blocks.*.hook_resid_post", Z, "tokens", "lengths"], "sequences": [30, 2, 2]}
     reply = ask(f"{served.url}/v1/stores/{name}/select", json_body=asked)
-    found = safetensors.torch.load(reply.body)
-    assert sorted(found) == sorted([*HOOKS, "tokens", "lengths"])
+    tensors = safetensors.torch.load(reply.body)
+    assert sorted(tensors) == sorted([*HOOKS, "tokens", "lengths"])
     for hook in HOOKS:
-        assert bits(found[hook]) == bits(ours[hook][[30, 2, 2]])
-    assert bits(found["tokens"]) == bits(ours.tokens[[30, 2, 2]])
-    assert bits(found["lengths"]) == bits(ours.lengths[[30, 2, 2]])
+        assert bits(tensors[hook]) == bits(ours[hook][[30, 2, 2]])
+    assert bits(tensors["tokens"]) == bits(ours.tokens[[30, 2, 2]])
+    assert bits(tensors["lengths"]) == bits(ours.lengths[[30, 2, 2]])
 
 
-def same_values(found: Any, expected: torch.Tensor) -> bool:
-    """As float32, NaN where there is NaN: its bits are those that a conversion makes."""
-    return bool(np.array_equal(found, expected.float().numpy(), equal_nan=True))
+def same_values(values: Any, expected: torch.Tensor) -> bool:
+    """Whether values are equal as float32, with NaN where there is NaN, as conversions change the bits of NaN."""
+    return bool(np.array_equal(values, expected.float().numpy(), equal_nan=True))
 
 
 @pytest.mark.parametrize("name", [WHOLE, COMPRESSED, GROWN])
 def test_npy(name: str, served: Running, local: dict[str, Store]) -> None:
     for hook in (RESID, Z):
-        found = np.load(io.BytesIO(ask(slice_url(served, hook, name, seq="5:21", format="npy")).body))
+        values = np.load(io.BytesIO(ask(slice_url(served, hook, name, seq="5:21", format="npy")).body))
         expected = local[name][hook][5:21]
         if name == WHOLE:
-            assert found.dtype == np.float32
-            assert same_values(found, expected)
+            assert values.dtype == np.float32
+            assert same_values(values, expected)
         else:
-            assert bits(found) == bits(expected)
+            assert bits(values) == bits(expected)
 
 
 @pytest.mark.parametrize("name", [WHOLE, COMPRESSED, GROWN])
@@ -201,28 +201,28 @@ def test_arrow(name: str, served: Running, local: dict[str, Store]) -> None:
         with pa.ipc.open_stream(ask(url, Accept="application/vnd.apache.arrow.stream").body) as reader:
             table: Any = reader.read_all()
         expected = local[name][hook][[5, 30, 9], ::3]
-        assert table["sequence"].to_pylist() == [each for each in (5, 30, 9) for _ in (0, 3, 6)]
+        assert table["sequence"].to_pylist() == [sequence for sequence in (5, 30, 9) for _ in (0, 3, 6)]
         assert table["position"].to_pylist() == [0, 3, 6] * 3
         field = table.schema.field(hook)
         shape = tuple(map(int, field.metadata[b"actstore.shape"].split(b",")))
         assert shape == tuple(expected.shape[2:])
         assert field.metadata[b"actstore.dtype"].decode() == str(expected.dtype).removeprefix("torch.")
-        found = table[hook].combine_chunks().flatten().to_numpy().reshape(3, 3, *shape)
+        values = table[hook].combine_chunks().flatten().to_numpy().reshape(3, 3, *shape)
         if name == WHOLE:
-            assert found.dtype == np.float32
-            assert same_values(found, expected)
+            assert values.dtype == np.float32
+            assert same_values(values, expected)
         else:
-            assert bits(found) == bits(expected)
+            assert bits(values) == bits(expected)
 
 
 def test_json(served: Running, local: dict[str, Store]) -> None:
-    found = json.loads(ask(slice_url(served, Z, seq="5,30", pos="-1"), Accept="application/json").body)
+    document = json.loads(ask(slice_url(served, Z, seq="5,30", pos="-1"), Accept="application/json").body)
     expected = local[WHOLE][Z][[5, 30]][:, [LENGTH - 1]]
-    assert found["shape"] == list(expected.shape)
-    assert (found["name"], found["dtype"]) == (Z, "bfloat16")
-    assert (found["sequences"], found["positions"]) == ([5, 30], [LENGTH - 1])
+    assert document["shape"] == list(expected.shape)
+    assert (document["name"], document["dtype"]) == (Z, "bfloat16")
+    assert (document["sequences"], document["positions"]) == ([5, 30], [LENGTH - 1])
     # NaN and infinities, which JSON has no numbers for, are strings.
-    assert same_values(np.array(found["values"], np.float32), expected)
+    assert same_values(np.array(document["values"], np.float32), expected)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -259,7 +259,7 @@ RANGES: Final = ("0-9", "40-", "-7", "31-31", "17-100000000")
 
 
 def check_ranges(url: str, whole: Answer) -> None:
-    """Parts of a body, under its ETag and under another one."""
+    """Check parts of a body, under its ETag and under another one."""
     n = len(whole.body)
     for text in RANGES:
         first, _, last = text.partition("-")
@@ -299,7 +299,7 @@ def test_objects(key: str, served: Running, stores: Path) -> None:
     url = f"{zarr_url(served, WHOLE)}/{key}"
     whole = ask(url)
     assert whole.status == 200
-    if key != "zarr.json":  # that one has the metadata of all others in it
+    if key != "zarr.json":  # zarr.json has the metadata of all others in it
         assert whole.body == (stores / WHOLE / key).read_bytes()
     check_ranges(url, whole)
     head = ask(url, method="HEAD")
@@ -333,7 +333,7 @@ def test_workers_of_torch(server: Running, local: dict[str, Store]) -> None:
 def trained_on(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Iterator[tuple[Store, Store]]:
     """Activations of the bundled model, in a store on disk and over HTTP."""
     with warnings.catch_warnings():
-        # How it warns while it is imported is not under test.
+        # Warnings during its import are not under test.
         warnings.simplefilter("ignore")
         import sae_lens  # noqa: F401
     folder = tmp_path_factory.mktemp("saelens")
@@ -354,7 +354,7 @@ def trained_on(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Ite
 
 
 def test_saelens_trains_the_same(trained_on: tuple[Store, Store], tmp_path: Path) -> None:
-    """In one go, and with a stop in the middle."""
+    """Once without, and once with a stop in the middle."""
     from tests.integrations.saes import StoppedError
 
     here, there = trained_on

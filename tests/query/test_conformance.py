@@ -1,4 +1,4 @@
-"""One store, reached in six ways, gives the same answers bit for bit: those of the files read directly."""
+"""One store, reached in six ways, gives the same answers bit for bit as its files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +24,14 @@ pytestmark = pytest.mark.s3
 
 RESID, _, Z = HOOKS
 WAYS: Final = ("s3", "served", "served-s3", "direct", "signed")
-"""`direct` and `signed` ask a server where the bytes are, and read them without it."""
+"""With `direct` and `signed`, the client asks a server where the bytes are, and reads them without it."""
 
 Open = Callable[[str], Store]
 
 
 @pytest.fixture(scope="module", params=WAYS)
 def opened(request: pytest.FixtureRequest) -> Open:
-    """Opens a store by its name, in one of the ways."""
+    """A function that opens a store by its name, in one of the ways."""
     way = request.param
 
     def by_name(name: str) -> Store:
@@ -49,7 +49,7 @@ def local(stores: Path) -> Open:
 
 
 def bits(values: Any) -> Any:
-    """Of a tensor or an array, to be compared with NaN and all."""
+    """Bits of a tensor or an array, so that NaN compares equal."""
     shape = tuple(values.shape)
     if isinstance(values, torch.Tensor):
         values = values.reshape(-1).view(torch.uint8).numpy() if values.numel() else np.empty(0)
@@ -57,7 +57,7 @@ def bits(values: Any) -> Any:
 
 
 def outcome(array: Any, index: Any) -> Any:
-    """What comes of an index, to be compared: bits, or the kind of error."""
+    """Result of an index, to be compared: bits, or the kind of error."""
     try:
         return bits(array[index])
     except (IndexError, ActstoreError) as error:
@@ -142,9 +142,9 @@ def test_slices(index: Any, opened: Open, local: Open) -> None:
 def test_slices_are_what_was_written(opened: Open) -> None:
     plan = example_plan("bfloat16")
     for hook, values in example_values(plan).items():
-        found = opened(WHOLE)[hook][3:36]
-        assert found.dtype == torch.bfloat16
-        assert bits(found) == bits(values[3:36])
+        rows = opened(WHOLE)[hook][3:36]
+        assert rows.dtype == torch.bfloat16
+        assert bits(rows) == bits(values[3:36])
 
 
 @pytest.mark.parametrize("name", ["tokens", "lengths", "documents", "offsets"])
@@ -231,7 +231,7 @@ ORDERS: Final[tuple[dict[str, Any], ...]] = (
 
 
 def flat(batch: Any) -> list[Any]:
-    """All that is in a batch, to be compared."""
+    """All parts of a batch, to be compared."""
     if isinstance(batch, Batch):
         return [*flat(batch.values), *map(bits, (batch.sequences, batch.positions, batch.tokens))]
     if isinstance(batch, dict):
@@ -312,6 +312,6 @@ def test_zarr(name: str, opened: Open, local: Open) -> None:
     ours = local(name)
     rows = slice(0, 16) if name == GROWN else slice(None)
     for hook in ours.hooks:
-        found = np.asarray(group["acts"][hook][rows])  # type: ignore[index]
-        assert bits(found) == bits(ours[hook].numpy(rows))
+        values = np.asarray(group["acts"][hook][rows])  # type: ignore[index]
+        assert bits(values) == bits(ours[hook].numpy(rows))
     assert bits(np.asarray(group["tokens"])) == bits(ours.tokens[:N])

@@ -1,4 +1,4 @@
-"""A store that is replaced by another one while somebody reads it: what comes is of the first one, or an error."""
+"""A store is replaced by another one while clients read it: they get the first one, or an error."""
 
 import pickle
 import shutil
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.s3
 A = HOOKS[0]
 N, SEGMENT, BATCH = 32, 8, 32
 FIRST, OTHER = 100, 200
-"""Seeds of the values of the two stores. Their plans are equal, which is the hardest to notice."""
+"""Seeds of the values of the two stores. Their plans are equal, so that only the contents differ."""
 WINDOWS: Final[dict[str, Any]] = {"shuffle": "window", "window_rows": SEGMENT * LENGTH}
 GLOBAL: Final[dict[str, Any]] = {"shuffle": "global"}
 
@@ -39,7 +39,7 @@ Put = Callable[[], None]
 
 
 def values(seed: int) -> Any:
-    """Of the hook that is read."""
+    """Values of the hook that is read."""
     return random_bits(plan(None).activations(plan(None).request.hooks[0]), seed)
 
 
@@ -69,11 +69,11 @@ class Replaceable:
         write(self._blobs, FIRST, compression)
         write(LocalBlobs(spare), OTHER, compression)
         self.first = {data for key, data in bytes_below(self._blobs).items() if "/c." in key}
-        """Every shard."""
+        """Bytes of every shard of the first store."""
         self.other = {data for key, data in bytes_below(LocalBlobs(spare)).items() if "/c." in key}
 
     def replace(self) -> None:
-        """Put the other one in its place: deleted and made again, renamed over, or written over key by key."""
+        """Put the other store in its place: deleted and made again, renamed over, or written over key by key."""
         if isinstance(self._blobs, LocalBlobs):
             if self._how == "rename":
                 Path(self.url).rename(f"{self._spare}-aside")
@@ -94,17 +94,17 @@ class Replaceable:
 
 
 def taken(read: Callable[[], Any], expected: np.ndarray[Any, Any]) -> str:
-    """What comes of a read: ``same`` bytes as the first store has, ``refused``, or ``foreign``."""
+    """Outcome of a read: ``same`` bytes as the first store, ``refused``, or ``foreign``."""
     try:
-        found = read()
+        values = read()
     except StoreReplacedError:
         return "refused"
-    bits = np.ascontiguousarray(found.numpy() if isinstance(found, torch.Tensor) else found).view(np.uint8)
+    bits = np.ascontiguousarray(values.numpy() if isinstance(values, torch.Tensor) else values).view(np.uint8)
     return "same" if np.array_equal(bits, np.ascontiguousarray(expected).view(np.uint8)) else "foreign"
 
 
 def slices(store: actstore.Store) -> Iterator[str]:
-    """Of every row: three rows at once, a position of one, and all."""
+    """Read every row: three rows at once, a position of one, and all. Yields the outcomes."""
     known = values(FIRST)
     for row in range(0, N, 7):
         yield taken(partial(store[A].numpy, slice(row, row + 3)), known[row : row + 3])
@@ -114,7 +114,7 @@ def slices(store: actstore.Store) -> Iterator[str]:
 
 
 def batches(loader: Any) -> Iterator[str]:
-    """All of an epoch, asked for one by one, and then in turn."""
+    """Read all batches of an epoch, one by one, and then in turn. Yields the outcomes."""
     known = values(FIRST)
 
     def expected(k: int) -> Any:
@@ -131,24 +131,24 @@ def batches(loader: Any) -> Iterator[str]:
 
 
 def count(store: actstore.Store, replaceable: Replaceable, options: dict[str, Any]) -> Counter[str]:
-    """Read some, replace the store, and read all: what came of it."""
+    """Read some, replace the store, and read all; return the counts of outcomes."""
     known = values(FIRST)
     assert taken(lambda: store[A].numpy(0), known[0]) == "same"
     with store.loader(A, batch_size=BATCH, **options) as loader:
         sequences, positions = loader.rows(0)
         assert taken(lambda: loader.batch(0), known[sequences, positions]) == "same"
         replaceable.replace()
-        found = Counter([*batches(loader), *slices(store)])
-    # Who opens it again has the other one, all of it.
+        outcomes = Counter([*batches(loader), *slices(store)])
+    # Opening it again gives the other store, all of it.
     with actstore.open(store.url).loader(A, batch_size=BATCH, **options) as loader:
         for k in range(loader.n_batches):
             sequences, positions = loader.rows(k)
             assert np.array_equal(
                 loader.batch(k).numpy().view(np.uint32), values(OTHER)[sequences, positions].view(np.uint32)
             )
-    assert not found["foreign"], found
-    assert found["refused"], found
-    return found
+    assert not outcomes["foreign"], outcomes
+    assert outcomes["refused"], outcomes
+    return outcomes
 
 
 @pytest.mark.parametrize("how", ["delete", "rename"])
@@ -157,10 +157,10 @@ def count(store: actstore.Store, replaceable: Replaceable, options: dict[str, An
 )
 def test_on_disk(how: str, compression: Any, options: dict[str, Any], tmp_path: Path) -> None:
     replaceable = Replaceable(str(tmp_path / "store"), tmp_path / "spare", how, compression)
-    found = count(actstore.open(replaceable.url), replaceable, options)
+    outcomes = count(actstore.open(replaceable.url), replaceable, options)
     if compression is None:
         assert (
-            found["same"] >= 2 * N * LENGTH // BATCH
+            outcomes["same"] >= 2 * N * LENGTH // BATCH
         )  # files that are mapped stay, whatever gets their names
 
 
@@ -193,7 +193,7 @@ def test_in_a_cache(compression: Any, options: dict[str, Any], how: str, s3_url:
 def roots(
     s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, tuple[Running, dict[str, Replaceable]]]]:
-    """A server of stores on disk, and one of such on S3; each store is for one test."""
+    """A server of stores on disk, and one of stores on S3; each store is for one test."""
     folder = tmp_path_factory.mktemp("replaced")
     s3_root = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
     ways = {
@@ -217,20 +217,22 @@ def roots(
 @pytest.mark.parametrize(("name", "direct"), [("served", False), ("direct", True)])
 def test_served(kind: str, name: str, direct: bool, roots: Any) -> None:
     server, stores = roots[kind]
-    # Whatever the server gave last, it must not go on giving under the name that it had.
+    # The server must not go on giving its last bytes under the name of the store.
     count(server.store(name, direct=direct), stores[name], WINDOWS)
 
 
 @pytest.mark.parametrize("kind", ["disk", "s3"])
 def test_labels_of_a_server(kind: str, roots: Any) -> None:
-    """What it gives under the label of a store are bytes of that store, also in the moment in which it is replaced."""
+    """All bytes under the label of a store are of that store, even at the moment in which it is replaced."""
     server, stores = roots[kind]
     url = f"{server.url}/v1/stores/slices/hooks/{A}/slice?seq=0:1"
     seen = dict(_labelled(url) for _ in range(3))
     stores["slices"].replace()
     labelled = [*seen.items(), *(_labelled(url) for _ in range(20))]
     seeds = {FIRST: values(FIRST)[:1].tobytes(), OTHER: values(OTHER)[:1].tobytes()}
-    by_label = {label: {body for found, body in labelled if found == label} for label, _ in labelled}
+    by_label = {
+        label: {body for reply_label, body in labelled if reply_label == label} for label, _ in labelled
+    }
     assert sorted(map(len, by_label.values())) == [1, 1]
     assert {body for bodies in by_label.values() for body in bodies} == set(seeds.values())
 
@@ -262,7 +264,7 @@ def test_a_server_whose_store_grows_names_it_in_few_characters(tmp_path: Path) -
         store.refresh()
         assert set(names) <= set(store.hooks)
         replaceable.replace()
-        # Its plan is that of the first run, so that the contents alone tell.
+        # Its plan is that of the first run, so that only the contents differ.
         assert _until(lambda: _labelled(url)[1] == values(OTHER)[:1].tobytes())
         with pytest.raises(StoreReplacedError, match="open it again"):
             store[A].numpy(0)
@@ -278,7 +280,7 @@ def _until(is_so: Callable[[], bool]) -> bool:
 
 
 def _labelled(url: str) -> tuple[str | None, bytes]:
-    """Label and bytes of a reply; asked for again while the server is busy."""
+    """Label and bytes of a reply; repeated while the server is busy."""
     import httpx
 
     while True:

@@ -1,4 +1,4 @@
-"""A server between a client and an honest one, which changes replies as a test says."""
+"""A proxy in front of an honest server, which changes replies as a test says."""
 
 import contextlib
 import http.client
@@ -18,14 +18,14 @@ class Reply:
 
     method: str
     path: str
-    """Behind the name of the store, without a query."""
+    """Path below the store, without a query."""
     status: int
     headers: dict[str, str]
     body: bytes
 
     @property
     def head(self) -> bytes:
-        """Status line and headers as they are sent."""
+        """Status line and headers as bytes."""
         lines = [
             f"HTTP/1.1 {self.status} Said",
             *(f"{name}: {value}" for name, value in self.headers.items()),
@@ -34,11 +34,11 @@ class Reply:
 
     @property
     def raw(self) -> bytes:
-        """All of it as it is sent."""
+        """The whole reply as bytes."""
         return self.head + self.body
 
     def having(self, body: bytes | None = None, /, **headers: str | None) -> "Reply":
-        """The same with another body, and the length of it, and other headers: ``A_B`` is ``a-b``, None is none."""
+        """The reply with another body, and its length, and other headers: ``A_B`` is ``a-b``, None removes a header."""
         changed = dict(self.headers)
         if body is not None:
             changed["content-length"] = str(len(body))
@@ -49,7 +49,7 @@ class Reply:
         return replace(self, headers=changed, body=self.body if body is None else body)
 
     def saying(self, change: Callable[[Any], Any]) -> "Reply":
-        """The same with another JSON; ``change`` edits it, or returns another one."""
+        """The reply with another JSON document; ``change`` edits the document, or returns another one."""
         document = json.loads(self.body)
         changed = change(document)
         return self.having(json.dumps(document if changed is None else changed).encode())
@@ -60,17 +60,17 @@ Lie = Callable[[Reply], bytes | Iterable[bytes] | Reply]
 
 @dataclass
 class Liar:
-    """Where it is, and what it says."""
+    """The URL of a liar, and the lie that it tells."""
 
     url: str
     lie: Lie | None = None
     paths: list[str] = field(default_factory=list)
-    """That were asked for."""
+    """Paths of the requests that came."""
 
 
 @contextlib.contextmanager
 def lying(honest: str) -> Iterator[Liar]:
-    """A liar before a server, until the end of the block."""
+    """Run a liar in front of a server, until the end of the block."""
     parts = urlsplit(honest)
     liar = Liar("")
 
@@ -78,24 +78,24 @@ def lying(honest: str) -> Iterator[Liar]:
         protocol_version = "HTTP/1.1"
 
         def log_message(self, *_: Any) -> None:
-            """Nothing."""
+            """Log nothing."""
 
         def _any(self) -> None:
             reply = self._honest()
             liar.paths.append(reply.path)
-            said = reply if liar.lie is None else liar.lie(reply)
-            if isinstance(said, Reply):
-                said = said.raw
+            changed = reply if liar.lie is None else liar.lie(reply)
+            if isinstance(changed, Reply):
+                changed = changed.raw
             try:
-                for piece in [said] if isinstance(said, bytes) else said:
+                for piece in [changed] if isinstance(changed, bytes) else changed:
                     self.wfile.write(piece)
                     self.wfile.flush()
             except OSError:
-                self.close_connection = True  # the client has had enough
+                self.close_connection = True  # the client hung up early
             if liar.lie is not None:
                 self.close_connection = True
 
-        do_GET = do_POST = do_HEAD = _any  # noqa: N815 - as http.server names them
+        do_GET = do_POST = do_HEAD = _any  # noqa: N815 - named as http.server expects
 
         def _honest(self) -> Reply:
             connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=30)
@@ -105,11 +105,11 @@ def lying(honest: str) -> Iterator[Liar]:
             reply = connection.getresponse()
             headers = {name.lower(): value for name, value in reply.getheaders()}
             path = urlsplit(self.path).path.split("/", 4)
-            found = Reply(
-                self.command, "".join(f"/{each}" for each in path[4:]), reply.status, headers, reply.read()
+            reply_of_server = Reply(
+                self.command, "".join(f"/{part}" for part in path[4:]), reply.status, headers, reply.read()
             )
             connection.close()
-            return found
+            return reply_of_server
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True

@@ -1,4 +1,4 @@
-"""Objects that are read by URLs that a server signs, against a server that answers as storage can."""
+"""Objects that are read by presigned URLs of a server, from storage that may misbehave."""
 
 import json
 import threading
@@ -17,15 +17,15 @@ DATA = bytes(range(100))
 
 
 class Storage(BaseHTTPRequestHandler):
-    """A server with one store, and the storage behind it, which says for a while that the object has changed."""
+    """A server with one store, and the storage behind it, which reports for a while that the object has changed."""
 
     lie: ClassVar[Callable[[bytes], bytes] | None] = None
-    """What the storage sends in the place of these bytes."""
+    """What the storage sends in the place of the object's bytes."""
     refusals: ClassVar[list[str | None]] = []
-    """``If-Match`` of the requests that were refused."""
+    """``If-Match`` of the refused requests."""
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
     def _reply(self, status: int, body: bytes) -> None:
         self.send_response(status)
@@ -66,36 +66,36 @@ def server() -> Iterator[Server]:
 
 
 def test_storage_that_says_twice_that_an_object_has_changed(server: Server) -> None:
-    """A cache between may go on saying so when it is no longer asked whether the object is the old one."""
+    """A cache in between may go on reporting a change when the client no longer sends an ETag."""
     out = np.zeros(10, np.uint8)
     SignedBlobs(server)._read_into("acts/a/c.0.0", 20, out, '"old"')
     assert out.tobytes() == DATA[20:30]
     assert Storage.refusals == ['"old"', None]
 
 
-def said(head: str) -> Callable[[bytes], bytes]:
-    """These lines, then the bytes."""
+def lie_with_head(head: str) -> Callable[[bytes], bytes]:
+    """A lie with these lines as its head, and then the bytes."""
     lines = head.replace("\n", "\r\n")
     return lambda data: f"HTTP/1.1 {lines}\r\n\r\n".encode() + data
 
 
 LIES: Final[dict[str, Callable[[bytes], bytes]]] = {
-    "no length": said("206 Said"),
-    "another length": said("206 Said\nContent-Length: 11"),
-    "a negative length": said("206 Said\nContent-Length: -10"),
-    "less": said("206 Said\nContent-Length: 9"),
-    "all of it": said("200 Said\nContent-Length: 100"),
-    "chunks": said("206 Said\nTransfer-Encoding: chunked\n\nffffffff"),
-    "another range": said("206 Said\nContent-Length: 10\nContent-Range: bytes 0-9/100"),
-    "elsewhere": said("307 Said\nLocation: http://127.0.0.1:1/\nContent-Length: 0"),
-    "no content": said("204 Said"),
+    "no length": lie_with_head("206 Said"),
+    "another length": lie_with_head("206 Said\nContent-Length: 11"),
+    "a negative length": lie_with_head("206 Said\nContent-Length: -10"),
+    "less": lie_with_head("206 Said\nContent-Length: 9"),
+    "all of it": lie_with_head("200 Said\nContent-Length: 100"),
+    "chunks": lie_with_head("206 Said\nTransfer-Encoding: chunked\n\nffffffff"),
+    "another range": lie_with_head("206 Said\nContent-Length: 10\nContent-Range: bytes 0-9/100"),
+    "elsewhere": lie_with_head("307 Said\nLocation: http://127.0.0.1:1/\nContent-Length: 0"),
+    "no content": lie_with_head("204 Said"),
     "no HTTP": lambda _: b"220 ftp.example.org\r\n" * 3,
 }
 
 
 @pytest.mark.parametrize("kind", LIES)
 def test_storage_that_lies(kind: str, server: Server) -> None:
-    """In one sentence, which names the object and no signature."""
+    """The lie is refused in one sentence, which names the object and not its signature."""
     Storage.lie = LIES[kind]
     with pytest.raises(StorageError) as caught:
         SignedBlobs(server).read("acts/a/c.0.0", 20, 10)

@@ -1,4 +1,4 @@
-"""A server that lies: one sentence says so, at once, and nothing is taken for what it announces."""
+"""A client refuses the lies of a server in one sentence, at once, without allocating what the lies announce."""
 
 import contextlib
 import itertools
@@ -32,20 +32,20 @@ from tests.store.example import HOOKS, LENGTH, N
 HOOK: Final = HOOKS[0]
 SHARD: Final = f"acts/{HOOK}/c.0.0.0"
 _SPARE_NBYTES: Final = 1 << 30
-"""Of addresses. Each thread reserves 128 MiB of them."""
+"""Bytes of address space. Each thread reserves 128 MiB of it."""
 _GROWN_KB: Final = 300_000
 _QUICK_S: Final = 10.0
 
 
 @pytest.fixture(scope="module")
 def liar(server: Running) -> Iterator[Liar]:
-    with lying(server.url) as found:
-        yield found
+    with lying(server.url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, liar: Liar) -> Iterator[None]:
-    """What may be a fault that passes is asked for again for a moment, not for minutes."""
+    """Retry for a moment, not for minutes, what may be a passing fault."""
     monkeypatch.setattr(server, "_PATIENCE_S", 0.3)
     liar.lie, liar.paths = None, []
     yield
@@ -54,7 +54,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch, liar: Liar) -> Iterator[None]:
 
 @contextlib.contextmanager
 def little_and_quick() -> Iterator[None]:
-    """No more memory, nor time, than an honest reply takes."""
+    """Check that a block takes no more memory, and no more time, than an honest reply."""
 
     def status(field: str) -> int:
         return int(Path("/proc/self/status").read_text().partition(f"{field}:")[2].split()[0])
@@ -62,7 +62,7 @@ def little_and_quick() -> Iterator[None]:
     def ring(*_: Any) -> None:
         raise AssertionError("the client still waits")
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the resident memory now
     before, limits = status("VmHWM"), resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, ((status("VmSize") << 10) + _SPARE_NBYTES, limits[1]))
     handler = signal.signal(signal.SIGALRM, ring)
@@ -77,9 +77,9 @@ def little_and_quick() -> Iterator[None]:
 
 
 def opened(liar: Liar, name: str = WHOLE) -> ServedStore:
-    found = actstore.open(f"{liar.url}/v1/stores/{name}", direct=False)
-    assert isinstance(found, ServedStore)
-    return found
+    store = actstore.open(f"{liar.url}/v1/stores/{name}", direct=False)
+    assert isinstance(store, ServedStore)
+    return store
 
 
 def batch_of(store: ServedStore, **options: Any) -> Any:
@@ -102,11 +102,11 @@ USES: Final[dict[str, tuple[str, Use]]] = {
     "head": (f"/zarr/{SHARD}", lambda store: store.blobs.head(SHARD)),
     "place": ("/plan", lambda store: place_of(store.server, "zarr.json")),
 }
-"""What is asked for, and how."""
+"""How a client uses each resource: path, and a call."""
 
 
 def check_refused(liar: Liar, use: str, lie: Lie, name: str = WHOLE) -> str:
-    """What is said of a lie about one resource, told by a server that was honest when it was opened."""
+    """The error for a lie about one resource, told by a server that was honest when the store was opened."""
     path, act = USES[use]
     store = opened(liar, name)
     liar.lie = lambda reply: lie(reply) if reply.path == path else reply
@@ -120,7 +120,7 @@ def check_refused(liar: Liar, use: str, lie: Lie, name: str = WHOLE) -> str:
 
 
 def endless(head: bytes, piece: bytes) -> Iterator[bytes]:
-    """As much as the client takes."""
+    """Yield as much as the client takes."""
     yield head
     yield from itertools.repeat(piece)
 
@@ -157,7 +157,7 @@ NO_LIES: Final = {
     ("another store", "store"),
     ("the name of another store", "store"),
 }
-"""An object may have any size, of which nothing is read; and what is opened may be any store."""
+"""An object may have any size, of which nothing is read here; and any store may be opened."""
 
 
 @pytest.mark.parametrize("use", USES)
@@ -167,19 +167,19 @@ def test_frames(frame: str, use: str, liar: Liar) -> None:
         pytest.skip("it may be so")
     n_asked = len(liar.paths)
     check_refused(liar, use, FRAMES[frame])
-    assert liar.paths[n_asked:].count(USES[use][0]) <= 3  # not asked for again and again
+    assert liar.paths[n_asked:].count(USES[use][0]) <= 3  # not requested again and again
 
 
 @pytest.mark.parametrize("use", [use for use in USES if use != "head"])
 @pytest.mark.parametrize("kept", [0, 7, -1])
 def test_bodies_that_are_cut_off(kept: int, use: str, liar: Liar) -> None:
-    said = check_refused(liar, use, lambda reply: reply.head + reply.body[:kept])
-    assert "cut off" in said
+    message = check_refused(liar, use, lambda reply: reply.head + reply.body[:kept])
+    assert "cut off" in message
 
 
 @pytest.mark.parametrize("use", USES)
 def test_heads_that_are_cut_off(use: str, liar: Liar) -> None:
-    """Without its last lines, a head would say something else."""
+    """Without its last lines, a head would have another meaning."""
     assert "cut off" in check_refused(liar, use, lambda reply: reply.head[:40])
 
 
@@ -201,7 +201,7 @@ def test_bytes_behind_a_reply_are_not_the_next_one(liar: Liar) -> None:
 
 
 def test_a_reply_that_is_not_read_to_its_end_leaves_nothing_behind(liar: Liar) -> None:
-    """Its connection is not used for the next request, which would begin with the rest."""
+    """Its connection is not used for the next request, whose reply would begin with the rest."""
     store = opened(liar)
     url = f"{store.server.url}/hooks/{HOOK}/slice?seq=0:4"
     with store.server.connections.request("GET", url, {}) as reply:
@@ -211,11 +211,11 @@ def test_a_reply_that_is_not_read_to_its_end_leaves_nothing_behind(liar: Liar) -
 
 
 def test_a_forked_process_has_connections_of_its_own(liar: Liar) -> None:
-    """Two that write requests into one would read each other's replies."""
+    """Two processes that write requests into one connection would read each other's replies."""
     connections = opened(liar).server.connections
 
     def port() -> int:
-        """Of this end of the connection that is kept for the next request."""
+        """Port of this end of the connection that is kept for the next request."""
         with connections.request("GET", f"{liar.url}/healthz", {}) as reply:
             reply.read()
         ((kept,),) = connections._idle.values()
@@ -223,7 +223,7 @@ def test_a_forked_process_has_connections_of_its_own(liar: Liar) -> None:
 
     ours = port()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, none of which the child needs
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which the child does not need
         child = os.fork()
     if not child:
         with contextlib.suppress(BaseException):
@@ -237,7 +237,7 @@ def test_a_forked_process_has_connections_of_its_own(liar: Liar) -> None:
 def test_a_server_that_is_busy_is_asked_again(
     status: int, liar: Liar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or that is started again: 502 is what stands before it says then, as long as it says nothing of ours."""
+    """This also holds while it is started again: a load balancer then answers 502 without a document of ours."""
     monkeypatch.setattr(server, "_PATIENCE_S", 60.0)
     monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
     store = opened(liar)
@@ -250,15 +250,15 @@ def test_a_server_that_is_busy_is_asked_again(
 
 
 def test_another_store_in_the_place_of_the_one_that_was_opened(liar: Liar) -> None:
-    """Of the same plan: what tells are the contents, which the client asks for when their label is a new one."""
+    """Both stores have the same plan: only the contents differ, which the client requests when their label is new."""
     store = opened(liar)
 
     def other(document: Any) -> None:
-        document["contents"] = [f"{each[:-8]}00000000" for each in document["contents"]]
+        document["contents"] = [f"{content[:-8]}00000000" for content in document["contents"]]
 
     def lie(reply: Reply) -> Reply:
-        found = reply.saying(other) if reply.path == "" else reply
-        return found.having(**{CONTENTS: "1-" + "0" * 32})
+        changed = reply.saying(other) if reply.path == "" else reply
+        return changed.having(**{CONTENTS: "1-" + "0" * 32})
 
     liar.lie = lie
     with little_and_quick(), pytest.raises(StoreReplacedError, match="open it again"):
@@ -266,7 +266,7 @@ def test_another_store_in_the_place_of_the_one_that_was_opened(liar: Liar) -> No
 
 
 def test_a_place_that_holds_another_store(liar: Liar, stores: Path) -> None:
-    """Of the same number of runs, with the same names."""
+    """The other store has as many runs, with the same names."""
 
     def change(document: Any) -> None:
         document["places"][0]["url"] = document["places"][0]["url"].replace(f"/{WHOLE}/", f"/{COMPRESSED}/")
@@ -276,12 +276,12 @@ def test_a_place_that_holds_another_store(liar: Liar, stores: Path) -> None:
         StorageError, match=f"what is at {stores}/{COMPRESSED}/ is another store, or a part of it"
     ):
         actstore.open(f"{liar.url}/v1/stores/{WHOLE}", direct=True)
-    found = actstore.open(f"{liar.url}/v1/stores/{WHOLE}")
-    assert torch.equal(found[HOOK][0:4].view(torch.int16), opened(liar)[HOOK][0:4].view(torch.int16))
+    store = actstore.open(f"{liar.url}/v1/stores/{WHOLE}")
+    assert torch.equal(store[HOOK][0:4].view(torch.int16), opened(liar)[HOOK][0:4].view(torch.int16))
 
 
 def test_batches_of_another_order(liar: Liar) -> None:
-    """As after a server was started again over other tokens."""
+    """It happens after a server was started again over other tokens."""
     with opened(liar).loader(HOOK, batch_size=16, prefetch=0) as loader:
         loader.batch(0)
         liar.lie = lambda reply: reply.having(**{ORDER: "0" * 32}) if reply.path == "/batches/0" else reply
@@ -372,7 +372,7 @@ def test_stores(kind: str, liar: Liar) -> None:
 
 
 def test_a_vast_store_that_is_not_there(liar: Liar) -> None:
-    """It can be: what it says takes no memory until it is read."""
+    """Such a store can exist: its description takes no memory until rows are read."""
     sizes = {"n_sequences": 1 << 47, "segment_size": 1 << 20, "n_tokens": 1 << 60}
     liar.lie = unfinished([[0, 1 << 23], [1 << 24, (1 << 24) + 5]], **sizes)
     with little_and_quick():
@@ -402,12 +402,12 @@ KINDS: Final[dict[str, dict[str, str | None]]] = {
 @pytest.mark.parametrize("use", ["rows", "batch"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_bytes(kind: str, use: str, liar: Liar) -> None:
-    said = check_refused(liar, use, lambda reply: reply.having(**KINDS[kind]))
-    assert "bfloat16 of shape" in said
+    message = check_refused(liar, use, lambda reply: reply.having(**KINDS[kind]))
+    assert "bfloat16 of shape" in message
 
 
 def header(change: Callable[[dict[str, Any]], Any]) -> Lie:
-    """A lie in the header of safetensors; the length that is announced is right."""
+    """A lie in the header of safetensors, whose announced length is right."""
 
     def lie(reply: Reply) -> Reply:
         size = int.from_bytes(reply.body[:8], "little")
@@ -496,8 +496,8 @@ MATCHES: Final[dict[str, Any]] = {
 @pytest.mark.parametrize("kind", MATCHES)
 def test_matches(kind: str, liar: Liar) -> None:
     sequences, positions = MATCHES[kind]
-    said = {"sequences": sequences, "positions": positions}
-    check_refused(liar, "matches", lambda reply: reply.saying(lambda _: said))
+    document = {"sequences": sequences, "positions": positions}
+    check_refused(liar, "matches", lambda reply: reply.saying(lambda _: document))
 
 
 def test_more_matches_than_were_asked_for(liar: Liar) -> None:
@@ -596,7 +596,7 @@ def test_places(kind: str, liar: Liar) -> None:
         ("http://127.0.0.1:9000/k", "http://a/v1/stores/b", "http", False),
         ("http://127.0.0.1:9000/k", "http://localhost/v1/stores/b", "http", True),
         ("http://127.0.0.1:9000/k", "http://LOCALHOST./v1/stores/b", "http", True),
-        # Other ways to write an address of this machine, or of what hands out its credentials.
+        # Other spellings of an address of this machine, or of a service that hands out its credentials.
         ("http://127.1:9000/k", "http://a/v1/stores/b", "http", False),
         ("http://2130706433/k", "http://a/v1/stores/b", "http", False),
         ("http://0.0.0.0:9000/k", "http://a/v1/stores/b", "http", False),
@@ -626,7 +626,7 @@ def test_where_a_client_goes(url: str, server_url: str, kind: Any, is_allowed: b
 
 @pytest.mark.parametrize("key", ["zarr.json", SHARD])
 def test_zarr_follows_no_redirect(key: str, liar: Liar, server: Running) -> None:
-    """Where another server says that the same object is, which may be what only this machine can reach."""
+    """The redirect may lead to what only this machine can reach."""
     store = opened(liar)
 
     def read() -> Any:
@@ -648,7 +648,7 @@ def test_other_ranges(given: str, liar: Liar) -> None:
 
 
 def test_tags_that_change_or_are_absent(liar: Liar) -> None:
-    """They decide nothing: that all is of one store is told by the headers with its contents."""
+    """ETags decide nothing: the headers with its contents tell that all is of one store."""
     store, tags = opened(liar), itertools.count()
     bits = bytes(store.blobs.read(SHARD, 64, 640))
     liar.lie = lambda reply: reply.having(etag=f'"{next(tags)}"')
@@ -697,7 +697,7 @@ def test_a_problem_without_end(liar: Liar) -> None:
 
 
 def dripping(head: bytes, rest: bytes) -> Iterator[bytes]:
-    """A byte now and then, sooner than any wait for the next one ends."""
+    """Yield a byte now and then, before the wait for the next one would end."""
     yield head
     for number in range(len(rest)):
         time.sleep(0.1)
@@ -718,7 +718,7 @@ def test_bytes_that_drip(part: str, use: str, liar: Liar, monkeypatch: pytest.Mo
 def test_what_comes_fast_enough_takes_as_long_as_it_takes(
     liar: Liar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Longer than a reply without any byte may."""
+    """A reply without any byte would be refused sooner."""
     monkeypatch.setattr(bounds, "READ_S", 0.5)
     monkeypatch.setattr(bounds, "SLOWEST", 1 << 10)
     store = opened(liar)
@@ -743,7 +743,7 @@ def test_the_guard_of_these_tests_sees_what_it_is_for() -> None:
 
 
 def test_a_grown_store_is_believed(liar: Liar, server: Running) -> None:
-    """An honest server's ranges of segments, with gaps."""
+    """An honest server may have gaps between its ranges of segments."""
     ours, theirs = opened(liar, GROWN), server.store(GROWN, direct=False)
     assert ours.runs == theirs.runs
     assert [sorted(run.committed) for run in ours.runs] == [[0, 1, 2], [0, 2], [1]]

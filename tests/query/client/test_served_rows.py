@@ -1,4 +1,4 @@
-"""What is asked of a server for an index: rows along each axis, in the order in which the values are wanted."""
+"""What a client requests for an index: indices along each axis, in the order in which the values are wanted."""
 
 from typing import Any
 
@@ -34,11 +34,11 @@ def numbers(rows: Indices) -> list[int]:
     ids=str,
 )
 def test_what_is_asked_for_is_what_is_wanted(key: Any) -> None:
-    found = _inner(RowIndex.parse(key, ARRAY.shape), ARRAY.shape)
+    inner = _inner(RowIndex.parse(key, ARRAY.shape), ARRAY.shape)
     is_sayable = not any(
         isinstance(part, list) or (isinstance(part, slice) and (part.step or 1) < 0) for part in key[2:]
     )
-    assert (found is not None) == is_sayable, NOTHING_TO_ASK
-    if found is not None:
-        asked = ARRAY[key[0]][np.ix_(range(3), *map(numbers, found))]
+    assert (inner is not None) == is_sayable, NOTHING_TO_ASK
+    if inner is not None:
+        asked = ARRAY[key[0]][np.ix_(range(3), *map(numbers, inner))]
         np.testing.assert_array_equal(asked.reshape(ARRAY[key].shape), ARRAY[key])
