@@ -1,4 +1,6 @@
-"""Extractions in processes of their own, which can be killed. They start fast: a server forks them, imports done."""
+"""Extractions in processes of their own, which can be killed. A server with all imports done forks them, so they start
+fast.
+"""
 
 import os
 import signal
@@ -15,26 +17,26 @@ from tests.faults.crash import Point, Step, Watch
 
 _LIMIT_S = 120.0
 _EXIT_S = 30.0
-"""From its last word to its end."""
+"""Seconds from the last message of a process to its end."""
 
 Stop = Literal["start", "planned"]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a process."""
+    """Result of a process."""
 
     exitcode: int
     report: dict[str, Any] = field(default_factory=dict)
-    """Of the extraction, if it ended well."""
+    """Report of the extraction, if it ended well."""
     error: str = ""
-    """Class and text of what it raised."""
+    """Class and text of the error that it raised."""
     steps: tuple[Step, ...] = ()
     missed: tuple[str, ...] = ()
     peak_nbytes: int = 0
-    """Most memory it held at once."""
+    """Bytes of memory that it held at most."""
     seconds: float = 0.0
-    """From the start of planning to the end."""
+    """Seconds from the start of planning to the end."""
 
 
 class Child:
@@ -49,13 +51,13 @@ class Child:
         watch: bool = False,
         point: Point | None = None,
     ) -> None:
-        """Start it.
+        """Start the process.
 
         Args:
-            fields: of the job.
-            environment: in place of what begins with ``AWS_`` or ``ACTSTORE_``.
-            stop: where it waits until it is told to `go`.
-            watch: report the steps on the disk.
+            fields: fields of the job.
+            environment: variables in the place of those that begin with ``AWS_`` or ``ACTSTORE_``.
+            stop: where the process waits for `go`.
+            watch: whether to report the steps on the disk.
             point: where to crash.
         """
         start_server()
@@ -70,7 +72,7 @@ class Child:
         self.started = time.monotonic()
 
     def reached(self) -> None:
-        """Wait until it stands where it was to stop."""
+        """Wait until the process stands at its stop."""
         assert self._connection.poll(_LIMIT_S), "the process has not come to its stop"
         assert self._connection.recv() == "stopped"
 
@@ -78,7 +80,7 @@ class Child:
         self._connection.send("go")
 
     def kill(self) -> None:
-        """SIGKILL; nothing happens to one that has ended."""
+        """Send SIGKILL, unless the process has ended."""
         if self._process.is_alive():
             os.kill(self.pid, signal.SIGKILL)
 
@@ -87,11 +89,11 @@ class Child:
         return not self._process.is_alive()
 
     def outcome(self, limit_s: float = _LIMIT_S) -> Outcome:
-        """Wait for its end; one that does not end in time is killed, and the test fails."""
-        found, is_over = None, True
+        """Wait for the end of the process; one that does not end in time is killed, and the test fails."""
+        outcome, is_over = None, True
         try:
             is_over = self._connection.poll(max(0.0, limit_s))
-            found = self._connection.recv() if is_over else None
+            outcome = self._connection.recv() if is_over else None
         except (EOFError, ConnectionResetError):
             pass  # killed
         self._process.join(_EXIT_S if is_over else 0)
@@ -101,11 +103,11 @@ class Child:
         self._connection.close()
         assert not is_late, f"the process did not end within {limit_s} s"
         assert self._process.exitcode is not None
-        return found if isinstance(found, Outcome) else Outcome(self._process.exitcode)
+        return outcome if isinstance(outcome, Outcome) else Outcome(self._process.exitcode)
 
 
 def run(fields: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Outcome:
-    """An extraction that must end well."""
+    """Run an extraction that must end well."""
     outcome = Child(fields, environment).outcome()
     assert outcome.exitcode == 0, outcome
     assert not outcome.error, outcome.error
@@ -150,7 +152,7 @@ def _main(
     except ActstoreError as raised:
         error = f"{type(raised).__name__}: {raised}"
     except Exception:  # noqa: BLE001
-        error = traceback.format_exc()  # a fault of ours: the test says where
+        error = traceback.format_exc()  # a bug of ours: the traceback shows where
     seconds = time.monotonic() - started
     connection.send(
         Outcome(

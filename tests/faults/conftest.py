@@ -1,4 +1,4 @@
-"""Small extractions, what they write when nothing goes wrong, and a proxy before the S3 server."""
+"""Small extractions, what they write when nothing goes wrong, and a proxy in front of the S3 server."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def make_fields(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """``undisturbed(fields)``: digests of the store that this job writes in peace, on the local disk."""
+    """``undisturbed(fields)``: digests of the store that this job writes without faults, on the local disk."""
     known: dict[str, dict[str, str]] = {}
 
     def digests(fields: Fields) -> dict[str, str]:
@@ -69,7 +69,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 @pytest.fixture
 def proxy(s3_server: S3Server) -> Iterator[fault_proxy.FaultProxy]:
-    """A proxy before the S3 server; nothing goes wrong until a plan says so."""
+    """A proxy in front of the S3 server, without faults until it gets a plan."""
     with fault_proxy.proxy(s3_server.endpoint) as made:
         yield made
 
@@ -83,5 +83,5 @@ def s3_environment(request: pytest.FixtureRequest, s3_server: S3Server) -> dict[
 
 @pytest.fixture
 def proxied(s3_environment: dict[str, str], proxy: fault_proxy.FaultProxy) -> dict[str, str]:
-    """The same through the proxy."""
+    """Environment of processes that reach the S3 server through the proxy."""
     return s3_environment | {"AWS_ENDPOINT_URL": proxy.url}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 EXIT_CODE = 137
 
 _PAGE = 4096
-# The argument that names what changes.
+# Index of the argument that names the changed file.
 _BY_NAME = {
     "link": 1,
     "rename": 1,
@@ -40,25 +40,25 @@ _AUDITED = {"open", "os.link", "os.rename", "os.symlink", "os.remove", "os.mkdir
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 Moment = Literal["before", "torn", "after"]
-"""``torn``: half of the bytes of a write have gone out."""
+"""``torn``: after half of the bytes of a write."""
 
 
 @dataclass(frozen=True, order=True)
 class Step:
-    """One call that changes a store. Named by what it does, so that it is the same in every run, however threads
-    take turns.
+    """One call that changes a store. It is named by what it does, so that it is the same in every run, in any
+    order of threads.
     """
 
     call: str
     name: str
-    """Path below the store; what is random in it is a star."""
+    """Path below the store, with a star for random parts."""
     turn: int
-    """How many of the same came before."""
+    """Number of equal calls before this one."""
 
 
 @dataclass(frozen=True, order=True)
 class Point:
-    """Where a process ends."""
+    """A place at which a process crashes."""
 
     step: Step
     moment: Moment
@@ -72,23 +72,23 @@ def points(steps: list[Step]) -> list[Point]:
     those that change a name (a thread's next step may be long off), and in the middle of writes. A step that failed
     (another thread had made the folder; a folder was not empty) changed nothing, and leaves no state of its own.
     """
-    found = [Point(step, "before") for step in steps]
-    found += [Point(step, "after") for step in steps if step.call in _BY_NAME]
-    found += [Point(step, "torn") for step in steps if "write" in step.call]
-    return sorted(found)
+    crashes = [Point(step, "before") for step in steps]
+    crashes += [Point(step, "after") for step in steps if step.call in _BY_NAME]
+    crashes += [Point(step, "torn") for step in steps if "write" in step.call]
+    return sorted(crashes)
 
 
 class Watch:
-    """Sees all calls of this process that change files below a folder, and ends it at one of them.
+    """Watches all calls of this process that change files below a folder, and ends the process at one of them.
 
     It replaces functions of `os`, for the rest of the life of the process.
     """
 
     def __init__(self, root: Path, point: Point | None = None) -> None:
         self.steps: list[Step] = []
-        """Those that succeeded."""
+        """Steps that succeeded."""
         self.missed: list[str] = []
-        """Changes that came by another way than the functions watched."""
+        """Changes that were not made by the watched functions."""
         self._root = str(root)
         self._point = point
         self._turns: Counter[tuple[str, str]] = Counter()
@@ -135,7 +135,7 @@ class Watch:
             os._exit(EXIT_CODE)
 
     def _quietly(self, real: Any, *args: Any, **keywords: Any) -> Any:
-        """The real call, known to the audit hook as ours."""
+        """Make the real call, which the audit hook then ignores."""
         self._inside.now = True
         try:
             return real(*args, **keywords)
@@ -146,7 +146,7 @@ class Watch:
         return self._below(args[place], keywords)
 
     def _below(self, path: Any, keywords: dict[str, Any]) -> str | None:
-        """Path below the folder; None for all else."""
+        """Path below the folder; None for other paths."""
         text = os.fsdecode(path)
         folder = keywords.get("dir_fd", keywords.get("dst_dir_fd"))
         if folder is not None:
@@ -160,7 +160,7 @@ class Watch:
         return self._below(args[0], keywords) if flags & _WRITES else None
 
     def _remember_descriptors(self) -> None:
-        """Files are written by number; their names are known from when they were opened."""
+        """Remember the name of each opened file, as writes name only its descriptor."""
         real_open, real_close = os.open, os.close
 
         def open_file(path: Any, flags: int, *args: Any, **keywords: Any) -> int:
@@ -187,7 +187,7 @@ class Watch:
 
 
 def _write_half(write: Any, descriptor: int, data: Any, *rest: Any) -> None:
-    """Half of the bytes; whole pages where the file wants them."""
+    """Write half of the bytes; whole pages where the file wants them."""
     half = memoryview(data).cast("B")[: memoryview(data).nbytes // 2]
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & getattr(os, "O_DIRECT", 0):
         half = half[: len(half) // _PAGE * _PAGE]

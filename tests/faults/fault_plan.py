@@ -1,4 +1,4 @@
-"""Which requests suffer what, on their way through a `tests.faults.proxy`."""
+"""Plans of faults: which requests suffer what, on their way through a `tests.faults.proxy`."""
 
 import threading
 import zlib
@@ -8,7 +8,8 @@ from typing import Literal
 
 Fault = Literal["refuse", "break", "lose reply", "cut body", "slow body"]
 """``refuse``: 503 SlowDown, nothing forwarded. ``break``: 500 InternalError, nothing forwarded. ``lose reply``: the
-server does it, the client hears nothing. ``cut body``: half of the reply. ``slow body``: the reply at 100 kB/s.
+server handles the request, but the client gets no reply. ``cut body``: half of the reply. ``slow body``: the reply at
+100 kB/s.
 """
 
 
@@ -18,9 +19,9 @@ class Request:
 
     method: str
     key: str
-    """Path below the bucket and the first folder, which is the store's, or the query; what is random is a star."""
+    """Path below the bucket and the first folder, which is the store's, or the query, with a star for random parts."""
     turn: int
-    """How many of this method and key came before: retries count up."""
+    """Number of earlier requests with this method and key, so that retries count up."""
 
     @property
     def is_write(self) -> bool:
@@ -31,7 +32,7 @@ Plan = Callable[[Request], Fault | None]
 
 
 def at_random(rate: float, fault: Fault, seed: int = 0, methods: str = "GET HEAD PUT POST DELETE") -> Plan:
-    """This fault for a share of the requests. The same ones in every run, however threads take turns."""
+    """A fault for a share of the requests, the same ones in every run, in any order of threads."""
 
     def plan(request: Request) -> Fault | None:
         drawn = zlib.crc32(f"{seed} {request.method} {request.key} {request.turn}".encode()) / 2**32
@@ -41,12 +42,12 @@ def at_random(rate: float, fault: Fault, seed: int = 0, methods: str = "GET HEAD
 
 
 def always(fault: Fault) -> Plan:
-    """The same for every request, for ever."""
+    """A fault for every request."""
     return lambda _: fault
 
 
 def after(n_writes: int, plan: Plan) -> Plan:
-    """A plan that holds from a number of writes on."""
+    """A plan that begins after a number of writes."""
     lock, seen = threading.Lock(), [0]
 
     def late(request: Request) -> Fault | None:

@@ -1,4 +1,4 @@
-"""What must hold of a store once a run has come to its end, whatever happened on the way."""
+"""Checks a store whose run has ended, whatever happened on the way."""
 
 import actstore
 from tests.conftest import S3Server
@@ -6,12 +6,12 @@ from tests.faults.store_bytes import differences, leftovers, store_bytes
 
 
 def check_finished(url: str, expected: dict[str, str], server: S3Server | None = None) -> None:
-    """Every object is there, with the bytes of an undisturbed run; nothing else is; verify agrees.
+    """Check that a store has exactly the objects and bytes of an undisturbed run, and that verify agrees.
 
     Args:
-        url: of the store.
-        expected: what `store_bytes` says of the undisturbed one.
-        server: where an S3 URL is, to look at it without actstore.
+        url: URL of the store.
+        expected: `store_bytes` of the undisturbed store.
+        server: server of an S3 URL, to read the store without actstore.
     """
     assert differences(store_bytes(url, server), expected) == []
     assert leftovers(url, server) == []

@@ -1,6 +1,6 @@
-"""An HTTP proxy in front of an S3 server that does to requests what networks and busy servers do.
+"""An HTTP proxy in front of an S3 server that disturbs requests as networks and busy servers do.
 
-Requests pass unchanged, ``Host`` included, so that their signatures hold; a plan says which of them suffer what.
+Requests pass unchanged, ``Host`` included, so that their signatures stay valid; a plan chooses the faults.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _SLOW_NBYTES_PER_S = 100_000
 
 @dataclass(frozen=True)
 class Kill:
-    """SIGKILL for a process at one request: before the server sees it, or after it took effect."""
+    """SIGKILL for a process at one request: before the server gets it, or after it took effect."""
 
     pid: int
     request: Request
@@ -38,7 +38,7 @@ class Kill:
 
 
 class Throttle:
-    """A pace that all bodies share."""
+    """A limit of bytes a second that all bodies share."""
 
     def __init__(self, nbytes_per_s: float) -> None:
         self.nbytes_per_s = nbytes_per_s
@@ -46,7 +46,7 @@ class Throttle:
         self._free_at = 0.0
 
     def take(self, nbytes: int) -> None:
-        """Return when so many more bytes may pass."""
+        """Wait until ``nbytes`` more bytes may pass."""
         with self._lock:
             self._free_at = max(self._free_at, time.monotonic()) + nbytes / self.nbytes_per_s
             wait = self._free_at - time.monotonic()
@@ -56,16 +56,16 @@ class Throttle:
 
 @dataclass
 class FaultProxy:
-    """Settings, which may change while it runs, and what it did. Start one with `proxy`."""
+    """Settings of a proxy, which may change while it runs, and a record of what it did. Start one with `proxy`."""
 
     target: str
-    """Of the server: ``http://127.0.0.1:8333``."""
+    """URL of the server: ``http://127.0.0.1:8333``."""
     plan: Plan | None = None
     kill: Kill | None = None
     throttle: Throttle | None = None
-    """For bodies of requests and replies."""
+    """Limit for bodies of requests and replies."""
     without: tuple[str, ...] = ()
-    """Headers of requests that get lost. The rest is signed anew, for ``admin`` with the password ``secret``."""
+    """Headers that are taken out of requests. The rest is signed anew, for ``admin`` with the password ``secret``."""
     url: str = ""
     requests: list[Request] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
@@ -75,7 +75,7 @@ class FaultProxy:
     _turns: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def came(self, method: str, path: str) -> tuple[Request, Fault | None]:
-        """Note a request; what shall happen to it."""
+        """Record a request, and return the fault for it."""
         parts = urlsplit(path)
         key = unquote(parts.path).lstrip("/").split("/", 2)[2:]
         with self._lock:
@@ -91,7 +91,7 @@ class FaultProxy:
             self.faults[fault] += 1
 
     def kills(self, request: Request, moment: str) -> bool:
-        """Kill the process whose time has come."""
+        """Kill the process if this is its request and moment, and return whether it was killed."""
         kill = self.kill
         if kill is None or (kill.request, kill.moment) != (request, moment) or self.has_killed.is_set():
             return False
@@ -100,7 +100,7 @@ class FaultProxy:
         return True
 
     def forget(self) -> None:
-        """Begin anew to number requests and to count."""
+        """Clear the record, and number requests from 0 again."""
         with self._lock:
             self._turns.clear()
             self.requests.clear()
@@ -143,17 +143,17 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def end_connections(self) -> None:
-        """Clients keep theirs open, and each keeps one to the server open, which could not stop in peace."""
+        """Close the connections of clients, each of which keeps one to the server open; it could not stop otherwise."""
         for connection in list(self.connections):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is nothing to report."""
+        """Report nothing, as clients are killed on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection of a client, and one to the server for it."""
+    """Handles one connection of a client, with one of its own to the server."""
 
     state: FaultProxy
     protocol_version = "HTTP/1.1"
@@ -241,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP | {"content-length"}:
                 self.send_header(name, value)
-        # A cut body is announced whole, and the answer to HEAD announces what GET would send.
+        # A cut body is announced with its full length, and a reply to HEAD announces what GET would send.
         announced = {name.lower(): value for name, value in headers}.get("content-length", str(len(body)))
         if status not in (204, 304):
             self.send_header("Content-Length", announced)

@@ -1,4 +1,4 @@
-"""What a store consists of, object by object, whatever wrote it."""
+"""Digests of the objects of a store, read without actstore."""
 
 import hashlib
 import os
@@ -7,15 +7,15 @@ from pathlib import Path
 from tests.conftest import S3Server
 
 LEFTOVERS = ("_actstore/partial/", "_actstore/probe/", "_actstore/leases/")
-"""Where killed runs may leave objects that nobody reads."""
+"""Prefixes of objects that killed runs may leave, and that nobody reads."""
 
 
 def store_bytes(url: str, server: S3Server | None = None) -> dict[str, str]:
-    """BLAKE2b of every object by key, leftovers not counted.
+    """BLAKE2b of every object by key, without leftovers.
 
     Args:
         url: folder, or ``s3://bucket/prefix``.
-        server: where the bucket is; it is asked directly, not through actstore.
+        server: S3 server of the bucket, read without actstore.
     """
     return {key: digest for key, digest in _objects(url, server).items() if not key.startswith(LEFTOVERS)}
 
@@ -25,14 +25,14 @@ def leftovers(url: str, server: S3Server | None = None) -> list[str]:
     return sorted(key for key in _objects(url, server) if key.startswith(LEFTOVERS))
 
 
-def differences(found: dict[str, str], expected: dict[str, str]) -> list[str]:
-    """Which objects are missing, too many or other than expected; empty if none."""
-    keys = sorted(found.keys() | expected.keys())
+def differences(actual: dict[str, str], expected: dict[str, str]) -> list[str]:
+    """Lines on objects that are missing, unexpected or different; empty if there are none."""
+    keys = sorted(actual.keys() | expected.keys())
     kinds = {(False, True): "missing", (True, False): "unexpected", (True, True): "different"}
     return [
-        f"{kinds[key in found, key in expected]}: {key}"
+        f"{kinds[key in actual, key in expected]}: {key}"
         for key in keys
-        if found.get(key) != expected.get(key)
+        if actual.get(key) != expected.get(key)
     ]
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full under the cache of a loader: training goes on from the storage itself."""
+"""A full disk under the cache of a loader: training goes on from the storage itself."""
 
 import uuid
 from pathlib import Path

@@ -17,7 +17,7 @@ N_SEGMENTS = 3
 N_PARTS = 6
 N_S3_PARTS = 4
 N_SAMPLES = 8
-# A step can be absent where threads took turns in another way; all but these must have been reached.
+# A step can be absent where threads ran in another order; all but this share must have been reached.
 MAX_MISSED = 0.03
 
 
@@ -30,9 +30,9 @@ def disk_points(make_fields: MakeFields, tmp_path_factory: pytest.TempPathFactor
     assert outcome.missed == ()
     calls = {step.call for step in outcome.steps}
     assert {"open", "write", "fsync", "link", "unlink", "mkdir"} <= calls
-    found = points(list(outcome.steps))
-    assert len(found) > 250
-    return found
+    crashes = points(list(outcome.steps))
+    assert len(crashes) > 250
+    return crashes
 
 
 def crash_on_disk(chosen: list[Point], fields: Fields, expected: dict[str, str]) -> None:
@@ -101,7 +101,7 @@ def crash_at_requests(
     proxied: dict[str, str],
     server: S3Server,
 ) -> int:
-    """Crash before and after each of some writes, in a store of its own each time; the number of crashes."""
+    """Crash before and after each of some writes, each time in a new store, and return the number of crashes."""
     run(fields, proxied)
     writes = [request for request in proxy.requests if request.is_write]
     assert {request.method for request in writes} >= {"PUT"}

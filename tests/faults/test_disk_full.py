@@ -20,7 +20,7 @@ IN_NAMESPACE = "ACTSTORE_TEST_IN_NAMESPACE"
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own of 6 MiB."""
+    """A separate file system of 6 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_NBYTES}", "tmpfs", str(folder)]
@@ -32,14 +32,14 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int) -> Path:
-    """Another file that takes all space but so many bytes."""
+    """Make a file that takes all space but ``leave`` bytes."""
     state = os.statvfs(disk)
     other = disk / "other"
     other.write_bytes(bytes(state.f_bavail * state.f_frsize - leave))
     return other
 
 
-# Of 2.7 MB that the store needs, 1.1 MB are tokens and 0.8 MB the three segments that are under way at once.
+# Of the 2.7 MB that the store needs, 1.1 MB are tokens and 0.8 MB the three segments that are under way at once.
 @pytest.mark.parametrize("leave", [0, 24 << 10, 600 << 10, 1400 << 10, 2200 << 10])
 def test_a_full_disk(
     make_fields: MakeFields, undisturbed: Undisturbed, disk: Path, tmp_path: Path, leave: int
@@ -65,7 +65,7 @@ def test_a_full_disk(
 
 
 def check_committed(url: str, whole: str, *, is_some: bool) -> None:
-    """What a store says is committed is there and right."""
+    """Check that all that a store reports as committed is there and right."""
     store, expected = actstore.open(url), actstore.open(whole)
     rows = np.flatnonzero(store.committed_rows())
     assert not store.is_complete

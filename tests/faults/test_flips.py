@@ -24,9 +24,9 @@ KINDS = {
     "statistics": statistics_key("0001"),
     "manifest": MANIFEST_KEY,
 }
-"""What the keys of each kind have in them."""
+"""What the keys of each kind contain."""
 FLIPS = 100
-"""Of each kind."""
+"""Flips of each kind."""
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,13 @@ def blobs() -> Blobs:
     unseal(made)
     write_run(made, hooks_run("0001", MLP_OUT))
     seal(made)
-    assert not any(found.severity == "damage" for found in checked(made).findings)
+    assert not any(finding.severity == "damage" for finding in checked(made).findings)
     return made
 
 
 def place(kind: str, key: str, nbytes: int, rng: random.Random) -> int:
-    """A bit of an object, where this kind of flip goes."""
-    index_nbytes = 16 + 4  # of shards of one chunk, as those of activations are here
+    """Choose a bit of an object where this kind of flip goes."""
+    index_nbytes = 16 + 4  # for shards of one chunk, like those of activations here
     if kind == "index":
         return rng.randrange((nbytes - index_nbytes) * 8, nbytes * 8)
     if kind == "activations":
@@ -67,8 +67,8 @@ def test_every_flipped_bit_is_found(blobs: Blobs, kind: str) -> None:
         bit = place(kind, key, len(data), rng)
         data[bit // 8] ^= 1 << bit % 8
         overwrite(blobs, key, bytes(data))
-        damage = [found for found in checked(blobs).findings if found.severity == "damage"]
-        assert [found.key for found in damage] == [key], f"bit {bit} of {key}: {damage}"
+        damage = [finding for finding in checked(blobs).findings if finding.severity == "damage"]
+        assert [finding.key for finding in damage] == [key], f"bit {bit} of {key}: {damage}"
         n_found += 1
         overwrite(blobs, key, whole[key])
     assert n_found == FLIPS

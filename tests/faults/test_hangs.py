@@ -1,4 +1,4 @@
-"""Ray workers that are stopped and never fail a call: only time tells, and the run ends without them."""
+"""Ray workers that are stopped and never fail a call: a timeout notices them, and the run ends without them."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.ray]
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[ModuleType]:
-    """A cluster of its own for this file."""
+    """A Ray cluster for this file only."""
     from actstore_workers.cluster import cluster
 
     with cluster(None, num_cpus=2) as connected:
@@ -44,7 +44,7 @@ def test_stopped_workers_are_replaced(
 ) -> None:
     del ray
     monkeypatch.setattr(pace, "FLOOR_S", 2.0)
-    monkeypatch.setattr(pace, "START_FLOOR_S", 2.0)  # if the worker that is stopped has segment 0
+    monkeypatch.setattr(pace, "START_FLOOR_S", 2.0)  # the stopped worker may have segment 0
     if num_workers == 1:
         monkeypatch.setattr(pace, "ALONE_S", 2.0)
     fields = make_fields(tmp_path / "store", 40)

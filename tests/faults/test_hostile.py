@@ -1,4 +1,4 @@
-"""Stores that somebody made to harm: refused in one sentence, nothing outside is read, little memory is taken."""
+"""Stores made to do harm: each is refused in one sentence, nothing outside is read, and little memory is taken."""
 
 import json
 import os
@@ -55,7 +55,7 @@ sys.addaudithook(_watch)
 
 @contextmanager
 def nothing_outside(root: Path) -> Iterator[None]:
-    """Nothing is opened but what is below a folder, and the files of Python itself."""
+    """Check that only files below a folder, and those of Python itself, are opened."""
     global _opened
     _opened = []
     n_unpickled = len(_unpickled)
@@ -84,7 +84,7 @@ def small_and_quick() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _imported() -> None:
-    """Imports take time, and open files."""
+    """Import what takes time and opens files, before anything is measured."""
     for config in ({"model_type": "gpt2"}, CONFIGS["sizes of another type"]):
         with suppress(ActstoreError):
             hooks_of_stored(config)
@@ -92,7 +92,7 @@ def _imported() -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> LocalBlobs:
-    """A store that is whole, beside a file that nobody may read."""
+    """An intact store, beside a file that nobody may read."""
     (tmp_path / "secret").write_text("secret")
     blobs = LocalBlobs(tmp_path / "store")
     make_store(blobs)
@@ -100,7 +100,7 @@ def store(tmp_path: Path) -> LocalBlobs:
 
 
 def signed(fields: dict[str, Any]) -> bytes:
-    """A document with a right checksum."""
+    """A document with a valid checksum."""
     return signed_body(to_json(fields).removeprefix(b"{\n"))
 
 
@@ -109,7 +109,7 @@ def signed_body(body: bytes) -> bytes:
 
 
 def edit(blobs: LocalBlobs, key: str, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a document; its checksum is right again."""
+    """Change a document, and make its checksum valid again."""
     fields = json.loads(bytes(blobs.read(key)))
     del fields["checksum"]
     change(fields)
@@ -124,7 +124,7 @@ def put(fields: Any, place: str, value: Any) -> None:
 
 
 def edit_plan(blobs: LocalBlobs, changes: dict[str, Any], *, sealed: bool) -> None:
-    """Change a plan in its place and, if it is in the manifest, there."""
+    """Change a plan in its own file and, if it is in the manifest, there."""
 
     def change(plan: dict[str, Any]) -> None:
         for place, value in changes.items():
@@ -138,14 +138,14 @@ def edit_plan(blobs: LocalBlobs, changes: dict[str, Any], *, sealed: bool) -> No
 
 
 def check_refused(blobs: LocalBlobs) -> None:
-    """Neither opened nor taken for whole, in one sentence each."""
+    """Check that a store is neither opened nor taken for whole, in one sentence each."""
     with nothing_outside(blobs.root), small_and_quick():
         with pytest.raises(StorageError) as caught:
             actstore.open(blobs.url)
         assert_sentence(str(caught.value))
-        found = actstore.verify(blobs.url)
-    assert found.damage
-    for finding in found.findings:
+        verification = actstore.verify(blobs.url)
+    assert verification.damage
+    for finding in verification.findings:
         assert_sentence(str(finding))
 
 
@@ -242,15 +242,15 @@ def test_plan_of_more_than_there_is(store: LocalBlobs, kind: str, sealed: bool) 
             assert opened[name].nbytes > 0
             for row in (0, opened.shape[0] - 1, slice(None)):
                 try:
-                    assert opened[name][row].nbytes < 1e6  # what is really there
+                    assert opened[name][row].nbytes < 1e6  # the values that really exist
                 except ActstoreError as error:
                     assert_sentence(str(error))
         for option in ((), ("--json",)):
             done = CliRunner().invoke(cli, ["info", store.url, *option], catch_exceptions=False)
             assert done.exit_code == 0
-        found = actstore.verify(store.url)
-    assert bool(found.damage) or kind == "layers"
-    for finding in found.findings:
+        verification = actstore.verify(store.url)
+    assert bool(verification.damage) or kind == "layers"
+    for finding in verification.findings:
         assert_sentence(str(finding))
 
 
@@ -353,7 +353,7 @@ def object_at(key: str) -> dict[str, Any]:
 def test_records_that_none_can_be(store: LocalBlobs, key: str, place: str, value: Any) -> None:
     edit(store, key, lambda fields: put(fields, place, value))
     with nothing_outside(store.root), small_and_quick():
-        damage = [(found.key, found.problem) for found in actstore.verify(store.url).damage]
+        damage = [(finding.key, finding.problem) for finding in actstore.verify(store.url).damage]
     if place != "environment.batch":
         assert key in dict(damage)
     for _, problem in damage:
@@ -431,7 +431,7 @@ def test_config_that_asks_for_code(store: LocalBlobs, tmp_path: Path) -> None:
         "_name_or_path": str(model),
         "name_or_path": str(model),
     }
-    assert actstore.open(store.url).names.n_layers == 2  # imports are done
+    assert actstore.open(store.url).names.n_layers == 2  # imports are done now
     edit_plan(store, {"request.model.config": config, "request.model.name": str(model)}, sealed=True)
     with nothing_outside(store.root), small_and_quick():
         opened = actstore.open(store.url)
@@ -451,13 +451,13 @@ def written(table: pa.Table, **options: Any) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def with_other_count(data: bytes, n_rows: int, said: int) -> bytes:
-    """A file whose footer says that it has other rows than its groups have."""
+def with_other_count(data: bytes, n_rows: int, footer_rows: int) -> bytes:
+    """A file whose footer has another number of rows than its groups."""
     footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
     zigzag = 2 * n_rows
     there = bytes([zigzag & 0x7F | 0x80, zigzag >> 7 & 0x7F | 0x80, zigzag >> 14])
-    here = data.index(there, footer)  # the first is that of the file
-    return data[:here] + bytes([2 * said | 0x80, 0x80, 0]) + data[here + 3 :]
+    here = data.index(there, footer)  # the first match is that of the file
+    return data[:here] + bytes([2 * footer_rows | 0x80, 0x80, 0]) + data[here + 3 :]
 
 
 class Evil:
@@ -558,7 +558,7 @@ def test_records_under_look_alikes_commit_nothing(store: LocalBlobs) -> None:
 
 
 def test_links_are_followed(store: LocalBlobs, tmp_path: Path) -> None:
-    """Whoever links a shard to another disk means it; a link is nothing that a document says."""
+    """Whoever links a shard to another disk does it on purpose; no document can make a link."""
     moved = tmp_path / "elsewhere"
     (store.root / SHARD).rename(moved)
     (store.root / SHARD).symlink_to(moved)

@@ -1,4 +1,4 @@
-"""SIGKILL at random times, again and again, for workers that share a store."""
+"""Workers that share a store, killed with SIGKILL at random times, again and again."""
 
 import os
 import random
@@ -19,13 +19,13 @@ from tests.workers.processes import worker_pids
 
 N_SEGMENTS = 40
 N_KILLS = 11
-"""In each of the tests."""
+"""Kills in each of the tests."""
 KILLS_A_STORE = 4
 N_RAY_KILLS = 4
 
 
 def kill_some(fields: Fields, rng: random.Random, seconds: float) -> int:
-    """Let two workers loose on a store and kill one or both; how many were killed before they had ended."""
+    """Start two workers on a store, kill one or both, and return how many were killed before they had ended."""
     workers = [Child(fields), Child(fields)]
     times = sorted((rng.uniform(0, seconds), i) for i in range(rng.choice([1, 2])))
     killed = []
@@ -68,7 +68,7 @@ def test_two_workers_killed_at_random_times(
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[ModuleType]:
-    """A cluster of its own for this file."""
+    """A Ray cluster for this file only."""
     from actstore_workers.cluster import cluster
 
     with cluster(None, num_cpus=2) as connected:
@@ -84,7 +84,7 @@ def test_ray_workers_killed_at_random_times(
     n_segments = 80
     fields = make_fields(tmp_path / "store", n_segments)
     rng = random.Random(0)
-    # Once some have been committed: a cluster none of whose workers ever starts gives up, as it should.
+    # Kill only after some segments are committed: a cluster whose workers all fail to start gives up, as it should.
     when = rng.sample(range(2, n_segments - 2), N_RAY_KILLS)
     done: list[int] = []
     killed: list[int] = []

@@ -1,4 +1,4 @@
-"""Loaders of a store on S3 whose requests fail now and then: the same batches as from local disk."""
+"""Loaders of a store on S3 whose requests fail now and then give the same batches as from local disk."""
 
 import shutil
 from collections.abc import Iterator
@@ -56,9 +56,9 @@ def test_same_batches_over_a_bad_network(
     local, remote = stores
     proxy.plan = at_random(0.05, fault, seed=3, methods="GET HEAD")
     expected, _ = all_batches(local, epochs=2)
-    found, n_retries = all_batches(remote, epochs=2)
-    assert len(found) == len(expected) == 2 * 63
-    for left, right in zip(found, expected, strict=True):
+    batches, n_retries = all_batches(remote, epochs=2)
+    assert len(batches) == len(expected) == 2 * 63
+    for left, right in zip(batches, expected, strict=True):
         assert torch.equal(left, right)
     assert n_retries >= proxy.faults[fault] > 0
 
@@ -74,8 +74,8 @@ def test_every_connection_is_cut_once(
     plan: Plan = cut_each_shard_once
     proxy.plan = plan
     expected, _ = all_batches(local)
-    found, n_retries = all_batches(remote)
-    for left, right in zip(found, expected, strict=True):
+    batches, n_retries = all_batches(remote)
+    for left, right in zip(batches, expected, strict=True):
         assert torch.equal(left, right)
     n_shards = remote.runs[0].plan.n_segments
     assert n_retries >= proxy.faults["cut body"] == n_shards

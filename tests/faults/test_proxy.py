@@ -1,4 +1,4 @@
-"""The proxy does what it says, seen by botocore alone."""
+"""The proxy has the faults that it promises, seen by botocore alone."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.faults.proxy import FaultProxy, Throttle
 
 @pytest.fixture
 def client(proxy: FaultProxy) -> Iterator[Any]:
-    """A client that asks once and waits not long."""
+    """A client without retries, with a short timeout."""
     config = botocore.config.Config(retries={"total_max_attempts": 1}, read_timeout=10)
     made = botocore.session.get_session().create_client(
         "s3",
@@ -37,9 +37,9 @@ def put(client: Any, server: S3Server, key: str, body: bytes = b"body", **more: 
 def test_signed_requests_pass_unchanged(client: Any, proxy: FaultProxy, s3_server: S3Server) -> None:
     body = bytes(range(256)) * 1000
     put(client, s3_server, "plain", body, Metadata={"who": "me"})
-    found = client.get_object(Bucket=s3_server.bucket, Key="proxy/plain", Range="bytes=1000-299999")
-    assert found["Body"].read() == body[1000:]
-    assert found["Metadata"] == {"who": "me"}
+    reply = client.get_object(Bucket=s3_server.bucket, Key="proxy/plain", Range="bytes=1000-299999")
+    assert reply["Body"].read() == body[1000:]
+    assert reply["Metadata"] == {"who": "me"}
     assert client.head_object(Bucket=s3_server.bucket, Key="proxy/plain")["ContentLength"] == len(body)
     assert [(request.method, request.key) for request in proxy.requests] == [
         ("PUT", "plain"), ("GET", "plain"), ("HEAD", "plain")
@@ -71,18 +71,18 @@ def test_lost_replies_have_their_effect(client: Any, proxy: FaultProxy, s3_serve
 def test_bodies_are_cut(client: Any, proxy: FaultProxy, s3_server: S3Server) -> None:
     put(client, s3_server, "cut", b"x" * 1000)
     proxy.plan = always("cut body")
-    found = client.get_object(Bucket=s3_server.bucket, Key="proxy/cut")
-    assert found["ContentLength"] == 1000
+    reply = client.get_object(Bucket=s3_server.bucket, Key="proxy/cut")
+    assert reply["ContentLength"] == 1000
     with pytest.raises(botocore.exceptions.HTTPClientError):
-        found["Body"].read()
+        reply["Body"].read()
 
 
 def test_a_server_that_ignores_conditions(client: Any, proxy: FaultProxy, s3_server: S3Server) -> None:
     proxy.without = ("If-None-Match",)
     put(client, s3_server, "condition", b"first", IfNoneMatch="*")
     put(client, s3_server, "condition", b"second", IfNoneMatch="*")
-    found = client.get_object(Bucket=s3_server.bucket, Key="proxy/condition")
-    assert found["Body"].read() == b"second"
+    reply = client.get_object(Bucket=s3_server.bucket, Key="proxy/condition")
+    assert reply["Body"].read() == b"second"
 
 
 def test_bodies_keep_the_pace(client: Any, proxy: FaultProxy, s3_server: S3Server) -> None:

@@ -1,4 +1,4 @@
-"""Eight processes that extract the same store at the same moment, knowing nothing of each other."""
+"""Eight processes extract the same store at the same moment, without knowing of each other."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ N_RACERS = 8
 
 
 def race(fields: Fields, stop: Stop, environment: dict[str, str] | None = None) -> None:
-    """All stand at the same place, then go at once; each must end well."""
+    """Start all processes, let them go on at once from the same place, and check that each ends well."""
     racers = [Child(fields, environment, stop=stop) for _ in range(N_RACERS)]
     for racer in racers:
         racer.reached()

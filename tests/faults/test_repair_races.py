@@ -1,4 +1,4 @@
-"""A repair beside an extraction: one of them is told to come back, and nothing that is there gets lost."""
+"""A repair beside an extraction: one of them must be repeated, and no committed data is lost."""
 
 import random
 import time
@@ -19,11 +19,11 @@ from tests.faults.store_bytes import differences, store_bytes
 N_SEGMENTS = 16
 N_ROUNDS = 3
 RESUMABLE = ("BusyError: ", "IncompleteError: ")
-"""Errors after which the same command goes on."""
+"""Errors after which the same command can be repeated."""
 
 
 def race(fields: Fields, rng: random.Random, environment: dict[str, str] | None = None) -> int:
-    """Repair again and again while a child extracts; how many of all these were told to come back."""
+    """Repair again and again while a child extracts, and return how often either had to be repeated."""
     child = Child(fields, environment, stop="start")
     child.reached()
     child.go()
@@ -34,7 +34,7 @@ def race(fields: Fields, rng: random.Random, environment: dict[str, str] | None 
         except BusyError:
             n_told += 1
         except StorageError as error:
-            if "there is no actstore store" not in str(error):  # it has just begun
+            if "there is no actstore store" not in str(error):  # the extraction has just begun
                 raise
     outcome = child.outcome()
     assert not outcome.error or outcome.error.startswith(RESUMABLE), outcome.error
@@ -44,9 +44,13 @@ def race(fields: Fields, rng: random.Random, environment: dict[str, str] | None 
 
 
 def check_complete(fields: Fields) -> None:
-    """What a run says that ended well."""
-    found = actstore.verify(fields["out"])
-    assert (found.n_committed, found.is_complete, found.findings) == (N_SEGMENTS, True, ())
+    """Check a store whose run ended well."""
+    verification = actstore.verify(fields["out"])
+    assert (verification.n_committed, verification.is_complete, verification.findings) == (
+        N_SEGMENTS,
+        True,
+        (),
+    )
 
 
 @pytest.mark.faults
@@ -80,7 +84,9 @@ def test_repairs_beside_an_extraction_on_s3(
 def test_extractions_beside_a_repair(
     make_fields: MakeFields, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """One that was planned before the repair, and one that comes while it reads: both are told, and change nothing."""
+    """An extraction that was planned before the repair, and one that comes while the repair reads: both get an error,
+    and change nothing.
+    """
     fields = make_fields(tmp_path / "store", N_SEGMENTS)
     run(fields)
     blobs = open_blobs(fields["out"])
@@ -113,7 +119,7 @@ def test_a_repair_between_plan_and_extraction(
     blobs = open_blobs(fields["out"])
     blobs.delete("_actstore/manifest.json")
     blobs.delete(commit_key("0000", 3))
-    planned = Child(fields, stop="planned")  # for segment 3 alone
+    planned = Child(fields, stop="planned")  # for segment 3 only
     planned.reached()
     blobs.delete("acts/blocks.1.hook_resid_post/c.5.0.0")
     assert actstore.verify(fields["out"], repair=True).n_removed
@@ -138,6 +144,6 @@ def test_a_killed_extraction_does_not_keep_repairs_out(
     assert child.ends_within(30)
     started = time.monotonic()
     actstore.verify(fields["out"], repair=True)
-    assert time.monotonic() - started < 30  # not the 45 s for a process elsewhere
+    assert time.monotonic() - started < 30  # not the 45 s for a process on another machine
     run(fields)
     check_finished(fields["out"], undisturbed(fields))

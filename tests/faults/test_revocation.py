@@ -1,4 +1,4 @@
-"""Access that is taken away from a server of several processes, whatever becomes of the token file."""
+"""Tokens that are revoked while a server of several processes runs, whatever happens to the token file."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from tests.query.stores import WHOLE, write_all
 pytestmark = pytest.mark.faults
 
 BOUND_S: Final = 2.0
-"""Within which a token that is taken out is good for nothing."""
+"""Seconds after which a token that was taken out of the file is no longer valid."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_running_server_lets_nobody_in_for_what_its_file_said(stores: Path, tmp_path: Path) -> None:
-    """Every process of it, whatever becomes of the file."""
+    """This holds for every process of the server."""
     path = file_of(tmp_path, f"{ALL}\n{LATER}\n")
     (tmp_path / "new").mkdir()
     arguments = ("--root", str(stores), "--token-file", str(path), "--workers", "2")
@@ -36,7 +36,7 @@ def test_a_running_server_lets_nobody_in_for_what_its_file_said(stores: Path, tm
     with running(tmp_path, *arguments) as server:
 
         def statuses(token: str, resource: str = f"/v1/stores/{WHOLE}") -> set[int]:
-            """Connections are shared out among the processes."""
+            """Statuses from several processes, as connections are shared out among them."""
             return {ask(server.url, resource, token).status for _ in range(12)}
 
         assert statuses(ALL) == {200}
@@ -50,7 +50,7 @@ def test_a_running_server_lets_nobody_in_for_what_its_file_said(stores: Path, tm
             LOST[how](path)
             changed = time.monotonic()
             _until(lambda: statuses(ALL) == {401})
-            assert time.monotonic() - changed < BOUND_S + 1.0  # the requests take some
+            assert time.monotonic() - changed < BOUND_S + 1.0  # the requests take some time
             expected = {200} if LATER in (path.read_text() if path.exists() else "") else {401}
             assert statuses(LATER) == expected
             assert statuses(ALL, "/readyz") == ({200} if expected == {200} else {503})
@@ -60,7 +60,7 @@ def test_a_running_server_lets_nobody_in_for_what_its_file_said(stores: Path, tm
         log = server.log.read_text()
         assert log.count("nobody is let in until") <= 2 * 3  # once by each process
         assert log.count("that line is passed over") <= 2
-        # Another process in the place of one that died begins with the file as it is.
+        # A process that replaces a dead one begins with the file as it is.
         LOST["the line is gone, and another is wrong"](path)
         for pid in server.workers():
             os.kill(pid, signal.SIGKILL)
@@ -72,4 +72,4 @@ def _answer(ask: Callable[[], set[int]]) -> set[int]:
     try:
         return ask()
     except OSError:
-        return set()  # between two processes
+        return set()  # no process is there at the moment

@@ -43,7 +43,7 @@ def test_a_run_over_a_bad_network_completes(
 ) -> None:
     fields = make_fields(s3_url)
     fault, methods = FAULTS[what]
-    # Tokens are most of what a run reads; of these few, more must suffer.
+    # Most of what a run reads is tokens; there are few, so more requests must suffer.
     proxy.plan = at_random(RATE if "PUT" in methods else 0.4, fault, seed=2, methods=methods)
     child = Child(fields, proxied, stop="planned")
     child.reached()
@@ -55,7 +55,7 @@ def test_a_run_over_a_bad_network_completes(
     struck = proxy.faults[fault] - while_planning
     assert struck > 0
     check_finished(s3_url, undisturbed(fields), s3_server)
-    # Nothing has to be asked for again because it comes slowly.
+    # No request is repeated only because its reply is slow.
     assert outcome.report["n_retries"] >= (0 if fault == "slow body" else struck)
 
 
@@ -101,7 +101,7 @@ def test_a_store_that_fails_for_good_and_recovers(
     kinds: list[tuple[Fault, int]] = [
         (fault, n_writes) for fault in ("refuse", "break", "lose reply") for n_writes in (0, 20)
     ]
-    # All kinds at once, each with a proxy of its own: giving up takes long, and most of it is waiting.
+    # All kinds at once, each with its own proxy: giving up takes long, and is mostly waiting.
     with ExitStack() as stack:
         proxies = [stack.enter_context(fault_proxy(s3_server.endpoint)) for _ in kinds]
         children = []
@@ -133,6 +133,6 @@ def test_a_server_that_ignores_conditions(
     proxy.without = ("If-None-Match", "If-Match")
     run(fields, proxied)
     check_finished(s3_url, undisturbed(fields), s3_server)
-    # Each object was written once all the same, but for the probe that found it out.
+    # Each object was written once all the same, except the probe that noticed it.
     again = [request for request in proxy.requests if request.method == "PUT" and request.turn > 0]
     assert {request.key.split("/")[1] for request in again} <= {"probe", "manifest.json"}

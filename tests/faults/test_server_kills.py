@@ -1,4 +1,4 @@
-"""Servers that are killed, and connections that break, under the hands of clients that go on: the right bits."""
+"""Servers are killed, and connections break, while clients go on and get the right bits."""
 
 import contextlib
 import itertools
@@ -46,7 +46,7 @@ OPTIONS: Final[dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """16 shards of three hooks."""
+    """A store of 16 shards of three hooks."""
     folder = tmp_path_factory.mktemp("served") / "store"
     plan = example_plan("bfloat16", n_sequences=N_ROWS, n_tokens=N_ROWS * LENGTH, segment_size=N_ROWS // 16)
     blobs = LocalBlobs(folder)
@@ -56,7 +56,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 class Clients:
-    """Threads that read, each with a store of its own, and compare all that they get with the files."""
+    """Threads that read, each with its own store, and compare all values with the files."""
 
     def __init__(self, url: str, local: Store) -> None:
         self._url = url
@@ -86,16 +86,18 @@ class Clients:
         return sum(store.blobs.n_retries for store in self.stores)
 
     def go_on(self, n_more: int = 5) -> None:
-        """Return once each of them got so many more replies.
+        """Return once each thread got ``n_more`` more replies.
 
         Raises:
-            Exception: what one of them raised.
+            Exception: the error of one of the threads.
         """
         goal = [count + n_more for count in self._counts]
-        until(lambda: all(map(int.__ge__, self._counts, goal)) or any(each.done() for each in self._futures))
-        for each in self._futures:
-            if each.done():
-                each.result()
+        until(
+            lambda: all(map(int.__ge__, self._counts, goal)) or any(future.done() for future in self._futures)
+        )
+        for future in self._futures:
+            if future.done():
+                future.result()
 
     def _read(self, store: Store, number: int) -> None:
         draw = random.Random(number)
@@ -105,8 +107,8 @@ class Clients:
             rows: Any = slice(start, start + draw.choice([1, 50, 1000]))
             if draw.random() < 0.3:
                 rows = [draw.randrange(N_ROWS) for _ in range(20)]
-            found = self._patiently(lambda: store[hook][rows])  # noqa: B023 - called here
-            assert bits(found) == bits(self._local[hook][rows]), (hook, rows)
+            values = self._patiently(lambda: store[hook][rows])  # noqa: B023 - called here
+            assert bits(values) == bits(self._local[hook][rows]), (hook, rows)
             self._counts[number] += 1
 
     def _train(self, store: Store, number: int) -> None:
@@ -119,7 +121,7 @@ class Clients:
                     return
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """What a user does where the server is away for longer than a client tries: the same again."""
+        """Call again and again, as a user does where the server is away for longer than a client tries."""
         while True:
             try:
                 return call()
@@ -134,13 +136,13 @@ class Clients:
 
 
 def workers(server: Running) -> list[int]:
-    """Process ids of those that are not dead."""
-    found = []
+    """Process ids of the workers that are alive."""
+    pids = []
     for child in psutil.Process(server.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # a dead one, too
+        with contextlib.suppress(psutil.NoSuchProcess):  # or a dead one
             if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child.pid)
-    return found
+                pids.append(child.pid)
+    return pids
 
 
 def until(is_so: Callable[[], bool]) -> None:
@@ -153,13 +155,13 @@ def until(is_so: Callable[[], bool]) -> None:
 @pytest.fixture
 def two(local: Store, tmp_path: Path) -> Iterator[Running]:
     """A server of two processes."""
-    with running(tmp_path, local.url, "--workers", "2") as found:
-        until(lambda: len(workers(found)) == 2)
-        yield found
+    with running(tmp_path, local.url, "--workers", "2") as server:
+        until(lambda: len(workers(server)) == 2)
+        yield server
 
 
 def test_a_worker_is_killed(two: Running, local: Store) -> None:
-    """Again and again; the other one answers, and a new one comes."""
+    """Workers are killed again and again; the other one answers, and a new one starts."""
     draw = random.Random(0)
     with Clients(f"{two.url}/v1/stores/store", local) as clients:
         for _ in range(N_KILLS):
@@ -172,7 +174,7 @@ def test_a_worker_is_killed(two: Running, local: Store) -> None:
 
 
 def start(port: int, log: Path, url: str, *arguments: str) -> "subprocess.Popen[bytes]":
-    """``actstore serve`` at a port."""
+    """Start ``actstore serve`` at a port."""
     command = [str(Path(sys.executable).parent / "actstore"), "serve", url, "--port", str(port), *arguments]
     with log.open("ab") as stream:
         return subprocess.Popen(command, stdout=stream, stderr=stream)
@@ -180,7 +182,7 @@ def start(port: int, log: Path, url: str, *arguments: str) -> "subprocess.Popen[
 
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_the_server_is_killed_and_comes_again(local: Store, tmp_path: Path, n_workers: int) -> None:
-    """At the same port. With it end its processes, or they would go on, and hold the port."""
+    """It starts at the same port. Its processes end with it, as they would hold the port otherwise."""
     arguments = ("--workers", str(n_workers))
     with running(tmp_path, local.url, *arguments) as first:
         until(lambda: len(workers(first)) == n_workers or n_workers == 1)
@@ -205,7 +207,7 @@ def test_the_server_is_killed_and_comes_again(local: Store, tmp_path: Path, n_wo
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_replies_are_cut(two: Running, local: Store, seed: int) -> None:
-    """A fifth of them, anywhere in their bodies."""
+    """A fifth of the replies are cut, anywhere in their bodies."""
     with tcp_proxy(two.url) as proxy:
         proxy.seed = seed
         store = actstore.open(f"{proxy.url}/v1/stores/store", direct=False)

@@ -1,4 +1,4 @@
-"""Two hundred clients of every kind at one server, for a minute: it stays small, answers the honest, and recovers."""
+"""Two hundred clients of every kind at one server, for a minute: it stays small, serves honest ones, and recovers."""
 
 import contextlib
 import http.client
@@ -26,23 +26,23 @@ from tests.query.running import Running, running
 from tests.query.server.test_limits import HOOK, ROW_NBYTES, write
 
 SOAK_S: Final = float(os.environ.get("SOAK_S", "60"))
-"""For how long the clients go on, in seconds."""
+"""Seconds for which the clients go on."""
 BUDGET: Final = 1 << 30
 ALLOWED: Final = BUDGET + (300 << 20)
 N_ROWS: Final = (256 << 20) // ROW_NBYTES
 BATCH_ROWS: Final = (16 << 20) // (16 * 4)
-"""Of 64 bytes: a batch of 16 MiB."""
+"""Rows of 64 bytes in a batch of 16 MiB."""
 N_ORDERS: Final = 16
 RESPONSE_S: Final = 60.0
 HEALTH_S: Final = 10.0
-"""Within which a health check must be answered on a machine that does all this on two cores."""
+"""Seconds within which a health check must be answered, on a machine that does all this on two cores."""
 HONEST: Final = [f"honest-{i}-0123456789" for i in range(6)]
 GREEDY: Final = [f"greedy-{i}-0123456789" for i in range(4)]
 STORE: Final = "/v1/stores/plain"
 
 
 class Soak:
-    """What the clients share: the server, the time that is left, and what they saw."""
+    """What the clients share: the server, the remaining time, and what they saw."""
 
     def __init__(self, server: Running, values: NDArray[Any]) -> None:
         address = urlsplit(server.url)
@@ -82,7 +82,7 @@ def get(
 
 
 def slices(soak: Soak, number: int) -> None:
-    """One row at a time over one connection, with a pause; busy replies are asked again, as clients do."""
+    """Read one row at a time over one connection, with a pause; busy replies are repeated, as clients do."""
     rng = random.Random(number)
     client = soak.http()
     while not soak.over.is_set():
@@ -95,7 +95,7 @@ def slices(soak: Soak, number: int) -> None:
             soak.fault(f"a slice took more than {RESPONSE_S} s")
             break
         except (ConnectionError, http.client.HTTPException):
-            soak.count("slices: connection closed")  # while it was idle, for somebody else
+            soak.count("slices: connection closed")  # idle, and dropped for another client
             client.close()
             continue
         if status == 200:
@@ -111,7 +111,7 @@ def slices(soak: Soak, number: int) -> None:
 
 
 def batches(soak: Soak, number: int) -> None:
-    """Training of 16 orders, two trainers each."""
+    """Train on 16 orders, with two trainers each."""
     client, token = soak.http(), GREEDY[number % len(GREEDY)]
     for k in itertools.count():
         if soak.over.is_set():
@@ -135,7 +135,7 @@ def batches(soak: Soak, number: int) -> None:
 
 
 def scans(soak: Soak, number: int) -> None:
-    """Questions that take a whole array to answer, each another one."""
+    """Send requests that scan a whole array, each a different one."""
     client = soak.http()
     for k in itertools.count():
         if soak.over.is_set():
@@ -159,7 +159,7 @@ def scans(soak: Soak, number: int) -> None:
 
 
 def slow_readers(soak: Soak, number: int) -> None:
-    """A large reply at 8 kB/s."""
+    """Read a large reply at 8 kB/s."""
     token = GREEDY[number % len(GREEDY)]
     while not soak.over.is_set():
         with contextlib.suppress(OSError), socket.socket() as client:
@@ -176,7 +176,7 @@ def slow_readers(soak: Soak, number: int) -> None:
 
 
 def half_heads(soak: Soak, number: int) -> None:
-    """A head that never ends, a byte at a time."""
+    """Send a head that never ends, a byte at a time."""
     while not soak.over.is_set():
         with contextlib.suppress(OSError), soak.connected() as client:
             client.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
@@ -186,7 +186,7 @@ def half_heads(soak: Soak, number: int) -> None:
 
 
 def trailers(soak: Soak, _number: int) -> None:
-    """Trailers without end, and without a token."""
+    """Send trailers without end, and without a token."""
     begin = b"POST /v1/stores/plain/select HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"
     while not soak.over.is_set():
         with contextlib.suppress(OSError), soak.connected() as client:
@@ -197,7 +197,7 @@ def trailers(soak: Soak, _number: int) -> None:
 
 
 def aborted_bodies(soak: Soak, number: int) -> None:
-    """A body that is announced and does not come, with and without a good token."""
+    """Announce a body that does not come, with and without a valid token."""
     token = HONEST[0] if number % 2 else "nobody"
     while not soak.over.is_set():
         with contextlib.suppress(OSError), soak.connected() as client:
@@ -223,7 +223,7 @@ def wrong_tokens(soak: Soak, number: int) -> None:
 
 
 def health(soak: Soak, _number: int) -> None:
-    """As an orchestrator does: a new connection each time."""
+    """Check health as an orchestrator does, with a new connection each time."""
     while not soak.over.is_set():
         started = time.monotonic()
         client = soak.http()
@@ -272,7 +272,7 @@ def test_two_hundred_clients_of_every_kind(
         process = psutil.Process(server.process.pid)
 
         def own_nbytes() -> int:
-            # Pages of the store that are mapped belong to the system, which takes them back.
+            # Mapped pages of the store belong to the system, which takes them back.
             memory = process.memory_info()
             return int(memory.rss - memory.shared)
 
@@ -297,7 +297,7 @@ def test_two_hundred_clients_of_every_kind(
         deadline = time.monotonic() + 120
         after = own_nbytes()
         while after - before > 300 << 20 and time.monotonic() < deadline:
-            # What was in flight ends in its time, and orders that nobody asks for after a minute.
+            # What was under way ends in its time, and unused orders are given up after a minute.
             time.sleep(0.5)
             after = own_nbytes()
         with capsys.disabled():
@@ -316,7 +316,7 @@ def test_two_hundred_clients_of_every_kind(
             n for what, n in soak.counts.items() if what.startswith("slices: ")
         )
         assert after - before < 300 << 20, "memory did not return"
-        client.close()  # idle for too long
+        client.close()  # the connection was idle for too long
         for row in range(0, N_ROWS, N_ROWS // 20):
             _, _, body = get(client, f"{STORE}/hooks/{HOOK}/slice?seq={row}", HONEST[0])
             assert body == values[row].tobytes()

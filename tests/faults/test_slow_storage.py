@@ -1,4 +1,4 @@
-"""Storage at half the speed of the model: the worker waits, and holds no more memory the longer it lasts."""
+"""Storage at half the speed of the model: the worker waits, and its memory does not grow with time."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ N_SHORT, N_LONG = 6, 24
 
 @pytest.fixture(scope="session")
 def wide_fields(make_fields: MakeFields) -> MakeFields:
-    """As `make_fields`, with segments of 16 MiB."""
+    """Fields of `make_fields`, with segments of 16 MiB."""
 
     def make(out: str | Path, n_segments: int = N_SHORT) -> Fields:
         fields = make_fields(out, 8 * n_segments)  # four short rows make one of the model's full context
@@ -45,7 +45,7 @@ def test_the_worker_waits_for_slow_storage(
         outcome = Child(fields, proxied).outcome()
         assert outcome.report, outcome.error
         peaks.append(outcome.peak_nbytes)
-        # At half the speed half of the time is spent waiting, if nobody else wants the processor.
+        # At half the speed, half of the time is spent waiting, if no other process wants the processor.
         assert outcome.report["seconds_waiting"] > 0.1 * outcome.report["seconds_running"]
         check_finished(fields["out"], undisturbed(fields), s3_server)
     assert segment_nbytes > 15 << 20
