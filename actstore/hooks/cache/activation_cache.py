@@ -119,8 +119,9 @@ class ActivationCache(Components):
 
         The parts go through the final norm (`apply_ln_to_stack`, with its gain), and are multiplied by the directions
         of the tokens (`HookedModel.tokens_to_residual_directions`). So the attributions of all parts
-        (`get_full_resid_decomposition`) and ``model.folded_b_U[token]`` add up to the logit of the model; with a softcap
-        on logits (Gemma-2), to the logit before it. TransformerLens gives the same if it has folded the gain into W_U.
+        (`get_full_resid_decomposition`) and ``model.folded_b_U[token]`` add up to the logit of the model; with a
+        softcap on logits (Gemma-2), to the logit before it. TransformerLens gives the same if it has folded the gain
+        into W_U.
 
         Args:
             residual_stack: parts of the stream [part, batch, position, d_model], before the norm.

@@ -52,8 +52,8 @@ class _Refusal:
         if id(module) != self._module_id or base is None or check_not_in_function(base):
             return
         raise HookError(
-            "there are functions on hooks of this model, and a direct call of the Hugging Face model, such as generate, "
-            "would skip them; call the HookedModel, or leave its context `hooks`, or call reset_hooks() first"
+            "there are functions on hooks of this model, and a direct call of the Hugging Face model, such as "
+            "generate, would skip them; call the HookedModel, or leave its context `hooks`, or call reset_hooks() first"
         )
 
     def __deepcopy__(self, _memo: Any) -> "_Refusal":

@@ -20,7 +20,7 @@ from actstore.hooks.model import HookedModel
 TinyModel = Callable[..., Path]
 TOKENS = torch.randint(2, 300, (2, 8), generator=torch.Generator().manual_seed(0))
 POST = "blocks.1.hook_resid_post"
-SKIPPED = "a call of the model of transformers itself, such as generate, would skip them"
+SKIPPED = "a direct call of the Hugging Face model, such as generate, would skip them"
 RECURSION = "a function on a hook runs its own model"
 
 

@@ -163,7 +163,11 @@ def _begin_in_thread(
 
 
 def _with_batch(
-    request: Request, store: CommittedStore, used: OrderUse, options: LoaderOptions, batch_range: BatchRange | None
+    request: Request,
+    store: CommittedStore,
+    used: OrderUse,
+    options: LoaderOptions,
+    batch_range: BatchRange | None,
 ) -> _BegunOrder:
     """Begin a batch of an order, if the request asks for one."""
     if batch_range is None:

@@ -54,7 +54,9 @@ def plan(request: Request, store: StoreName, wanted: PlanRequest) -> Response:
     return document(request, body)
 
 
-def _fetch_plan(store: CommittedStore, wanted: PlanRequest, sign_s: int, hold: Callable[[int], None]) -> FetchPlan:
+def _fetch_plan(
+    store: CommittedStore, wanted: PlanRequest, sign_s: int, hold: Callable[[int], None]
+) -> FetchPlan:
     keys: dict[str, int] = {}
     for key in wanted.keys:
         check_readable(store, key)

@@ -33,7 +33,9 @@ class KnownRows:
         self._known: weakref.WeakValueDictionary[Hashable, ValidRows] = weakref.WeakValueDictionary()
         self._scans: dict[Hashable, RowScan] = {}
 
-    def find(self, store: CommittedStore, options: LoaderOptions, client: str) -> "ValidRows | RowScan | None":
+    def find(
+        self, store: CommittedStore, options: LoaderOptions, client: str
+    ) -> "ValidRows | RowScan | None":
         """The rows; or the scan that finds them; or None, where nothing must be read to know them.
 
         Raises:
