@@ -12,7 +12,6 @@ from actstore.facade import Store
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.batches.batch import Batch, Values
 from actstore.opening import open_store
-from actstore.storage.local import LocalBlobs
 
 if TYPE_CHECKING:
     from actstore.pairing import Hooks
@@ -50,7 +49,7 @@ class ActivationDataset(IterableDataset[Values | Batch]):
             """Number of batches of an epoch."""
             self._options, self._rows = loader.options, loader.known_rows
         self._store = opened
-        self._is_local = isinstance(opened.tokens.blobs, LocalBlobs)
+        self._is_local = opened.tokens.blobs.is_local
         self._start = (0, 0)
         self._process = os.getpid()
 

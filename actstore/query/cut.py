@@ -9,7 +9,6 @@ import numpy as np
 
 from actstore.query.selection import Indices, text_of
 from actstore.storage.blobs import view
-from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 from actstore.store.reading.sections import PIECE_NBYTES as SECTION_PIECE_NBYTES
 
@@ -71,7 +70,7 @@ class Cut:
         stored, rows = self.stored, self.sequences
         layouts = stored.layouts
         is_compressed = any(layout.compression is not None for layout in layouts)
-        is_local = isinstance(stored.blobs, LocalBlobs)
+        is_local = stored.blobs.is_local
         if is_local and not is_compressed and not self._is_cut and isinstance(rows, range) and rows.step == 1:
             return 0
         n_rows = min(self.piece_rows, len(rows))

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ __all__ = [
     "Blobs",
     "Bytes",
     "Distant",
+    "FileReader",
+    "are_files",
     "check_key",
     "view",
 ]
@@ -91,6 +94,58 @@ class BlobReader(Protocol):
         """Size and tag of a blob; None if there is none."""
         ...
 
+    @property
+    def is_local(self) -> bool:
+        """Whether blobs are files of this machine, which makes this a `FileReader`.
+
+        To read them takes no requests, large ranges are views of pages that are mapped, no threads or connections are
+        needed, so that a forked process may go on reading, and what fails is one file rather than the storage.
+        """
+        ...
+
+    def signed(self, key: str, seconds: int) -> str | None:
+        """A URL from which anybody can GET a blob, with or without a range, until so many seconds are over, or the
+        credentials that sign it; None where storage has no such URLs.
+
+        Raises:
+            StorageError: there are no credentials.
+        """
+        ...
+
+
+class FileReader(BlobReader, Protocol):
+    """Blobs that are files of this machine. `are_files` tells whether a `BlobReader` is one."""
+
+    def path(self, key: str) -> Path:
+        """Where the file of a blob is, or would be; for an empty key, the folder of all."""
+        ...
+
+    def descriptor(self, key: str) -> int:
+        """A file, opened for reading; or an `OSError`. The caller closes it."""
+        ...
+
+    def read_and_head(self, key: str) -> tuple[Bytes, BlobInfo]:
+        """All of a small blob, and what `head` says of it, of the same file though its name be given to another.
+
+        Raises:
+            BlobNotFoundError: there is no such blob.
+            StorageError: it could not be read.
+        """
+        ...
+
+    def check_version(self) -> None:
+        """See that what was opened by `descriptor` until now belongs to the version that the blobs are pinned to.
+
+        Raises:
+            StoreReplacedError: it may not.
+        """
+        ...
+
+
+def are_files(blobs: BlobReader) -> TypeGuard[FileReader]:
+    """Whether blobs are files that can be opened and mapped: `BlobReader.is_local`, for type checkers, too."""
+    return blobs.is_local
+
 
 class Blobs(BlobReader, Protocol):
     """What can be written, too."""
@@ -162,7 +217,13 @@ class Blobs(BlobReader, Protocol):
 
 
 class Distant:
-    """What `Blobs` say of themselves where they are no files of this machine. A base class for these."""
+    """What blobs say of themselves that are no files of this machine, and that nobody signs URLs of. A base class."""
+
+    is_local = False
+
+    def signed(self, key: str, seconds: int) -> str | None:  # noqa: ARG002
+        """As `BlobReader.signed`: there is none."""
+        return None
 
     def probe_folders(self) -> None:
         """As `Blobs.probe_folders`: there is one place alone, which `probe` tries."""

@@ -37,6 +37,7 @@ class LocalBlobs(Pinnable):
 
     n_retries = 0
     is_emulated = False
+    is_local = True
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -48,7 +49,12 @@ class LocalBlobs(Pinnable):
             raise self._explained(error, "", "read") from error
         self._partial_files = PartialFiles(self.root)
 
+    def signed(self, key: str, seconds: int) -> str | None:  # noqa: ARG002
+        """As `BlobReader.signed`: there is none."""
+        return None
+
     def path(self, key: str) -> Path:
+        """As `FileReader.path`."""
         return self.root / check_key(key) if key else self.root
 
     def create(
@@ -131,7 +137,7 @@ class LocalBlobs(Pinnable):
             return data
 
     def read_and_head(self, key: str) -> tuple[Bytes, BlobInfo]:
-        """All of a small blob, and what `head` says of it, of the same file though its name be given to another."""
+        """As `FileReader.read_and_head`."""
         with self._opened(key) as descriptor:
             data = os.pread(descriptor, self._check_range(descriptor, key, 0, None), 0)
             return data, _info(os.fstat(descriptor))
@@ -147,7 +153,7 @@ class LocalBlobs(Pinnable):
                 rest, place = rest[n_read:], place + n_read
 
     def descriptor(self, key: str) -> int:
-        """A file, opened for reading; or an `OSError`. The caller closes it."""
+        """As `FileReader.descriptor`."""
         # A pipe would wait for somebody to write; files know no waiting.
         return os.open(f"{self.url}/{check_key(key)}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 

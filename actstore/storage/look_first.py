@@ -7,12 +7,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.storage.blobs import BlobInfo, Blobs, Bytes
+from actstore.storage.blobs import BlobInfo, Blobs, Bytes, Distant
 
 _LOCKS: Final = tuple(threading.Lock() for _ in range(64))
 
 
-class LookFirst:
+class LookFirst(Distant):
     """The same blobs; before each write it is looked whether its condition holds.
 
     To be put around storage of which `probe` is False, so that nothing that is there before a write begins gets

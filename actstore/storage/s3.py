@@ -237,12 +237,7 @@ class S3Blobs(Distant, Pinnable, abc.ABC):
         """Paths of the objects directly below, with their bytes, and of the folders."""
 
     def signed(self, key: str, seconds: int) -> str:
-        """A URL from which anybody can GET an object, with or without a range, until so many seconds are over, or the
-        credentials that sign it.
-
-        Raises:
-            StorageError: there are no credentials.
-        """
+        """As `BlobReader.signed`."""
         path = self._path(key)
         return self._retries.run(key, "read", lambda: self._sign(path, seconds))
 

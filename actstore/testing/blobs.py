@@ -6,7 +6,10 @@ class TestMine(BlobsConformance):
         return MyBlobs(tmp_path)
 """
 
+import os
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.storage.blobs import BlobNotFoundError, Blobs
+from actstore.storage.blobs import BlobNotFoundError, Blobs, are_files
 from actstore.storage.probing import probe
 
 DIGITS = b"0123456789"
@@ -283,6 +286,29 @@ class BlobsConformance:
             with pytest.raises(StorageError, match="is no key of a blob") as caught:
                 act()
             assert not isinstance(caught.value, BlobNotFoundError)
+
+    def test_files_are_what_they_say(self, blobs: Blobs) -> None:
+        blobs.create("a/b", [DIGITS])
+        if not are_files(blobs):
+            return
+        assert blobs.path("a/b").read_bytes() == DIGITS
+        assert blobs.path("").is_dir()
+        data, info = blobs.read_and_head("a/b")
+        assert (bytes(data), info) == (DIGITS, blobs.head("a/b"))
+        with os.fdopen(blobs.descriptor("a/b"), "rb") as file:
+            assert file.read() == DIGITS
+        with pytest.raises(BlobNotFoundError):
+            blobs.read_and_head("a/c")
+
+    def test_a_signed_url_gives_the_blob_alone(self, blobs: Blobs) -> None:
+        blobs.create("a/b", [DIGITS])
+        url = blobs.signed("a/b", 60)
+        if url is None:
+            return
+        with urllib.request.urlopen(url) as reply:
+            assert reply.read() == DIGITS
+        with pytest.raises(urllib.error.HTTPError):
+            urllib.request.urlopen(url.replace("a/b", "a/c", 1))
 
     def test_probe_leaves_the_storage_as_it_was(self, blobs: Blobs) -> None:
         assert probe(blobs) is not blobs.is_emulated

@@ -24,7 +24,7 @@ from actstore.loader.loader import Loader
 from actstore.loader.prefetch import Prefetch
 from actstore.loader.rows import window_rows
 from actstore.loader.rows.window_rows import WindowRows
-from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, Distant
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
 from tests.loader.stores import A, finished, maker_of
@@ -184,7 +184,7 @@ child.kill()
     assert done.stdout == "0 4\n", done.stderr
 
 
-class Blocked:
+class Blocked(Distant):
     """Blobs that give shards only once they are allowed to."""
 
     def __init__(self, blobs: BlobReader) -> None:

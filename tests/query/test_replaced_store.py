@@ -261,6 +261,10 @@ def test_a_server_whose_store_grows_names_it_in_few_characters(tmp_path: Path) -
             assert store[A].numpy(slice(None)).tobytes() == values(FIRST).tobytes()
         assert len(labels) == len(names) + 1
         assert {len(str(label)) for label in labels} == {34}
+        newer = store.newer()
+        assert type(newer) is type(store)
+        assert set(names) <= set(newer.hooks)
+        assert newer.newer() is newer
         store.refresh()
         assert set(names) <= set(store.hooks)
         replaceable.replace()

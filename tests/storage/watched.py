@@ -16,7 +16,11 @@ class CrashError(BaseException):
 
 
 class WatchedBlobs:
-    """Any storage, with a note of each call. It is passed where `Blobs` are wanted."""
+    """Any storage, with a note of each call. It is passed where `Blobs` are wanted, and says that it has no files, as
+    these would be opened without a call.
+    """
+
+    is_local = False
 
     def __init__(
         self,

@@ -27,7 +27,6 @@ from actstore.loader.rows.address_range import AddressRange
 from actstore.loader.rows.buffers import Buffers
 from actstore.loader.rows.row_source import CONVERTED_NBYTES, RowSource
 from actstore.loader.rows.sources import shard_edges, source_of
-from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ class BatchMaker:
         self.store = store
         self.options = options
         self._cache: DiskCache | None = None
-        if options.cache_dir is not None and not isinstance(store.tokens.blobs, LocalBlobs):
+        if options.cache_dir is not None and not store.tokens.blobs.is_local:
             self._cache = DiskCache(
                 store.tokens.blobs,
                 options.cache_dir,
@@ -306,7 +305,7 @@ class BatchMaker:
     @property
     def is_local(self) -> bool:
         """Whether only local files are read."""
-        return isinstance(self._arrays[self.options.hooks[0]].blobs, LocalBlobs)
+        return self._arrays[self.options.hooks[0]].blobs.is_local
 
     @property
     def known_rows(self) -> ValidRows:

@@ -14,7 +14,6 @@ from actstore.loader.options import LoaderOptions
 from actstore.loader.ordering.order import AHEAD_ROWS, largest_window
 from actstore.loader.rows.sources import has_windows_in_memory, shard_edges
 from actstore.loader.rows.window_rows import COPIED_NBYTES, N_REQUESTS
-from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 from actstore.store.reading.sections import PIECE_NBYTES
 
@@ -73,7 +72,7 @@ def footprint(
         window_rows, n_shards, n_windows = _window(store, options, rows)
         for name, array in _arrays(store, options):
             held = min(2, n_windows) * window_rows * _width(array) * array.storage.itemsize
-            is_cached = options.cache_dir is not None and not isinstance(array.blobs, LocalBlobs)
+            is_cached = options.cache_dir is not None and not array.blobs.is_local
             if has_windows_in_memory(array, is_cached=is_cached):
                 windows += held
             elif is_cached:
@@ -81,7 +80,7 @@ def footprint(
     else:
         n_shards = len(shard_edges(store[options.hooks[0]].rows.layouts)) - 1
     for _, array in _arrays(store, options):
-        if not isinstance(array.blobs, LocalBlobs):
+        if not array.blobs.is_local:
             # A piece of each shard that is being fetched.
             shard_nbytes = max(layout.max_shard_nbytes(0) for layout in array.layouts)
             scratch += min(n_requests, n_shards) * min(PIECE_NBYTES, shard_nbytes)

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from actstore.loader.options import LoaderOptions
 from actstore.loader.rows.address_range import AddressRange
-from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 
 if TYPE_CHECKING:
@@ -93,5 +92,4 @@ def can_lend(store: "CommittedStore", options: LoaderOptions) -> bool:
 
 def _is_lendable(rows: Rows) -> bool:
     row_nbytes = rows.layouts[0].row_nbytes // rows.shape[1]
-    is_local = isinstance(rows.blobs, LocalBlobs)
-    return is_local and row_nbytes >= _LEAST_NBYTES and AddressRange.fits(rows.layouts)
+    return rows.blobs.is_local and row_nbytes >= _LEAST_NBYTES and AddressRange.fits(rows.layouts)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError, StorageError
-from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, Distant
 from actstore.storage.durable import locked
 from actstore.storage.errors import BlobNotFoundError, DiskFullError
 from actstore.storage.local import LocalBlobs
@@ -53,7 +53,7 @@ class Mapped(Protocol):
         """Bytes of the files, or 0 once they are unmapped."""
 
 
-class DiskCache:
+class DiskCache(Distant):
     """Blobs that are fetched whole when any part of them is read, and are then read from files.
 
     Several processes may use one folder. A file appears there complete and flushed to disk, or not at all. Beyond the

@@ -20,8 +20,8 @@ from actstore.loader.rows import mapping
 from actstore.loader.rows.file_ends import FileEnds
 from actstore.loader.rows.row_source import select, select_converted
 from actstore.loader.rows.shard_places import ShardPlaces
+from actstore.storage.blobs import FileReader
 from actstore.storage.errors import BlobNotFoundError, damaged
-from actstore.storage.local import LocalBlobs
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.shard import crc32c, index
 from actstore.store.reading.checksums import Checksums
@@ -40,7 +40,7 @@ class AddressRange:
 
     def __init__(
         self,
-        blobs: LocalBlobs,
+        blobs: FileReader,
         places: ShardPlaces,
         shards: NDArray[np.int64] | None = None,
         *,

@@ -15,8 +15,8 @@ from actstore.loader.rows.address_range import AddressRange
 from actstore.loader.rows.cached_range import cached_range
 from actstore.loader.rows.shard_places import ShardPlaces
 from actstore.loader.rows.window_rows import COPIED_NBYTES, N_REQUESTS, WindowRows
+from actstore.storage.blobs import are_files
 from actstore.storage.errors import DiskFullError
-from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 
 Shards = tuple[int, ...]
@@ -38,7 +38,7 @@ class MappedWindows:
     ) -> None:
         """
         Args:
-            rows: an array in `LocalBlobs` or a `DiskCache` that `AddressRange.can_map` allows.
+            rows: an array of local files or in a `DiskCache` that `AddressRange.can_map` allows.
             edges: the first sequence of each shard that windows name, [n_shards + 1]; the last entry is the number of
                 all.
             n_requests: the most requests to remote storage at once; `N_REQUESTS` by default.
@@ -84,7 +84,7 @@ class MappedWindows:
             mapped = cached_range(blobs, self._places, shards, stop, self._n_requests)
             self._nbytes_opened += mapped.nbytes
             return mapped
-        assert isinstance(blobs, LocalBlobs)
+        assert are_files(blobs)
         return AddressRange(blobs, self._places, shards, checksums=self._rows.checksums)
 
     @property

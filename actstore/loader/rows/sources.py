@@ -18,7 +18,7 @@ from actstore.loader.rows.row_source import RowSource
 from actstore.loader.rows.shard_places import ShardPlaces
 from actstore.loader.rows.single_rows import SingleRows
 from actstore.loader.rows.window_rows import N_REQUESTS, WindowRows
-from actstore.storage.local import LocalBlobs
+from actstore.storage.blobs import are_files
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.reading.rows import Rows
 
@@ -34,7 +34,7 @@ def has_windows_in_memory(rows: Rows, *, is_cached: bool) -> bool:
         rows: the array.
         is_cached: whether its shards are fetched to a disk.
     """
-    is_on_disk = is_cached or isinstance(rows.blobs, LocalBlobs | DiskCache)
+    is_on_disk = is_cached or rows.blobs.is_local or isinstance(rows.blobs, DiskCache)
     return not (is_on_disk and AddressRange.can_map(rows.layouts))
 
 
@@ -64,7 +64,7 @@ def source_of(
     rows.check_committed()
     blobs, layouts = rows.blobs, rows.layouts
     if has_windows:
-        if isinstance(blobs, LocalBlobs) and AddressRange.fits(layouts):
+        if are_files(blobs) and AddressRange.fits(layouts):
             return AddressRange(blobs, ShardPlaces(layouts), checksums=rows.checksums)
         if not has_windows_in_memory(rows, is_cached=False):
             return MappedWindows(rows, edges, n_requests, before_memory)
@@ -73,7 +73,7 @@ def source_of(
         raise LoaderError(
             f"{rows.path} is compressed, and shuffle='global' takes single rows from anywhere; use shuffle='window'"
         )
-    if not isinstance(blobs, LocalBlobs | DiskCache):
+    if not (are_files(blobs) or isinstance(blobs, DiskCache)):
         raise LoaderError(
             f"{blobs.url} is not on a local disk, and shuffle='global' takes single rows from anywhere; use "
             "shuffle='window', or a cache_dir with room for all of the hook"

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import LoaderError
-from actstore.storage.blobs import BlobInfo, BlobReader, Bytes
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, Distant
 
 
-class StoppableBlobs:
+class StoppableBlobs(Distant):
     """The same blobs until they are stopped: then requests under way are finished, and all others refused."""
 
     def __init__(self, blobs: BlobReader) -> None:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from actstore.loader.ordering.order import Window
 from actstore.loader.rows.buffers import new_memory
 from actstore.loader.rows.stoppable_blobs import StoppableBlobs
-from actstore.storage.local import LocalBlobs
 from actstore.store.reading.rows import Rows
 
 N_REQUESTS: Final = 64
@@ -43,7 +42,7 @@ class WindowRows:
         """
         self._blobs = StoppableBlobs(rows.blobs)
         self._rows = rows.over(self._blobs)
-        self._n_requests = _LOCAL_READS if isinstance(rows.blobs, LocalBlobs) else n_requests or N_REQUESTS
+        self._n_requests = _LOCAL_READS if rows.blobs.is_local else n_requests or N_REQUESTS
         self._edges = edges
         self._length = rows.shape[1]
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="window")

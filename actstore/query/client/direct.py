@@ -16,7 +16,7 @@ from actstore.query.client.http_blobs import HttpBlobs, take_range
 from actstore.query.client.places import place_of
 from actstore.query.client.server import Server
 from actstore.reason import reason
-from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, check_key
+from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, Distant, check_key
 from actstore.storage.errors import Kind, RequestError, kind_of_reply
 from actstore.storage.opening import open_blobs
 from actstore.storage.pinned import Pinnable
@@ -84,7 +84,7 @@ def _probe(url: str) -> None:
     connections.close()
 
 
-class SignedBlobs(Pinnable):
+class SignedBlobs(Distant, Pinnable):
     """`BlobReader` of objects whose URLs a server signs. Threads may share it."""
 
     def __init__(self, server: Server) -> None:

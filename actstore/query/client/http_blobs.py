@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from actstore.query.client.bounds import OBJECT_NBYTES, announced, read_document, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.server import Server
-from actstore.storage.blobs import BlobInfo, Bytes, check_key
+from actstore.storage.blobs import BlobInfo, Bytes, Distant, check_key
 from actstore.storage.errors import BlobNotFoundError, damaged
 
 _WHOLE: Final = 200
 _PART: Final = 206
 
 
-class HttpBlobs:
+class HttpBlobs(Distant):
     """`BlobReader` of a store on a server: its ``/zarr`` resource."""
 
     def __init__(self, server: Server) -> None:

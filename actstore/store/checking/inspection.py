@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from actstore.errors import ActstoreError, StorageError, UncheckedError
 from actstore.storage.blobs import BlobNotFoundError, Blobs, Bytes
-from actstore.storage.local import LocalBlobs
 from actstore.store.checking.verification import Finding
 from actstore.store.format.document import Document
 from actstore.store.format.layout import ArrayLayout
@@ -66,7 +65,7 @@ class Inspection:
         except BlobNotFoundError:
             raise
         except StorageError as error:
-            if isinstance(self.blobs, LocalBlobs) and not isinstance(error.__cause__, PermissionError):
+            if self.blobs.is_local and not isinstance(error.__cause__, PermissionError):
                 raise  # a bad sector, or a folder in the place of a file
             raise UncheckedError(
                 f"{error}; nothing can be said of this store until it can be read"

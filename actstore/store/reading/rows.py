@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from actstore.errors import NotCommittedError
 from actstore.storage.blobs import BlobReader, Bytes
 from actstore.storage.errors import BlobNotFoundError, damaged
-from actstore.storage.local import LocalBlobs
 from actstore.store.format.dtypes import dtype
 from actstore.store.format.layout import ArrayLayout, RowRange
 from actstore.store.format.shard_reader import CompressedShards
@@ -66,7 +65,7 @@ class Rows:
             raise ValueError("an array needs one section at least")
         self.blobs = blobs
         """Where the shards are."""
-        self._is_local = isinstance(blobs, LocalBlobs)
+        self._is_local = blobs.is_local
         self.sections = tuple(sections)
         """Who wrote which rows, in order."""
         self._checksums = checksums

@@ -7,7 +7,6 @@ from typing import Final
 
 from actstore.errors import ActstoreError, StoreReplacedError
 from actstore.storage.blobs import BlobInfo, BlobReader
-from actstore.storage.local import LocalBlobs
 from actstore.store.reading.identity import replaced
 from actstore.store.records.commit import plan_key, read_plan
 from actstore.store.records.manifest import MANIFEST_KEY, read_manifest
@@ -43,7 +42,7 @@ class Version:
         """Tags of the records that vouch for the runs; None until these are seen to be theirs."""
         self._tags: dict[str, str] = {}
         # Of files, records are looked at in a microsecond, and a lock could be held in a process that was forked.
-        self._lock = None if isinstance(blobs, LocalBlobs) else threading.Lock()
+        self._lock = None if blobs.is_local else threading.Lock()
         self._clock = itertools.count()
         self._looked_at = -1
 

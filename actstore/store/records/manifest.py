@@ -5,9 +5,8 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from actstore.storage.blobs import BlobInfo, BlobReader, Blobs
+from actstore.storage.blobs import BlobInfo, BlobReader, Blobs, are_files
 from actstore.storage.errors import BlobNotFoundError
-from actstore.storage.local import LocalBlobs
 from actstore.store.format.document import Document
 from actstore.store.format.plan import RUNS, Plan
 from actstore.store.records.commit import ObjectRecord
@@ -80,7 +79,7 @@ def read_manifest_and_head(blobs: BlobReader) -> tuple[Manifest | None, BlobInfo
     Raises:
         StorageError: it is damaged or cannot be read.
     """
-    if not isinstance(blobs, LocalBlobs):
+    if not are_files(blobs):
         return read_manifest(blobs), None
     try:
         data, info = blobs.read_and_head(MANIFEST_KEY)

@@ -21,7 +21,7 @@ from actstore.loader.cache.disk_cache import DiskCache, NoRoomError
 from actstore.loader.rows.address_range import AddressRange
 from actstore.loader.rows.cached_range import cached_range
 from actstore.loader.rows.shard_places import ShardPlaces
-from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs
+from actstore.storage.blobs import BlobInfo, BlobNotFoundError, Blobs, Distant
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
 from actstore.storage.partial_files import PARTIAL
@@ -163,7 +163,7 @@ def test_another_store_of_the_same_plan_at_the_same_place(tmp_path: Path) -> Non
         np.testing.assert_array_equal(torch.cat(cached).numpy().view(np.uint16), values[A].reshape(-1, 16))
 
 
-class OfPieces:
+class OfPieces(Distant):
     """A blob of 40 MB that takes no memory."""
 
     url = "pieces://"

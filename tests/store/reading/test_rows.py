@@ -374,6 +374,8 @@ def test_shard_that_cannot_be_takes_no_time(local: LocalBlobs) -> None:
 class Counting:
     """Storage that is far away, and counts what it is asked for."""
 
+    is_local = False
+
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self.requests: list[tuple[str, int, int]] = []

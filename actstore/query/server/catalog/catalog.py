@@ -11,8 +11,7 @@ from typing import Final
 from actstore.errors import JobError, StorageError, StoreReplacedError
 from actstore.query.problem import Problem
 from actstore.query.server.catalog.served_files import ServedFiles, served_blobs
-from actstore.storage.blobs import Blobs
-from actstore.storage.local import LocalBlobs
+from actstore.storage.blobs import Blobs, are_files
 from actstore.storage.opening import open_blobs
 from actstore.store.committed_store import CommittedStore
 from actstore.store.format.plan import FIRST_RUN
@@ -46,7 +45,7 @@ class Catalog:
         self._allow_links = tuple(allow_links)
         self._named = {name: open_blobs(url).url for name, url in stores.items()}
         self._root = None if root is None else served_blobs(root, self._allow_links)
-        if isinstance(self._root, LocalBlobs) and not self._root.root.is_dir():
+        if self._root is not None and are_files(self._root) and not self._root.path("").is_dir():
             raise StorageError(f"there is no folder {self._root.url}; make it first, or correct --root")
         self._below: dict[str, str] = {}
         self.clashes: list[str] = []

@@ -16,9 +16,7 @@ from actstore.query.server.routes.parameters import StoreName, cuts
 from actstore.query.server.sending.error_replies import error_responses
 from actstore.query.server.sending.reply import document
 from actstore.query.server.state import scope_of, state_of, store_of
-from actstore.storage.blobs import BlobReader
-from actstore.storage.local import LocalBlobs
-from actstore.storage.s3 import S3Blobs
+from actstore.storage.blobs import BlobReader, are_files
 from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["activations"])
@@ -91,9 +89,10 @@ def _fetch_plan(
 
 
 def _place(blobs: BlobReader, key: str, seconds: int) -> Place:
-    if isinstance(blobs, S3Blobs):
-        return Place(key=key, url=blobs.signed(key, seconds), kind="http")
-    if isinstance(blobs, LocalBlobs):
+    signed = blobs.signed(key, seconds)
+    if signed is not None:
+        return Place(key=key, url=signed, kind="http")
+    if are_files(blobs):
         return Place(key=key, url=str(blobs.path(key)), kind="file")
     return Place(key=key, url=f"{blobs.url}/{key}", kind="storage")
 

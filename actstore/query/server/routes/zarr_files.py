@@ -17,7 +17,6 @@ from actstore.query.server.sending.reply import etag, stream
 from actstore.query.server.state import store_of
 from actstore.query.wire import JSON, RAW
 from actstore.storage.blobs import BlobReader, view
-from actstore.storage.local import LocalBlobs
 from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["zarr"])
@@ -40,7 +39,7 @@ class _Blob:
         self.nbytes = nbytes
         self.is_ready = False
         # Files are mapped. Else: the piece being sent, the next one, and the end of the last one.
-        self.held_nbytes = 0 if isinstance(blobs, LocalBlobs) else min(nbytes, 3 * _PIECE_NBYTES)
+        self.held_nbytes = 0 if blobs.is_local else min(nbytes, 3 * _PIECE_NBYTES)
 
     def pieces(self, start: int, stop: int) -> Iterator[memoryview]:
         """Implements `Part.pieces`."""
