@@ -1,1 +1,1 @@
-"""Stores over HTTP: `actstore.query.server` gives them, `actstore.query.client` reads them."""
+"""Stores over HTTP: `actstore.query.server` serves them, `actstore.query.client` reads them."""

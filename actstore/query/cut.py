@@ -58,7 +58,7 @@ class Cut:
 
     @property
     def piece_rows(self) -> int:
-        """Sequences that are read at once."""
+        """Sequences that are read at once at most."""
         whole = self.stored.layouts[0].row_nbytes
         return max(1, min(PIECE_NBYTES // max(1, self.row_nbytes), _READ_NBYTES // max(1, whole)))
 
@@ -111,7 +111,7 @@ class Cut:
 
     def _values(self, rows: Indices) -> Any:
         key: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
-        # Lists would be paired by NumPy where they are crossed here, so each axis is read as the slice around it.
+        # NumPy would pair lists of different axes, so each axis is read as the slice around its indices.
         around = [_around(indices) for indices in self.inner]
         values = self.stored[(key, *around)]
         for axis, indices in enumerate(self.inner, 1):

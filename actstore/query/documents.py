@@ -1,4 +1,4 @@
-"""The JSON of requests and replies."""
+"""The JSON documents of requests and replies."""
 
 from typing import Annotated, Any, Literal
 
@@ -90,11 +90,11 @@ class StoreDocument(Reply):
     hooks: Annotated[tuple[str, ...], FailFast()]
     runs: Annotated[tuple[RunDocument, ...], FailFast()]
     contents: Annotated[tuple[str, ...], FailFast()]
-    """For each run, a hash of its plan and, if it is finished, of the checksum of its shards."""
+    """A hash for each run: of its plan and, if it is finished, of the checksum of its shards."""
 
 
 class HookList(Reply):
-    """All hooks of a store, in the order of the forward."""
+    """All hooks of a store, in the order of the forward pass."""
 
     hooks: tuple[HookDocument, ...]
 
@@ -155,7 +155,7 @@ class Place(Reply):
 
 
 class PlannedRead(Reply):
-    """Bytes of an object, and where they go."""
+    """A range of bytes of an object, and where they go in an array."""
 
     place: int
     """Index into ``places``."""
@@ -168,10 +168,10 @@ class PlannedRead(Reply):
 
 
 class FetchPlan(Reply):
-    """What to read, and where."""
+    """The reads that give the arrays of a selection, or whole objects."""
 
     expires_s: int | None
-    """Seconds for which URLs of the kind ``http`` are good."""
+    """Seconds for which URLs of the kind ``http`` are valid."""
     places: Annotated[tuple[Place, ...], FailFast()]
     arrays: Annotated[tuple[PlannedArray, ...], FailFast()]
     reads: Annotated[tuple[PlannedRead, ...], FailFast()]
@@ -198,11 +198,11 @@ class OrderDocument(Reply):
     identity: dict[str, Any]
     """All that decides which rows are in batch k; part of the state of a loader."""
     at_once: int = Field(1, ge=1)
-    """Batches that can be asked for in one request, as raw bytes."""
+    """Batches that one request can ask for, as raw bytes."""
 
 
 class ProblemDocument(Reply):
-    """What went wrong, as RFC 9457 has it."""
+    """A problem as RFC 9457 defines it."""
 
     type: str
     title: str

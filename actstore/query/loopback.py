@@ -22,7 +22,9 @@ def is_loopback(host: str) -> bool:
 
 
 def leads_here(host: str) -> bool:
-    """Whether a client that goes there reaches this machine: also by the address that means all of its addresses."""
+    """Whether a client that connects to a host reaches this machine, also by the address that means all of its
+    addresses.
+    """
     address = parse_host(host.removesuffix("."))
     return is_loopback(host) or (address is not None and address.is_unspecified)
 
@@ -43,7 +45,9 @@ def parse_host(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 
 
 def _of_numbers(host: str) -> ipaddress.IPv4Address | None:
-    """IPv4 in the ways that systems take beside the usual one: ``127.1``, ``2130706433``, ``0x7f.0.0.1``."""
+    """An IPv4 address in the spellings that systems accept beside the usual one: ``127.1``, ``2130706433``,
+    ``0x7f.0.0.1``.
+    """
     if not host or not host.isascii() or any(letter.isspace() for letter in host):
         return None  # the system takes what follows a space for a comment
     try:

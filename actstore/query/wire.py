@@ -1,4 +1,4 @@
-"""Names that server and client share: headers, media types, arrays that are no hooks."""
+"""Names that server and client share: headers, media types, and arrays that are no hooks."""
 
 from typing import Final
 
@@ -30,11 +30,11 @@ SAFETENSORS_DTYPES: Final = {
     "int32": "I32",
     "int64": "I64",
 }
-"""How safetensors calls the types that are sent."""
+"""Names of the types in safetensors."""
 PROBLEM: Final = "application/problem+json"
 
 TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets")
-"""Arrays that say what the sequences are; they can be asked for as if they were hooks."""
+"""Arrays that describe the sequences; requests can name them like hooks."""
 
 SEQUENCES, POSITIONS, TOKENS = "sequences", "positions", "tokens"
 """Tensors beside the hooks in a batch: where each row comes from."""

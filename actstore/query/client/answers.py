@@ -72,7 +72,7 @@ def check_statistics(document: StatisticsDocument, hook: HookArray, where: str) 
     """See that statistics are those of a hook.
 
     Raises:
-        StorageError: they belong to another hook, or are impossible.
+        StorageError: the statistics are of another hook, or impossible.
     """
     if (document.hook, document.shape) != (hook.name, hook.shape):
         came = shown(f"statistics of {document.hook} of shape {document.shape}")

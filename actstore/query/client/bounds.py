@@ -8,12 +8,13 @@ from actstore.errors import StorageError
 from actstore.storage.errors import Kind, RequestError
 
 READ_S: Final = 120.0
-"""Seconds until the head of a reply is there, and again until its body is, with `SLOWEST`. A server answers, or says
-that it is busy, in less."""
+"""Seconds until the head of a reply is there, and again until its body is, with `SLOWEST`. A server answers, or replies
+that it is busy, sooner.
+"""
 SLOWEST: Final = 16 << 10
 """Bytes a second of a body: each time as much has come, one second more is given."""
 HEAD_NBYTES: Final = 1 << 20
-"""Bytes before a body, all headers and replies that only announce another one."""
+"""Bytes before a body at most, with all headers and replies that only announce another one."""
 PROBLEM_NBYTES: Final = 1 << 16
 """Bytes of a problem at most; of a larger one, only the status is reported."""
 DOCUMENT_NBYTES: Final = 64 << 20
@@ -40,8 +41,8 @@ def unexpected(where: str, came: str, expected: str) -> StorageError:
 
     Args:
         where: URL of the request.
-        came: what the reply is.
-        expected: what it should be.
+        came: what came instead.
+        expected: what a server of ours gives.
     """
     return StorageError(
         f"{where} gave {came} where {expected} was expected; it is no actstore server of this version, or something "

@@ -40,7 +40,7 @@ def direct_blobs(server: Server, runs: Sequence[Run], *, must: bool = False) -> 
         must: raise, rather than give None.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the storage cannot be read, and ``must`` is set.
     """
     key = plan_key(FIRST_RUN)
     try:
@@ -172,7 +172,7 @@ class SignedBlobs(Distant, Pinnable):
         with self._lock:
             was_there = self._urls.pop(key, None) is not None
         if kind is Kind.DENIED and was_there:
-            kind = Kind.BROKEN  # the credentials that signed it may have ended before it did
+            kind = Kind.BROKEN  # the credentials that signed the URL may have expired before it did
         return RequestError(kind, f"storage answered with status {reply.status}")
 
     def head(self, key: str) -> BlobInfo | None:

@@ -14,7 +14,7 @@ _STORAGE: Final = re.compile(r"(s3|gs|az)://[^/]")
 """Storage that is read with the credentials of this process: nothing of another kind, no chained URLs of fsspec."""
 _NBYTES: Final = 1 << 20
 _MAX_EXPIRES_S: Final = 7 * 24 * 3600
-"""No URL of S3 is good for longer."""
+"""Seconds for which a URL of S3 is valid at most."""
 
 
 def place_of(server: Server, key: str) -> tuple[Place, int]:

@@ -147,7 +147,7 @@ class ServedBatches:
         Raises:
             LoaderError: the source was interrupted.
         """
-        self.batches[k]  # or it is an IndexError
+        self.batches[k]  # raises IndexError
         with self._lock:
             if self._is_interrupted:
                 raise LoaderError("the loader was closed, or begins elsewhere; ask for the batch again")

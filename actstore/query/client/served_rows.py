@@ -124,7 +124,7 @@ def check_kind(reply: http.client.HTTPResponse, where: str, dtype: str, shape: S
     """See that raw bytes belong to the array that was asked for.
 
     Raises:
-        StorageError: they belong to another one.
+        StorageError: the bytes belong to another array.
     """
     given = (reply.getheader(DTYPE, "no type"), reply.getheader(SHAPE, "none"))
     expected = (dtype, ",".join(map(str, shape)))

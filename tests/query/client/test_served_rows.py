@@ -35,10 +35,10 @@ def numbers(rows: Indices) -> list[int]:
 )
 def test_what_is_asked_for_is_what_is_wanted(key: Any) -> None:
     inner = _inner(RowIndex.parse(key, ARRAY.shape), ARRAY.shape)
-    is_sayable = not any(
+    is_expressible = not any(
         isinstance(part, list) or (isinstance(part, slice) and (part.step or 1) < 0) for part in key[2:]
     )
-    assert (inner is not None) == is_sayable, NOTHING_TO_ASK
+    assert (inner is not None) == is_expressible, NOTHING_TO_ASK
     if inner is not None:
         asked = ARRAY[key[0]][np.ix_(range(3), *map(numbers, inner))]
         np.testing.assert_array_equal(asked.reshape(ARRAY[key].shape), ARRAY[key])

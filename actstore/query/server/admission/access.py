@@ -27,7 +27,7 @@ _MIN_LENGTH: Final = 16
 _MAX_NBYTES: Final = 1 << 20
 """Bytes of the file at most. All of it is read each time: a change is noticed whatever inode, time and size say."""
 _NAMED: Final = "name="
-"""No name of a store has an equals sign, so this was never a glob of any."""
+"""Prefix of the name of a token. No store name has an equals sign, so it is never part of a glob."""
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._@-]{0,63}")
 _RESERVED_NAME: Final = "unix"
 """Name of the clients of a Unix socket. Addresses do not begin with a letter, or have colons."""

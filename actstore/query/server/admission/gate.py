@@ -11,7 +11,7 @@ from typing import Any, Final
 from actstore.query.problem import LATER, Problem
 from actstore.query.server.admission.access import Access, Scope
 from actstore.query.server.admission.hosts import Hosts
-from actstore.query.server.connections.addresses import UNIX, Proxies, counted_as, shown
+from actstore.query.server.connections.addresses import UNIX, Proxies, address_text, counted_as
 from actstore.query.server.connections.connection import BODY, SPARE
 from actstore.query.server.memory.budget import MemoryBudget
 from actstore.query.server.memory.parsed_body import ParsedBody
@@ -115,9 +115,9 @@ class Gate:
     def _note_client(self, scope: Any) -> None:
         """Note the address and scheme of the client: those of the connection, or what a trusted proxy says."""
         peer = scope["client"][0] if scope.get("client") else UNIX
-        scope[ADDRESS] = shown(peer)
+        scope[ADDRESS] = address_text(peer)
         if self._proxies.trusts(peer):
-            scope[ADDRESS] = self._proxies.client(shown(peer), _headers(scope, b"x-forwarded-for"))
+            scope[ADDRESS] = self._proxies.client(address_text(peer), _headers(scope, b"x-forwarded-for"))
             schemes = _headers(scope, b"x-forwarded-proto")
             if schemes and schemes[-1].strip() in _SCHEMES:
                 scope["scheme"] = schemes[-1].strip()

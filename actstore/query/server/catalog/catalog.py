@@ -1,4 +1,4 @@
-"""The stores that a server gives, by name."""
+"""The stores of a server, by name."""
 
 import logging
 import re

@@ -20,8 +20,8 @@ def check_readable(store: CommittedStore, key: str) -> None:
     """Check that clients may read a key: metadata, records, and shards that are committed.
 
     Raises:
-        Problem: it is not. Not found is only what a Zarr reader may take for missing; a shard that is not committed
-            yet would otherwise read as fill values.
+        Problem: clients may not read it. Only a key that a Zarr reader may treat as missing is "not found", as a
+            shard that is not committed yet would then read as fill values.
     """
     path, _, name = key.rpartition("/")
     if key == _METADATA or _DOCUMENTS.fullmatch(key) or (name == _METADATA and path in _paths(store)):

@@ -29,7 +29,7 @@ def parse_address(text: str) -> Address | None:
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
-def shown(text: str) -> str:
+def address_text(text: str) -> str:
     """An address in the spelling for logs; other text stays as it is."""
     address = parse_address(text)
     return text if address is None else str(address)

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from actstore.loader.rows import mapping
 from actstore.query.problem import Problem
-from actstore.query.server.connections.addresses import counted_as, shown
+from actstore.query.server.connections.addresses import address_text, counted_as
 from actstore.query.server.connections.room import ConnectionLimits, Room
 from actstore.query.server.connections.socket_writes import (
     SLOWEST,
@@ -123,7 +123,7 @@ class Connection(HttpToolsProtocol):
         Args:
             peer: address of the client, or `UNIX`.
         """
-        self._peer = shown(peer)
+        self._peer = address_text(peer)
         self.address = counted_as(peer)
         self.is_of_many = self._is_of_many(peer)
 
@@ -465,7 +465,7 @@ class BodyWriter:
         transport = self._connection.transport
         if self.is_over or transport.get_extra_info("sslcontext") is not None or not mapping.is_supported():
             return False
-        for _ in range(_ROUNDS):  # of the loop, which sends what was written in the last one
+        for _ in range(_ROUNDS):  # of the loop, which sends what was written in the round before
             if transport.is_closing() or not transport.get_write_buffer_size():
                 break
             await asyncio.sleep(0)

@@ -24,7 +24,7 @@ Vectors = NDArray[np.uint64]
 """Address and length of pieces of memory, [n, 2]: the `struct iovec` of 64-bit systems."""
 
 _N_THREADS: Final = 16
-"""More than there are cores, as some wait for a disk. No more of them than there are cores write at once."""
+"""Number of threads: more than there are cores, as some wait for a disk. No more than there are cores write at once."""
 _NICE: Final = 10
 """Niceness of the threads, 0 to 19: they wait where other threads of this process have work for a core."""
 _MAX_VECTORS: Final = 1024
@@ -52,7 +52,7 @@ SLOWEST: Final = 8_000
 
 
 class ConnectionGoneError(Exception):
-    """The client hung up in the midst of a reply."""
+    """Raised when the client hung up in the middle of a reply."""
 
 
 @cache
@@ -71,7 +71,7 @@ def vectors_of(data: memoryview) -> Iterator[Vectors]:
 
 
 class _Write:
-    """Vectors that are partly written."""
+    """A write of vectors that is under way."""
 
     def __init__(self, vectors: Iterator[Vectors]) -> None:
         self._vectors = vectors
@@ -94,7 +94,7 @@ class _Write:
         calls = (self._ends - 1) // call_nbytes + np.arange(len(self._ends)) // _MAX_VECTORS
         stops = np.append(np.flatnonzero(np.diff(calls)) + 1, len(self._ends))
         self._calls = [(int(stop), int(self._ends[stop - 1])) for stop in stops[::-1]]
-        """Vectors, and bytes, that are written after each call that is left; the next one is the last."""
+        """Number of vectors, and bytes, that are written after each remaining call; the next call is the last entry."""
         self._first = self._n = 0
 
     def push(self, file: int, cores: threading.Semaphore, call_nbytes: int) -> None:
@@ -103,7 +103,7 @@ class _Write:
         Args:
             file: descriptor of the socket.
             cores: held while there is work for one.
-            call_nbytes: in one call of the system, or up to twice as many.
+            call_nbytes: bytes to write in one call of the system; it can be up to twice as many.
 
         Raises:
             ConnectionGoneError: the client hung up.
@@ -165,7 +165,7 @@ class _Write:
 
 
 def _short(vectors: Vectors, nbytes: int) -> Vectors:
-    """The same memory in vectors of so many bytes at most; copied, as it is changed."""
+    """Split vectors into some of at most ``nbytes`` bytes each, over the same memory; the result is a copy."""
     n_parts = -(-vectors[:, 1].astype(np.int64) // nbytes)
     short = np.repeat(vectors, n_parts, axis=0)
     if len(short) > len(vectors):

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
-from actstore.query.server.connections.leaving import Receive
+from actstore.query.server.connections.disconnect import Receive
 from actstore.query.server.sending.error_replies import answer
 from actstore.query.server.sending.reply import Send
 

@@ -98,7 +98,7 @@ def _ranges(run: Run) -> list[tuple[int, int]]:
 
 @router.get("/v1/stores/{store}/hooks", response_model=HookList, responses=error_responses(404, 502))
 def list_hooks(request: Request, store: StoreName) -> Response:
-    """All hooks of a store, in the order of the forward."""
+    """All hooks of a store, in the order of the forward pass."""
     opened = store_of(request, store)
     listed = HookList(hooks=tuple(_hook(opened, name) for name in opened.hooks))
     return document(request, listed.model_dump_json().encode())

@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from actstore.query.problem import Problem
 from actstore.query.server.connections.connection import BODY, BodyWriter
-from actstore.query.server.connections.leaving import Receive, gone
+from actstore.query.server.connections.disconnect import Receive, wait_for_disconnect
 from actstore.query.server.connections.socket_writes import SLOWEST, Vectors, vectors_of
 from actstore.query.server.memory.budget import Account
 from actstore.query.server.sending.body import Body, InMemory, Piece, Scattered
@@ -237,7 +237,7 @@ class _Pieces(Response):
             writer: BodyWriter | None = scope.get(BODY)
             if writer is not None and not await writer.begin():
                 writer = None
-            leaving = asyncio.create_task(gone(receive))
+            leaving = asyncio.create_task(wait_for_disconnect(receive))
             try:
                 await self._send_all(send, leaving, writer)
             finally:

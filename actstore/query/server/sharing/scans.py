@@ -16,7 +16,7 @@ import torch
 from fastapi import Request
 
 from actstore.query.problem import Problem
-from actstore.query.server.connections.leaving import gone
+from actstore.query.server.connections.disconnect import wait_for_disconnect
 from actstore.query.server.monitoring.metrics import Metrics
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Scans:
         self._n_threads = n_threads
         self._timeout_s = timeout_s
         self._metrics = metrics
-        # torch's threads would take the cores that slices are sent on.
+        # More threads of torch would take the cores that send slices.
         self._threads = ThreadPoolExecutor(n_threads, "scan", torch.set_num_threads, (1,))
         self._wanted: dict[Hashable, _Scan] = {}
         """Scans that wait or run, and are not stopped, by key."""
@@ -87,7 +87,7 @@ class Scans:
         """
         scan = self._wanted.get(key) or self._begun(client, key, work)
         scan.n_waiting += 1
-        leaving = asyncio.ensure_future(gone(request.receive))
+        leaving = asyncio.ensure_future(wait_for_disconnect(request.receive))
         try:
             await asyncio.wait(
                 (scan.done, leaving), timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED

@@ -10,7 +10,7 @@ import pytest
 
 from actstore.cli.main import run
 from actstore.errors import JobError
-from actstore.query.server.connections.addresses import UNIX, Proxies, counted_as, shown
+from actstore.query.server.connections.addresses import UNIX, Proxies, address_text, counted_as
 from actstore.query.server.connections.room import ConnectionLimits, Room
 from tests.query.running import running
 from tests.query.server.test_limits import connected, get, until
@@ -93,7 +93,7 @@ def test_whose_limits_an_address_has(address: str, counted: str) -> None:
 
 
 def test_addresses_as_logs_have_them() -> None:
-    assert [shown(address) for address in ("::ffff:10.0.0.1", "2001:DB8::0:1", UNIX)] == [
+    assert [address_text(address) for address in ("::ffff:10.0.0.1", "2001:DB8::0:1", UNIX)] == [
         "10.0.0.1",
         "2001:db8::1",
         UNIX,
