@@ -17,7 +17,8 @@ FOLDER = Path(__file__).parent
 
 Mode = Literal["validation", "serialization"]
 
-# A job may leave out what has a default. A writer of a store writes every field, so there all are required.
+# A job may leave out fields with a default. Writers of a store write every field, so all of them are required
+# there.
 _MODELS: dict[str, tuple[type[BaseModel], str, Mode]] = {
     "job": (Job, "actstore job", "validation"),
     "plan": (Plan, "actstore plan, store format 1", "serialization"),
@@ -28,7 +29,7 @@ _MODELS: dict[str, tuple[type[BaseModel], str, Mode]] = {
 }
 
 
-# Not a field of the models: it is about the bytes around them.
+# Not a field of the models, since it is about the bytes of the document.
 _CHECKSUM = {
     "description": "CRC-32C of all bytes behind the line of this field, which is the second one.",
     "maximum": 2**32 - 1,
@@ -39,8 +40,8 @@ _CHECKSUM = {
 
 
 class _Generator(GenerateJsonSchema):
-    """Pydantic's own, which leaves fields with defaults optional even in what it writes itself; here those alone are
-    that can be left out of a document.
+    """Pydantic's generator, except for documents that are written: pydantic leaves fields with defaults optional there,
+    but here only those are optional that can be left out of a document.
     """
 
     def field_is_required(self, field: Any, total: bool) -> bool:
@@ -50,7 +51,7 @@ class _Generator(GenerateJsonSchema):
 
 def schemas() -> dict[str, dict[str, Any]]:
     """The schemas by kind: job, plan, tokens, ..."""
-    found = {}
+    schema_by_kind = {}
     for kind, (model, title, mode) in _MODELS.items():
         schema = model.model_json_schema(mode=mode, schema_generator=_Generator)
         head = {
@@ -61,14 +62,14 @@ def schemas() -> dict[str, dict[str, Any]]:
         if mode == "serialization":
             schema["properties"] = {"checksum": _CHECKSUM} | schema["properties"]
             schema["required"] = ["checksum", *schema["required"]]
-        found[kind] = head | {key: value for key, value in schema.items() if key not in head}
-    return found
+        schema_by_kind[kind] = head | {key: value for key, value in schema.items() if key not in head}
+    return schema_by_kind
 
 
 def files() -> dict[str, str]:
     """The text of each file, by name."""
-    found = {f"{kind}.schema.json": json.dumps(schema, indent=2) + "\n" for kind, schema in schemas().items()}
-    return found | {"openapi.json": json.dumps(openapi(), indent=2, sort_keys=True) + "\n"}
+    texts = {f"{kind}.schema.json": json.dumps(schema, indent=2) + "\n" for kind, schema in schemas().items()}
+    return texts | {"openapi.json": json.dumps(openapi(), indent=2, sort_keys=True) + "\n"}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Storage of every kind, and small stores on the local disk, as the tests of storage have them."""
+"""Fixtures with storage of every kind and with small local stores, as in the tests of storage."""
 
 from tests.storage.conftest import blobs, client, local
 

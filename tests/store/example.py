@@ -1,4 +1,4 @@
-"""Small stores written without a model, through the same functions that extraction uses."""
+"""Small stores, written without a model by the functions that extraction uses."""
 
 import hashlib
 import math
@@ -30,7 +30,7 @@ from actstore.store.statistics.norms import side_by_side
 from tests.store.arrays import encoded, random_bits
 
 N, LENGTH, D_MODEL, SEGMENT = 37, 8, 16, 16
-"""Three segments; the last has 5 of 16 sequences."""
+"""These make three segments; the last one has 5 of 16 sequences."""
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_post", "blocks.1.attn.hook_z")
 ENVIRONMENT = Environment(
     actstore="0",
@@ -43,7 +43,7 @@ ENVIRONMENT = Environment(
 )
 
 Columns = Mapping[str, NDArray[Any]]
-"""Arrays by name: of each hook, or of the tokens."""
+"""Arrays by name of the hook or of the token array."""
 
 
 def example_plan(dtype: Any = "float32", compression: Any = None, **changes: Any) -> Plan:
@@ -118,7 +118,7 @@ def example_tokens(plan: Plan) -> Columns:
 def write_array(
     blobs: Blobs, layout: ArrayLayout, values: NDArray[Any], shards: Iterable[int]
 ) -> list[ObjectRecord]:
-    """Some of the shards of one array."""
+    """Write some of the shards of one array."""
     return [put(blobs, layout, shard, encoded(layout, shard, values)).record for shard in shards]
 
 
@@ -143,7 +143,7 @@ def commit_segment(blobs: Blobs, plan: Plan, index: int, values: Columns) -> Com
     }
     norms = None
     if plan.norms:
-        side = side_by_side(plan, index, {name: found for name, (_, found) in of_hooks.items()})
+        side = side_by_side(plan, index, {name: hook_norms for name, (_, hook_norms) in of_hooks.items()})
         norms = put(blobs, plan.norm_array(), index, encode(plan.norm_array(), index, side)).record
     record = CommitRecord(
         segment=index,
@@ -151,7 +151,7 @@ def commit_segment(blobs: Blobs, plan: Plan, index: int, values: Columns) -> Com
         n_tokens=int(lengths.sum()),
         shards=shards,
         norms=norms,
-        statistics={name: found for name, (found, _) in of_hooks.items()},
+        statistics={name: statistics for name, (statistics, _) in of_hooks.items()},
         golden=Golden(sequence=segment.start, errors={}) if has_golden(index) else None,
         environment=ENVIRONMENT,
     )
@@ -160,7 +160,7 @@ def commit_segment(blobs: Blobs, plan: Plan, index: int, values: Columns) -> Com
 
 
 def write_store(blobs: Blobs, plan: Plan, values: Columns, segments: Iterable[int]) -> None:
-    """A store of which only these segments are committed."""
+    """Write a store in which only these segments are committed."""
     blobs.create(plan_key(plan.run), [plan.to_bytes()])
     for key, data in zarr_documents(plan).items():
         blobs.create(key, [data])

@@ -1,4 +1,4 @@
-"""Further runs of the small stores: more hooks over their tokens, or more tokens."""
+"""Further runs of the small stores, which add hooks over the same tokens, or add tokens."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,25 +21,25 @@ MLP_OUT, ATTN_OUT = "blocks.0.hook_mlp_out", "blocks.0.hook_attn_out"
 
 
 def with_hooks(plan: Plan, *names: str) -> Plan:
-    """The same over other hooks, each as wide as the model."""
+    """The plan with other hooks, each as wide as the model."""
     hooks = tuple(HookArray(name=name, shape=(D_MODEL,), axes=("d_model",)) for name in names)
     return plan.model_copy(update={"request": plan.request.model_copy(update={"hooks": hooks})})
 
 
 def hooks_run(run: str, *names: str, over: Plan | None = None, **changes: Any) -> Plan:
-    """A run that adds hooks over the tokens of another one."""
+    """The plan of a run that adds hooks over the tokens of another one."""
     over = over or example_plan()
     return with_hooks(over, *names).model_copy(update={"run": run, "tokens_of": over.run} | changes)
 
 
 def tokens_run(run: str, *names: str, **changes: Any) -> Plan:
-    """A run that adds tokens; with the hooks of the first one, or others."""
+    """The plan of a run that adds tokens, with the hooks of the first run or others."""
     plan = example_plan(run=run, tokens_of=run, **changes)
     return with_hooks(plan, *names) if names else plan
 
 
 def begin_run(blobs: Blobs, plan: Plan) -> None:
-    """All of a run but its segments."""
+    """Write everything of a run except its segments."""
     assert blobs.create(plan_key(plan.run), [plan.to_bytes()])
     for key, data in zarr_documents(plan).items():
         blobs.create(key, [data])
@@ -52,7 +52,7 @@ def begin_run(blobs: Blobs, plan: Plan) -> None:
 
 
 def write_run(blobs: Blobs, plan: Plan, segments: Iterable[int] | None = None) -> Columns:
-    """A whole run, or these of its segments; returns the values of its hooks."""
+    """Write a whole run, or these of its segments; returns the values of its hooks."""
     begin_run(blobs, plan)
     values = example_values(plan)
     for index in range(plan.n_segments) if segments is None else segments:
@@ -61,13 +61,13 @@ def write_run(blobs: Blobs, plan: Plan, segments: Iterable[int] | None = None) -
 
 
 def bytes_below(blobs: Blobs, folder: str = "") -> dict[str, bytes]:
-    """Every object below a folder of any storage, by key."""
+    """Every object below a folder, by key, on any storage."""
     files = blobs.sizes(folder)
-    found = {}
+    contents = {}
     for name in blobs.names(folder):
         key = f"{folder}/{name}" if folder else name
         if name in files:
-            found[key] = bytes(blobs.read(key))
+            contents[key] = bytes(blobs.read(key))
         else:
-            found |= bytes_below(blobs, key)
-    return found
+            contents |= bytes_below(blobs, key)
+    return contents

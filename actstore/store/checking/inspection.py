@@ -1,4 +1,4 @@
-"""What a check of a store has read so far, and what it found."""
+"""The state of a check: what it has read, and its findings."""
 
 import threading
 from collections.abc import Callable
@@ -22,7 +22,7 @@ OnObject = Callable[[int], None]
 
 
 class Inspection:
-    """One pass over a store. Whatever is wrong becomes a `Finding`; the pass goes on. Threads may share one."""
+    """One pass over a store. Every problem becomes a `Finding`, and the pass goes on. Threads may share an instance."""
 
     def __init__(self, blobs: Blobs, on_object: OnObject = lambda _nbytes: None) -> None:
         self.blobs = blobs
@@ -32,33 +32,33 @@ class Inspection:
         self._on_object = on_object
         self._counting = threading.Lock()
 
-    def found(self, key: str, problem: str, **fields: Any) -> None:
-        """Note something that is not as it should be.
+    def report(self, key: str, problem: str, **fields: Any) -> None:
+        """Add a finding.
 
         Args:
-            key: where.
-            problem: what, as the rest of a sentence that begins with the key.
-            fields: others of `Finding`.
+            key: the key of the object.
+            problem: the problem, as a sentence without its subject, which is the key.
+            fields: further fields of the `Finding`.
         """
         self.findings.append(Finding(key, problem, **fields))
 
-    def failed(self, key: str, error: ActstoreError, **fields: Any) -> None:
-        """Note what an error says of a key."""
+    def report_error(self, key: str, error: ActstoreError, **fields: Any) -> None:
+        """Add a finding with the message of an error about a key."""
         if isinstance(error, BlobNotFoundError):
-            self.found(key, "is missing", **fields)
+            self.report(key, "is missing", **fields)
             return
         text = str(error)
         for place in (f"{self.blobs.url}/{key}", key):
             text = text.removeprefix(place)
-        self.found(key, text.lstrip(" :"), **fields)
+        self.report(key, text.lstrip(" :"), **fields)
 
     def read(self, key: str) -> Bytes:
-        """An object as a whole; it is counted.
+        """Read and count a whole object.
 
         Raises:
-            BlobNotFoundError: there is none.
-            StorageError: it is damaged.
-            UncheckedError: nobody can tell, since storage does not let us read it.
+            BlobNotFoundError: there is no such object.
+            StorageError: the object is damaged.
+            UncheckedError: storage does not let us read it, so nothing is known of it.
         """
         try:
             data = self.blobs.read(key)
@@ -77,49 +77,47 @@ class Inspection:
         return data
 
     def document(self, kind: type[D], key: str, **fields: Any) -> D | None:
-        """A document of the store; None if it cannot be read. It is damage, too, if it is not spelled as this format
-        spells it.
-        """
+        """Read a document; None if it cannot be read. A document that is not in canonical form is damage, too."""
         try:
             data = bytes(self.read(key))
             document = kind.from_bytes(data, key)
         except StorageError as error:
-            self.failed(key, error, **fields)
+            self.report_error(key, error, **fields)
             return None
         if document.to_bytes() != data:
-            self.found(key, "is not spelled as this format spells it", **fields)
+            self.report(key, "is not in the canonical form of this format", **fields)
         return document
 
-    def same(self, key: str, expected: bytes, problem: str, **fields: Any) -> None:
-        """Compare an object with what it must be, byte by byte; note ``problem`` if it is something else."""
+    def compare(self, key: str, expected: bytes, problem: str, **fields: Any) -> None:
+        """Compare an object with its expected bytes; add ``problem`` as a finding if they differ."""
         try:
             if bytes(self.read(key)) != expected:
-                self.found(key, problem, **fields)
+                self.report(key, problem, **fields)
         except StorageError as error:
-            self.failed(key, error, **fields)
+            self.report_error(key, error, **fields)
 
     def shard(
         self, layout: ArrayLayout, index: int, record: ObjectRecord, **fields: Any
     ) -> NDArray[Any] | None:
-        """The rows of a shard without padding, if it is what its record says; None otherwise.
+        """The rows of a shard, without padding, if it agrees with its record; otherwise None.
 
         Args:
-            layout: the array.
-            index: number of the shard.
-            record: what was committed.
-            fields: of a `Finding`.
+            layout: the layout of the array.
+            index: the number of the shard.
+            record: the record of the committed shard.
+            fields: further fields of a `Finding`.
         """
         key = layout.key(index)
         try:
             data = np.frombuffer(self.read(key), dtype=np.uint8)
             if len(data) != record.nbytes:
-                self.found(key, f"has {len(data)} bytes where {record.nbytes} were committed", **fields)
+                self.report(key, f"has {len(data)} bytes where {record.nbytes} were committed", **fields)
                 return None
             checksum = crc32c(data)
             if checksum != record.crc32c:
-                self.found(key, f"has crc32c {checksum} where {record.crc32c} was committed", **fields)
+                self.report(key, f"has crc32c {checksum} where {record.crc32c} was committed", **fields)
                 return None
             return decode(layout, index, data)
         except StorageError as error:
-            self.failed(key, error, **fields)
+            self.report_error(key, error, **fields)
             return None

@@ -1,4 +1,4 @@
-"""The shard of norms of a segment, made again from the activations beside it."""
+"""Making the norm shard of a segment again from its activations."""
 
 from typing import Any
 
@@ -15,13 +15,14 @@ from actstore.store.statistics.norms import side_by_side
 
 
 def restored_norms(blobs: BlobReader, plan: Plan, index: int, lengths: NDArray[Any]) -> bytes | None:
-    """The shard that was committed; None where it does not come out again, as on another machine than made it.
+    """Make the committed norm shard again; None if the result differs, as it can on another machine than the
+    original's.
 
     Args:
-        blobs: the store.
-        plan: of a run that stores norms.
-        index: number of a segment whose record and activations are whole.
-        lengths: [n_sequences] real tokens of each row of the plan.
+        blobs: the storage of the store.
+        plan: the plan of a run that stores norms.
+        index: the number of a segment with intact record and activations.
+        lengths: the real tokens of each row of the plan, [n_sequences].
     """
     segment, norms = plan.segment(index), {}
     try:

@@ -1,4 +1,4 @@
-"""Reading back that a run is complete, before anybody is told so."""
+"""Reading back from storage that a run is complete, before that is reported."""
 
 from actstore.errors import IncompleteError, StorageError
 from actstore.storage.blobs import BlobNotFoundError, Blobs
@@ -8,18 +8,19 @@ from actstore.store.records.manifest import FinishedRun, RunStatistics, read_man
 
 
 def read_back(blobs: Blobs, plan: Plan, *, are_records_read: bool = False) -> RunStatistics:
-    """See in storage that a run is complete: plan, tokens record, every commit record, the manifest and its two files.
+    """Check in storage that a run is complete: plan, tokens record, every commit record, the manifest and its two
+    files.
 
     Args:
-        blobs: the store.
-        plan: of the run.
-        are_records_read: whether every commit record has just been read and was whole; then they are only listed.
+        blobs: the storage of the store.
+        plan: the plan of the run.
+        are_records_read: whether every commit record was just read and was intact; they are then only listed.
 
     Returns:
-        Statistics of the run.
+        The statistics of the run.
 
     Raises:
-        IncompleteError: something is not there any more.
+        IncompleteError: something is missing.
         StorageError: something is damaged, or storage failed.
     """
     try:
@@ -62,7 +63,7 @@ def _entry(blobs: Blobs, plan: Plan) -> FinishedRun | None:
 
 
 def _statistics(blobs: Blobs, plan: Plan) -> RunStatistics:
-    """What the manifest points to."""
+    """The statistics that the manifest points to."""
     finished = _entry(blobs, plan)
     if finished is None or finished.plan != plan:
         raise IncompleteError(

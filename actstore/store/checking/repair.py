@@ -1,4 +1,4 @@
-"""Repair: what is damaged is removed, so that the next extraction makes exactly that again."""
+"""Repair: removing what is damaged, so that the next extraction makes exactly that again."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -28,26 +28,26 @@ _SHARD: Final = re.compile(r"c\.(0|[1-9][0-9]{0,15})(\.0)*")
 def repair(
     blobs: Blobs, check: Check, findings: Iterable[Finding], fence: Callable[[], None] = lambda: None
 ) -> list[str]:
-    """Remove damaged objects, every record that vouches for one of them, and shards that nothing vouches for: nobody
-    can tell whether they are whole, and an extraction would take them over. Nobody may write meanwhile.
+    """Remove damaged objects, every record that vouches for one of them, and shards that no record vouches for: nobody
+    can tell whether those are intact, and an extraction would adopt them. Nobody may write meanwhile.
 
-    What can be is written again instead: a plan from its copy in the manifest, Zarr metadata from the plan, the record
-    of tokens from whole token shards, and norms from whole activations. Where a commit record is lost, the shards stay
-    that the run's table of shards vouches for, but for norms.
+    What can be written again is not removed: a plan from its copy in the manifest, Zarr metadata from the plan, the
+    record of tokens from intact token shards, and norms from intact activations. If a commit record is lost, the shards
+    that the run's table of shards vouches for stay, except norms.
 
     Args:
-        blobs: the store.
-        check: that was run.
-        findings: its own, and those of a deep check.
-        fence: called before each change; it raises where somebody may write by now.
+        blobs: the storage of the store.
+        check: the check that was run.
+        findings: the findings of that check and of a deep check.
+        fence: called before each change; it raises if somebody else may write by now.
 
     Returns:
-        Keys of the objects that were removed, or written again.
+        The keys of the objects that were removed or written again.
 
     Raises:
         StorageError: removing failed; repeat the repair.
     """
-    damage = [found for found in findings if found.severity == "damage" and found.is_repairable]
+    damage = [finding for finding in findings if finding.severity == "damage" and finding.is_repairable]
     removed: list[str] = []
 
     def remove(key: str) -> None:
@@ -62,36 +62,36 @@ def repair(
         blobs.create(key, [data])
         removed.append(key)
 
-    # While the tables of shards are there, which may have to go.
-    damaged = {found.key for found in damage}
+    # Read the tables of shards while they are there; they may have to be removed.
+    damaged = {finding.key for finding in damage}
     tables = {name: _table(blobs, check, plan, damaged) for name, plan in check.plans.items()}
     tokens = {
         name: _proven(blobs, check, plan, tables[name])
         for name, plan in check.plans.items()
         if plan.has_own_tokens
         and (check.tokens.get(name) is None or tokens_key(name) in damaged)
-        and not any(_is_token_shard(found, plan) for found in damage)
+        and not any(_is_token_shard(finding, plan) for finding in damage)
     }
     unnamed = list(_without_record(blobs, check, tables, tokens))
 
-    # The manifest has the only copy of a plan, so plans come before it.
-    for found in damage:
-        plan = check.plans.get(found.run or "")
+    # Plans come before the manifest, which may have the only copy of a plan.
+    for finding in damage:
+        plan = check.plans.get(finding.run or "")
         derived = {} if plan is None else {plan_key(plan.run): plan.to_bytes()} | zarr_documents(plan)
-        if found.key in derived:
-            write_again(found.key, derived[found.key])
+        if finding.key in derived:
+            write_again(finding.key, derived[finding.key])
     for name, proven in tokens.items():
         record = tokens_record(check.plans[name], proven)
         if record is not None:
             write_again(tokens_key(name), record.to_bytes())
-    for found in damage:
-        shard = _norms_again(blobs, check, found, damage)
-        if shard is not None and found.key not in removed:
-            write_again(found.key, shard)
-    damage = [found for found in damage if found.key not in removed]
-    # Then what is trusted most: whoever is killed in between leaves a store that says less, never more.
-    runs = {found.run for found in damage if found.run is not None and not _is_stray(found)}
-    if any(found.key == MANIFEST_KEY for found in damage):
+    for finding in damage:
+        shard = _norms_again(blobs, check, finding, damage)
+        if shard is not None and finding.key not in removed:
+            write_again(finding.key, shard)
+    damage = [finding for finding in damage if finding.key not in removed]
+    # Then what is trusted most: if the repair is killed in between, the store says less, never more.
+    runs = {finding.run for finding in damage if finding.run is not None and not _is_stray(finding)}
+    if any(finding.key == MANIFEST_KEY for finding in damage):
         remove(MANIFEST_KEY)
     elif runs and blobs.head(MANIFEST_KEY) is not None:
         fence()
@@ -99,18 +99,19 @@ def repair(
     for run in sorted(runs):
         remove(shards_key(run))
         remove(statistics_key(run))
-    for found in damage:
-        if found.run is not None and found.segment is not None:
-            remove(commit_key(found.run, found.segment))
-            if check.plans[found.run].norms:
-                # Those of values that are made again, perhaps on another machine, would be in the way.
-                remove(check.plans[found.run].norm_array().key(found.segment))
-        if _is_token_shard(found, check.plans.get(found.run or "")):
-            remove(tokens_key(found.run or ""))
-    for found in damage:
-        remove(found.key)
+    for finding in damage:
+        if finding.run is not None and finding.segment is not None:
+            remove(commit_key(finding.run, finding.segment))
+            if check.plans[finding.run].norms:
+                # Stored norms would conflict with those of values that are computed again, perhaps on another
+                # machine.
+                remove(check.plans[finding.run].norm_array().key(finding.segment))
+        if _is_token_shard(finding, check.plans.get(finding.run or "")):
+            remove(tokens_key(finding.run or ""))
+    for finding in damage:
+        remove(finding.key)
     for key, record_key in unnamed:
-        # All records that are there by now are whole: a writer of an older version, which nobody hears of, makes them.
+        # All remaining records are intact, even those of a writer of an older version, which takes no lease.
         if blobs.head(record_key) is None:
             remove(key)
     return removed
@@ -121,39 +122,45 @@ def _without(manifest: Manifest, runs: Collection[str]) -> Manifest:
     return Manifest(sealed=manifest.sealed and len(kept) == len(manifest.runs), runs=kept)
 
 
-def _norms_again(blobs: Blobs, check: Check, found: Finding, damage: Collection[Finding]) -> bytes | None:
-    """What a damaged shard of norms was, if the rest of its segment is whole and tells."""
-    plan = check.plans.get(found.run or "")
-    if plan is None or found.segment is None or not plan.norms:
+def _norms_again(blobs: Blobs, check: Check, finding: Finding, damage: Collection[Finding]) -> bytes | None:
+    """The bytes of a damaged norm shard, if the rest of its segment is intact and gives them."""
+    plan = check.plans.get(finding.run or "")
+    if plan is None or finding.segment is None or not plan.norms:
         return None
     of_tokens = check.tokens.get(plan.tokens_of)
-    if found.key != plan.norm_array().key(found.segment) or of_tokens is None or of_tokens.lengths is None:
+    if (
+        finding.key != plan.norm_array().key(finding.segment)
+        or of_tokens is None
+        or of_tokens.lengths is None
+    ):
         return None
     if any(
-        (other.run, other.segment) == (found.run, found.segment) and other.key != found.key
+        (other.run, other.segment) == (finding.run, finding.segment) and other.key != finding.key
         for other in damage
     ):
         return None
-    return restored_norms(blobs, plan, found.segment, of_tokens.lengths)
+    return restored_norms(blobs, plan, finding.segment, of_tokens.lengths)
 
 
-def _is_stray(found: Finding) -> bool:
-    """Whether it is about something that never belonged to the store, so that nothing need be made again."""
+def _is_stray(finding: Finding) -> bool:
+    """Whether the object never belonged to the store, so that nothing has to be computed again."""
     return (
-        found.run is not None
-        and found.segment is None
-        and found.key.startswith(f"{commits_folder(found.run)}/")
+        finding.run is not None
+        and finding.segment is None
+        and finding.key.startswith(f"{commits_folder(finding.run)}/")
     )
 
 
-def _is_token_shard(found: Finding, plan: Plan | None) -> bool:
+def _is_token_shard(finding: Finding, plan: Plan | None) -> bool:
     return plan is not None and any(
-        found.key.startswith(f"{layout.path}/c.") for layout in plan.token_arrays()
+        finding.key.startswith(f"{layout.path}/c.") for layout in plan.token_arrays()
     )
 
 
 def _table(blobs: Blobs, check: Check, plan: Plan, damaged: Collection[str]) -> dict[str, ObjectRecord]:
-    """Shards of a finished run by key, as its table says; empty unless that is what the manifest points to."""
+    """The shards of a finished run by key, from its table; empty if the table is not the one that the manifest points
+    to.
+    """
     key = shards_key(plan.run)
     is_needed = len(check.vouched[plan.run]) < plan.n_segments or (
         plan.has_own_tokens and (check.tokens.get(plan.run) is None or tokens_key(plan.run) in damaged)
@@ -173,7 +180,7 @@ def _table(blobs: Blobs, check: Check, plan: Plan, damaged: Collection[str]) -> 
 
 
 def _proven(blobs: Blobs, check: Check, plan: Plan, table: Mapping[str, ObjectRecord]) -> Proven:
-    """Token shards of a run that has no record of them, or one that is spelled in another way."""
+    """The proven token shards of a run whose tokens record is missing or not in canonical form."""
     record = check.tokens.get(plan.run)
     if record is not None:
         return proven_tokens(blobs, plan, {shard.key: shard for shard in record.record.shards})
@@ -186,8 +193,8 @@ def _without_record(
     tables: Mapping[str, Mapping[str, ObjectRecord]],
     tokens: Mapping[str, Proven],
 ) -> Iterator[tuple[str, str]]:
-    """Keys of shards that nothing vouches for, each with that of the record which could: left by killed writers, or
-    their record is damaged.
+    """Yield the key of each shard that no record vouches for, with the key of the record that could: they were left by
+    killed writers, or their record is damaged.
     """
     for name, plan in check.plans.items():
         of_segments = plan.segment_arrays()
@@ -201,14 +208,14 @@ def _without_record(
                 key = f"{layout.path}/{file}"
                 if parts is None or key != layout.key(int(parts[1])) or int(parts[1]) in vouched:
                     continue
-                # Norms may be of values that go, and cost little to make again.
+                # Norms may belong to values that are removed, and are cheap to compute again.
                 is_of_norms = plan.norms and layout == plan.norm_array()
                 if is_of_norms or (key not in proven and not _is_as_said(blobs, key, tables[name].get(key))):
                     yield key, commit_key(name, int(parts[1])) if layout in of_segments else tokens_key(name)
 
 
 def _is_as_said(blobs: Blobs, key: str, record: ObjectRecord | None) -> bool:
-    """Whether a shard is the one that the table of its run names."""
+    """Whether a shard agrees with its entry in the table of the run."""
     try:
         data = b"" if record is None else blobs.read(key)
     except StorageError:

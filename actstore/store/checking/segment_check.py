@@ -1,4 +1,4 @@
-"""Checking one committed segment: its record, its shards, and whether the statistics are those of the values."""
+"""Checking a committed segment: its record, its shards, and whether the statistics are those of the values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,13 +18,13 @@ from actstore.store.statistics.not_finite import not_finite
 
 @dataclass(frozen=True)
 class CheckedSegment:
-    """What is known of one segment."""
+    """The result of checking a segment."""
 
     index: int
     record: CommitRecord | None
-    """None if it cannot be read, or is not that of the segment: then nobody vouches for its shards."""
+    """None if the record cannot be read, or belongs to another segment, so that nothing vouches for the shards."""
     is_sound: bool
-    """Whether all that the record says can be used."""
+    """Whether everything that the record says can be used."""
 
 
 def check_segment(
@@ -33,10 +33,10 @@ def check_segment(
     """Check the record of a segment and every shard that it names.
 
     Args:
-        inspection: takes what is found.
-        plan: of the run.
-        index: number of the segment; it has a record.
-        lengths: [n_sequences] real tokens of each row; None where they are not known, and statistics cannot be
+        inspection: collects the findings.
+        plan: the plan of the run.
+        index: the number of the segment, which has a record.
+        lengths: the real tokens of each row, [n_sequences]; None if they are not known, so that statistics cannot be
             computed again.
     """
     key = commit_key(plan.run, index)
@@ -45,13 +45,13 @@ def check_segment(
     problem = None if record is None else mismatch(plan, index, record)
     if record is None or problem is not None:
         if problem is not None:
-            inspection.found(key, f"is damaged: {problem}", **where)
+            inspection.report(key, f"is damaged: {problem}", **where)
         return CheckedSegment(index, None, is_sound=False)
     segment = plan.segment(index)
     here = None if lengths is None else lengths[segment.start : segment.stop]
     problems = _contradictions(plan, index, record, here)
     for problem in problems:
-        inspection.found(key, problem, **where)
+        inspection.report(key, problem, **where)
     is_sound = not problems
     norms = None
     if record.norms is not None:
@@ -70,7 +70,7 @@ def check_segment(
             is_sound &= _is_of_values(inspection, plan, index, hook, stored, norms, rows, here)
             n_not_finite = stored.n_not_finite
         if n_not_finite:
-            inspection.found(
+            inspection.report(
                 plan.activations(hook).key(index),
                 f"holds NaN or infinity in {n_not_finite} tokens, as the model computed them",
                 severity="warning",
@@ -80,36 +80,36 @@ def check_segment(
 
 
 def _contradictions(plan: Plan, index: int, record: CommitRecord, lengths: NDArray[Any] | None) -> list[str]:
-    """What in a record cannot be, but for the numbers of its statistics."""
-    found = []
+    """The contradictions in a record, except in the figures of its statistics."""
+    problems = []
     if lengths is not None and record.n_tokens != int(lengths.sum()):
-        found.append(f"counts {record.n_tokens} tokens, and there are {int(lengths.sum())}")
+        problems.append(f"counts {record.n_tokens} tokens, and there are {int(lengths.sum())}")
     if (record.golden is not None) != (has_golden(index) and not plan.request.model.is_imported):
-        found.append("has a golden row where none belongs, or none where one does")
+        problems.append("has a golden row where none belongs, or none where one does")
     segment = plan.segment(index)
     if record.golden is not None and not segment.start <= record.golden.sequence < segment.stop:
-        found.append(f"has a golden row of another segment: sequence {record.golden.sequence}")
+        problems.append(f"has a golden row of another segment: sequence {record.golden.sequence}")
     counted = {hook.name for hook in plan.request.hooks if has_statistics(hook)}
     if record.statistics.keys() != counted:
-        found.append("does not have the statistics of the hooks of the plan")
-    return found
+        problems.append("does not have the statistics of the hooks of the plan")
+    return problems
 
 
 def count_not_finite(
     hook: HookArray, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], batch_size: int
 ) -> int:
-    """Real tokens with NaN or infinity; -Inf is what attention scores hold where a position does not see another."""
-    found = not_finite(hook.name, rows, dtype, lengths, first_sequence=0, batch_size=batch_size)
-    return found.n_tokens
+    """Number of real tokens with NaN or infinity; -Inf in attention scores masks, and does not count."""
+    tokens = not_finite(hook.name, rows, dtype, lengths, first_sequence=0, batch_size=batch_size)
+    return tokens.n_tokens
 
 
 def _fits(inspection: Inspection, plan: Plan, index: int, hook: HookArray, stored: HookStatistics) -> bool:
-    """Whether statistics are such as a hook can have at all."""
+    """Whether statistics are possible for the hook."""
     key = commit_key(plan.run, index)
     try:
         stored.check(hook.shape, key)
     except StorageError as error:
-        inspection.failed(key, error, run=plan.run, segment=index)
+        inspection.report_error(key, error, run=plan.run, segment=index)
         return False
     return True
 
@@ -124,10 +124,10 @@ def _is_of_values(
     rows: NDArray[Any],
     lengths: NDArray[Any],
 ) -> bool:
-    """Whether statistics are those of the stored values; norms that are not are noted, too.
+    """Whether statistics are those of the stored values. Norms that are not are reported, too.
 
     Args:
-        norms: [n, hooks, L] as they are stored; None where there are none, or they are damaged.
+        norms: the stored norms, [n, hooks, L]; None if there are none, or they are damaged.
     """
     request = plan.request
     statistics, own_norms = recomputed(
@@ -138,7 +138,7 @@ def _is_of_values(
         there = np.ascontiguousarray(norms[:, layout.hooks.index(hook.name)])
         problem = difference(there, own_norms)
         if problem is not None:
-            inspection.found(
+            inspection.report(
                 layout.key(index),
                 f"has other norms of {hook.name} than its values: {problem}",
                 run=plan.run,
@@ -147,7 +147,7 @@ def _is_of_values(
     problem = agree(stored, statistics)
     if problem is None:
         return True
-    inspection.found(
+    inspection.report(
         commit_key(plan.run, index),
         f"has other statistics of {hook.name} than its values: {problem}",
         run=plan.run,

@@ -1,4 +1,4 @@
-"""Checking the two files of a finished run against the records that they sum up."""
+"""Checking the two files of a finished run against the records that they summarise."""
 
 from actstore.errors import StorageError
 from actstore.store.checking.inspection import Inspection
@@ -10,35 +10,35 @@ from actstore.store.records.shards_table import from_parquet, shards_table, to_p
 
 
 class RecordSums:
-    """What the records of a run say together, without the records."""
+    """The sums of the records of a run, kept without the records."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._shards: dict[int, tuple[ObjectRecord, ...]] = {}
-        """By segment, as `CommitRecord.objects`."""
+        """The shards of each segment, as in `CommitRecord.objects`."""
         self._statistics = merging(plan)
         self.tokens: TokensRecord | None = None
-        """For a run that brings tokens."""
+        """The record of the tokens, for a run that brings tokens."""
 
     def add(self, record: CommitRecord) -> None:
-        """Count a record that fits the plan."""
+        """Add a record that fits the plan."""
         self._shards[record.segment] = record.objects(self._plan)
-        for name, found in record.statistics.items():
-            self._statistics[name].add(found)
+        for name, hook_statistics in record.statistics.items():
+            self._statistics[name].add(hook_statistics)
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is over everything that the run has."""
+        """Whether all segments, and the tokens if the run brings any, were added."""
         return (
             len(self._shards) == self._plan.n_segments
             and (self.tokens is not None) == self._plan.has_own_tokens
         )
 
     def is_in(self, key: str, data: bytes) -> bool:
-        """Whether a file of the manifest says the same.
+        """Whether a file of the manifest agrees with the sums.
 
         Raises:
-            StorageError: it cannot be read, or the records add up to more than can be.
+            StorageError: the file cannot be read, or the sum of the records is impossible.
         """
         if not key.endswith(".parquet"):
             statistics = {name: total.record() for name, total in self._statistics.items()}
@@ -46,25 +46,25 @@ class RecordSums:
         expected = shards_table(self._plan, self._shards, self.tokens)
         if data == to_parquet(expected):
             return True
-        # Parquet of another version of pyarrow has other bytes.
+        # Another version of pyarrow writes other bytes.
         return bool(expected.equals(from_parquet(data, n_rows=expected.num_rows)))
 
 
 def check_summary(inspection: Inspection, finished: FinishedRun, sums: RecordSums) -> None:
-    """Check the files of a finished run; what they say only if the records are whole themselves.
+    """Check the files of a finished run; their content only if all records are intact.
 
     Args:
-        inspection: takes what is found.
-        finished: entry of the manifest.
-        sums: of the records of the run.
+        inspection: collects the findings.
+        finished: the run's entry in the manifest.
+        sums: the sums of the records of the run.
     """
     where = {"run": finished.plan.run}
     for record in (finished.shards, finished.statistics):
         try:
             data = bytes(inspection.read(record.key))
             if not record.is_of(data):
-                inspection.found(record.key, "is not what the manifest points to", **where)
+                inspection.report(record.key, "is not what the manifest points to", **where)
             elif sums.is_whole and not sums.is_in(record.key, data):
-                inspection.found(record.key, "does not say what the commit records say", **where)
+                inspection.report(record.key, "does not say what the commit records say", **where)
         except StorageError as error:
-            inspection.failed(record.key, error, **where)
+            inspection.report_error(record.key, error, **where)

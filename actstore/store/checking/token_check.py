@@ -1,4 +1,4 @@
-"""Checking the token arrays of a run: each packed row once, as the plan says."""
+"""Checking the token arrays of a run: they must hold each packed row once, as planned."""
 
 import hashlib
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ from actstore.store.records.commit import TokensRecord, tokens_key
 
 @dataclass(frozen=True)
 class CheckedTokens:
-    """What is known of the tokens of a run."""
+    """The result of checking the tokens of a run."""
 
     record: TokensRecord
     lengths: NDArray[Any] | None
-    """[n_sequences] Real tokens of each row; None where they are damaged."""
+    """The real tokens of each row, [n_sequences]; None if they are damaged."""
     is_sound: bool
-    """Whether the record names the shards of the tokens that were planned."""
+    """Whether the record names the shards of the planned tokens."""
 
 
 def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
     """Check the tokens record of a run and every shard that it names.
 
     Args:
-        inspection: takes what is found.
-        plan: of a run that brings tokens; its record exists.
+        inspection: collects the findings.
+        plan: the plan of a run that brings tokens and has a tokens record.
 
     Returns:
         None if the record cannot be trusted.
@@ -38,14 +38,14 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
     if record is None:
         return None
     layouts = plan.token_arrays()
-    # Counted first: a plan can announce more shards than a list can hold.
+    # Counted first: a damaged plan can announce more shards than a list can hold.
     if len(record.shards) != sum(layout.n_shards for layout in layouts) or any(
         shard.key != layout.key(index)
         for shard, (layout, index) in zip(
             record.shards, ((layout, i) for layout in layouts for i in range(layout.n_shards)), strict=True
         )
     ):
-        inspection.found(key, "does not name the shards of the token arrays", run=plan.run)
+        inspection.report(key, "does not name the shards of the token arrays", run=plan.run)
         return None
     shards = iter(record.shards)
     ids, lengths = hashlib.sha256(), []
@@ -65,7 +65,7 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
         # One hash over all rows cannot tell which of them are wrong.
         for index in range(of_ids.n_shards):
             problem = "is part of other tokens than those of the plan: not each packed row once, in order"
-            inspection.found(of_ids.key(index), problem, run=plan.run)
+            inspection.report(of_ids.key(index), problem, run=plan.run)
     checked = None
     if not n_damaged[of_lengths.path]:
         checked = _checked_lengths(inspection, plan, np.concatenate(lengths))
@@ -73,7 +73,7 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
 
 
 def length_problem(plan: Plan, lengths: NDArray[Any]) -> str | None:
-    """What lengths of all rows, [n_sequences], say that contradicts the plan; None if nothing."""
+    """Return how the lengths of all rows, [n_sequences], contradict the plan, or None if they do not."""
     if lengths.min() < 1 or lengths.max() > plan.context_length:
         return f"holds lengths that are not between 1 and {plan.context_length}"
     n_tokens = int(lengths.sum(dtype=np.int64))
@@ -88,5 +88,5 @@ def _checked_lengths(inspection: Inspection, plan: Plan, lengths: NDArray[Any]) 
         return lengths
     layout = plan.token_array("lengths")
     for index in range(layout.n_shards):
-        inspection.found(layout.key(index), problem, run=plan.run)
+        inspection.report(layout.key(index), problem, run=plan.run)
     return None

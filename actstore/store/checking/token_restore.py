@@ -1,4 +1,4 @@
-"""The record of the tokens of a run, made again from the shards that it named."""
+"""Making the tokens record of a run again from the shards that it named."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -17,19 +17,19 @@ from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import ObjectRecord, TokensRecord
 
 Proven = dict[str, ObjectRecord]
-"""Shards by key, as they lie in storage."""
+"""Records of shards as they are stored, by key."""
 
 
 def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord]) -> Proven:
-    """The token shards that something else than their own record proves to be whole.
+    """The token shards that something other than their own record proves to be intact.
 
-    A witness names size and checksum of each. Without one there is the plan, which has the hash of all ids and the sum
-    of all lengths; and in each row, the tokens of a document count on in ``documents`` and ``offsets``.
+    A witness gives the size and checksum of each shard. Without a witness, the plan has the hash of all ids and the sum
+    of all lengths, and the tokens of a document must be numbered consecutively in ``documents`` and ``offsets``.
 
     Args:
-        blobs: the store.
-        plan: of a run that brings tokens.
-        witness: shards by key, from a source that was checked; empty if there is none.
+        blobs: the storage of the store.
+        plan: the plan of a run that brings tokens.
+        witness: the shards by key, from a source that was checked; empty if there is none.
     """
     tokens, lengths = plan.token_array("tokens"), plan.token_array("lengths")
     documents, offsets = plan.token_array("documents"), plan.token_array("offsets")
@@ -41,13 +41,13 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
             if witness.get(record.key) == record
         }
     proven = _tokens(blobs, plan, tokens)
-    found = {index: (record, rows) for index, record, rows in _present(blobs, lengths)}
-    if len(found) != lengths.n_shards:
+    present = {index: (record, rows) for index, record, rows in _present(blobs, lengths)}
+    if len(present) != lengths.n_shards:
         return proven
-    all_lengths = np.concatenate([found[index][1] for index in range(lengths.n_shards)])
+    all_lengths = np.concatenate([present[index][1] for index in range(lengths.n_shards)])
     if length_problem(plan, all_lengths) is not None:
         return proven
-    proven |= {record.key: record for record, _ in found.values()}
+    proven |= {record.key: record for record, _ in present.values()}
     names = blobs.sizes(offsets.path)
     for index, record, rows in _present(blobs, documents):
         other = _shard(blobs, offsets, index) if _name(offsets, index) in names else None
@@ -58,7 +58,7 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
 
 
 def tokens_record(plan: Plan, proven: Proven) -> TokensRecord | None:
-    """The record over proven shards; None if one of them is not proven."""
+    """The record of proven shards; None if one of them is not proven."""
     layouts = plan.token_arrays()
     if len(proven) != sum(layout.n_shards for layout in layouts):
         return None
@@ -77,13 +77,13 @@ def _tokens(blobs: Blobs, plan: Plan, layout: ArrayLayout) -> Proven:
 
 
 def _present(blobs: Blobs, layout: ArrayLayout) -> Iterator[tuple[int, ObjectRecord, NDArray[Any]]]:
-    """Number, record and rows of each shard that is there and can be decoded, in order."""
+    """The number, record and rows of each shard that is present and can be decoded, in order."""
     names = blobs.sizes(layout.path)
-    # Not more than are there: a plan can announce more shards than a list can hold.
+    # Not more than are present: a damaged plan can announce more shards than a list can hold.
     for index in range(min(layout.n_shards, len(names))):
-        found = _shard(blobs, layout, index) if _name(layout, index) in names else None
-        if found is not None:
-            yield index, *found
+        shard = _shard(blobs, layout, index) if _name(layout, index) in names else None
+        if shard is not None:
+            yield index, *shard
 
 
 def _shard(blobs: Blobs, layout: ArrayLayout, index: int) -> tuple[ObjectRecord, NDArray[Any]] | None:
@@ -103,8 +103,8 @@ def _name(layout: ArrayLayout, index: int) -> str:
 
 
 def counts_on(documents: NDArray[Any], offsets: NDArray[Any], lengths: NDArray[Any]) -> bool:
-    """Whether rows [n, L] can say where tokens came from: next to each other are tokens that follow each other in a
-    document, or the last one of a document and the first one of a later one.
+    """Whether rows [n, L] are a possible origin of tokens: neighbouring tokens are consecutive in a document, or the
+    last of one document and the first of a later one.
     """
     is_put = documents == -1
     is_padding = np.arange(documents.shape[1]) >= lengths[:, None]

@@ -1,4 +1,4 @@
-"""What a check of a store found."""
+"""The result of checking a store."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -6,17 +6,17 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One problem of a store."""
 
     key: str
-    """Object it was found in, below the root of the store."""
+    """The object with the problem, as a key below the root of the store."""
     problem: str
     run: str | None = None
     segment: int | None = None
     severity: Literal["damage", "warning"] = "damage"
     """A warning is about values that the model computed, such as NaN; the bytes are as they were written."""
     is_repairable: bool = True
-    """Whether a repair can remove the object, or write it again."""
+    """Whether a repair can remove the object or write it again."""
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.key} {self.problem}"
@@ -24,30 +24,30 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of `actstore.verify`."""
+    """The result of `actstore.verify`."""
 
     url: str
     is_complete: bool
-    """Whether all that was planned is committed."""
+    """Whether everything that was planned is committed."""
     incomplete: tuple[str, ...]
     """The runs that are not complete: name, hooks, tokens, segments."""
     n_segments: int
     n_committed: int
     n_objects: int
-    """Objects that were read and checked."""
+    """Number of objects that were read and checked."""
     nbytes: int
-    """Their size together."""
+    """Bytes of these objects together."""
     n_rows_recomputed: int
-    """Rows that were compared with the model again; 0 unless asked for."""
+    """Rows that were computed again and compared; 0 unless requested."""
     reference: Literal["whole", "loaded"] | None
-    """The model that they were compared with: ``whole`` as transformers loads it, or ``loaded`` with those layers alone
-    that the hooks need, for lack of memory.
+    """The model of that comparison: ``whole`` as transformers loads it, or ``loaded`` with only the layers that the
+    hooks need, for lack of memory.
     """
     findings: tuple[Finding, ...]
     n_removed: int
     """Objects that a repair has removed."""
     n_rewritten: int
-    """Objects that a repair has written again, since others of the store say what they were."""
+    """Objects that a repair has written again from other objects of the store."""
     seconds: float
 
     @property

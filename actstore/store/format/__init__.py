@@ -1,1 +1,1 @@
-"""The format says what a store holds, down to the last byte: plan, layout, shards, documents."""
+"""The format of a store, down to the last byte: plan, layout, shards and documents."""

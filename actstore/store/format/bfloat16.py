@@ -27,7 +27,7 @@ _NATIVE = np.dtype(ml_dtypes.bfloat16)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BFloat16(ZDType[Any, Any], HasEndianness, HasItemSize):
-    """Two bytes: sign, 8 exponent bits, 7 fraction bits.
+    """bfloat16 has two bytes: sign, 8 exponent bits, 7 fraction bits.
 
     ``HasEndianness`` keeps ``{"endian": "little"}`` in the metadata of arrays that zarr-python itself creates;
     other readers refuse a two-byte type without it.

@@ -1,7 +1,7 @@
-"""Inner chunks as Blosc 1 frames: what the Zarr v3 codec ``blosc`` holds, for the two settings that stores have.
+"""Inner chunks as Blosc 1 frames, the data of the Zarr v3 codec ``blosc``, with the two settings that stores use.
 
-Frames are made by one thread. With more, Blosc puts blocks in the order in which threads finish them, and equal
-chunks would not be equal bytes.
+Frames are made by one thread. With more threads, Blosc orders blocks by when they are finished, and equal chunks would
+not give equal bytes.
 """
 
 import struct
@@ -18,7 +18,7 @@ from actstore.errors import JobError, StorageError
 from actstore.reason import reason
 
 Compression = Literal["lz4", "zstd"]
-"""``lz4`` after a shuffle of bits: fast. ``zstd`` after a shuffle of bytes: slower."""
+"""``lz4`` with a bit shuffle is fast; ``zstd`` with a byte shuffle is slower."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,24 @@ _SETTINGS: Final[dict[Compression, _Setting]] = {
     "zstd": _Setting(level=1, shuffle=1, shuffle_name="shuffle"),
 }
 _HEADER: Final = struct.Struct("<BBBBIII")
-"""Version of the frame, version of the codec, flags, size of an element, bytes in all, bytes of a block, bytes of
-the frame. Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
+"""Header of a frame: version of the frame, version of the codec, flags, bytes of an element, bytes of the data, bytes
+of a block, bytes of the frame. Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
 """
 _VERSION: Final = 2
 _CODECS: Final = {1: "lz4", 4: "zstd"}
-"""The upper three bits of the flags. Frames of other codecs are refused, so that no other decoder sees our input."""
+"""Codecs by the upper three bits of the flags. Frames of other codecs are refused, so that no other decoder gets input.
+"""
 OVERHEAD: Final = _HEADER.size
-"""The most bytes by which a frame is longer than what is in it: Blosc stores what it cannot shorten."""
+"""The most bytes by which a frame is longer than its data: Blosc stores what it cannot compress."""
 MAX_NBYTES: Final = 2**31 - 1 - OVERHEAD
-"""The most that one frame can hold."""
+"""The most bytes of data that one frame can hold."""
 
 
 def check_chunk(nbytes: int) -> None:
-    """Raises:
-    JobError: a frame cannot hold this much.
+    """Check that a frame can hold a chunk of this size.
+
+    Raises:
+        JobError: it cannot.
     """
     if nbytes > MAX_NBYTES:
         raise JobError(
@@ -57,7 +60,7 @@ def check_chunk(nbytes: int) -> None:
 
 
 def codec(compression: Compression, itemsize: int) -> dict[str, Any]:
-    """The codec's entry in a ``zarr.json``."""
+    """The entry of the codec in a ``zarr.json``."""
     setting = _SETTINGS[compression]
     return {
         "name": "blosc",
@@ -72,7 +75,7 @@ def codec(compression: Compression, itemsize: int) -> dict[str, Any]:
 
 
 def compress(compression: Compression, itemsize: int, chunk: NDArray[np.uint8]) -> bytes:
-    """One frame; the same bytes for the same chunk, whatever else the process does."""
+    """Make a frame; equal chunks give equal bytes, whatever else the process does."""
     setting = _SETTINGS[compression]
     with _one_thread() as blosc:
         frame: bytes = blosc.compress(
@@ -82,28 +85,28 @@ def compress(compression: Compression, itemsize: int, chunk: NDArray[np.uint8]) 
 
 
 def decompress(frame: NDArray[np.uint8], itemsize: int, out: NDArray[np.uint8], where: str) -> None:
-    """Fill ``out`` with what is in a frame. Nothing the frame says decides how much memory is taken.
+    """Decompress a frame into ``out``. Nothing that the frame says decides how much memory is taken.
 
     Args:
-        frame: as it was read; it may be damaged.
-        itemsize: bytes of an element.
-        out: contiguous, as long as the chunk.
-        where: what to call the frame in an error.
+        frame: the bytes as they were read; they may be damaged.
+        itemsize: the bytes of an element.
+        out: contiguous memory, as long as the chunk.
+        where: the name of the frame in an error.
 
     Raises:
-        StorageError: this is no frame of such a chunk. Not all damage can be seen: LZ4 has no checksum.
+        StorageError: this is no frame of such a chunk. Not all damage is detected: LZ4 has no checksum.
     """
     if len(frame) < _HEADER.size:
         raise StorageError(
             f"{where} is damaged: {len(frame)} bytes are less than the header of a Blosc frame"
         )
     version, _, flags, width, nbytes, _, frame_nbytes = _HEADER.unpack(frame[: _HEADER.size].tobytes())
-    # Blosc knows neither the length of the frame nor that of the chunk but from these fields.
-    found = (version, width, nbytes, frame_nbytes)
+    # Blosc learns the lengths of frame and chunk only from these fields.
+    header = (version, width, nbytes, frame_nbytes)
     expected = (_VERSION, itemsize, out.nbytes, frame.nbytes)
-    if found != expected:
+    if header != expected:
         raise StorageError(
-            f"{where} is damaged: its header says (version, item size, bytes, bytes compressed) = {found} "
+            f"{where} is damaged: its header says (version, item size, bytes, bytes compressed) = {header} "
             f"where {expected} is expected"
         )
     if flags >> 5 not in _CODECS:
@@ -124,10 +127,10 @@ _outside: bool | None = None
 
 @contextmanager
 def _one_thread() -> Iterator[Any]:
-    """``numcodecs.blosc``, kept from using Blosc's own threads, which it does by default in the main thread.
+    """Get ``numcodecs.blosc``, set to use one thread; by default it uses several in the main thread.
 
-    The switch is global to the process; who comes last sets it back. Others who use Blosc meanwhile do so with
-    one thread, which changes no value.
+    The setting is global to the process; the last user restores it. Other users of Blosc run with one thread meanwhile,
+    which changes no value.
     """
     # Imported late: it takes a tenth of a second, and few stores are compressed.
     from numcodecs import blosc  # type: ignore[import-untyped]

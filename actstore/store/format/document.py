@@ -1,4 +1,4 @@
-"""The JSON documents of a store: what they have in common."""
+"""The common base of the JSON documents of a store."""
 
 import json
 import re
@@ -13,33 +13,33 @@ from actstore.store.format.layout import to_json
 from actstore.store.format.shard import crc32c
 
 FORMAT: Final = 1
-"""Version of the store format. A reader refuses a higher one."""
+"""Version of the store format. Readers refuse a higher one."""
 _MAX_NBYTES: Final = 1 << 30
-"""No document is near it; parsed JSON takes several times its size in memory."""
+"""The most bytes of a document, far above any real one: parsed JSON takes several times its size in memory."""
 _SHOWN: Final = 100
-"""Characters of a damaged document that a message repeats."""
+"""Characters of a damaged document that an error message repeats."""
 _HEAD = re.compile(rb'\{\n  "checksum": (0|[1-9][0-9]{0,9}),\n')
-"""Every document begins with the CRC-32C of all bytes behind this line."""
+"""The first line of every document, with the CRC-32C of all bytes behind it."""
 
 
 class Document(BaseModel):
-    """A frozen JSON document; unknown fields and fields of another type are errors."""
+    """A frozen JSON document. Unknown fields and fields of the wrong type are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, protected_namespaces=(), use_attribute_docstrings=True
     )
 
     def to_bytes(self) -> bytes:
-        """The one spelling of this document, with its checksum in front."""
+        """The canonical bytes of this document, with the checksum in front."""
         body = to_json(self.model_dump(mode="json")).removeprefix(b"{\n")
         return b'{\n  "checksum": %d,\n' % crc32c(body) + body
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:
-        """Parse a document read from ``where``.
+        """Parse a document that was read from ``where``.
 
         Raises:
-            StorageError: it is damaged, or of a newer format.
+            StorageError: the document is damaged, or of a newer format.
         """
         try:
             if len(data) > _MAX_NBYTES:
@@ -49,10 +49,10 @@ class Document(BaseModel):
             head = _HEAD.match(data)
             if head is None:
                 raise StorageError(f"{where} is damaged: it does not begin with its checksum")
-            found = crc32c(data[head.end() :])
-            if found != int(head[1]):
+            checksum = crc32c(data[head.end() :])
+            if checksum != int(head[1]):
                 raise StorageError(
-                    f"{where} is damaged: its checksum is {int(head[1])} and its content gives {found}"
+                    f"{where} is damaged: its checksum is {int(head[1])} and its content gives {checksum}"
                 )
             return cls.model_validate_json(b"{" + data[head.end() :])
         except ValidationError as error:
@@ -60,7 +60,7 @@ class Document(BaseModel):
             place = _shown(".".join(str(part) for part in problem["loc"]))
             raise StorageError(f"{where} is damaged: {place}: {problem['msg']}") from error
         except (ValueError, RecursionError) as error:
-            # Not UTF-8, not JSON, a number of a million digits, lists in lists in lists.
+            # Not UTF-8, not JSON, a number of a million digits, or lists nested too deep.
             raise StorageError(f"{where} is damaged: it is not JSON ({reason(error)})") from error
 
     @classmethod
@@ -68,14 +68,14 @@ class Document(BaseModel):
         """Read and parse a document.
 
         Raises:
-            BlobNotFoundError: there is none.
-            StorageError: it is damaged, of a newer format, or cannot be read.
+            BlobNotFoundError: there is no such document.
+            StorageError: the document is damaged, of a newer format, or cannot be read.
         """
         return cls.from_bytes(bytes(blobs.read(key)), f"{blobs.url}/{key}")
 
     @classmethod
     def read_if_there(cls, blobs: BlobReader, key: str) -> Self | None:
-        """The same; None if there is none."""
+        """Read and parse a document; None if there is none."""
         try:
             return cls.read(blobs, key)
         except BlobNotFoundError:
@@ -83,27 +83,27 @@ class Document(BaseModel):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Of two equal keys, readers take one or the other."""
+    """Build a JSON object, refusing a repeated key: readers disagree on which of two values to take."""
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise ValueError("an object has a key twice")
+        raise ValueError("an object has a repeated key")
     return fields
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _shown(text: str) -> str:
-    """What a message says of text that anybody may have written."""
+    """Quote text of unknown origin in a message."""
     return "".join(c if c.isprintable() else "?" for c in text[:_SHOWN])
 
 
 def check_format(fields: Any, where: str) -> None:
-    """Refuse what a later version of actstore wrote.
+    """Refuse documents of a later version of actstore.
 
     Raises:
-        StorageError: it says so.
+        StorageError: the document has a later format, or none.
     """
     version = fields.get("format") if isinstance(fields, dict) else None
     if not isinstance(version, int) or isinstance(version, bool):

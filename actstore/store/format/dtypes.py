@@ -1,6 +1,6 @@
-"""The element types a store holds, and how their bytes are seen by NumPy.
+"""The element types of a store, and the NumPy types that carry their bytes.
 
-NumPy has no bfloat16, so its bytes travel as unsigned 16-bit integers; nothing is ever cast on the way.
+NumPy has no bfloat16, so its bytes are handled as unsigned 16-bit integers; values are never converted.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from actstore.errors import JobError
 
 @dataclass(frozen=True)
 class DType:
-    """One element type: its Zarr v3 name, its size, and the NumPy type that carries its bytes."""
+    """An element type: its Zarr v3 name, its size, and the NumPy type that carries its bytes."""
 
     name: str
     storage: np.dtype[Any]
-    """Little-endian NumPy type with the same bytes."""
+    """The little-endian NumPy type with the same bytes."""
     fill_value: int | str
-    """What a foreign reader shows for rows that were never committed: loud, never a plausible zero."""
+    """What other readers show for rows that were never committed: conspicuous, never a plausible zero."""
 
     @property
     def itemsize(self) -> int:
@@ -39,7 +39,7 @@ _TYPES: Final = {
 
 
 def dtype(name: str) -> DType:
-    """Look a type up by its Zarr name.
+    """Look up a type by its Zarr name.
 
     Raises:
         JobError: the store format has no such type.

@@ -1,4 +1,4 @@
-"""The CRC-32C of bytes from those of their pieces, which may be computed in any order, each where it is read.
+"""The CRC-32C of joined bytes from those of their pieces, which can be computed in any order.
 
 Source: zlib's ``crc32_combine`` (https://github.com/madler/zlib/blob/develop/crc32.c), with the other polynomial.
 """
@@ -8,24 +8,24 @@ from functools import lru_cache
 from typing import Final
 
 _POLYNOMIAL: Final = 0x82F63B78
-"""Of CRC-32C, lowest power in the highest bit."""
+"""The polynomial of CRC-32C, lowest power in the highest bit."""
 _ONE: Final = 1 << 31
 
 
 def joined(pieces: Iterable[tuple[int, int]]) -> int:
-    """The checksum of bytes that follow each other.
+    """The checksum of consecutive pieces together.
 
     Args:
-        pieces: checksum and number of bytes of each, in order.
+        pieces: the checksum and the number of bytes of each piece, in order.
     """
-    found = 0
+    joined_crc = 0
     for checksum, nbytes in pieces:
-        found = _multiplied(_power(nbytes), found) ^ checksum
-    return found
+        joined_crc = _multiplied(_power(nbytes), joined_crc) ^ checksum
+    return joined_crc
 
 
 def _multiplied(left: int, right: int) -> int:
-    """The product of two polynomials, modulo that of the checksum."""
+    """The product of two polynomials, modulo the polynomial of the checksum."""
     product, bit = 0, _ONE
     while bit:
         if left & bit:
@@ -37,11 +37,11 @@ def _multiplied(left: int, right: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _power(nbytes: int) -> int:
-    """x to the power of 8 ``nbytes``: what so many bytes that follow make of a checksum."""
-    found, square, left = _ONE, _ONE >> 8, nbytes
+    """x to the power of 8 ``nbytes``, the factor by which so many following bytes change a checksum."""
+    power, square, left = _ONE, _ONE >> 8, nbytes
     while left:
         if left & 1:
-            found = _multiplied(square, found)
+            power = _multiplied(square, power)
         square = _multiplied(square, square)
         left >>= 1
-    return found
+    return power

@@ -1,9 +1,9 @@
-"""Where every byte of a store lies: keys, shards and offsets, as pure arithmetic.
+"""The place of every byte of a store, computed: keys, shards and offsets.
 
-An array is split on its first axis only: shards of ``shard_rows`` rows, each made of inner chunks of
-``chunk_rows`` rows. Uncompressed, a shard is then the C-order tensor followed by its index, and row ``r`` is at
-byte ``(r % shard_rows) * row_nbytes`` of shard ``r // shard_rows``. Compressed, only the index knows where a chunk
-is. `schemas/format.md` is the normative text.
+An array is split along its first axis only, into shards of ``shard_rows`` rows, which consist of inner chunks of
+``chunk_rows`` rows. An uncompressed shard is the C-order tensor followed by its index, and row ``r`` is at byte ``(r %
+shard_rows) * row_nbytes`` of shard ``r // shard_rows``. In a compressed shard, only the index tells where a chunk is.
+`schemas/format.md` is the normative text.
 """
 
 import json
@@ -17,37 +17,37 @@ from actstore.store.format.dtypes import dtype
 
 ROOT_METADATA: Final = "zarr.json"
 PAGE: Final = 4096
-"""Bytes. Shard data is a whole number of pages, so that shards can be mapped side by side."""
+"""Bytes of a page. The data of a shard fills whole pages, so that shards can be mapped side by side."""
 
 
 @dataclass(frozen=True)
 class RowRange:
-    """Rows ``start:stop`` of one shard, with their place in the array."""
+    """Rows ``start:stop`` of one shard, and their place in the array."""
 
     shard: int
     start: int
-    """First row, counted within the shard."""
+    """The first row, counted within the shard."""
     n_rows: int
     first_row: int
-    """The same row, counted within the array."""
+    """The first row, counted within the array."""
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """Shape and sharding of one array below the root of a store."""
+    """The shape and sharding of one array below the root of a store."""
 
     path: str
     """Path below the root, such as ``acts/blocks.5.hook_resid_post``."""
     shape: tuple[int, ...]
     dtype: str
     axes: tuple[str, ...]
-    """Name of each axis; becomes ``dimension_names``."""
+    """Names of the axes, stored as ``dimension_names``."""
     shard_rows: int
     chunk_rows: int
     compression: Compression | None = None
-    """Of each inner chunk by itself; None stores the tensor as it lies in memory."""
+    """Compression of each inner chunk; None stores the tensor as it is in memory."""
     hooks: tuple[str, ...] = ()
-    """Names of the entries of an axis of hooks, told in the attributes."""
+    """Names of the entries on an axis of hooks, stored in the attributes."""
 
     def __post_init__(self) -> None:
         if self.compression is not None:
@@ -63,7 +63,7 @@ class ArrayLayout:
 
     @property
     def chunk_nbytes(self) -> int:
-        """Bytes of an inner chunk in memory."""
+        """Bytes of an uncompressed inner chunk."""
         return self.chunk_rows * self.row_nbytes
 
     @property
@@ -76,50 +76,50 @@ class ArrayLayout:
 
     @property
     def index_nbytes(self) -> int:
-        """An (offset, nbytes) pair of uint64 for each inner chunk, then a crc32c."""
+        """Bytes of the index: a pair (offset, nbytes) of uint64 for each inner chunk, and a crc32c."""
         return 16 * self.chunks_per_shard + 4
 
     def key(self, shard: int) -> str:
         return f"{self.path}/c.{shard}" + ".0" * (len(self.shape) - 1)
 
     def rows_in(self, shard: int) -> int:
-        """Rows of the array in this shard: ``shard_rows``, or fewer in the last one."""
+        """Number of rows of the array in this shard: ``shard_rows``, or fewer in the last one."""
         return min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
 
     def chunks_in(self, shard: int) -> int:
-        """Inner chunks that are present; those wholly past the end of the array are marked missing."""
+        """Number of inner chunks that are present; those wholly past the end of the array are marked missing."""
         return math.ceil(self.rows_in(shard) / self.chunk_rows)
 
     def data_nbytes(self, shard: int) -> int:
-        """Bytes of its chunks in memory, where the last one is padded to its full size.
+        """Bytes of the uncompressed chunks of a shard, with the last one padded to its full size.
 
-        Uncompressed, these are the bytes before the index.
+        In an uncompressed shard, these are the bytes before the index.
         """
         return self.chunks_in(shard) * self.chunk_nbytes
 
     def shard_nbytes(self, shard: int) -> int:
-        """Size of the whole object.
+        """Bytes of the whole object of a shard.
 
         Raises:
-            ValueError: the array is compressed, so that only the object itself can tell.
+            ValueError: the array is compressed, so the size depends on the values.
         """
         if self.compression is not None:
             raise ValueError(f"shards of {self.path} are compressed; their size follows from their values")
         return self.data_nbytes(shard) + self.index_nbytes
 
     def max_shard_nbytes(self, shard: int) -> int:
-        """The most that the object can take: its size, where the array is not compressed."""
+        """The most bytes that the object can have; its exact size if the array is not compressed."""
         overhead = OVERHEAD * self.chunks_in(shard) if self.compression is not None else 0
         return self.data_nbytes(shard) + overhead + self.index_nbytes
 
     @property
     def nbytes(self) -> int:
-        """Size of all shards together; the most it can be, where the array is compressed."""
+        """Bytes of all shards together; the most that they can have if the array is compressed."""
         last = self.n_shards - 1
         return last * self.max_shard_nbytes(0) + self.max_shard_nbytes(last) if self.n_shards else 0
 
     def split(self, start: int, stop: int) -> Iterator[RowRange]:
-        """Cut rows ``start:stop`` of the array at shard borders."""
+        """Split rows ``start:stop`` of the array at the borders of shards."""
         row = start
         while row < stop:
             shard, within = divmod(row, self.shard_rows)
@@ -157,17 +157,17 @@ class ArrayLayout:
 
 
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The root's ``zarr.json``."""
+    """The ``zarr.json`` of the root group."""
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def to_json(document: dict[str, Any]) -> bytes:
-    """One spelling for every JSON document of a store, so that equal documents are equal bytes."""
+    """Serialise a JSON document canonically, so that equal documents give equal bytes."""
     return (json.dumps(document, indent=2, sort_keys=True) + "\n").encode()
 
 
 def chunk_rows(row_nbytes: int, *, target_nbytes: int) -> int:
-    """Rows of an inner chunk: the smallest power of two that reaches ``target_nbytes``."""
+    """Number of rows of an inner chunk: the smallest power of two that reaches ``target_nbytes``."""
     return 1 << max(0, math.ceil(math.log2(target_nbytes / row_nbytes)))
 
 
@@ -185,11 +185,11 @@ def segment_size(
     segment_nbytes: int = 1 << 30,
     min_segments: int = 16,
 ) -> int:
-    """Sequences in a segment, the unit of work, of commit and of loss.
+    """Number of sequences in a segment, the unit of work, of commit and of loss.
 
-    The widest hook's shard comes near ``shard_nbytes``, all hooks together stay under ``segment_nbytes`` (a
-    worker holds three segments in memory), and a small run still has about ``min_segments`` units to share out
-    and to resume from. Always whole batches, whole inner chunks and whole pages.
+    The widest hook's shard is close to ``shard_nbytes``, all hooks together stay under ``segment_nbytes`` (a worker
+    holds three segments in memory), and a small run still has about ``min_segments`` units to distribute and to resume
+    from. A segment consists of whole batches, whole inner chunks and whole pages.
     """
     step = segment_step(row_nbytes, batch_size=batch_size)
     wanted = min(shard_nbytes // max(row_nbytes), segment_nbytes // sum(row_nbytes))
@@ -198,10 +198,10 @@ def segment_size(
 
 
 def segment_step(row_nbytes: Sequence[int], *, batch_size: int) -> int:
-    """What a segment's size must be a multiple of: whole batches and, for each hook, whole pages."""
+    """The number that a segment's size must be a multiple of: whole batches and, for each hook, whole pages."""
     return math.lcm(batch_size, *(page_rows(n) for n in row_nbytes))
 
 
 def dividing_chunk_rows(row_nbytes: int, shard_rows: int, *, target_nbytes: int = 1 << 20) -> int:
-    """The inner chunk of ``chunk_rows``, made smaller where it must be to divide the shard."""
+    """The number of rows given by ``chunk_rows``, made smaller if needed to divide the shard."""
     return math.gcd(chunk_rows(row_nbytes, target_nbytes=target_nbytes), shard_rows)

@@ -14,26 +14,26 @@ from actstore.store.format.dtypes import dtype as dtype_of
 from actstore.store.format.layout import ArrayLayout, dividing_chunk_rows
 
 RUNS = "_actstore/runs"
+"""Folder of plans and commits, which are kept by run: later runs add hooks or tokens to a store."""
 FIRST_RUN = "0000"
 IMPORTED = "imported:"
-"""Begins the fingerprint of values that were not computed but taken from elsewhere."""
-"""Plans and commits are kept by run: later runs add hooks or tokens to a store."""
+"""Prefix of the fingerprint of values that were not computed but imported."""
 
 RunName = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
 _TOKEN_SHARD_NBYTES = 16 << 20
-"""Part of the format: readers compute the layout of the token arrays from the plan alone."""
+"""Bytes of a token shard, as part of the format: readers compute the layout of the token arrays from the plan alone."""
 
 
 class ModelIdentity(Document):
-    """Which weights computed the activations."""
+    """The model whose weights computed the activations."""
 
     name: str
     """Hub name, or the absolute path of the folder."""
     revision: str | None
-    """As asked for: branch, tag or commit on the Hub. The fingerprint says which commit that was."""
+    """The requested branch, tag or commit on the Hub. The fingerprint says which commit that was."""
     fingerprint: str
-    """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder; ``imported:<from what>:<which>`` where no
-    model was run.
+    """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder; ``imported:<source>:<id>`` if no model
+    was run.
     """
     model_type: str
     n_layers: int = Field(ge=1, le=10_000)
@@ -42,7 +42,7 @@ class ModelIdentity(Document):
 
     @property
     def is_imported(self) -> bool:
-        """Whether the values come from elsewhere: no weights can be held against them."""
+        """Whether the values were imported, so that they cannot be compared with any weights."""
         return self.fingerprint.startswith(IMPORTED)
 
 
@@ -54,7 +54,7 @@ class SourceFileIdentity(Document):
 
 
 class TokensIdentity(Document):
-    """Which text, tokenised and packed in which way."""
+    """The text, and how it is tokenised and packed."""
 
     source: str
     files: Annotated[tuple[SourceFileIdentity, ...], FailFast()]
@@ -70,7 +70,7 @@ class TokensIdentity(Document):
     pad_token: int | None
     max_tokens: int | None
     skip_sequences: int = Field(ge=0, le=1 << 48)
-    """Rows at the beginning of the text that are left out, because earlier runs of the store have them."""
+    """Rows at the beginning of the text that are left out, since earlier runs of the store have them."""
     seed: int | None
     """Rows are stored in a permutation drawn from this seed; None keeps the order of the source."""
 
@@ -79,7 +79,7 @@ class HookArray(Document):
     """One hook and the shape of its value at one position."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$", max_length=200)
-    """Part of keys, so it can hold nothing that leaves its folder."""
+    """Name of the hook. It is part of keys, so it cannot hold anything that leaves its folder."""
     shape: tuple[Annotated[int, Field(ge=1, le=1 << 24)], ...] = Field(max_length=8)
     axes: tuple[str, ...]
 
@@ -91,23 +91,23 @@ class HookArray(Document):
 
     @property
     def has_norms(self) -> bool:
-        """Whether the norm of a row says something: it does not where an axis is itself positions, as in attention
-        patterns, nor where the row is a single number.
+        """Whether the norm of a row is meaningful: not if an axis is itself positions, as in attention patterns, nor if
+        the row is a single number.
         """
         return "source_position" not in self.axes and math.prod(self.shape) > 1
 
 
 class Request(Document):
-    """All that decides the bytes of a store. Two runs with equal requests are the same run."""
+    """Everything that decides the bytes of a store. Two runs with equal requests are the same run."""
 
     model: ModelIdentity
     tokens: TokensIdentity
     hooks: Annotated[tuple[HookArray, ...], FailFast()] = Field(min_length=1)
     dtype: Literal["bfloat16", "float16", "float32"]
     batch_size: int = Field(ge=1, le=1 << 24)
-    """Sequences in one forward; the last is filled up, so that every forward has the same shape."""
+    """Sequences in one forward. The last batch is filled up, so that every forward has the same shape."""
     compression: Compression | None
-    """Of activations, chunk by chunk; None stores them as they lie in memory."""
+    """Compression of activations, chunk by chunk; None stores them as they are in memory."""
     covariance: bool
     """Whether commit records hold second moments."""
 
@@ -133,23 +133,23 @@ class Segment:
 
 
 class Plan(Document):
-    """What a run will write. Stored before anything else of the run, and never changed."""
+    """What a run will write. It is stored before anything else of the run, and never changed."""
 
     format: Literal[1] = 1
     run: RunName
     tokens_of: RunName
-    """The run whose token arrays say what the rows are: itself, or an earlier one to which this one adds hooks."""
+    """The run whose token arrays describe the rows: this one, or an earlier one to which this one adds hooks."""
     request: Request
     n_sequences: int = Field(ge=1, le=1 << 48)
     n_tokens: int = Field(ge=1, le=1 << 62)
-    """Real tokens, without padding."""
+    """Number of real tokens, without padding."""
     n_documents: int = Field(ge=1, le=1 << 62)
     tokens_sha256: str
-    """Of all stored rows of token ids, little-endian int32, padding included."""
+    """SHA-256 of all stored rows of token ids, little-endian int32, padding included."""
     segment_size: int = Field(ge=1, le=1 << 40)
     norms: bool = Field(default=False, exclude_if=operator.not_)
-    """Whether the norms of the rows are stored beside them. It is left out of the document if not: versions that stored
-    none did not have it.
+    """Whether the norms of the rows are stored, too. If not, the field is left out of the document, as in versions that
+    stored no norms.
     """
 
     @model_validator(mode="after")
@@ -170,12 +170,12 @@ class Plan(Document):
 
     @property
     def folder(self) -> str:
-        """Of the documents of this run."""
+        """Folder of the documents of this run."""
         return f"{RUNS}/{self.run}"
 
     @property
     def part(self) -> str:
-        """Path of the group of its arrays; the root, but for runs that added tokens."""
+        """Path of the group of its arrays: the root, except for runs that added tokens."""
         return "" if self.tokens_of == FIRST_RUN else f"parts/{self.tokens_of}"
 
     def _path(self, name: str) -> str:
@@ -183,7 +183,7 @@ class Plan(Document):
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """Paths of the Zarr groups that its arrays lie in, the root and ours not among them."""
+        """Paths of the Zarr groups above its arrays, without the root and the run's own group."""
         above = ("parts", self.part) if self.part else ()
         norms = (self._path("norms"),) if self.norms else ()
         return (*above, self._path("acts"), *norms)
@@ -208,7 +208,7 @@ class Plan(Document):
         return (self.segment(index) for index in range(self.n_segments))
 
     def activations(self, hook: HookArray) -> ArrayLayout:
-        """Layout of a hook's array: [n_sequences, context_length, *hook.shape], one shard a segment."""
+        """Layout of a hook's array, [n_sequences, context_length, *hook.shape], one shard per segment."""
         row_nbytes = self.context_length * math.prod(hook.shape) * dtype_of(self.request.dtype).itemsize
         return ArrayLayout(
             path=self._path(f"acts/{hook.name}"),
@@ -222,11 +222,11 @@ class Plan(Document):
 
     @property
     def norm_hooks(self) -> tuple[HookArray, ...]:
-        """The hooks whose norms are stored, if any are, in the order in which they lie beside each other."""
+        """The hooks whose norms are stored, in stored order; none if norms are not stored."""
         return tuple(hook for hook in self.request.hooks if hook.has_norms)
 
     def norm_array(self) -> ArrayLayout:
-        """Layout of the norms [n_sequences, hooks, context_length] of a run that stores them, one shard a segment."""
+        """Layout of a run's norms, [n_sequences, hooks, context_length], one shard per segment."""
         inner = (len(self.norm_hooks), self.context_length)
         return ArrayLayout(
             path=self._path(f"norms/{self.run}"),
@@ -239,22 +239,22 @@ class Plan(Document):
         )
 
     def segment_arrays(self) -> tuple[ArrayLayout, ...]:
-        """Every array of which a segment writes a shard, in the order in which they are written."""
+        """The arrays of which a segment writes a shard, in the order of writing."""
         acts = (self.activations(hook) for hook in self.request.hooks)
         return (*acts, *((self.norm_array(),) if self.norms else ()))
 
     def arrays(self) -> tuple[ArrayLayout, ...]:
-        """Every array that the run writes, in the order of the table of its shards."""
+        """The arrays that the run writes, in the order of the table of its shards."""
         return (*(self.token_arrays() if self.has_own_tokens else ()), *self.segment_arrays())
 
     def token_arrays(self) -> tuple[ArrayLayout, ...]:
-        """Layouts of the arrays that say what each row is, all sharded alike.
+        """Layouts of the arrays that describe the rows, all sharded alike.
 
-        ``tokens`` [N, L] ids; ``lengths`` [N] real tokens in a row; ``documents`` and ``offsets`` [N, L]: the
-        document a token came from and its place in it, -1 for tokens that packing put in.
+        They are ``tokens`` [N, L], token ids; ``lengths`` [N], real tokens of each row; ``documents`` and ``offsets``
+        [N, L], the document of a token and its index in it, -1 for tokens that packing inserted.
         """
         length = self.context_length
-        # 1,024 rows are whole pages whatever the row is.
+        # 1,024 rows fill whole pages, whatever the size of a row.
         shard_rows = 1024 * max(1, _TOKEN_SHARD_NBYTES // (1024 * length * 8))
 
         def layout(path: str, dtype: str, inner: tuple[int, ...]) -> ArrayLayout:
@@ -271,7 +271,7 @@ class Plan(Document):
         )
 
     def token_array(self, name: str) -> ArrayLayout:
-        """The one of them that has this name, such as ``tokens``."""
+        """The layout of the token array with this name, such as ``tokens``."""
         return next(layout for layout in self.token_arrays() if layout.path == self._path(name))
 
     @property
@@ -281,13 +281,13 @@ class Plan(Document):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all shards, tokens included; metadata and commit records add a few KB each."""
+        """Bytes of all shards, tokens included. Metadata and commit records add a few KB each."""
         return sum(layout.nbytes for layout in self.arrays())
 
     @property
     def n_objects(self) -> int:
-        """Files or objects that the run makes; one less if the store has a group of parts already, and one more if it
-        adds the first norms over tokens of an earlier run.
+        """Number of files or objects that the run makes; one less if the store has a group of parts already, one more
+        if it adds the first norms over tokens of an earlier run.
         """
         arrays = self.arrays()
         shards = sum(layout.n_shards for layout in arrays)

@@ -1,6 +1,6 @@
 """The bytes of a shard: its chunks, then the index that makes it valid Zarr v3.
 
-Uncompressed, the chunks are the tensor itself.
+In an uncompressed shard, the chunks are the tensor itself.
 """
 
 import struct
@@ -17,19 +17,19 @@ from actstore.store.format.compression import compress
 from actstore.store.format.layout import ArrayLayout
 
 MISSING: Final = 2**64 - 1
-"""Offset and size of an inner chunk that is not there."""
+"""Offset and size of a missing inner chunk."""
 CRC_NBYTES: Final = 4
 
 
 def index(layout: ArrayLayout, shard: int, sizes: Sequence[int] | None = None) -> bytes:
-    """The index of one shard: for each inner chunk its (offset, nbytes) as little-endian uint64, then crc32c.
+    """Make the index of a shard: (offset, nbytes) of each inner chunk as little-endian uint64, then crc32c.
 
     Source: the Zarr v3 codec ``sharding_indexed``, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 
     Args:
-        layout: the array.
-        shard: its number.
-        sizes: bytes of each chunk that is there, as they follow each other; None where it is not compressed.
+        layout: the layout of the array.
+        shard: the number of the shard.
+        sizes: the bytes of each chunk that is present, in order; None if chunks are not compressed.
     """
     present = layout.chunks_in(shard)
     pairs = np.full((layout.chunks_per_shard, 2), MISSING, dtype="<u8")
@@ -40,10 +40,10 @@ def index(layout: ArrayLayout, shard: int, sizes: Sequence[int] | None = None) -
 
 
 def indexed(pairs: NDArray[np.uint64]) -> bytes:
-    """The index that says this.
+    """Make the index with these entries.
 
     Args:
-        pairs: [chunks of a shard, 2] offset and bytes of each.
+        pairs: the offset and the bytes of each chunk, [chunks of a shard, 2].
     """
     encoded = pairs.astype("<u8", copy=False).tobytes()
     return encoded + struct.pack("<I", crc32c(encoded))
@@ -51,23 +51,23 @@ def indexed(pairs: NDArray[np.uint64]) -> bytes:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard, ready to be written."""
+    """A shard that is ready to be written."""
 
     key: str
     parts: tuple[Bytes, ...]
-    """Chunks and index; written one after the other, without joining them first."""
+    """Chunks and index, written one after the other without joining them first."""
     nbytes: int
     crc32c: int
-    """Over all parts, as the object lies in storage."""
+    """The checksum of all parts together, as the object is stored."""
 
 
 def encode(layout: ArrayLayout, shard: int, rows: NDArray[Any]) -> Shard:
     """Make a shard of its rows. Uncompressed, the data is not copied; compressed, equal rows give equal bytes.
 
     Args:
-        layout: the array.
-        shard: its number.
-        rows: C-contiguous [rows, ...] in the storage type, padded to whole inner chunks:
+        layout: the layout of the array.
+        shard: the number of the shard.
+        rows: the rows in the storage type, C-contiguous [rows, ...], padded to whole inner chunks:
             ``layout.chunks_in(shard) * layout.chunk_rows`` rows.
     """
     if rows.nbytes != layout.data_nbytes(shard) or not rows.flags.c_contiguous:
@@ -89,10 +89,10 @@ def encode(layout: ArrayLayout, shard: int, rows: NDArray[Any]) -> Shard:
 
 
 def crc32c(data: Bytes, crc: int = 0) -> int:
-    """CRC-32C (Castagnoli), as in RFC 3720. Nothing is copied, and other threads go on meanwhile.
+    """CRC-32C (Castagnoli), as in RFC 3720. Nothing is copied, and other threads run meanwhile.
 
     Args:
         data: the bytes.
-        crc: of what lies before them.
+        crc: the checksum of the bytes before them.
     """
     return int(_crc32c(view(data), crc))

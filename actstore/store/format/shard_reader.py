@@ -1,4 +1,4 @@
-"""Reading a shard through its index, which is checked before anything it says is used."""
+"""Reading a shard through its index, which is checked before it is used."""
 
 import struct
 import threading
@@ -17,25 +17,25 @@ from actstore.store.format.layout import ArrayLayout, RowRange
 from actstore.store.format.shard import CRC_NBYTES, MISSING, crc32c, index
 
 _MAX_INDICES: Final = 1024
-"""Indices that are kept: about a megabyte."""
+"""Number of indices that are kept, about a megabyte."""
 
 Pairs = NDArray[np.uint64]
-"""[chunks of a shard, 2] Offset and bytes of each inner chunk."""
+"""The offset and the bytes of each inner chunk, [chunks of a shard, 2]."""
 OnRead = Callable[[int, Bytes], None]
 
 
 def read_index(blobs: BlobReader, layout: ArrayLayout, shard: int, nbytes: int) -> Pairs:
-    """The index of a shard, as it is stored.
+    """Read and check the index of a shard.
 
     Args:
-        blobs: the store.
-        layout: the array.
-        shard: its number.
-        nbytes: size of the object.
+        blobs: the storage of the store.
+        layout: the layout of the array.
+        shard: the number of the shard.
+        nbytes: the size of the object.
 
     Raises:
         BlobNotFoundError: there is no such shard.
-        StorageError: the index is damaged, or says what cannot be.
+        StorageError: the index is damaged, or contradicts the layout.
     """
     where = f"{blobs.url}/{layout.key(shard)}"
     _check_size(layout, shard, nbytes, where)
@@ -44,10 +44,10 @@ def read_index(blobs: BlobReader, layout: ArrayLayout, shard: int, nbytes: int) 
 
 
 def check_index(layout: ArrayLayout, shard: int, data: Bytes) -> Pairs:
-    """The same for a shard that is in memory as a whole.
+    """Check the index of a shard that is in memory as a whole.
 
     Raises:
-        StorageError: the index is damaged, or says what cannot be.
+        StorageError: the index is damaged, or contradicts the layout.
     """
     where = layout.key(shard)
     _check_size(layout, shard, len(data), where)
@@ -56,10 +56,10 @@ def check_index(layout: ArrayLayout, shard: int, data: Bytes) -> Pairs:
 
 
 def decode(layout: ArrayLayout, shard: int, data: Bytes) -> NDArray[Any]:
-    """The rows of a shard that is in memory as a whole, padding left out. Uncompressed, they are not copied.
+    """Decode the rows of a shard that is in memory as a whole, without padding. Uncompressed rows are not copied.
 
     Raises:
-        StorageError: its index or a chunk is damaged.
+        StorageError: the index or a chunk is damaged.
     """
     pairs = check_index(layout, shard, data)
     whole = np.frombuffer(data, np.uint8)
@@ -87,14 +87,14 @@ def _check_size(layout: ArrayLayout, shard: int, nbytes: int, where: str) -> Non
 
 
 def _parsed(layout: ArrayLayout, shard: int, end: int, tail: Bytes, where: str) -> Pairs:
-    """Offsets and sizes out of the index that begins at byte ``end``."""
+    """Parse and check the index that begins at byte ``end``."""
     encoded = bytes(tail)
-    found, expected = crc32c(encoded[:-CRC_NBYTES]), struct.unpack("<I", encoded[-CRC_NBYTES:])[0]
-    if found != expected:
-        raise StorageError(f"{where} is damaged: its index has crc32c {found} where {expected} is stored")
+    checksum, expected = crc32c(encoded[:-CRC_NBYTES]), struct.unpack("<I", encoded[-CRC_NBYTES:])[0]
+    if checksum != expected:
+        raise StorageError(f"{where} is damaged: its index has crc32c {checksum} where {expected} is stored")
     pairs: Pairs = np.frombuffer(encoded[:-CRC_NBYTES], dtype="<u8").reshape(-1, 2)
     if layout.compression is None:
-        # Rows are found by arithmetic alone, so the index has to agree with it.
+        # Rows are located by arithmetic alone, so the index has to agree with it.
         right = np.frombuffer(index(layout, shard)[:-CRC_NBYTES], dtype="<u8").reshape(-1, 2)
         wrong = (pairs != right).any(axis=1)
     else:
@@ -115,7 +115,7 @@ def _parsed(layout: ArrayLayout, shard: int, end: int, tail: Bytes, where: str) 
 
 
 class CompressedShards:
-    """The compressed shards of one array. Threads may share one."""
+    """The compressed shards of one array. Threads may share an instance."""
 
     def __init__(
         self, blobs: BlobReader, layout: ArrayLayout, nbytes_of: Callable[[int], int] | None
@@ -127,12 +127,12 @@ class CompressedShards:
         self._lock = threading.Lock()
 
     def read_into(self, part: RowRange, out: NDArray[np.uint8], on_read: OnRead | None = None) -> None:
-        """Fill ``out`` with some rows of a shard.
+        """Read some rows of a shard into ``out``.
 
         Args:
-            part: the rows.
-            out: contiguous, ``part.n_rows * row_nbytes`` long.
-            on_read: called with the first byte of all that was read of the object, and with what was read.
+            part: the rows to read.
+            out: contiguous memory of ``part.n_rows * row_nbytes`` bytes.
+            on_read: called with the first byte and the content of each read of the object.
 
         Raises:
             BlobNotFoundError: there is no such shard.
@@ -162,7 +162,7 @@ class CompressedShards:
     def _frames(
         self, shard: int, pairs: Pairs, first: int, last: int, on_read: OnRead | None
     ) -> list[NDArray[np.uint8]]:
-        """The frames of chunks ``first`` to ``last``, in one read if they follow each other."""
+        """The frames of chunks ``first`` to ``last``, in one read if they are consecutive."""
         offsets = [int(offset) for offset in pairs[first : last + 1, 0]]
         sizes = [int(nbytes) for nbytes in pairs[first : last + 1, 1]]
         key = self._layout.key(shard)
@@ -182,20 +182,20 @@ class CompressedShards:
         return [read(offset, nbytes) for offset, nbytes in zip(offsets, sizes, strict=True)]
 
     def index(self, shard: int) -> Pairs:
-        """Where the chunks of a shard are. Read once: a shard never changes.
+        """The index of a shard. It is read once, since a shard never changes.
 
         Raises:
             BlobNotFoundError: there is no such shard.
             StorageError: the index is damaged or cannot be read.
         """
-        found = self._indices.get(shard)
-        if found is None:
-            found = read_index(self._blobs, self._layout, shard, self._nbytes(shard))
+        pairs = self._indices.get(shard)
+        if pairs is None:
+            pairs = read_index(self._blobs, self._layout, shard, self._nbytes(shard))
             with self._lock:
                 if len(self._indices) >= _MAX_INDICES:
                     self._indices.pop(next(iter(self._indices)))
-                self._indices[shard] = found
-        return found
+                self._indices[shard] = pairs
+        return pairs
 
     def _nbytes(self, shard: int) -> int:
         if self._nbytes_of is not None:

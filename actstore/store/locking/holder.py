@@ -1,4 +1,4 @@
-"""Who holds a lease: enough of a process to tell, on the same machine, whether it still lives."""
+"""The holder of a lease, described so that its machine can tell whether it is still alive."""
 
 import os
 import platform
@@ -10,29 +10,33 @@ from actstore.store.format.document import Document
 
 
 class Holder(Document):
-    """A process. All but ``host`` and ``pid`` are for `is_alive`; empty or 0 where the system does not tell."""
+    """A process. All fields but ``host`` and ``pid`` are for `is_alive`; they are empty or 0 if the system does not
+    tell.
+    """
 
     host: str = ""
     machine: str = ""
-    """Differs between machines, between starts of one, and between containers that number processes on their own."""
+    """An id that differs between machines, between boots of one, and between containers with process numbers of their
+    own.
+    """
     pid: int = 0
     began: int = 0
-    """When the process began, in ticks of its machine: numbers of processes are given out again."""
+    """Start time of the process in ticks of its machine, since process numbers are reused."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}" if self.pid else "an unknown process"
 
 
 def this_process() -> Holder:
-    """The one that asks."""
+    """Describe this process."""
     pid = os.getpid()
     state = _state(pid)
     return Holder(host=platform.node(), machine=_machine(), pid=pid, began=0 if state is None else state[1])
 
 
 def is_alive(holder: Holder) -> bool | None:
-    """Whether a process runs, from the machine that it is on; None if that is another one, or the process is stopped
-    (``kill -STOP``, a debugger) and nobody knows whether it goes on, or is hidden from us.
+    """Whether a process is alive, or None if that cannot be told: it is on another machine, hidden from us, or stopped
+    (``kill -STOP``, a debugger).
     """
     if not holder.machine or holder.machine != _machine() or not holder.began:
         return None
@@ -45,12 +49,12 @@ def is_alive(holder: Holder) -> bool | None:
 
 
 def seconds_since(moment: float) -> float:
-    """By the clock of this machine, which that of another one can differ from."""
+    """Seconds since a moment, by the clock of this machine, which can differ from that of another one."""
     return time.time() - moment
 
 
 def now() -> float:
-    """Seconds since 1970, to three digits."""
+    """Seconds since 1970, rounded to three digits."""
     return round(time.time(), 3)
 
 
@@ -65,26 +69,24 @@ def _machine() -> str:
 
 
 def _state(pid: int) -> tuple[str, int] | None:
-    """The letter of its state, and when it began; None if there is no such process, or it is hidden, or this is not
+    """The state letter and start time of a process; None if there is no such process, it is hidden, or this is not
     Linux.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The name of the program is in parentheses, and can have any in itself.
+    # The name of the program is in parentheses, and may contain parentheses itself.
     fields = text[text.rindex(")") + 2 :].split()
     return fields[0], int(fields[19])
 
 
 def _is_there(pid: int) -> bool:
-    """Whether there is a process of this number, though ``/proc`` may not show it: that of another user can be hidden
-    (``hidepid``).
-    """
+    """Whether a process with this number exists, even if ``/proc`` hides it as another user's (``hidepid``)."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        return True  # of another user
+        return True  # another user's process
     return True

@@ -1,4 +1,4 @@
-"""Leases: one process at a time, on storage that has no locks."""
+"""Leases: mutual exclusion between processes, on storage that has no locks."""
 
 import contextlib
 import threading
@@ -15,19 +15,21 @@ from actstore.store.locking.holder import Holder, now, this_process
 LEASES: Final = "_actstore/leases"
 RENEWAL_S: Final = 10.0
 PATIENCE_S: Final = 45.0
-"""A lease that was not renewed for so long, by the clock of who waits, is of a process that is gone."""
+"""Seconds without a renewal, by the clock of the waiting process, after which the holder of a lease is taken to be
+dead.
+"""
 _POLL_S: Final = 0.5
 _LOOKS: Final = 3
 LOOK_S: Final = 0.5
-"""Between two looks at a lease that seems to be gone: some storage replaces a file by removing it first."""
+"""Seconds before a second look at a lease that seems to be gone: some storage removes a file before replacing it."""
 
 
 class LeaseRecord(Document):
-    """What lies in storage while a lease is held."""
+    """The content of a lease in storage while it is held."""
 
     format: Literal[1] = 1
     holder: str
-    """Another one for each lease that is taken."""
+    """An id that differs for each lease that is taken."""
     n_renewals: int
     process: Holder = Holder()
     renewed: float = 0.0
@@ -35,15 +37,15 @@ class LeaseRecord(Document):
 
     @classmethod
     def of(cls, holder: str, n_renewals: int) -> Self:
-        """Of this process, now."""
+        """The record of this process, renewed now."""
         return cls(holder=holder, n_renewals=n_renewals, process=this_process(), renewed=now())
 
 
 def is_held(blobs: Blobs, key: str, holder: str) -> bool:
-    """Whether a lease is there and of this holder. One that is gone, or cannot be parsed, is looked at again.
+    """Whether a lease exists and has this holder. If it is gone or cannot be parsed, it is read a second time.
 
     Raises:
-        StorageError: storage failed; or the lease stays damaged.
+        StorageError: storage failed, or the lease stays damaged.
     """
     for left in reversed(range(_LOOKS)):
         try:
@@ -62,7 +64,7 @@ def is_held(blobs: Blobs, key: str, holder: str) -> bool:
 
 
 class Lease:
-    """A lease that this process holds, renewed by a thread of its own."""
+    """A lease that this process holds; a thread of its own renews it."""
 
     def __init__(self, blobs: Blobs, key: str, holder: str) -> None:
         self._blobs = blobs
@@ -71,29 +73,29 @@ class Lease:
         self._is_lost = False
         self._renewed = time.monotonic()
         self._lock = threading.Lock()
-        """Held while it is renewed, and while it is looked at: in between there can be nothing to see."""
+        """Held while the lease is renewed or checked, since it can be absent during a renewal."""
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
 
     def check(self) -> None:
-        """See that the lease is still ours.
+        """Check that this process still holds the lease.
 
         Raises:
-            StorageError: this process was stopped for so long that another one took it.
+            StorageError: this process was stopped for so long that another one took the lease.
         """
         with self._lock:
-            # By the own clock as well: who cannot reach storage is taken for gone by others before long.
+            # Also by the own clock: if storage cannot be reached, others will soon take this process to be dead.
             is_old = time.monotonic() - self._renewed > PATIENCE_S - RENEWAL_S
             self._is_lost = self._is_lost or (not is_old and not self._is_ours())
         if self._is_lost or is_old:
             raise StorageError(
-                f"another process took over {self._blobs.url}/{self.key} while this one stood still; run the same "
+                f"another process took over {self._blobs.url}/{self.key} while this one was stopped; run the same "
                 "command again"
             )
 
     def release(self) -> None:
-        """Give it back. If storage does not let us, others wait for as long as for a process that is gone."""
+        """Release the lease. If storage fails, others wait as long as for a dead process."""
         self._released.set()
         self._thread.join()
         with contextlib.suppress(StorageError):
@@ -111,7 +113,7 @@ class Lease:
                 with self._lock:
                     self._renew_once(n_renewals)
             except StorageError:
-                continue  # the next renewal may get through; if none does, `check` will tell
+                continue  # the next renewal may succeed; if none does, `check` raises
             if self._is_lost:
                 return
 
@@ -121,19 +123,19 @@ class Lease:
         if self._is_lost or info is None:
             return
         record = LeaseRecord.of(self.holder, n_renewals)
-        # If it was taken over in between, nothing is replaced, and the next renewal sees it.
-        asked = time.monotonic()
+        # If it was taken over in between, nothing is replaced, and the next renewal notices.
+        started = time.monotonic()
         if self._blobs.replace(self.key, [record.to_bytes()], expected=info.tag):
-            self._renewed = asked
+            self._renewed = started
 
 
 @contextlib.contextmanager
 def lease(blobs: Blobs, name: str) -> Iterator[Lease]:
-    """Hold the lease of this name; waits while another process holds it.
+    """Hold the lease of this name, waiting while another process holds it.
 
-    A process that stands still for longer than `PATIENCE_S` loses its lease, and `Lease.check` tells it so. Between
-    that check and what follows it can stand still again: leases make mixing unlikely, not impossible. That nothing is
-    committed twice does not depend on them.
+    A process that is stopped for longer than `PATIENCE_S` loses its lease, and `Lease.check` raises. It can be stopped
+    again between that check and what follows, so leases make interference unlikely, not impossible. The rule that
+    nothing is committed twice does not depend on them.
 
     Raises:
         StorageError: storage failed.

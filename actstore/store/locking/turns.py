@@ -1,4 +1,4 @@
-"""Turns of a store: any number of writers at a time, or one repair, wherever they run."""
+"""Turns on a store: any number of writers at a time, or one repair, across all machines."""
 
 import contextlib
 import logging
@@ -20,13 +20,13 @@ _REPAIR: Final = "repair"
 REPAIR_KEY: Final = f"{LEASES}/{_REPAIR}.json"
 _WRITER: Final = "writer-"
 _YIELD_S: Final = 3.0
-"""A repair that sees a writer is gone within this time."""
+"""A repair that sees a writer gives way within this many seconds."""
 _POLL_S: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a worker in another process has to know, to see that its turn is not over."""
+    """What a worker in another process needs to check that the writer's turn is not over."""
 
     key: str
     holder: str
@@ -36,49 +36,49 @@ class Turn:
         return cls(held.key, held.holder)
 
     def check(self, blobs: Blobs) -> None:
-        """See that the writer's lease is still there.
+        """Check that the writer's lease still exists.
 
         Raises:
-            BusyError: it is not, for the store was deleted, or a repair took over since the writer was gone or stood
-                still.
+            BusyError: it is gone, since the store was deleted, or a repair took over after the writer had died or was
+                stopped.
             StorageError: storage failed.
         """
         if not is_held(blobs, self.key, self.holder):
             raise BusyError(
                 f"the lease of this run at {blobs.url}/{self.key} is gone: the store was deleted or repaired "
-                "meanwhile, or this process stood still; run the same command again"
+                "meanwhile, or this process was stopped; run the same command again"
             )
 
 
 @contextlib.contextmanager
 def writing(blobs: Blobs) -> Iterator[Lease]:
-    """A turn of a writer: while it lasts, no repair begins. Writers do not wait for each other.
+    """Take the turn of a writer; no repair begins while it lasts. Writers do not wait for each other.
 
     Raises:
-        BusyError: a repair is at work.
+        BusyError: a repair is running.
         StorageError: storage failed.
     """
     refuse_beside_repair(blobs)
     with lease(blobs, f"{_WRITER}{uuid.uuid4().hex}") as held:
-        # A repair that began meanwhile has seen this lease, and gives way; or it had looked before, and stays.
+        # A repair that began meanwhile either sees this lease and gives way, or looked earlier and stays.
         since = time.monotonic()
         while blobs.head(REPAIR_KEY) is not None:
             if time.monotonic() - since > _YIELD_S:
                 refuse_beside_repair(blobs)
-                break  # its process is gone, whether we may remove the lease or not
+                break  # its process is dead, whether or not we may remove the lease
             time.sleep(_POLL_S)
         yield held
 
 
 @contextlib.contextmanager
 def repairing(blobs: Blobs) -> Iterator[Lease]:
-    """A turn of a repair: nobody writes while it lasts, and there is no other repair.
+    """Take the turn of a repair; nobody writes while it lasts, and there is no other repair.
 
-    Leases of processes that are gone are removed. On the machine of the process that is known at once; of others
-    after `PATIENCE_S` without a renewal.
+    Leases of dead processes are removed: at once if the process was on this machine, otherwise after `PATIENCE_S`
+    without a renewal.
 
     Raises:
-        BusyError: somebody writes, or repairs.
+        BusyError: a writer or another repair is running.
         StorageError: storage failed.
     """
     refuse_beside_repair(blobs)
@@ -87,29 +87,29 @@ def repairing(blobs: Blobs) -> Iterator[Lease]:
         writer = _living(blobs, others)
         if writer is not None:
             raise BusyError(
-                f"{blobs.url} is being written to by {_told(writer)}; repair it once that run has ended, or stop "
+                f"{blobs.url} is being written to by {_described(writer)}; repair it once that run has ended, or stop "
                 "the run first"
             )
         yield held
 
 
 def refuse_beside_repair(blobs: Blobs) -> None:
-    """See that no repair is at work.
+    """Check that no repair is running.
 
     Raises:
-        BusyError: one is.
+        BusyError: a repair is running.
         StorageError: storage failed.
     """
     repair = _living(blobs, [REPAIR_KEY])
     if repair is not None:
-        raise _beside(blobs, repair)
+        raise _busy_error(blobs, repair)
 
 
 def refuse_beside_living_repair(blobs: Blobs) -> None:
-    """The same without waiting or writing, for who only looks: a repair that may be gone is left to `writing`.
+    """Check that no repair is running, without waiting or writing. A repair that may be dead is left to `writing`.
 
     Raises:
-        BusyError: a repair is at work.
+        BusyError: a repair is running.
         StorageError: storage failed.
     """
     if blobs.head(REPAIR_KEY) is None:
@@ -117,29 +117,29 @@ def refuse_beside_living_repair(blobs: Blobs) -> None:
     repair = _record(blobs, REPAIR_KEY)
     alive = is_alive(repair.process)
     if alive or (alive is None and abs(seconds_since(repair.renewed)) < leases.PATIENCE_S):
-        raise _beside(blobs, repair)
+        raise _busy_error(blobs, repair)
 
 
-def _beside(blobs: Blobs, repair: LeaseRecord) -> BusyError:
+def _busy_error(blobs: Blobs, repair: LeaseRecord) -> BusyError:
     return BusyError(
-        f"{blobs.url} is being repaired by {_told(repair)}; run the same command again once that has ended"
+        f"{blobs.url} is being repaired by {_described(repair)}; run the same command again once that has ended"
     )
 
 
 def lease_tags(blobs: Blobs) -> dict[str, str]:
-    """Tags of all leases by key, to see later which of them were not renewed."""
+    """The tags of all leases by key, to find out later which of them were not renewed."""
     infos = {key: blobs.head(key) for key in _lease_keys(blobs)}
     return {key: info.tag for key, info in infos.items() if info is not None}
 
 
 def remove_leases(blobs: Blobs, before: Mapping[str, str], seconds: float, *, is_sealed: bool) -> None:
-    """Remove the leases of processes that are gone, as far as that can be told without waiting.
+    """Remove the leases of dead processes, as far as that can be told without waiting.
 
     Args:
-        blobs: the store.
-        before: what `lease_tags` gave some time ago.
-        seconds: how long ago.
-        is_sealed: whether no segment is left that the lease of one could be for.
+        blobs: the storage of the store.
+        before: an earlier result of `lease_tags`.
+        seconds: the age of that result, in seconds.
+        is_sealed: whether no segment is left that a lease could be for.
     """
     for key in _lease_keys(blobs):
         is_of_segment = not key.startswith((f"{LEASES}/{_WRITER}", REPAIR_KEY))
@@ -154,9 +154,9 @@ def _lease_keys(blobs: Blobs) -> list[str]:
 
 
 def _living(blobs: Blobs, keys: Sequence[str]) -> LeaseRecord | None:
-    """The first of these leases whose holder lives; those whose holder is gone are removed.
+    """The first of these leases whose holder is alive; leases of dead holders are removed.
 
-    Where only time can tell, it waits for a renewal, up to `PATIENCE_S`.
+    If only time can tell, wait for a renewal for up to `PATIENCE_S`.
     """
     since = time.monotonic()
     seen: dict[str, str] = {}
@@ -179,7 +179,7 @@ def _living(blobs: Blobs, keys: Sequence[str]) -> LeaseRecord | None:
             elif is_first:
                 _log.warning(
                     "%s/%s is held by %s; waiting up to %.0f s to see whether that still lives",
-                    *(blobs.url, key, _told(record), leases.PATIENCE_S),
+                    *(blobs.url, key, _described(record), leases.PATIENCE_S),
                 )
         if left:
             time.sleep(_POLL_S)
@@ -187,20 +187,20 @@ def _living(blobs: Blobs, keys: Sequence[str]) -> LeaseRecord | None:
 
 
 def _remove(blobs: Blobs, key: str, tag: str) -> None:
-    """Unless it was renewed just now, or storage does not let us. Whoever held it finds it gone, and stops."""
+    """Remove a lease, unless it was just renewed or storage refuses. A holder that finds its lease gone stops."""
     with contextlib.suppress(StorageError):
         if blobs.replace(key, [LeaseRecord(holder="", n_renewals=0).to_bytes()], expected=tag):
             blobs.delete(key)
 
 
 def _record(blobs: Blobs, key: str) -> LeaseRecord:
-    """What a lease says; nothing, if it is gone or cannot be read."""
+    """The record of a lease; an empty one if it is gone or cannot be read."""
     try:
         return LeaseRecord.read_if_there(blobs, key) or LeaseRecord(holder="", n_renewals=0)
     except StorageError:
         return LeaseRecord(holder="", n_renewals=0)
 
 
-def _told(record: LeaseRecord) -> str:
+def _described(record: LeaseRecord) -> str:
     age = f", last heard of {max(0.0, seconds_since(record.renewed)):.0f} s ago" if record.renewed else ""
     return f"{record.process}{age}"

@@ -1,1 +1,1 @@
-"""Records are what is written while a store grows: commits, runs, their seals, and the manifest."""
+"""The records of a growing store: commits, runs, their seals, and the manifest."""

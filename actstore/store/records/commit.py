@@ -1,4 +1,4 @@
-"""Commits: the records that make shards part of a store. What no record names does not exist."""
+"""Commit records make shards part of a store. A shard that no record names does not exist."""
 
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +17,9 @@ from actstore.store.format.shard_reader import decode
 from actstore.store.statistics.hook_statistics import HookStatistics
 
 _CRC32C: Final = "actstore-crc32c"
-"""Metadata of a shard, where storage has any."""
+"""Name of the checksum in the metadata of a shard, where storage keeps metadata."""
 _PLAN: Final = "actstore-plan"
-"""The same: checksum of the plan that it was written for."""
+"""Name of the checksum of the plan that a shard was written for, in its metadata."""
 
 _READERS: Final = 16
 _RECORDS_AT_ONCE: Final = 64
@@ -45,63 +45,63 @@ def commit_key(run: str, segment: int) -> str:
 
 
 class ObjectRecord(Document):
-    """One object, as it lies in storage."""
+    """One object as it is stored."""
 
     key: str
     nbytes: Count
     crc32c: Crc32c
 
     def is_of(self, data: Bytes) -> bool:
-        """Whether these are the bytes that were put there."""
+        """Whether these are the bytes of the recorded object."""
         return (len(data), crc32c(data)) == (self.nbytes, self.crc32c)
 
 
 class TokensRecord(Document):
-    """Every token shard is in its place: work can start."""
+    """All token shards are in place, so work can start."""
 
     format: Literal[1] = 1
     shards: tuple[ObjectRecord, ...]
 
 
 class Environment(Document):
-    """What the worker that committed a segment ran on. Numbers can differ in the last bits from one environment to
-    another; shards that it adopted may come from an earlier one.
+    """The environment of the worker that committed a segment. Values can differ in the last bits between environments;
+    shards that the worker adopted may come from an earlier one.
     """
 
     actstore: str
     engine: Literal["transformers", "imported"]
-    """What ran the forward; ``imported`` where none was run, and then there are no versions but of the importer."""
+    """What ran the forward; ``imported`` if none was run, with only the version of the importer."""
     torch: str
     transformers: str
     device: str
     attention: str
-    """Kernel of attention: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
+    """Attention kernel: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
     batch: tuple[Count, Count]
     """Sequences and positions of every forward."""
 
 
 def _is_none(field: object) -> bool:
-    """Whether a field is one that earlier versions did not have: their documents are spelled without it."""
+    """Whether a field is None. Documents of earlier versions lack it, so it is then left out."""
     return field is None
 
 
 class Golden(Document):
-    """One row, computed again by the plain forward of Hugging Face, in its batch and alone."""
+    """A row that was computed again by the plain forward of Hugging Face, in its batch and alone."""
 
     sequence: Count
     reference: Literal["whole", "loaded"] | None = Field(default=None, exclude_if=_is_none)
-    """What ran the plain forward: ``whole`` for the whole model as transformers loads it, ``loaded`` for the very model
-    that captured, with those layers alone that the hooks need. It is left out in stores of versions that did not record
-    it, which all used the latter.
+    """The model of the plain forward: ``whole`` is the whole model as transformers loads it, ``loaded`` the model that
+    captured, with only the layers that the hooks need. It is left out in stores of versions that did not record it,
+    which all used the latter.
     """
     errors: dict[str, Annotated[float, Field(ge=0)]]
-    """By hook, against the row alone: root mean square over positions of the difference's norm over that of the plain
-    value, or over the median of those of all positions where that is larger.
+    """Error by hook, against the row alone: the root mean square, over positions, of the norm of the difference divided
+    by that of the plain value, or by the median norm of all positions if that is larger.
     """
 
 
 class CommitRecord(Document):
-    """One segment is whole. It holds nothing that depends on when or by whom the segment was computed, so equal
+    """The record of one complete segment. It does not depend on when or by whom the segment was computed, so equal
     activations make equal records.
     """
 
@@ -109,46 +109,47 @@ class CommitRecord(Document):
     segment: Count
     n_sequences: int = Field(ge=1, le=1 << 48)
     n_tokens: Count
-    """Real tokens, without padding."""
+    """Number of real tokens, without padding."""
     shards: dict[str, ObjectRecord]
-    """By hook name."""
+    """The shard of each hook, by hook name."""
     norms: ObjectRecord | None = Field(default=None, exclude_if=_is_none)
-    """Shard of the norms of all hooks. It is left out of the document where the plan has none."""
+    """The shard with the norms of all hooks. It is left out of the document if the plan has no norms."""
     statistics: dict[str, HookStatistics]
-    """By hook name; attention scores and patterns have none."""
+    """Statistics by hook name; attention scores and patterns have none."""
     golden: Golden | None
-    """Of segments 0, 64, 128, 256, ...; None for others, and for all that were imported. A worker checks the first
-    segment that it computes anyway.
+    """The golden row of segments 0, 64, 128, 256, ...; None for other segments, and for imports. A worker also checks
+    the first segment that it computes, whichever that is.
     """
     environment: Environment
 
     def objects(self, plan: Plan) -> tuple[ObjectRecord, ...]:
-        """Every shard that a record of this plan vouches for, in the order of `Plan.segment_arrays`."""
+        """The shards that this record vouches for, in the order of `Plan.segment_arrays`."""
         acts = (self.shards[name] for name in plan.hook_names)
         return (*acts, *(() if self.norms is None else (self.norms,)))
 
 
 def has_golden(segment: int) -> bool:
-    """Whether the record of a segment holds the errors of its golden row: 0 and the powers of two from 64 on. So what
-    the store says does not depend on which worker began where, and at most one row in 64 segments costs a second
+    """Whether the record of a segment holds the errors of its golden row: that is so for 0 and the powers of two from
+    64 on. The store thus does not depend on where a worker began, and at most one row in 64 segments costs a second
+    forward.
     forward.
     """
     return segment == 0 or (segment >= 64 and segment & (segment - 1) == 0)
 
 
 def committed(blobs: Blobs, plan: Plan) -> set[int]:
-    """Numbers of the committed segments, from one listing; names that are no record are passed over."""
+    """The numbers of the committed segments, from one listing. Names of other files are ignored."""
     names = blobs.names(commits_folder(plan.run))
     stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
-    found = {int(stem) for stem in stems if len(stem) == 8 and stem.isascii() and stem.isdecimal()}
-    return {index for index in found if index < plan.n_segments}
+    numbers = {int(stem) for stem in stems if len(stem) == 8 and stem.isascii() and stem.isdecimal()}
+    return {index for index in numbers if index < plan.n_segments}
 
 
 def read_plan(blobs: BlobReader, run: str) -> Plan | None:
     """The plan of a run; None if there is no such run.
 
     Raises:
-        StorageError: it is damaged, or that of another run.
+        StorageError: the plan is damaged, or that of another run.
     """
     plan = Plan.read_if_there(blobs, plan_key(run))
     if plan is not None and plan.run != run:
@@ -161,7 +162,7 @@ def read_commit(blobs: BlobReader, plan: Plan, segment: int) -> CommitRecord:
 
     Raises:
         BlobNotFoundError: the segment is not committed.
-        StorageError: the record is damaged, or not that of this segment.
+        StorageError: the record is damaged, or that of another segment.
     """
     key = commit_key(plan.run, segment)
     record = CommitRecord.read(blobs, key)
@@ -174,10 +175,10 @@ def read_commit(blobs: BlobReader, plan: Plan, segment: int) -> CommitRecord:
 def read_commits(
     blobs: BlobReader, plan: Plan, segments: Sequence[int]
 ) -> Generator[CommitRecord, None, None]:
-    """The records of some segments. A few at a time: with statistics they are large, and there can be 100,000.
+    """The records of some segments, read a few at a time: with statistics they are large, and there can be 100,000.
 
     Raises:
-        StorageError: a record is missing, damaged, or not that of its segment.
+        StorageError: a record is missing, damaged, or that of another segment.
     """
     with ThreadPoolExecutor(_READERS, thread_name_prefix="records") as threads:
         for start in range(0, len(segments), _RECORDS_AT_ONCE):
@@ -186,7 +187,7 @@ def read_commits(
 
 
 def mismatch(plan: Plan, segment: int, record: CommitRecord) -> str | None:
-    """What in the record of a segment contradicts the plan; None if nothing."""
+    """Return how the record of a segment contradicts the plan, or None if it does not."""
     planned = plan.segment(segment)
     if (record.segment, record.n_sequences) != (segment, planned.n_sequences):
         return f"it is of segment {record.segment} with {record.n_sequences} sequences"
@@ -201,10 +202,10 @@ def mismatch(plan: Plan, segment: int, record: CommitRecord) -> str | None:
 
 @dataclass(frozen=True)
 class Put:
-    """A shard that is in its place."""
+    """A shard that is in place."""
 
     record: ObjectRecord
-    """Of what is really there."""
+    """The record of the object that is really there."""
     is_own: bool
     """Whether its bytes are those that were to be written, whoever wrote them."""
 
@@ -212,23 +213,23 @@ class Put:
 def put(
     blobs: Blobs, layout: ArrayLayout, index: int, shard: Shard, *, plan_checksum: int | None = None
 ) -> Put:
-    """Write a shard, or adopt the one that is already under its name.
+    """Write a shard, or adopt the one that is already stored under its name.
 
-    A shard can be there because an earlier attempt was killed before its commit, or because another worker has the
-    same segment. (That our own request got through and its reply was lost, `Blobs.create` finds out.) Its bytes are
-    read back, and the record describes what is really there: nothing is ever overwritten. A shard of another plan is
-    known by its metadata; where storage keeps none, the caller must see that an adopted one has the right values.
+    A shard can be there because an earlier attempt was killed before its commit, or because another worker computes the
+    same segment. (If our own request succeeded and its reply was lost, `Blobs.create` finds out.) Its bytes are read
+    back, and the record describes what is really there: nothing is ever overwritten. A shard of another plan is
+    recognised by its metadata; if storage keeps none, the caller must check that an adopted shard has the right values.
 
     Args:
-        blobs: the store.
-        layout: the array.
-        index: number of the shard.
-        shard: its bytes.
-        plan_checksum: of the plan that it is written for.
+        blobs: the storage of the store.
+        layout: the layout of the array.
+        index: the number of the shard.
+        shard: the bytes of the shard.
+        plan_checksum: the checksum of the plan that it is written for.
 
     Raises:
-        StorageError: what is there is no such shard, is one of another plan, or has not the checksum that its writer
-            gave it.
+        StorageError: the object that is there is no such shard, belongs to another plan, or does not have the checksum
+            that its writer recorded.
     """
     metadata = {_CRC32C: str(shard.crc32c)}
     if plan_checksum is not None:
@@ -237,20 +238,20 @@ def put(
     if blobs.create(shard.key, shard.parts, metadata=metadata):
         return Put(own, is_own=True)
     present = blobs.read(shard.key)
-    found = ObjectRecord(key=shard.key, nbytes=len(present), crc32c=crc32c(present))
-    if found == own:
+    present_record = ObjectRecord(key=shard.key, nbytes=len(present), crc32c=crc32c(present))
+    if present_record == own:
         return Put(own, is_own=True)
     info = blobs.head(shard.key)
-    said, planned = (None if info is None else info.metadata.get(name) for name in (_CRC32C, _PLAN))
+    recorded, planned = (None if info is None else info.metadata.get(name) for name in (_CRC32C, _PLAN))
     try:
         if plan_checksum is not None and planned not in (None, str(plan_checksum)):
             raise StorageError("it was written by a run of another plan")
-        if said not in (None, str(found.crc32c)):
-            raise StorageError(f"its crc32c is {found.crc32c}, and its writer gave it {said}")
+        if recorded not in (None, str(present_record.crc32c)):
+            raise StorageError(f"its crc32c is {present_record.crc32c}, and its writer recorded {recorded}")
         decode(layout, index, present)
     except StorageError as error:
         raise StorageError(
-            f"{blobs.url}/{shard.key} was there before and cannot be taken over: {error}; run `actstore verify "
+            f"{blobs.url}/{shard.key} was there before and cannot be adopted: {error}; run `actstore verify "
             f"{blobs.url} --repair`, then the same command again"
         ) from error
-    return Put(found, is_own=False)
+    return Put(present_record, is_own=False)

@@ -1,4 +1,4 @@
-"""The manifest: what is in the finished runs of a store, so that a reader need not list it."""
+"""The manifest: what the finished runs of a store contain, so that readers need not list it."""
 
 from collections.abc import Callable
 from typing import Literal, Self
@@ -24,11 +24,11 @@ def statistics_key(run: str) -> str:
 
 
 class FinishedRun(Document):
-    """A run all of whose segments are committed."""
+    """A run whose segments are all committed."""
 
     plan: Plan
     shards: ObjectRecord
-    """Parquet: every shard with its size and checksum."""
+    """Parquet file with the size and checksum of every shard."""
     statistics: ObjectRecord
     """Statistics of each hook over all segments."""
 
@@ -45,11 +45,11 @@ class RunStatistics(Document):
 
     format: Literal[1] = 1
     hooks: dict[str, HookStatistics]
-    """By name; attention scores and patterns have none."""
+    """Statistics by hook name; attention scores and patterns have none."""
 
 
 class Manifest(Document):
-    """The pointer to all that is finished: the one object of a store that is ever replaced."""
+    """The pointer to all finished runs: the only object of a store that is ever replaced."""
 
     format: Literal[1] = 1
     sealed: bool
@@ -68,16 +68,16 @@ def read_manifest(blobs: BlobReader) -> Manifest | None:
     """The manifest of a store; None if no run is finished.
 
     Raises:
-        StorageError: it is damaged or cannot be read.
+        StorageError: the manifest is damaged or cannot be read.
     """
     return Manifest.read_if_there(blobs, MANIFEST_KEY)
 
 
 def read_manifest_and_head(blobs: BlobReader) -> tuple[Manifest | None, BlobInfo | None]:
-    """The manifest, and what storage says of it where that takes no request of its own.
+    """The manifest, and its head if storage returns that without another request.
 
     Raises:
-        StorageError: it is damaged or cannot be read.
+        StorageError: the manifest is damaged or cannot be read.
     """
     if not are_files(blobs):
         return read_manifest(blobs), None
@@ -89,13 +89,13 @@ def read_manifest_and_head(blobs: BlobReader) -> tuple[Manifest | None, BlobInfo
 
 
 def update_manifest(blobs: Blobs, change: Callable[[Manifest], Manifest]) -> Manifest:
-    """Put another manifest in the place of the present one, atomically; several may do so at once.
+    """Replace the manifest atomically. Several processes may do so at once.
 
     Args:
-        change: from the present manifest to the wanted one; called again if another process was faster.
+        change: makes the new manifest from the present one; called again if another process was faster.
     """
     while True:
-        # The tag before the content: if it is replaced in between, our own replacement fails.
+        # The tag is read before the content: if the manifest is replaced in between, our replacement fails.
         info = blobs.head(MANIFEST_KEY)
         present = None if info is None else Manifest.read(blobs, MANIFEST_KEY)
         wanted = change(present or Manifest(sealed=False, runs=()))

@@ -1,4 +1,4 @@
-"""One run of a store: what it planned, and what of it is committed."""
+"""A run of a store: its plan, and what is committed of it."""
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
@@ -17,19 +17,19 @@ from actstore.store.records.segment_ranges import SegmentRanges
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A plan, and how far it has come."""
+    """A plan and its progress."""
 
     plan: Plan
     committed: Collection[int]
-    """Numbers of the committed segments."""
+    """The numbers of the committed segments."""
     has_tokens: bool
-    """Whether the token arrays that it brings are committed; False for a run that adds hooks."""
+    """Whether the token arrays of the run are committed; False for a run that adds hooks."""
     finished: FinishedRun | None
-    """Its entry in the manifest."""
+    """The entry of the run in the manifest."""
     plan_tag: str | None = None
-    """`plan_tag_of` the plan as it was found, of a run that is not in the manifest."""
+    """The result of `plan_tag_of` when the plan was read, if the run is not in the manifest."""
     manifest_tag: str | None = dataclasses.field(default=None, compare=False)
-    """`tag_of` the manifest that it was found in, where that takes no request."""
+    """The result of `tag_of` for the manifest that names the run, if storage returns that without another request."""
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -42,7 +42,7 @@ class Run:
         return len(self.committed) == self.plan.n_segments
 
     def committed_rows(self) -> NDArray[np.bool_]:
-        """[n_sequences] of the plan."""
+        """Whether each sequence of the plan is committed, [n_sequences]."""
         rows = np.zeros(self.plan.n_sequences, dtype=bool)
         for index in self.committed:
             segment = self.plan.segment(index)
@@ -50,7 +50,7 @@ class Run:
         return rows
 
     def committed_ranges(self) -> list[range]:
-        """The same as ranges in order, which take no memory for each row."""
+        """The committed sequences as ascending ranges, which take no memory per row."""
         if self.is_complete:
             return [range(self.plan.n_sequences)]
         if isinstance(self.committed, SegmentRanges):
@@ -76,38 +76,38 @@ def runs_over(runs: Sequence[Run], part: Run) -> list[Run]:
 
 
 def run_names(blobs: Blobs) -> list[str]:
-    """Names of all runs, from one listing. A folder without a plan is none: a writer was killed before it began."""
+    """The names of all runs, from one listing. A folder without a plan is no run: its writer was killed before it
+    began.
+    """
     return list(_plan_tags(blobs))
 
 
 def _plan_tags(blobs: Blobs) -> dict[str, str]:
-    """`plan_tag_of` the plan of each run, by name."""
+    """The result of `plan_tag_of` for the plan of each run, by name."""
     names = [name for name in blobs.names(RUNS) if len(name) == 4 and name.isascii() and name.isdecimal()]
     plans = {name: blobs.head(plan_key(name)) for name in names}
     return {name: plan_tag_of(info) for name, info in plans.items() if info is not None}
 
 
 def tag_of(info: BlobInfo) -> str:
-    """Another one for each blob that was ever written under a key, also if the content is the same, where storage tells
-    them apart.
-    """
+    """A tag that differs for each blob ever written under a key, even with equal content, if storage allows."""
     return f"{info.tag} {info.metadata.get(ATTEMPT, '')}"
 
 
 def plan_tag_of(info: BlobInfo) -> str:
-    """`tag_of` a plan, which stays the same for a file that only has another inode. A plan is never replaced, and that
-    of a store which was deleted and written again has another time.
+    """A tag like `tag_of` that does not depend on the inode of a file. A plan is never replaced; if a store is deleted
+    and written again, its plan has another time.
     """
     return info.lasting_tag or tag_of(info)
 
 
 def read_runs(blobs: Blobs) -> tuple[Run, ...]:
-    """All runs below this URL, by name; none if there is no store.
+    """All runs of the store at this URL, by name; empty if there is no store.
 
     A sealed store takes one small read; otherwise runs and commits are listed.
 
     Raises:
-        StorageError: a plan or the manifest is damaged or cannot be read; or the store has lost its first plan.
+        StorageError: a plan or the manifest is damaged or cannot be read, or the store has lost its first plan.
     """
     manifest, info = read_manifest_and_head(blobs)
     tag = None if info is None else tag_of(info)
@@ -129,8 +129,8 @@ def read_runs(blobs: Blobs) -> tuple[Run, ...]:
 
 
 def contradictions(plans: Mapping[str, Plan]) -> dict[str, str]:
-    """What in plans cannot be, given the others of the store: by run, the rest of a sentence that begins with it."""
-    found: dict[str, str] = {}
+    """The contradictions between the plans of a store: by run, a sentence about it without its subject."""
+    problems: dict[str, str] = {}
     shapes: dict[str, HookArray] = {}
     stored: set[tuple[str, str]] = set()
     for name in sorted(plans):
@@ -144,8 +144,8 @@ def contradictions(plans: Mapping[str, Plan]) -> dict[str, str]:
                 problem = f"has {hook.name} of another shape than an earlier run"
             stored.add(place)
         if problem is not None:
-            found[name] = problem
-    return found
+            problems[name] = problem
+    return problems
 
 
 def _contradiction(plan: Plan, over: Plan | None, first: Plan) -> str | None:
@@ -173,18 +173,18 @@ def _contradiction(plan: Plan, over: Plan | None, first: Plan) -> str | None:
 
 
 def overlap(left: Sequence[range], right: Sequence[range]) -> list[range]:
-    """What two lists of ranges have in common; each is in order, and so is the result."""
-    found = []
+    """The intersection of two lists of ascending ranges, in the same form."""
+    intersection = []
     i = j = 0
     while i < len(left) and j < len(right):
         common = range(max(left[i].start, right[j].start), min(left[i].stop, right[j].stop))
         if common:
-            found.append(common)
+            intersection.append(common)
         if left[i].stop < right[j].stop:
             i += 1
         else:
             j += 1
-    return found
+    return intersection
 
 
 def _finished(entry: FinishedRun, tag: str | None) -> Run:

@@ -1,4 +1,4 @@
-"""Sealing: what the commit records of a finished run say, in two files, and the manifest that points to them."""
+"""Sealing: writing what the commit records of a finished run say into two files, and pointing the manifest to them."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -31,14 +31,14 @@ from actstore.store.statistics.merging import Merging
 from actstore.store.statistics.moments import has_statistics
 
 SCRATCH: Final = ("_actstore/partial", "_actstore/probe")
-"""Folders that are never part of a store. Leases are not, either; see `actstore.store.locking.turns`."""
+"""Folders that are never part of a store. Neither are leases; see `actstore.store.locking.turns`."""
 
 
 def seal(blobs: Blobs) -> frozenset[str]:
-    """Add every run that is complete to the manifest. Can be repeated after an interruption at any point.
+    """Add every complete run to the manifest. It can be repeated after an interruption at any point.
 
     Returns:
-        Names of the runs all of whose records were read for it.
+        The names of the runs whose records were all read for it.
 
     Raises:
         StorageError: a record is damaged, or writing failed.
@@ -55,21 +55,22 @@ def seal(blobs: Blobs) -> frozenset[str]:
             new[name] = _compact(blobs, plan)
 
     def with_new(manifest: Manifest) -> Manifest:
-        # What is there was pointed to first: the files are those that its writer made.
+        # Runs in the manifest stay: their files are those that its writer made.
         runs = new | {finished.plan.run: finished for finished in manifest.runs}
         is_all = set(runs) == set(run_names(blobs))
         return Manifest(sealed=is_all, runs=tuple(runs[name] for name in sorted(runs)))
 
     manifest = update_manifest(blobs, with_new)
     if manifest.sealed and not {finished.plan.run for finished in manifest.runs}.issuperset(run_names(blobs)):
-        # A run began between the listing and the manifest, and whoever began it may have looked just before.
+        # A run began between the listing and the manifest, and its writer may have looked at the manifest just
+        # before.
         unseal(blobs)
     return frozenset(new)
 
 
 def unseal(blobs: Blobs) -> None:
-    """Say that a further run begins; readers then look for it. To be called before its plan is written, and again
-    after: somebody may have sealed the store in between.
+    """Mark that another run begins, so that readers look for it. Call it before the plan of the run is written, and
+    again afterwards, since the store may have been sealed in between.
     """
     if read_manifest(blobs) is not None:
         update_manifest(blobs, lambda manifest: manifest.model_copy(update={"sealed": False}))
@@ -82,17 +83,17 @@ def is_sealed(blobs: Blobs) -> bool:
 
 
 def remove_scratch(blobs: Blobs, leases: Mapping[str, str] | None = None, seconds: float = 0.0) -> None:
-    """Remove what killed writers left. A writer that is still at work writes its file again.
+    """Remove files of killed writers. A writer that is still at work writes its file again.
 
-    Leases go where their holder is known to be gone; those of segments once the store is sealed, for then no segment is
-    left that one could be for.
+    Leases are removed if their holder is known to be gone; leases of segments are removed once the store is sealed,
+    since no segment is left that they could be for.
 
     Args:
-        blobs: the store.
-        leases: what `lease_tags` gave some time ago; those that were not renewed since go as well.
-        seconds: how long ago.
+        blobs: the storage of the store.
+        leases: an earlier result of `lease_tags`; leases that were not renewed since are removed as well.
+        seconds: the age of that result, in seconds.
     """
-    with contextlib.suppress(StorageError):  # a role that may not delete
+    with contextlib.suppress(StorageError):  # this role may not delete
         remove_leases(blobs, leases or {}, seconds, is_sealed=is_sealed(blobs))
     for folder in SCRATCH:
         for name in blobs.names(folder):
@@ -113,8 +114,8 @@ def _compact(blobs: Blobs, plan: Plan) -> FinishedRun:
     statistics = merging(plan)
     for record in read_commits(blobs, plan, range(plan.n_segments)):
         shards[record.segment] = record.objects(plan)
-        for name, found in record.statistics.items():
-            statistics[name].add(found)
+        for name, hook_statistics in record.statistics.items():
+            statistics[name].add(hook_statistics)
     tokens = TokensRecord.read(blobs, tokens_key(plan.run)) if plan.has_own_tokens else None
     table = shards_table(plan, shards, tokens)
     merged = RunStatistics(hooks={name: total.record() for name, total in statistics.items()})
@@ -131,12 +132,13 @@ def merging(plan: Plan) -> dict[str, Merging]:
 
 
 def _create(blobs: Blobs, key: str, data: bytes, says_the_same: Callable[[bytes], bool]) -> ObjectRecord:
-    """Write a file of the manifest. One that is there is taken if it says the same."""
+    """Write a file of the manifest, or adopt an existing one with the same content."""
     if not blobs.create(key, [data]):
         present = bytes(blobs.read(key))
         if present == data or says_the_same(present):
             return ObjectRecord(key=key, nbytes=len(present), crc32c=crc32c(present))
-        # Left from before a repair, or damaged; no manifest points to it, or `seal` would not be here.
+        # It was left before a repair, or is damaged; no manifest points to it, otherwise `seal` would not write
+        # it.
         blobs.delete(key)
         if not blobs.create(key, [data]):
             raise StorageError(

@@ -1,4 +1,4 @@
-"""Numbers of segments as ranges, which take no memory for each number."""
+"""Sets of segment numbers as ranges, which take no memory per number."""
 
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Sequence
@@ -6,23 +6,23 @@ from itertools import chain, pairwise
 
 
 class SegmentRanges(Collection[int]):
-    """A set of numbers that somebody else told us, in order."""
+    """A set of segment numbers from another process, in ascending order."""
 
     def __init__(self, ranges: Sequence[tuple[int, int]], n_segments: int) -> None:
         """
         Args:
-            ranges: start and stop of each.
-            n_segments: of the plan.
+            ranges: the start and stop of each range.
+            n_segments: the number of segments in the plan.
 
         Raises:
-            ValueError: they are not within the plan, in order and apart.
+            ValueError: the ranges are not within the plan, ascending and separate.
         """
         if any(not 0 <= start < stop <= n_segments for start, stop in ranges):
             raise ValueError(f"segments beyond the {n_segments} of the plan")
         if any(before[1] > after[0] for before, after in pairwise(ranges)):
             raise ValueError("segments twice, or out of order")
         self.ranges = tuple(range(start, stop) for start, stop in ranges)
-        self._starts = [each.start for each in self.ranges]
+        self._starts = [numbers.start for numbers in self.ranges]
         self._n = sum(map(len, self.ranges))
 
     def __contains__(self, number: object) -> bool:

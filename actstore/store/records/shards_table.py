@@ -1,4 +1,4 @@
-"""The table of all shards of a run, as Parquet."""
+"""The table of all shards of a run, as a Parquet file."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -19,22 +19,24 @@ _FIELDS: Final[Any] = [
     ("crc32c", pa.uint32()),
 ]
 SHARDS_SCHEMA: Final = pa.schema(_FIELDS)
-"""Columns of ``shards.parquet``."""
+"""The columns of ``shards.parquet``."""
 
 _ROW_NBYTES: Final = 1024
 _SLACK_NBYTES: Final = 1 << 20
-"""More than a row takes, whose key has some 300 bytes, and more than everything around the rows."""
+"""Bytes that a file may have beyond the expected data: more than a row, whose key has some 300 bytes, and all of the
+metadata.
+"""
 
 
 def shards_table(
     plan: Plan, shards: Mapping[int, Sequence[ObjectRecord]], tokens: TokensRecord | None
 ) -> pa.Table:
-    """Every shard of a run: token arrays first, then hooks, then norms, each by number.
+    """The table of every shard of a run: token arrays first, then hooks, then norms, each ordered by number.
 
     Args:
-        plan: of the run.
-        shards: by segment, in the order of `Plan.segment_arrays`.
-        tokens: for a run that brings tokens.
+        plan: the plan of the run.
+        shards: the records of each segment, in the order of `Plan.segment_arrays`.
+        tokens: the record of the tokens, for a run that brings tokens.
     """
     rows: list[tuple[str, int, ObjectRecord]] = []
     if tokens is not None:
@@ -58,23 +60,23 @@ def shards_table(
 
 
 def to_parquet(table: pa.Table) -> bytes:
-    """Equal tables are equal bytes, for one version of pyarrow."""
+    """Write a table as Parquet. With one version of pyarrow, equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", store_schema=False)
     return sink.getvalue().to_pybytes()
 
 
 def from_parquet(data: bytes, *, n_rows: int) -> pa.Table:
-    """The reverse, for a table that has so many rows; nothing is unpacked if it says that it has more in it.
+    """Read a table with so many rows. Nothing is unpacked if the file claims to hold more.
 
     Raises:
-        StorageError: it is not such a table.
+        StorageError: the file is not such a table.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         if _is_expected(file, n_rows):
-            # Five small columns gain nothing from threads, and those of pyarrow that end while tracemalloc is stopped
-            # crash Python 3.11.
+            # Threads gain nothing for five small columns, and a pyarrow thread that ends while tracemalloc is being
+            # stopped crashes Python 3.11.
             return file.read(use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"table of shards cannot be read as Parquet: {reason(error)}") from error
@@ -82,7 +84,7 @@ def from_parquet(data: bytes, *, n_rows: int) -> pa.Table:
 
 
 def _is_expected(file: Any, n_rows: int) -> bool:
-    """Whether a file has the columns and rows that are wanted, by its own account in every place that has one."""
+    """Whether a file has the expected columns and rows, according to all of its metadata."""
     metadata = file.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]

@@ -7,7 +7,7 @@ from actstore.store.records.manifest import MANIFEST_KEY
 
 
 def zarr_documents(plan: Plan) -> dict[str, bytes]:
-    """The ``zarr.json`` of every group and array that a run needs, by key."""
+    """The ``zarr.json`` of every group and array of a run, by key."""
     metadata = {layout.metadata_key: layout.metadata() for layout in plan.arrays()}
     metadata |= {f"{group}/zarr.json": group_metadata({}) for group in (*plan.groups, "acts", "_actstore")}
     summary = {"format": FORMAT, "manifest": MANIFEST_KEY, "runs": RUNS}

@@ -1,1 +1,1 @@
-"""Statistics of values are computed here, added up exactly, and written down."""
+"""Statistics of values: computing them, adding them up exactly, and writing them down."""

@@ -1,4 +1,4 @@
-"""Arrays of float64 as text, for JSON documents: base64 of the little-endian numbers."""
+"""Arrays of float64 as text for JSON documents: base64 of the little-endian numbers."""
 
 import base64
 import binascii
@@ -11,24 +11,26 @@ from actstore.errors import StorageError
 from actstore.reason import reason
 
 LARGEST: Final = 1e120
-"""No sum of squares of float32 values gets there, so sums of what is below cannot overflow."""
+"""The largest number that a record may hold. Sums of squares of float32 values stay far below it, and adding up records
+cannot overflow.
+"""
 
 
 def encoded(values: NDArray[np.float64]) -> str:
-    """The only text of this array; its shape is not part of it."""
+    """The base64 text of an array; its shape is not included."""
     return base64.b64encode(values.astype("<f8").tobytes()).decode()
 
 
 def decoded(text: str, size: int, where: str) -> NDArray[np.float64]:
-    """The array of a text, flat and read-only.
+    """Decode the text of an array, flat and read-only.
 
     Raises:
-        StorageError: ``where`` is not what `encoded` makes of ``size`` numbers, or they are larger than `LARGEST`
-            or not finite.
+        StorageError: ``where`` is not a text of ``size`` numbers by `encoded`, or they are larger than `LARGEST` or not
+            finite.
     """
     try:
         data = base64.b64decode(text, validate=True)
-        # The last character can have bits that no byte takes; other texts of the same bytes are damage too.
+        # The last character may have bits that belong to no byte; another text of the same bytes is damage, too.
         only_text = base64.b64encode(base64.b64decode(text[-4:])).decode() == text[-4:]
     except (binascii.Error, ValueError) as error:
         raise StorageError(f"{where} is damaged: it is not base64 ({reason(error)})") from error
@@ -43,5 +45,5 @@ def decoded(text: str, size: int, where: str) -> NDArray[np.float64]:
 
 
 def upper_triangle(size: int) -> NDArray[np.bool_]:
-    """True on and above the diagonal, [size, size]: as a mask it lists a symmetric matrix row by row."""
+    """True on and above the diagonal, [size, size]; as a mask it lists a symmetric matrix row by row."""
     return np.triu(np.ones((size, size), dtype=bool))

@@ -1,4 +1,4 @@
-"""Sums that lose nothing, so that they do not depend on the order of their terms."""
+"""Sums without rounding errors, so that they do not depend on the order of their terms."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 
 class ExactSum:
-    """The sum of float64 arrays of one shape, element by element, rounded once at the end.
+    """The element-wise sum of float64 arrays of one shape, rounded once at the end.
 
     Each running sum passes the rounding error of every addition on to the next, as in Shewchuk, Adaptive precision
     floating-point arithmetic (1997); all of them together are the exact sum. Two or three are enough in practice.
@@ -25,7 +25,7 @@ class ExactSum:
         """Add an array of this sum's shape.
 
         Raises:
-            ValueError: it has another shape.
+            ValueError: the array has another shape.
         """
         if values.shape != self._shape:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Statistics of hooks: a record for each segment, and what all segments make together."""
+"""Statistics of hooks: the record of a segment, and the statistics of all segments together."""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ _Size = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
 
 
 class HookStatistics(Document):
-    """Sums over the tokens of one hook, in one segment or in several.
+    """Sums over the tokens of one hook, in one or several segments.
 
-    A token's norm is the Euclidean norm of its value over all axes of the hook. Padding is not counted, and a token
-    with a NaN or an infinity only in ``n_not_finite``.
+    A token's norm is the Euclidean norm of its value over all axes of the hook. Padding is not counted. A token with
+    NaN or infinity is counted only in ``n_not_finite``.
     """
 
     count: _Count
     n_not_finite: _Count
     sum: str
-    """Of values: base64 of little-endian float64 [*shape]."""
+    """Sum of the values: base64 of little-endian float64 [*shape]."""
     sum_of_norms: _Size
     sum_of_squared_norms: _Size
     max_abs: _Size | None
-    """Largest absolute value of any element; null, like the next two, if nothing was counted."""
+    """Largest absolute value of any element; null, like the next two fields, if nothing was counted."""
     min_norm: _Size | None
     max_norm: _Size | None
     norms: NormSketch
@@ -48,13 +48,13 @@ class HookStatistics(Document):
         max_abs: float,
         second_moment: NDArray[np.float64] | None = None,
     ) -> Self:
-        """The record of these tokens.
+        """Make the record of some tokens.
 
         Args:
-            norms: Of all tokens, [n]; NaN or infinite for those that are not finite.
+            norms: The norm of each token, [n]; NaN or infinite for tokens that are not finite.
             total: Sum of the values of the finite tokens, [*shape].
-            max_abs: Of the finite tokens.
-            second_moment: Of the finite tokens, [D, D] for D elements in a value.
+            max_abs: The largest absolute value among finite tokens.
+            second_moment: The second moment of the finite tokens, [D, D] for D elements in a value.
         """
         finite = norms[np.isfinite(norms)]
         some = finite.size > 0
@@ -74,16 +74,16 @@ class HookStatistics(Document):
         )
 
     def check(self, shape: Sequence[int], where: str = "a record of statistics") -> None:
-        """See that the record fits a hook of this shape, and itself.
+        """Check that the record is consistent, and fits a hook of this shape.
 
         Raises:
-            StorageError: it does not; ``where`` names it.
+            StorageError: the check failed; ``where`` names the record.
         """
         self.check_counts(where)
         self.arrays(shape, where)
 
     def check_counts(self, where: str = "a record of statistics") -> None:
-        """`check`, but for the arrays."""
+        """Check everything except the arrays."""
         if self.norms.count != self.count:
             raise StorageError(
                 f"{where} is damaged: {self.count} tokens were counted, and {self.norms.count} norms"
@@ -99,10 +99,10 @@ class HookStatistics(Document):
     def arrays(
         self, shape: Sequence[int], where: str = "a record of statistics"
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """``sum``, and the packed upper triangle of ``second_moment``, both flat and read-only.
+        """Decode ``sum`` and the packed upper triangle of ``second_moment``, both flat and read-only.
 
         Raises:
-            StorageError: one of them does not fit this shape.
+            StorageError: an array does not fit this shape.
         """
         n_elements = math.prod(shape)
         total = decoded(self.sum, n_elements, f"{where}: sum")
@@ -114,29 +114,29 @@ class HookStatistics(Document):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Statistics:
-    """What is known of a hook's values without reading them.
+    """The statistics of a hook, known without reading its values.
 
-    Means are over tokens; those of no tokens are NaN.
+    Means are over tokens; the mean of no tokens is NaN.
     """
 
     record: HookStatistics
-    """To be stored, and merged with that of further tokens."""
+    """The record that is stored, and merged with those of further tokens."""
     shape: tuple[int, ...]
-    """Of the value at one token."""
+    """Shape of the value at one token."""
 
     @property
     def count(self) -> int:
-        """Tokens, without padding and without those that are not finite."""
+        """Number of tokens, without padding and without those that are not finite."""
         return self.record.count
 
     @property
     def n_not_finite(self) -> int:
-        """Tokens whose value has a NaN or an infinity; they are part of no other number."""
+        """Number of tokens whose value has NaN or infinity; no other figure includes them."""
         return self.record.n_not_finite
 
     @cached_property
     def mean(self) -> NDArray[np.float64]:
-        """[*shape]"""
+        """The mean value, [*shape]."""
         total, _ = self.record.arrays(self.shape)
         return total.reshape(self.shape) / (self.count or math.nan)
 
@@ -167,7 +167,7 @@ class Statistics:
         return _or_nan(self.record.max_norm)
 
     def norm_quantile(self, q: float) -> float:
-        """The norm that a share ``q`` of the tokens does not exceed, within 1 % of itself.
+        """The norm that a share ``q`` of the tokens does not exceed, within 1 %.
 
         Raises:
             ValueError: ``q`` is not between 0 and 1.
@@ -176,10 +176,10 @@ class Statistics:
 
     @property
     def covariance(self) -> NDArray[np.float64] | None:
-        """[D, D] over the D elements of a flattened value, of the population (divided by ``count``). None if the
-        run did not record second moments.
+        """The covariance [D, D] of the D elements of a flattened value, for the population (divided by ``count``); None
+        if the run did not record second moments.
 
-        It is the second moment less the square of the mean: an entry is off by up to 1e-16 of the squares in it.
+        It is the second moment minus the square of the mean: an entry is off by up to 1e-16 of the squares in it.
         """
         total, packed = self.record.arrays(self.shape)
         if packed is None:
@@ -192,7 +192,7 @@ class Statistics:
         return moment / (self.count or math.nan) - np.outer(mean, mean)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, the covariance left out. What no token gives a value is None."""
+        """The statistics as plain data for JSON, without the covariance. Figures of no tokens are None."""
 
         def number(value: float) -> float | None:
             return None if math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""Adding up records of statistics: exactly, so that their order does not matter."""
+"""Adding up records of statistics exactly, so that their order does not matter."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -16,7 +16,7 @@ from actstore.store.statistics.norm_sketch import SketchSum
 
 
 def merge(records: Iterable[HookStatistics], shape: Sequence[int]) -> Statistics:
-    """Statistics of a hook of this shape from its records, the same to the last bit in any order of them.
+    """The statistics of a hook of this shape from its records, equal to the last bit in any order of the records.
 
     Raises:
         StorageError: a record does not fit the shape.
@@ -25,10 +25,10 @@ def merge(records: Iterable[HookStatistics], shape: Sequence[int]) -> Statistics
 
 
 def combined(records: Iterable[HookStatistics], shape: Sequence[int]) -> HookStatistics:
-    """One record of all their tokens, the same to the last bit in any order of the records.
+    """The record of the tokens of all records, equal to the last bit in any order of the records.
 
     Raises:
-        StorageError: a record does not fit the shape; together they are larger than values can be.
+        StorageError: a record does not fit the shape, or the sum is larger than values can be.
     """
     merging = Merging(shape)
     for record in records:
@@ -38,7 +38,7 @@ def combined(records: Iterable[HookStatistics], shape: Sequence[int]) -> HookSta
 
 @dataclass(frozen=True, slots=True)
 class _Scalars:
-    """The numbers of a record."""
+    """The scalars of a record."""
 
     count: int
     sum_of_norms: float
@@ -53,26 +53,28 @@ class _Scalars:
 
 
 class Merging:
-    """Adds up records of one hook.
+    """Adds up the records of one hook.
 
-    Sums are exact and then rounded to float64, so a record that was combined before differs by that one rounding
-    from the records that went into it. Second moments are kept if every record with tokens has one.
+    Sums are exact and are rounded to float64 at the end, so a record that was combined before differs from its parts by
+    that one rounding. Second moments are kept if every record with tokens has one.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
         self._shape = tuple(shape)
         self._total: ExactSum | None = None
-        """Made for the first record, whose own size then is that of the shape: a damaged plan can name any shape."""
+        """The sum of values, made when the first record shows that its size is that of the shape: a damaged plan can
+        name any shape.
+        """
         self._moment: ExactSum | None = None
         self._scalars: list[_Scalars] = []
         self._norms = SketchSum()
         self._n_not_finite = 0
 
     def add(self, record: HookStatistics) -> None:
-        """Count one more.
+        """Add one more record.
 
         Raises:
-            StorageError: it does not fit the shape.
+            StorageError: the record does not fit the shape.
         """
         record.check_counts()
         values, packed = record.arrays(self._shape)
@@ -89,14 +91,14 @@ class Merging:
         if self._moment is not None and packed is not None:
             self._moment.add(packed)
         self._norms.add(record.norms)
-        # Not the record itself: there can be as many as segments.
+        # Not the record itself: there can be as many as there are segments.
         self._scalars.append(_Scalars.of(record))
 
     def record(self) -> HookStatistics:
-        """All of them together.
+        """The record of all added records together.
 
         Raises:
-            StorageError: they are larger than values can be.
+            StorageError: the sum is larger than values can be.
         """
         counted = self._scalars
         total = self._total or ExactSum((math.prod(self._shape),))

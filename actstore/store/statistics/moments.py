@@ -1,4 +1,4 @@
-"""Statistics of values: from tensors while a segment is computed, and again from its stored bytes."""
+"""Computing statistics of values, from tensors while a segment is extracted, and again from its stored bytes."""
 
 from __future__ import annotations
 
@@ -22,27 +22,31 @@ if TYPE_CHECKING:
 
 _CPU_CHUNK: Final = 1 << 19
 _GPU_CHUNK: Final = 1 << 23
-"""Elements that are float64 at one time: 4 MB, which stay in the cache, and 64 MB, which few kernels do."""
+"""Elements that are converted to float64 at a time: on the CPU 4 MB, which stay in the cache; on a GPU 64 MB, which
+take few kernels.
+"""
 _ROUNDING: Final = 1e-9
-"""Two float64 sums of one segment's values, added in any order, are much closer, relative to the sum of sizes."""
+"""Bound on the difference of two float64 sums of one segment's values in different order, relative to the sum of
+absolute values.
+"""
 
 
 def has_statistics(hook: HookArray) -> bool:
-    """Whether means over tokens say something: not where an axis is itself positions, as in attention patterns."""
+    """Whether means over tokens are meaningful: not if an axis is itself positions, as in attention patterns."""
     return "source_position" not in hook.axes
 
 
 class Moments:
-    """Statistics of the hooks of one segment, batch by batch.
+    """Computes the statistics of the hooks of one segment, batch by batch.
 
-    The arithmetic is float64 on the values as they are stored, in an order that the batches alone decide: equal
-    batches give equal bits (second moments: on an equal number of threads, which BLAS shares its work by). Nothing
-    waits for a GPU before `records`. It keeps 8 bytes a token and hook until then.
+    The arithmetic is float64 on the values as they are stored, in an order that depends on the batches alone: equal
+    batches give equal bits (second moments only with an equal number of threads, among which BLAS divides its work).
+    Nothing waits for a GPU before `records`. Until then it keeps 8 bytes per token and hook.
     """
 
     def __init__(self, hooks: Sequence[HookArray], device: torch.device | str, *, covariance: bool) -> None:
-        """Hooks without statistics may be among ``hooks``. ``covariance`` costs [D, D] float64 for each of the others
-        and as much arithmetic as a linear layer of that size.
+        """``hooks`` may include hooks without statistics. ``covariance`` costs [D, D] float64 for each other hook, and
+        as much arithmetic as a linear layer of that size.
         """
         self._hooks = {hook.name: hook for hook in hooks}
         self._device = device
@@ -59,12 +63,12 @@ class Moments:
         self._highest: dict[str, Tensor] = {}
 
     def add(self, hook_name: str, value: Tensor, is_real: Tensor) -> None:
-        """Count a batch. Of hooks without statistics only the largest element is kept.
+        """Count a batch. For hooks without statistics only the largest element is kept.
 
         Args:
-            hook_name: One of the hooks.
-            value: In the storage type, [n, L, *shape].
-            is_real: bool [n, L], false for padding.
+            hook_name: The name of a hook.
+            value: The values in the storage type, [n, L, *shape].
+            is_real: False for padding, bool [n, L].
 
         Raises:
             KeyError: there is no such hook.
@@ -72,29 +76,29 @@ class Moments:
         if has_statistics(self._hooks[hook_name]):
             self._sums[hook_name].add(value, is_real)
             return
-        # Not a number if any is none; -Inf, which scores hold where nothing is seen, is never the largest.
+        # NaN if any element is NaN; -Inf, with which attention scores are masked, is never the largest.
         highest = value.amax()
         before = self._highest.get(hook_name)
         self._highest[hook_name] = highest if before is None else highest.maximum(before)
 
     def not_finite_hooks(self) -> set[str]:
-        """Hooks that can hold NaN or infinity, padding included. Waits for the device."""
-        found = {name for name, highest in self._highest.items() if not math.isfinite(highest.item())}
-        return found | {name for name, sums in self._sums.items() if sums.has_not_finite}
+        """The hooks that may hold NaN or infinity, padding included. Waits for the device."""
+        hooks = {name for name, highest in self._highest.items() if not math.isfinite(highest.item())}
+        return hooks | {name for name, sums in self._sums.items() if sums.has_not_finite}
 
     def norms(self) -> dict[str, NDArray[np.float32]]:
-        """[n, L] of all batches since the last reset, as they are stored, by the name of each hook that has some. Waits
+        """The norms of all batches since the last reset as they are stored, [n, L] for each hook that has norms. Waits
         for the device.
         """
         return {name: sums.stored_norms() for name, sums in self._sums.items() if self._hooks[name].has_norms}
 
     def records(self) -> dict[str, HookStatistics]:
-        """Of all batches since the last reset, by hook name. Waits for the device."""
+        """The records of all batches since the last reset, by hook name. Waits for the device."""
         return {name: sums.record() for name, sums in self._sums.items()}
 
 
 class _Sums:
-    """Running sums of one hook, on the device."""
+    """The running sums of one hook, on the device."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device | str, *, covariance: bool) -> None:
         import torch
@@ -131,9 +135,9 @@ class _Sums:
         for start in range(0, n_rows, step):
             part = slice(start, start + step)
             values = rows[part] if chosen is None else rows.index_select(0, chosen[part])
-            # The direct conversion of float16 is four times slower than by way of float32.
+            # Converting float16 directly is four times slower than through float32.
             exact = buffer[: len(values)].copy_(values.float() if values.dtype == torch.float16 else values)
-            # float64 holds the square of any float32, so a norm is finite exactly if the elements are.
+            # float64 holds the square of any float32, so a norm is finite exactly if its elements are.
             torch.linalg.vector_norm(exact, dim=1, out=norms[part])
             if not math.isfinite(norms[part].sum().item()):
                 finite = norms[part].isfinite()
@@ -147,7 +151,7 @@ class _Sums:
         self._norms.append(every)
 
     def _add_on_gpu(self, rows: Tensor, is_real: Tensor) -> None:
-        """Nothing here depends on what a tensor holds: to look would be to wait."""
+        """Add without looking at any value, since that would wait for the GPU."""
         import torch
 
         step = max(1, _GPU_CHUNK // rows.shape[1])
@@ -163,7 +167,7 @@ class _Sums:
 
     def _add_sums(self, exact: Tensor) -> None:
         if exact.shape[1] == 1 and not exact.is_cuda:
-            # torch cuts a single column by the number of its threads, and rounds accordingly.
+            # For a single column, torch splits the sum by the number of its threads, which changes its rounding.
             self._total += float(exact.numpy().sum())
         else:
             self._total += exact.sum(dim=0)
@@ -171,7 +175,7 @@ class _Sums:
             self._moment.addmm_(exact.T, exact)
 
     def _every_norm(self) -> NDArray[np.float64]:
-        """Of all rows, `UNSET` for padding. It is fetched from the device once."""
+        """The norm of every row, `UNSET` for padding. It is fetched from the device once."""
         import torch
 
         if self._fetched is None:
@@ -179,7 +183,7 @@ class _Sums:
         return self._fetched
 
     def stored_norms(self) -> NDArray[np.float32]:
-        """[n, L]"""
+        """The norms as they are stored, [n, L]."""
         return rounded(self._every_norm()).reshape(-1, max(1, self._length))
 
     def record(self) -> HookStatistics:
@@ -202,7 +206,7 @@ def of_rows(
     *,
     covariance: bool = False,
 ) -> HookStatistics:
-    """The first of `recomputed`."""
+    """The record of stored rows: the first result of `recomputed`."""
     return recomputed(hook, rows, dtype, lengths, batch_size, covariance=covariance)[0]
 
 
@@ -215,14 +219,14 @@ def recomputed(
     *,
     covariance: bool = False,
 ) -> tuple[HookStatistics, NDArray[np.float32]]:
-    """The record and the norms [n, L] of stored rows, computed on the CPU in the batches of the extraction.
+    """Compute the record and the norms [n, L] of stored rows on the CPU, in the batches of the extraction.
 
     Args:
         hook: A hook that has statistics.
-        rows: In the storage type (bfloat16 as uint16), [n, L, *shape].
-        dtype: The store's name of the type.
-        lengths: Real tokens of each row, [n].
-        batch_size: Rows of a batch.
+        rows: The values in the storage type (bfloat16 as uint16), [n, L, *shape].
+        dtype: The name of the type in the store.
+        lengths: The real tokens of each row, [n].
+        batch_size: The rows of a batch.
         covariance: Whether to compute the second moment.
     """
     import torch
@@ -231,7 +235,7 @@ def recomputed(
     is_real = np.arange(rows.shape[1]) < np.asarray(lengths)[:, None]
     for start in range(0, len(rows), batch_size):
         batch = slice(start, start + batch_size)
-        # Copied, because rows can be a map of a file, and tensors are writable; as bytes, for bfloat16.
+        # Copied as bytes, for bfloat16: rows can be a mapped file, and tensors are writable.
         data = torch.from_numpy(np.array(rows[batch], order="C").reshape(-1).view(np.uint8))
         values = data.view(getattr(torch, dtype)).reshape(-1, *rows.shape[1:])
         sums.add(values, torch.from_numpy(is_real[batch]))
@@ -239,11 +243,11 @@ def recomputed(
 
 
 def agree(stored: HookStatistics, recomputed: HookStatistics) -> str | None:
-    """What a stored record says that cannot be true of the values it was recomputed from; None if nothing.
+    """Return why a stored record contradicts the recomputed one, or None if it does not.
 
-    Counts, ``max_abs`` and which tokens are not finite must be equal. Sums, made in another order or on another
-    device, may differ by rounding; a norm at the end of a bucket may be in the neighbouring one. Both have passed
-    `HookStatistics.check`.
+    Counts, ``max_abs`` and which tokens are not finite must be equal. Sums may differ by rounding if they were made in
+    another order or on another device, and a norm at the end of a bucket may be in the neighbouring one. Both records
+    must have passed `HookStatistics.check`.
     """
     for name in ("count", "n_not_finite", "max_abs"):
         there, here = getattr(stored, name), getattr(recomputed, name)
@@ -254,7 +258,7 @@ def agree(stored: HookStatistics, recomputed: HookStatistics) -> str | None:
         if abs(there - here) > _ROUNDING * here:
             return f"{name} is {there}, and the stored values give {here}"
     if (stored.second_moment is None) != (recomputed.second_moment is None):
-        return "second_moment is there in only one of the stored and the recomputed record"
+        return "second_moment is in only one of the stored and the recomputed record"
     sums = (
         ("sum", stored.sum, recomputed.sum, recomputed.sum_of_norms),
         ("second_moment", stored.second_moment, recomputed.second_moment, recomputed.sum_of_squared_norms),
@@ -273,7 +277,7 @@ def _close(there: str, here: str, tolerance: float) -> bool:
 
 
 def _same_but_for_rounding(a: NormSketch, b: NormSketch) -> bool:
-    """Whether moving norms to neighbouring buckets makes one of the other."""
+    """Whether moving norms to neighbouring buckets turns one sketch into the other."""
     if a.n_zero != b.n_zero or a.count != b.count:
         return False
     in_a, in_b = dict(a.buckets), dict(b.buckets)

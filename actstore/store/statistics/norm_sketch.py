@@ -14,12 +14,14 @@ from actstore.store.format.document import Document
 RELATIVE_ACCURACY: Final = 0.01
 GAMMA: Final = (1 + RELATIVE_ACCURACY) / (1 - RELATIVE_ACCURACY)
 MAX_INDEX: Final = 6000
-"""Part of the format. GAMMA ** 6000 is 1e52 and GAMMA ** -6000 is 8e-53: no norm of float32 values is outside."""
+"""Largest index of a bucket, as part of the format. GAMMA ** 6000 is 1e52 and GAMMA ** -6000 is 8e-53: every norm of
+float32 values lies between.
+"""
 
 
 def _upper_ends() -> NDArray[np.float64]:
-    """Upper ends of buckets ``-MAX_INDEX`` to ``MAX_INDEX``. One multiplication after the other, where a logarithm
-    would put a norm near an end into one bucket on this computer and into its neighbour on that.
+    """The upper ends of buckets ``-MAX_INDEX`` to ``MAX_INDEX``. They are made by repeated multiplication: a logarithm
+    would put a norm near an end into different buckets on different machines.
     """
     powers = np.multiply.accumulate(np.full(MAX_INDEX, GAMMA))
     return np.concatenate([1 / powers[::-1], [1.0], powers])
@@ -32,15 +34,15 @@ _Index = Annotated[int, Field(ge=-MAX_INDEX, le=MAX_INDEX)]
 
 
 class NormSketch(Document):
-    """How many norms lie in each bucket: bucket i is ``GAMMA**(i-1) < norm <= GAMMA**i``.
+    """The number of norms in each bucket; bucket i is ``GAMMA**(i-1) < norm <= GAMMA**i``.
 
-    After Masson, Rim and Lee, DDSketch (VLDB 2019): a quantile is off by at most 1 % of itself. There are at most
-    12,001 buckets, and some hundred in practice.
+    This is DDSketch by Masson, Rim and Lee (VLDB 2019): a quantile is off by at most 1 %. There are at most 12,001
+    buckets, and some hundred in practice.
     """
 
     n_zero: int = Field(ge=0, lt=2**63)
     buckets: Annotated[tuple[tuple[_Index, _Count], ...], FailFast()]
-    """Pairs of index and count, by index; empty buckets are left out."""
+    """Pairs of index and count, ordered by index; empty buckets are left out."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -51,7 +53,7 @@ class NormSketch(Document):
 
     @classmethod
     def of(cls, norms: NDArray[np.float64]) -> Self:
-        """Count finite norms that are not negative."""
+        """Count norms that are finite and not negative."""
         positive = norms[norms > 0]
         places = np.minimum(np.searchsorted(_UPPER_ENDS, positive, side="left"), 2 * MAX_INDEX)
         indices, counts = np.unique(places, return_counts=True)
@@ -69,7 +71,7 @@ class NormSketch(Document):
             ValueError: ``q`` is not between 0 and 1.
         """
         if not 0 <= q <= 1:
-            raise ValueError(f"a quantile is asked for by a number between 0 and 1, not {q}")
+            raise ValueError(f"a quantile needs a number between 0 and 1, not {q}")
         if not self.count:
             return math.nan
         rank = math.floor(q * (self.count - 1))
@@ -77,27 +79,27 @@ class NormSketch(Document):
             return 0.0
         indices, counts = zip(*self.buckets, strict=True)
         bucket = np.searchsorted(np.cumsum(counts), rank - self.n_zero, side="right")
-        # As far from the lower end as from the upper one, in relative terms.
+        # Equally far from both ends in relative terms.
         return float(_UPPER_ENDS[indices[bucket] + MAX_INDEX]) * 2 / (1 + GAMMA)
 
 
 class SketchSum:
-    """Adds up sketches, exactly."""
+    """Adds up sketches exactly."""
 
     def __init__(self) -> None:
         self._n_zero = 0
         self._buckets: Counter[int] = Counter()
 
     def add(self, sketch: NormSketch) -> None:
-        """Count one more."""
+        """Add one more sketch."""
         self._n_zero += sketch.n_zero
         for index, count in sketch.buckets:
             self._buckets[index] += count
 
     def value(self) -> NormSketch:
-        """The sketch of all their norms together.
+        """The sketch of all norms together.
 
         Raises:
-            ValueError: there are more than can be.
+            ValueError: a count is larger than the format allows.
         """
         return NormSketch(n_zero=self._n_zero, buckets=tuple(sorted(self._buckets.items())))

@@ -1,4 +1,4 @@
-"""Tokens whose values have a NaN or an infinity: how many, and where."""
+"""Counting and locating tokens whose values have NaN or infinity."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 FIRST: Final = 8
-"""Sequences that are named."""
+"""The most sequences that are named."""
 _INFINITY: Final = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F80_0000}
-"""Bits of +Inf. Those of NaN are more, without the sign."""
+"""The bits of +Inf, by type. Without the sign, those of NaN are larger."""
 
 
 @dataclass(frozen=True)
 class NotFinite:
-    """Of one hook."""
+    """The tokens of one hook that are not finite."""
 
     n_tokens: int
-    """Real tokens with a NaN or an infinity; padding is not counted."""
+    """Number of real tokens with NaN or infinity; padding is not counted."""
     first_sequences: tuple[int, ...]
-    """The first of the sequences that hold them, as far as they are known."""
+    """The first sequences that hold such tokens, as far as they are known."""
 
     def __add__(self, other: "NotFinite") -> "NotFinite":
         sequences = sorted({*self.first_sequences, *other.first_sequences})
@@ -32,28 +32,28 @@ class NotFinite:
 
 
 def add_up(left: Mapping[str, NotFinite], right: Mapping[str, NotFinite]) -> dict[str, NotFinite]:
-    """By hook, of two sets of tokens."""
+    """The sums of the counts of two sets of tokens, by hook."""
     none = NotFinite(0, ())
     return {name: left.get(name, none) + right.get(name, none) for name in sorted({*left, *right})}
 
 
 def is_masked_by_design(hook: str) -> bool:
-    """Whether -Inf is what a hook holds where a position does not see another."""
+    """Whether -Inf in this hook means that a position does not attend to another one."""
     return hook.endswith("hook_attn_scores")
 
 
 def not_finite(
     hook: str, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], *, first_sequence: int, batch_size: int
 ) -> NotFinite:
-    """Count them in stored rows.
+    """Count the tokens with NaN or infinity in stored rows.
 
     Args:
-        hook: name; -Inf does not count in attention scores.
-        rows: in the storage type, bfloat16 as uint16: [n, L, *shape].
-        dtype: the store's name of the type.
-        lengths: real tokens of each row, [n].
-        first_sequence: number of the first row.
-        batch_size: rows that are looked at together.
+        hook: the name of the hook; -Inf does not count in attention scores.
+        rows: the values in the storage type (bfloat16 as uint16), [n, L, *shape].
+        dtype: the name of the type in the store.
+        lengths: the real tokens of each row, [n].
+        first_sequence: the number of the first row.
+        batch_size: the number of rows that are looked at together.
     """
     n_tokens = 0
     sequences: list[int] = []
@@ -67,7 +67,7 @@ def not_finite(
 def _batches(
     hook: str, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], batch_size: int
 ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """First row of each batch, and [n, L] of it."""
+    """Yield the first row of each batch, and whether each of its tokens is not finite, [n, L]."""
     infinity = _INFINITY[dtype]
     sign = 1 << (8 * rows.itemsize - 1)
     is_real = np.arange(rows.shape[1]) < lengths[:, None]

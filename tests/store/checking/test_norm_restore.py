@@ -1,4 +1,4 @@
-"""Damaged norms are found, and made again from the activations where these are whole."""
+"""Damaged norms are found, and made again from the activations if these are intact."""
 
 import uuid
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def repaired(blobs: Blobs) -> set[str]:
 
 
 def other_norms(blobs: Blobs, plan: Plan, steps: int = 4) -> None:
-    """Norms that are not those of the values, and a record that vouches for them."""
+    """Store norms that are not those of the values, with a record that vouches for them."""
     layout = plan.norm_array()
     rows = np.array(decode(layout, 1, blobs.read(NORMS)))
     rows.view(np.int32)[3, 1, 2] += steps
@@ -97,7 +97,7 @@ def test_norms_that_a_record_vouches_for_are_compared_with_the_values(memory: Bl
     assert "has other norms of blocks.1.hook_resid_post than its values: that of row 3, position 2" in str(
         finding
     )
-    # The checksum that was recorded does not come out again, so the segment is to be committed again.
+    # The recorded checksum does not result again, so the segment has to be committed again.
     assert repaired(memory) == {commit_key(RUN, 1), NORMS}
     commit_segment(memory, plan, 1, numbers(plan))
     assert found_in(memory) == []
@@ -115,13 +115,13 @@ def test_a_record_without_norms_or_with_others_is_damage(memory: Blobs, is_there
     changed = None if norms is None else norms.model_copy(update={"key": "norms/0000/c.0.0.0"})
     change_record(memory, plan, 1, norms=changed)
     assert found_in(memory) == [(commit_key(RUN, 1), *IN_SEGMENT)]
-    assert [found.problem for found in checked(memory).findings] == [
+    assert [finding.problem for finding in checked(memory).findings] == [
         "is damaged: its norms are not those of the plan"
     ]
 
 
 def test_norms_go_with_the_values_that_they_are_of(memory: Blobs) -> None:
-    """These are made again on any machine, with other last bits, and the norms would not be theirs."""
+    """Values are computed again on any machine, with other last bits, and the norms would not be theirs."""
     plan = with_norms(memory)
     flip(memory, SHARD, 100)
     assert repaired(memory) == OF_NORMS | {SHARD}
@@ -142,7 +142,7 @@ def test_norms_without_a_record_go_with_any_repair(memory: Blobs, sealed: bool) 
     with_norms(memory, sealed=sealed)
     memory.delete(commit_key(RUN, 1))
     gone = repaired(memory)
-    # The table of a finished run vouches for the activations, which stay.
+    # The table of a finished run vouches for the activations, so they stay.
     assert NORMS in gone
     assert (SHARD in gone) is not sealed
     assert found_in(memory) == []

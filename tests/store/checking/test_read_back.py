@@ -1,4 +1,4 @@
-"""Reading back: whatever is not there any more is noticed, whether the run was just sealed or long before."""
+"""Reading back notices whatever is missing, whether the run was sealed just now or long ago."""
 
 from collections.abc import Callable
 

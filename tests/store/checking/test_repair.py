@@ -1,4 +1,4 @@
-"""Repair: exactly what is damaged goes, and what vouched for it; a store that lost it says less, never more."""
+"""Repair removes exactly what is damaged and what vouched for it; afterwards the store claims less, never more."""
 
 import contextlib
 import uuid
@@ -37,7 +37,7 @@ from tests.store.runs import MLP_OUT, bytes_below, hooks_run, write_run
 RECORD = commit_key(RUN, 1)
 SUMMARY = {shards_key(RUN), statistics_key(RUN)}
 SEGMENT = {f"acts/{hook}/c.1.0.0" + ".0" * (hook == HOOKS[2]) for hook in HOOKS}
-"""Its shards."""
+"""The shards of the second segment."""
 TOKENS = {"tokens/c.0.0", "lengths/c.0", "documents/c.0.0", "offsets/c.0.0"}
 OF_TOKENS = {tokens_key(RUN)}
 OF_SHARD = SUMMARY | {RECORD, SHARD}
@@ -83,7 +83,7 @@ REMOVED: dict[str, set[str]] = {
     **dict.fromkeys(("table flipped", "table missing", "table of other content"), SUMMARY),
     **dict.fromkeys(("statistics flipped", "statistics of other content"), SUMMARY),
 }
-"""Keys that are no longer there, or other ones. Of those that were missing, too."""
+"""Keys that a repair removes or replaces, including those that were missing."""
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_exactly_what_is_damaged_is_removed(memory: Blobs, kind: str) -> None:
     written = {key for key in there if there[key] != damaged.get(key)} - {MANIFEST_KEY}
     assert sorted(removed) == sorted(gone | written)
     assert gone | written == REMOVED[kind] & (damaged.keys() | there.keys())
-    # What is left is what an undisturbed run writes.
+    # The rest is what an undisturbed run writes.
     assert {key for key in there if there[key] != whole.get(key)} <= {MANIFEST_KEY}
     assert checked(memory).findings == []
 
@@ -146,7 +146,7 @@ def test_what_records_say_is_summed_up_again(memory: Blobs, kind: str) -> None:
 
 
 def test_shards_without_a_record_go_with_any_repair(memory: Blobs) -> None:
-    # Extraction would take them over, and nothing says whether they are whole.
+    # An extraction would adopt them, and nothing tells whether they are intact.
     make_store(memory, segments=(0, 1, 2), sealed=False)
     memory.delete(RECORD)
     flip(memory, SHARD, 0)
@@ -186,13 +186,13 @@ UNPROVEN: dict[str, tuple[Callable[[Blobs, Plan], object], set[str]]] = {
     "index": (lambda b, _: flip(b, "tokens/c.0.0", -5), {"tokens/c.0.0"}),
     "order": (permute_tokens, {"tokens/c.0.0"}),
     "ids missing": (lambda b, _: b.delete("tokens/c.0.0"), set()),
-    # Without lengths nobody knows where tokens must have come from somewhere.
+    # Without lengths it is not known which tokens must have a document.
     "lengths": (lambda b, _: flip(b, "lengths/c.0", 0), TOKENS - {"tokens/c.0.0"}),
     "documents": (lambda b, _: flip(b, "documents/c.0.0", 9), {"documents/c.0.0", "offsets/c.0.0"}),
     "offsets": (lambda b, _: flip(b, "offsets/c.0.0", 200), {"documents/c.0.0", "offsets/c.0.0"}),
     "offsets missing": (lambda b, _: b.delete("offsets/c.0.0"), {"documents/c.0.0"}),
 }
-"""What is done, and the shards that go if no record and no table vouches for any."""
+"""The damage, and the shards that are removed if no record and no table vouches for any."""
 
 
 @pytest.mark.parametrize("kind", UNPROVEN)
@@ -202,7 +202,7 @@ def test_only_tokens_that_nothing_proves_go(memory: Blobs, kind: str) -> None:
     damage(memory, plan)
     memory.delete(tokens_key(RUN))
     assert set(repaired(memory)) == expected
-    # And no loop: what is left is not found again, and not taken for whole.
+    # A second check finds nothing more, and does not take the rest for intact.
     assert repaired(memory) == []
     assert tokens_key(RUN) not in bytes_below(memory)
 
@@ -262,9 +262,9 @@ def test_names_that_are_no_objects_do_not_end_a_repair(local: LocalBlobs, name: 
     stray.parent.mkdir(exist_ok=True)
     stray.write_bytes(b"x")
     assert set(repaired(local)) == {f"acts/{HOOKS[0]}/c.2.0.0", commit_key(RUN, 2)}
-    (found,) = checked(local).findings
-    assert found.key == f"{commits_folder(RUN)}/{name.split('/')[0]}"
-    assert not found.is_repairable
+    (finding,) = checked(local).findings
+    assert finding.key == f"{commits_folder(RUN)}/{name.split('/')[0]}"
+    assert not finding.is_repairable
 
 
 def test_run_without_a_plan_keeps_what_it_has(memory: Blobs) -> None:
@@ -327,7 +327,7 @@ def test_warnings_and_what_cannot_be_made_again_stay(memory: Blobs) -> None:
     ],
 )
 def test_killed_at_any_change_it_can_be_repeated(memory: Blobs, kind: str) -> None:
-    """Whoever is killed in between leaves a store that says less than there is, and never more."""
+    """If a repair is killed in between, the store claims less than there is, and never more."""
     plan = make_store(memory)
     whole = bytes_below(memory)
     n_changes = 0
@@ -362,7 +362,7 @@ def test_killed_at_any_change_it_can_be_repeated(memory: Blobs, kind: str) -> No
 
 @pytest.mark.parametrize("kind", ["value flipped", "tokens shard flipped", "plan flipped"])
 def test_nothing_is_changed_once_others_may_write(memory: Blobs, kind: str) -> None:
-    """The lease of the repair is gone at any moment: from then on, nothing is removed or written."""
+    """The lease of the repair can be lost at any moment; from then on, nothing is removed or written."""
     DAMAGE[kind][0](memory, make_store(memory))
     check = checked(memory)
     for n_good in range(3):
@@ -383,7 +383,7 @@ def test_nothing_is_changed_once_others_may_write(memory: Blobs, kind: str) -> N
 
 
 def test_shards_that_get_their_record_meanwhile_stay(memory: Blobs) -> None:
-    """By a writer of an earlier version, of which no lease tells."""
+    """A writer of an earlier version, which takes no lease, commits meanwhile."""
     plan = make_store(memory)
     record_key = commit_key(RUN, 1)
     record = bytes(memory.read(record_key))

@@ -1,4 +1,4 @@
-"""Verify: what is whole is clean, and each kind of damage is found where it is."""
+"""Verify finds nothing in an intact store, and each kind of damage in its place."""
 
 import uuid
 from collections.abc import Callable, Iterable
@@ -48,7 +48,7 @@ from tests.store.runs import ATTN_OUT, MLP_OUT, begin_run, hooks_run, tokens_run
 RUN = "0000"
 RESID_0 = HOOKS[0]
 SHARD = f"acts/{RESID_0}/c.1.0.0"
-"""Of the second segment."""
+"""The shard of the second segment."""
 
 Damage = Callable[[Blobs, Plan], object]
 Expected = list[tuple[str, str | None, int | None]]
@@ -56,21 +56,23 @@ Expected = list[tuple[str, str | None, int | None]]
 
 
 def numbers(plan: Plan) -> Columns:
-    """Values that are numbers, all of them."""
+    """Values that are all finite."""
     rng = np.random.default_rng(1)
-    found = {}
+    columns = {}
     for hook in plan.request.hooks:
         layout = plan.activations(hook)
         values = rng.standard_normal(layout.shape).astype("<f4")
         # The upper half of a float32 is a bfloat16.
-        found[hook.name] = (values.view("<u4") >> 16).astype("<u2") if layout.dtype == "bfloat16" else values
-    return found
+        columns[hook.name] = (
+            (values.view("<u4") >> 16).astype("<u2") if layout.dtype == "bfloat16" else values
+        )
+    return columns
 
 
 def make_store(
     blobs: Blobs, plan: Plan | None = None, segments: Iterable[int] = (0, 1, 2), *, sealed: bool = True
 ) -> Plan:
-    """A store of one run."""
+    """Write a store of one run."""
     plan = plan or example_plan()
     write_store(blobs, plan, numbers(plan), segments)
     if sealed:
@@ -85,9 +87,9 @@ def checked(blobs: Blobs) -> Check:
 
 
 def found_in(blobs: Blobs) -> Expected:
-    """Where damage is, by run, segment and key."""
-    findings = [found for found in checked(blobs).findings if found.severity == "damage"]
-    return [(found.key, found.run, found.segment) for found in findings]
+    """Keys, runs and segments of the damage that a check finds."""
+    findings = [finding for finding in checked(blobs).findings if finding.severity == "damage"]
+    return [(finding.key, finding.run, finding.segment) for finding in findings]
 
 
 def overwrite(blobs: Blobs, key: str, data: bytes) -> None:
@@ -96,14 +98,14 @@ def overwrite(blobs: Blobs, key: str, data: bytes) -> None:
 
 
 def flip(blobs: Blobs, key: str, place: int) -> None:
-    """Invert one byte."""
+    """Invert one byte of an object."""
     data = bytearray(bytes(blobs.read(key)))
     data[place] ^= 0xFF
     overwrite(blobs, key, bytes(data))
 
 
 def change_record(blobs: Blobs, plan: Plan, segment: int, **changes: Any) -> None:
-    """A record with a right checksum that says something else."""
+    """Change a record and its checksum."""
     record = read_commit(blobs, plan, segment).model_copy(update=changes)
     overwrite(blobs, commit_key(plan.run, segment), record.to_bytes())
 
@@ -129,8 +131,8 @@ def test_whole_store_is_clean(anywhere: Blobs, dtype: str, compression: Any, nor
     assert check.findings == []
     assert check.is_complete
     assert check.committed == {RUN: [0, 1, 2]}
-    # Every object once: 9 shards of activations, 4 of tokens, 3 records and the one of tokens, 7 arrays and 3
-    # groups, the plan, the manifest and its two files; with norms a group, an array and 3 shards.
+    # Every object once: 9 shards of activations, 4 of tokens, 3 commit records and the tokens record, 7 arrays and
+    # 3 groups, the plan, the manifest and its two files; with norms one more group, array and 3 shards.
     assert check.n_objects == plan.n_objects == len(sizes) == (36 if norms else 31)
     assert check.nbytes == sum(sizes)
 
@@ -201,7 +203,7 @@ def test_sealed_store_of_several_runs_is_clean(memory: Blobs) -> None:
         write_run(memory, plan)
     seal(memory)
     check = checked(memory)
-    assert all(found.severity == "warning" for found in check.findings)
+    assert all(finding.severity == "warning" for finding in check.findings)
     assert check.is_complete
     assert list(check.plans) == [plan.run for plan in runs]
     assert check.n_objects == sum(plan.n_objects for plan in runs)
@@ -219,7 +221,7 @@ def test_values_that_are_no_numbers_are_a_warning(memory: Blobs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("leaf", "value", "is_told"),
+    ("leaf", "value", "is_reported"),
     [
         ("pattern", np.nan, True),
         ("pattern", np.inf, True),
@@ -233,7 +235,7 @@ def test_values_that_are_no_numbers_are_a_warning(memory: Blobs) -> None:
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_attention_that_is_no_number_is_a_warning(
-    memory: Blobs, dtype: str, leaf: str, value: float, is_told: bool
+    memory: Blobs, dtype: str, leaf: str, value: float, is_reported: bool
 ) -> None:
     name = f"blocks.0.attn.hook_{leaf}"
     hook = HookArray(name=name, shape=(2, LENGTH), axes=("head", "source_position"))
@@ -247,8 +249,8 @@ def test_attention_that_is_no_number_is_a_warning(
     write_store(memory, plan, {name: stored}, (0, 1, 2))
     seal(memory)
     problem = "holds NaN or infinity in 2 tokens, as the model computed them"
-    told = [Finding(f"acts/{name}/c.1.0.0.0", problem, RUN, 1, severity="warning")]
-    assert checked(memory).findings == (told if is_told else [])
+    expected = [Finding(f"acts/{name}/c.1.0.0.0", problem, RUN, 1, severity="warning")]
+    assert checked(memory).findings == (expected if is_reported else [])
 
 
 def test_attention_of_padding_may_hold_anything() -> None:
@@ -263,7 +265,7 @@ def test_any_bits_at_all_are_clean(memory: Blobs) -> None:
     plan = example_plan("bfloat16")
     write_store(memory, plan, example_values(plan), (0, 1, 2))
     seal(memory)
-    assert {found.severity for found in checked(memory).findings} == {"warning"}
+    assert {finding.severity for finding in checked(memory).findings} == {"warning"}
 
 
 def cut(blobs: Blobs, key: str, nbytes: int) -> None:
@@ -288,7 +290,7 @@ def other_statistics(blobs: Blobs, plan: Plan) -> None:
 
 
 def impossible_statistics(blobs: Blobs, plan: Plan) -> None:
-    """Such as no values have; and the shard that they are of is gone, so that nobody computes them again."""
+    """Write statistics that no values have, and remove their shard, so that they are not compared with the values."""
     right = read_commit(blobs, plan, 1).statistics
     change_record(
         blobs, plan, 1, statistics=right | {RESID_0: right[RESID_0].model_copy(update={"sum": "AAAA"})}
@@ -297,7 +299,7 @@ def impossible_statistics(blobs: Blobs, plan: Plan) -> None:
 
 
 def permute_tokens(blobs: Blobs, plan: Plan, name: str = "tokens") -> None:
-    """The same rows in another order, or other lengths, with checksums that are right again."""
+    """Write the same rows in another order, or other lengths, with the right checksums."""
     values = example_tokens(plan)[name]
     changed = values[::-1].copy() if name == "tokens" else np.r_[values[:-1], values[-1:] - 1]
     layout = plan.token_array(name)
@@ -309,7 +311,7 @@ def permute_tokens(blobs: Blobs, plan: Plan, name: str = "tokens") -> None:
 
 
 def of_other_content(blobs: Blobs, key: str) -> None:
-    """A file of the manifest that says something else, pointed to as it is."""
+    """Replace a file of the manifest by one with other content, and point the manifest to it."""
     data = bytes(blobs.read(key))
     if key.endswith(".parquet"):
         table = from_parquet(data, n_rows=13)
@@ -318,9 +320,9 @@ def of_other_content(blobs: Blobs, key: str) -> None:
             table.set_column(column, table.schema.field(column), table["crc32c"].take([0] * 13))
         )
     else:
-        found = RunStatistics.from_bytes(data, key)
-        wrong = found.hooks[RESID_0].model_copy(update={"max_abs": 0.5})
-        data = RunStatistics(hooks=dict(found.hooks) | {RESID_0: wrong}).to_bytes()
+        statistics = RunStatistics.from_bytes(data, key)
+        wrong = statistics.hooks[RESID_0].model_copy(update={"max_abs": 0.5})
+        data = RunStatistics(hooks=dict(statistics.hooks) | {RESID_0: wrong}).to_bytes()
     point_to(blobs, key, data)
 
 
@@ -500,9 +502,9 @@ def test_a_finding_is_one_sentence(tmp_path: Path, folder: str, kind: str, sente
     blobs = LocalBlobs(tmp_path / folder)
     plan = make_store(blobs)
     DAMAGE[kind][0](blobs, plan)
-    (found,) = checked(blobs).findings
-    assert str(found).startswith(sentence)
-    assert str(tmp_path) not in str(found)
+    (finding,) = checked(blobs).findings
+    assert str(finding).startswith(sentence)
+    assert str(tmp_path) not in str(finding)
 
 
 def test_damage_of_a_further_run_is_in_that_run(memory: Blobs) -> None:
@@ -528,7 +530,7 @@ def test_run_that_the_sealed_manifest_does_not_name(memory: Blobs) -> None:
 
 
 def test_run_that_begins_during_the_check_is_no_damage(memory: Blobs) -> None:
-    """Its plan is there, and the manifest is made right a moment later."""
+    """A new run writes its plan, and changes the manifest a moment later."""
     make_store(memory)
     more = hooks_run("0001", MLP_OUT)
     begin_run(memory, more)
@@ -553,9 +555,9 @@ def test_run_that_has_lost_its_plan(anywhere: Blobs, run: str, left: str) -> Non
         unseal(anywhere)
     key = {"commits": commit_key(run, 1), "tokens": tokens_key(run), "summary": shards_key(run)}[left]
     anywhere.create(key, [b"{}"])
-    (found,) = checked(anywhere).findings
-    assert (found.key, found.run, found.is_repairable) == (plan_key(run), run, False)
-    assert f"delete _actstore/runs/{run} and the arrays of that run" in found.problem
+    (finding,) = checked(anywhere).findings
+    assert (finding.key, finding.run, finding.is_repairable) == (plan_key(run), run, False)
+    assert f"delete _actstore/runs/{run} and the arrays of that run" in finding.problem
 
 
 def test_empty_folder_of_a_run_is_none(local: LocalBlobs) -> None:
@@ -567,16 +569,16 @@ def test_empty_folder_of_a_run_is_none(local: LocalBlobs) -> None:
 def test_plan_without_a_copy_cannot_be_repaired(memory: Blobs) -> None:
     make_store(memory, sealed=False)
     flip(memory, plan_key(RUN), 99)
-    (found,) = checked(memory).findings
-    assert (found.key, found.is_repairable) == (plan_key(RUN), False)
+    (finding,) = checked(memory).findings
+    assert (finding.key, finding.is_repairable) == (plan_key(RUN), False)
 
 
 def test_first_plan_missing(memory: Blobs) -> None:
     make_store(memory, sealed=False)
     begin_run(memory, hooks_run("0001", MLP_OUT))
     memory.delete(plan_key(RUN))
-    (found,) = checked(memory).findings
-    assert (found.key, found.is_repairable) == (plan_key(RUN), False)
+    (finding,) = checked(memory).findings
+    assert (finding.key, finding.is_repairable) == (plan_key(RUN), False)
 
 
 @pytest.mark.parametrize(
@@ -591,26 +593,26 @@ def test_plans_that_contradict_each_other(memory: Blobs, change: dict[str, Any],
     make_store(memory, sealed=False)
     plan = hooks_run("0002", MLP_OUT, **change)
     memory.create(plan_key(plan.run), [plan.to_bytes()])
-    (found,) = checked(memory).findings
-    assert (found.key, found.run, found.is_repairable) == (plan_key(plan.run), plan.run, False)
-    assert found.problem.startswith(problem)
+    (finding,) = checked(memory).findings
+    assert (finding.key, finding.run, finding.is_repairable) == (plan_key(plan.run), plan.run, False)
+    assert finding.problem.startswith(problem)
 
 
 def test_hook_that_is_there_twice(memory: Blobs) -> None:
     make_store(memory, sealed=False)
     plan = hooks_run("0001", RESID_0)
     memory.create(plan_key(plan.run), [plan.to_bytes()])
-    (found,) = checked(memory).findings
-    assert found.problem == f"has {RESID_0}, which an earlier run has over the same tokens"
+    (finding,) = checked(memory).findings
+    assert finding.problem == f"has {RESID_0}, which an earlier run has over the same tokens"
 
 
 def test_record_is_read_once(memory: Blobs) -> None:
     plan = make_store(memory)
     record = CommitRecord.read(memory, RECORD)
-    # What is spelled in another way was not written by this format, whatever its checksum.
+    # A document in another form was not written by this format, whatever its checksum.
     body = record.to_bytes().replace(b'"segment": 1', b'"segment":  1')
     head, rest = body.split(b"\n", 2)[0], body.split(b"\n", 2)[2]
     overwrite(memory, RECORD, head + b'\n  "checksum": %d,\n' % crc32c(rest) + rest)
-    (found,) = checked(memory).findings
-    assert (found.key, found.problem) == (RECORD, "is not spelled as this format spells it")
+    (finding,) = checked(memory).findings
+    assert (finding.key, finding.problem) == (RECORD, "is not in the canonical form of this format")
     assert plan.run == RUN

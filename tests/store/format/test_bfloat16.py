@@ -1,4 +1,4 @@
-"""bfloat16 in zarr-python: found by itself, and never a bit changed."""
+"""zarr-python finds bfloat16 by itself, and never changes a bit of it."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ def test_zarr_finds_it_by_itself(tmp_path: Path, opened: str) -> None:
     blobs = LocalBlobs(tmp_path)
     blobs.create(ROOT_METADATA, [to_json(group_metadata({}))])
     write_array(blobs, layout, values, range(2))
-    # Nothing here imports actstore; it only has to be installed.
+    # Nothing here imports actstore; it is only installed.
     script = f"""
 import sys, zarr
 root = sys.argv[1]
@@ -63,7 +63,7 @@ def test_every_bit_pattern_survives_zarr(tmp_path: Path, shards: Any) -> None:
         chunks=(4096,),
         shards=shards,
         dtype=ml_dtypes.bfloat16,
-        config={"write_empty_chunks": True},  # else zarr compares NaNs, of which NumPy warns
+        config={"write_empty_chunks": True},  # otherwise zarr compares NaNs, and NumPy warns
     )
     made[:] = EVERY.view(ml_dtypes.bfloat16)
     read = np.asarray(zarr.open_array(tmp_path / "a", mode="r")[:])

@@ -1,4 +1,4 @@
-"""Blosc frames: the same bytes each time, and no frame that can take memory or the process with it."""
+"""Blosc frames are reproducible, and no damaged frame can take memory or crash the process."""
 
 import struct
 import subprocess
@@ -59,10 +59,10 @@ def test_numbers_are_bloscs() -> None:
 @pytest.mark.parametrize("use_threads", [None, True, False])
 def test_equal_chunks_are_equal_bytes(compression: Compression, use_threads: bool | None) -> None:
     values = chunk("halves", 4 << 20)
-    found: set[bytes] = set()
+    frames: set[bytes] = set()
 
     def work() -> None:
-        found.update(compress(compression, 2, values) for _ in range(4))
+        frames.update(compress(compression, 2, values) for _ in range(4))
 
     before = blosc.use_threads
     blosc.use_threads = use_threads
@@ -76,7 +76,7 @@ def test_equal_chunks_are_equal_bytes(compression: Compression, use_threads: boo
         assert blosc.use_threads is use_threads
     finally:
         blosc.use_threads = before
-    assert len(found) == 1
+    assert len(frames) == 1
 
 
 def test_switch_is_set_back_after_an_error() -> None:
@@ -115,7 +115,7 @@ def test_cut_frame_is_damaged(n_bytes: int) -> None:
         decompress(frame[:n_bytes], 2, np.empty(1 << 20, np.uint8), "a")
 
 
-# In a process of its own: the question is whether it lives. Its memory is limited, and freed memory is overwritten.
+# In a process of its own, which must survive. Its memory is limited, and freed memory is overwritten.
 HOSTILE = """
 import resource, sys
 import numpy as np
@@ -154,14 +154,14 @@ def test_no_damage_ends_the_process(compression: Compression) -> None:
     command = [sys.executable, "-W", "error", "-c", HOSTILE, compression]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
-    # What is neither refused nor noticed is left to the checksum of the shard.
+    # Damage that is neither refused nor noticed is left to the checksum of the shard.
     assert 300 < int(done.stdout) < 900
 
 
 def test_metadata_names_the_codec() -> None:
     layout = ArrayLayout("a", (5, 4), "bfloat16", ("sequence", "position"), 4, 2, "lz4")
-    found: Any = layout.metadata()["codecs"][0]["configuration"]["codecs"]
-    assert found == [
+    settings: Any = layout.metadata()["codecs"][0]["configuration"]["codecs"]
+    assert settings == [
         {"name": "bytes", "configuration": {"endian": "little"}},
         {
             "name": "blosc",

@@ -1,4 +1,4 @@
-"""JSON documents: what is refused, and in which words."""
+"""JSON documents: which are refused, and with which message."""
 
 import json
 from typing import Any
@@ -15,7 +15,7 @@ FIELDS: dict[str, Any] = example_plan().model_dump(mode="json")
 
 
 def with_checksum(fields: dict[str, Any]) -> bytes:
-    """A document of these fields, right or wrong, that was not damaged since it was written."""
+    """An undamaged document with these fields, whether they are right or wrong."""
     body = to_json(fields).removeprefix(b"{\n")
     return b'{\n  "checksum": %d,\n' % crc32c(body) + body
 

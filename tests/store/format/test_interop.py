@@ -1,4 +1,4 @@
-"""Arrays written by actstore, read by zarr-python and by tensorstore: the same bits."""
+"""zarr-python and tensorstore read the bits that actstore wrote."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ COMPRESSIONS = pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
 
 
 def layout(dtype: str, n_rows: int = 37, compression: Compression | None = None) -> ArrayLayout:
-    """The last of three shards has 5 of 16 rows: two of its four inner chunks, the second one padded."""
+    """An array whose last of three shards has 5 of 16 rows: two of its four inner chunks, the second one padded."""
     axes = ("sequence", "position", "d_model")
     return ArrayLayout("acts/h", (n_rows, 8, 16), dtype, axes, 16, 4, compression)
 
@@ -51,9 +51,9 @@ def test_bits_are_equal(
     array = layout(dtype, n_rows, compression)
     values = random_bits(array)
     write_array(local, array, values, range(array.n_shards))
-    found = read(local.path(array.path))
-    assert str(found.dtype) == dtype
-    np.testing.assert_array_equal(bits(found), bits(values))
+    opened = read(local.path(array.path))
+    assert str(opened.dtype) == dtype
+    np.testing.assert_array_equal(bits(opened), bits(values))
 
 
 @READERS
@@ -65,10 +65,10 @@ def test_shards_that_are_not_there_read_as_nan(
     array = layout(dtype, compression=compression)
     values = random_bits(array)
     write_array(local, array, values, shards=(0, 2))
-    found = read(local.path(array.path))
-    np.testing.assert_array_equal(bits(found[:16]), bits(values[:16]))
-    np.testing.assert_array_equal(bits(found[32:]), bits(values[32:]))
-    assert np.isnan(found[16:32].astype(np.float32)).all()
+    opened = read(local.path(array.path))
+    np.testing.assert_array_equal(bits(opened[:16]), bits(values[:16]))
+    np.testing.assert_array_equal(bits(opened[32:]), bits(values[32:]))
+    assert np.isnan(opened[16:32].astype(np.float32)).all()
 
 
 @READERS
@@ -79,13 +79,13 @@ def test_single_rows_and_slices(local: LocalBlobs, read: Reader, compression: Co
     write_array(local, array, values, range(3))
     if read is with_zarr:
         opened: Any = zarr.open_array(local.path(array.path), mode="r")
-        found = [opened[36], opened[15:33, 2:5]]
+        selections = [opened[36], opened[15:33, 2:5]]
     else:
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(local.path(array.path))}}
         opened = tensorstore.open(spec).result()
-        found = [opened[36].read().result(), opened[15:33, 2:5].read().result()]
-    for got, expected in zip(found, [values[36], values[15:33, 2:5]], strict=True):
-        np.testing.assert_array_equal(bits(got), bits(expected))
+        selections = [opened[36].read().result(), opened[15:33, 2:5].read().result()]
+    for selection, expected in zip(selections, [values[36], values[15:33, 2:5]], strict=True):
+        np.testing.assert_array_equal(bits(selection), bits(expected))
 
 
 @READERS

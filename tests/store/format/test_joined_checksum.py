@@ -1,4 +1,4 @@
-"""Checksums of pieces, put together."""
+"""Joining the checksums of pieces."""
 
 import itertools
 

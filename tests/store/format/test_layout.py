@@ -1,4 +1,4 @@
-"""The arithmetic of layouts, against numbers worked out by hand and against properties that hold for all."""
+"""The arithmetic of layouts, compared with numbers worked out by hand, and by general properties."""
 
 import dataclasses
 import itertools
@@ -108,7 +108,7 @@ def test_segments_are_whole_batches_chunks_and_pages(d_model: int, length: int, 
         assert size % batch == 0
         assert all(size * nbytes % PAGE == 0 for nbytes in row_nbytes)
         assert all(size % dividing_chunk_rows(nbytes, size) == 0 for nbytes in row_nbytes)
-        # One step is the least there can be; whatever is more must keep to the limits.
+        # One step is the minimum; larger segments must stay within the limits.
         if size > step:
             assert size * max(row_nbytes) <= 64 << 20
             assert size * sum(row_nbytes) <= 1 << 30

@@ -1,4 +1,4 @@
-"""What a plan counts is what then lies in storage."""
+"""The sizes and counts of a plan are those of the stored objects."""
 
 import itertools
 

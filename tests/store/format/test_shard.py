@@ -1,4 +1,4 @@
-"""The bytes of a shard, read back by hand as the Zarr v3 text says."""
+"""The bytes of a shard, parsed by hand according to the Zarr v3 specification."""
 
 import dataclasses
 import struct

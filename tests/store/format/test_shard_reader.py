@@ -1,4 +1,4 @@
-"""Shards read through their index: every damage to it is told, whatever checksum it carries."""
+"""Reading shards through their index: every damage of it is reported, even with a right checksum."""
 
 import dataclasses
 import struct
@@ -30,7 +30,7 @@ def whole(layout: ArrayLayout, shard: int) -> bytes:
 
 
 def with_pairs(layout: ArrayLayout, data: bytes, changes: dict[tuple[int, int], int]) -> bytes:
-    """The shard with other numbers in its index, and a checksum that is right."""
+    """The shard with other numbers in its index, and the right checksum for them."""
     pairs = np.frombuffer(data[-layout.index_nbytes : -4], "<u8").reshape(-1, 2).copy()
     for place, value in changes.items():
         pairs[place] = value
@@ -59,11 +59,11 @@ def test_index_from_storage_is_that_in_memory(tmp_path: Path, layout: ArrayLayou
     blobs = LocalBlobs(tmp_path)
     write_array(blobs, layout, VALUES)
     data = whole(layout, shard)
-    found = read_index(blobs, layout, shard, len(data))
-    assert np.array_equal(found, check_index(layout, shard, data))
-    assert found[layout.chunks_in(shard) - 1].sum() == len(data) - layout.index_nbytes
+    pairs = read_index(blobs, layout, shard, len(data))
+    assert np.array_equal(pairs, check_index(layout, shard, data))
+    assert pairs[layout.chunks_in(shard) - 1].sum() == len(data) - layout.index_nbytes
     if layout is PLAIN:
-        assert found.tobytes() == index(layout, shard)[:-4]
+        assert pairs.tobytes() == index(layout, shard)[:-4]
 
 
 @EACH
@@ -158,7 +158,7 @@ def test_size_out_of_reach_is_refused_before_reading(tmp_path: Path, nbytes: int
 def test_damaged_chunk_is_named(tmp_path: Path, layout: ArrayLayout) -> None:
     data = bytearray(whole(layout, 1))
     start = int(check_index(layout, 1, bytes(data))[2, 0])
-    data[start + 4] ^= 1  # its number of bytes
+    data[start + 4] ^= 1  # the size in its header
     words = r"acts/h/c\.1\.0\.0 \(inner chunk 2\) is damaged: its header says"
     with pytest.raises(StorageError, match=words):
         decode(layout, 1, bytes(data))
@@ -172,7 +172,7 @@ def test_damaged_chunk_is_named(tmp_path: Path, layout: ArrayLayout) -> None:
 def test_every_flip_in_a_chunk_is_told_or_changes_values_only(layout: ArrayLayout) -> None:
     data = whole(layout, 0)
     first: NDArray[np.uint64] = check_index(layout, 0, data)[0]
-    told = []
+    messages = []
     for bit in range(0, 8 * int(first[1]), 3):
         bad = bytearray(data)
         bad[bit // 8] ^= 1 << (bit % 8)
@@ -180,8 +180,8 @@ def test_every_flip_in_a_chunk_is_told_or_changes_values_only(layout: ArrayLayou
         try:
             rows = decode(layout, 0, bytes(bad))
         except StorageError as error:
-            told.append(str(error))
+            messages.append(str(error))
         else:
             assert np.array_equal(rows[4:], VALUES[4:16])
-    assert len(told) > 20
-    assert all("(inner chunk 0) is damaged" in sentence for sentence in told)
+    assert len(messages) > 20
+    assert all("(inner chunk 0) is damaged" in sentence for sentence in messages)

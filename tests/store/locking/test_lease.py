@@ -1,4 +1,4 @@
-"""Leases: one process at a time, and none that is gone keeps the others out."""
+"""Leases: one process at a time holds them, and a dead holder does not keep others out."""
 
 import signal
 import subprocess
@@ -24,7 +24,7 @@ NAME = "0000-00000007"
 N_PROCESSES, N_TURNS = 4, 5
 FOREIGN = LeaseRecord(holder="another", n_renewals=3)
 
-# Each adds one to a number in a file, and would see somebody else doing so.
+# Each process increments a number in a file, and would notice another one doing so.
 WORKER = """
 import sys
 from pathlib import Path
@@ -66,7 +66,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def processes() -> "Iterator[list[subprocess.Popen[str]]]":
-    """Started processes; all are gone at the end."""
+    """Processes that are ended after the test."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
@@ -91,7 +91,7 @@ def record(blobs: Blobs) -> LeaseRecord | None:
 
 
 def take_over(blobs: Blobs) -> None:
-    """As another process does that has waited for long enough."""
+    """Take the lease, as another process does that has waited long enough."""
     while True:
         info = blobs.head(KEY)
         assert info is not None
@@ -142,9 +142,9 @@ def test_taken_over_from_a_process_that_was_killed(
     def take() -> None:
         with lease(local, NAME) as held:
             held.check()
-            found = record(local)
-            assert found is not None
-            holders.append(found.holder)
+            current = record(local)
+            assert current is not None
+            holders.append(current.holder)
 
     processes.append(start(HOLDER, local.url))
     assert answer(processes[0]) == "held"
@@ -153,7 +153,7 @@ def test_taken_over_from_a_process_that_was_killed(
     waiting = threading.Thread(target=take, daemon=True)
     if waits:
         waiting.start()
-        # It has seen the lease renewed, so what it saw first is there no longer.
+        # Meanwhile the lease was renewed, so its first tag is no longer valid.
         while (now := record(local)) is None or now.n_renewals < before.n_renewals + 3:
             assert processes[0].poll() is None
     processes[0].send_signal(signal.SIGKILL)
@@ -167,7 +167,7 @@ def test_taken_over_from_a_process_that_was_killed(
 
 
 def test_not_taken_from_a_process_that_renews_it(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time is counted in renewals, a quarter of the patience each, so that slow storage makes no difference."""
+    """Time is counted in renewals, a quarter of the patience each, so that slow storage does not matter."""
     counts: Counter[str] = Counter()
     entered = threading.Event()
     looks = threading.Semaphore(0)
@@ -177,7 +177,7 @@ def test_not_taken_from_a_process_that_renews_it(blobs: Blobs, monkeypatch: pyte
 
         def counted(*args: Any, **keywords: Any) -> Any:
             if name == "replace" and threading.current_thread() is not waiting:
-                # Who waits looks several times between two renewals, and finds the same.
+                # The waiting process looks several times between two renewals, and sees the same lease.
                 for _ in range(3):
                     looks.acquire(timeout=60)
             counts[name] += 1
@@ -201,15 +201,15 @@ def test_not_taken_from_a_process_that_renews_it(blobs: Blobs, monkeypatch: pyte
     waiting = threading.Thread(target=wait_for_it)
     with lease(blobs, NAME) as held:
         waiting.start()
-        # Three times the patience of who waits, who has looked often.
+        # Three times the patience of the waiting process, which has looked often.
         while counts["replace"] < 12 or counts["create"] < 13:
             assert not entered.wait(0.01)
             assert held._thread.is_alive()
             assert waiting.is_alive()
         held.check()
-        found = record(blobs)
-        assert found is not None
-        assert found.n_renewals > 2
+        current = record(blobs)
+        assert current is not None
+        assert current.n_renewals > 2
         assert not entered.is_set()
     waiting.join()
     assert entered.is_set()
@@ -221,7 +221,7 @@ def test_who_lost_it_is_told_and_leaves_it_to_the_new_holder(blobs: Blobs) -> No
         with pytest.raises(StorageError) as caught:
             held.check()
         assert str(caught.value) == (
-            f"another process took over {blobs.url}/{KEY} while this one stood still; run the same command again"
+            f"another process took over {blobs.url}/{KEY} while this one was stopped; run the same command again"
         )
     assert record(blobs) == FOREIGN
 
@@ -236,7 +236,7 @@ def test_one_that_was_removed_is_lost(blobs: Blobs) -> None:
 
 
 class Removing(LocalBlobs):
-    """Storage that takes its time to replace a blob, which is gone meanwhile."""
+    """Storage that replaces a blob slowly, by removing it first."""
 
     n_replaced = 0
 
@@ -259,7 +259,7 @@ def test_a_lease_that_is_being_renewed_is_not_taken_for_lost(tmp_path: Path) -> 
 
 
 class Troubled(LocalBlobs):
-    """Storage whose replies to `replace` are what a test makes of them."""
+    """Storage in which a test decides the replies of `replace`."""
 
     n_replaced = 0
     trouble: Exception | None = None
@@ -269,7 +269,7 @@ class Troubled(LocalBlobs):
         self.n_replaced += 1
         if self.trouble is not None:
             raise self.trouble
-        return False  # as when the reply got lost, and the repeated request finds the new content
+        return False  # as if the reply was lost, and the repeated request meets the new content
 
     def delete(self, key: str) -> None:
         if self.trouble is not None and key == KEY:
@@ -290,12 +290,12 @@ def test_trouble_with_storage_does_not_cost_the_lease(tmp_path: Path, trouble: E
         while blobs.n_replaced < 3:
             assert not renewed.wait(0.01)
         held.check()
-    # Without the right to delete it stays, and others wait it out.
+    # Without permission to delete, the lease stays, and others wait until it expires.
     assert blobs.names(LEASES) == ([] if trouble is None else [KEY.rsplit("/", 1)[1]])
 
 
 def test_who_cannot_renew_it_is_told_so_by_its_own_clock(blobs: Blobs) -> None:
-    """Others may take it by now, and storage that cannot be reached does not say."""
+    """Others may have taken the lease, and storage that cannot be reached does not tell."""
     with lease(blobs, NAME) as held:
         held.check()
         held._renewed -= PATIENCE_S

@@ -1,4 +1,4 @@
-"""Turns: writers beside each other, never beside a repair; and nobody waits for a process that is gone."""
+"""Turns: writers run side by side, never beside a repair, and nobody waits for a dead process."""
 
 import contextlib
 import os
@@ -57,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def started() -> "Iterator[list[subprocess.Popen[str]]]":
-    """Processes that are gone at the end."""
+    """Processes that are ended after the test."""
     processes: list[subprocess.Popen[str]] = []
     yield processes
     for process in processes:
@@ -66,7 +66,7 @@ def started() -> "Iterator[list[subprocess.Popen[str]]]":
 
 
 def holder(url: str, turn: str) -> "subprocess.Popen[str]":
-    """A process that writes, or repairs, until it is killed."""
+    """A process that writes or repairs until it is killed."""
     command = [sys.executable, "-c", HOLDER, url, turn]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -93,8 +93,8 @@ def test_writers_are_beside_each_other(blobs: Blobs) -> None:
 
 def test_no_repair_beside_a_writer(blobs: Blobs) -> None:
     with writing(blobs) as held:
-        told = rf"is being written to by process {os.getpid()} on .*last heard"
-        with pytest.raises(BusyError, match=told), repairing(blobs):
+        message = rf"is being written to by process {os.getpid()} on .*last heard"
+        with pytest.raises(BusyError, match=message), repairing(blobs):
             pytest.fail("both are at work")
         held.check()
         assert len(blobs.names(LEASES)) == 1
@@ -106,8 +106,8 @@ def test_no_repair_beside_a_writer(blobs: Blobs) -> None:
 def test_no_writer_and_no_other_repair_beside_a_repair(blobs: Blobs) -> None:
     with repairing(blobs):
         for turn in (writing, repairing):
-            told = rf"^.* is being repaired by process {os.getpid()} on .*$"
-            with pytest.raises(BusyError, match=told), turn(blobs):
+            message = rf"^.* is being repaired by process {os.getpid()} on .*$"
+            with pytest.raises(BusyError, match=message), turn(blobs):
                 pytest.fail("both are at work")
         assert [f"{LEASES}/{name}" for name in blobs.names(LEASES)] == [REPAIR_KEY]
 
@@ -155,7 +155,7 @@ def test_a_killed_process_of_this_machine_keeps_nobody_out(
         pytest.fail("both are at work")
     started[0].send_signal(signal.SIGKILL)
     started[0].wait()
-    monkeypatch.setattr(lease_module, "PATIENCE_S", 3600.0)  # not by waiting
+    monkeypatch.setattr(lease_module, "PATIENCE_S", 3600.0)  # waiting is not what removes it
     if turn == "repairing":
         with writing(blobs):
             assert blobs.head(REPAIR_KEY) is None
@@ -186,7 +186,7 @@ def test_a_stopped_process_is_waited_for_and_then_out_of_its_turn(
 def test_a_lease_that_is_away_for_a_moment_is_not_lost(
     blobs: Blobs, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
-    """Some storage replaces a file by removing it and moving another one there."""
+    """Some storage replaces a file by removing it before moving another one there."""
     monkeypatch.setattr(lease_module, "LOOK_S", 0.5)
     mine = LeaseRecord.of("mine", 0).to_bytes()
     if content is not None:
@@ -249,7 +249,7 @@ def test_a_repair_that_is_gone_and_cannot_be_removed_keeps_no_writer_out(
             raise StorageError("no permission")
 
     with writing(watched(blobs, before=refuse)) as held:
-        monkeypatch.setattr(lease_module, "PATIENCE_S", 3600.0)  # it is not lost by a slow renewal
+        monkeypatch.setattr(lease_module, "PATIENCE_S", 3600.0)  # a slow renewal must not lose it
         held.check()
 
 
@@ -273,7 +273,7 @@ def test_leases_of_processes_that_may_live_stay(blobs: Blobs) -> None:
         blobs.create(f"{LEASES}/{name}.json", [data])
     tags = lease_tags(blobs)
     assert len(tags) == 5
-    del tags[f"{LEASES}/writer-elsewhere.json"]  # it came later
+    del tags[f"{LEASES}/writer-elsewhere.json"]  # it was made later
     tags[f"{LEASES}/writer-here.json"] = "renewed"
     remove_leases(blobs, tags, PATIENCE_S / 2, is_sealed=False)
     assert blobs.names(LEASES) == [
@@ -300,13 +300,13 @@ def test_state_of_processes() -> None:
         assert is_alive(process) is None
         child.kill()
         while "Z (zombie)" not in Path(f"/proc/{child.pid}/status").read_text():
-            time.sleep(0.01)  # nobody has waited for it
+            time.sleep(0.01)  # nobody has waited for it yet
         assert is_alive(process) is False
     assert is_alive(process) is False
 
 
 def test_a_process_that_proc_does_not_show_may_live(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where it is mounted with hidepid=2, and the process is another user's."""
+    """``/proc`` is mounted with hidepid=2, and the process belongs to another user."""
     with subprocess.Popen(["sleep", "600"]) as child:
         hidden = Path(f"/proc/{child.pid}/stat")
         process = this_process().model_copy(update={"pid": child.pid})
@@ -319,7 +319,7 @@ def test_a_process_that_proc_does_not_show_may_live(monkeypatch: pytest.MonkeyPa
 
         monkeypatch.setattr(Path, "read_text", read_text)
         if os.geteuid() == 0:
-            os.seteuid(65_534)  # who may not send it signals, either
+            os.seteuid(65_534)  # a user who may not send it signals, either
         try:
             assert is_alive(process) is None
         finally:

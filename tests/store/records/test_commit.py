@@ -1,4 +1,4 @@
-"""Shards and the records that make them part of a store."""
+"""Shards, and the records that make them part of a store."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -58,15 +58,13 @@ def test_shard_of_another_plan_is_refused_where_storage_knows_it(blobs: Blobs) -
     assert put_shard(blobs, 0, seed=2, plan_checksum=1) == Put(first.record, is_own=False)
     assert put_shard(blobs, 0, seed=2) == Put(first.record, is_own=False)
     if not blobs.url.startswith("s3://"):
-        return  # no metadata, and so it is for the writer of the segment to look at the values
-    with pytest.raises(
-        StorageError, match="cannot be taken over: it was written by a run of another plan; run"
-    ):
+        return  # without metadata, the writer of the segment has to check the values
+    with pytest.raises(StorageError, match="cannot be adopted: it was written by a run of another plan; run"):
         put_shard(blobs, 0, seed=2, plan_checksum=2)
 
 
 class Noting(LocalBlobs):
-    """Storage that keeps metadata, as S3 does."""
+    """Storage that keeps metadata, like S3."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -79,19 +77,19 @@ class Noting(LocalBlobs):
         return is_ours
 
     def head(self, key: str) -> BlobInfo | None:
-        found = super().head(key)
-        return None if found is None else replace(found, metadata=self.notes.get(key, {}))
+        info = super().head(key)
+        return None if info is None else replace(info, metadata=self.notes.get(key, {}))
 
 
 def test_shard_that_was_altered_is_refused_where_storage_knows_it(tmp_path: Path) -> None:
-    """It is a shard like any other, with a right index; only its writer can say that it had other bytes."""
+    """The shard has a right index, so only its writer's checksum shows that its bytes differ."""
     blobs = Noting(tmp_path)
     first = put_shard(blobs, 0, seed=1, plan_checksum=1)
     path = blobs.path(LAYOUT.key(0))
     whole = path.read_bytes()
     path.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
     with pytest.raises(
-        StorageError, match=rf"and its writer gave it {first.record.crc32c}; run `actstore verify"
+        StorageError, match=rf"and its writer recorded {first.record.crc32c}; run `actstore verify"
     ):
         put_shard(blobs, 0, seed=2, plan_checksum=1)
     path.write_bytes(whole)
@@ -114,7 +112,7 @@ def test_shard_of_another_size_is_refused(blobs: Blobs) -> None:
     with pytest.raises(StorageError) as caught:
         put_shard(blobs, 0)
     assert str(caught.value) == (
-        f"{blobs.url}/acts/h/c.0.0.0 was there before and cannot be taken over: acts/h/c.0.0.0 is damaged: it has 5 "
+        f"{blobs.url}/acts/h/c.0.0.0 was there before and cannot be adopted: acts/h/c.0.0.0 is damaged: it has 5 "
         f"bytes where {LAYOUT.shard_nbytes(0)} are expected; run `actstore verify {blobs.url} --repair`, then the same "
         "command again"
     )
@@ -186,7 +184,7 @@ def test_plan_reads_back(blobs: Blobs) -> None:
 
 
 def test_what_earlier_versions_did_not_record_is_not_spelled(local: LocalBlobs) -> None:
-    """`verify` calls a document damaged that is not spelled as this version would: so theirs must be."""
+    """`verify` reports documents that are not in canonical form, so those of earlier versions must be."""
     plan = example_plan(norms=False)
     write_store(local, plan, example_values(plan), [0])
     data = bytes(local.read(commit_key(plan.run, 0)))
@@ -205,5 +203,5 @@ def test_what_earlier_versions_did_not_record_is_not_spelled(local: LocalBlobs) 
 
 
 def test_which_segments_have_a_golden_row() -> None:
-    """Part of the format: `verify` of any version looks for it in these."""
+    """These segments are part of the format: `verify` of any version expects a golden row in them."""
     assert [index for index in range(1100) if has_golden(index)] == [0, 64, 128, 256, 512, 1024]

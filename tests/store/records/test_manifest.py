@@ -1,4 +1,4 @@
-"""The manifest: one small read opens a finished store, and no run is ever lost from it."""
+"""The manifest: a finished store opens with one small read, and no run is ever lost."""
 
 import subprocess
 import sys
@@ -80,7 +80,7 @@ def test_a_sealed_store_opens_with_one_read_and_no_listing(
     assert len(store.hooks) == sum(len(plan.hook_names) for plan in plans if plan.run != "0002")
     store[HOOKS[0]][20]
     assert watched.of(LISTINGS) == []
-    assert len(watched.of(READS)) == 2  # the second one is the row
+    assert len(watched.of(READS)) == 2  # the second read is the row
 
 
 def test_statistics_of_a_sealed_store_are_one_more_read_a_run(
@@ -159,13 +159,13 @@ def test_threads_that_add_runs_at_once_lose_none(kind: str, tmp_path: Path) -> N
             add(blobs, f"{writer * N_EACH + turn:04d}")
 
     def read() -> None:
-        # A manifest that is there once is there always, and whole.
+        # Once there is a manifest, there always is a complete one.
         blobs, is_there = open_blobs(url), False
         while any(thread.is_alive() for thread in threads):
             try:
-                found = read_manifest(blobs)
-                assert found is not None or not is_there
-                is_there = found is not None
+                manifest = read_manifest(blobs)
+                assert manifest is not None or not is_there
+                is_there = manifest is not None
             except Exception as error:  # noqa: BLE001 - told by the main thread
                 torn.append(error)
                 return
@@ -249,7 +249,7 @@ def test_a_manifest_of_which_bits_changed_is_damage(local: LocalBlobs) -> None:
 
 
 def test_a_run_that_is_added_between_content_and_tag_stays(blobs: Blobs) -> None:
-    """Whichever of the two is asked for first."""
+    """The run is added after the first of the two requests, whichever comes first."""
     add(blobs, "0001")
     n_calls = 0
 

@@ -1,4 +1,4 @@
-"""Runs: what a listing finds, and what of it is one."""
+"""Runs: which folders are runs, and what is known of each."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def test_a_finished_run_among_growing_ones_is_not_listed_again(local: LocalBlobs
     seal(local)
     unseal(local)
     begin_run(local, hooks_run("0001", MLP_OUT))
-    local.delete(commit_key("0000", 1))  # nobody looks: the manifest says that it was there
+    local.delete(commit_key("0000", 1))  # not noticed, since the manifest lists the segment
     first, second = read_runs(local)
     assert (first.is_complete, second.is_complete) == (True, False)
 
@@ -101,7 +101,8 @@ def other_tokens(n: int) -> Plan:
 
 @pytest.mark.parametrize("is_sealed", [True, False])
 def test_parts_follow_each_other(blobs: Blobs, is_sealed: bool) -> None:
-    # 0: three hooks over 37 rows. 1: one of them and another one over 20 more. 2, 3: what either part lacks.
+    # 0: three hooks over 37 rows. 1: one of them and another one over 20 more. 2, 3: the hooks that each part
+    # lacks.
     plans: list[Plan] = [FIRST, other_tokens(20)]
     plans.append(hooks_run("0002", MLP_OUT, segment_size=8))
     plans.append(hooks_run("0003", HOOKS[1], ATTN_OUT, over=plans[1]))

@@ -1,4 +1,4 @@
-"""Sealing: the same bytes wherever it was interrupted, and no run that a reader would not see."""
+"""Sealing gives the same bytes wherever it was interrupted, and hides no run from readers."""
 
 import json
 import uuid
@@ -55,9 +55,9 @@ def test_the_table_names_every_shard_as_it_lies_there(blobs: Blobs) -> None:
     assert [entry.plan for entry in manifest.runs] == [FIRST, SECOND, THIRD]
     keys = []
     for entry in manifest.runs:
-        for found in (entry.shards, entry.statistics):
-            data = bytes(blobs.read(found.key))
-            assert (len(data), crc32c(data)) == (found.nbytes, found.crc32c)
+        for file in (entry.shards, entry.statistics):
+            data = bytes(blobs.read(file.key))
+            assert (len(data), crc32c(data)) == (file.nbytes, file.crc32c)
         table = from_parquet(bytes(blobs.read(entry.shards.key)), n_rows=n_rows(entry.plan))
         for row in table.to_pylist():
             data = bytes(blobs.read(row["key"]))
@@ -76,9 +76,9 @@ def test_statistics_are_those_of_all_records(blobs: Blobs) -> None:
     assert sums.hooks.keys() == set(HOOKS)
     for name in HOOKS[:2]:
         one = merge([sums.hooks[name]], (D_MODEL,))
-        each = merge([record.statistics[name] for record in records], (D_MODEL,))
-        assert one.count == each.count
-        np.testing.assert_array_equal(one.mean, each.mean)
+        expected = merge([record.statistics[name] for record in records], (D_MODEL,))
+        assert one.count == expected.count
+        np.testing.assert_array_equal(one.mean, expected.mean)
 
 
 @pytest.mark.parametrize("missing", [tokens_key("0000"), commit_key("0000", 2)])
@@ -107,7 +107,7 @@ def test_a_finished_run_beside_one_that_is_not(blobs: Blobs) -> None:
 
 
 def crash_at(turn: int, moment: str, calls: list[str]) -> dict[str, Callable[[str, str], None]]:
-    """Callbacks that end a process before or after its change number ``turn``."""
+    """Callbacks that end the process before or after its change number ``turn``."""
 
     def count(name: str, key: str) -> None:
         if name in CHANGES:
@@ -157,7 +157,7 @@ def test_interrupted_between_any_two_steps_it_gives_the_same_bytes(
         else:
             break
         assert bytes_below(blobs) == expected
-    # Two files for each run that was not in the manifest, and the manifest; where one was spoilt, a create that fails
+    # For each run that was not in the manifest two files, then the manifest; for a spoilt file also a create that fails
     # and a deletion.
     assert n_steps == {"grown": 3, "both": 5, "spoilt": 7}[prepare.__name__]
 
@@ -191,7 +191,7 @@ def test_sealing_a_sealed_store_changes_nothing(blobs: Blobs) -> None:
 
 
 def test_unsealing(blobs: Blobs) -> None:
-    unseal(blobs)  # nothing is finished: nothing to do
+    unseal(blobs)  # nothing is finished, so there is nothing to do
     assert bytes_below(blobs) == {}
     write_run(blobs, FIRST)
     seal(blobs)
@@ -212,7 +212,7 @@ def test_unsealing(blobs: Blobs) -> None:
 def test_a_run_that_begins_while_the_store_is_sealed_is_never_hidden(
     blobs: Blobs, before: str, after: str
 ) -> None:
-    """Its writer looks at the manifest, writes its plan, and looks again: before or after the manifest is put."""
+    """Its writer reads the manifest, writes its plan, and reads it again, before or after sealing writes it."""
     write_run(blobs, FIRST)
     steps = {"look": lambda: unseal(blobs), "plan": lambda: begin_run(blobs, SECOND)}
     begun: set[str] = set()
@@ -246,7 +246,7 @@ def test_a_store_that_is_sealed_just_before_a_plan_is_unsealed(blobs: Blobs) -> 
 
 
 def test_a_run_that_a_sealed_manifest_lacks_is_added(blobs: Blobs) -> None:
-    """Whoever sealed the store was killed before it looked again."""
+    """Whoever sealed the store was killed before reading it again."""
     write_run(blobs, FIRST)
     seal(blobs)
     write_run(blobs, SECOND)
@@ -289,9 +289,9 @@ def test_leases_stay_while_a_segment_is_to_do(blobs: Blobs) -> None:
     blobs.create(f"{LEASES}/0000-00000001.json", [b"held"])
     blobs.create("_actstore/probe/0123", [b"left"])
     remove_scratch(blobs)
-    found = bytes_below(blobs)
-    assert f"{LEASES}/0000-00000001.json" in found
-    assert "_actstore/probe/0123" not in found
+    contents = bytes_below(blobs)
+    assert f"{LEASES}/0000-00000001.json" in contents
+    assert "_actstore/probe/0123" not in contents
 
 
 def test_scratch_that_may_not_be_removed_stays(local: LocalBlobs) -> None:

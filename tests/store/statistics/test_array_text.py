@@ -1,4 +1,4 @@
-"""Arrays as text: what is refused."""
+"""Arrays as text: round trips, and texts that are refused."""
 
 import base64
 import struct

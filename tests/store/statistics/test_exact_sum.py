@@ -1,4 +1,4 @@
-"""Exact sums against rational arithmetic."""
+"""Exact sums compared with rational arithmetic."""
 
 import math
 import random

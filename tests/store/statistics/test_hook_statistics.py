@@ -1,4 +1,4 @@
-"""Records of statistics: what they say together, in any order, and which are refused."""
+"""Records of statistics: merging them in any order, and records that are refused."""
 
 import json
 import math
@@ -23,7 +23,7 @@ NOTHING = HookStatistics.of_tokens(np.empty(0), np.zeros(SHAPE), 0.0, np.zeros((
 
 
 def record(values: NDArray[np.float64], *, covariance: bool = True) -> HookStatistics:
-    """Of finite values [n, *SHAPE]."""
+    """The record of finite values [n, *SHAPE]."""
     flat = values.reshape(-1, 6)
     norms = np.linalg.norm(flat, axis=1)
     max_abs = float(np.abs(flat).max(initial=0))

@@ -1,4 +1,4 @@
-"""Statistics of tensors and of stored bytes, against NumPy in float64."""
+"""Statistics of tensors and of stored bytes, compared with NumPy in float64."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,14 +28,14 @@ N, LENGTH, BATCH = 10, 7, 4
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several chunks in a batch, the last of them short."""
+    """Chunks so small that a batch has several, the last one short."""
     monkeypatch.setattr(moments, "_CPU_CHUNK", 24 * 5)
     monkeypatch.setattr(moments, "_GPU_CHUNK", 24 * 5)
 
 
 @dataclass
 class Example:
-    """Values [N, LENGTH, *shape] with rows of several lengths."""
+    """Values [N, LENGTH, *shape] in rows of several lengths."""
 
     hook: HookArray
     dtype: str
@@ -48,7 +48,7 @@ class Example:
 
     @property
     def tokens(self) -> NDArray[np.float64]:
-        """Real ones, [n, D]."""
+        """The real tokens, [n, D]."""
         return self.values.double()[self.is_real].reshape(int(self.lengths.sum()), -1).numpy()
 
     def computed(self, device: str = "cpu", *, covariance: bool = True) -> HookStatistics:
@@ -62,7 +62,7 @@ class Example:
         carrier = torch.float32 if self.dtype == "float32" else torch.int16
         rows = self.values.view(carrier).numpy()
         rows = rows.view({"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}[self.dtype])
-        rows.flags.writeable = False  # as a map of a file is
+        rows.flags.writeable = False  # as a mapped file is
         return of_rows(self.hook, rows, self.dtype, self.lengths, BATCH, covariance=True)
 
 
@@ -71,14 +71,14 @@ def example(hook: HookArray = RESID, dtype: str = "float32", seed: int = 0) -> E
     values = torch.randn(N, LENGTH, *hook.shape, generator=generator) * 5 + 1
     lengths = np.array([7, 7, 7, 7, 7, 3, 1, 0, 6, 7], dtype=np.int32)
     padded = Example(hook, dtype, values.to(getattr(torch, dtype)), lengths)
-    # What is in padding must not matter: numbers, or none.
+    # Padding must not matter, whether it is finite or not.
     padded.values[~padded.is_real] = 1e4
     padded.values[5, -1] = float("nan")
     return padded
 
 
 def assert_true(record: HookStatistics, hook: HookArray, tokens: NDArray[np.float64]) -> None:
-    """Compare with NumPy on tokens [n, D]."""
+    """Compare a record with NumPy on tokens [n, D]."""
     finite = tokens[np.isfinite(tokens).all(axis=1)]
     norms = np.sqrt(np.square(finite).sum(axis=1))
     record.check(hook.shape)
@@ -242,7 +242,7 @@ def test_arithmetic_of_the_gpu_agrees(hook: HookArray, dtype: str, monkeypatch: 
 
 
 def test_adding_never_waits_for_the_device() -> None:
-    """A meta tensor has no values: whatever looked at one would raise."""
+    """A meta tensor has no values, so looking at one would raise an error."""
     sums = Moments([RESID], "meta", covariance=True)
     is_real = torch.ones(4, 7, dtype=torch.bool, device="meta")
     sums.add("resid", torch.empty(4, 7, 24, dtype=torch.bfloat16, device="meta"), is_real)
@@ -283,12 +283,12 @@ def test_gpu_agrees_with_stored_bytes(dtype: str) -> None:
         ({"sum": 1e-6}, "sum is not that of the stored values"),
         ({"second_moment": 1e-12}, None),
         ({"second_moment": 1e-6}, "second_moment is not that of the stored values"),
-        ({"second_moment": None}, "second_moment is there in only one"),
+        ({"second_moment": None}, "second_moment is in only one"),
     ],
     ids=str,
 )
 def test_records_that_disagree(change: dict[str, Any], words: str | None) -> None:
-    """Floats are multiplied; of arrays, one element is shifted by that part of the scale."""
+    """Numbers are multiplied by the change; in arrays, one element is shifted by that part of the scale."""
     one = example(dtype="bfloat16")
     there = one.recomputed()
     total, moment = there.arrays(RESID.shape)
@@ -302,8 +302,8 @@ def test_records_that_disagree(change: dict[str, Any], words: str | None) -> Non
         elif isinstance(by, float) and name != "max_abs":
             new = getattr(there, name) * by
         there = there.model_copy(update={name: new})
-    found = agree(there, one.recomputed())
-    assert found is None if words is None else found is not None and words in found
+    problem = agree(there, one.recomputed())
+    assert problem is None if words is None else problem is not None and words in problem
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Quantiles from buckets: how near they are, and that buckets add up."""
+"""Quantiles from buckets: their precision, and adding up buckets."""
 
 import json
 import math
@@ -23,8 +23,8 @@ def sketch(norms: list[float]) -> NormSketch:
 
 def merged(sketches: Iterable[NormSketch]) -> NormSketch:
     total = SketchSum()
-    for each in sketches:
-        total.add(each)
+    for part in sketches:
+        total.add(part)
     return total.value()
 
 

@@ -1,4 +1,4 @@
-"""Norms as they are stored: their rounding, their place, and when two of them are the same."""
+"""Stored norms: their rounding, their place, and which of them count as equal."""
 
 import math
 from typing import Any
@@ -19,9 +19,9 @@ LARGEST = np.finfo(np.float32).max
 
 def test_rounding_gives_every_nan_the_same_bits() -> None:
     foreign = np.array([0xFFF8000000000001, 0x7FF8000000000123], np.uint64).view(np.float64)
-    found = rounded(np.array([UNSET, *foreign, math.inf, 1e300, 0.1, 0.0]))
-    assert bits(found)[:3].tolist() == [NAN] * 3
-    assert found[3:].tolist() == [math.inf, math.inf, np.float32(0.1), 0.0]
+    norms = rounded(np.array([UNSET, *foreign, math.inf, 1e300, 0.1, 0.0]))
+    assert bits(norms)[:3].tolist() == [NAN] * 3
+    assert norms[3:].tolist() == [math.inf, math.inf, np.float32(0.1), 0.0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -32,13 +32,13 @@ def test_norms_are_of_the_stored_values_and_nan_for_padding(dtype: str) -> None:
     values[0, 1, 1, 3], values[1, 0, 0, 0], values[2, 0] = math.nan, -math.inf, 0
     lengths = np.array([LENGTH, 3, LENGTH, 1, 5])
     width = {2: torch.uint16, 4: torch.int32}[values.element_size()]
-    _, found = recomputed(hook, values.view(width).numpy(), dtype, lengths, batch_size=2)
+    _, norms = recomputed(hook, values.view(width).numpy(), dtype, lengths, batch_size=2)
     exact = np.linalg.norm(values.double().flatten(2).numpy(), axis=2)
     exact[np.arange(LENGTH) >= lengths[:, None]] = math.nan
-    assert found.dtype == np.float32
-    np.testing.assert_array_max_ulp(found, exact.astype(np.float32), maxulp=1)
-    assert set(bits(found[np.isnan(found)]).tolist()) == {NAN}
-    assert (math.isnan(found[0, 1]), found[1, 0], found[2, 0]) == (True, math.inf, 0)
+    assert norms.dtype == np.float32
+    np.testing.assert_array_max_ulp(norms, exact.astype(np.float32), maxulp=1)
+    assert set(bits(norms[np.isnan(norms)]).tolist()) == {NAN}
+    assert (math.isnan(norms[0, 1]), norms[1, 0], norms[2, 0]) == (True, math.inf, 0)
 
 
 def test_norms_are_those_since_the_last_reset() -> None:
@@ -51,19 +51,19 @@ def test_norms_are_those_since_the_last_reset() -> None:
         moments.add(HOOKS[0], value, is_real)
         before = moments.norms()[HOOKS[0]]
         moments.add(HOOKS[0], 2 * value, is_real)
-        found = moments.norms()[HOOKS[0]]
-        assert found.shape == (4, LENGTH)
-        np.testing.assert_array_equal(found[:2], before)
-        np.testing.assert_array_equal(found[2:], 2 * before)
+        norms = moments.norms()[HOOKS[0]]
+        assert norms.shape == (4, LENGTH)
+        np.testing.assert_array_equal(norms[:2], before)
+        np.testing.assert_array_equal(norms[2:], 2 * before)
 
 
 def test_hooks_lie_side_by_side_and_what_is_past_the_end_is_zero() -> None:
     plan = example_plan(norms=True)
     norms = {name: np.full((5, LENGTH), number + 1, np.float32) for number, name in enumerate(HOOKS)}
-    found = side_by_side(plan, 2, norms)
-    assert found.shape == (SEGMENT, len(HOOKS), LENGTH)
-    np.testing.assert_array_equal(found[:5], np.broadcast_to([[[1], [2], [3]]], (5, 3, LENGTH)))
-    assert not found[5:].any()
+    rows = side_by_side(plan, 2, norms)
+    assert rows.shape == (SEGMENT, len(HOOKS), LENGTH)
+    np.testing.assert_array_equal(rows[:5], np.broadcast_to([[[1], [2], [3]]], (5, 3, LENGTH)))
+    assert not rows[5:].any()
 
 
 @pytest.mark.parametrize(
@@ -85,9 +85,9 @@ def test_hooks_lie_side_by_side_and_what_is_past_the_end_is_zero() -> None:
 def test_norms_may_differ_by_one_step_of_float32(stored: Any, computed: Any, is_same: bool) -> None:
     left, right = np.ones((2, 3, 4), np.float32)
     left[1, 2], right[1, 2] = stored, computed
-    found = difference(left, right)
-    assert (found is None) is is_same
-    assert found is None or found.startswith("that of row 1, position 2 is ")
+    problem = difference(left, right)
+    assert (problem is None) is is_same
+    assert problem is None or problem.startswith("that of row 1, position 2 is ")
 
 
 def test_another_nan_is_a_difference() -> None:
