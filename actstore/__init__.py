@@ -41,7 +41,7 @@ __all__ = [
     "verify",
 ]
 
-# Imported when first used, so that `actstore --help` and `actstore info` do not wait for torch.
+# Imported on first use, so that `actstore --help` and `actstore info` do not wait for torch.
 _HOMES = {
     "ActivationCache": ("actstore.hooks.cache.activation_cache", "ActivationCache"),
     "FactoredMatrix": ("actstore.hooks.weights.factored_matrix", "FactoredMatrix"),

@@ -1,14 +1,14 @@
-"""What is closed at the end of a ``with`` block."""
+"""The base class of objects that a ``with`` block closes."""
 
 from types import TracebackType
 from typing import Self
 
 
 class Closing:
-    """Gives a class with `close` the two methods of a context."""
+    """Makes a class with `close` a context manager."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release what the object holds."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

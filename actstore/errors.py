@@ -1,7 +1,7 @@
-"""Every error that actstore raises on purpose, grouped by what the caller can do next.
+"""All errors that actstore raises on purpose, grouped by what the caller can do next.
 
-The text of each says what was found, what was expected and what to do, in one sentence or two; the command
-line prints it without a traceback.
+Each message says in one or two sentences what was found, what was expected and what to do. The command line prints it
+without a traceback.
 """
 
 
@@ -9,7 +9,7 @@ class ActstoreError(Exception):
     """Base of all errors raised on purpose by actstore."""
 
     def __str__(self) -> str:
-        # KeyError would print the repr of its argument. Whatever foreign text is in it, an error is one line.
+        # KeyError would print the repr of its argument. An error is one line, whatever foreign text it contains.
         text = str(self.args[0]) if self.args else ""
         return " ".join(filter(None, map(str.strip, text.splitlines())))
 
@@ -19,7 +19,7 @@ class JobError(ActstoreError, ValueError):
 
 
 class HookError(ActstoreError, KeyError):
-    """A hook name that nothing matches, or that this architecture does not define."""
+    """A hook name that matches nothing, or that this architecture does not define."""
 
 
 class ModelError(ActstoreError, ValueError):
@@ -35,15 +35,15 @@ class StorageError(ActstoreError, OSError):
 
 
 class StoreReplacedError(StorageError):
-    """What is at the URL is not the store that was opened, but replaced, removed or repaired. Open it again."""
+    """The store at the URL is not the one that was opened: it was replaced, removed or repaired. Open it again."""
 
 
 class BusyError(StorageError):
-    """A writer and a repair cannot be at one store together. Run the same command again when the other has ended."""
+    """A writer and a repair cannot use one store at once. Run the command again when the other one has ended."""
 
 
 class UncheckedError(ActstoreError, OSError):
-    """A check of a store could not be made: storage does not let it be read. That is no damage."""
+    """A store could not be checked, since storage does not let it be read. This is no damage."""
 
 
 class PlanMismatchError(ActstoreError, ValueError):
@@ -51,19 +51,19 @@ class PlanMismatchError(ActstoreError, ValueError):
 
 
 class NotCommittedError(ActstoreError, LookupError):
-    """The rows asked for are part of the plan but not (yet) committed; they are absent, not zero."""
+    """The requested rows are part of the plan but not (yet) committed; they are absent, not zero."""
 
 
 class LoaderError(ActstoreError, ValueError):
-    """A loader cannot be made or resumed as asked for: an option, a combination, a state of another order."""
+    """A loader cannot be made or resumed as requested: an option, a combination, or a state of another order."""
 
 
 class ExtractError(ActstoreError, RuntimeError):
-    """A segment could not be extracted. What is committed stays; the same command goes on from there."""
+    """A segment could not be extracted. What is committed stays, and the same command continues from there."""
 
 
 class IncompleteError(ExtractError):
-    """A run came to its end and is not complete, since records were removed meanwhile. The same command makes them."""
+    """A run ended without being complete, since records were removed meanwhile. The same command makes them again."""
 
 
 class MissingExtraError(ActstoreError, ImportError):

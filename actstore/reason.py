@@ -1,20 +1,20 @@
-"""What foreign text says, in one line that a sentence of ours can hold."""
+"""Shortening foreign error texts to one line that fits into a sentence."""
 
 from typing import Final
 
 _LONGEST: Final = 300
-"""Characters; some libraries put whole files into their errors."""
+"""The most characters of a reason: some libraries put whole files into their errors."""
 
 
 def reason(error: BaseException | str) -> str:
-    """The first line that says something of an error's text, without its full stop; else the name of its class.
+    """The first meaningful line of an error's text, without its full stop, or the name of its class.
 
-    A line that ends in a colon has the next one with it.
+    A line that ends in a colon is joined with the next one.
     """
     # The whole text of an OSError repeats the path, which the message around it names.
     if isinstance(error, OSError) and error.strerror:
         error = error.strerror
-    # A KeyError's text is the repr of its argument, with line ends spelled out.
+    # The text of a KeyError is the repr of its argument, in which line ends are escaped.
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = [" ".join(line.split()) for line in str(text).splitlines() if line.strip()] or [
         type(error).__name__

@@ -1,8 +1,8 @@
-"""The command ``actstore``, and examples in Python, in processes of their own that have the libraries already.
+"""Running ``actstore`` and examples in Python in separate processes that have the libraries loaded already.
 
 A new interpreter takes three seconds to import torch, and six for transformers. Here a server process of
-multiprocessing has imported them, and is forked each time. Tests of what is imported, of the memory that it takes, or
-of the executable itself start it as users do.
+multiprocessing has imported them, and is forked for each command. Tests of imports, of their memory, or of the
+executable itself start it as users do.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ FORKS.set_forkserver_preload(["tests.preload"])
 
 
 def start_server() -> None:
-    """Start what is forked. It keeps the environment that it starts in; torch reads the number of threads when it is
-    imported.
+    """Start the process that is forked. It keeps the environment in which it starts; torch reads the number of threads
+    when it is imported.
     """
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -37,7 +37,7 @@ def start_server() -> None:
 
 
 class Command:
-    """A command that has been started; as `subprocess.Popen`, as far as tests need it."""
+    """A command that has been started, with the methods of `subprocess.Popen` that tests need."""
 
     def __init__(
         self,
@@ -51,12 +51,12 @@ class Command:
         """Start ``actstore`` with these arguments, or Python.
 
         Args:
-            arguments: of the command, without its name.
-            stdout: a file or descriptor that it writes to.
-            stderr: another.
-            env: its whole environment. Default: that of this process.
-            cwd: its working directory. Default: that of this process.
-            code: of Python, to run it in place of the command.
+            arguments: the arguments of the command, without its name.
+            stdout: the file or descriptor that it writes its output to.
+            stderr: the file or descriptor that it writes errors to.
+            env: its whole environment; by default that of this process.
+            cwd: its working directory; by default that of this process.
+            code: Python code to run instead of the command.
         """
         self.arguments = arguments
         start_server()
@@ -79,10 +79,10 @@ class Command:
         return self._process.exitcode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for its end, and give its exit code.
+        """Wait until it ends, and return its exit code.
 
         Raises:
-            subprocess.TimeoutExpired: if it runs for longer than this number of seconds.
+            subprocess.TimeoutExpired: it runs for longer than this number of seconds.
         """
         self._process.join(timeout)
         code = self._process.exitcode
@@ -92,16 +92,16 @@ class Command:
         return code
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless the process has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it at once."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
 
@@ -112,10 +112,10 @@ def command(
     cwd: Path | None = None,
     code: str | None = None,
 ) -> "subprocess.CompletedProcess[str]":
-    """Run ``actstore`` with these arguments, or Python, until it ends; what it wrote is in the result.
+    """Run ``actstore`` with these arguments, or Python code, to its end; the result has its output.
 
     Raises:
-        subprocess.TimeoutExpired: if it runs for longer than this number of seconds; it is killed.
+        subprocess.TimeoutExpired: it runs for longer than this number of seconds, and is killed.
     """
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = Command(*arguments, stdout=stdout, stderr=stderr, env=env, cwd=cwd, code=code)
@@ -133,7 +133,7 @@ def command(
 
 
 def command_here(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """The command in this process; what it wrote is in the result."""
+    """Run the command in this process; the result has its output."""
     from actstore.cli.main import run
 
     handler = signal.getsignal(signal.SIGTERM)
@@ -147,7 +147,7 @@ def command_here(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 class _Descriptor:
-    """A file descriptor that the started process gets a copy of."""
+    """A file descriptor of which the started process gets a copy."""
 
     def __init__(self, file: IO[str] | int) -> None:
         self._descriptor = file if isinstance(file, int) else file.fileno()
@@ -157,14 +157,14 @@ class _Descriptor:
 
 
 def _detach(descriptor: Any) -> int:
-    """The descriptor itself, where what pickle made of it has arrived."""
+    """Return the descriptor itself, once it has been unpickled."""
     return int(descriptor.detach())
 
 
 def _run(
     arguments: tuple[str, ...], code: str | None, output: tuple[int, int], env: dict[str, str], cwd: str
 ) -> None:
-    """The command itself, or the code, in the forked process."""
+    """Run the command or the code in the forked process."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     for standard, descriptor in enumerate((nothing, *output)):
         os.dup2(descriptor, standard)

@@ -1,6 +1,6 @@
-"""What every test can ask for: an S3 server, tiny models, one real model, a text.
+"""Fixtures for all tests: an S3 server, tiny models, one real model, a text.
 
-Fixtures are made when first used. Tests that need a server process are kept on one worker of pytest-xdist.
+Fixtures are made on first use. Tests that need a server process run on one worker of pytest-xdist.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import pytest
 
 from tests import pretrained
 
-# Before anything imports torch, transformers or ray; child processes inherit all of it.
+# Set before anything imports torch, transformers or ray, and inherited by child processes.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("TOKENIZERS_PARALLELISM", None)
@@ -48,15 +48,16 @@ _LONG = (
     "tests/integrations/test_saelens_training.py",
     "tests/extraction/test_extract.py",
 )
-"""Files whose tests take longest: what is begun last should not be long."""
+"""Files whose tests take longest. They start first, so that none of them ends last."""
 
 TinyModel = Callable[..., Path]
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures they use, and say which of them one worker of pytest-xdist is to run: all that need
-    Ray, all that need S3, and else those of a file, so that what they share is made once. The longest groups go first.
+    """Mark tests by the fixtures they use, and group those that one worker of pytest-xdist should run: all that need
+    Ray, all that need S3, and otherwise those of a file, so that shared fixtures are made once. The longest groups go
+    first.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -104,7 +105,7 @@ class S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """Starts the server and puts its address and the credentials ``admin``/``secret`` into the environment.
+    """Start the server, and put its address and the credentials ``admin``/``secret`` into the environment.
 
     The credentials ``reader``/``secret`` may read and list, not write.
     """
@@ -128,7 +129,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3_url(s3_server: S3Server) -> str:
-    """A prefix on S3 that nothing else uses; nothing is there yet."""
+    """An empty prefix on S3 that nothing else uses."""
     return f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
 
 
@@ -147,7 +148,7 @@ def _start_weed(folder: Path) -> tuple[S3Server, "subprocess.Popen[bytes]"]:
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     command = [
         str(Path(sys.executable).parent / "weed"),
-        "-logtostderr=true",  # else it leaves files in /tmp
+        "-logtostderr=true",  # otherwise it leaves files in /tmp
         "mini",
         f"-dir={data}",
         "-ip=127.0.0.1",
@@ -169,7 +170,7 @@ def _start_weed(folder: Path) -> tuple[S3Server, "subprocess.Popen[bytes]"]:
 
 
 def _make_bucket(server: S3Server, process: "subprocess.Popen[bytes]", folder: Path) -> None:
-    """Ask for a bucket and an object until both are there: the server is ready."""
+    """Create the bucket and an object, repeatedly until both exist: the server is ready then."""
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
     client = server.client()
@@ -199,14 +200,14 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 def _free_ports(n: int) -> Sequence[int]:
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> TinyModel:
-    """``tiny_model("llama")`` gives a folder with a random model and a byte-level BPE tokenizer.
+    """Make a random model: ``tiny_model("llama")`` returns its folder, with a byte-level BPE tokenizer.
 
     3 layers, d_model 64, 4 heads (2 of keys and values, where the family can), 300 token ids, context 128,
     float32. ``gpt2``, ``gpt_neo``, ``gptj``, ``gpt_neox``, ``llama``, ``mistral``, ``mixtral``, ``phi``, ``phi3``,
@@ -220,7 +221,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Tin
         if key not in folders:
             folder = tmp_path_factory.mktemp(model_type)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # nothing here is under test
+                warnings.simplefilter("ignore")  # these warnings are not under test
                 _save_tiny_model(folder, model_type, config)
                 _save_tokenizer(folder, text_file.read_text())
             folders[key] = folder
@@ -239,13 +240,14 @@ def _save_tiny_model(folder: Path, model_type: str, config: dict[str, Any]) -> N
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator) * 0.1
-            # Biases start at 0 and norms at 1; they are moved from there. Matrices are noise alone.
+            # Biases start at 0 and norms at 1, which would hide errors, so noise is added. Matrices are only
+            # noise.
             parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
     model.to(torch.float32).save_pretrained(folder)
 
 
 def _tiny_config(model_type: str) -> dict[str, Any]:
-    """Fields of the config. Sliding windows are the family's default: none, or longer than the context."""
+    """The fields of the config. Sliding windows are the family's default: none, or longer than the context."""
     shape = {"vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     if model_type == "gpt2":
         return shape | {"n_layer": 3, "n_embd": 64, "n_head": 4, "n_positions": 128}
@@ -271,7 +273,7 @@ def _tiny_config(model_type: str) -> dict[str, Any]:
             "shared_expert_intermediate_size": 80,
         },
         "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 96},
-        # What each layer adds is scaled by the number of layers.
+        # The contribution of each layer is scaled by the number of layers.
         "minicpm3": {
             "num_key_value_heads": 4,
             "q_lora_rank": 16,
@@ -280,7 +282,7 @@ def _tiny_config(model_type: str) -> dict[str, Any]:
             "qk_rope_head_dim": 8,
             "v_head_dim": 16,
         },
-        # Attention is not scaled by the head's width, and scores and logits are large enough to feel their caps.
+        # Attention is not scaled by the width of a head, and scores and logits are large enough to reach their caps.
         "gemma2": {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
         "gemma3_text": {
             "query_pre_attn_scalar": 8,
@@ -321,7 +323,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first 300 KB or so of the bundled text: whole paragraphs, separated by empty lines."""
+    """About the first 300 KB of the bundled text: whole paragraphs, separated by empty lines."""
     from actstore.demo import TEXT_PATH
 
     text = TEXT_PATH.read_text(encoding="utf-8")
@@ -348,8 +350,11 @@ def fields(tiny_model: TinyModel, text_file: Path, tmp_path: Path) -> dict[str, 
 
 @pytest.fixture
 def options(fields: dict[str, Any]) -> list[str]:
-    """The same as options of the command line."""
-    found = []
+    """The fields of the job as options of the command line."""
+    arguments = []
     for name, value in fields.items():
-        found += [f"--{name.replace('_', '-')}", ",".join(value) if isinstance(value, list) else str(value)]
-    return found
+        arguments += [
+            f"--{name.replace('_', '-')}",
+            ",".join(value) if isinstance(value, list) else str(value),
+        ]
+    return arguments

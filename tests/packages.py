@@ -1,4 +1,4 @@
-"""Packages that a few tests need and that the environment of all tests is better off without."""
+"""Packages that a few tests need, and that would disturb the environment of the others."""
 
 import os
 import subprocess
@@ -10,10 +10,11 @@ _CACHE = Path(__file__).parents[1] / ".cache"
 
 
 def package(requirement: str) -> Path:
-    """A folder for PYTHONPATH with one package of PyPI and none that it needs; made once, then kept in ``.cache``.
+    """A folder for PYTHONPATH with one package of PyPI and without its dependencies; made once, then kept in
+    ``.cache``.
 
     Raises:
-        OSError: it cannot be fetched.
+        OSError: the package cannot be fetched.
     """
     folder = _CACHE / requirement.replace("==", "-")
     if not folder.exists():
@@ -35,7 +36,7 @@ def package(requirement: str) -> Path:
             if done.returncode:
                 raise OSError(f"{requirement} cannot be fetched: {done.stderr.strip()[-200:]}")
             try:
-                # Whole or not at all: another process may be making it too, and the first one wins.
+                # Complete or not at all: another process may be making it, too, and the first one wins.
                 os.rename(made, folder)  # noqa: PTH104 - Path.rename would do the same
             except OSError:
                 if not folder.exists():

@@ -1,6 +1,6 @@
-"""What takes a process long to import or build, done once before it is forked. Nothing here may start threads.
+"""Imports and set-up that take a process long, done once before it is forked. Nothing here may start threads.
 
-There is one server of forks in a process, for the commands of `tests.commands` and for `tests.faults.child`.
+Each process has one server of forks, for the commands of `tests.commands` and for `tests.faults.child`.
 """
 
 import contextlib
@@ -32,5 +32,5 @@ for name in (
         importlib.import_module(name)
 
 with contextlib.suppress(ImportError, AttributeError):
-    # Loading any model asks for this table of hundreds of patterns, which transformers builds and keeps.
+    # Loading any model needs this table of hundreds of patterns, which transformers builds and keeps.
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("gpt2")

@@ -21,7 +21,7 @@ def smollm2() -> Path:
             made = Path(name) / "model"
             _convert(_download(Path(name)), made)
             try:
-                # Whole or not at all: another process may be making it too, and the first one wins.
+                # Complete or not at all: another process may be making it, too, and the first one wins.
                 os.rename(made, _CACHE)  # noqa: PTH104 - Path.rename would do the same
             except OSError:
                 if not _CACHE.exists():
@@ -45,7 +45,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
-    # The weights are dequantised by now; the saved model must not claim otherwise.
+    # The weights are dequantised now; the saved model must not claim otherwise.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False

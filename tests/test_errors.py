@@ -1,4 +1,4 @@
-"""Every error on purpose is one line, whatever foreign text went into it."""
+"""Every error of actstore is one line, whatever foreign text it contains."""
 
 import re
 import subprocess

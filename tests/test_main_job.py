@@ -38,7 +38,7 @@ def contents(url: str) -> dict[str, bytes]:
 def sampled_rows_of_the_plain_forward(
     store: actstore.Store, model: Any, batch: int
 ) -> dict[str, torch.Tensor]:
-    """One batch through transformers alone, with its language-model head and all its layers."""
+    """The values of one batch from transformers alone, with its language-model head and all its layers."""
     request = store.plan.request
     rows = store.tokens[batch * request.batch_size : (batch + 1) * request.batch_size]
     filled = np.concatenate([rows, rows[-1:].repeat(request.batch_size - len(rows), axis=0)])
@@ -85,7 +85,7 @@ def spec(url: str, hook: str, endpoint: str) -> dict[str, Any]:
 @pytest.mark.s3
 @pytest.mark.parametrize(
     ("length", "n_tokens", "dtype"),
-    # CPUs without bfloat16 emulate it, so a batch of it is short; there are three, and the last one is not full.
+    # CPUs without bfloat16 emulate it, so its batches are short; there are three, and the last one is not full.
     [(16, 350, "bfloat16"), pytest.param(128, 100_096, "float32", marks=pytest.mark.soak)],
     ids=["350 tokens", "100k tokens"],
 )

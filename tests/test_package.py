@@ -1,4 +1,4 @@
-"""The package as a whole: its public names, what it imports, what its wheel holds."""
+"""The package as a whole: its public names, its imports, the content of its wheel."""
 
 import ast
 import subprocess
@@ -25,20 +25,20 @@ def test_public_names() -> None:
 
 
 def imported(text: str) -> set[str]:
-    """Names of all modules that a file imports, in whatever way; of ``from a import b`` also ``a.b``, be it one or not.
+    """Names of all modules that a file may import, in any way; for ``from a import b`` that includes ``a.b``.
 
-    Relative imports are not looked at: ruff refuses them where they lead up.
+    Relative imports are ignored: ruff refuses those that lead up.
     """
-    found: set[str] = set()
+    modules: set[str] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, text
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
-            found |= {str(each.value) for each in node.args if isinstance(each, ast.Constant)}
-    return found
+            modules |= {str(argument.value) for argument in node.args if isinstance(argument, ast.Constant)}
+    return modules
 
 
 def test_every_way_to_import_is_seen() -> None:

@@ -1,4 +1,4 @@
-"""The examples of the README, run as they stand; only names of places are replaced by what is there."""
+"""The examples of the README, run as they stand; only names of places are replaced by existing ones."""
 
 import os
 import re
@@ -26,14 +26,14 @@ SECTION = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
 
 
 def examples(page: str) -> dict[str, str]:
-    """Python of each section of a page."""
+    """The Python code of each section of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     sections = {title: "\n".join(BLOCK.findall(body)) for title, body in SECTION.findall(text)}
     return {title: code for title, code in sections.items() if code}
 
 
 def run(code: str, folder: Path) -> str:
-    """Run an example in a fresh process; what it prints."""
+    """Run an example in a new process; returns what it prints."""
     code = f"import warnings\nwarnings.simplefilter('ignore')\n{code}"
     done = command(code=code, cwd=folder, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -41,13 +41,13 @@ def run(code: str, folder: Path) -> str:
 
 
 def section(title: str) -> str:
-    """What a section of the README says."""
+    """The text of a section of the README."""
     sections: dict[str, str] = dict(SECTION.findall((ROOT / "README.md").read_text(encoding="utf-8")))
     return sections[title]
 
 
 def run_shell(line: str, folder: Path) -> None:
-    """Run a line of a shell, with the commands of this environment."""
+    """Run a shell line with the commands of this environment."""
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
         cwd=folder,
@@ -96,7 +96,7 @@ def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path:
         assert name in line
         assert name in code
         line, code = line.replace(name, place), code.replace(name, place)
-    # CPUs without bfloat16 emulate it, and a batch is always whole: 4,096 tokens of its own accord.
+    # CPUs without bfloat16 emulate it, and a batch is always complete: 4,096 tokens by default.
     assert "--max-tokens 16_384" in line
     assert "max_tokens=16_384" in code
     line = line.replace("--max-tokens 16_384", "--max-tokens 128 --batch-size 1")
@@ -104,10 +104,10 @@ def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path:
     _, *arguments = shlex.split(line.replace("\\\n", ""))
     done = command(*arguments, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
-    said = (done.stderr + done.stdout).replace(s3_url, "s3://my-bucket/run")
+    output = (done.stderr + done.stdout).replace(s3_url, "s3://my-bucket/run")
     for shown in SHOWN.findall(section("Extract at scale"))[0].splitlines():
-        assert shown == "..." or AMOUNT.sub("#", shown) in AMOUNT.sub("#", said).splitlines(), said
-    assert "128 in 1 sequences of 128" in said
+        assert shown == "..." or AMOUNT.sub("#", shown) in AMOUNT.sub("#", output).splitlines(), output
+    assert "128 in 1 sequences of 128" in output
     grown = run(code, tmp_path)
     assert "complete: " in grown
     store = actstore.open(s3_url)

@@ -1,1 +1,1 @@
-"""Analysis reads whole stores to find something out: sequences that match, how well an order mixes."""
+"""Analysis reads whole stores: it finds matching sequences, and measures how well an order mixes them."""

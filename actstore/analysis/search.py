@@ -1,4 +1,4 @@
-"""Stored sequences, found by a text, by token ids, or by the hash of all their tokens."""
+"""Finding stored sequences by a text, by token ids, or by the hash of all their tokens."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
     from actstore.store.committed_store import CommittedStore
 
 BLOCK_NBYTES: Final = 1 << 24
-"""Of the tokens that are looked at together."""
+"""Bytes of tokens that are looked at together."""
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
 _SAMPLE: Final = 1 << 14
-"""Tokens of a block that tell which id of a needle is rare."""
+"""Number of tokens of a block that are sampled to find the rarest id of a needle."""
 
 Ids = NDArray[np.int32]
 
 
 class Matches(NamedTuple):
-    """Places where something begins, in the order of the store, each once."""
+    """Places of matches, in the order of the store, without repeats."""
 
     sequences: NDArray[np.int64]
-    """[n_matches] numbers of sequences."""
+    """Numbers of the sequences, [n_matches]."""
     positions: NDArray[np.int64]
-    """[n_matches] positions in them."""
+    """Positions in these sequences, [n_matches]."""
 
 
 def sequence_sha256(tokens: Any) -> str:
-    """Hex SHA-256 of the ids of a sequence [n_tokens], padding left out, as little-endian int32.
+    """Hex SHA-256 of the ids of a sequence [n_tokens], without padding, as little-endian int32.
 
     Raises:
-        JobError: they are not token ids.
+        JobError: these are no token ids.
     """
     return hashlib.sha256(_ids(tokens).astype("<i4").tobytes()).hexdigest()
 
 
 def check(text: Any, tokens: Any, sha: Any, limit: int | None) -> None:
-    """See that it is known what to look for.
+    """Check the arguments of a search.
 
     Raises:
-        JobError: not one of text, tokens and sha, or not a valid one; a limit below 1.
-        TokensError: the text is none.
+        JobError: not exactly one of text, tokens and sha is given, it is not valid, or the limit is below 1.
+        TokensError: the text is no valid text.
     """
     given = [name for name, value in (("text", text), ("tokens", tokens), ("sha", sha)) if value is not None]
     if len(given) != 1:
@@ -73,8 +73,8 @@ def search(
     once: bool,
     look: Callable[[int], None] | None = None,
 ) -> Matches:
-    """See `Store.find` and `Store.locate`; once gives only the first match of each sequence. What looks on is told of
-    the sequences of each block, and may raise something to stop.
+    """See `Store.find` and `Store.locate`; ``once`` gives only the first match of each sequence. ``look`` is called
+    with the number of sequences of each block, and may raise an error to stop.
     """
     check(text, tokens, sha, limit)
     if sha is not None:
@@ -84,8 +84,8 @@ def search(
         blocks = _with_ids(store, needles, prefix, look)
     kept, n_kept = [Matches(np.empty(0, np.int64), np.empty(0, np.int64))], 0
     for sequences, positions in blocks:
-        each = _is_new(sequences) if once else slice(None)
-        kept.append(Matches(sequences[each], positions[each]))
+        selected = _is_new(sequences) if once else slice(None)
+        kept.append(Matches(sequences[selected], positions[selected]))
         n_kept += len(kept[-1].sequences)
         if limit is not None and n_kept >= limit:
             break
@@ -98,18 +98,18 @@ def _with_ids(
     length, lengths = store.shape[1], store.lengths
     needles = [needle for needle in needles if len(needle) <= length]
     for first, block in _read(store, look) if needles else ():
-        found = [(needle, _starts(block, needle, is_prefix)) for needle in needles]
-        if not any(len(starts) for _, starts in found):
+        candidates = [(needle, _starts(block, needle, is_prefix)) for needle in needles]
+        if not any(len(starts) for _, starts in candidates):
             continue
         real = lengths[first : first + len(block)]
         places = []
-        for needle, starts in found:
+        for needle, starts in candidates:
             rows = starts // length
-            # This leaves out those that go on in the next sequence, too.
+            # This also leaves out matches that continue in the next sequence.
             places.append(starts[starts - rows * length + len(needle) <= real[rows]])
         at = places[0]
         if len(places) > 1:
-            at = np.sort(np.concatenate(places), kind="stable")  # which merges what is in order
+            at = np.sort(np.concatenate(places), kind="stable")  # a stable sort merges ascending parts
             at = at[_is_new(at)]
         rows = at // length
         matches = Matches(rows + first, at - rows * length)
@@ -126,10 +126,10 @@ def _with_sha(store: "CommittedStore", sha: Any, look: Callable[[int], None] | N
 
 
 def _read(store: "CommittedStore", look: Callable[[int], None] | None) -> Iterator[tuple[int, Ids]]:
-    """Number of the first row, and token ids [n_rows, length], which are there until the next block is read."""
+    """Yield the first row and the token ids [n_rows, length] of each block; they are valid until the next block."""
     (n_sequences, length), rows = store.shape, store.tokens
     step = min(max(1, BLOCK_NBYTES // (4 * length)), n_sequences)
-    # Memory that is there already is read into much faster than new memory.
+    # Reading into reused memory is much faster than into new memory.
     memory = np.empty((step, length), rows.storage)
     for first in range(0, n_sequences, step):
         yield first, rows.read(slice(first, first + step), memory[: n_sequences - first])
@@ -138,7 +138,7 @@ def _read(store: "CommittedStore", look: Callable[[int], None] | None) -> Iterat
 
 
 def _starts(block: Ids, needle: Ids, is_prefix: bool) -> NDArray[np.int64]:
-    """Where these ids follow each other, counted through the block, ascending; some go on in the next row."""
+    """Places in the block where these ids are consecutive, ascending; a match may continue in the next row."""
     ids, length, rarest = block.reshape(-1), block.shape[1], -1
     if is_prefix:
         starts = (np.arange(0, ids.size, length)[:, None] + np.arange(min(2, length))).reshape(-1)
@@ -155,12 +155,12 @@ def _starts(block: Ids, needle: Ids, is_prefix: bool) -> NDArray[np.int64]:
 
 
 def _is_new(ascending: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[n] True where a value is not the one before."""
+    """True where a value differs from the one before, [n]."""
     return np.concatenate((np.ones(min(1, len(ascending)), bool), ascending[1:] != ascending[:-1]))
 
 
 def _behind_inserted(store: "CommittedStore", matches: Matches) -> Matches:
-    """Those at position 0, and those at position 1 behind a token that packing put in."""
+    """Matches at position 0, and matches at position 1 behind a token that packing inserted."""
     sequences, positions = matches
     keep = positions == 0
     second = np.flatnonzero(~keep)
@@ -181,13 +181,13 @@ def _ids(tokens: Any) -> Ids:
 
 
 def _encoded(store: "CommittedStore", text: str) -> list[Ids]:
-    """Ids of a text as it is and behind a space; once where the tokenizer puts that in itself."""
+    """Ids of a text without and with a leading space; only once if the tokenizer adds the space itself."""
     from actstore.tokens.tokenizer import encode_documents
 
     texts = [text] if text[:1].isspace() else [text, f" {text}"]
     needles = encode_documents(_tokenizer_of(store), texts)
     if not len(needles[0]):
-        raise TokensError(f"text is {text!r}, of which the tokenizer makes no tokens; give a longer one")
+        raise TokensError(f"text is {text!r}, and the tokenizer makes no tokens of it; give a longer text")
     return list({needle.tobytes(): needle for needle in needles if len(needle)}.values())
 
 
@@ -199,7 +199,7 @@ def _tokenizer_of(store: "CommittedStore") -> "PreTrainedTokenizerBase":
     hashes = {part.tokenizer_sha256 for part in parts if part.tokenizer_sha256 is not None}
     names = [part.tokenizer for part in parts if part.tokenizer is not None][:1]
     problem = "" if names else "it names no tokenizer"
-    # A folder may be named as seen from another working folder; that of the model is absolute, and the hash tells.
+    # A folder may be relative to another working folder. That of the model is absolute, and the hash decides.
     if model.model_type != UNKNOWN_MODEL and model.name not in names:
         names.append(model.name)
     if len(hashes) > 1:
@@ -214,11 +214,11 @@ def _tokenizer_of(store: "CommittedStore") -> "PreTrainedTokenizerBase":
 
 @lru_cache(maxsize=4)
 def _tokenizer(name: str, revision: str | None, sha256: str | None = None) -> "PreTrainedTokenizerBase":
-    """Loaded and checked once in a process. What raised is not kept."""
+    """Load and check a tokenizer once per process. Errors are not cached."""
     from actstore.tokens.tokenizer import load_tokenizer, tokenizer_sha256
 
     tokenizer = load_tokenizer(name, revision)
-    found = tokenizer_sha256(tokenizer)
-    if sha256 not in (None, found):
-        raise TokensError(f"the tokenizer {name} has SHA-256 {found}, that of the store had {sha256}")
+    loaded_sha256 = tokenizer_sha256(tokenizer)
+    if sha256 not in (None, loaded_sha256):
+        raise TokensError(f"the tokenizer {name} has SHA-256 {loaded_sha256}, that of the store had {sha256}")
     return tokenizer

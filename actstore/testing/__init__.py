@@ -1,1 +1,1 @@
-"""Suites that other implementations of actstore's interfaces can run against themselves; they need pytest."""
+"""Test suites that other implementations of actstore's interfaces can run on themselves; they need pytest."""

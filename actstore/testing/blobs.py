@@ -1,4 +1,4 @@
-"""What every storage must do. Subclass `BlobsConformance` and provide the fixture ``blobs``.
+"""The tests that every storage must pass. Subclass `BlobsConformance` and provide the fixture ``blobs``.
 
 class TestMine(BlobsConformance):
     @pytest.fixture
@@ -27,20 +27,20 @@ _T = TypeVar("_T")
 
 
 def noise(nbytes: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Bytes that cannot be right by chance."""
+    """Random bytes, which cannot be right by chance."""
     return np.random.default_rng(seed).integers(0, 256, nbytes, dtype=np.uint8)
 
 
 def at_once(act: Callable[[int], _T]) -> list[_T]:
-    """What eight threads get that all begin in the same moment."""
+    """The results of eight threads that start at the same moment."""
     gate = threading.Barrier(_N_THREADS)
-    found: dict[int, _T] = {}
+    results: dict[int, _T] = {}
     errors: list[BaseException] = []
 
     def run(i: int) -> None:
         gate.wait()
         try:
-            found[i] = act(i)
+            results[i] = act(i)
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
@@ -51,13 +51,13 @@ def at_once(act: Callable[[int], _T]) -> list[_T]:
         thread.join()
     if errors:
         raise errors[0]
-    return [found[i] for i in range(_N_THREADS)]
+    return [results[i] for i in range(_N_THREADS)]
 
 
 class BlobsConformance:
-    """One test for each promise of `actstore.storage.blobs.Blobs`.
+    """One test for each guarantee of `actstore.storage.blobs.Blobs`.
 
-    The fixture ``blobs`` gives empty storage, another one for each test.
+    The fixture ``blobs`` gives new, empty storage to each test.
     """
 
     @pytest.fixture
@@ -213,7 +213,7 @@ class BlobsConformance:
         with pytest.raises(BlobNotFoundError, match="a/gone does not exist"):
             blobs.read_into("a/gone", start, np.empty(4, np.uint8))
         assert blobs.head("a/gone") is None
-        blobs.delete("a/gone")  # fine
+        blobs.delete("a/gone")  # no error
 
     def test_threads_read_each_its_own(self, blobs: Blobs) -> None:
         data = noise(800_000)

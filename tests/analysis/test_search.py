@@ -1,4 +1,4 @@
-"""Sequences found by text, token ids or hash, against a search by hand; and what is no search."""
+"""Searching sequences by text, token ids or hash, compared with a search by hand, and searches that are refused."""
 
 import hashlib
 import struct
@@ -42,12 +42,12 @@ Part = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]
 
 @pytest.fixture
 def local(tmp_path: Path) -> LocalBlobs:
-    """A folder in which there is nothing yet."""
+    """An empty folder."""
     return LocalBlobs(tmp_path / "store")
 
 
 def part(rows: Sequence[Sequence[int]], lengths: Sequence[int], inserted: Sequence[int]) -> Part:
-    """One document a row, of which packing put in the first tokens, as many as are said."""
+    """Rows of one document each, in which packing inserted the first tokens, ``inserted`` of them."""
     tokens, numbers = np.array(rows, np.int32), np.arange(len(rows), dtype=np.int64)
     positions = np.arange(tokens.shape[1])
     inside = (positions >= np.array(inserted)[:, None]) & (positions < np.array(lengths)[:, None])
@@ -57,7 +57,7 @@ def part(rows: Sequence[Sequence[int]], lengths: Sequence[int], inserted: Sequen
 def write_part(
     blobs: Blobs, run: str, part: Part, *, is_there: bool = True, model: Any = None, **changes: Any
 ) -> None:
-    """A run of which these tokens are there, or not even they, and no activations."""
+    """Write a run with these tokens, or without them, and without activations."""
     tokens, lengths, documents = part
     first = example_plan()
     identity = {"context_length": tokens.shape[1]} | changes
@@ -88,23 +88,23 @@ def write_part(
 
 def store_of(root: Path, *parts: Part, **changes: Any) -> actstore.Store:
     blobs = LocalBlobs(root)
-    for number, each in enumerate(parts):
-        write_part(blobs, f"{number:04d}", each, **changes)
+    for number, rows_of_part in enumerate(parts):
+        write_part(blobs, f"{number:04d}", rows_of_part, **changes)
     return actstore.open(str(root))
 
 
 def by_hand(parts: Sequence[Part], needle: Sequence[int], *, prefix: bool = False) -> list[tuple[int, int]]:
     """Every (sequence, position) where the ids begin."""
-    found, first = [], 0
+    places_by_hand, first = [], 0
     for tokens, lengths, documents in parts:
         for row, length in enumerate(lengths.tolist()):
             real = tokens[row].tolist()[:length]
             begins = [0, 1] if documents[row, 0] == -1 else [0]
             for position in begins if prefix else range(length):
                 if real[position : position + len(needle)] == list(needle):
-                    found.append((first + row, position))
+                    places_by_hand.append((first + row, position))
         first += len(tokens)
-    return found
+    return places_by_hand
 
 
 def places(matches: search.Matches) -> list[tuple[int, int]]:
@@ -114,7 +114,7 @@ def places(matches: search.Matches) -> list[tuple[int, int]]:
 
 @st.composite
 def parts_and_needles(draw: st.DrawFn) -> tuple[list[Part], list[int]]:
-    """Few different ids, so that matches overlap, go on in the next row, and go on in the padding."""
+    """Few different ids, so that matches overlap, and continue in the next row and in the padding."""
     length, n_ids = draw(st.integers(1, 7)), draw(st.integers(1, 3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     parts = []
@@ -143,7 +143,7 @@ def test_ids_are_found_where_a_search_by_hand_finds_them(
 
 
 def test_ids_at_the_ends_of_a_block(tmp_path: Path) -> None:
-    """The rare one of the ids, in their middle, is where they would begin before the block, or end behind it."""
+    """The rare id in the middle of a match, so that the match begins before the block or ends behind it."""
     rows = [[5, 0, 0, 0], [0, 5, 0, 0], [0, 0, 0, 5]]
     store = store_of(tmp_path, part(rows, [4, 4, 4], [0, 0, 0]))
     assert places(store.locate(tokens=[0, 5, 0])) == [(1, 0)]
@@ -200,7 +200,7 @@ def test_sha_is_of_the_real_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes behind it is not read: here it is not there."""
+    """What comes after the limit is not read: here it does not exist."""
     rows = part([[1, 1, 2], [1, 3, 1]], [3, 3], [0, 0])
     store_of(tmp_path, rows)
     write_part(LocalBlobs(tmp_path), "0001", rows, is_there=False)
@@ -208,7 +208,7 @@ def test_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(search, "BLOCK_NBYTES", 2 * 3 * 4)
     assert store.find(tokens=[1], limit=2).tolist() == [0, 1]
     all_places = [(0, 0), (0, 1), (1, 0), (1, 2)]
-    for n in (1, 2, 3, 4):  # also within what is looked at together
+    for n in (1, 2, 3, 4):  # also within a block
         assert places(store.locate(tokens=[1], limit=n)) == all_places[:n]
     assert store.find(tokens=[1], limit=1).tolist() == [0]
     assert store.find(sha=sequence_sha256([1, 3, 1]), limit=1).tolist() == [1]
@@ -276,10 +276,10 @@ def test_text_is_found_as_it_is_and_behind_a_space(extracted: actstore.Store) ->
         assert expected[-1]
         assert expected[-1][-1][0] >= 64  # in the part that was added, too
     assert not set(expected[0]) & set(expected[1])
-    found = places(extracted.locate("the"))
-    assert found == sorted(expected[0] + expected[1])
-    assert extracted.find("the").tolist() == sorted({row for row, _ in found})
-    for row, position in found:
+    matches = places(extracted.locate("the"))
+    assert matches == sorted(expected[0] + expected[1])
+    assert extracted.find("the").tolist() == sorted({row for row, _ in matches})
+    for row, position in matches:
         assert tokenizer.decode(extracted.tokens[row][position:]).lstrip().startswith("the")
     assert places(extracted.locate(" the")) == expected[1]
     np.testing.assert_array_equal(
@@ -390,7 +390,7 @@ def test_parts_made_with_different_tokenizers(extracted: actstore.Store, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "message"),
+    ("query", "error", "message"),
     [
         ({}, JobError, "the search is for nothing; give one of text, tokens and sha"),
         (
@@ -412,15 +412,19 @@ def test_parts_made_with_different_tokenizers(extracted: actstore.Store, tmp_pat
         ({"tokens": [1], "limit": 0}, JobError, "limit is 0; it must be 1 or more, or None for all matches"),
         ({"sha": "ab"}, JobError, "sha is 'ab'; it must be 64 hex digits"),
         ({"sha": "g" * 64}, JobError, "it must be 64 hex digits, as sequence_sha256 gives them"),
-        ({"text": ""}, TokensError, "text is '', of which the tokenizer makes no tokens; give a longer one"),
+        (
+            {"text": ""},
+            TokensError,
+            "text is '', and the tokenizer makes no tokens of it; give a longer text",
+        ),
         ({"text": "a\ud800"}, TokensError, r"text is 'a\\ud800'; it must be a str of valid Unicode"),
         ({"text": b"the"}, TokensError, "text is b'the'; it must be a str"),
     ],
 )
 def test_what_is_no_search(
-    extracted: actstore.Store, asked: dict[str, Any], error: type[Exception], message: str
+    extracted: actstore.Store, query: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     for method in (extracted.find, extracted.locate):
         with pytest.raises(error, match=message) as caught:
-            method(**asked)
+            method(**query)
         assert type(caught.value) is error

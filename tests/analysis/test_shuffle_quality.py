@@ -1,4 +1,4 @@
-"""What batches are made of, against counting, and independent draws against all draws that there are."""
+"""The composition of batches compared with counting, and independent draws compared with all possible draws."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def unread(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """4,096 sequences of 64 tokens in 64 shards, of which no shard is there: nothing may read them."""
+    """4,096 sequences of 64 tokens in 64 shards, none of which exist: nothing may read them."""
     plan = example_plan()
     tokens = plan.request.tokens.model_copy(update={"context_length": 64})
     hooks = (HookArray(name=A, shape=(1,), axes=("d_model",)),)
@@ -47,15 +47,20 @@ def unread(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_counts(store: Store, shuffle: Any, epoch: int) -> None:
     loader = store.loader(A, batch_size=30, shuffle=shuffle, window_rows=100)
-    found = shuffle_quality(loader, epoch=epoch)
+    quality = shuffle_quality(loader, epoch=epoch)
     counters = [Counter(loader.rows(k, epoch)[0].tolist()) for k in range(9)]  # the tenth is smaller
-    assert (found.n_rows, found.n_sequences, found.batch_rows, found.n_batches) == (N * LENGTH, N, 30, 9)
-    assert found.order.sequences == pytest.approx(np.mean([len(one) for one in counters]))
-    assert found.order.rows_per_sequence == pytest.approx(270 / sum(len(one) for one in counters))
-    assert found.order.most_rows == pytest.approx(np.mean([max(one.values()) for one in counters]))
+    assert (quality.n_rows, quality.n_sequences, quality.batch_rows, quality.n_batches) == (
+        N * LENGTH,
+        N,
+        30,
+        9,
+    )
+    assert quality.order.sequences == pytest.approx(np.mean([len(one) for one in counters]))
+    assert quality.order.rows_per_sequence == pytest.approx(270 / sum(len(one) for one in counters))
+    assert quality.order.most_rows == pytest.approx(np.mean([max(one.values()) for one in counters]))
     parts = [[n / 30 for n in one.values()] for one in counters]
     entropies = [-sum(p * math.log(p) for p in one) / math.log(N) for one in parts]
-    assert found.order.entropy == pytest.approx(np.mean(entropies))
+    assert quality.order.entropy == pytest.approx(np.mean(entropies))
 
 
 def test_bounds_of_entropy() -> None:
@@ -67,30 +72,30 @@ def test_bounds_of_entropy() -> None:
 
 @pytest.mark.parametrize(("seqpos", "mask"), [([0, 1], None), (None, [2, 3, 3])])
 def test_independent_draws_are_exact(store: Store, seqpos: Any, mask: Any) -> None:
-    """Every batch of 4 rows out of 3 sequences, equally likely; their rows are as many, or not."""
+    """All batches of 4 rows out of 3 sequences are equally likely, with equally many rows per sequence or not."""
     keep = np.zeros((N, LENGTH), bool)
     for sequence, n_rows in enumerate(mask or [LENGTH] * 3):
         keep[sequence, :n_rows] = True
     loader = store.loader(A, batch_size=4, seqpos=seqpos, mask=keep)
-    found = shuffle_quality(loader)
+    quality = shuffle_quality(loader)
     owners = [sequence for sequence, n_rows in enumerate(mask or [2] * 3) for _ in range(n_rows)]
     batches = [np.unique(batch, return_counts=True)[1] for batch in itertools.product(owners, repeat=4)]
-    assert found.n_sequences == 3
-    assert found.independent.sequences == pytest.approx(np.mean([len(counts) for counts in batches]))
+    assert quality.n_sequences == 3
+    assert quality.independent.sequences == pytest.approx(np.mean([len(counts) for counts in batches]))
     entropies = [batch_entropy(counts, 3) for counts in batches]
-    assert found.independent.entropy == pytest.approx(np.mean(entropies), rel=1e-12)
-    assert 2 <= found.independent.most_rows <= 4
+    assert quality.independent.entropy == pytest.approx(np.mean(entropies), rel=1e-12)
+    assert 2 <= quality.independent.most_rows <= 4
 
 
 @pytest.mark.parametrize(("batch_size", "n_draws"), [(64, 2000), (4096, 400), (100_000, 20)])
 def test_independent_draws_against_simulation(unread: Store, batch_size: int, n_draws: int) -> None:
-    found = shuffle_quality(unread.loader(A, batch_size=batch_size))
+    quality = shuffle_quality(unread.loader(A, batch_size=batch_size))
     random = np.random.default_rng(7)
     draws = [np.unique(random.integers(4096, size=batch_size), return_counts=True)[1] for _ in range(n_draws)]
     entropies = [batch_entropy(counts, 4096) for counts in draws]
     error = np.std(entropies) / math.sqrt(n_draws)
-    assert abs(found.independent.entropy - np.mean(entropies)) < 4 * error
-    assert found.independent.rows_per_sequence == pytest.approx(
+    assert abs(quality.independent.entropy - np.mean(entropies)) < 4 * error
+    assert quality.independent.rows_per_sequence == pytest.approx(
         batch_size * n_draws / sum(len(counts) for counts in draws), rel=0.01
     )
 
@@ -113,9 +118,9 @@ def test_what_it_is_for(unread: Store) -> None:
 
 def test_one_sequence(store: Store) -> None:
     keep = np.arange(N) == 5
-    found = shuffle_quality(store.loader(A, batch_size=4, mask=keep))
-    assert (found.n_sequences, found.order.entropy, found.independent.entropy) == (1, 0, 0)
-    assert found.order.rows_per_sequence == found.independent.rows_per_sequence == 4
+    quality = shuffle_quality(store.loader(A, batch_size=4, mask=keep))
+    assert (quality.n_sequences, quality.order.entropy, quality.independent.entropy) == (1, 0, 0)
+    assert quality.order.rows_per_sequence == quality.independent.rows_per_sequence == 4
 
 
 def test_smaller_than_a_batch_and_ranks(store: Store) -> None:
@@ -124,7 +129,7 @@ def test_smaller_than_a_batch_and_ranks(store: Store) -> None:
 
 
 def test_rows_are_not_looked_for_again(tmp_path: Path) -> None:
-    """The loader knows which are left; to find them it read all activations."""
+    """The loader knows which rows are kept; finding them took reading all activations."""
     blobs, plan = LocalBlobs(tmp_path), example_plan()
     write_store(blobs, plan, example_values(plan), range(plan.n_segments))
     loader = actstore.open(blobs.url).loader(A, batch_size=8, max_norm=1e38)
@@ -134,5 +139,5 @@ def test_rows_are_not_looked_for_again(tmp_path: Path) -> None:
 
 
 def test_no_batches(store: Store) -> None:
-    with pytest.raises(LoaderError, match="0 batches are to be looked at; it must be 1 or more"):
+    with pytest.raises(LoaderError, match="n_batches is 0; it must be 1 or more"):
         shuffle_quality(store.loader(A, batch_size=8), 0)

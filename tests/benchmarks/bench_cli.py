@@ -1,4 +1,4 @@
-"""How long the command line takes to answer."""
+"""The response times of the command line."""
 
 import statistics
 import subprocess
@@ -20,7 +20,7 @@ def _seconds(*args: str) -> float:
 
 
 def run(store: Path) -> list[Result]:
-    """Medians of whole processes."""
+    """Median times of whole processes."""
     return [
         Figure("actstore --help", _seconds("--help"), "s", 0.4),
         Figure("actstore info, local store", _seconds("info", str(store)), "s", 1),

@@ -1,5 +1,5 @@
-"""Extraction of a real model, in this process and by a Ray worker, against the bare forward: what hooking, statistics,
-copying, writing and distributing cost while a run goes on, and how long it takes to begin and to end.
+"""Extraction of a real model, in this process and by a Ray worker, compared with the bare forward: the cost of hooking,
+statistics, copying, writing and distributing during a run, and the time that it takes to start and to end.
 """
 
 import shutil
@@ -27,16 +27,16 @@ BATCH: Final = 8
 CONTEXT: Final = 128
 _STEP: Final = BATCH * CONTEXT
 _RUN_S: Final = 8.0
-"""Of each side in a turn, about."""
+"""Approximate seconds of each side in a turn."""
 _N_FIRST: Final = SEGMENTS_IN_FLIGHT
-"""Segments of a run, of 16 or more, that are its start: memory is new, and a row of the very first segment is computed
-again by the whole model.
+"""Segments at the start of a run that are not measured, of 16 or more: memory is new, and a row of the very first
+segment is computed again by the whole model.
 """
 _NAME: Final = f"SmolLM2-135M bf16, {BATCH}x{CONTEXT}, one hook at layer 15"
 
 
 def _bare(model: Path) -> Callable[[], float]:
-    """Forward of a batch by the unmodified Hugging Face model, cut after the hooked layer; gives its tokens."""
+    """The forward of a batch by the unmodified Hugging Face model, cut after the hooked layer; returns its tokens."""
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(model)
@@ -64,7 +64,7 @@ def _tokens(folder: Path, model: Path, n_tokens: int) -> Path:
 
 @dataclass
 class _Seconds:
-    """Of the runs of one executor, each in its parts."""
+    """Seconds of the parts of each run of one executor."""
 
     to_first: list[float] = field(default_factory=list)
     """From the call to the first commit."""
@@ -73,7 +73,7 @@ class _Seconds:
 
 
 def _extracted(job: dict[str, Any], out: Path, executor: str, seconds: _Seconds) -> Work:
-    """One run. What counts is from the commit of the `_N_FIRST`-th segment to the last."""
+    """Run one extraction, and measure it from the commit of the `_N_FIRST`-th segment to the last."""
     shutil.rmtree(out, ignore_errors=True)
     commits: list[tuple[float, int]] = []
 
@@ -92,9 +92,9 @@ def _extracted(job: dict[str, Any], out: Path, executor: str, seconds: _Seconds)
 
 
 def run(model: Path, folder: Path) -> list[Result]:
-    """All in turns, with statistics of every value, as by default."""
-    # In a thread of its own, as that of an extraction. torch has a pool of threads for each thread that calls it, and
-    # threads wait for each other in another way where all pools together have more of them than there are cores.
+    """Measure all sides in turns, with statistics of every value, as by default."""
+    # In a separate thread, like that of an extraction. torch has a pool of threads for each calling thread, and threads
+    # wait in another way if all pools together have more threads than there are cores.
     with ThreadPoolExecutor(1) as thread:
         forward = thread.submit(_bare, model).result()
         thread.submit(forward).result()
@@ -133,7 +133,7 @@ def run(model: Path, folder: Path) -> list[Result]:
 
 
 def _figures(name: str, seconds: _Seconds, *, to_first: float, end: float) -> list[Figure]:
-    """What a run costs once, however long it is."""
+    """The fixed costs of a run, whatever its length."""
     return [
         Figure(
             f"{name}: from `extract` to the first commit", statistics.median(seconds.to_first), "s", to_first

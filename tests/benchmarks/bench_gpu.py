@@ -1,5 +1,5 @@
-"""The table of live capture and of loading on a GPU: ``python -m tests.benchmarks.bench_gpu``. Needs no more
-than torch and transformers; peers that are not installed are left out.
+"""The table of live capture and loading on a GPU: ``python -m tests.benchmarks.bench_gpu``. It needs only torch and
+transformers; peers that are not installed are left out.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.gpu import llama, transfer
 
 
 def main() -> int:
-    """0, as with ``make bench``: a target that is missed is marked, and is no error."""
+    """Print the table and return 0, as ``make bench`` does: a missed target is marked, and is no error."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if not torch.cuda.is_available():
         print("there is no CUDA device; nothing was run")
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def on_gpu(model: Path) -> Setting:
-    """Half of the layers: all hooks of all layers would be 70 GB."""
+    """Half of the layers: all hooks of all layers would take 70 GB."""
     return Setting(
         model,
         "Llama 1B bf16",
@@ -51,7 +51,7 @@ def on_gpu(model: Path) -> Setting:
 
 
 def save(folder: Path, device: str = "cuda") -> Path:
-    """The random Llama, with the tokenizer that peers insist on."""
+    """Save the random Llama, with the tokenizer that peers need."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -65,7 +65,7 @@ def save(folder: Path, device: str = "cuda") -> Path:
 
 
 def transfers(device: str = "cuda") -> list[Result]:
-    """Three residual streams to pinned host memory, of all layers."""
+    """Measure copies of three residual streams to pinned host memory, of all layers."""
     model = HookedModel(llama.build(device))
     rates = interleaved(transfer.sides(model, llama.some_tokens(device), n_batches=8))
     name = f"Llama 1B bf16, {llama.BATCH}x{llama.CONTEXT}: 3 residual streams to pinned host memory"

@@ -1,4 +1,4 @@
-"""Live capture against the bare forward, TransformerLens' Bridge and SAELens' wrapper of Hugging Face models."""
+"""Live capture compared with the bare forward, TransformerLens' Bridge and SAELens' wrapper of Hugging Face models."""
 
 import logging
 import multiprocessing
@@ -19,21 +19,21 @@ from tests.benchmarks.measure import Against, Result, Side, Speed, interleaved, 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run, and how often."""
+    """The model, the batch, and the number of forwards."""
 
     model: Path
     title: str
     dtype: str
     device: str
     n_layers: int
-    """Every forward of every side ends after this many."""
+    """Number of layers after which every forward of every side ends."""
     batch: int
     context: int
     n_forwards: int = 1
-    """In one work; a GPU is given several before it is waited for."""
+    """Forwards in one unit of work; a GPU gets several before it is waited for."""
 
     def tokens(self) -> Tensor:
-        """Random ids of the model's vocabulary [batch, context]."""
+        """Random ids of the model's vocabulary, [batch, context]."""
         from transformers import AutoConfig
 
         n_ids = AutoConfig.from_pretrained(self.model).vocab_size
@@ -47,20 +47,20 @@ def on_cpu(model: Path) -> Setting:
 
 
 def run(setting: Setting) -> list[Result]:
-    """In a process of its own: a worker may have changed how the heap of this one behaves."""
+    """Measure in a separate process: a worker may have changed the heap of this one."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(measure, setting).result()
 
 
 def measure(setting: Setting) -> list[Result]:
-    """All speeds that the packages here allow to compare."""
+    """Measure all speeds for which the packages are installed."""
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     results = _few_hooks(setting)
     if find_spec("transformer_lens"):
         results += _everything(setting)
         if setting.device == "cpu":
-            # Where bfloat16 is emulated, products of matrices take nearly all of the time of both.
+            # Where bfloat16 is emulated, matrix products take nearly all of the time of both.
             results += _everything(
                 replace(setting, dtype="float32", title=setting.title.replace("bf16", "float32"))
             )
@@ -68,7 +68,7 @@ def measure(setting: Setting) -> list[Result]:
 
 
 def bare(setting: Setting) -> Callable[[], object]:
-    """The forward of the plain Hugging Face base model, cut after the last layer that is hooked."""
+    """The forward of the plain Hugging Face base model, cut after the last hooked layer."""
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(setting.model)
@@ -155,7 +155,7 @@ def _bridge_run(setting: Setting, **options: Any) -> Callable[[], Any]:
 
 
 def _saelens_run(setting: Setting) -> Callable[[], object]:
-    """As `ActivationsStore` does it: only the module of the hook is instrumented, and the forward ends after it."""
+    """As in `ActivationsStore`: only the module of the hook is instrumented, and the forward ends after it."""
     from sae_lens.load_model import load_model
 
     module = f"model.layers.{setting.n_layers - 1}"
@@ -173,7 +173,7 @@ def _saelens_run(setting: Setting) -> Callable[[], object]:
 
 
 def _sides(setting: Setting, runs: dict[str, Callable[[], object]]) -> dict[str, Side]:
-    """Forwards, with all that they start on a device."""
+    """Forwards, including everything that they start on a device."""
 
     def side(run: Callable[[], object]) -> Side:
         def forward() -> float:
@@ -189,6 +189,6 @@ def _sides(setting: Setting, runs: dict[str, Callable[[], object]]) -> dict[str,
 
 
 def synchronize(device: str) -> None:
-    """Wait for all that runs on a GPU."""
+    """Wait for everything that runs on a GPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()

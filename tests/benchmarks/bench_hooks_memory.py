@@ -1,4 +1,4 @@
-"""What capture costs in memory: the peak over that of the bare forward, against the size of what was asked for."""
+"""The memory cost of capture: its peak above the bare forward's, compared with the size of the captured values."""
 
 import logging
 import multiprocessing
@@ -22,7 +22,7 @@ def on_cpu(model: Path) -> Setting:
 
 
 def run(setting: Setting) -> list[Result]:
-    """Peaks of processes that do nothing else."""
+    """Measure the peaks of processes that do nothing else."""
     wanted = {
         "resid_post of all layers": "blocks.*.hook_resid_post",
         "pattern of one layer": f"blocks.{setting.n_layers - 1}.attn.hook_pattern",
@@ -31,10 +31,10 @@ def run(setting: Setting) -> list[Result]:
     bare, _ = _in_a_process_of_its_own(setting, None)
     results: list[Result] = []
     for what, names in wanted.items():
-        peak, asked = _in_a_process_of_its_own(setting, names)
+        peak, captured = _in_a_process_of_its_own(setting, names)
         where = f"{setting.title}, {setting.n_layers} layers, {setting.batch}x{setting.context}"
-        name = f"{where}: memory above the bare forward for {what}, {asked:,.0f} MB"
-        target = round(asked * 1.2 + _ALLOWED_MB)
+        name = f"{where}: memory above the bare forward for {what}, {captured:,.0f} MB"
+        target = round(captured * 1.2 + _ALLOWED_MB)
         results.append(Figure(name, peak - bare, "MB", target))
     return results
 
@@ -45,7 +45,7 @@ def _in_a_process_of_its_own(setting: Setting, names: str | None) -> tuple[float
 
 
 def peak(setting: Setting, names: str | None) -> tuple[float, float]:
-    """(MB at the peak of one forward, MB of the values that it kept); the bare forward without names."""
+    """(MB at the peak of one forward, MB of the values that it kept); without names, of the bare forward."""
     logging.disable(logging.WARNING)
     model = HookedModel.from_pretrained(
         str(setting.model),
@@ -74,10 +74,10 @@ def _forget_peak(device: str) -> None:
 
 
 def _peak(device: str) -> float:
-    """MB since the last `_forget_peak`."""
+    """MB at the peak since the last `_forget_peak`."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e6
-    # Not ru_maxrss: that of a new process begins with the peak of the one that started it.
+    # Not ru_maxrss: that of a new process begins with the peak of its parent.
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     (line,) = (line for line in status if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024 / 1e6

@@ -1,4 +1,4 @@
-"""Shuffled batches from a local store: against `torch.index_select` over memory, and against SAELens' cached store."""
+"""Shuffled batches of a local store, compared with `torch.index_select` in memory and with SAELens' cached store."""
 
 import itertools
 import shutil
@@ -22,7 +22,7 @@ _N_BATCHES = N_ROWS // BATCH
 _BLOCK = 256
 """Rows that are gathered before they are converted."""
 _MIXED_BATCHES = 64
-"""Of SAELens' buffer, in contexts: twice a batch of training."""
+"""Contexts in SAELens' buffer: twice a training batch."""
 
 
 def _saelens_cache(folder: Path, values: torch.Tensor) -> None:
@@ -33,7 +33,7 @@ def _saelens_cache(folder: Path, values: torch.Tensor) -> None:
 
 def _saelens_batches(folder: Path) -> Iterator[torch.Tensor]:
     store = ActivationsStore(
-        model=SimpleNamespace(tokenizer=None),  # it is not used
+        model=SimpleNamespace(tokenizer=None),  # not used
         dataset=datasets.Dataset.from_dict({"tokens": [[0] * LENGTH]}),
         streaming=False,
         hook_name=HOOK,
@@ -54,7 +54,7 @@ def _saelens_batches(folder: Path) -> Iterator[torch.Tensor]:
 
 
 def _rows(batches: Iterator[torch.Tensor], n_batches: int) -> Work:
-    """Rows that come, the first batch not counted."""
+    """The rows of batches, without the first batch."""
     next(batches)
     started = time.perf_counter()
     n_rows = sum(len(batch) for batch in itertools.islice(batches, n_batches))
@@ -63,13 +63,13 @@ def _rows(batches: Iterator[torch.Tensor], n_batches: int) -> Work:
 
 def _ours(url: Path, dtype: str | None = None) -> Work:
     with actstore.open(str(url)).loader(HOOK, batch_size=BATCH, dtype=dtype, epochs=None, seed=1) as loader:
-        for _ in range(_N_BATCHES):  # every page is in the tables of the process then
+        for _ in range(_N_BATCHES):  # afterwards every page is in the process's page tables
             next(loader)
         return _rows(loader, 4 * _N_BATCHES)
 
 
 class _InMemory:
-    """Batches of an array in memory, in a random order: what no loader can do faster."""
+    """Batches of an array in memory in random order, the fastest that any loader could be."""
 
     def __init__(self, values: torch.Tensor) -> None:
         order = torch.randperm(N_ROWS)
@@ -77,13 +77,13 @@ class _InMemory:
         self._values = values
 
     def as_stored(self) -> Work:
-        """By `torch.index_select`, in words of 64 bits."""
+        """Gather with `torch.index_select`, in words of 64 bits."""
         memory = self._values.view(torch.int64)
         out = torch.empty(BATCH, D_MODEL // 4, dtype=torch.int64)
         return self._rows(lambda chosen: torch.index_select(memory, 0, chosen, out=out))
 
     def as_float32(self) -> Work:
-        """The same in blocks that stay in the caches of the processor until they are converted."""
+        """Gather and convert in blocks that stay in the processor's caches in between."""
         memory = self._values.view(torch.int64)
         block = torch.empty(_BLOCK, D_MODEL // 4, dtype=torch.int64)
         out = torch.empty(BATCH, D_MODEL)
@@ -114,7 +114,7 @@ def _first_ms(url: Path, state: dict[str, Any] | None = None) -> float:
 
 
 def run(folder: Path, *, repeats: int = 7) -> list[Result]:
-    """All in turns; all files are in the page cache."""
+    """Measure all sides in turns; all files are in the page cache."""
     url, cache = folder / "loader", folder / "saelens-cache"
     values = store_at(url)
     _saelens_cache(cache, values)
@@ -144,6 +144,6 @@ def run(folder: Path, *, repeats: int = 7) -> list[Result]:
         Speed(f"{name}, as float32", "rows/s", rates["float32"], (widen, saelens)),
         Figure("loader: first batch", first, "ms", 100),
         Figure("loader: first batch when resumed at batch 1,000,000", late, "ms", 100),
-        # Two that are ready, and one at either end; files are the page cache's.
+        # Two batches that are ready, and one at either end; mapped files belong to the page cache.
         Figure("loader: memory", held, "MB", round(4 * BATCH * row_nbytes / 1e6) + 1),
     ]

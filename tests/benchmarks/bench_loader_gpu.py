@@ -1,4 +1,4 @@
-"""Shuffled batches on a GPU: against copies of one batch from pinned memory, which is all that the bus can give."""
+"""Shuffled batches on a GPU, compared with copies of one batch from pinned memory, the most that the bus allows."""
 
 import itertools
 import time
@@ -14,7 +14,7 @@ _N_BATCHES = 4 * N_ROWS // BATCH
 
 
 def _ours(url: Path) -> Work:
-    """Bytes that are on the GPU, the first epoch not counted."""
+    """The bytes of batches on the GPU, without the first epoch."""
     with actstore.open(str(url)).loader(HOOK, batch_size=BATCH, epochs=None, device="cuda") as loader:
         for _ in itertools.islice(loader, N_ROWS // BATCH):
             pass
@@ -38,7 +38,7 @@ def _bus() -> Work:
 
 
 def run(folder: Path) -> list[Result]:
-    """In turns; all files are in the page cache."""
+    """Measure in turns; all files are in the page cache."""
     url = folder / "loader"
     store_at(url)
     rates = interleaved({"ours": lambda: _ours(url), "bus": _bus})

@@ -1,4 +1,4 @@
-"""Windows from S3, through SeaweedFS: against ranged GETs of the same client at the same concurrency."""
+"""Windows from S3 (SeaweedFS), compared with ranged GETs of the same client at the same concurrency."""
 
 import shutil
 import time
@@ -24,11 +24,11 @@ from tests.benchmarks.measure import Against, Figure, Result, Speed, Work, inter
 from tests.store.example import write_store
 
 WINDOW_ROWS = 32_768
-"""A quarter of the store."""
+"""A quarter of the rows of the store."""
 
 
 def _raw(blobs: Blobs, layout: ArrayLayout) -> Work:
-    """Bytes of all shards in pieces, into memory that is there."""
+    """The bytes of all shards, read in pieces into reused memory."""
     nbytes = layout.data_nbytes(0)
     out = np.empty((layout.n_shards, nbytes), np.uint8)
     out[:] = 0
@@ -45,7 +45,7 @@ def _raw(blobs: Blobs, layout: ArrayLayout) -> Work:
 
 
 def _loaded(url: str, cache_dir: Path | None = None) -> Work:
-    """Bytes of two epochs, after another one: memory is there, and as much is read ahead as at the end."""
+    """The bytes of two epochs after a first one: memory is reused, and as much is read ahead as at the end."""
     loader = actstore.open(url).loader(
         HOOK, batch_size=BATCH, shuffle="window", window_rows=WINDOW_ROWS, epochs=None, cache_dir=cache_dir
     )
@@ -58,7 +58,7 @@ def _loaded(url: str, cache_dir: Path | None = None) -> Work:
 
 
 def _memory(url: str, client: str) -> Figure:
-    """Two windows, and batches: two that are ready, one at either end."""
+    """The memory of two windows and four batches: two that are ready, one at either end."""
     nbytes = (2 * WINDOW_ROWS + 4 * SEGMENT * LENGTH + 4 * BATCH) * 2 * D_MODEL
     peak = peak_mb(url, shuffle="window", window_rows=WINDOW_ROWS)
     name = f"loader, S3 ({client}), windows of {WINDOW_ROWS:,} rows: memory"
@@ -66,7 +66,7 @@ def _memory(url: str, client: str) -> Figure:
 
 
 def run(folder: Path) -> list[Result]:
-    """In turns."""
+    """Measure all sides in turns."""
     plan = plan_of(N_SEQUENCES)
     layout = plan.activations(plan.request.hooks[0])
     values = {HOOK: torch.randn(layout.shape, dtype=torch.bfloat16).view(torch.uint16).numpy()}

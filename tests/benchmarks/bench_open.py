@@ -15,11 +15,11 @@ from tests.store.example import HOOKS, SEGMENT, example_plan, write_store
 
 N_SEGMENTS = 10_000
 _MEMORY = Path("/dev/shm")
-"""50,000 small files; how they are written is not what is measured."""
+"""A folder in memory for 50,000 small files: writing them is not measured."""
 
 
 def run(*, repeats: int = 9) -> list[Result]:
-    """Median of opening it and of opening it and reading one row; the page cache is warm."""
+    """Measure the medians of opening it, and of opening it and reading one row; the page cache is warm."""
     with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as folder:
         blobs = open_blobs(folder)
         plan = example_plan(n_sequences=N_SEGMENTS * SEGMENT, n_tokens=N_SEGMENTS * SEGMENT * 8)

@@ -1,4 +1,4 @@
-"""Reading from a server on this machine: against a bare one, Arrow Flight, and the local loader."""
+"""Reading from a server on this machine, compared with a bare one, Arrow Flight, and the local loader."""
 
 import http.client
 import itertools
@@ -57,7 +57,7 @@ def _prompts_at(folder: Path) -> None:
 
 @contextmanager
 def _process(*command: str) -> Iterator[int]:
-    """A server that prints its port."""
+    """A server process that prints its port."""
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -77,7 +77,7 @@ def _process(*command: str) -> Iterator[int]:
 
 
 def _downloads(url: str, out: NDArray[np.uint8], n: int = 8) -> Work:
-    """Bytes of a client that reads into memory that is there."""
+    """The bytes of a client that reads into reused memory."""
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
     started = time.perf_counter()
@@ -113,7 +113,7 @@ def _loaded(store: actstore.Store, n: int = 64) -> Work:
 
 
 def _raw(n: int = 64) -> Work:
-    """Bytes through two plain sockets of this machine, as they come: the most that TCP gives here."""
+    """Bytes through two plain sockets of this machine, unprocessed: the most that TCP gives here."""
     with _process("-c", _SENDER) as port, socket.create_connection(("127.0.0.1", port)) as connection:
         out = np.empty(BATCH * D_MODEL * 2, np.uint8)
         started = time.perf_counter()
@@ -166,7 +166,7 @@ server.serve()
 
 
 def flight_table(url: str) -> pa.Table:
-    """The same bytes as of the slice, a row for each position."""
+    """The same bytes as in the slice, one row per position."""
     values = actstore.open(url)[HOOK].rows[:_SEQUENCES]
     flat = pa.array(values.reshape(-1).view(np.float16))
     column = pa.FixedSizeListArray.from_arrays(flat, D_MODEL)
@@ -174,7 +174,7 @@ def flight_table(url: str) -> pa.Table:
 
 
 def _latencies(server: Running, n: int = 500) -> tuple[float, float]:
-    """p50 and p99 in ms of a prompt, through our client."""
+    """p50 and p99 of a prompt through our client, in ms."""
     acts = server.store("prompts", direct=False)[HOOK]
     taken = []
     for number in range(n):
@@ -187,7 +187,7 @@ def _latencies(server: Running, n: int = 500) -> tuple[float, float]:
 
 @contextmanager
 def _busy_trainers(url: str) -> Iterator[None]:
-    """Trainers that take batches as fast as they come, each in an order of its own, in processes of their own."""
+    """Trainers in separate processes that take batches as fast as they can, each in a different order."""
     per_process = _TRAINERS // _TRAINER_PROCESSES
     processes = [
         subprocess.Popen(
@@ -229,7 +229,7 @@ threading.Event().wait()
 
 
 def _requests(server: Running, seconds: float = 3.0) -> float:
-    """Requests a second of a process, for clients that do nothing but ask for prompts and take them."""
+    """Requests per second of one server process, for clients that do nothing but request and read prompts."""
     address = urlsplit(server.url)
     path = f"/v1/stores/prompts/hooks/{HOOK}/slice?seq={{}}"
     wanted = _PROMPT * _NARROW * 2
@@ -255,7 +255,7 @@ def _requests(server: Running, seconds: float = 3.0) -> float:
 
 
 def run(folder: Path, *, repeats: int = 5) -> list[Result]:
-    """Server and client on this machine; all files are in the page cache."""
+    """Measure with server and client on this machine; all files are in the page cache."""
     root = folder / "served"
     store_at(root / "wide")
     _prompts_at(root / "prompts")
@@ -284,14 +284,14 @@ def run(folder: Path, *, repeats: int = 5) -> list[Result]:
         assert np.array_equal(out, expected)
         _latencies(server, 100)
         p50, p99 = (
-            statistics.median(found)
-            for found in zip(*(_latencies(server) for _ in range(repeats)), strict=True)
+            statistics.median(latencies)
+            for latencies in zip(*(_latencies(server) for _ in range(repeats)), strict=True)
         )
         requests = statistics.median(_requests(server) for _ in range(3))
         with _busy_trainers(f"{server.url}/v1/stores/wide"):
             busy_p50, busy_p99 = (
-                statistics.median(found)
-                for found in zip(*(_latencies(server) for _ in range(repeats)), strict=True)
+                statistics.median(latencies)
+                for latencies in zip(*(_latencies(server) for _ in range(repeats)), strict=True)
             )
     shutil.rmtree(root)
     batches = f"query: batches of {BATCH} x {D_MODEL} bf16"

@@ -1,4 +1,4 @@
-"""Shards to and from S3, through SeaweedFS: ours against boto3, obstore and s3fs moving the same bytes."""
+"""Shards to and from S3 (SeaweedFS), compared with boto3, obstore and s3fs moving the same bytes."""
 
 import itertools
 import os
@@ -23,14 +23,14 @@ from tests.benchmarks.measure import Against, Result, Side, Speed, Work, interle
 
 NBYTES = 64 << 20
 TAIL = bytes(1036)
-"""What follows the data of a shard: its index."""
+"""The index that follows the data of a shard."""
 Act = Callable[[str], object]
 RawPut = Callable[[str, bytes], object]
 
 
 @contextmanager
 def server() -> Iterator[conftest.S3Server]:
-    """SeaweedFS, with its address in the environment."""
+    """Start SeaweedFS, with its address in the environment."""
     with (
         tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as folder,
         ExitStack() as stack,
@@ -49,7 +49,7 @@ def server() -> Iterator[conftest.S3Server]:
 
 
 def raw_clients(started: conftest.S3Server) -> dict[str, tuple[RawPut, Act]]:
-    """Put and get of each library, as its manual has it."""
+    """Put and get of each library, as in its manual."""
     import boto3
     import obstore
     from obstore.store import S3Store
@@ -75,7 +75,7 @@ def raw_clients(started: conftest.S3Server) -> dict[str, tuple[RawPut, Act]]:
 
 
 def run() -> list[Result]:
-    """All in turns. Ours put two parts, create-only, and get into memory that is there, as a store does."""
+    """Measure all sides in turns. Ours puts two parts, create-only, and gets into reused memory, as a store does."""
     data: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, NBYTES, dtype=np.uint8)
     whole = data.tobytes() + TAIL
     out = np.zeros(len(whole), np.uint8)
@@ -87,7 +87,7 @@ def run() -> list[Result]:
         act(key)
         seconds = time.perf_counter() - started_at
         if fresh:
-            cleaner.delete_object(Bucket=started.bucket, Key=key)  # the disk is not what is measured
+            cleaner.delete_object(Bucket=started.bucket, Key=key)  # the disk is not measured
         return Work(len(whole), seconds)
 
     def put(blobs: Blobs, key: str) -> None:
@@ -109,7 +109,7 @@ def run() -> list[Result]:
         for name, (raw_put, raw_get) in raw.items():
             puts[name] = partial(moved, partial(_put_raw, raw_put, whole), fresh=True)
             gets[name] = partial(moved, raw_get, fresh=False)
-        # The server takes longer for a condition, which no raw put has but this one.
+        # The server takes longer for a conditional put, and of the raw puts only this one has a condition.
         puts["s3fs create-only"] = partial(
             moved, partial(_put_raw, partial(_create_raw, started.bucket), whole), fresh=True
         )

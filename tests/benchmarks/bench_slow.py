@@ -1,4 +1,4 @@
-"""Extraction to storage that takes half of what the model gives: what the worker holds, however long it lasts."""
+"""Extraction to storage with half the throughput of the model: the memory of the worker does not grow with the run."""
 
 import os
 from pathlib import Path
@@ -35,7 +35,7 @@ def _fields(folder: Path, n_segments: int, out: str) -> dict[str, Any]:
 
 
 def throttled(folder: Path) -> tuple[Outcome, Outcome, float]:
-    """A short run and one four times as long, and the bytes of a segment."""
+    """A short run, one four times as long, and the bytes of a segment."""
     alone = child.run(_fields(folder, _SHORT, str(folder / "slow"))).report
     outcomes = []
     with server() as started, proxy(started.endpoint) as between:
@@ -51,7 +51,7 @@ def throttled(folder: Path) -> tuple[Outcome, Outcome, float]:
 
 
 def run(folder: Path) -> list[Result]:
-    """How much more the long run holds; the target is one segment."""
+    """Measure how much more memory the long run takes; the target is one segment."""
     short, long, segment_nbytes = throttled(folder)
     waited = long.report["seconds_waiting"] / long.report["seconds_running"]
     name = (

@@ -1,4 +1,6 @@
-"""Writing when the model costs almost nothing: inline extraction against the disk, the forward, and SAELens' writer."""
+"""Writing when the model costs almost nothing: inline extraction compared with the disk, the forward, and SAELens'
+writer.
+"""
 
 import mmap
 import multiprocessing
@@ -25,11 +27,11 @@ _STEP = 64 << 20
 N_SEQUENCES = 1024
 _SEQUENCE_NBYTES = CONTEXT * D_MODEL * 4
 N_SEQUENCES_SAELENS = 128
-"""It is ten times slower; its rate does not depend on the length of the run."""
+"""SAELens is ten times slower; its rate does not depend on the length of the run."""
 
 
 def make_model(folder: Path) -> Path:
-    """One Llama layer of width 2,048 whose attention and MLP are as small as they go."""
+    """Save one Llama layer of width 2,048 whose attention and MLP are as small as possible."""
     from tokenizers import Tokenizer, models
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -55,7 +57,7 @@ def make_model(folder: Path) -> Path:
 
 
 def saelens(model: Path, module: str, ids: np.ndarray[Any, Any], out: Path) -> Work:
-    """Bytes of activations of a module through `CacheActivationsRunner`."""
+    """The bytes of a module's activations through `CacheActivationsRunner`."""
     from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
 
@@ -81,13 +83,13 @@ def saelens(model: Path, module: str, ids: np.ndarray[Any, Any], out: Path) -> W
         )
         runner = CacheActivationsRunner(config, override_dataset=dataset)
         started = time.perf_counter()
-        n_sequences = len(runner.run())  # it fills its last buffer, so it writes more than it was asked for
+        n_sequences = len(runner.run())  # it fills its last buffer, so it writes more than requested
         seconds = time.perf_counter() - started
     return Work(n_sequences * _SEQUENCE_NBYTES, seconds)
 
 
 def _forward(model: Path, ids: np.ndarray[Any, Any]) -> Side:
-    """Bytes of the output of the layer of the plain model, which are kept nowhere."""
+    """The bytes of the output of the plain model's layer, which are not kept."""
     from transformers import AutoModel
 
     base = AutoModel.from_pretrained(model, dtype=torch.float32).eval()
@@ -102,7 +104,7 @@ def _forward(model: Path, ids: np.ndarray[Any, Any]) -> Side:
 
 
 def _raw_file(path: Path) -> Side:
-    """Bytes of a file as large as a run, written past the page cache."""
+    """The bytes of a file as large as a run, written past the page cache."""
     data = mmap.mmap(-1, N_SEQUENCES * _SEQUENCE_NBYTES)
     np.frombuffer(data, np.uint8)[:] = 1
 
@@ -120,7 +122,7 @@ def _raw_file(path: Path) -> Side:
 
 
 def run(folder: Path) -> list[Result]:
-    """All in turns; the peer in a process of its own, as our worker changes how the heap of its process behaves."""
+    """Measure all sides in turns; the peer in a separate process, since our worker changes the heap of its process."""
     model = make_model(folder / "storage-model")
     ids = np.random.default_rng(0).integers(2, 1000, size=(N_SEQUENCES, CONTEXT))
     tokens = folder / "storage-tokens.parquet"

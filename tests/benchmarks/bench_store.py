@@ -1,4 +1,4 @@
-"""The store by itself, without a model: shards to disk and back, against the disk, memory and zarr-python."""
+"""The store alone, without a model: shards to disk and back, compared with the disk, memory and zarr-python."""
 
 import mmap
 import os
@@ -25,12 +25,12 @@ from tests.benchmarks.measure import Against, Figure, Result, Speed, Work, inter
 LAYOUT = ArrayLayout("acts/h", (2048, 128, 2048), "float16", ("sequence", "position", "d_model"), 128, 2)
 NBYTES = LAYOUT.shape[0] * LAYOUT.row_nbytes
 _N_WRITERS = 4
-"""Shards on their way at once, as in a worker: one is summed up while another is written."""
+"""Shards in progress at once, as in a worker: one is checksummed while another is written."""
 _N_POINT_READS = 2000
 
 
 def _memory(nbytes: int) -> NDArray[np.uint8]:
-    """Page-aligned, of huge pages, and touched, like the buffers of a worker."""
+    """Page-aligned memory in huge pages, touched once, like the buffers of a worker."""
     memory = mmap.mmap(-1, nbytes)
     memory.madvise(mmap.MADV_HUGEPAGE)
     values = np.frombuffer(memory, np.uint8)
@@ -46,7 +46,7 @@ def _values() -> NDArray[Any]:
 
 @contextmanager
 def _timed() -> Iterator[list[Work]]:
-    """The block as a work, the one entry of the list."""
+    """Time the block as work, the one entry of the list."""
     works: list[Work] = []
     started = time.perf_counter()
     yield works
@@ -82,7 +82,7 @@ def _raw_written(path: Path, values: NDArray[Any], flags: int) -> Work:
 
 
 def _zarr_written(folder: Path, values: NDArray[Any]) -> Work:
-    """The same array, shards and chunks; its files are synced as ours are."""
+    """Write the same array, shards and chunks; the files are synced as ours are."""
     shutil.rmtree(folder, ignore_errors=True)
     with _timed() as works:
         array = zarr.create_array(
@@ -123,7 +123,7 @@ def _zarr_read(folder: Path) -> Work:
 
 
 def _point_ms(blobs: LocalBlobs, section: Section) -> float:
-    """Median of single rows anywhere, with the making of `Rows` each time."""
+    """Median time to read single random rows, creating `Rows` each time."""
     numbers = np.random.default_rng(0).integers(0, LAYOUT.shape[0], _N_POINT_READS).tolist()
     seconds = []
     for number in numbers:
@@ -134,7 +134,7 @@ def _point_ms(blobs: LocalBlobs, section: Section) -> float:
 
 
 def run(folder: Path, *, repeats: int = 5) -> list[Result]:
-    """All in turns; what is read lies in the page cache."""
+    """Measure all sides in turns; what is read is in the page cache."""
     values = _values()
     store = folder / "store"
     written = interleaved(

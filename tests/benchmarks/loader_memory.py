@@ -1,4 +1,4 @@
-"""What a loader holds in memory that is not the page cache's, in a process of its own."""
+"""The memory of a loader without the page cache, measured in a separate process."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
@@ -10,7 +10,7 @@ from tests.benchmarks.loader_store import BATCH, HOOK
 
 
 def peak_mb(url: str, **options: Any) -> float:
-    """MB while two epochs are gone through, above what the process had before the loader was made."""
+    """MB during two epochs, above the process's memory before the loader was made."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_peak_mb, url, options).result()
 

@@ -1,4 +1,4 @@
-"""What loaders are measured on: a store of one hook, as wide as those of a model of two billion parameters."""
+"""The store for benchmarks of loaders: one hook, as wide as in a model of two billion parameters."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ N_ROWS = N_SEQUENCES * LENGTH
 
 
 def store_at(folder: Path) -> torch.Tensor:
-    """A sealed store of one hook, and its values, bfloat16 [N_ROWS, D_MODEL]."""
+    """Write a sealed store of one hook; returns its values, bfloat16 [N_ROWS, D_MODEL]."""
     plan = plan_of(N_SEQUENCES)
     values = torch.randn(N_SEQUENCES, LENGTH, D_MODEL, dtype=torch.bfloat16)
     blobs = LocalBlobs(folder)
@@ -26,7 +26,7 @@ def store_at(folder: Path) -> torch.Tensor:
 
 
 def plan_of(n_sequences: int) -> Plan:
-    """Of residuals as wide as those of a model of two billion parameters."""
+    """The plan of a store with residuals as wide as in a model of two billion parameters."""
     plan = example_plan(
         "bfloat16", n_sequences=n_sequences, n_tokens=n_sequences * LENGTH, segment_size=SEGMENT
     )

@@ -1,4 +1,4 @@
-"""The machine that a table is of: what it is called, and what its processor, memory and disk give."""
+"""The machine of a table: its name, and the throughput of its processor, memory and disk."""
 
 import mmap
 import os
@@ -19,23 +19,23 @@ _SIZE: Final = 2048
 
 
 def name() -> str:
-    """What tells machines apart for which figures differ."""
+    """A name that differs between machines with different figures."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{_cpu()}, {_bfloat16()}, {os.cpu_count()} cores, {device}"
 
 
 def rates(folder: Path) -> str:
-    """What its parts give, in a sentence.
+    """The throughput of the machine's parts, in a sentence.
 
     Args:
-        folder: on the disk that benchmarks write to.
+        folder: a folder on the disk that benchmarks write to.
     """
     path = folder / "machine"
     source, target = _memory(), _memory()
     matrices = {
         dtype: torch.ones(_SIZE, _SIZE, dtype=getattr(torch, dtype)) for dtype in ("float32", "bfloat16")
     }
-    found = interleaved(
+    speeds = interleaved(
         {
             "memory": timed(lambda: _copied(source, target)),
             "written": timed(lambda: _written(path, source)),
@@ -46,10 +46,10 @@ def rates(folder: Path) -> str:
     path.unlink()
     gb, tera = 1e9, 1e12
     return (
-        f"A copy of memory gives {found['memory'].median / gb:.1f} GB/s, the disk "
-        f"{found['written'].median / gb:.1f} GB/s (written past the page cache, with fsync), a file in the page cache "
-        f"{found['read'].median / gb:.1f} GB/s, matrix products {found['float32'].median / tera:.2f} (float32) and "
-        f"{found['bfloat16'].median / tera:.2f} (bfloat16) TFLOP/s."
+        f"A copy of memory gives {speeds['memory'].median / gb:.1f} GB/s, the disk "
+        f"{speeds['written'].median / gb:.1f} GB/s (written past the page cache, with fsync), a file in the page cache "
+        f"{speeds['read'].median / gb:.1f} GB/s, matrix products {speeds['float32'].median / tera:.2f} (float32) and "
+        f"{speeds['bfloat16'].median / tera:.2f} (bfloat16) TFLOP/s."
     )
 
 
@@ -69,7 +69,7 @@ def _bfloat16() -> str:
 
 
 def _memory() -> memoryview:
-    """Page-aligned, as direct writes need it, and touched."""
+    """Page-aligned memory, as direct writes need it, touched once."""
     memory = mmap.mmap(-1, _NBYTES)
     np.frombuffer(memory, np.uint8)[:] = 1
     return memoryview(memory)

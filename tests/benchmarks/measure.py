@@ -1,4 +1,4 @@
-"""What all benchmarks share: works done in turns, and how the figures of a run are shown."""
+"""What all benchmarks share: measuring sides in turns, and printing the figures of a run."""
 
 import statistics
 import time
@@ -8,15 +8,16 @@ from typing import Final
 
 TURNS: Final = 5
 TURN_S: Final = 1.0
-"""Seconds of a turn at least, so that every side runs for five seconds: shorter ones measure start-up, and one pause of
-a busy machine decides."""
+"""Least seconds of a turn, so that every side runs for five seconds: shorter runs measure start-up, and one pause of a
+busy machine would decide.
+"""
 _SPEED_HEAD: Final = ("benchmark", "actstore", "against", "their figure", "ratio (turns)", "target", "")
 _FIGURE_HEAD: Final = ("benchmark", "figure", "target", "")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What was done in one call, and how long the part took that counts: what comes before it is warm-up."""
+    """An amount of work of one call, and the seconds that it took, without warm-up."""
 
     amount: float
     seconds: float
@@ -26,7 +27,7 @@ Side = Callable[[], Work]
 
 
 def timed(act: Callable[[], float]) -> Side:
-    """All of an act counts, which returns how much it did."""
+    """Time the whole of an act, which returns the amount of its work."""
 
     def work() -> Work:
         started = time.perf_counter()
@@ -38,25 +39,25 @@ def timed(act: Callable[[], float]) -> Side:
 
 @dataclass(frozen=True)
 class Rates:
-    """Amounts a second of one side."""
+    """Amounts per second of one side."""
 
     of_turns: tuple[float, ...]
     seconds: float
-    """Of all turns together."""
+    """Seconds of all turns together."""
 
     @property
     def median(self) -> float:
-        """Of the turns."""
+        """Median over the turns."""
         return statistics.median(self.of_turns)
 
 
 def interleaved(sides: Mapping[str, Side], *, turns: int = TURNS, turn_s: float = TURN_S) -> dict[str, Rates]:
-    """Each side once to warm up, then all sides in turns, so that a noisy neighbour hits each of them.
+    """Run each side once to warm up, then all sides in turns, so that a noisy neighbour affects each of them.
 
     Args:
-        sides: what is measured, by name.
-        turns: of each side; each begins with another side, as the first one finds the caches of the last.
-        turn_s: seconds of work in a turn, at least.
+        sides: the sides to measure, by name.
+        turns: turns of each side; each begins with another side, since the first one meets the caches of the last.
+        turn_s: the least seconds of work in a turn.
     """
     for work in sides.values():
         work()
@@ -84,29 +85,29 @@ def _rates(turns: Sequence[Sequence[Work]]) -> Rates:
 
 @dataclass(frozen=True)
 class Against:
-    """What a speed is compared with."""
+    """The speed that ours is compared with."""
 
     name: str
     rates: Rates
     target: float
-    """Lowest ratio of ours to this."""
+    """Lowest ratio of our speed to this one."""
     is_limit: bool = False
     """Whether nothing of the kind can be faster: the bare forward, a copy of memory, plain sockets."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast something is, beside its limit and its peers."""
+    """A speed, its limit and its peers."""
 
     name: str
     unit: str
     ours: Rates
     against: tuple[Against, ...]
     per_unit: float = 1.0
-    """Amounts that are one of the unit."""
+    """Number of amounts in one unit."""
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Cells of a table, a row for each comparison."""
+        """Cells of a table, one row per comparison."""
         return [self._row(other) for other in self.against]
 
     def _row(self, other: Against) -> tuple[str, ...]:
@@ -124,23 +125,23 @@ class Speed:
 
     @property
     def seconds(self) -> float:
-        """Of the side that ran for the shortest time."""
+        """Seconds of the side that ran for the shortest time."""
         return min(self.ours.seconds, *(other.rates.seconds for other in self.against))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Something with a bound of its own: a latency, or memory."""
+    """A figure with its own bound: a latency, or memory."""
 
     name: str
     value: float
     unit: str
     target: float
     is_least: bool = False
-    """Whether the target is the lowest value, and not the highest."""
+    """Whether the target is the lowest allowed value rather than the highest."""
 
     def row(self) -> tuple[str, ...]:
-        """Cells of a table."""
+        """Cells of a row in a table."""
         is_met = self.value >= self.target if self.is_least else self.value <= self.target
         return (
             self.name,
@@ -158,7 +159,7 @@ def _verdict(*, is_met: bool) -> str:
 
 
 def tables(results: Sequence[Result]) -> str:
-    """Speeds, then figures, as Markdown."""
+    """Tables of speeds, then of figures, as Markdown."""
     speeds = [result for result in results if isinstance(result, Speed)]
     figures = [result for result in results if isinstance(result, Figure)]
     parts = []
@@ -172,7 +173,7 @@ def tables(results: Sequence[Result]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """As Markdown, its columns aligned."""
+    """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"

@@ -1,4 +1,4 @@
-"""RESULTS.md: a section for each machine that the benchmarks were run on, and notes."""
+"""RESULTS.md: notes, and a section for each machine that the benchmarks were run on."""
 
 import datetime
 import platform
@@ -32,11 +32,11 @@ the same. Absolute figures drift with the machine, so ratios are what counts. `m
 
 
 def section(results: Sequence[Result], folder: Path) -> str:
-    """What was measured on this machine.
+    """The section with the results of this machine.
 
     Args:
-        results: of all benchmarks.
-        folder: on the disk that they wrote to.
+        results: the results of all benchmarks.
+        folder: a folder on the disk that they wrote to.
     """
     versions = ", ".join(f"{package} {_version(package)}" for package in _PACKAGES)
     return (
@@ -46,7 +46,7 @@ def section(results: Sequence[Result], folder: Path) -> str:
 
 
 def write(own: str) -> None:
-    """Put a section in the place of the one of the same machine, before all others."""
+    """Replace the section of the same machine, and put it first."""
     title = own.splitlines()[0]
     kept = [text for text in _sections() if text.splitlines()[0] not in (title, "## Notes")]
     notes = _NOTES.read_text(encoding="utf-8")

@@ -30,8 +30,8 @@ from tests.pretrained import smollm2
 
 
 def main(chosen: list[str]) -> int:
-    """Run all benchmarks and write RESULTS.md, or print those that are named. A target that is missed is marked, and is
-    no error; 2 if there is no benchmark of a name.
+    """Run all benchmarks and write RESULTS.md, or run and print the named ones. A missed target is marked, and is no
+    error; returns 2 if a name is unknown.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable(logging.WARNING)

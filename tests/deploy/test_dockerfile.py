@@ -1,4 +1,4 @@
-"""The Dockerfile, read as text: what a build would trip over, found without Docker."""
+"""The Dockerfile, checked as text without Docker for what would break a build."""
 
 import re
 import shlex
@@ -55,7 +55,7 @@ def installs(stage: Stage) -> list[list[str]]:
 
 
 def in_context(path: str) -> bool:
-    """Whether .dockerignore lets a path through: the last pattern that matches it or a parent decides."""
+    """Whether .dockerignore includes a path: the last pattern that matches it or a parent decides."""
     parents = [path, *(str(parent) for parent in Path(path).parents)][:-1] or [path]
     kept = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The KubeRay manifest, checked without a cluster: against the RayJob schema and Kubernetes' own."""
+"""The KubeRay manifest, checked without a cluster against the RayJob schema and Kubernetes' own."""
 
 import copy
 import json
@@ -60,8 +60,8 @@ def edited(edit: Edit) -> Manifest:
 
 
 def complaints(rayjob: Manifest) -> list[str]:
-    found = Draft202012Validator(SCHEMA).iter_errors(rayjob)
-    return [f"{error.json_path}: {error.message}" for error in found]
+    errors = Draft202012Validator(SCHEMA).iter_errors(rayjob)
+    return [f"{error.json_path}: {error.message}" for error in errors]
 
 
 def pod(template: Manifest) -> Manifest:
@@ -94,7 +94,7 @@ def rename_min_replicas(rayjob: Manifest) -> None:
 
 
 def delete_by_rules(rayjob: Manifest, **legacy: Any) -> None:
-    """Turns to deletionRules, which is valid by itself: no shutdown, no global TTL."""
+    """Switch to deletionRules, which is valid by itself: no shutdown, no global TTL."""
     spec = rayjob["spec"]
     del spec["shutdownAfterJobFinishes"], spec["ttlSecondsAfterFinished"]
     rule = {"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 300}}
@@ -206,7 +206,7 @@ def test_head_runs_the_driver_and_nothing_else() -> None:
     limits = head["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert head["rayStartParams"]["num-cpus"] == "0"
     assert "nvidia.com/gpu" not in limits
-    # Any of these would make Ray look for a node to run the driver on, and the head has nothing to offer.
+    # Any of these would make Ray look for a node to run the driver on, and the head offers no resources.
     assert not {"entrypointNumCpus", "entrypointNumGpus", "entrypointResources"} & RAYJOB["spec"].keys()
 
 

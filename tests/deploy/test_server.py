@@ -1,4 +1,4 @@
-"""The manifest of the query server, checked without a cluster: against Kubernetes' schemas and the real command."""
+"""The manifest of the query server, checked without a cluster against Kubernetes' schemas and the real command."""
 
 import re
 import runpy
@@ -37,7 +37,7 @@ def nbytes(quantity: str) -> int:
 
 
 def arguments() -> dict[str, str]:
-    """Value by option, as the manifest has them."""
+    """Values by option, as in the manifest."""
     name, *options = CONTAINER["args"]
     assert name == "serve"
     return {option: value for option, _, value in (argument.partition("=") for argument in options)}
@@ -58,7 +58,7 @@ def monitor() -> Manifest:
 
 
 def parsed(command_line: list[str]) -> dict[str, Any]:
-    """What the real command makes of its arguments: value by option."""
+    """The values that the real command parses from its arguments, by option."""
     with click.Context(cli) as parent:
         name, command, rest = cli.resolve_command(parent, command_line)
         assert command is not None
@@ -68,7 +68,7 @@ def parsed(command_line: list[str]) -> dict[str, Any]:
 
 @pytest.fixture
 def pod_files(tmp_path: Path) -> Path:
-    """A folder with what the pod has mounted."""
+    """A folder with the files that the pod mounts."""
     for mount in MOUNTS.values():
         (tmp_path / mount["mountPath"][1:]).mkdir(parents=True)
     token_file = tmp_path / arguments()["--token-file"][1:]
@@ -109,7 +109,7 @@ def test_command_parses_the_arguments(pod_files: Path) -> None:
     assert values["--memory"] == 1 << 30
     assert {option: str(values[option]).removeprefix(str(pod_files)) for option in given} == given
     assert type(values["--port"]) is type(values["--workers"]) is type(values["--cache-limit"]) is int
-    assert not values["--ssl-certfile"]  # the probes ask by plain HTTP
+    assert not values["--ssl-certfile"]  # the probes use plain HTTP
 
 
 def test_command_of_this_test_rejects_what_it_does_not_know() -> None:
@@ -192,7 +192,7 @@ def test_rotated_tokens_reach_the_server() -> None:
         "name": "tokens",
         "mountPath": folder,
         "readOnly": True,
-    }  # no subPath, which stays as it was
+    }  # no subPath, which would not be updated
     assert "items" not in volume["secret"]
     secret = volume["secret"]["secretName"]
     for text in (TEXT, README):
@@ -208,7 +208,7 @@ def test_cache_stays_below_what_gets_the_pod_evicted() -> None:
     limit = int(arguments()["--cache-limit"])
     sizes = {name: nbytes(VOLUMES[name]["emptyDir"]["sizeLimit"]) for name in ("cache", "tmp")}
     resources = CONTAINER["resources"]
-    assert limit <= 0.9 * sizes["cache"]  # there is more in it for a moment
+    assert limit <= 0.9 * sizes["cache"]  # it holds more than that for a moment
     assert MOUNTS["cache"]["mountPath"] == arguments()["--cache-dir"]
     for kind in ("requests", "limits"):
         assert nbytes(resources[kind]["ephemeral-storage"]) > sum(sizes.values())

@@ -1,4 +1,4 @@
-"""What the pages are run on: a store as ``actstore demo`` makes it, only smaller."""
+"""The store on which the pages are run, made like that of ``actstore demo`` but smaller."""
 
 import shutil
 from pathlib import Path
@@ -11,7 +11,7 @@ from actstore.demo import MODEL_PATH, TEXT_PATH
 
 @pytest.fixture
 def demo(demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with the store of the demo in it."""
+    """Change to a folder with the store of the demo in it."""
     monkeypatch.chdir(demo_folder)
     return demo_folder
 
@@ -30,6 +30,6 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         out=str(folder / "actstore-demo/store"),
     )
     actstore.extract(job)
-    # Another model over the same tokens would be another such store.
+    # Without it, another model over the same tokens would count as the same store.
     shutil.copytree(folder / "actstore-demo/store", folder / "actstore-demo/tuned")
     return folder

@@ -1,4 +1,4 @@
-"""The pages for those who come from other libraries: their Python, what it prints, and what their tables promise."""
+"""The pages for users of other libraries: their Python, its output, and the claims of their tables."""
 
 import contextlib
 import io
@@ -21,11 +21,11 @@ CELL: Final = re.compile(r"`([^`]+)`")
 
 
 def run_page(page: str) -> dict[str, Any]:
-    """Run a page in which each block of text is what the Python above it prints; the names that it leaves behind."""
+    """Run a page in which each block of text is the output of the Python above it; returns the names it defines."""
     names: dict[str, Any] = {}
     printed = io.StringIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SAELens, which are its own
+        warnings.simplefilter("ignore")  # from SAELens itself
         for language, block in FENCED.findall((DOCS / page).read_text(encoding="utf-8")):
             if language == "python":
                 with contextlib.redirect_stdout(printed):
@@ -45,7 +45,7 @@ def table(page: str, heading: str) -> list[list[str]]:
 
 
 def evaluated(cell: str, names: dict[str, Any]) -> list[Any]:
-    """What each expression of a cell gives."""
+    """The value of each expression in a cell."""
     with torch.no_grad():
         return [eval(expression, dict(names)) for expression in CELL.findall(cell)]
 
@@ -71,7 +71,7 @@ def test_from_transformerlens(demo: Path) -> None:
 
 
 def test_what_differs_from_transformerlens() -> None:
-    """The differences that the page names are there."""
+    """The differences that the page names exist."""
     from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 
     ours, theirs = actstore.HookedModel.from_pretrained(MODEL_PATH), boot(MODEL_PATH)

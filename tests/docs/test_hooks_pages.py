@@ -1,4 +1,4 @@
-"""The pages on hooked models: their Python, run in order on a local copy; what they show, and what they say."""
+"""The pages on hooked models: their Python runs in order on a local copy, and its output is what they show."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ NUMBER: Final = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
 def run_page(page: str, folder: Path) -> dict[str, Any]:
-    """Run a page whose output is shown after each block that prints; the names that it leaves behind."""
+    """Run a page that shows the output after each block that prints; returns the names that it defines."""
     text = (DOCS / page).read_text(encoding="utf-8")
     assert NAME in text
     names: dict[str, Any] = {}
@@ -33,50 +33,50 @@ def run_page(page: str, folder: Path) -> dict[str, Any]:
 
 
 def assert_shown(printed: str, shown: str) -> None:
-    """Equal but for the last digit of numbers, which depend on the machine."""
+    """Compare all but the last digit of numbers, which depends on the machine."""
     assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split(), printed
-    for found, wanted in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True):
+    for number, wanted in zip(NUMBER.findall(printed), NUMBER.findall(shown), strict=True):
         unit = 10.0 ** -len(wanted.partition(".")[2]) if "." in wanted else 0
-        assert float(found) == pytest.approx(float(wanted), abs=max(1.1 * unit, 0.01 * bool(unit))), printed
+        assert float(number) == pytest.approx(float(wanted), abs=max(1.1 * unit, 0.01 * bool(unit))), printed
 
 
 def test_indirect_objects(smollm2: Path) -> None:
-    found = run_page("ioi.md", smollm2)
-    assert found["difference"].min() > 4
-    assert found["logits"].shape[1] == 15
-    assert (found["shares"].sum(0) + found["bias"] - found["difference"]).abs().max() < 1e-4
-    best, second = found["by_head"].topk(2)[0]
+    names = run_page("ioi.md", smollm2)
+    assert names["difference"].min() > 4
+    assert names["logits"].shape[1] == 15
+    assert (names["shares"].sum(0) + names["bias"] - names["difference"]).abs().max() < 1e-4
+    best, second = names["by_head"].topk(2)[0]
     # "Two heads do most of it, and one works against them."
-    assert best + second > 0.7 * found["difference"].mean()
-    assert found["by_head"].min() < -1
-    assert found["by_head"].sort()[0][1] > -0.2
+    assert best + second > 0.7 * names["difference"].mean()
+    assert names["by_head"].min() < -1
+    assert names["by_head"].sort()[0][1] > -0.2
 
 
 def test_induction(smollm2: Path) -> None:
-    found = run_page("induction.md", smollm2)
-    scores = found["demo_scores"]
+    names = run_page("induction.md", smollm2)
+    scores = names["demo_scores"]
     assert scores.shape == (4, 4)
     assert scores[1].min() > 0.6
     assert scores[[0, 2, 3]].max() < 0.05
-    assert found["scores"].shape == (30, 9)
-    assert set((found["scores"].flatten().topk(4).indices // 9).tolist()) == {17, 18}
-    assert found["second"] < found["first"] / 100
-    assert found["residual"].shape == (1, 101, 576)
+    assert names["scores"].shape == (30, 9)
+    assert set((names["scores"].flatten().topk(4).indices // 9).tolist()) == {17, 18}
+    assert names["second"] < names["first"] / 100
+    assert names["residual"].shape == (1, 101, 576)
 
 
 def test_patching(smollm2: Path) -> None:
-    found = run_page("patching.md", smollm2)
-    grid, estimate = found["grid"], found["estimate"]
+    names = run_page("patching.md", smollm2)
+    grid, estimate = names["grid"], names["estimate"]
     assert grid[:, :2].abs().max() < 1e-4  # the same tokens in both prompts
     assert grid[0, 5:].abs().max() < 1e-4
     assert (grid[3:24].argmax(1) == 3).all()  # "iffel" up to layer 23
     assert (grid[24:].argmax(1) == 9).all()  # the last word from layer 24 on
-    assert found["by_head"].topk(2).indices.tolist() == [4, 5]
+    assert names["by_head"].topk(2).indices.tolist() == [4, 5]
     assert estimate.shape == grid.shape
     assert not estimate.requires_grad
-    assert not any(module._forward_hooks for module in found["model"].hf.modules())
+    assert not any(module._forward_hooks for module in names["model"].hf.modules())
 
 
 def test_tokens_and_prompts(smollm2: Path) -> None:
-    found = run_page("tokens-and-prompts.md", smollm2)
-    assert (found["unmasked"] - found["alone"]).abs().max() > 1
+    names = run_page("tokens-and-prompts.md", smollm2)
+    assert (names["unmasked"] - names["alone"]).abs().max() > 1

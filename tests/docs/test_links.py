@@ -1,4 +1,4 @@
-"""Links between the pages: each leads to a file that is there and to a heading that is in it; none is left out."""
+"""Links between the pages lead to existing files and headings, and the index leaves out no page."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ FENCED: Final = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the headings of a page."""
+    """The anchors that GitHub makes of the headings of a page."""
     headings = HEADING.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""The page on an SAE of a real model, from S3: as it stands, and with small numbers where time is short."""
+"""The page on an SAE of a real model from S3, run as it stands, and with small numbers for speed."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ SMALL: Final = {
 
 
 def run_page(replaced: Mapping[str, str]) -> tuple[dict[str, Any], str, str]:
-    """The names that it leaves behind, what it printed, and what it says that it prints."""
+    """Run the page; returns the names that it defines, its output, and the output that it shows."""
     text = (DOCS / "sae.md").read_text(encoding="utf-8")
     for name, place in replaced.items():
         assert name in text
@@ -40,7 +40,7 @@ def run_page(replaced: Mapping[str, str]) -> tuple[dict[str, Any], str, str]:
             assert done.exit_code == 0, done.output
         elif language == "python":
             with warnings.catch_warnings(), contextlib.redirect_stdout(printed):
-                warnings.simplefilter("ignore")  # of SAELens, which are its own
+                warnings.simplefilter("ignore")  # from SAELens itself
                 exec(compile(block, "sae.md", "exec"), names)
         else:
             shown += block
@@ -49,7 +49,7 @@ def run_page(replaced: Mapping[str, str]) -> tuple[dict[str, Any], str, str]:
 
 @pytest.fixture
 def places(smollm2: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What stands for the names of the page; the current folder is an empty one."""
+    """Replacements for the names of places in the page; the current folder is empty."""
     monkeypatch.chdir(tmp_path)
     return {
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(smollm2),
@@ -61,10 +61,10 @@ def places(smollm2: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_small(places: dict[str, str], tmp_path: Path) -> None:
     names, printed, shown = run_page(places | SMALL)
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
-    found = [explained for _, explained in names["curve"]]
-    assert len(found) >= 12
-    assert found[0] < found[-1] - 0.05
-    assert 0.3 < found[-1] < 1
+    curve = [explained for _, explained in names["curve"]]
+    assert len(curve) >= 12
+    assert curve[0] < curve[-1] - 0.05
+    assert 0.3 < curve[-1] < 1
     assert (tmp_path / "sae.png").read_bytes().startswith(b"\x89PNG")
     assert any((tmp_path / "cache").rglob("c.*"))
 

@@ -13,7 +13,7 @@ from actstore.cli.main import cli
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 RAY: Final = "## Ray Data\n"
-"""What comes after it is run where there is a cluster, in tests/workers."""
+"""What follows this heading needs a cluster, and is run in tests/workers."""
 FENCED: Final = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -25,10 +25,10 @@ def actstore_command(line: str) -> None:
 
 
 def run_page(text: str) -> dict[str, Any]:
-    """The names that it leaves behind."""
+    """Run the Python and the commands of a page; returns the names that it defines."""
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SAELens, which are its own
+        warnings.simplefilter("ignore")  # from SAELens itself
         for language, block in FENCED.findall(text):
             if language == "python":
                 exec(compile(block, "page", "exec"), names)
@@ -39,18 +39,18 @@ def run_page(text: str) -> dict[str, Any]:
 
 
 def test_saelens(demo: Path) -> None:
-    found = run_page((DOCS / "saelens.md").read_text(encoding="utf-8"))
-    for trained in (found["sae"], found["whole"], *found["saes"].values()):
+    names = run_page((DOCS / "saelens.md").read_text(encoding="utf-8"))
+    for trained in (names["sae"], names["whole"], *names["saes"].values()):
         assert trained.W_dec.isfinite().all()
-    assert found["imported"][found["hook"]].dtype == found["torch"].bfloat16
-    exported = actstore.open("imported-again")[found["hook"]][:]
-    assert found["torch"].equal(exported, found["store"][found["hook"]][:])
+    assert names["imported"][names["hook"]].dtype == names["torch"].bfloat16
+    exported = actstore.open("imported-again")[names["hook"]][:]
+    assert names["torch"].equal(exported, names["store"][names["hook"]][:])
     assert (demo / "sae-topk" / "sae_weights.safetensors").is_file()
 
 
 def test_others(demo: Path) -> None:
     page, _ = (DOCS / "training-others.md").read_text(encoding="utf-8").split(RAY)
-    found = run_page(page)
-    assert found["batch"].shape[1] == 128
-    assert found["base"].shape == found["tuned"].shape == (1024, 128)
-    assert found["base"].equal(found["tuned"])  # here it is the same model
+    names = run_page(page)
+    assert names["batch"].shape[1] == 128
+    assert names["base"].shape == names["tuned"].shape == (1024, 128)
+    assert names["base"].equal(names["tuned"])  # here it is the same model

@@ -1,4 +1,6 @@
-"""The list of deliberate faults: one file a package, each entry a change of a few lines and the tests that notice."""
+"""The list of deliberate faults: one file per package; each entry is a change of a few lines and the tests that notice
+it.
+"""
 
 import tomllib
 from dataclasses import dataclass, fields
@@ -10,22 +12,22 @@ LISTS: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Mutation:
-    """One fault, as a hurried change would make it."""
+    """A fault such as a hurried change would make."""
 
     name: str
-    """Unique, such as ``store/fsync-of-the-file``; the part before the slash is the package."""
+    """Unique name, such as ``store/fsync-of-the-file``; the part before the slash is the package."""
     path: str
-    """Of the file that is changed, below the root of the repository."""
+    """Path of the changed file below the root of the repository."""
     before: str
-    """Whole lines, or a part of one; in the file exactly once."""
+    """The text to replace, which is in the file exactly once: whole lines, or a part of one."""
     after: str
-    """What takes their place."""
+    """The text that takes its place."""
     fault: str
     """What goes wrong with it."""
     tests: tuple[str, ...]
     """Files below ``tests``, or tests in them (``storage/test_local.py::test_free_space``), some of which must fail."""
     why: str = ""
-    """Of those that no test notices: why that is left as it is."""
+    """For faults that no test notices, the reason why they are left."""
 
     @property
     def package(self) -> str:
@@ -35,7 +37,7 @@ class Mutation:
         """The changed text of the file.
 
         Args:
-            root: of the repository.
+            root: the root of the repository.
 
         Raises:
             StaleError: the entry does not fit the file any more.
@@ -53,13 +55,13 @@ class Mutation:
         return text.replace(self.before, self.after)
 
     def check_runs(self, root: Path) -> None:
-        """See that the changed file is Python. That takes longer than to see whether the entry fits.
+        """Check that the changed file is valid Python. This takes longer than checking that the entry fits.
 
         Args:
-            root: of the repository.
+            root: the root of the repository.
 
         Raises:
-            StaleError: it is not.
+            StaleError: it is not valid Python.
         """
         try:
             compile(self.applied(root), self.path, "exec")
@@ -69,13 +71,13 @@ class Mutation:
             ) from error
 
     def check_tests(self, root: Path) -> None:
-        """See that the tests it names are there.
+        """Check that the tests it names exist.
 
         Args:
-            root: of the repository.
+            root: the root of the repository.
 
         Raises:
-            StaleError: one is not.
+            StaleError: a test does not exist.
         """
         for test in self.tests:
             file, _, function = test.partition("::")
@@ -96,20 +98,20 @@ def read(folder: Path = LISTS) -> list[Mutation]:
     """All entries, package by package.
 
     Args:
-        folder: with a ``*.toml`` for each package, named after it.
+        folder: a folder with one ``*.toml`` per package, named after it.
 
     Raises:
         ValueError: an entry has an unknown field or lacks one, or two have one name.
     """
-    found: list[Mutation] = []
+    mutations: list[Mutation] = []
     for file in sorted(folder.glob("*.toml")):
         entries: list[dict[str, Any]] = tomllib.loads(file.read_text(encoding="utf-8"))["mutation"]
-        found += [_parsed(file.stem, entry) for entry in entries]
-    names = [mutation.name for mutation in found]
+        mutations += [_parsed(file.stem, entry) for entry in entries]
+    names = [mutation.name for mutation in mutations]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"{', '.join(sorted(twice))} is there twice; each fault has a name of its own")
-    return found
+    return mutations
 
 
 def _parsed(package: str, entry: dict[str, Any]) -> Mutation:
@@ -119,6 +121,7 @@ def _parsed(package: str, entry: dict[str, Any]) -> Mutation:
         raise ValueError(
             f"{name} has the fields {sorted(entry)}; known are {sorted(known)}, all but why are needed"
         )
-    # The text begins behind the opening quotes, and ends before the closing ones; line ends there are of the list.
+    # The text begins behind the opening quotes, and ends before the closing ones; the line ends there belong to the
+    # list.
     texts = {side: entry[side].removeprefix("\n").removesuffix("\n") for side in ("before", "after")}
     return Mutation(**{**entry, **texts, "name": name, "tests": tuple(entry["tests"])})

@@ -1,8 +1,8 @@
-"""``make mutants``: puts one deliberate fault after the other into a copy of the repository, and runs the tests that
-should notice.
+"""``make mutants``: put one deliberate fault after the other into a copy of the repository, and run the tests that
+should notice it.
 
-``ONLY=store`` runs those of a package, ``ONLY=durable.py`` those of a file, ``ONLY=store/file`` those whose name begins
-so; several are joined by commas.
+``ONLY=store`` runs the faults of a package, ``ONLY=durable.py`` those of a file, ``ONLY=store/file`` those whose name
+begins so; several choices are separated by commas.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ROOT: Final = Path(__file__).parents[2]
 WANTED: Final = 0.9
 """Share of the faults that must be noticed."""
 LIMIT_S: Final = 300.0
-"""Of the tests of one fault. Those that hang with it have noticed it."""
+"""Seconds for the tests of one fault. Tests that hang have noticed it."""
 _BASELINE_S: Final = 3600.0
 LIBRARIES: Final = (
     *("numpy", "torch", "transformers", "transformers.models.llama.modeling_llama"),
@@ -41,19 +41,19 @@ LIBRARIES: Final = (
         "fsspec",
     ),
 )
-"""Of others, that many tests import."""
+"""Libraries that many tests import."""
 _PLUGINS: Final = ("no:cacheprovider", "xdist.plugin", "_hypothesis_pytestplugin")
-"""Of pytest, that tests need, or that would write into the copy."""
+"""Pytest plugins that tests need, or that must be off since they write into the copy."""
 _NOT_COPIED: Final = (".*", "__pycache__", "actstore-demo", "node_modules")
 _FAILED: Final = 1
-"""Exit code of pytest where tests failed. Others are of tests that could not be run at all."""
+"""Exit code of pytest if tests failed. Other codes mean that tests could not be run."""
 
 Outcome = Literal["killed", "timeout", "survived"]
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one fault."""
+    """The result of trying one fault."""
 
     name: str
     package: str
@@ -62,7 +62,7 @@ class Result:
     outcome: Outcome
     seconds: float
     by: str
-    """The test that noticed."""
+    """The test that noticed the fault."""
     why: str
 
     @property
@@ -76,30 +76,30 @@ class Copy:
     def __init__(self, root: Path, folder: Path, libraries: Sequence[str] = LIBRARIES) -> None:
         """
         Args:
-            root: of the repository.
-            folder: for the copy; there is nothing yet.
-            libraries: that are imported once for all runs of tests.
+            root: the root of the repository.
+            folder: the folder for the copy; it must not exist yet.
+            libraries: libraries that are imported once for all runs of tests.
         """
         shutil.copytree(root, folder, ignore=shutil.ignore_patterns(*_NOT_COPIED), symlinks=True)
         self.folder = folder
         self._libraries = libraries
         sources = os.pathsep.join([str(folder), str(folder / "workers")])
-        # Before the paths of an editable installation, which lead to the checkout; processes that tests start have it.
+        # Put before the paths of an editable installation, which lead to the checkout; processes of tests inherit it.
         self._environment = {
             **os.environ,
             "PYTHONPATH": sources,
             "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those that are installed take seconds to import
-            "HF_HUB_OFFLINE": "1",  # before transformers is imported
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # installed plugins take seconds to import
+            "HF_HUB_OFFLINE": "1",  # set before transformers is imported
         }
         self._warm: subprocess.Popen[bytes] | None = None
-        # Compiled once. Python tells by time and size whether a file has changed, and a fault can leave both.
+        # Compiled once. Python detects changes by time and size of a file, and a fault can leave both.
         for file in (*(folder / "actstore").rglob("*.py"), *(folder / "workers").rglob("*.py")):
             py_compile.compile(str(file), doraise=True)
 
     @contextlib.contextmanager
     def changed(self, mutation: Mutation) -> Iterator[None]:
-        """The fault is in the copy until the context ends.
+        """Put the fault into the copy until the context ends.
 
         Raises:
             StaleError: the entry does not fit the file.
@@ -116,12 +116,12 @@ class Copy:
             file.write_bytes(original)
 
     def pytest(self, tests: Sequence[str], *options: str, limit_s: float) -> tuple[int | None, str]:
-        """Run tests; exit code of pytest, None if they took longer, and what it printed.
+        """Run tests; returns the exit code of pytest, None if they took too long, and what was printed.
 
         Args:
-            tests: below ``tests``.
-            options: of pytest.
-            limit_s: seconds.
+            tests: names of tests below ``tests``.
+            options: options of pytest.
+            limit_s: the most seconds that they may take.
         """
         plugins = [word for name in _PLUGINS for word in ("-p", name)]
         arguments = ["-q", *plugins, *options, *(f"tests/{test}" for test in tests)]
@@ -144,7 +144,7 @@ class Copy:
             env=self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,  # or a line could be here already that is waited for
+            bufsize=0,  # otherwise a line that is waited for could be in a buffer
         )
         return self._warm
 
@@ -157,8 +157,9 @@ class Copy:
 
 
 def chosen(mutations: Sequence[Mutation], only: str | None) -> list[Mutation]:
-    """Those of a package (``store``), of a file (``durable.py``), or whose name begins so; several are joined by
-    commas. All for None.
+    """Choose the faults of a package (``store``), of a file (``durable.py``), or whose name begins so.
+
+    Several choices are separated by commas; None chooses all.
     """
     if not only:
         return list(mutations)
@@ -167,7 +168,7 @@ def chosen(mutations: Sequence[Mutation], only: str | None) -> list[Mutation]:
         is_of_file = mutation.path.endswith(f"/{text}")
         return mutation.package == text or is_of_file or ("/" in text and mutation.name.startswith(text))
 
-    return [each for each in mutations if any(is_meant(each, text) for text in only.split(","))]
+    return [mutation for mutation in mutations if any(is_meant(mutation, text) for text in only.split(","))]
 
 
 def run(
@@ -176,13 +177,13 @@ def run(
     """Try one fault after the other.
 
     Args:
-        copy: of the repository.
+        copy: the copy of the repository.
         mutations: the faults.
-        limit_s: seconds for the tests of one.
-        is_known_to_pass: whether the tests have just passed without any fault; they are run first, if not.
+        limit_s: the most seconds for the tests of one fault.
+        is_known_to_pass: whether the tests have just passed without any fault; otherwise they are run first.
 
     Raises:
-        StaleError: an entry does not fit the code; or its tests do not pass without it, or do not run with it.
+        StaleError: an entry does not fit the code, or its tests do not pass without it, or do not run with it.
     """
     for mutation in mutations:
         mutation.check_runs(copy.folder)
@@ -200,7 +201,7 @@ def _tried(copy: Copy, mutation: Mutation, limit_s: float) -> Result:
     started = time.monotonic()
     with copy.changed(mutation):
         code, printed = copy.pytest(mutation.tests, "-x", limit_s=limit_s)
-        if code is None:  # a machine can stand still for a while, too
+        if code is None:  # a machine can be suspended for a while, too
             code, printed = copy.pytest(mutation.tests, "-x", limit_s=limit_s)
     outcome: Outcome = "timeout" if code is None else "survived" if code == 0 else "killed"
     if code not in (None, 0, _FAILED):
@@ -214,11 +215,11 @@ def _tried(copy: Copy, mutation: Mutation, limit_s: float) -> Result:
 
 
 def table(results: Sequence[Result]) -> str:
-    """How many faults of each package were noticed, and which were not."""
+    """A table of how many faults of each package were noticed, and the list of those that were not."""
     by_package: dict[str, list[Result]] = {}
     for result in results:
         by_package.setdefault(result.package, []).append(result)
-    rows = [(package, *_counts(found)) for package, found in sorted(by_package.items())]
+    rows = [(package, *_counts(package_results)) for package, package_results in sorted(by_package.items())]
     rows.append(("all", *_counts(results)))
     lines = [f"{package:<14}{n_noticed:>4} of {n:<4}{share:>6.0%}" for package, n_noticed, n, share in rows]
     for result in results:
@@ -234,7 +235,7 @@ def _counts(results: Sequence[Result]) -> tuple[int, int, float]:
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
-    """Exit code: 0 if enough of the faults were noticed, 1 if not, 2 if the list does not fit the code."""
+    """Return 0 if enough of the faults were noticed, 1 if not, 2 if the list does not fit the code."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
     parser.add_argument(
         "--only",

@@ -1,4 +1,4 @@
-"""The list of deliberate faults fits the code, and its runner says what became of each."""
+"""The list of deliberate faults fits the code, and its runner reports what happened with each."""
 
 import contextlib
 import json
@@ -18,14 +18,16 @@ PACKAGES = {
 
 
 def test_no_entry_is_stale() -> None:
-    """Whoever changes a line that has one writes it anew, or takes it out."""
+    """Whoever changes a line of an entry updates the entry, or removes it."""
     mutations = read()
-    assert {each.package for each in mutations} == PACKAGES
-    for each in mutations:
-        folder = "workers/actstore_workers/" if each.package == "workers" else f"actstore/{each.package}/"
-        assert each.path.startswith(folder), each.name
-        assert each.applied(ROOT) != (ROOT / each.path).read_text(encoding="utf-8"), each.name
-        each.check_tests(ROOT)
+    assert {mutation.package for mutation in mutations} == PACKAGES
+    for mutation in mutations:
+        folder = (
+            "workers/actstore_workers/" if mutation.package == "workers" else f"actstore/{mutation.package}/"
+        )
+        assert mutation.path.startswith(folder), mutation.name
+        assert mutation.applied(ROOT) != (ROOT / mutation.path).read_text(encoding="utf-8"), mutation.name
+        mutation.check_tests(ROOT)
 
 
 _TESTS = """
@@ -61,17 +63,17 @@ def fault(
 
 
 def test_what_became_of_each(repository: Path, tmp_path: Path) -> None:
-    """Faults that leave size and time of the file as they were are noticed, too; hanging is noticing."""
+    """Faults that leave size and time of the file unchanged are noticed, too; hanging counts as noticing."""
     faults = [fault("killed", "a < b"), fault("survives", "a >= b")]
     hanging = fault("hangs", "a > b or [0 for _ in iter(int, 1)]")
     with contextlib.closing(Copy(repository, tmp_path / "copy", ())) as copy:
         results = list(run(copy, faults))
         results += run(copy, [hanging], limit_s=0.5, is_known_to_pass=True)
-    assert [each.outcome for each in results] == ["killed", "survived", "timeout"]
+    assert [result.outcome for result in results] == ["killed", "survived", "timeout"]
     assert results[0].by == "test_sizes.py::test_larger"
-    told = table(results)
-    assert told.startswith("sizes            2 of 3      67%\nall              2 of 3      67%\n")
-    assert told.endswith("not noticed: sizes/survives (actstore/sizes.py): numbers are mixed up")
+    report = table(results)
+    assert report.startswith("sizes            2 of 3      67%\nall              2 of 3      67%\n")
+    assert report.endswith("not noticed: sizes/survives (actstore/sizes.py): numbers are mixed up")
     for tree in (repository, copy.folder):
         assert "a if a > b else b" in (tree / "actstore/sizes.py").read_text()
 
@@ -112,9 +114,13 @@ def test_tests_that_fail_anyway_show_nothing(repository: Path, tmp_path: Path) -
 
 def test_a_part_of_the_list() -> None:
     mutations = read()
-    assert {each.package for each in chosen(mutations, "store,cli")} == {"store", "cli"}
-    assert [each.name for each in chosen(mutations, "storage/file-not")] == ["storage/file-not-synced"]
-    assert [each.path for each in chosen(mutations, "durable.py")] == ["actstore/storage/durable.py"] * 4
+    assert {mutation.package for mutation in chosen(mutations, "store,cli")} == {"store", "cli"}
+    assert [mutation.name for mutation in chosen(mutations, "storage/file-not")] == [
+        "storage/file-not-synced"
+    ]
+    assert [mutation.path for mutation in chosen(mutations, "durable.py")] == [
+        "actstore/storage/durable.py"
+    ] * 4
     assert chosen(mutations, None) == mutations
     assert chosen(mutations, "no such fault") == []
 

@@ -1,4 +1,4 @@
-"""TransformerLens' Bridge as an oracle: what its hooks give, under the names of legacy TransformerLens."""
+"""TransformerLens' Bridge as an oracle: the values of its hooks, under the names of legacy TransformerLens."""
 
 import re
 import warnings
@@ -35,14 +35,14 @@ MISNAMED: Final[Mapping[str, Mapping[str, str]]] = {
     "qwen2_moe": _MIXTURE,
     "qwen3_moe": _MIXTURE,
 }
-"""By ``config.model_type``: hooks of a block whose value is not what the name says, and what it is.
+"""Hooks of a block, by ``config.model_type``, whose value is not what the name says, with what it is instead.
 
-``run`` gives them all the same. Layers of a mixture-of-experts model that have a plain MLP are not meant.
+``run`` returns them all the same. Layers of a mixture-of-experts model with a plain MLP are not meant.
 """
 
 
 def boot(folder: Path) -> "TransformerBridge":
-    """The model in a folder, which needs a tokenizer too: float32, eager, its weights as they are."""
+    """Load the model of a folder, which must have a tokenizer, too: float32, eager, with unchanged weights."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformer_lens.model_bridge import TransformerBridge
@@ -53,7 +53,7 @@ def boot(folder: Path) -> "TransformerBridge":
 def run(
     bridge: "TransformerBridge", tokens: torch.Tensor, attention_mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Logits, and the value of each hook that the Bridge has under a legacy name.
+    """Return the logits, and the value of each hook that the Bridge has under a legacy name.
 
     The logits of a router of experts have no legacy name; they are ``blocks.{i}.mlp.gate.hook_out``, (b, s, experts).
     """
@@ -70,11 +70,11 @@ def run(
 
 
 def _is_router(name: str, cache: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a hook is a router of experts; that of a gated MLP has the same name."""
+    """Whether a hook is a router of experts; the gate of a gated MLP has the same name."""
     match = _GATE.fullmatch(name)
     return match is not None and f"{match[1]}.hook_pre_linear" not in cache
 
 
 def _by_position(value: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """A value as (b, s, ...): norms before the MLP of OPT, and routers, give (b * s, ...)."""
+    """Reshape a value to (b, s, ...): norms before the MLP of OPT, and routers, give (b * s, ...)."""
     return value.reshape(*tokens.shape, -1) if value.ndim == 2 else value

@@ -1,4 +1,4 @@
-"""The families that are hooked, and settings of theirs under which hooks could go wrong."""
+"""The families with hooks, and settings of theirs under which hooks could go wrong."""
 
 from typing import Any, Final
 
@@ -43,4 +43,4 @@ VARIANTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "qwen2-window": ("qwen2", _QWEN_WINDOW),
     "qwen3-window": ("qwen3", _QWEN_WINDOW),
 }
-"""Name of a variant: (``config.model_type``, what its configuration has besides the defaults of the tests)."""
+"""Variants by name: (``config.model_type``, fields of the configuration besides the defaults of the tests)."""

@@ -1,5 +1,6 @@
-"""Attribution in the words of TransformerLens' users gives the true shares: those of its compatibility mode, of
-`logit_attrs`, and of a finite difference."""
+"""Attribution code of TransformerLens' users gives the true shares: those of its compatibility mode, of `logit_attrs`,
+and of a finite difference.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.parity.test_workflows import IOI, load, silent
 TinyModel = Callable[..., Path]
 
 TOLERANCE: Final = 5e-5
-"""Of the largest value."""
+"""Tolerance relative to the largest value."""
 LENGTH: Final = 8
 
 
@@ -28,22 +29,22 @@ def tokens_of(seed: int, *shape: int) -> Tensor:
 
 
 def shares(model: Any, cache: Any, stack: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
-    """As their notebook on indirect objects has it: of each part in the logit difference [part, row]."""
+    """Each part's share of the logit difference as in TransformerLens' notebook on indirect objects, [part, row]."""
     directions = model.tokens_to_residual_directions(right) - model.tokens_to_residual_directions(wrong)
     scaled = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=-1)
     return torch.einsum("prd,rd->pr", scaled, directions)
 
 
 def shares_by_columns(model: Any, cache: Any, stack: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
-    """The same with columns of the matrix."""
+    """The shares computed with columns of the matrix."""
     scaled = cache.apply_ln_to_stack(stack, layer=-1, pos_slice=-1)
     columns = model.W_U[:, right] - model.W_U[:, wrong]  # [d_model, row]
     return torch.stack([scaled[:, row] @ columns[:, row] for row in range(len(right))], dim=1)
 
 
-def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
-    assert found.shape == expected.shape, what
-    error = float((found - expected).abs().max() / expected.abs().max())
+def assert_near(actual: Tensor, expected: Tensor, what: str) -> None:
+    assert actual.shape == expected.shape, what
+    error = float((actual - expected).abs().max() / expected.abs().max())
     assert error < TOLERANCE, (what, error)
 
 
@@ -51,7 +52,7 @@ def assert_near(found: Tensor, expected: Tensor, what: str) -> None:
 def test_code_of_their_users_gives_the_shares_of_compatibility_mode(
     tiny_model: TinyModel, family: str
 ) -> None:
-    # Folding biases of values that heads share fails there, in the Bridge of 3.9.
+    # Folding value biases that several heads share fails in the Bridge of 3.9.
     folder = tiny_model(family, **({"num_key_value_heads": 4} if family == "phi" else {}))
     model = load(folder)
     tokens, (right, wrong) = tokens_of(3, 2, LENGTH), tokens_of(4, 2, 2)
@@ -64,7 +65,7 @@ def test_code_of_their_users_gives_the_shares_of_compatibility_mode(
         ("decompose_resid", {"layer": -1}, {}),
         ("accumulated_resid", {"layer": -1}, {}),
     ]
-    if model.architecture.ln1_post is None:  # else a norm is between the heads and the stream
+    if model.architecture.ln1_post is None:  # otherwise a norm is between the heads and the stream
         calls.append(("stack_head_results", {"layer": -1}, {"fold_value_biases": True}))
     for name, arguments, ours_only in calls:
         stack = getattr(cache, name)(**arguments, **ours_only, pos_slice=-1)
@@ -93,7 +94,7 @@ def test_directions_have_their_shapes(tiny_model: TinyModel) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_share_is_what_the_logit_changes_by(tiny_model: TinyModel, family: str) -> None:
-    """A tenth more of one part, at a scale that is held: the logits change by a tenth of its share."""
+    """A tenth more of one part, with the scale held, changes the logits by a tenth of the part's share."""
     model = load(tiny_model(family))
     tokens, step = tokens_of(3, 2, LENGTH), 1e-1
     logits, cache = model.run_with_cache(tokens)
@@ -119,7 +120,7 @@ def test_a_share_is_what_the_logit_changes_by(tiny_model: TinyModel, family: str
 
 
 def test_the_head_that_moves_the_name(smollm2: Path) -> None:
-    """The page on indirect objects, head 3 of layer 23."""
+    """Head 3 of layer 23, as in the page on indirect objects."""
     model = load(smollm2)
     tokens = model.to_tokens(IOI)
     right = torch.tensor([model.to_single_token(name) for name in (" John", " Mary")])
@@ -128,14 +129,14 @@ def test_the_head_that_moves_the_name(smollm2: Path) -> None:
     index = labels.index("L23H3")
     expected = cache.logit_attrs(heads, right, right.flip(0), pos_slice=-1)
     for way in (shares, shares_by_columns):
-        found = way(model, cache, heads, right, right.flip(0))
-        assert_near(found, expected, way.__name__)
-        assert float(found[index].mean()) == pytest.approx(2.44, abs=0.01)
+        actual = way(model, cache, heads, right, right.flip(0))
+        assert_near(actual, expected, way.__name__)
+        assert float(actual[index].mean()) == pytest.approx(2.44, abs=0.01)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2"])
 def test_value_biases_are_in_heads_unless_folded(tiny_model: TinyModel, family: str) -> None:
-    """Raw, as the weights are, a head adds z @ W_O; both ways all parts add up to the logit."""
+    """With raw weights, a head adds z @ W_O; either way, all parts add up to the logit."""
     model: HookedModel = load(tiny_model(family))
     tokens = tokens_of(3, 2, LENGTH)
     logits, cache = model.run_with_cache(tokens)

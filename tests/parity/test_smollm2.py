@@ -1,4 +1,4 @@
-"""A real pretrained model: its stream is bit-equal to plain hooks, its patterns are those of eager attention."""
+"""A real pretrained model: its stream is bit-equal to plain hooks, and its patterns are those of eager attention."""
 
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ def test_the_stream_of_every_layer_is_bit_equal(smollm2: Path, dtype: str) -> No
         with torch.no_grad():
             positions = None if given is None else (given.cumsum(-1) - 1).clamp(min=0)
             logits = plain(ids, attention_mask=given, position_ids=positions, use_cache=False).logits
-        found, cache = model.run_with_cache(
+        hooked_logits, cache = model.run_with_cache(
             ids, attention_mask=given, names_filter="blocks.*.hook_resid_post"
         )
         assert len(expected) == 30
         for layer, value in enumerate(expected):
             assert torch.equal(cache["resid_post", layer], value), layer
-        assert torch.equal(found, logits)
+        assert torch.equal(hooked_logits, logits)
 
 
 def test_patterns_of_every_head_are_those_of_eager_attention(smollm2: Path) -> None:

@@ -1,4 +1,4 @@
-"""The matrix: every hook that TransformerLens and actstore both have, for every family, with and without padding."""
+"""The matrix of all hooks that TransformerLens and actstore share, for every family, with and without padding."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,9 @@ from tests.parity import bridge
 from tests.parity.families import VARIANTS
 
 TOLERANCE = 5e-5
-"""Of the largest value of a tensor. TransformerLens computes attention eagerly; ours is the family's default kernel."""
+"""Tolerance relative to a tensor's largest value. TransformerLens computes attention eagerly; ours is the family's
+default kernel.
+"""
 
 LENGTH = 12
 MASKS: dict[str, list[list[int]] | None] = {
@@ -48,7 +50,7 @@ def test_every_common_hook_is_equal(tiny_model: Callable[..., Path], variant: st
         bridge.MISNAMED.get(family, ())
     )
     for name in only_ours & {f"blocks.{layer}.mlp.hook_expert_weights" for layer in range(3)}:
-        # The Bridge gives the logits of the router, and no probabilities.
+        # The Bridge returns the logits of the router, and no probabilities.
         router = expected[name.replace("hook_expert_weights", "gate.hook_out")].softmax(-1)
         assert _error(cache[name][real], router[real]) < TOLERANCE, name
         indices = cache[name.replace("weights", "indices")]
@@ -69,7 +71,7 @@ _NOT_IN_BRIDGE = {
 
 
 def _is_misnamed(model: HookedModel, name: str) -> bool:
-    """Where the Bridge calls something else by this name; the reasons are in `bridge.MISNAMED`."""
+    """Whether the Bridge uses this name for something else; the reasons are in `bridge.MISNAMED`."""
     leaf = name.split(".", 2)[-1]
     return leaf in bridge.MISNAMED.get(model.cfg.model_type, ()) and (
         leaf.startswith("attn.") or name not in model.names
@@ -77,7 +79,7 @@ def _is_misnamed(model: HookedModel, name: str) -> bool:
 
 
 def _comparable(name: str, ours: Tensor, theirs: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """The entries that mean something: not those at padding, and no scores of what is masked."""
+    """The entries that are comparable: without those at padding, and without scores that are masked."""
     theirs = theirs.expand_as(ours)
     if name.endswith(("hook_pattern", "hook_attn_scores")):
         ours, theirs = ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real]

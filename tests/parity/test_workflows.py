@@ -1,4 +1,4 @@
-"""What people do with hooked models gives what it gives in TransformerLens: attribution, induction scores, patching."""
+"""Common uses of hooked models give the results of TransformerLens: attribution, induction scores, patching."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.xdist_group("workflows")  # models are loaded once, in 
 TinyModel = Callable[..., Path]
 
 TOLERANCE: Final = 5e-5
-"""Of the largest value. TransformerLens computes attention eagerly; ours is the family's default kernel."""
+"""Tolerance relative to the largest value. TransformerLens computes attention eagerly; ours is the family's default
+kernel.
+"""
 
 IOI: Final = (
     "When John and Mary went to the store, Mary gave a bottle to",
@@ -43,9 +45,9 @@ def silent() -> Iterator[None]:
 
 
 def boot_folded(folder: Path) -> Any:
-    """A Bridge with the gain of each norm folded into the weights after it: its own way to direct attribution.
+    """A Bridge whose norms' gains are folded into the weights after them, its own way to direct attribution.
 
-    Biases of values stay in z, where the model has them.
+    Value biases stay in z, where the model has them.
     """
     booted = bridge.boot(folder)
     with silent():
@@ -63,9 +65,9 @@ def theirs(smollm2: Path) -> Any:
     return bridge.boot(smollm2)
 
 
-def assert_close(found: Tensor, wanted: Tensor) -> None:
-    assert found.shape == wanted.shape
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < TOLERANCE
+def assert_close(actual: Tensor, wanted: Tensor) -> None:
+    assert actual.shape == wanted.shape
+    assert float((actual - wanted).abs().max() / wanted.abs().max()) < TOLERANCE
 
 
 # Direct logit attribution
@@ -74,7 +76,9 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
 def attributions(
     model: HookedModel, tokens: Tensor, right: Tensor, wrong: Tensor
 ) -> tuple[Tensor, list[str]]:
-    """Of each head at the last position [head of the model, row]; checked to add up to the logit difference."""
+    """The attribution of each head at the last position, [head of the model, row]; it must add up to the logit
+    difference.
+    """
     logits, cache = model.run_with_cache(tokens)
     rows = torch.arange(len(tokens))
     difference = logits[rows, -1, right] - logits[rows, -1, wrong]
@@ -82,9 +86,9 @@ def attributions(
     parts = cache.decompose_resid(pos_slice=-1)
     assert_close(cache.logit_attrs(parts, right, wrong, pos_slice=-1).sum(0) + bias, difference)
     heads, labels = cache.stack_head_results(pos_slice=-1, return_labels=True, incl_remainder=True)
-    found = cache.logit_attrs(heads, right, wrong, pos_slice=-1)
-    assert_close(found.sum(0) + bias, difference)
-    return found[:-1], labels[:-1]
+    shares = cache.logit_attrs(heads, right, wrong, pos_slice=-1)
+    assert_close(shares.sum(0) + bias, difference)
+    return shares[:-1], labels[:-1]
 
 
 def their_attributions(
@@ -102,9 +106,9 @@ def test_attributions_of_heads(tiny_model: TinyModel, family: str) -> None:
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(2, 300, (3, 12), generator=generator)
     right, wrong = torch.randint(2, 300, (2, 3), generator=generator)
-    found, labels = attributions(load(folder), tokens, right, wrong)
+    shares, labels = attributions(load(folder), tokens, right, wrong)
     wanted, their_labels = their_attributions(boot_folded(folder), tokens, right, wrong)
-    assert_close(found, wanted)
+    assert_close(shares, wanted)
     assert labels == list(their_labels)
 
 
@@ -112,18 +116,18 @@ def test_who_is_the_indirect_object(ours: HookedModel, smollm2: Path) -> None:
     tokens = ours.to_tokens(IOI)
     right = torch.tensor([ours.to_single_token(name) for name in (" John", " Mary")])
     assert ours(tokens)[:, -1].argmax(-1).tolist() == right.tolist()
-    found, labels = attributions(ours, tokens, right, right.flip(0))
+    shares, labels = attributions(ours, tokens, right, right.flip(0))
     wanted, their_labels = their_attributions(boot_folded(smollm2), tokens, right, right.flip(0))
-    assert_close(found, wanted)
+    assert_close(shares, wanted)
     assert labels == list(their_labels)
-    assert_close(found, plain_attributions(ours.hf, tokens, right, right.flip(0)))
-    mean = found.mean(1)
+    assert_close(shares, plain_attributions(ours.hf, tokens, right, right.flip(0)))
+    mean = shares.mean(1)
     assert [labels[index] for index in mean.topk(3).indices] == ["L23H3", "L29H1", "L23H0"]
     assert labels[int(mean.argmin())] == "L29H0"
 
 
 def plain_attributions(model: Any, tokens: Tensor, right: Tensor, wrong: Tensor) -> Tensor:
-    """The formula for a Llama, with hooks of torch alone."""
+    """The formula for a Llama, with plain torch hooks."""
     z: list[Tensor] = []
     streams: list[Tensor] = []
     handles = [
@@ -159,7 +163,7 @@ def repeated(n_ids: int, bos: int, length: int, n_rows: int) -> Tensor:
 
 
 def induction_scores(patterns: Tensor, length: int) -> Tensor:
-    """[layer, head], of patterns [layer, row, head, position, source]."""
+    """Induction scores [layer, head] from patterns [layer, row, head, position, source]."""
     return patterns.diagonal(offset=1 - length, dim1=-2, dim2=-1)[..., -length:].mean(dim=(1, -1))
 
 
@@ -175,24 +179,24 @@ def scores_of_both(model: HookedModel, booted: Any, length: int, n_rows: int) ->
 
 
 def test_induction_heads_of_the_bundled_model() -> None:
-    found, wanted = scores_of_both(load(MODEL_PATH), bridge.boot(MODEL_PATH), 50, 4)
-    assert_close(found, wanted)
-    assert found[1].min() > 0.6
-    assert found[[0, 2, 3]].max() < 0.05
+    scores, wanted = scores_of_both(load(MODEL_PATH), bridge.boot(MODEL_PATH), 50, 4)
+    assert_close(scores, wanted)
+    assert scores[1].min() > 0.6
+    assert scores[[0, 2, 3]].max() < 0.05
 
 
 def test_induction_heads(ours: HookedModel, theirs: Any) -> None:
-    found, wanted = scores_of_both(ours, theirs, 30, 2)
-    assert_close(found, wanted)
-    assert found.flatten().topk(5).indices.tolist() == wanted.flatten().topk(5).indices.tolist()
-    assert found.max() > 0.8
+    scores, wanted = scores_of_both(ours, theirs, 30, 2)
+    assert_close(scores, wanted)
+    assert scores.flatten().topk(5).indices.tolist() == wanted.flatten().topk(5).indices.tolist()
+    assert scores.max() > 0.8
 
 
 # Activation patching
 
 
 def patched(model: HookedModel, leaf: str, layer: int, clean: Tensor, corrupted: Tensor) -> Tensor:
-    """Last logits [position, d_vocab] with one position patched, all positions in one forward."""
+    """The last logits [position, d_vocab] with one position patched each, all positions in one forward."""
     _, cache = model.run_with_cache(clean, names_filter=(leaf, layer), return_type=None)
     places = torch.arange(corrupted.shape[1])
 
@@ -207,7 +211,7 @@ def patched(model: HookedModel, leaf: str, layer: int, clean: Tensor, corrupted:
 @pytest.mark.parametrize("leaf", ["resid_pre", "resid_mid", "attn_out", "mlp_out"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_whole_grid(tiny_model: TinyModel, family: str, leaf: str) -> None:
-    """Against TransformerLens' own patching, which runs one forward for each cell."""
+    """The grid is compared with TransformerLens' own patching, which runs one forward per cell."""
     folder = tiny_model(family)
     clean, corrupted = torch.randint(2, 300, (2, 1, 8), generator=torch.Generator().manual_seed(5))
     booted: Any = bridge.boot(folder)
@@ -248,11 +252,12 @@ def test_cells_of_a_real_model(ours: HookedModel, theirs: Any) -> None:
         last: Tensor = logits[0, -1]
         return last[paris] - last[rome]
 
-    found = torch.stack([patched(ours, "resid_pre", layer, clean, corrupted) for layer in LAYERS])
-    difference = found[:, POSITIONS, paris] - found[:, POSITIONS, rome]
+    patched_logits = torch.stack([patched(ours, "resid_pre", layer, clean, corrupted) for layer in LAYERS])
+    difference = patched_logits[:, POSITIONS, paris] - patched_logits[:, POSITIONS, rome]
     wanted = torch.stack([torch.stack([cell(layer, position) for position in POSITIONS]) for layer in LAYERS])
     assert_close(difference, wanted)
-    # The corrupted run says Rome. At "iffel" before layer 24, and at the end after it, the clean stream says Paris.
+    # The corrupted run predicts Rome. At "iffel" before layer 24, and at the end after it, the clean stream gives
+    # Paris.
     assert (difference[:, 0] < -4).all()
     assert (difference[:3, 2] > 0).all()
     assert (difference[3:, -1] > 0).all()
@@ -265,15 +270,15 @@ def test_attribution_is_the_gradient_of_the_plain_model(tiny_model: TinyModel) -
     name = "blocks.*.hook_resid_pre"
     _, cache = model.run_with_cache(clean, names_filter=name)
     logits, at = model.run_with_cache(corrupted, names_filter=name, grad=True)
-    found = torch.autograd.grad(logits[0, -1, 7], list(at.values()))
+    gradients = torch.autograd.grad(logits[0, -1, 7], list(at.values()))
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     streams: list[Tensor] = []
     for layer in plain.model.layers:
         layer.register_forward_pre_hook(lambda _module, args: streams.append(args[0]))
     wanted = torch.autograd.grad(plain(corrupted, use_cache=False).logits[0, -1, 7], streams)
-    for ours, gradient in zip(found, wanted, strict=True):
+    for ours, gradient in zip(gradients, wanted, strict=True):
         assert_close(ours, gradient)
-    # To first order, patching does what attribution says.
+    # To first order, patching gives what attribution says.
     step = (cache["resid_pre", 2] - at["resid_pre", 2].detach()) * 1e-3
 
     def move(value: Tensor, *, hook: HookPoint) -> Tensor:
@@ -282,10 +287,10 @@ def test_attribution_is_the_gradient_of_the_plain_model(tiny_model: TinyModel) -
 
     moved = model.run_with_hooks(corrupted, fwd_hooks=[(("resid_pre", 2), move)])
     change = float(moved[0, -1, 7] - logits[0, -1, 7].detach())
-    assert change == pytest.approx(float((step * found[2]).sum()), rel=0.02, abs=1e-6)
+    assert change == pytest.approx(float((step * gradients[2]).sum()), rel=0.02, abs=1e-6)
 
 
-# Nothing stays behind
+# Hooks are removed again
 
 
 @pytest.mark.parametrize("leaf", ["hook_resid_pre", "attn.hook_z", "attn.hook_pattern", "mlp.hook_post"])

@@ -1,4 +1,4 @@
-"""Every example runs through the JSON Schema and through the Python parser, and both say the same."""
+"""The JSON Schema and the Python parser accept and refuse the same examples."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ STRICTER_IN_PYTHON = {
     "manifest-run-twice.json": "a schema cannot compare names within a list",
     "plan-format-a-float.json": "to JSON Schema 1.0 is an integer; the version decides how all else is read",
 }
-"""Known defects of the parser: a file leaves this list when its defect is mended."""
+"""Known defects of the parser: a file leaves this list when its defect is fixed."""
 
 MESSAGES = {
     "job-a-list.yaml": "must hold a mapping of fields, such as 'model: gpt2', not list",
@@ -132,7 +132,7 @@ MESSAGES = {
     "commit-shards-a-list.json": "is damaged: shards: ",
     "commit-time.json": "is damaged: environment.time: ",
 }
-"""What the parser says of each invalid example: where, and what is wrong."""
+"""What the parser reports for each invalid example: the place and the problem."""
 
 
 def _ids(path: Path) -> str:

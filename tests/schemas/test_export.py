@@ -1,4 +1,4 @@
-"""The schemas in the repository are those of the models, and say themselves where they hold."""
+"""The schemas in the repository are those of the models, and are complete."""
 
 import json
 import runpy
@@ -22,7 +22,7 @@ def _export() -> dict[str, str]:
 
 
 def _records(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The schema and its parts; but not any JSON at all, which a model's configuration is made of."""
+    """The schema and its parts, except the arbitrary JSON of a model's configuration."""
     parts: dict[str, dict[str, Any]] = schema.get("$defs", {})
     return [schema, *(part for name, part in parts.items() if name != "JsonValue")]
 
@@ -50,7 +50,8 @@ def test_schema_is_valid_and_closed(kind: str) -> None:
 def test_every_field_of_a_store_document_is_required(kind: str) -> None:
     schema: dict[str, Any] = json.loads((FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8"))
     for record in _records(schema):
-        # What earlier versions did not have is left out: norms of plans and commit records, references of golden rows.
+        # Fields that earlier versions lacked may be left out: norms of plans and commit records, references of golden
+        # rows.
         fields = set(record["properties"])
         can_lack = {"norms"} if {"segment", "segment_size"} & fields else set()
         if "errors" in fields:
@@ -60,12 +61,12 @@ def test_every_field_of_a_store_document_is_required(kind: str) -> None:
 
 @pytest.fixture(scope="module")
 def openapi() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = json.loads((FOLDER / "openapi.json").read_text(encoding="utf-8"))
+    return document
 
 
 def _operations(openapi: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By method and path."""
+    """Operations by method and path."""
     return {
         f"{method.upper()} {path}": operation
         for path, methods in openapi["paths"].items()
@@ -103,4 +104,4 @@ def test_every_reply_has_a_type(openapi: dict[str, Any]) -> None:
                 schema = {"$ref": "#/components/schemas/ProblemDocument"}
                 assert reply["content"] == {PROBLEM: {"schema": schema}}, (label, status)
             elif status != "304":
-                assert all(each["schema"] for each in reply["content"].values()), (label, status)
+                assert all(media_type["schema"] for media_type in reply["content"].values()), (label, status)

@@ -1,4 +1,4 @@
-"""``schemas/format.md`` is true: its example is a real store, read here by the page's arithmetic alone."""
+"""``schemas/format.md`` is true: its example is a real store, read here by the arithmetic of the page alone."""
 
 import base64
 import hashlib
@@ -29,10 +29,10 @@ N_DOCUMENT_TOKENS = 45
 
 
 def _block(name: str) -> dict[str, Any]:
-    """A fenced block ``json <name>`` of the page."""
-    found = re.search(rf"^```json {name}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-    assert found is not None, name
-    block: dict[str, Any] = json.loads(found[1])
+    """The content of a fenced block ``json <name>`` of the page."""
+    match = re.search(rf"^```json {name}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+    assert match is not None, name
+    block: dict[str, Any] = json.loads(match[1])
     return block
 
 
@@ -42,7 +42,7 @@ def _document(number: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Example:
-    """The store of the example: 30 sequences, the last of 3 segments has 6."""
+    """The store of the example: 30 sequences, 6 of them in the last of 3 segments."""
 
     root: Path
     fields: dict[str, Any]
@@ -55,7 +55,7 @@ class _Example:
 
 
 class _Reader:
-    """Sections 5 to 7 of the page; it uses nothing of actstore."""
+    """A reader according to sections 5 to 7 of the page; it uses nothing of actstore."""
 
     def __init__(self, root: Path, path: str, metadata: dict[str, Any]) -> None:
         self.root = root
@@ -127,49 +127,49 @@ def test_array_metadata(example: _Example) -> None:
 
 
 def test_example_activation(example: _Example) -> None:
-    said = _block("example-activation")
-    array = example.array(f"acts/{said['hook']}")
-    key, offset, length = array.place(said["sequence"])
+    shown = _block("example-activation")
+    array = example.array(f"acts/{shown['hook']}")
+    key, offset, length = array.place(shown["sequence"])
     position_length = length // LENGTH
-    assert said == {
-        "hook": said["hook"],
-        "sequence": said["sequence"],
-        "position": said["position"],
-        "segment": said["sequence"] // example.json("_actstore/runs/0000/plan.json")["segment_size"],
+    assert shown == {
+        "hook": shown["hook"],
+        "sequence": shown["sequence"],
+        "position": shown["position"],
+        "segment": shown["sequence"] // example.json("_actstore/runs/0000/plan.json")["segment_size"],
         "key": key,
         "row_nbytes": array.row_nbytes,
         "sequence_offset": offset,
         "sequence_length": length,
-        "position_offset": offset + said["position"] * position_length,
+        "position_offset": offset + shown["position"] * position_length,
         "position_length": position_length,
     }
-    stored = actstore.open(str(example.root))[said["hook"]].numpy((said["sequence"], said["position"]))
-    assert array.bytes_at(key, said["position_offset"], position_length) == stored.tobytes()
+    stored = actstore.open(str(example.root))[shown["hook"]].numpy((shown["sequence"], shown["position"]))
+    assert array.bytes_at(key, shown["position_offset"], position_length) == stored.tobytes()
 
 
 def test_example_last_shard(example: _Example) -> None:
-    said = _block("example-last-shard")
+    shown = _block("example-last-shard")
     array = example.array(f"acts/{HOOKS[1]}")
     last = array.shards[-1]
-    data = (example.root / said["key"]).read_bytes()
-    assert said["key"] == array.key(last)
-    assert said["rows"] == array.n_rows(last)
-    assert said["chunks_present"] * array.chunk_rows == said["rows"] + said["padding_rows"]
-    assert said["data_nbytes"] == array.data_nbytes(last)
-    assert said["index_nbytes"] == array.index_nbytes
-    assert said["object_nbytes"] == len(data) == said["data_nbytes"] + said["index_nbytes"]
-    assert bytes.fromhex("".join(said["index_hex"])) == data[said["data_nbytes"] :] == array.index(last)
-    padding = data[said["rows"] * array.row_nbytes : said["data_nbytes"]]
-    assert padding == bytes(said["padding_rows"] * array.row_nbytes)
+    data = (example.root / shown["key"]).read_bytes()
+    assert shown["key"] == array.key(last)
+    assert shown["rows"] == array.n_rows(last)
+    assert shown["chunks_present"] * array.chunk_rows == shown["rows"] + shown["padding_rows"]
+    assert shown["data_nbytes"] == array.data_nbytes(last)
+    assert shown["index_nbytes"] == array.index_nbytes
+    assert shown["object_nbytes"] == len(data) == shown["data_nbytes"] + shown["index_nbytes"]
+    assert bytes.fromhex("".join(shown["index_hex"])) == data[shown["data_nbytes"] :] == array.index(last)
+    padding = data[shown["rows"] * array.row_nbytes : shown["data_nbytes"]]
+    assert padding == bytes(shown["padding_rows"] * array.row_nbytes)
 
 
 def test_example_tokens(example: _Example) -> None:
-    said = _block("example-tokens")
+    shown = _block("example-tokens")
     array = example.array("tokens")
-    key, offset, length = array.place(said["sequence"])
+    key, offset, length = array.place(shown["sequence"])
     size = (example.root / key).stat().st_size
-    assert said == {
-        "sequence": said["sequence"],
+    assert shown == {
+        "sequence": shown["sequence"],
         "key": key,
         "offset": offset,
         "length": length,
@@ -199,10 +199,10 @@ def test_every_key_is_on_the_page(example: _Example) -> None:
     shards = {array.key(i) for array in map(example.array, arrays) for i in array.shards}
     run = "_actstore/runs/0000"
     commits = {f"{run}/commits/{segment:08d}.json" for segment in range(3)}
-    found = {path.relative_to(example.root).as_posix() for path in example.root.rglob("*") if path.is_file()}
+    keys = {path.relative_to(example.root).as_posix() for path in example.root.rglob("*") if path.is_file()}
     files = ("plan.json", "tokens.json", "shards.parquet", "statistics.json")
     documents = {"_actstore/manifest.json", *(f"{run}/{name}" for name in files)}
-    assert found == groups | metadata | shards | commits | documents
+    assert keys == groups | metadata | shards | commits | documents
 
 
 def test_documents_are_spelled_as_the_page_says(example: _Example) -> None:
@@ -266,18 +266,18 @@ def test_statistics_are_what_the_page_says(example: _Example) -> None:
     for segment in range(3):
         record = example.json(f"_actstore/runs/0000/commits/{segment:08d}.json")
         for hook in HOOKS:
-            said = record["statistics"][hook]
+            statistics = record["statistics"][hook]
             values = store[hook][12 * segment : min(30, 12 * segment + 12)].double().numpy().reshape(-1, 64)
             norms = np.linalg.norm(values, axis=1)
-            assert said["count"] == record["n_tokens"] == len(values)
-            total = np.frombuffer(base64.b64decode(said["sum"]), "<f8")
+            assert statistics["count"] == record["n_tokens"] == len(values)
+            total = np.frombuffer(base64.b64decode(statistics["sum"]), "<f8")
             np.testing.assert_allclose(total, values.sum(axis=0), atol=1e-9)
-            assert said["sum_of_norms"] == pytest.approx(norms.sum())
-            assert said["sum_of_squared_norms"] == pytest.approx((norms**2).sum())
-            assert (said["max_abs"], said["n_not_finite"]) == (np.abs(values).max(), 0)
+            assert statistics["sum_of_norms"] == pytest.approx(norms.sum())
+            assert statistics["sum_of_squared_norms"] == pytest.approx((norms**2).sum())
+            assert (statistics["max_abs"], statistics["n_not_finite"]) == (np.abs(values).max(), 0)
             g = 1.01 / 0.99
             buckets = np.unique(np.ceil(np.log(norms) / np.log(g)).astype(int), return_counts=True)
-            assert said["norms"]["buckets"] == [
+            assert statistics["norms"]["buckets"] == [
                 list(pair) for pair in zip(*(x.tolist() for x in buckets), strict=True)
             ]
 
@@ -290,11 +290,11 @@ def test_norms_are_what_the_page_says(example: _Example) -> None:
     assert (metadata["shape"], metadata["data_type"]) == ([30, 2, LENGTH], "float32")
     array = example.array("norms/0000")
     for row in range(30):
-        found = np.frombuffer(array.bytes_at(*array.place(row)), "<f4").reshape(2, LENGTH)
+        norms = np.frombuffer(array.bytes_at(*array.place(row)), "<f4").reshape(2, LENGTH)
         for number, hook in enumerate(HOOKS):
             exact = np.linalg.norm(store[hook][row].double().numpy(), axis=1)
-            np.testing.assert_array_max_ulp(found[number], exact.astype(np.float32), maxulp=1)
-            np.testing.assert_array_equal(store[hook].norms[row], found[number])
+            np.testing.assert_array_max_ulp(norms[number], exact.astype(np.float32), maxulp=1)
+            np.testing.assert_array_equal(store[hook].norms[row], norms[number])
 
 
 def test_provenance(example: _Example) -> None:
@@ -333,7 +333,7 @@ def test_stores_of_one_plan_are_equal_byte_for_byte_also_after_an_interruption(
 ) -> None:
     root = tmp_path / "store"
     actstore.extract(actstore.plan(out=str(root), **example.fields))
-    # As if killed between the shards and the commit of one segment, and before the shards of another.
+    # As if the run was killed between the shards and the commit of one segment, and before the shards of another.
     (root / "_actstore/manifest.json").unlink()
     (root / "_actstore/runs/0000/commits/00000000.json").unlink()
     (root / "_actstore/runs/0000/commits/00000002.json").unlink()
