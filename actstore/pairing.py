@@ -38,7 +38,7 @@ def paired(
     """
     if len(stores_and_hooks) < 2:
         raise LoaderError(
-            f"a pair is of two stores or more, and {len(stores_and_hooks)} were given; name them all"
+            f"a pair needs two stores or more, and {len(stores_and_hooks)} were given; name all of them"
         )
     if options.get("max_norm") is not None:
         raise LoaderError(

@@ -20,7 +20,7 @@ def byte_size(minimum: int = 1) -> Callable[[str | int], int]:
             nbytes = int(TypeAdapter(ByteSize).validate_python(value))
         except (ValidationError, OverflowError) as error:
             raise click.BadParameter(
-                f"{value!r} is no number of bytes; write one such as 1073741824, 1GiB or 1GB"
+                f"{value!r} is not a number of bytes; write one such as 1073741824, 1GiB or 1GB"
             ) from error
         if nbytes < minimum:
             raise click.BadParameter(f"{value!r} is too little; the least is {minimum} bytes")

@@ -94,10 +94,12 @@ def run(args: list[str]) -> int:
         error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; what is committed stays, the same command goes on from there", err=True)
+        click.echo(
+            "interrupted; what is committed stays, and the same command continues from there", err=True
+        )
         return 130
     except _Terminated:
-        click.echo("terminated; what is committed stays, the same command goes on from there", err=True)
+        click.echo("terminated; what is committed stays, and the same command continues from there", err=True)
         return RESUMABLE
     except ActstoreError as error:
         if debug:

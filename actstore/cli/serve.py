@@ -239,4 +239,4 @@ def _say(urls: list[str], names: list[str], as_json: bool) -> None:
         click.echo(f"  {url}/v1/stores/{name}")
     if len(names) > 20:
         click.echo(f"  and {len(names) - 20} more: GET {url}/v1/stores")
-    click.echo(f"what can be asked for: {url}/docs; end with Ctrl-C")
+    click.echo(f"API: {url}/docs; stop with Ctrl-C")

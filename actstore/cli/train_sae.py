@@ -127,7 +127,7 @@ def train_sae_command(
     where = output / "checkpoints"
     if resume is None and where.is_dir() and any(where.iterdir()):
         raise LoaderError(
-            f"{where} holds checkpoints of another training; go on from the newest with --resume {output}, or name "
+            f"{where} holds checkpoints of another training; continue from the newest with --resume {output}, or name "
             "another folder"
         )
     check_device(device)
@@ -182,7 +182,7 @@ def train_sae_command(
     except BaseException as error:
         # The same command would start from the beginning.
         newest = _newest(output)
-        kept = "there is no checkpoint yet" if newest == output else f"go on with --resume {newest}"
+        kept = "there is no checkpoint yet" if newest == output else f"continue with --resume {newest}"
         click.echo(f"\nstopped; {kept}", err=True)  # below the bar
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else RESUMABLE) from error
     n_rows = -(-samples // batch_size) * batch_size

@@ -100,7 +100,7 @@ def _text(result: "Verification") -> str:
     lost = [finding for finding in result.damage if not finding.is_repairable]
     repaired = [f"{result.n_rewritten} objects written again"] if result.n_rewritten else []
     if result.n_removed:
-        repaired.append(f"{result.n_removed} objects removed; run the extraction again to make them anew")
+        repaired.append(f"{result.n_removed} objects removed; run the extraction again to make them again")
     if repaired:
         rows["repaired"] = "\n".join(repaired)
     if lost:

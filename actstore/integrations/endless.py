@@ -21,7 +21,7 @@ def endless(store: Store, options: LoaderArguments) -> LoaderArguments:
     for name in ("epochs", "drop_last", "provenance"):
         if name in options:
             raise LoaderError(
-                f"{name} is not for choice here: batches are tensors of one size, without end; leave it out"
+                f"{name} cannot be set here: batches are tensors of one size, without end; leave it out"
             )
     completed: LoaderArguments = {"dtype": torch.float32, **options, "epochs": None, "drop_last": True}
     if any(run.plan.request.tokens.packing == "document" for run in store.runs):

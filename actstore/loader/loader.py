@@ -47,7 +47,7 @@ class Loader(Closing):
         """
         Args:
             store: the store that the rows are in.
-            options: which rows, and in which order.
+            options: the options, which decide which rows there are, and in which order.
             rows: the rows that are not dropped; None finds them, which can take long.
             make: opens the source of batches; None reads them from the store. It is
                 pickled with the loader.
@@ -59,7 +59,7 @@ class Loader(Closing):
         self._make_source = make
         self._make: BatchSource = BatchMaker(store, options, rows) if make is None else make(options, rows)
         runs = [run for run in store.runs if any(run.hook(hook) is not None for hook in options.hooks)]
-        self._of: dict[str, Any] = {"hooks": list(options.hooks), "contents": contents_of(runs)}
+        self._identity: dict[str, Any] = {"hooks": list(options.hooks), "contents": contents_of(runs)}
         """The hooks and contents that the values are of, as part of the state."""
         self._epoch = self._k = 0
         self._ahead: Prefetch[_Made] | None = None
@@ -189,7 +189,7 @@ class Loader(Closing):
             "epoch": self._epoch,
             "batch": self._k,
             "order": self._make.identity(),
-            "loaders": [self._of],
+            "loaders": [self._identity],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,18 +197,20 @@ class Loader(Closing):
         batch.
 
         Raises:
-            LoaderError: this is no state of a loader, or it is one of another order, other rows, other hooks or another
+            LoaderError: this is not the state of a loader, or it has another order, other rows, other hooks or another
                 store.
         """
         try:
             version, epoch, k = (operator.index(state[name]) for name in ("version", "epoch", "batch"))
             order = dict(state["order"])
         except (KeyError, TypeError, ValueError) as error:
-            raise LoaderError(f"{state!r} is no state of a loader; give what state_dict() gave") from error
+            raise LoaderError(
+                f"{state!r} is not the state of a loader; give the result of state_dict()"
+            ) from error
         if version != _STATE_VERSION:
             raise LoaderError(
-                f"the state has version {version}, and this release of actstore knows {_STATE_VERSION}; go on with the "
-                "release that made it, or begin anew"
+                f"the state has version {version}, and this release of actstore knows {_STATE_VERSION}; continue with "
+                "the release that made it, or start over"
             )
         ours = self._make.identity()
         if (
@@ -217,13 +219,13 @@ class Loader(Closing):
         ):
             raise LoaderError(
                 f"the state is of a loader that drops other rows: {order.get('n_rows')} of them were left, and "
-                f"{ours['n_rows']} are here; give drop, seqpos, max_norm and mask as they were, or begin anew"
+                f"{ours['n_rows']} are here; give drop, seqpos, max_norm and mask as they were, or start over"
             )
         for name, value in ours.items():
             if order.get(name) != value:
                 raise LoaderError(
                     f"the state is of a loader with {name} {order.get(name)!r}, and this one has {value!r}; make the "
-                    "loader as it was, or begin anew"
+                    "loader as it was, or start over"
                 )
         self._check_values(state.get("loaders"))
         self.seek(epoch, k)
@@ -242,18 +244,20 @@ class Loader(Closing):
         try:
             known = [(sorted(loader["hooks"]), list(loader["contents"])) for loader in loaders]
         except (KeyError, TypeError) as error:
-            raise LoaderError(f"{loaders!r} is no part of a state; give what state_dict() gave") from error
+            raise LoaderError(
+                f"{loaders!r} is not part of a state; give the result of state_dict()"
+            ) from error
         ours = [contents for hooks, contents in known if hooks == sorted(self.options.hooks)]
         if not ours:
             theirs = " or ".join(", ".join(hooks) for hooks, _ in known)
             raise LoaderError(
                 f"the state is of a loader of {theirs}, and this one is of {', '.join(self.options.hooks)}; make the "
-                "loader as it was, or begin anew"
+                "loader as it was, or start over"
             )
-        if not any(is_same_contents(contents, self._of["contents"]) for contents in ours):
+        if not any(is_same_contents(contents, self._identity["contents"]) for contents in ours):
             raise LoaderError(
                 f"the state is of a loader of another store than {self.store.url}, with another plan or other values; "
-                "open the store that it is of, or begin anew"
+                "open the store that it is of, or start over"
             )
 
     def metrics(self) -> Metrics:

@@ -7,7 +7,7 @@ from actstore.loader.batches.batch import Batch, Values, tensors_of
 
 @dataclass(frozen=True)
 class Metrics:
-    """What was counted since the loader was made."""
+    """Counts and times since the loader was made."""
 
     n_batches: int
     """Batches that were given out."""

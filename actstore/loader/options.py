@@ -72,7 +72,7 @@ class LoaderOptions:
                 raise LoaderError(f"{name} is {value!r}; it must be an integer") from error
         shuffles = (*get_args(Shuffle), None)
         for is_wrong, message in (
-            (not self.hooks, "no hook was asked for; name one or more"),
+            (not self.hooks, "no hook is named; name one or more"),
             (self.batch_size < 1, f"batch_size is {self.batch_size}; it must be 1 or more"),
             (not 0 <= self.seed < _MAX_SEED, f"seed is {self.seed}; it must be from 0 to 2**64 - 1"),
             (

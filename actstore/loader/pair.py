@@ -81,14 +81,14 @@ class PairedLoader(Closing):
         """Like `Loader.load_state_dict`.
 
         Raises:
-            LoaderError: this is no state of a loader, or it is one of another order.
+            LoaderError: this is not the state of a loader, or it is one of another order.
         """
         for loader in self._loaders:
             loader.load_state_dict(state)
         self._place = self._loaders[0].place
 
     def metrics(self) -> tuple[Metrics, ...]:
-        """What was counted so far, for each store."""
+        """The metrics so far, one for each store."""
         return tuple(loader.metrics() for loader in self._loaders)
 
     def close(self) -> None:

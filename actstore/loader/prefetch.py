@@ -90,7 +90,7 @@ class _Shared(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self.is_closed or self.items or self._last is not None)
             if self.is_closed:
-                raise LoaderError("the loader was closed, or begins elsewhere; ask for the batch again")
+                raise LoaderError("the loader was closed, or moved to another batch; request the batch again")
             if self._last is not None and not self.items:
                 return self._last
             item = self.items.popleft()

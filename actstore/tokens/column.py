@@ -12,7 +12,7 @@ from actstore.errors import TokensError
 from actstore.tokens.batch import MAX_DOCUMENT_NBYTES, TokenIds
 
 Kind = Literal["text", "tokens"]
-"""What documents are: strings, or token ids."""
+"""The kind of documents: strings, or token ids."""
 
 # In order of preference: text that is tokenised already is used as it is.
 _DEFAULTS: tuple[tuple[str, Kind], ...] = (("input_ids", "tokens"), ("tokens", "tokens"), ("text", "text"))
@@ -77,7 +77,7 @@ def chunk_texts(chunk: "pa.Array[Any]", name: str) -> Iterator[str]:
         values = chunk.to_pylist()
     except UnicodeDecodeError as error:
         raise TokensError(
-            f"{name} holds a string that is not UTF-8; write the column anew as UTF-8"
+            f"{name} holds a string that is not UTF-8; write the column again as UTF-8"
         ) from error
     longest = max((len(value) for value in values if value is not None), default=0)
     if longest > MAX_DOCUMENT_NBYTES:

@@ -98,7 +98,7 @@ def _filesystem(spec: str) -> tuple[Any, str]:
     except ImportError as error:
         raise MissingExtraError(f"reading {spec} needs a package that is missing: {reason(error)}") from error
     except ValueError as error:
-        raise TokensError(f"{spec} is no path or URL that fsspec knows: {reason(error)}") from error
+        raise TokensError(f"{spec} is not a path or URL that fsspec knows: {reason(error)}") from error
     return filesystem, str(root)
 
 

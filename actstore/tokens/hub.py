@@ -36,7 +36,7 @@ class HubName:
         name, *parts = spec.removeprefix(PREFIX).split(":")
         if not name or "//" in name or len(parts) > 2:
             raise TokensError(
-                f"{spec} is no dataset name; give hf:org/name, hf:org/name:config or hf:org/name:config:split"
+                f"{spec} is not a dataset name; give hf:org/name, hf:org/name:config or hf:org/name:config:split"
             )
         if len(parts) == 1 and parts[0] in _SPLITS:
             parts.insert(0, "")

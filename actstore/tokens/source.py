@@ -54,7 +54,7 @@ def open_source(spec: str, *, column: str | None = None, documents: Unit = "file
     if files[0].format == "text":
         if column is not None:
             raise TokensError(
-                f"column {column} is asked for, but {files[0].name} is plain text without columns"
+                f"column {column} is requested, but {files[0].name} is plain text without columns"
             )
         return TextSource(files, documents)
     if documents != "file":

@@ -99,7 +99,7 @@ def _rows_at_once(group: pq.RowGroupMetaData, column: str, name: str) -> int:
     if unpacked > _SUSPICIOUS_NBYTES and unpacked > _MAX_RATIO * n_compressed:
         raise TokensError(
             f"column {column} of {name} unpacks from {n_compressed:,} bytes to {unpacked:,}, more than "
-            f"{_MAX_RATIO:,} times as many, which no text does; write the file anew"
+            f"{_MAX_RATIO:,} times as many, which no text does; write the file again"
         )
     n_ids_per_row = n_values // max(1, group.num_rows)
     # A value is at most as long as the row group's values together, but each row may have it.

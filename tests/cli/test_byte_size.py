@@ -35,7 +35,7 @@ def test_sizes_may_have_a_unit(text: str, nbytes: int) -> None:
 def test_what_is_no_size_is_a_usage_error(text: str) -> None:
     result = _run(text)
     assert result.exit_code == 2
-    assert "is no number of bytes; write one such as 1073741824, 1GiB or 1GB" in result.output
+    assert "is not a number of bytes; write one such as 1073741824, 1GiB or 1GB" in result.output
 
 
 def test_too_few_bytes_are_refused() -> None:

@@ -93,4 +93,4 @@ def test_a_command_that_is_terminated_can_be_run_again(
     assert run(["info", store.url]) == RESUMABLE
     ended = capsys.readouterr()
     assert ended.out == ""
-    assert ended.err == "terminated; what is committed stays, the same command goes on from there\n"
+    assert ended.err == "terminated; what is committed stays, and the same command continues from there\n"

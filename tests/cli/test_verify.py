@@ -102,7 +102,7 @@ def test_repair(store: LocalBlobs) -> None:
     flip(store, STORED, 5)
     done = run(store.url, "--repair", "--quiet")
     assert done.exit_code == 3  # the damage is reported, although it was repaired
-    assert "4 objects removed; run the extraction again to make them anew" in done.stdout
+    assert "4 objects removed; run the extraction again to make them again" in done.stdout
     assert run(store.url, "--quiet").exit_code == 75
 
 

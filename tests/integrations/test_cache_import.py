@@ -239,7 +239,7 @@ def test_a_folder_that_is_no_cache(tmp_path: Path, columns: dict[str, Any], mess
 
 
 def test_what_cannot_be_read(exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="is no folder of cached activations: it has no state.json"):
+    with pytest.raises(StorageError, match="is not a folder of cached activations: it has no state.json"):
         import_cache(tmp_path, str(tmp_path / "store"))
     folder = write(tmp_path / "cache", {"a": column(ONES), "token_ids": IDS})
     os.truncate(folder / "data.arrow", 100)

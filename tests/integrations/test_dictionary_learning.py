@@ -126,7 +126,7 @@ def test_a_trainer(store: Store) -> None:
 
 
 def test_refused(store: Store, tmp_path: Path) -> None:
-    with pytest.raises(LoaderError, match="epochs is not for choice here: .* leave it out"):
+    with pytest.raises(LoaderError, match="epochs cannot be set here: .* leave it out"):
         activations(store, A, batch_size=8, epochs=1)
     with pytest.raises(LoaderError, match="fewer than one batch of 300"):
         activations(store, A, batch_size=300)

@@ -221,15 +221,13 @@ def test_what_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
         provider().load_state_dict(provider(MLP).state_dict())
     with pytest.raises(LoaderError, match="seed 0, and this one has 1"):
         provider(seed=1).load_state_dict(provider().state_dict())
-    with pytest.raises(LoaderError, match="is no state of a data provider"):
+    with pytest.raises(LoaderError, match="is not the state of a data provider"):
         provider().load_state_dict({})
     options: dict[str, Any] = {"epochs": 2, "drop_last": False, "provenance": True}
     for name, value in options.items():
-        with pytest.raises(LoaderError, match=f"{name} is not for choice here: .* leave it out"):
+        with pytest.raises(LoaderError, match=f"{name} cannot be set here: .* leave it out"):
             data_provider(store, RESID, batch_size=BATCH, **{name: value})
-    with pytest.raises(
-        LoaderError, match="batch_size is not for choice here: it is train_batch_size_samples"
-    ):
+    with pytest.raises(LoaderError, match="batch_size cannot be set here: it is train_batch_size_samples"):
         train_sae(store, RESID, trainer_config(), sae=sae_of("topk"), batch_size=7)  # type: ignore[call-arg]
     with pytest.raises(LoaderError, match="sae is str; give a TrainingSAE"):
         train_sae(store, RESID, trainer_config(), sae="standard")

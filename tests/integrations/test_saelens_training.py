@@ -289,10 +289,12 @@ def test_stopped_on_the_command_line(store: Store, tmp_path: Path) -> None:
     assert process.returncode == RESUMABLE
     whole = [path.parent for path in tmp_path.glob(f"checkpoints/*/{POSITION}")]
     newest = max(whole, key=lambda path: int(path.name))
-    assert f"stopped; go on with --resume {newest}" in errors.splitlines()
+    assert f"stopped; continue with --resume {newest}" in errors.splitlines()
     done = CliRunner().invoke(cli, args)
     assert isinstance(done.exception, LoaderError)
-    assert "holds checkpoints of another training; go on from the newest with --resume" in str(done.exception)
+    assert "holds checkpoints of another training; continue from the newest with --resume" in str(
+        done.exception
+    )
 
 
 def test_interrupted_before_a_checkpoint(

@@ -298,7 +298,7 @@ def test_refused(store: Store, options: dict[str, Any], message: str) -> None:
 def test_no_hook(store: Store) -> None:
     with pytest.raises(HookError, match="does not hold"):
         store.loader("blocks.7.hook_mlp_out", batch_size=8)
-    with pytest.raises(LoaderError, match="no hook was asked for"):
+    with pytest.raises(LoaderError, match="no hook is named"):
         store.loader([], batch_size=8)
 
 

@@ -211,7 +211,7 @@ def test_states_of_earlier_releases_are_taken(store: Store) -> None:
     loader = store.loader(A, batch_size=30)
     loader.load_state_dict(state | {"batch": 3})
     assert loader.place == (0, 3)
-    with pytest.raises(LoaderError, match="is no part of a state"):
+    with pytest.raises(LoaderError, match="is not part of a state"):
         loader.load_state_dict(state | {"loaders": [1]})
 
 

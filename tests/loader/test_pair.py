@@ -198,7 +198,7 @@ def test_refused(stores: tuple[Store, Store], tmp_path: Path) -> None:
         LoaderError, match="do not have one order of rows: they differ in shards; shuffle='global'"
     ):
         paired([(one, A), (other, A)], batch_size=8, shuffle="window")
-    with pytest.raises(LoaderError, match="a pair is of two stores or more, and 1 were given"):
+    with pytest.raises(LoaderError, match="a pair needs two stores or more, and 1 were given"):
         paired([(one, A)], batch_size=8)
     with pytest.raises(LoaderError, match="max_norm would drop other rows in each store"):
         paired([(one, A), (other, A)], batch_size=8, max_norm=1.0)

@@ -74,7 +74,7 @@ def test_a_url_keeps_its_protocol() -> None:
         ("{}/mixed", r"mixed mixes jsonl \(.*a.jsonl\) and text \(.*b.txt\) files; give a glob"),
         (
             "nosuch://bucket/a.txt",
-            "nosuch://bucket/a.txt is no path or URL that fsspec knows: Protocol not known",
+            "nosuch://bucket/a.txt is not a path or URL that fsspec knows: Protocol not known",
         ),
     ],
 )

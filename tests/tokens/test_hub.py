@@ -36,7 +36,7 @@ def test_specs(spec: str, name: HubName) -> None:
 
 @pytest.mark.parametrize("spec", ["hf:", "hf:org/name:a:b:c", "hf:org/name:train[1:2]:x"])
 def test_other_specs_are_refused(spec: str) -> None:
-    with pytest.raises(TokensError, match="is no dataset name; give hf:org/name"):
+    with pytest.raises(TokensError, match="is not a dataset name; give hf:org/name"):
         open_source(spec)
 
 

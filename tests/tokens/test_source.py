@@ -16,7 +16,7 @@ from actstore.tokens import Packing, encode_documents, open_source, pack, spool,
     ("name", "options", "message"),
     [
         ("a.txt", {"documents": "word"}, "documents is 'word'; choose file, paragraph or line"),
-        ("a.txt", {"column": "text"}, "column text is asked for, but .*a.txt is plain text without columns"),
+        ("a.txt", {"column": "text"}, "column text is requested, but .*a.txt is plain text without columns"),
         (
             "a.jsonl",
             {"documents": "line"},

@@ -93,7 +93,7 @@ def test_segments_of_a_stopped_worker_are_given_to_others(
     assert report.n_tokens_computed <= report.n_tokens == 400 * 32
     assert actstore.verify(fields["out"]).is_complete
     assert re.search(
-        rf"the worker in process {stopped[0]} on \S+ gave no sign for \d+ s, where [\d.]+ s were the most before; "
+        rf"the worker in process {stopped[0]} on \S+ was silent for \d+ s, where [\d.]+ s were the most before; "
         r"segments \[[\d, ]+\] are given to others",
         caplog.text,
     )

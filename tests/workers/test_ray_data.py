@@ -150,7 +150,7 @@ def test_refused(ray: ModuleType, tmp_path: Path) -> None:
     ):
         with pytest.raises(JobError, match=message):
             read_activations(store.url, A, **options)
-    with pytest.raises(JobError, match="no hook was asked for"):
+    with pytest.raises(JobError, match="no hook is named"):
         read_activations(store.url, [])
     with pytest.raises(HookError, match="does not hold"):
         read_activations(store.url, MLP_OUT)

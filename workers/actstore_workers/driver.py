@@ -34,7 +34,7 @@ _log = logging.getLogger("actstore")
 
 MAX_ATTEMPTS = 3
 """The most attempts at one segment, and at starting workers in a row. Preempted workers do not count."""
-_HOPELESS = (BusyError, JobError, ModelError, HookError, PlanMismatchError, TokensError)
+_PERMANENT = (BusyError, JobError, ModelError, HookError, PlanMismatchError, TokensError)
 """Errors that every further attempt would raise again."""
 _WAIT_S = 1.0
 _STALL_WARNING_S = 60.0
@@ -209,7 +209,7 @@ class _Pool:
         to_do = f"segments {segments} are given to others" if segments else "another one is started"
         known = self._pace.segment if segments else self._pace.start
         _log.warning(
-            "%s gave no sign for %.0f s%s; %s",
+            "%s was silent for %.0f s%s; %s",
             *(
                 slot.where,
                 silent,
@@ -217,7 +217,7 @@ class _Pool:
                 to_do,
             ),
         )
-        error = ExtractError(f"{slot.where} gave no sign for {silent:.0f} s")
+        error = ExtractError(f"{slot.where} was silent for {silent:.0f} s")
         self._pending.extend(segments[1:])
         self._replace(slot, segments[0] if segments else "start", error)
 
@@ -239,7 +239,7 @@ class _Pool:
         """Replace a worker that has reported an error. It is replaced although it lives: a GPU in a bad state would
         fail every segment at once, and ask for the next one first.
         """
-        if isinstance(cause, _HOPELESS):
+        if isinstance(cause, _PERMANENT):
             raise cause
         self._replace(slot, what, cause)
 

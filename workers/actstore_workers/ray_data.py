@@ -68,7 +68,7 @@ def read_activations(
     store = open_store(url)
     names = tuple(dict.fromkeys(name for hook in each_name(hooks) for name in store.matching(hook)))
     if not names:
-        raise JobError("no hook was asked for; name one or more")
+        raise JobError("no hook is named; name one or more")
     stored = store.plan.request.dtype
     if dtype is not None and dtype not in get_args(ColumnType):
         raise JobError(f"dtype is {dtype!r}; it can be {', '.join(get_args(ColumnType))}")

@@ -52,7 +52,7 @@ class CachedRows:
             names = [str(file["filename"]) for file in json.loads(state)["_data_files"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StorageError(
-                f"{where} is no folder of cached activations: it has no state.json that names its files; give the "
+                f"{where} is not a folder of cached activations: it has no state.json that names its files; give the "
                 "cached_activations_path that SAELens wrote to"
             ) from error
         files = [where / Path(name).name for name in names]

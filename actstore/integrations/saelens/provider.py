@@ -71,18 +71,18 @@ class DataProvider(Closing):
         """Continue where another provider was.
 
         Raises:
-            LoaderError: this is no state of a provider, or it is one of other hooks or another order of rows.
+            LoaderError: this is not the state of a provider, or it is one of other hooks or another order of rows.
         """
         try:
             hooks, position = list(state["hooks"]), state["loader"]
         except (KeyError, TypeError) as error:
             raise LoaderError(
-                f"{state!r} is no state of a data provider; give what state_dict() gave"
+                f"{state!r} is not the state of a data provider; give the result of state_dict()"
             ) from error
         if hooks != list(self.hooks):
             raise LoaderError(
                 f"the state is of {', '.join(map(str, hooks))}, and this provider reads {', '.join(self.hooks)}; make "
-                "it for the same hooks, or begin anew"
+                "it for the same hooks, or start over"
             )
         self.loader.load_state_dict(position)
 

@@ -53,7 +53,7 @@ def train_sae(
     check_installed()
     if "batch_size" in options:
         raise LoaderError(
-            "batch_size is not for choice here: it is train_batch_size_samples of the configuration; set it there"
+            "batch_size cannot be set here: it is train_batch_size_samples of the configuration; set it there"
         )
     from sae_lens import TrainingSAE, TrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer

@@ -70,7 +70,7 @@ class LentRows:
         """A copy of the rows, [n_rows, row_nbytes].
 
         Raises:
-            StorageError: as `check` does.
+            StorageError: a file has become shorter since it was mapped, or is not what was committed.
         """
         out = torch.empty(len(self), self.row_nbytes, dtype=torch.uint8)
         self._source.gather(self._numbers, out)

@@ -129,11 +129,11 @@ class DiskCache(Distant):
             StorageError: it cannot be read.
         """
         with self._locks[hash(key) % len(self._locks)]:
-            if self._is_here(key):
+            if self._is_cached(key):
                 self.n_hits += 1
                 return
-            with self._alone(key):
-                if self._is_here(key):  # another process has fetched it meanwhile
+            with self._fetch_lock(key):
+                if self._is_cached(key):  # another process has fetched it meanwhile
                     self.n_hits += 1
                     return
                 whole = _Whole(self.blobs, key, self.limit, self._checksums)
@@ -148,7 +148,7 @@ class DiskCache(Distant):
             self.make_room()
 
     @contextlib.contextmanager
-    def _alone(self, key: str) -> Iterator[None]:
+    def _fetch_lock(self, key: str) -> Iterator[None]:
         """Lets one process at a time fetch a blob; the others find it then. If the lock cannot be had, it is fetched
         twice.
         """
@@ -159,7 +159,7 @@ class DiskCache(Distant):
                 stack.enter_context(locked(self._root / f"{_FETCHING}{name}"))
             yield
 
-    def _is_here(self, key: str) -> bool:
+    def _is_cached(self, key: str) -> bool:
         """Whether a blob is in the cache. If it is, it counts as used now."""
         try:
             os.utime(self.files.path(key))
@@ -205,7 +205,7 @@ class DiskCache(Distant):
         """Remove the least recently used files until the limit holds."""
         if self.limit is None:
             return
-        with self._only_one():
+        with self._eviction_lock():
             cached_files = sorted(_files(self._root))
             total = sum(nbytes for _, nbytes, _ in cached_files)
             # Removing what is in use frees no space on the disk, and it would have to be fetched again.
@@ -218,7 +218,7 @@ class DiskCache(Distant):
                     total -= nbytes
 
     @contextlib.contextmanager
-    def _only_one(self) -> Iterator[None]:
+    def _eviction_lock(self) -> Iterator[None]:
         """Lets one process at a time remove files. If the lock is another user's, removing is left to that user."""
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(PermissionError):
@@ -244,7 +244,7 @@ class DiskCache(Distant):
         if not self._has_warned:
             self._has_warned = True
             _LOG.warning(
-                "%s; the loader goes on, and reads what is not in cache_dir again in each epoch", error
+                "%s; the loader continues, and reads what is not in cache_dir again in each epoch", error
             )
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:

@@ -172,7 +172,7 @@ def valid_rows(
 
 
 def _not_finite_sequences(store: "CommittedStore", hooks: Sequence[str]) -> dict[str, NDArray[np.bool_]]:
-    """The sequences of each hook that may hold NaN or infinity, [n_sequences]; a hook without any is left out."""
+    """The sequences that may hold NaN or infinity, [n_sequences] by hook; hooks without any are left out."""
     sequences_by_hook = {}
     for hook in hooks:
         if has_statistics(store.array_of(hook)):

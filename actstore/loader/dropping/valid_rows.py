@@ -65,7 +65,7 @@ class AllRows:
 
 
 class SamePositions:
-    """The same positions of every sequence."""
+    """A subset that has the same positions of every sequence."""
 
     def __init__(self, n_sequences: int, is_valid: NDArray[np.bool_]) -> None:
         """

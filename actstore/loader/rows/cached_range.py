@@ -36,7 +36,7 @@ def cached_range(
     def fetch(key: str) -> None:
         if stop.is_set():
             raise LoaderError(
-                f"{cache.url}/{key} was not read: the loader was closed; ask for the batch again"
+                f"{cache.url}/{key} was not read: the loader was closed; request the batch again"
             )
         cache.fetch(key)
 

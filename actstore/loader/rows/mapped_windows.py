@@ -113,7 +113,7 @@ class MappedWindows:
                 self._gather(rows, out)
                 return
             except (DiskFullError, NoRoomError) as error:
-                self._go_past_the_disk(error)
+                self._switch_to_memory(error)
         assert self._in_memory is not None
         self._in_memory.gather(rows, out)
 
@@ -134,9 +134,9 @@ class MappedWindows:
                 out[torch.from_numpy(some)] = part
             is_left[here] = False
         if is_left.any():
-            raise ValueError("rows were asked for that are in none of the windows that were needed")
+            raise ValueError("some rows are in none of the windows that need was called with")
 
-    def _go_past_the_disk(self, error: DiskFullError | NoRoomError) -> None:
+    def _switch_to_memory(self, error: DiskFullError | NoRoomError) -> None:
         rows = self._rows
         if self._before_memory is not None:
             self._before_memory()

@@ -35,7 +35,7 @@ class RowSource(Protocol):
 CONVERTED_NBYTES: Final = 1 << 20
 """Bytes of rows that are converted together, so that they are still in the cache."""
 _CONVERTED_BY_MANY_NBYTES: Final = 16 << 20
-"""The same for several torch threads: starting them takes longer than fetching from a larger cache."""
+"""`CONVERTED_NBYTES` for several torch threads: starting them takes longer than fetching from a larger cache."""
 _WIDEST: Final = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 

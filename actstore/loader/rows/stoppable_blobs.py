@@ -10,7 +10,7 @@ from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, Distant
 
 
 class StoppableBlobs(Distant):
-    """The same blobs until they are stopped: then requests under way are finished, and all others refused."""
+    """Blobs that can be stopped: requests under way are then finished, and all others are refused."""
 
     def __init__(self, blobs: BlobReader) -> None:
         self._blobs = blobs
@@ -30,7 +30,8 @@ class StoppableBlobs(Distant):
     def _check(self, key: str) -> None:
         if self.stop.is_set():
             raise LoaderError(
-                f"{self.url}/{key} was not read: the loader was closed, or begins elsewhere; ask for the batch again"
+                f"{self.url}/{key} was not read: the loader was closed, or moved to another batch; request "
+                "the batch again"
             )
 
     def _count(self, nbytes: int) -> None:

@@ -60,23 +60,23 @@ class WindowRows:
         """Like `RowSource.need`."""
         self._needed = [_shards(window) for window in windows]
         self._ahead = [] if ahead is None else [_shards(ahead)]
-        self._hold(0)
+        self._load(0)
 
-    def _hold(self, first: int) -> "_Held":
+    def _load(self, first: int) -> "_Held":
         """Keep one of the needed windows and the one after it in memory, and drop all others."""
         wanted = [*self._needed, *self._ahead][first : first + 2]
-        free = [self._held.pop(gone).given_up() for gone in self._held.keys() - set(wanted)]
+        free = [self._held.pop(gone).release_memory() for gone in self._held.keys() - set(wanted)]
         for shards in wanted:
             # A window that failed raised its error when its rows were gathered; here it is tried again.
             if shards in self._held and self._held[shards].is_lost:
-                free.append(self._held.pop(shards).given_up())
+                free.append(self._held.pop(shards).release_memory())
             if shards not in self._held:
-                self._held[shards] = self._begun(shards, free)
+                self._held[shards] = self._start_reading(shards, free)
         if self._is_interrupted:
             self.interrupt()  # windows that were begun since
         return self._held[wanted[0]]
 
-    def _begun(self, numbers: Shards, free: list[Values]) -> "_Held":
+    def _start_reading(self, numbers: Shards, free: list[Values]) -> "_Held":
         """Begin to read a window, into unused memory if that is large enough."""
         shards = np.array(numbers)
         starts, sizes = self._edges[shards], np.diff(self._edges)[shards]
@@ -106,14 +106,14 @@ class WindowRows:
             here = np.flatnonzero(np.array(needed)[which] == shards)
             if not len(here):
                 continue  # the batch is a part, and has no rows in this window
-            held = self._hold(number)
+            held = self._load(number)
             held.done.result()
             at = (sequences[here] + held.shifts[which[here]]) * self._length + positions[here]
             _copy(held.values, at, here, out)
             del held  # or its memory stays while the window after the next is read
             n_left -= len(here)
         if n_left:
-            raise ValueError("rows were asked for that are in none of the windows that were needed")
+            raise ValueError("some rows are in none of the windows that need was called with")
 
     def interrupt(self) -> None:
         """Stop reading, from any thread, and begin nothing more; whoever waits for a window gets an error."""
@@ -155,7 +155,7 @@ class _Held:
         if not self.done.done():
             self.stop.set()
 
-    def given_up(self) -> Values:
+    def release_memory(self) -> Values:
         """The memory of the window, once nothing is read into it any more."""
         self.end()
         if not self.done.cancel():
