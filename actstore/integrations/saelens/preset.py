@@ -19,8 +19,8 @@ from actstore.store.statistics.hook_statistics import Statistics
 
 _SAMPLE: Final = 1 << 16
 _MIN_SEQUENCES, _MAX_SEQUENCES = 128, 4096
-"""About how many rows are sampled for a mean norm where some are dropped, and the least and most sequences that they are
-in. The mean is then off by less than a 64th of the norms' standard deviation.
+"""About how many rows are sampled for a mean norm where some are dropped, and the least and most sequences that they
+are in. The mean is then off by less than a 64th of the norms' standard deviation.
 """
 _BLOCK_NBYTES: Final = 1 << 26
 """Bytes of activations that are read together."""
