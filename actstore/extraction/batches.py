@@ -1,4 +1,4 @@
-"""The shape of batches: every forward of a run has the same."""
+"""The shape of batches, which is the same for every forward of a run."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 
 def filled_up(tokens: NDArray[Any], batch_size: int) -> NDArray[Any]:
-    """Token ids [batch_size, context_length], the last row repeated as often as that takes.
+    """Token ids filled up to [batch_size, context_length] by repeating the last row.
 
     Kernels choose their order of summation by shape, so the last batch of a segment has the shape of all others.
 

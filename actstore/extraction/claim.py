@@ -1,4 +1,4 @@
-"""Claiming a place in a store: the plan first, then the Zarr metadata of what it will hold."""
+"""Claiming a place in a store: writing the plan first, then the Zarr metadata of its arrays."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -16,16 +16,16 @@ _WRITERS: Final = 16
 
 
 def claim(blobs: Blobs, plan: Plan) -> None:
-    """Write the plan: whoever comes with another one is refused from here on. Then the Zarr metadata.
+    """Write the plan, so that any other plan is refused from here on, and then the Zarr metadata.
 
-    What is there already is left alone, so it can be repeated.
+    Files that exist already are left alone, so the call can be repeated.
 
     Raises:
-        PlanMismatchError: another run has claimed the place since this one was planned.
-        StorageError: another Zarr hierarchy is there.
+        PlanMismatchError: another run claimed the place after this one was planned.
+        StorageError: there is another Zarr hierarchy in the place.
     """
     if plan.run != FIRST_RUN:
-        # Before the plan: from then on there is more than the manifest names.
+        # Before the plan is written: the manifest does not name this run.
         unseal(blobs)
     if not blobs.create(plan_key(plan.run), [plan.to_bytes()]):
         claimed = read_plan(blobs, plan.run)
@@ -35,7 +35,7 @@ def claim(blobs: Blobs, plan: Plan) -> None:
                 "is complete"
             )
     if plan.run != FIRST_RUN:
-        # Whoever finished an earlier run meanwhile may not have seen this one, and have sealed the store.
+        # Another process may have finished an earlier run meanwhile, and sealed the store without seeing this one.
         unseal(blobs)
     documents = zarr_documents(plan)
     last = documents.pop(ROOT_METADATA)
@@ -47,6 +47,6 @@ def claim(blobs: Blobs, plan: Plan) -> None:
 def _create(blobs: Blobs, key: str, data: bytes) -> None:
     if not blobs.create(key, [data]) and bytes(blobs.read(key)) != data:
         raise StorageError(
-            f"{blobs.url}/{key} is not what this plan would write; something else is at this place: choose another "
+            f"{blobs.url}/{key} is not what this plan would write; something else is in this place: choose another "
             "out"
         )

@@ -1,4 +1,4 @@
-"""What a run reports while it goes on. The library prints nothing; it calls back."""
+"""Events that a run reports while it goes on. The library prints nothing; it calls back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ class Tokenised:
     """Some more text has been tokenised and packed."""
 
     n_sequences: int
-    """So far."""
+    """Number of sequences so far."""
     n_tokens: int
-    """So far, padding included."""
+    """Number of tokens so far, with padding."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class SegmentDone:
     segment: int
     n_sequences: int
     nbytes: int
-    """Written for it; 0 if another worker had committed it before."""
+    """Bytes written for the segment; 0 if another worker had committed it before."""
     seconds_forward: float
-    """In the model."""
+    """Time in the model."""
     seconds_waiting: float
-    """The model stood still before this segment: storage was slower, or tokens were not there."""
+    """Time that the model waited before this segment for storage or tokens."""
     seconds_writing: float
-    """From the end of the forward to the commit; overlaps the forward of later segments."""
+    """Time from the end of the forward to the commit, which overlaps the forward of later segments."""
     is_new: bool = True
-    """False if another run had committed it before we came to it; nothing was computed."""
+    """Whether this worker computed the segment; False if another process had committed it before."""
     n_retries: int = 0
-    """Requests to storage that were repeated since the last segment of this worker."""
+    """Number of requests to storage that were repeated since the last segment of this worker."""
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
-    """By hook that has them: tokens with NaN or infinity, as the model computed them."""
+    """Tokens with NaN or infinity, for each hook that has any, as the model computed them."""
     record: CommitRecord | None = None
-    """To be committed by whoever hears of it, where storage cannot decide between several workers."""
+    """The record, which the receiver of this event must commit where storage cannot decide between several workers."""
 
 
 Event = Tokenised | SegmentDone
@@ -46,4 +46,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(_event: Event) -> None:
-    """For callers that want no events."""
+    """Ignore an event; the callback of callers that want none."""

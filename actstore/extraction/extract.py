@@ -1,4 +1,4 @@
-"""Running a plan: claim the store, write the tokens, then the segments that are missing."""
+"""Running a plan: claim the store, write the tokens, then compute the segments that are missing."""
 
 import contextlib
 import math
@@ -28,7 +28,7 @@ from actstore.store.records.seal import is_sealed, remove_scratch, seal
 from actstore.store.statistics.not_finite import NotFinite, add_up, not_finite
 
 _PLACED_WITHIN: Final = 256
-"""Segments whose records are searched for the first tokens that are not finite. All of them could take minutes."""
+"""Number of segments whose records are searched for tokens that are not finite. All segments could take minutes."""
 
 
 def extract(
@@ -42,21 +42,21 @@ def extract(
 ) -> Report:
     """Compute and commit every segment that the store does not have yet.
 
-    Kill it at any point: the same call goes on from the segments that are committed. It returns when it has read back
-    from storage that the run is complete.
+    It may be killed at any point: the same call goes on from the segments that are committed. It returns after reading
+    back from storage that the run is complete.
 
     Args:
-        run: what `actstore.plan` gave, or a job, or the path or URL of a job file.
-        executor: ``inline`` or ``ray``; this and the next three take precedence over the job's.
+        run: result of `actstore.plan`, or a job, or the path or URL of a job file.
+        executor: ``inline`` or ``ray``; this and the next three arguments take precedence over the job's fields.
         num_workers: workers of the ray executor.
         ray_address: Ray cluster to join; None starts one on this machine.
         device: device of a worker.
-        on_event: called with progress.
+        on_event: called with each event of progress.
 
     Raises:
-        BusyError: the store is being repaired; run it again after that.
-        IncompleteError: records were removed while it ran; run it again.
-        ActstoreError: in one sentence what is wrong. What is committed stays.
+        BusyError: the store is being repaired; run again after that.
+        IncompleteError: records were removed while this ran; run again.
+        ActstoreError: anything else that is wrong, in one sentence. What is committed stays.
     """
     if not isinstance(run, PlannedRun):
         run = make_plan(run, on_event=on_event)
@@ -84,7 +84,7 @@ def extract(
 
 
 class _Extraction:
-    """One run of a store on its way to be complete."""
+    """The extraction of one run of a store."""
 
     def __init__(
         self, run: PlannedRun, executor: str, resources: Resources, device: str | None, on_event: OnEvent
@@ -99,10 +99,10 @@ class _Extraction:
         self._last_committed = -math.inf
 
     def run(self) -> Report:
-        """Do what is missing, and read back that nothing is.
+        """Compute and write what is missing, and read back that the run is complete.
 
         Raises:
-            ActstoreError: as `extract`.
+            ActstoreError: see `extract`.
         """
         started = time.perf_counter()
         blobs = self._planned.blobs
@@ -114,7 +114,7 @@ class _Extraction:
             statistics = read_back(blobs, run.plan, are_records_read=True)
         else:
             with writing(blobs) as held:
-                run = _as_it_is_now(self._planned)
+                run = _reread(self._planned)
                 self._write(run, held)
                 read = seal(blobs)
                 statistics = read_back(blobs, run.plan, are_records_read=run.plan.run in read)
@@ -140,25 +140,27 @@ class _Extraction:
         )
 
     def _not_finite(self, run: PlannedRun, statistics: RunStatistics) -> dict[str, NotFinite]:
-        """By hook, tokens of the run that are not finite: how many, the records say; where, who computed them."""
+        """Tokens of the run that are not finite, by hook: their number from the records, their first sequences from the
+        workers that computed them now, or from stored values.
+        """
         now: dict[str, NotFinite] = reduce(
             add_up, (segment.not_finite for segment in self._done.values()), {}
         )
-        found = {}
+        by_hook = {}
         for name in run.plan.hook_names:
             record = statistics.hooks.get(name)
-            here = now.get(name, NotFinite(0, ()))
-            n_tokens = here.n_tokens if record is None else record.n_not_finite
+            counted = now.get(name, NotFinite(0, ()))
+            n_tokens = counted.n_tokens if record is None else record.n_not_finite
             if n_tokens:
-                found[name] = NotFinite(n_tokens, here.first_sequences)
-        # Only of hooks with statistics can there be any in segments that were not computed now.
-        unplaced = {name for name, here in found.items() if not here.first_sequences}
+                by_hook[name] = NotFinite(n_tokens, counted.first_sequences)
+        # Such tokens in segments of earlier calls are known only for hooks with statistics.
+        unplaced = {name for name, counted in by_hook.items() if not counted.first_sequences}
         for name, sequences in _first_not_finite(run, unplaced).items():
-            found[name] = NotFinite(found[name].n_tokens, sequences)
-        return _numbered_through(run, found)
+            by_hook[name] = NotFinite(by_hook[name].n_tokens, sequences)
+        return _numbered_through(run, by_hook)
 
     def _write(self, run: PlannedRun, held: Lease) -> None:
-        """All that is missing of a run."""
+        """Write the tokens and segments that are missing of a run."""
         blobs, plan, job = run.blobs, run.plan, run.job
         if not run.is_finished:
             claim(blobs, plan)
@@ -192,40 +194,40 @@ class _Extraction:
         self._execute(spec, run.pending, self._resources, on_segment)
 
 
-def _numbered_through(run: PlannedRun, found: dict[str, NotFinite]) -> dict[str, NotFinite]:
-    """With the numbers that sequences have in the store, whose earlier runs can have brought some, too."""
-    runs = read_runs(run.blobs) if found else ()
+def _numbered_through(run: PlannedRun, by_hook: dict[str, NotFinite]) -> dict[str, NotFinite]:
+    """The same tokens with their sequences numbered through the store, which counts those of earlier runs first."""
+    runs = read_runs(run.blobs) if by_hook else ()
     before = sum(
         other.plan.n_sequences
         for other in runs
         if other.plan.has_own_tokens and other.plan.run < run.plan.tokens_of
     )
     return {
-        name: NotFinite(one.n_tokens, tuple(before + sequence for sequence in one.first_sequences))
-        for name, one in found.items()
+        name: NotFinite(tokens.n_tokens, tuple(before + sequence for sequence in tokens.first_sequences))
+        for name, tokens in by_hook.items()
     }
 
 
 def _first_not_finite(run: PlannedRun, hooks: set[str]) -> dict[str, tuple[int, ...]]:
-    """First sequences of hooks that have such tokens: of the first segment that earlier runs have committed with any,
-    if it is among the first `_PLACED_WITHIN`.
+    """First sequences with tokens that are not finite, by hook. They are those of the first stored segment with any, if
+    it is among the first `_PLACED_WITHIN` segments.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    sequences: dict[str, tuple[int, ...]] = {}
     segments = range(min(run.plan.n_segments, _PLACED_WITHIN))
     if not hooks:
-        return found
+        return sequences
     with contextlib.closing(read_commits(run.blobs, run.plan, segments)) as records:
         for record in records:
-            for name in sorted(hooks - found.keys()):
+            for name in sorted(hooks - sequences.keys()):
                 if record.statistics[name].n_not_finite:
-                    found[name] = _not_finite_of(run, name, record.segment).first_sequences
-            if len(found) == len(hooks):
+                    sequences[name] = _not_finite_of(run, name, record.segment).first_sequences
+            if len(sequences) == len(hooks):
                 break
-    return found
+    return sequences
 
 
 def _not_finite_of(run: PlannedRun, hook: str, index: int) -> NotFinite:
-    """Of one stored segment of a hook."""
+    """Tokens of one stored segment of a hook that are not finite."""
     blobs, plan = run.blobs, run.plan
     segment = plan.segment(index)
     array = next(array for array in plan.request.hooks if array.name == hook)
@@ -243,28 +245,28 @@ def _not_finite_of(run: PlannedRun, hook: str, index: int) -> NotFinite:
     )
 
 
-def _as_it_is_now(run: PlannedRun) -> PlannedRun:
-    """A run with the segments that are committed by now: a repair can have been there since it was planned.
+def _reread(run: PlannedRun) -> PlannedRun:
+    """A run with the segments that are committed now, since a repair may have removed some after it was planned.
 
     Raises:
-        IncompleteError: it took more away than can be made again without planning.
+        IncompleteError: more is gone than can be made again without planning.
     """
     if run.is_new:
         return run
     blobs, plan = run.blobs, run.plan
-    here = next((found for found in read_runs(blobs) if found.plan.run == plan.run), None)
+    stored = next((other for other in read_runs(blobs) if other.plan.run == plan.run), None)
     has_tokens = run.packed is not None or blobs.head(tokens_key(plan.tokens_of)) is not None
-    if here is None or not has_tokens or (run.is_finished and here.finished is None):
+    if stored is None or not has_tokens or (run.is_finished and stored.finished is None):
         raise IncompleteError(
             f"run {plan.run} of {blobs.url} was changed after it had been planned, by a repair or another run; run "
             "the same command again"
         )
-    return replace(run, committed=frozenset(here.committed))
+    return replace(run, committed=frozenset(stored.committed))
 
 
 def _following(run: PlannedRun) -> PlannedRun | None:
-    """A further run of the store that the job asks for and that is not complete: a repair can leave several."""
-    if all(found.finished is not None for found in read_runs(run.blobs)):
+    """The next incomplete run of the store that the job asks for, or None; a repair can leave several."""
+    if all(other.finished is not None for other in read_runs(run.blobs)):
         return None
     try:
         following = make_plan(run.job)

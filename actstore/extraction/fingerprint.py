@@ -1,4 +1,4 @@
-"""Which weights a model name stands for, so that no store is ever continued with others."""
+"""Fingerprints of model weights, so that no store is ever continued with other weights."""
 
 import json
 import os
@@ -19,11 +19,10 @@ _SHARD: Final = re.compile(r".+-\d{5}-of-\d{5}\.(safetensors|bin)")
 
 
 def fingerprint(name: str, revision: str | None) -> str:
-    """``crc32c:`` over config and weight files of a folder; ``hub:`` and the commit for a Hub name.
+    """The fingerprint of a model: ``crc32c:`` of config and weight files, or ``hub:`` and the commit for a Hub name.
 
-    Whatever else decides which values transformers loads from the folder follows after those files, by name and
-    content; an ordinary folder has nothing of the kind. Adapters and code in the folder are refused when a model is
-    loaded.
+    Other files that decide which values transformers loads from the folder are added, with name and content; an
+    ordinary folder has none. Adapters and code in the folder are refused when a model is loaded.
 
     Raises:
         ModelError: the folder holds no weights, or there is no such model.
@@ -32,7 +31,7 @@ def fingerprint(name: str, revision: str | None) -> str:
         commit = getattr(load_config(name, revision=revision), "_commit_hash", None)
         if commit is None:
             raise ModelError(
-                f"the commit of model {name!r} on the Hub cannot be told; download it to a folder"
+                f"the commit of model {name!r} on the Hub is not known; download the model to a folder"
             )
         return f"hub:{commit}"
     folder = Path(name)
@@ -54,7 +53,7 @@ def _with_file(path: Path, crc: int) -> int:
 
 
 def _others(folder: Path) -> Iterator[Path]:
-    """Files that transformers reads for a model and that are not told by the names of usual ones."""
+    """Files that transformers reads for a model although they have unusual names."""
     config = _read(folder / "config.json")
     named = config.get("configuration_files")
     for name in named if isinstance(named, list) else ():
@@ -67,7 +66,7 @@ def _others(folder: Path) -> Iterator[Path]:
 
 
 def _of_index(folder: Path, name: str) -> Iterator[Path]:
-    """An index and the files that it names, unless these are just the numbered shards beside it."""
+    """An index and the files that it names, unless these are exactly the numbered shards beside it."""
     index = _read(folder / name)
     mapped = index.get("weight_map")
     names = {file for file in mapped.values() if isinstance(file, str)} if isinstance(mapped, dict) else set()
@@ -86,9 +85,9 @@ def _existing(folder: Path, name: Any) -> Iterator[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Nothing for what is not there or no JSON; loading the model says what is wrong then."""
+    """The JSON object in a file; empty if there is none, in which case loading the model says what is wrong."""
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}

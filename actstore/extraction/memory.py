@@ -1,4 +1,4 @@
-"""How much memory there is: of this machine, of the container that this process is in, and of a GPU."""
+"""Amount of memory, total and free: of this machine, of the container of this process, and of a GPU."""
 
 import os
 from pathlib import Path
@@ -11,22 +11,22 @@ _CGROUP: Final = Path("/sys/fs/cgroup")
 
 
 def total_nbytes() -> int:
-    """Memory of this machine, or of the container if that is allowed less."""
+    """Memory of this machine in bytes, or the limit of the container if that is lower."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min(machine, _container_limit() or machine)
 
 
 def free_nbytes(device: "torch.device") -> int:
-    """Memory of a device that nobody uses; on a CPU, what this process may still take.
+    """Free memory of a device in bytes; on a CPU, the memory that this process may still take.
 
-    Files that the kernel keeps in memory count as free where it says how much they are.
+    Files that the kernel caches in memory count as free where it reports their size.
     """
     if device.type == "cuda":
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
     free = _fields(Path("/proc/meminfo")).get("MemAvailable:")
-    # Without /proc it is not known how much is used; half of it is a guess on the safe side for one model.
+    # Without /proc the memory in use is not known; half of the total is a cautious guess for one model.
     machine = total_nbytes() // 2 if free is None else free * 1024
     limit = _container_limit()
     return machine if limit is None else min(machine, limit - _container_used())
@@ -46,7 +46,7 @@ def _container_used() -> int:
 
 
 def _fields(file: Path) -> dict[str, int]:
-    """Names and numbers of a file with one of each a line; empty if there is no such file."""
+    """Numbers by name, from a file with one pair a line; empty if there is no such file."""
     try:
         lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:

@@ -1,4 +1,4 @@
-"""What a run did, in figures."""
+"""The report of a run, in figures."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -8,7 +8,7 @@ from actstore.store.format.plan import FIRST_RUN
 from actstore.store.statistics.not_finite import NotFinite, add_up
 
 _SHOWN: Final = 10
-"""Hooks that are named one by one."""
+"""Number of hooks that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -20,39 +20,38 @@ class Report:
     """Name of the run within the store."""
     n_segments: int
     n_segments_before: int
-    """Committed by earlier runs; nothing of these was computed again."""
+    """Number of segments that were committed by earlier calls, and not computed again."""
     n_tokens: int
-    """In the store, padding not counted."""
+    """Number of tokens in the store, without padding."""
     n_tokens_computed: int
-    """By this run, padding counted."""
+    """Number of tokens that this call computed, with padding."""
     nbytes_written: int
-    """By this run, of activations."""
+    """Bytes of activations that this call wrote."""
     n_retries: int
-    """Requests to storage that failed for a passing reason and were repeated."""
+    """Number of requests to storage that failed for a transient reason and were repeated."""
     seconds: float
-    """Wall time of this run without tokenising: start-up, forward, writing, and the end: executor and store are closed,
-    and storage is read back."""
+    """Wall time of this call without tokenising: start-up, forward, writing, closing, and reading back from storage."""
     seconds_tokenising: float
     seconds_forward: float
-    """Sum over workers, in the model."""
+    """Time in the model, summed over workers."""
     seconds_waiting: float
-    """Sum over workers: the model stood still because storage was slower."""
+    """Time in which the model waited for storage, summed over workers."""
     seconds_running: float
-    """Wall time from the first segment's start of work to the last commit: neither start-up nor the end is counted."""
+    """Wall time from the start of the first segment to the last commit, without start-up and closing."""
 
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
-    """By hook that has them: tokens of the whole run with NaN or infinity, as the model computed them. Attention
-    patterns and scores: of the segments that were computed now."""
+    """Tokens of the whole run with NaN or infinity, for each hook that has any, as the model computed them. Attention
+    patterns and scores count only in segments that were computed now."""
 
     def __add__(self, other: "Report") -> "Report":
-        """Of two runs of a store, one after the other."""
+        """The report of two runs of a store, one after the other."""
         rest = {
             field.name: getattr(self, field.name) + getattr(other, field.name)
             for field in fields(self)
             if field.name not in ("url", "run", "not_finite")
         }
-        found = add_up(self.not_finite, other.not_finite)
-        return Report(url=self.url, run=f"{self.run} and {other.run}", not_finite=found, **rest)
+        not_finite = add_up(self.not_finite, other.not_finite)
+        return Report(url=self.url, run=f"{self.run} and {other.run}", not_finite=not_finite, **rest)
 
     @property
     def tokens_per_second(self) -> float:
@@ -63,7 +62,7 @@ class Report:
         return self.nbytes_written / self.seconds_running if self.seconds_running else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and rates as plain data."""
+        """All fields and the rates as plain data."""
         rates = {"tokens_per_second": self.tokens_per_second, "nbytes_per_second": self.nbytes_per_second}
         return asdict(self) | rates
 
@@ -92,14 +91,14 @@ class Report:
         )
 
     def _not_finite_rows(self) -> dict[str, str]:
-        lines = [f"{name}: {found}" for name, found in self.not_finite.items()]
+        lines = [f"{name}: {tokens}" for name, tokens in self.not_finite.items()]
         if len(lines) > _SHOWN:
             lines[_SHOWN:] = [f"and {len(lines) - _SHOWN} more hooks"]
         return {"NaN or infinity": "\n".join(lines)} if lines else {}
 
 
 def table(rows: Mapping[str, str]) -> str:
-    """Names and values in two columns."""
+    """A table of names and values in two columns."""
     width = max(len(name) for name in rows)
     indent = "\n" + " " * (width + 2)
     return "\n".join(f"{name:<{width}}  {value}".replace("\n", indent) for name, value in rows.items())

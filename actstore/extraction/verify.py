@@ -1,4 +1,4 @@
-"""`actstore.verify`: a store against its own records, and on request against the model."""
+"""`actstore.verify`: checking a store against its own records, and on request against the model."""
 
 import contextlib
 import time
@@ -35,29 +35,29 @@ def verify(
     device: str | None = None,
     on_object: Callable[[int], None] = lambda _nbytes: None,
 ) -> Verification:
-    """Read everything that is committed and compare it with every record that vouches for it.
+    """Read everything that is committed, and compare it with the records about it.
 
     Args:
-        url: of the store.
-        deep: also run the model again on some rows of each run whose tokens are there.
-        repair: write again what the rest of the store tells, and remove what else is damaged, so that the next
-            extraction makes exactly that again. Refused while somebody writes to the store.
-        n_rows: how many rows of each run to run again.
-        model: where the model is on this machine, if not where it was; its weights must be those of the plan.
+        url: URL of the store.
+        deep: also run the model again on some rows of each run whose tokens are in the store.
+        repair: write damaged parts again that follow from the rest of the store, and remove the others, so that the
+            next extraction computes exactly those again. This is refused while somebody writes to the store.
+        n_rows: number of rows of each run to run again.
+        model: path of the model on this machine, if it has changed; its weights must be those of the plan.
         revision: branch, tag or commit on the Hub.
-        device: to run it on.
+        device: device to run the model on.
         on_object: called with the size of each object that was read.
 
     Raises:
-        BusyError: somebody writes to the store that is to be repaired.
+        BusyError: somebody writes to the store, which cannot be repaired meanwhile.
         StorageError: there is no store, or storage cannot be reached.
-        ModelError: the model cannot be loaded, or its weights are others; or no model is known, with ``deep``.
+        ModelError: the model cannot be loaded, or has other weights than the plan; or, with ``deep``, is not known.
     """
     started = time.perf_counter()
     blobs = open_blobs(str(url))
     check = Check(blobs, on_object)
     with contextlib.ExitStack() as stack:
-        # From before the check on: shards that are written after it would seem to have no record.
+        # The turn begins before the check: shards that are written during it would seem to have no record.
         is_turn = repair and bool(blobs.names("_actstore"))
         turn = stack.enter_context(repairing(blobs)) if is_turn else None
         check.run()
@@ -67,9 +67,9 @@ def verify(
         kinds: set[Kind] = set()
         if deep and not any(finding.severity == "damage" for finding in findings):
             for plan in check.plans.values():
-                of_tokens = check.tokens.get(plan.tokens_of)
-                if of_tokens is None or not of_tokens.is_sound:
-                    continue  # what the model would run on is not there
+                token_check = check.tokens.get(plan.tokens_of)
+                if token_check is None or not token_check.is_sound:
+                    continue  # the model has no tokens to run on
                 rows = _sampled_rows(plan, check.committed[plan.run], n_rows)
                 spec = WorkerSpec(
                     blobs.url,
@@ -101,21 +101,21 @@ def verify(
 
 
 def _doubts(blobs: Blobs, check: Check) -> Iterator[Finding]:
-    """Runs that an older version may have made wrong."""
+    """Findings about runs whose values an older version may have computed wrongly."""
     for name, plan in check.plans.items():
         if 0 not in check.vouched[name]:
-            continue  # nothing is known of what made it
+            continue  # the version that made it is not known
         reason = doubt(plan, read_commit(blobs, plan, 0))
         if reason is not None:
             yield Finding(commit_key(name, 0), reason, run=name, segment=0, severity="warning")
 
 
 def _check_possible(blobs: Blobs, check: Check, *, deep: bool) -> None:
-    """See that there is a store, and one that can be checked like this.
+    """Check that there is a store, and that the deep check is possible if it was asked for.
 
     Raises:
-        StorageError: there is none.
-        ModelError: no model is known to check it with.
+        StorageError: there is no store.
+        ModelError: the model of the store is not known.
     """
     if not check.plans and not check.findings:
         raise StorageError(
@@ -141,7 +141,7 @@ def _incomplete(check: Check) -> Iterator[str]:
 
 
 def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int) -> list[int]:
-    """Rows of committed segments, spread over all of them; the same ones at every call."""
+    """Rows spread over all committed segments; the same at every call."""
     chosen = np.unique(np.linspace(0, len(committed) - 1, n_rows).round().astype(int)) if committed else ()
     segments = [plan.segment(sorted(committed)[i]) for i in chosen]
     rows = {sampled_row(plan.tokens_sha256, segment) for segment in segments}
@@ -153,7 +153,7 @@ def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int) -> list[int
 
 
 def _whole(plan: Plan, spec: WorkerSpec) -> Reference | None:
-    """The whole model, loaded by transformers alone; None where memory is short."""
+    """The whole model, loaded by transformers alone; None if memory is short."""
     import torch
 
     check_weights(plan, spec)
@@ -164,7 +164,11 @@ def _whole(plan: Plan, spec: WorkerSpec) -> Reference | None:
 
 
 def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> tuple[list[Finding], Kind]:
-    """What does not come out of the model again, and which model that was."""
+    """Compute rows again.
+
+    Returns:
+        (findings for values that differ, kind of model that they were compared with)
+    """
     import torch
 
     part = read_plan(blobs, plan.tokens_of)
@@ -191,10 +195,10 @@ def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> 
     whole = _whole(plan, spec)
     try:
         checked = None if whole is None else compared(whole)
-    except torch.OutOfMemoryError:  # there was room for the model, and not for its forward
+    except torch.OutOfMemoryError:  # there was memory for the model, but not for its forward
         checked = None
     if checked is None:
-        whole = None  # room for the other
+        whole = None  # frees memory for the other model
         kind, checked = "loaded", compared(Reference(load_planned_model(plan, spec), "loaded"))
     layouts = {hook.name: plan.activations(hook) for hook in plan.request.hooks}
     findings = [

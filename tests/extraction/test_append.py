@@ -1,4 +1,4 @@
-"""More of the same text: only what the store does not have is added, and nothing that has changed."""
+"""More of the same text: only missing sequences are added, and changed text is refused."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ Fields = dict[str, Any]
 
 
 def jsonl(path: Path, rows: range) -> Path:
-    """One document of token ids a line, each of another length."""
+    """A file with one document of token ids a line, each of another length."""
     lines = [
         json.dumps({"input_ids": [2 + (row * 7 + i) % 200 for i in range(20 + row % 13)]}) for row in rows
     ]

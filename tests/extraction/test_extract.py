@@ -33,7 +33,7 @@ Fields = dict[str, Any]
 
 
 def unseal(fields: Fields) -> None:
-    """As if the run had been killed before it was complete: finished stores are read by their manifest."""
+    """Make a store look as if its run was killed: finished stores are read by their manifest."""
     Path(fields["out"], "_actstore/manifest.json").unlink()
 
 

@@ -1,4 +1,4 @@
-"""What the fingerprint of a model folder covers, and that it stays what it was for ordinary folders."""
+"""The fingerprint of a model folder: the files it covers, and its value for ordinary folders, which must stay."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def sharded(folder: Path) -> Path:
 
 
 def plain(folder: Path) -> str:
-    """The value that stores have had from the beginning: config and weights, one after another."""
+    """The value in all stores so far: the checksum of config and weights, one after another."""
     names = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors")
     crc = 0
     for path in [folder / "config.json", *names]:
@@ -60,7 +60,7 @@ def test_so_does_a_folder_of_shards(sharded: Path) -> None:
 
 
 def into_a_subfolder(folder: Path) -> None:
-    """All shards lie deeper; the index says where."""
+    """All shards are in a folder below, as the index says."""
     index = json.loads((folder / INDEX).read_text())
     (folder / "deep").mkdir()
     for path in folder.glob("model-*.safetensors"):
@@ -76,7 +76,7 @@ def named_by_the_config(folder: Path) -> None:
 
 
 def other_config(folder: Path) -> None:
-    """A config that another file stands in for, by the version of transformers."""
+    """A config that another file replaces for some versions of transformers."""
     shutil.copy(folder / "config.json", folder / "config.4.0.0.json")
     set_field(folder, "configuration_files", ["config.4.0.0.json"])
 

@@ -1,4 +1,4 @@
-"""How much memory there is, against what the system says by another way."""
+"""The amount of memory, against what the system reports in another way."""
 
 from pathlib import Path
 

@@ -27,7 +27,7 @@ HOOKS = [
 
 
 def without_norms(run: PlannedRun) -> PlannedRun:
-    """As earlier versions planned it."""
+    """The plan as earlier versions made it."""
     return replace(run, plan=run.plan.model_copy(update={"norms": False}))
 
 
@@ -91,9 +91,9 @@ def test_damaged_norms_are_made_again_without_the_model(fields: Fields) -> None:
     actstore.extract(actstore.plan(**fields))
     whole = store_bytes(fields["out"])
     flip(LocalBlobs(fields["out"]), "norms/0000/c.2.0.0", 400)
-    found = verify(fields["out"], repair=True)
-    assert [(finding.key, finding.segment) for finding in found.damage] == [("norms/0000/c.2.0.0", 2)]
-    assert (found.n_removed, found.n_rewritten) == (0, 1)
+    verification = verify(fields["out"], repair=True)
+    assert [(finding.key, finding.segment) for finding in verification.damage] == [("norms/0000/c.2.0.0", 2)]
+    assert (verification.n_removed, verification.n_rewritten) == (0, 1)
     assert differences(store_bytes(fields["out"]), whole) == []
 
 

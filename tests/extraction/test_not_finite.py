@@ -1,4 +1,4 @@
-"""Values that float16 cannot hold, from a real forward: counted where they arise, told, and left out on request."""
+"""Values that float16 cannot hold, from a real forward: counted, reported, and left out on request."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ STREAM, PATTERN, SCORES = (
 )
 FINE = "blocks.0.hook_mlp_out"
 TOO_LARGE = {3: 5, 40: 0, 41: 31, 90: 2}
-"""Sequences, and the position of each whose stream leaves float16 behind layer 0."""
+"""Positions by sequence at which the stream after layer 0 is too large for float16."""
 N, LENGTH = 100, 32
 
 
@@ -77,7 +77,7 @@ def not_finite_rows(store: actstore.Store, hook: str) -> NDArray[np.bool_]:
     return np.asarray(is_wrong.any(-1))
 
 
-def told(report: actstore.Report) -> dict[str, tuple[int, tuple[int, ...]]]:
+def counts_in(report: actstore.Report) -> dict[str, tuple[int, tuple[int, ...]]]:
     return {name: (one.n_tokens, one.first_sequences) for name, one in report.not_finite.items()}
 
 
@@ -91,7 +91,7 @@ def test_report_says_how_many_and_where(job: Fields) -> None:
     assert not_finite_rows(store, SCORES).sum() > 0  # they mask with -Inf, which is no fault
     assert not not_finite_rows(store, FINE).any()
     expected = {STREAM: (4, (3, 40, 41, 90)), PATTERN: (int(patterns.sum()), (3, 40, 41, 90))}
-    assert told(job["report"]) == expected
+    assert counts_in(job["report"]) == expected
     assert f"NaN or infinity  {STREAM}: 4 tokens, first in sequences 3, 40, 41, 90" in str(job["report"])
     assert job["report"].to_dict()["not_finite"][STREAM] == {
         "n_tokens": 4,
@@ -106,7 +106,7 @@ def test_report_says_how_many_and_where(job: Fields) -> None:
 def test_report_of_what_earlier_runs_computed(fields: Fields, capsys: pytest.CaptureFixture[str]) -> None:
     planned = actstore.plan(**fields)
     calls = watched(planned.blobs)
-    assert told(actstore.extract(replace(planned, blobs=calls))) == {STREAM: (4, (3,))}
+    assert counts_in(actstore.extract(replace(planned, blobs=calls))) == {STREAM: (4, (3,))}
     records = [key for key in calls.of(READS) if "/commits/" in key]
     assert len(records) == len(set(records))  # to say where; that all are there, a listing shows
     commits = Path(fields["out"], "_actstore/runs/0000/commits")
@@ -114,7 +114,7 @@ def test_report_of_what_earlier_runs_computed(fields: Fields, capsys: pytest.Cap
     (commits / "00000002.json").unlink()
     report = actstore.extract(actstore.plan(**fields))
     patterns = not_finite_rows(actstore.open(fields["out"]), PATTERN)[32:48].sum()
-    assert told(report) == {STREAM: (4, (40, 41)), PATTERN: (patterns, (40, 41))}
+    assert counts_in(report) == {STREAM: (4, (40, 41)), PATTERN: (patterns, (40, 41))}
     options = [f"--{name.replace('_', '-')}" for name in fields]
     values = [",".join(value) if isinstance(value, list) else str(value) for value in fields.values()]
     given = [text for both in zip(options, values, strict=True) for text in both]
@@ -133,9 +133,9 @@ def test_statistics_say_where(job: Fields, capsys: pytest.CaptureFixture[str]) -
     assert run(["stats", job["out"], STREAM]) == 0
     assert "tokens 1 of sequences 0:16, 2 of sequences 32:48, 1 of sequences 80:96" in capsys.readouterr().out
     assert run(["stats", job["out"], STREAM, FINE, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found[STREAM]["not_finite_in"] == [[0, 16, 1], [32, 48, 2], [80, 96, 1]]
-    assert found[FINE]["not_finite_in"] == []
+    document = json.loads(capsys.readouterr().out)
+    assert document[STREAM]["not_finite_in"] == [[0, 16, 1], [32, 48, 2], [80, 96, 1]]
+    assert document[FINE]["not_finite_in"] == []
 
 
 @pytest.mark.parametrize("is_finished", [True, False])
@@ -173,7 +173,7 @@ def test_rows_that_are_not_finite_can_be_dropped(job: Fields, hooks: list[str]) 
 
 
 def test_only_segments_that_have_some_are_read(fields: Fields) -> None:
-    """The others are gone, and nobody notices."""
+    """The other tokens are left out, without an error."""
     for segment in (1, 3, 4, 6):
         Path(fields["out"], f"acts/{STREAM}/c.{segment}.0.0").unlink()
     store = actstore.open(fields["out"])

@@ -57,20 +57,20 @@ def base(tiny_model: TinyModel, text_file: Path, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def job(base: Fields, tmp_path: Path) -> Fields:
-    """The same with a copy of the store."""
+    """The same fields for a copy of the store, which the test may change."""
     shutil.copytree(base["out"], tmp_path / "store")
     return base | {"out": str(tmp_path / "store")}
 
 
 @pytest.fixture(scope="module")
 def one_run(base: Fields, tmp_path_factory: pytest.TempPathFactory) -> actstore.Store:
-    """A, B and C in one extraction."""
+    """A store of A, B and C from one extraction."""
     return extract(base | {"hooks": [A, B, C], "out": str(tmp_path_factory.mktemp("one") / "store")})
 
 
 @pytest.fixture(scope="module")
 def grown(base: Fields, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """All objects of the store of A once B and C were added."""
+    """All objects of the store of A after adding B and C."""
     out = tmp_path_factory.mktemp("grown") / "store"
     shutil.copytree(base["out"], out)
     extract(base | {"hooks": [B, C], "out": str(out)})
@@ -117,9 +117,9 @@ def interrupt(fields: Fields, run: str = "0001") -> None:
 
 
 def check_clean(url: str) -> None:
-    found = actstore.verify(url)
-    assert found.findings == ()
-    assert found.is_complete
+    verification = actstore.verify(url)
+    assert verification.findings == ()
+    assert verification.is_complete
 
 
 def same_statistics(left: Any, right: Any) -> None:
@@ -289,11 +289,11 @@ def test_tokens_are_added(job: Fields, base: Fields, more_text: Fields, tmp_path
         for run in store.runs
         for index in range(run.plan.n_segments)
     ]
-    found = store.stats(A)
-    same_statistics(found, merge(records, (64,)))
-    assert found.count == (N + N_MORE) * LENGTH
-    np.testing.assert_allclose(found.mean, values.double().mean((0, 1)).numpy(), rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(found.mean_norm, values.double().norm(dim=-1).mean().item(), rtol=1e-6)
+    statistics = store.stats(A)
+    same_statistics(statistics, merge(records, (64,)))
+    assert statistics.count == (N + N_MORE) * LENGTH
+    np.testing.assert_allclose(statistics.mean, values.double().mean((0, 1)).numpy(), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(statistics.mean_norm, values.double().norm(dim=-1).mean().item(), rtol=1e-6)
 
     # One hook is missing over the first part.
     assert not store.committed_rows()[:N].any()
@@ -401,7 +401,7 @@ def test_two_that_add_the_same_hooks_at_once(
 
 
 def spoil(out: str, hook: str, segment: int) -> Path:
-    """As if an attempt on another machine had been killed before the commit: one shard with other last bits."""
+    """Leave one shard with other last bits, as an attempt on another machine that was killed before the commit."""
     root = Path(out)
     (root / MANIFEST).unlink()
     (root / commit_key("0000", segment)).unlink()
@@ -427,9 +427,9 @@ def test_strict_extraction_computes_such_a_segment_anew(job: Fields, base: Field
     spoil(job["out"], A, 1)
     (Path(job["out"]) / "_actstore/leases").mkdir()
     extract(job | {"strict": True})
-    found = files(job["out"])
-    assert not [key for key in found if "leases" in key]
-    assert found == files(base["out"])
+    objects = files(job["out"])
+    assert not [key for key in objects if "leases" in key]
+    assert objects == files(base["out"])
 
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
@@ -440,7 +440,7 @@ def test_strict_extraction_gives_the_same_bytes(base: Fields, tmp_path: Path, ki
 
 
 class Share(LocalFileSystem):  # type: ignore[misc]
-    """A file system of which fsspec cannot say that it refuses a second create."""
+    """A file system that fsspec does not know to refuse a second create of a key."""
 
     protocol = "share"
 
@@ -485,7 +485,7 @@ def test_only_one_process_commits_where_storage_cannot_decide(
 def test_who_has_lost_its_turn_commits_nothing_for_its_workers(
     base: Fields, share: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where storage cannot decide, this process is the only one that may, and only while its lease is there."""
+    """Where storage cannot decide, only this process commits, and only while it holds its lease."""
     monkeypatch.setattr(Share, "__init__", lambda self, **_: LocalFileSystem.__init__(self, auto_mkdir=True))
     run = actstore.plan(**base | {"out": share})
     execute, folder = inline.run, Path(share.removeprefix("share://"))

@@ -1,4 +1,4 @@
-"""A damaged store of a real extraction: verify, repair, extract; and it is what an undisturbed run writes."""
+"""A damaged store after verify, repair and extract equals that of an undisturbed run."""
 
 import shutil
 from pathlib import Path
@@ -34,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def job(fields: Fields, whole: Path) -> Fields:
-    """A finished store in its place, extracted once and copied."""
+    """Job fields of a finished store, extracted once and copied."""
     if not whole.exists():
         actstore.extract(actstore.plan(**fields | {"out": str(whole)}))
         assert verify(str(whole)).findings == ()
@@ -83,17 +83,17 @@ DAMAGE: dict[str, tuple[Any, set[int]]] = {
     "table missing": (lambda b: b.delete(shards_key(RUN)), set()),
     "statistics flipped": (lambda b: flip(b, statistics_key(RUN), 300), set()),
 }
-"""What is done, and the segments that have to be computed again."""
+"""Cases: the damage, and the segments that must be computed again."""
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_next_extraction_makes_exactly_what_was_damaged(job: Fields, whole: Path, kind: str) -> None:
     damage, segments = DAMAGE[kind]
     damage(LocalBlobs(job["out"]))
-    found = verify(job["out"], repair=True)
-    assert {finding.segment for finding in found.damage} - {None} == segments
-    assert not found.is_clean
-    assert found.n_removed + found.n_rewritten
+    verification = verify(job["out"], repair=True)
+    assert {finding.segment for finding in verification.damage} - {None} == segments
+    assert not verification.is_clean
+    assert verification.n_removed + verification.n_rewritten
     report = actstore.extract(actstore.plan(**job))
     n_rows = sum(4 if segment == 6 else 16 for segment in segments)
     assert report.n_segments_before == (7 if kind == "plan flipped" else 7 - len(segments))
@@ -115,8 +115,8 @@ def test_record_of_tokens_is_made_again_without_the_text(
             blobs.delete(key)
     DAMAGE[kind][0](blobs)
     flip(blobs, f"acts/{HOOK}/zarr.json", 40)
-    found = verify(job["out"], repair=True)
-    assert (found.n_removed, found.n_rewritten) == (0, 2)
+    verification = verify(job["out"], repair=True)
+    assert (verification.n_removed, verification.n_rewritten) == (0, 2)
     after = verify(job["out"])
     assert after.is_clean
     assert after.is_complete
@@ -139,14 +139,14 @@ def test_deep_check_passes_over_a_run_without_its_tokens(job: Fields) -> None:
     blobs = LocalBlobs(job["out"])
     for key in (MANIFEST_KEY, shards_key(RUN), statistics_key(RUN), tokens_key(RUN), "tokens/c.0.0"):
         blobs.delete(key)
-    found = verify(job["out"], deep=True)
-    assert found.findings == ()
-    assert found.n_rows_recomputed == 0
-    assert not found.is_complete
+    verification = verify(job["out"], deep=True)
+    assert verification.findings == ()
+    assert verification.n_rows_recomputed == 0
+    assert not verification.is_complete
 
 
 def test_what_extraction_cannot_take_over_is_removed(job: Fields, whole: Path) -> None:
-    """Shards that a killed writer left, damaged since: extraction says to repair, and that helps."""
+    """Damaged shards of a killed writer: extraction advises a repair, and that helps."""
     blobs = LocalBlobs(job["out"])
     for key in (MANIFEST_KEY, shards_key(RUN), statistics_key(RUN), commit_key(RUN, 2), tokens_key(RUN)):
         blobs.delete(key)
@@ -160,7 +160,7 @@ def test_what_extraction_cannot_take_over_is_removed(job: Fields, whole: Path) -
 
 
 def change_row(url: str) -> None:
-    """One stored row changed, and every checksum and statistic made right again."""
+    """Change one stored row, and make every checksum and statistic right again."""
     blobs = LocalBlobs(url)
     plan = actstore.open(url).plan
     hook = next(hook for hook in plan.request.hooks if hook.name == HOOK)
@@ -192,11 +192,11 @@ def change_row(url: str) -> None:
 def test_only_the_model_tells_that_a_row_is_another(job: Fields, whole: Path) -> None:
     change_row(job["out"])
     assert verify(job["out"]).findings == ()
-    found = verify(job["out"], deep=True, repair=True, n_rows=100)
-    (finding,) = found.damage
+    verification = verify(job["out"], deep=True, repair=True, n_rows=100)
+    (finding,) = verification.damage
     assert (finding.key, finding.run, finding.segment) == (SHARD, RUN, 2)
     assert finding.problem.startswith(f"is not what the model computes: {HOOK} of sequence 32 is ")
-    assert found.n_rows_recomputed == 100
+    assert verification.n_rows_recomputed == 100
     report = actstore.extract(actstore.plan(**job))
     assert report.n_tokens_computed == 16 * 32
     assert differences(store_bytes(job["out"]), store_bytes(str(whole))) == []
@@ -204,9 +204,9 @@ def test_only_the_model_tells_that_a_row_is_another(job: Fields, whole: Path) ->
 
 def test_deep_check_of_a_whole_store_of_two_runs(job: Fields) -> None:
     actstore.extract(actstore.plan(**job | {"hooks": [*job["hooks"], "blocks.0.attn.hook_z"]}))
-    found = verify(job["out"], deep=True, n_rows=5)
-    assert found.findings == ()
-    assert found.n_rows_recomputed == 10
+    verification = verify(job["out"], deep=True, n_rows=5)
+    assert verification.findings == ()
+    assert verification.n_rows_recomputed == 10
 
 
 def test_damage_of_a_run_that_adds_hooks(job: Fields) -> None:
@@ -214,8 +214,8 @@ def test_damage_of_a_run_that_adds_hooks(job: Fields) -> None:
     actstore.extract(actstore.plan(**job))
     before = store_bytes(job["out"])
     flip(LocalBlobs(job["out"]), "acts/blocks.0.attn.hook_z/c.3.0.0.0", 9)
-    found = verify(job["out"], repair=True)
-    assert [(finding.run, finding.segment) for finding in found.damage] == [("0001", 3)]
+    verification = verify(job["out"], repair=True)
+    assert [(finding.run, finding.segment) for finding in verification.damage] == [("0001", 3)]
     assert actstore.extract(actstore.plan(**job)).n_tokens_computed == 16 * 32
     assert differences(store_bytes(job["out"]), before) == []
 

@@ -68,7 +68,7 @@ _SIZES: Final[dict[str, Any]] = {
     "num_nextn_predict_layers": 0,
     "pad_token_id": 0,
 }
-"""By field; a configuration is given those that it has."""
+"""Sizes by field; a configuration gets those that it has."""
 _OWN: Final[dict[str, dict[str, Any]]] = {
     "gemma3n_text": {
         "num_kv_shared_layers": 1,
@@ -99,7 +99,7 @@ _OWN: Final[dict[str, dict[str, Any]]] = {
     },
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What single types need besides."""
+"""Further fields that single types need."""
 
 
 def tiny_config(model_type: str, *, without: str | None = None) -> Any:

@@ -135,8 +135,8 @@ def test_loss(llama: HookedModel) -> None:
     labels = TOKENS.masked_fill(mask == 0, -100)
     expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     torch.testing.assert_close(loss, expected)
-    each = llama(TOKENS, return_type="loss", loss_per_token=True)
-    torch.testing.assert_close(each.mean(), llama.hf(TOKENS, labels=TOKENS).loss)
+    per_token = llama(TOKENS, return_type="loss", loss_per_token=True)
+    torch.testing.assert_close(per_token.mean(), llama.hf(TOKENS, labels=TOKENS).loss)
     assert llama(TOKENS, return_type=None) is None
 
 
@@ -169,9 +169,9 @@ def test_a_replaced_stream_is_what_later_layers_see(llama: HookedModel) -> None:
         "hook_embed",
         "blocks.2.hook_resid_mid",
     ):
-        found = llama.run_with_hooks(TOKENS, fwd_hooks=[(name, swap)])
+        logits = llama.run_with_hooks(TOKENS, fwd_hooks=[(name, swap)])
         # From resid_mid of the last layer on, all is the other run; from the others as well.
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5, msg=name)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5, msg=name)
     assert not torch.equal(llama(TOKENS), expected)
 
 
@@ -212,9 +212,9 @@ def test_threads_take_turns(llama: HookedModel) -> None:
 
     def run(index: int) -> bool:
         _, cache = llama.run_with_cache(rows[index % 2])
-        found = cache.cache_dict
-        return found.keys() == expected[index % 2].keys() and all(
-            torch.equal(value, expected[index % 2][name]) for name, value in found.items()
+        values = cache.cache_dict
+        return values.keys() == expected[index % 2].keys() and all(
+            torch.equal(value, expected[index % 2][name]) for name, value in values.items()
         )
 
     with ThreadPoolExecutor(4) as threads:
@@ -231,7 +231,7 @@ def test_a_function_cannot_run_its_own_model(llama: HookedModel) -> None:
 
 
 def test_the_input_of_the_mlp_alone_can_be_changed(llama: HookedModel) -> None:
-    """hook_resid_mid is the stream itself, hook_mlp_in only what the MLP reads of it."""
+    """hook_resid_mid is the stream itself, hook_mlp_in only the copy that the MLP reads."""
 
     def zero(value: Tensor, hook: HookPoint) -> Tensor:
         return torch.zeros_like(value)
@@ -314,7 +314,7 @@ def _fail_in_context(model: HookedModel, function: Any) -> None:
 
 
 def test_a_context_takes_away_the_one_that_it_added(llama: HookedModel) -> None:
-    """Of a function that hangs there twice: those that stay keep their order."""
+    """A function that is there twice: the functions that stay keep their order."""
     seen: list[str] = []
 
     def first(_value: Tensor, hook: HookPoint) -> None:
@@ -364,7 +364,7 @@ def test_contexts_nest(llama: HookedModel) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_with_respect_to_any_hook(tiny_model: TinyModel, family: str) -> None:
-    """Against a finite difference through an edit of the same hook."""
+    """Gradients equal a finite difference that edits the same hook."""
     model = load(tiny_model(family))
     tokens = TOKENS[:1, :6]
     wanted = [
@@ -382,8 +382,12 @@ def test_gradients_with_respect_to_any_hook(tiny_model: TinyModel, family: str) 
         step = 1e-2 / direction.norm()
         ends = [_last_logit(model, tokens, name, value + sign * step * direction) for sign in (1, -1)]
         expected = (ends[0] - ends[1]) / (2 * step)
-        found = (gradient.double().nan_to_num() * direction.double()).sum()
-        assert abs(found - expected) <= 0.03 * abs(expected) + 0.02 * gradient.norm(), (name, found, expected)
+        derivative = (gradient.double().nan_to_num() * direction.double()).sum()
+        assert abs(derivative - expected) <= 0.03 * abs(expected) + 0.02 * gradient.norm(), (
+            name,
+            derivative,
+            expected,
+        )
 
 
 def _last_logit(model: HookedModel, tokens: Tensor, name: str, value: Tensor) -> Tensor:
@@ -396,14 +400,14 @@ def _last_logit(model: HookedModel, tokens: Tensor, name: str, value: Tensor) ->
     "name", ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "z1", "pattern1", "q0"]
 )
 def test_edits_and_gradients_go_together(llama: HookedModel, name: str) -> None:
-    """Edits in place, and functions that keep what they were given, must not reach what autograd has saved."""
+    """Edits in place, and functions that keep their value, must not reach what autograd has saved."""
 
     def in_place(value: Tensor, hook: HookPoint) -> None:
         value[:, -1] = 0
 
     def squared(value: Tensor, hook: HookPoint) -> Tensor:
-        found: Tensor = value * value.norm(dim=-1, keepdim=True)
-        return found
+        scaled: Tensor = value * value.norm(dim=-1, keepdim=True)
+        return scaled
 
     for function in (in_place, squared):
         with llama.hooks([(name, function)]):

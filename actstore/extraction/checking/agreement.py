@@ -1,4 +1,4 @@
-"""How far two computations of one row may be apart: as far as the batch it is in moves it, and no further."""
+"""How far two computations of one row may differ: as far as the shape of the batch changes it, and no further."""
 
 import math
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ if TYPE_CHECKING:
     import torch
 
 _SMALLEST: Final = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Of a position, by dtype: allowed even where both batches give the same bits. Sums in another order, as other kernels
-make them, move a position of SmolLM2 by 4e-6 in float32 and by 0.046 in bfloat16.
+"""Error of a position that is always allowed, by dtype, even where both batches give the same bits. Sums in another
+order, as in other kernels, move a position of SmolLM2 by 4e-6 in float32 and by 0.046 in bfloat16.
 """
 _LARGEST: Final = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-"""Of a position, by dtype: more than this is never called rounding. Neighbouring layers of SmolLM2 are 0.2 apart."""
+"""Largest error of a position that can be rounding, by dtype. Neighbouring layers of SmolLM2 are 0.2 apart."""
 _SHARE_OF_SCALES: Final = 0.2
-"""Scales differ little from row to row; rounding moves them by a quarter of what it moves vectors by."""
+"""Share of these errors that is allowed for scales: rounding moves them by a quarter of what it moves vectors by."""
 _STEPS_OF_SCALES: Final = 2.0
-"""Allowed for a scale, a single number, in steps of its dtype."""
+"""Error that is allowed for a scale, a single number, in steps of its dtype."""
 _TIMES_ROUNDING: Final = 3.0
 _USUAL: Final = 0.9
-"""Share of the positions whose rounding counts as usual. In a mixture, rounding sends the others to another expert."""
+"""Share of positions whose rounding counts as usual. In a mixture, rounding may send others to other experts."""
 _BLOCK: Final = 256
-"""Positions compared at once: patterns of a long row are large."""
+"""Number of positions compared at once, since patterns of a long row are large."""
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """The position of a row that is furthest from what it should be."""
+    """The position of a row with the largest error."""
 
     position: int
     error: float
-    """Norm of the difference over that of the right value; infinite if only one of them is a number."""
+    """Norm of the difference over that of the right value; infinite if only one of them is finite."""
     allowed: float
 
 
@@ -44,26 +44,26 @@ def deviation(
     is_mixture: bool,
     is_other_machine: bool = False,
 ) -> Deviation | None:
-    """Where a row is wrong, judged position by position; None if it is right.
+    """The position where a row is wrong; None if every position is right.
 
     Kernels choose their order of summation by the shape of the batch, so the same row has other last bits in another
-    batch. By how much is seen from two plain forwards: of the batch that the row was in, and of the row alone. A
+    batch. Two plain forwards show how large that rounding is: one of the batch of the row, one of the row alone. A
     position is right if it is no further from one of them than three times what usually lies between them.
 
     Args:
         hook: canonical name.
-        values: what is judged, [position, *shape].
+        values: values of the row that are checked, [position, *shape].
         in_batch: the row from a plain forward of its batch.
         alone: the row from a plain forward of nothing else.
         dtype: of the model.
         is_mixture: whether the model sends positions to experts. Rounding can send one to another, and then that
             position differs as a whole between the two forwards.
-        is_other_machine: whether the row was computed by other kernels than the two forwards, on other hardware or by
-            another version. Then all is allowed that can be rounding.
+        is_other_machine: whether other kernels than those of the two forwards computed the row, on other hardware or
+            in another version. Then any error is allowed that can be rounding.
     """
     smallest, largest = _limits(hook, dtype)
     rounding = distances(in_batch, alone)
-    # At the edge of overflow, one of the two may be infinite; the value must be as in one of them all the same.
+    # Near overflow, one of the two may be infinite; the value must still equal one of them.
     rounding = rounding.where(rounding.isfinite(), 0.0)
     usual = float(rounding.quantile(_USUAL, interpolation="higher"))
     allowed = largest if is_other_machine else min(max(_TIMES_ROUNDING * usual, smallest), largest)
@@ -71,7 +71,7 @@ def deviation(
     worst = int(errors.argmax())
     if not errors[worst] <= allowed:
         return Deviation(worst, float(errors[worst]), allowed)
-    # The two plain forwards must agree as well, or nothing was shown: hooks could be watched in the wrong place.
+    # The two plain forwards must agree as well, or the check shows nothing: hooks could be in the wrong place.
     apart = usual if is_mixture else float(rounding.max())
     if not apart <= largest:
         return Deviation(int(rounding.argmax()), apart, largest)
@@ -79,7 +79,7 @@ def deviation(
 
 
 def _limits(hook: str, dtype: str) -> tuple[float, float]:
-    """The least and the most that is allowed of a position."""
+    """(error that is always allowed, largest error that can be rounding) for a position."""
     import torch
 
     if not hook.endswith("hook_scale"):
@@ -90,7 +90,7 @@ def _limits(hook: str, dtype: str) -> tuple[float, float]:
 
 
 def share_apart(hook: str, values: "torch.Tensor", expected: "torch.Tensor", *, dtype: str) -> float:
-    """Share of the positions of a row, both [position, ...], that are further apart than rounding takes them."""
+    """Share of the positions of a row, both [position, ...], that differ by more than rounding."""
     _, largest = _limits(hook, dtype)
     return float((~(distances(values, expected) <= largest)).double().mean())
 
@@ -99,11 +99,11 @@ def distances(values: "torch.Tensor", expected: "torch.Tensor") -> "torch.Tensor
     """How far ``values`` are from ``expected``, both [position, ...]: float64 [position], about 1 for unrelated ones.
 
     For each position ``||values - expected|| / max(||expected||, m)``, where m is the median of ``||expected||`` over
-    positions, so that a position that happens to be small is not judged by its rounding alone. Norms of other positions
+    positions, so that the error of a position with small values is not its rounding alone. Norms of other positions
     are no measure: the stream of a trained model is very large at some (https://arxiv.org/abs/2402.17762).
 
-    Infinite where a value that is not finite, such as the score of a position that is masked, has not the same in its
-    place.
+    The distance is infinite where one value is not finite, such as the score of a masked position, and the other is not
+    the same.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The deep check: sampled rows of a store, computed once more as the worker computed them."""
+"""The deep check: computing sampled rows of a store again as the worker computed them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
     from actstore.extraction.checking.reference import Reference
 
 _BITS_OF_ANOTHER_MACHINE = 0.5
-"""Share of the positions of a row that have other bits if other kernels computed it."""
+"""Share of the positions of a row with other bits above which other kernels must have computed it."""
 _ROUTED_ALIKE = 0.9
 """Share of the positions of a row that must have been sent to the same experts on other hardware."""
 Stored = Callable[[str, Sequence[int]], NDArray[Any]]
-"""Takes (hook name, rows of the plan); gives what is stored, [row, context_length, *shape] in the storage type."""
+"""Takes (hook name, rows of the plan) and returns stored values [row, context_length, *shape] in the storage type."""
 
 
 class TokenRows(Protocol):
-    """An array of the store, or one in memory."""
+    """An array of the store, or one in memory, that can be sliced by rows."""
 
     def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A stored value that the model does not give."""
+    """A stored value that differs from what the model computes."""
 
     hook: str
     sequence: int
     """Row of the plan."""
     position: int
-    """The one that is furthest away."""
+    """The position with the largest error."""
     error: float
-    """`actstore.extraction.checking.agreement.distances` there; infinite if only one side is a number."""
+    """Distance there, see `actstore.extraction.checking.agreement.distances`; infinite if only one side is finite."""
     allowed: float
 
     def __str__(self) -> str:
@@ -53,17 +53,17 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class DeepCheck:
-    """What the deep check found."""
+    """The result of the deep check."""
 
     n_rows: int
     n_rows_bit_equal: int
-    """Rows of which every hook is what was computed now, bit for bit, padding included. On another device, or with
-    another version of torch or transformers, there may be none; and where the model is the same, all of them.
+    """Number of rows whose hooks all equal what was computed now, bit for bit, padding included. On another device, or
+    with another version of torch or transformers, that may be none; where all is the same, it is every row.
     """
     largest_errors: dict[str, float]
-    """By hook, over the real positions of the rows, against the forward of the same batch."""
+    """Largest error by hook over the real positions of the rows, compared with the forward of the same batch."""
     problems: tuple[Mismatch, ...]
-    """In the order of rows, then of hooks."""
+    """Values that are wrong, in the order of rows, then of hooks."""
 
 
 def deep_check(
@@ -75,20 +75,20 @@ def deep_check(
     lengths: TokenRows,
     stored: Stored,
 ) -> DeepCheck:
-    """Compute rows again, each within the batch that the worker had it in, and compare with what is stored.
+    """Compute rows again, each in the batch that the worker computed it in, and compare them with what is stored.
 
     Bits are compared first. Where they differ, every real position must be as near as two forwards of one row are:
-    another device or another version rounds otherwise, and what is stored is right all the same.
+    another device or version rounds differently, and what is stored may still be right.
 
-    Costs one forward for each batch that has one of these rows in it, one more for each row whose bits differ, and the
-    memory of the rows asked for of one batch.
+    The cost is one forward for each batch with one of these rows, one more for each row whose bits differ, and the
+    memory of these rows of one batch.
 
     Args:
         reference: the model of the plan, in its dtype.
-        plan: of one run.
-        rows: of the plan, in committed segments; in any order, each counted once.
+        plan: plan of the run.
+        rows: rows of the plan in committed segments, in any order; each is counted once.
         tokens: int32 [n_sequences, context_length] over the rows of the plan.
-        lengths: int32 [n_sequences], real tokens in each.
+        lengths: int32 [n_sequences], number of real tokens in each row.
         stored: reads the store.
 
     Raises:
@@ -135,10 +135,10 @@ def _deviation(
     in_batch: "torch.Tensor",
     alone: "torch.Tensor",
 ) -> Deviation | None:
-    """What is wrong with a row, [position, *shape] each.
+    """The position where a row is wrong, or None; values are [position, *shape].
 
-    Whether it was computed by other kernels shows in its bits: most positions have others then. In a mixture, a few
-    positions may then have been sent to other experts, which no forward here tells apart from damage.
+    If other kernels computed the row, most positions have other bits. In a mixture, rounding may then have sent a few
+    positions to other experts, which a forward here cannot tell from damage.
     """
     import torch
 
@@ -160,7 +160,7 @@ def _deviation(
 
 
 def as_tensor(values: NDArray[Any], dtype: str) -> "torch.Tensor":
-    """A copy of values in the storage type as a tensor of their real one."""
+    """A copy of values in the storage type as a tensor of their own dtype."""
     import torch
 
     real: torch.dtype = getattr(torch, dtype)
@@ -168,7 +168,7 @@ def as_tensor(values: NDArray[Any], dtype: str) -> "torch.Tensor":
 
 
 def _batches(plan: Plan, rows: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
-    """(first row, end, rows wanted of it) for each batch; segments are cut into batches from their first row on."""
+    """(first row, end, rows to check in it) of each batch; segments are cut into batches from their first row on."""
     size = plan.request.batch_size
     by_start: dict[int, list[int]] = {}
     for row in sorted(set(rows)):

@@ -1,4 +1,4 @@
-"""The golden check: one row of what a worker captured against the plain Hugging Face forward of it."""
+"""The golden check: comparing one row that a worker captured with the plain Hugging Face forward of it."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def sampled_row(tokens_sha256: str, segment: Segment) -> int:
-    """The row of a segment that is checked, drawn by a hash: the same one wherever the segment is computed."""
+    """The row of a segment that is checked. It is drawn by a hash, and so the same wherever the segment is computed."""
     digest = hashlib.sha256(f"{tokens_sha256}:{segment.index}".encode()).digest()
     return segment.start + int.from_bytes(digest[:8], "little") % segment.n_sequences
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """What the plain forward gives for one row, [position, *shape] by hook."""
+    """Values of one row in the plain forward, [position, *shape] by hook."""
 
     in_batch: "Mapping[str, torch.Tensor]"
-    """With the rows that it was captured with."""
+    """Values in a forward of the batch that the row was captured in; ``alone`` has those of the row alone."""
     alone: "Mapping[str, torch.Tensor]"
     dtype: str
     is_mixture: bool
@@ -40,14 +40,14 @@ def expected(
 ) -> Expected:
     """Compute one row twice, in its batch and alone.
 
-    Costs one forward of the batch and one of the row, and as many again if there are hooks that the plain forward
-    does not show.
+    The cost is one forward of the batch and one of the row, and the same again if there are hooks that the plain
+    forward does not show.
 
     Args:
-        reference: the model that the plain forward is of.
+        reference: the model of the plain forward.
         tokens: int32 [batch, context_length], the batch as the worker runs it.
-        row: the one of the batch that is checked.
-        length: how many of its tokens are real; the rest is padding.
+        row: row of the batch that is checked.
+        length: number of its real tokens; the rest is padding.
         hooks: canonical names.
     """
     in_batch = recomputed(reference, tokens, [row], hooks)
@@ -61,12 +61,12 @@ def expected(
 
 
 def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: int) -> Golden:
-    """Compare what was captured of one row with what the plain forward gives.
+    """Compare the captured values of one row with those of the plain forward.
 
     Args:
-        of_row: what the plain forward gives.
-        captured: by hook, the row as it goes into the store, [context_length, *shape].
-        sequence: row of the store.
+        of_row: values of the plain forward.
+        captured: the row as it goes into the store, [context_length, *shape] by hook.
+        sequence: number of the row in the store.
 
     Raises:
         ModelError: a hook is off by more than rounding can explain.
@@ -92,12 +92,12 @@ def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: i
 def recomputed(
     reference: Reference, tokens: "NDArray[Any]", rows: Sequence[int], hooks: Sequence[str]
 ) -> "dict[str, torch.Tensor]":
-    """Rows of a batch from the plain forward of that batch, by hook [row, context_length, *shape].
+    """Values of rows of a batch from the plain forward of that batch, [row, context_length, *shape] by hook.
 
     Args:
         reference: the model.
         tokens: int32 [batch, context_length].
-        rows: of the batch.
+        rows: rows of the batch.
         hooks: canonical names.
     """
     import torch
@@ -109,12 +109,12 @@ def recomputed(
 def recomputed_alone(
     reference: Reference, tokens: "NDArray[Any]", length: int, hooks: Sequence[str]
 ) -> "dict[str, torch.Tensor]":
-    """One row from a plain forward of nothing else and without its padding, by hook [length, *shape] in host memory.
+    """Values of one row from a plain forward of this row without its padding, [length, *shape] by hook in host memory.
 
     Args:
         reference: the model.
         tokens: int32 [context_length].
-        length: how many of them are real.
+        length: number of real tokens.
         hooks: canonical names.
     """
     import torch

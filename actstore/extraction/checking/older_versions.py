@@ -1,4 +1,4 @@
-"""Runs whose values may be wrong because of what the version that made them did."""
+"""Recognising runs whose values may be wrong because of a fault of the version that made them."""
 
 from typing import Final
 
@@ -7,19 +7,20 @@ from actstore.store.format.plan import Plan
 from actstore.store.records.commit import CommitRecord
 
 _COMPUTE_WITH_THE_NUMBER_OF_LAYERS: Final = ("minicpm3", "minimax")
-"""Model types of transformers whose layers depend on how many there are; seen in their code, and by loading every type
-with a lower number.
+"""Model types of transformers whose layers compute with the number of layers. They were found by reading the code and
+by loading every type with a lower number.
 """
 
 
 def doubt(plan: Plan, first: CommitRecord) -> str | None:
-    """Why the values of a run may be wrong; None if nothing is known against them.
+    """The reason why the values of a run may be wrong; None if there is no such reason.
 
-    Versions that left out layers by lowering ``num_hidden_layers`` did not record what golden rows were compared with.
+    Versions that left out layers by lowering ``num_hidden_layers`` did not record which model golden rows were compared
+    with.
 
     Args:
-        plan: of the run.
-        first: the commit record of its segment 0.
+        plan: plan of the run.
+        first: commit record of its segment 0.
     """
     model = plan.request.model
     is_older = first.golden is not None and first.golden.reference is None

@@ -1,4 +1,4 @@
-"""What the plain Hugging Face forward of some rows gives at each hook."""
+"""Values of hooks from the plain Hugging Face forward of some rows."""
 
 import contextlib
 import math
@@ -27,19 +27,18 @@ def plain_values(
 ) -> "dict[str, torch.Tensor]":
     """The values [row, position, *shape] of some rows of a batch, from the unmodified model.
 
-    The stream comes from ``output_hidden_states``; what enters or leaves a module of Hugging Face, or is a part of
-    that, from plain PyTorch hooks. What no module shows (scores, patterns, rotated queries and keys, the inside of
-    norms, probabilities of experts) is captured as extraction does it: what then is checked is the order of rows,
-    the batching, the padding and the copies, while `actstore.hooks.checking.self_check` has checked the values
-    themselves.
+    The stream comes from ``output_hidden_states``; inputs and outputs of modules of Hugging Face, and parts of them,
+    come from plain PyTorch hooks. What no module shows (scores, patterns, rotated queries and keys, the inside of
+    norms, probabilities of experts) is captured as in extraction: this checks the order of rows, the batching, the
+    padding and the copies, while `actstore.hooks.checking.self_check` has checked the values themselves.
 
     Args:
-        model: it may have been loaded only as far as these hooks need.
+        model: the model; it may have only the layers that these hooks need.
         ids: token ids [batch, position] on any device.
         hooks: canonical names.
-        rows: of the batch.
+        rows: rows of the batch.
         has_streams: whether to ask for the hidden states of all layers, which are kept for the whole batch; if not,
-            the stream is seen by hooks on the layers.
+            the stream comes from PyTorch hooks on the layers.
     """
     ids = ids.to(model.device)
     sites = {hook: _site(model, hook) for hook in hooks}
@@ -52,14 +51,14 @@ def plain_values(
 
 
 def positions_first(hook: str, value: "torch.Tensor") -> "torch.Tensor":
-    """A value as `HookedModel.run` hands it on, as stores have it: [batch, position, *shape]."""
+    """A value from `HookedModel.run` with its axes as in stores: [batch, position, *shape]."""
     point = point_of(hook)
     assert point is not None
     return value.movedim(point.position_axis, 1)
 
 
 def with_all_sources(hook: str, value: "torch.Tensor", context_length: int) -> "torch.Tensor":
-    """Patterns and scores with all sources of a row of the store: no real position sees its padding."""
+    """Patterns and scores padded to all sources of a row of the store, since no real position sees padding."""
     import torch
 
     point = point_of(hook)
@@ -97,7 +96,7 @@ def _forward(
     *,
     has_streams: bool,
 ) -> "dict[str, torch.Tensor]":
-    """One forward as transformers offers it; values are [row, position, *shape]."""
+    """Values [row, position, *shape] from one forward as transformers offers it."""
     import torch
 
     values: dict[str, torch.Tensor] = {}
@@ -131,7 +130,7 @@ def _forward(
 
 
 class _Passing:
-    """What goes into a layer and comes out of it."""
+    """Keeps the input and the output of a layer."""
 
     def __init__(self, layer: "nn.Module") -> None:
         self.before: torch.Tensor | None = None
@@ -150,17 +149,17 @@ class _Passing:
 
 
 def _streams(states: "Sequence[torch.Tensor]", first: _Passing, n_layers: int) -> "dict[str, torch.Tensor]":
-    """Hidden states by the name of their hook; none where a family gives others than its layers do."""
+    """Hidden states by the name of their hook; empty for a family whose hidden states are not those of its layers."""
     import torch
 
     if len(states) <= n_layers:
         return {}
     if first.before is not None and torch.equal(states[0], first.before):
-        outputs = states[1:n_layers]  # transformers norms the last
+        outputs = states[1:n_layers]  # transformers applies the final norm to the last
         inputs = states[:n_layers]
     elif first.after is not None and torch.equal(
         states[0], first.after
-    ):  # Mamba and RWKV begin behind the first
+    ):  # Mamba and RWKV begin with the output of the first layer
         outputs = states[: n_layers - 1]
         inputs = ()
     else:
@@ -172,8 +171,8 @@ def _streams(states: "Sequence[torch.Tensor]", first: _Passing, n_layers: int) -
 
 @contextlib.contextmanager
 def _unchanged(base: "nn.Module") -> Iterator[None]:
-    """Take off what a forward hangs on modules: transformers adds hooks of its own, and a note that they are there, to
-    a model that is asked for its hidden states, and every later forward would call them.
+    """Remove what a forward adds to modules. A model that is asked for its hidden states gets PyTorch hooks from
+    transformers, and a note that they are there, and every later forward would call them.
     """
     before = [(module, set(vars(module)), set(module._forward_hooks)) for module in base.modules()]
     try:
@@ -203,7 +202,7 @@ def _watch(
 def _captured(
     model: "HookedModel", ids: "torch.Tensor", hooks: Sequence[str], rows: list[int]
 ) -> "dict[str, torch.Tensor]":
-    """What extraction captures of the batch, [row, position, *shape]."""
+    """Values [row, position, *shape] as extraction captures them."""
     values: dict[str, torch.Tensor] = {}
 
     def take(hook: str, value: "torch.Tensor") -> None:

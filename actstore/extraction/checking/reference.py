@@ -1,4 +1,4 @@
-"""The model that checks are made against: the whole one, loaded by transformers alone, where memory allows."""
+"""The reference model of checks: the whole model, loaded by transformers alone, where memory allows."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Kind = Literal["whole", "loaded"]
 _ROOM: Final = 1.2
-"""Memory that must be free, in sizes of what will be in it: allocators and kernels need some beside it."""
+"""Free memory that is required, as a multiple of the weights and states: allocators and kernels need some, too."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +21,9 @@ class Reference:
     """A model for plain forwards."""
 
     model: HookedModel
-    """Wrapped, so that it is known where its hooks are."""
+    """The model, wrapped to find its modules."""
     kind: Kind
-    """``whole``: loaded by transformers alone, with all layers. ``loaded``: the very model that captures."""
+    """``whole``: loaded by transformers alone, with all layers. ``loaded``: the same model that captures."""
 
     @property
     def dtype(self) -> str:
@@ -36,8 +36,8 @@ def reference_for(name: str, revision: str | None, model: HookedModel, batch: tu
     Args:
         name: Hub name or folder of the model.
         revision: branch, tag or commit on the Hub.
-        model: the one that captures.
-        batch: rows and positions of the forward that the reference is for.
+        model: the model that captures.
+        batch: rows and positions of the forward.
     """
     return whole_model(name, revision, model.dtype, model.device, batch) or Reference(model, "loaded")
 
@@ -45,13 +45,13 @@ def reference_for(name: str, revision: str | None, model: HookedModel, batch: tu
 def whole_model(
     name: str, revision: str | None, dtype: "torch.dtype", device: "torch.device", batch: tuple[int, int]
 ) -> Reference | None:
-    """The model as anybody gets it who loads it with transformers, without a setting of ours; None if memory is short.
+    """The model as transformers loads it without any setting of ours; None if memory is short.
 
     Args:
         name: Hub name or folder of a model that has been loaded before.
         revision: branch, tag or commit on the Hub.
         dtype: of the weights.
-        device: where it is to run.
+        device: device to run it on.
         batch: rows and positions of a forward.
     """
     import torch
@@ -66,7 +66,7 @@ def whole_model(
         whole: Any = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
     try:
         whole.to(device)
-    except torch.OutOfMemoryError:  # somebody else was faster
+    except torch.OutOfMemoryError:  # another process took the memory
         return None
     return Reference(HookedModel(whole.eval().requires_grad_(False), check=False), "whole")
 

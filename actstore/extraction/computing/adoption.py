@@ -1,4 +1,4 @@
-"""Adopting a shard that was there before: only one that holds what this worker has computed, but for rounding."""
+"""Deciding whether to adopt a shard that was there before: its values must equal the computed ones up to rounding."""
 
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_APART: Final = 0.1
-"""Share of the tokens. In a mixture, rounding on other hardware sends some to another expert."""
+"""Largest share of tokens that may differ. In a mixture, rounding on other hardware sends some to other experts."""
 
 
 def is_same_computation(
     hook: str, stored: NDArray[Any], computed: NDArray[Any], lengths: NDArray[Any], dtype: str
 ) -> bool:
-    """Whether two arrays can be of the same model and text, on whatever hardware.
+    """Whether two arrays can be of the same model and text, computed on any hardware.
 
     Args:
         hook: canonical name.
-        stored: [n, position, *shape] in the storage type (bfloat16 as uint16).
-        computed: the same by this worker, or its bytes [n, position, nbytes].
-        lengths: real tokens of each row, [n]; padding is not looked at.
-        dtype: the store's name of the type.
+        stored: stored values [n, position, *shape] in the storage type (bfloat16 as uint16).
+        computed: the values that this worker computed, or their bytes [n, position, nbytes].
+        lengths: number of real tokens of each row, [n]; padding does not count.
+        dtype: the store's name of the dtype.
     """
     n_apart = 0.0
     for row, length in enumerate(lengths.tolist()):
@@ -35,10 +35,10 @@ def is_same_computation(
 
 
 def _tensor(values: NDArray[Any], dtype: str) -> "torch.Tensor":
-    """[position, size]"""
+    """Values as a tensor [position, size] of their own dtype."""
     import torch
 
-    # Copied, because it can be a map of a file, and tensors are writable; as bytes, for bfloat16. Workers have values
-    # as bytes, too.
+    # Copied, because it can be a map of a file, and tensors are writable. As bytes, because NumPy lacks bfloat16 and
+    # workers have bytes.
     data = torch.from_numpy(np.array(values, order="C").reshape(-1).view(np.uint8))
     return data.view(getattr(torch, dtype)).reshape(len(values), -1)

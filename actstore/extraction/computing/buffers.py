@@ -1,4 +1,4 @@
-"""Host memory of one segment: where hooks copy their values, and what is written to storage as it lies."""
+"""Host memory of one segment: hooks copy their values into it, and it is written to storage without another copy."""
 
 import contextlib
 import math
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class SegmentBuffers:
-    """One tensor a hook, [segment_size, context_length, *shape], used again for segment after segment.
+    """One tensor for each hook, [segment_size, context_length, *shape], which is used for one segment after another.
 
-    On a GPU the tensors are pinned and values travel on a stream of their own, so that the forward goes on.
+    For a GPU the tensors are pinned, and values are copied on a CUDA stream of their own while the forward goes on.
     """
 
     def __init__(self, plan: Plan, device: "torch.device") -> None:
@@ -37,7 +37,7 @@ class SegmentBuffers:
         }
 
     def _empty(self, shape: tuple[int, ...]) -> "torch.Tensor":
-        """Memory that begins at a page: pinned for a GPU, else of huge pages, which are cheap to touch."""
+        """Memory that begins at a page: pinned for a GPU, else in huge pages, which are cheap to touch."""
         import torch
 
         if self._on_gpu:
@@ -52,7 +52,7 @@ class SegmentBuffers:
         """Copy the first sequences of a batch to rows ``start:start + n_sequences``.
 
         Raises:
-            ModelError: the value has not the dtype or the shape that was planned; it would be cast silently.
+            ModelError: the value has another dtype or shape than planned; it would be cast silently.
         """
         rows = self._tensors[hook][start : start + n_sequences]
         if value.dtype != self._dtype or value.shape[1:] != rows.shape[1:]:

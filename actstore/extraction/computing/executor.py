@@ -1,4 +1,4 @@
-"""The seam between a run and whatever computes it: one function, found by name among the installed ones."""
+"""Executors, which compute the segments of a run: finding an installed one by its name."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -11,19 +11,19 @@ from actstore.extraction.computing.worker import WorkerSpec
 from actstore.extraction.events import SegmentDone
 
 GROUP = "actstore.executors"
-"""Entry points of this group are executors; the package with the ray executor registers itself here."""
+"""Group of the entry points of executors; the package with the ray executor registers it here."""
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What an executor may use."""
+    """The resources that an executor may use."""
 
     num_workers: int | None = None
     ray_address: str | None = None
 
 
 class Executor(Protocol):
-    """Computes segments with workers made from a `WorkerSpec`."""
+    """A function that computes segments with workers made from a `WorkerSpec`."""
 
     def __call__(
         self,
@@ -32,17 +32,18 @@ class Executor(Protocol):
         resources: Resources,
         on_segment: Callable[[SegmentDone], None],
     ) -> None:
-        """Return when all pending segments are committed; call ``on_segment`` once for each.
+        """Compute all pending segments, call ``on_segment`` once for each, and return when all are committed.
 
         Raises:
-            ActstoreError: the first segment that failed for good; segments committed by then stay.
+            ActstoreError: the error of the first segment that failed for good. Segments committed before stay.
         """
         ...
 
 
 def workers_here(name: str, resources: Resources) -> int | None:
-    """Workers that an executor would start on this machine, which then must have the memory and devices for them. None
-    where they are elsewhere, or that is not known: the module of an executor need not have a function of this name.
+    """Number of workers that an executor would start on this machine, which must have the memory and devices for them.
+
+    None if they run elsewhere, or the number is not known: the module of an executor may have a function of this name.
 
     Raises:
         JobError: there is no such executor.
@@ -56,9 +57,9 @@ def executor(name: str) -> Executor:
     """The executor of this name.
 
     Raises:
-        JobError: there is none.
+        JobError: there is no such executor.
     """
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if name not in found:
-        raise JobError(f"executor {name!r} is not known; choose one of {', '.join(sorted(found))}")
-    return cast(Executor, found[name].load())
+    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in entries:
+        raise JobError(f"executor {name!r} is not known; choose one of {', '.join(sorted(entries))}")
+    return cast(Executor, entries[name].load())

@@ -1,4 +1,4 @@
-"""Keeping the C heap from giving memory back between forwards."""
+"""Keeping the C heap from returning memory between forwards."""
 
 import ctypes
 import sys
@@ -24,7 +24,7 @@ def keep_large_blocks() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
+    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest value allowed
     mallopt(_M_TRIM_THRESHOLD, 1 << 30)
     mallopt(_M_TOP_PAD, 64 << 20)
     # The forward has a thread of its own, and the arenas of threads are too small to keep anything.

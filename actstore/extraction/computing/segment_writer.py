@@ -1,4 +1,4 @@
-"""Writing a segment: the shards of all hooks side by side, then the record that makes them part of the store."""
+"""Writing a segment: the shards of all hooks in parallel, then the record that makes them part of the store."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ Norms = Mapping[str, NDArray[np.float32]]
 
 
 class SegmentWriter:
-    """May be used by several threads, each with a segment of its own."""
+    """Writes segments; several threads may use it, each with a segment of its own."""
 
     def __init__(
         self,
@@ -42,12 +42,12 @@ class SegmentWriter:
     ) -> None:
         """
         Args:
-            blobs: the store.
-            plan: of the run.
+            blobs: storage of the store.
+            plan: plan of the run.
             is_strict: whether all shards of a segment must be of one attempt.
-            is_conditional: whether storage refuses a second create of a key.
-            fence: called before the shards of a segment, and again before its record, are created; it raises where
-                this process must not write any more.
+            is_conditional: whether storage refuses to create a key twice.
+            fence: called before the shards of a segment, and again before its record, are created. It raises if this
+                process must not write any more.
         """
         self._blobs = blobs if is_conditional else LookFirst(blobs)
         self._plan = plan
@@ -55,7 +55,7 @@ class SegmentWriter:
         self._is_strict = is_strict
         self._fence = fence
         self.is_conditional = is_conditional
-        """Whether storage refuses a second create of a key. If not, the record is left to the caller to write."""
+        """Whether storage refuses to create a key twice. If not, the caller must write the record."""
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="write")
 
     def write(
@@ -64,25 +64,26 @@ class SegmentWriter:
         """Write every hook's shard, then that of the norms, then the record.
 
         Args:
-            segment: which one.
-            values: by hook, its rows in the storage type, padded to whole inner chunks.
-            norms: by hook, [n_sequences, L] as they are stored, where the plan has norms.
-            record: all but its shards.
-            lengths: real tokens of each sequence of the segment.
+            segment: the segment.
+            values: rows by hook, in the storage type, padded to whole inner chunks.
+            norms: norms by hook, [n_sequences, L] as they are stored, if the plan has norms.
+            record: the record without its shards.
+            lengths: number of real tokens of each sequence of the segment.
 
         Returns:
-            The record, with the shards that are there.
+            The record with the shards that are stored.
 
         Raises:
-            BusyError: this process stood still, and a repair took over; or the store was deleted.
-            StorageError: writing failed; or shards of another run lie in the place of these; or, in strict mode,
-                another worker took the segment over.
+            BusyError: this process was paused, and a repair took over; or the store was deleted.
+            StorageError: writing failed; or there are shards of another run in their place; or, in strict mode, another
+                worker took the segment over.
         """
-        self._fence()  # what lies here by now can be a new store of the same shapes, which would take our shards over
+        self._fence()  # a new store of the same shapes could adopt our shards
         with self._lease(segment) as held:
             key = commit_key(self._plan.run, segment.index)
             if held is not None and self._blobs.head(key) is not None:
-                return read_commit(self._blobs, self._plan, segment.index)  # by whoever had the lease before
+                # The previous holder of the lease has committed it.
+                return read_commit(self._blobs, self._plan, segment.index)
             puts = self._put_all(segment, held, lambda: self._put(segment, values))
             adopted = self._adopted(segment, values, lengths, puts)
             again = {
@@ -92,18 +93,18 @@ class SegmentWriter:
             }
             changes: dict[str, Any] = {
                 "shards": {name: done.record for name, done in puts.items()},
-                "statistics": record.statistics | {name: found for name, (found, _) in again.items()},
+                "statistics": record.statistics | {name: moments for name, (moments, _) in again.items()},
             }
             if self._plan.norms:
-                # Only now: what is there of the activations will not change any more.
-                norms = {**norms, **{name: found for name, (_, found) in again.items()}}
+                # Norms come last: the stored activations will not change any more.
+                norms = {**norms, **{name: row_norms for name, (_, row_norms) in again.items()}}
                 changes["norms"] = self._put_norms(segment, norms, held).record
             record = record.model_copy(update=changes)
             if self.is_conditional:
                 self._fence()
                 if held is not None:
                     held.check()
-                # False: another worker was first. Its record names the same objects, for none is ever replaced.
+                # Another worker may have been first. Its record names the same objects, since none is ever replaced.
                 self._blobs.create(key, [record.to_bytes()])
         return record
 
@@ -123,15 +124,15 @@ class SegmentWriter:
             return put(self._blobs, layout, segment.index, shard, plan_checksum=self._plan_checksum)
 
         writes = {hook.name: self._threads.submit(write, hook) for hook in self._plan.request.hooks}
-        # All of them, also when one fails: the buffers must not be filled again while another is still reading.
+        # Wait for all, also when one fails: the buffers must not be filled again while one is still being read.
         wait(writes.values())
         return {name: done.result() for name, done in writes.items()}
 
     def _put_norms(self, segment: Segment, norms: Norms, held: Lease | None) -> Put:
-        """The norms of what is stored; those that were there before, if they are that but for rounding.
+        """Write the norms of the stored values, or adopt those that were there before if they are equal up to rounding.
 
         Raises:
-            StorageError: they are not.
+            StorageError: other norms were there before.
         """
         layout = self._plan.norm_array()
         shard = encode(layout, segment.index, side_by_side(self._plan, segment.index, norms))
@@ -159,7 +160,10 @@ class SegmentWriter:
         self, segment: Segment, held: Lease | None, write: Callable[[], dict[str, Put]]
     ) -> dict[str, Put]:
         """Write some shards; with a lease, until all are of this attempt. Nobody else writes this segment meanwhile, so
-        what differs is left from an attempt that was given up.
+        other shards are left from an attempt that was given up.
+
+        Raises:
+            StorageError: shards of another process appear again and again.
         """
         for _ in range(_STRICT_ATTEMPTS):
             puts = write()
@@ -167,7 +171,7 @@ class SegmentWriter:
             if held is None or not foreign:
                 return puts
             for name in foreign:
-                # Not those of who took the lease over, and may have committed them, while this process stood still.
+                # While this process was paused, another may have taken the lease over and committed its shards.
                 held.check()
                 if self._blobs.head(commit_key(self._plan.run, segment.index)) is None:
                     self._blobs.delete(puts[name].record.key)
@@ -179,10 +183,10 @@ class SegmentWriter:
     def _adopted(
         self, segment: Segment, values: Values, lengths: NDArray[Any], puts: Mapping[str, Put]
     ) -> dict[str, NDArray[Any]]:
-        """By hook, the stored rows of the shards that were there before.
+        """The stored rows of shards that were there before, by hook.
 
         Raises:
-            StorageError: they are not what was computed here, so another run has left them.
+            StorageError: they differ from what was computed here, so another run has left them.
         """
         adopted = {}
         for hook in self._plan.request.hooks:
@@ -193,7 +197,7 @@ class SegmentWriter:
             stored = Rows(self._blobs, [Section(layout, lambda _: True)])[segment.start : segment.stop]
             computed = values[hook.name][: segment.n_sequences]
             if not is_same_computation(hook.name, stored, computed, lengths, layout.dtype):
-                self._fence()  # or is it this process that is the other one?
+                self._fence()  # this process may be the one that must not write
                 raise StorageError(
                     f"{self._blobs.url}/{done.record.key} was there before, and holds other values than this run "
                     f"computes: another run has left it; run `actstore verify {self._blobs.url} --repair` and the same "

@@ -1,4 +1,4 @@
-"""The worker: runs the model over one segment at a time and commits it. A plain class; every executor uses it."""
+"""The worker, which runs the model over one segment at a time and commits it. Every executor uses this plain class."""
 
 import contextlib
 import queue
@@ -41,65 +41,67 @@ if TYPE_CHECKING:
     import torch
 
 SEGMENTS_IN_FLIGHT = 3
-"""One in the forward, two being written. Each costs the memory of a whole segment."""
+"""Number of segments that a worker holds: one in the forward, two being written. Each takes the memory of a segment."""
 
 
 @dataclass(frozen=True)
 class _Computed:
-    """A segment that is in the buffers."""
+    """The results of a segment besides the values in the buffers."""
 
     record: CommitRecord
-    """All but its shards."""
+    """The record without its shards."""
     norms: Mapping[str, NDArray[np.float32]]
-    """By hook, as `Moments.norms`."""
+    """Norms by hook; see `Moments.norms`."""
     seconds: float
-    """In the model."""
+    """Time in the model."""
     seconds_waiting: float
-    """The model stood still before."""
+    """Time that the model waited before."""
     not_finite: frozenset[str]
     """Hooks that can hold NaN or infinity."""
 
 
 class InterruptedRunError(ActstoreError):
-    """The run was asked to stop. What is committed stays."""
+    """Raised in a run that was asked to stop. What is committed stays."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker needs to start, anywhere: a few strings."""
+    """What a worker needs to start on any machine: a few strings."""
 
     url: str
-    """Of the store; the plan and the tokens are there."""
+    """URL of the store, which has the plan and the tokens."""
     model: str
-    """Hub name or folder as this machine knows it; its weights must be those of the plan."""
+    """Hub name or folder of the model on the machine of the worker; its weights must be those of the plan."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     device: str | None = None
     run: str = FIRST_RUN
-    """Of the store."""
+    """Name of the run in the store."""
     n_threads: int | None = None
     """CPU threads of the forward; None leaves torch's choice."""
     is_strict: bool = False
     """Whether all shards of a segment must be of one attempt, bit for bit."""
     is_conditional: bool = True
-    """Whether storage refuses a second create of a key; if not, whoever called the worker commits."""
+    """Whether storage refuses to create a key twice; if not, the caller of the worker commits."""
     turn: Turn | None = None
-    """Of whoever called the worker. Once it is over, nothing more is committed."""
+    """Turn of the caller of the worker. Once it is over, nothing more is committed."""
 
     def start(self) -> "Worker":
         return Worker(self)
 
 
 class Worker:
-    """Holds the model. `run` may be called from `SEGMENTS_IN_FLIGHT` threads at once: their forwards take turns,
-    and while one is in the forward the others write.
+    """Holds the model and computes segments.
+
+    `run` may be called from `SEGMENTS_IN_FLIGHT` threads at once: their forwards take turns, and while one is in the
+    forward the others write.
     """
 
     def __init__(self, spec: WorkerSpec) -> None:
         """Load the model.
 
         Raises:
-            ModelError: it cannot be loaded, or its weights are not the planned ones.
+            ModelError: the model cannot be loaded, or its weights are not the planned ones.
             StorageError: the store cannot be read.
         """
         import torch
@@ -115,10 +117,10 @@ class Worker:
         if spec.n_threads is not None:
             torch.set_num_threads(spec.n_threads)
         if chosen_device(spec.device).startswith("cpu"):
-            keep_large_blocks()  # before its thread allocates anything
+            keep_large_blocks()  # before the thread of the forward allocates anything
         # One thread, so that segments go first in, first out, and torch makes one pool of threads. It would make
-        # another for a thread that loads the model: where all pools together have more threads than there are cores,
-        # they sleep as soon as they wait, and a forward on a CPU takes up to a third longer.
+        # another for a thread that loads the model: with more threads in all pools than there are cores, they sleep
+        # as soon as they wait, and a forward on a CPU takes up to a third longer.
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
         try:
             self._model = self._forward.submit(load_planned_model, plan, spec).result()
@@ -154,7 +156,7 @@ class Worker:
         """Compute, write and commit one segment.
 
         Raises:
-            ExtractError: the forward failed; it names the segment.
+            ExtractError: the forward failed; the message names the segment.
             StorageError: writing failed.
             InterruptedRunError: `stop` was called.
         """
@@ -171,7 +173,7 @@ class Worker:
             started = time.perf_counter()
             values = buffers.rows(segment)
             record = self._writer.write(segment, values, computed.norms, computed.record, lengths)
-            found = self._not_finite(segment, values, lengths, computed.not_finite)
+            non_finite_tokens = self._not_finite(segment, values, lengths, computed.not_finite)
         finally:
             self._free.put(buffers)
         return SegmentDone(
@@ -183,13 +185,13 @@ class Worker:
             time.perf_counter() - started,
             n_retries=self._new_retries(),
             record=None if self._writer.is_conditional else record,
-            not_finite=found,
+            not_finite=non_finite_tokens,
         )
 
     @contextlib.contextmanager
     def _first_call_first(self) -> Iterator[None]:
-        """Calls wait until the first one has queued its forward. That is the run's first segment where this worker has
-        it, which is checked in any case: another before it would be checked as well.
+        """Let calls wait until the first one has queued its forward. If that is for the run's first segment, which is
+        always checked, another segment before it would be checked as well, as the first one of this worker.
         """
         with self._counting:
             is_first, self._has_begun = not self._has_begun, True
@@ -203,7 +205,7 @@ class Worker:
     def _not_finite(
         self, segment: Segment, values: Values, lengths: NDArray[Any], suspects: Collection[str]
     ) -> dict[str, NotFinite]:
-        """By hook, the tokens that are not finite. Only hooks that can have any are looked at."""
+        """The tokens that are not finite, for each of the suspected hooks that has any."""
         request = self._plan.request
         width = f"<u{dtype(request.dtype).itemsize}"
         counts = {
@@ -217,17 +219,17 @@ class Worker:
             )
             for name in suspects
         }
-        return {name: found for name, found in counts.items() if found.n_tokens}
+        return {name: tokens for name, tokens in counts.items() if tokens.n_tokens}
 
     def _new_retries(self) -> int:
-        """Requests to storage that were repeated since this was last asked."""
+        """Number of requests to storage that were repeated since the last call of this method."""
         with self._counting:
             new = self._blobs.n_retries - self._n_retries
             self._n_retries += new
             return new
 
     def stop(self) -> None:
-        """Give up the forward that is running and those that wait; a segment being written is finished."""
+        """Give up the running forward and those that wait; segments that are being written are finished."""
         self._stopped.set()
 
     def close(self) -> None:
@@ -242,8 +244,8 @@ class Worker:
         lengths: NDArray[Any],
         buffers: SegmentBuffers,
     ) -> "_Computed":
-        """Forward all batches of a segment."""
-        # In the same turn of the forward: otherwise the next segment would be the first of this worker, and checked.
+        """Run the forwards of all batches of a segment."""
+        # In the same turn of the forward: otherwise the next segment would be checked as the first of this worker.
         of_row = self._expected_of_first(segment, tokens, lengths) if segment.index == 0 else None
         started = time.perf_counter()
         waiting = started - self._idle_since
@@ -270,10 +272,10 @@ class Worker:
 
     @contextlib.contextmanager
     def _naming(self, segment: Segment) -> Iterator[None]:
-        """Say in which segment something failed that is no error of ours.
+        """Turn errors of libraries into one that names the segment.
 
         Raises:
-            ExtractError: in its place.
+            ExtractError: an error was raised that is not one of actstore's.
         """
         try:
             yield
@@ -286,7 +288,7 @@ class Worker:
             ) from error
 
     def _expected_of_first(self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]) -> Expected:
-        """What a model that shares nothing with this one gives for the golden row of the run's first segment."""
+        """Values for the golden row of the run's first segment, from a model that shares nothing with this one."""
         import torch
 
         started = time.perf_counter()
@@ -320,11 +322,10 @@ class Worker:
         buffers: SegmentBuffers,
         of_row: Expected | None,
     ) -> Golden | None:
-        """Compare one row with the plain forward; for the first segment of this worker, and for those whose records
-        hold the result.
+        """Compare one row with the plain forward, for the first segment of this worker and those that record it.
 
         Raises:
-            ModelError: it gives other values.
+            ModelError: the plain forward gives other values.
         """
         is_recorded = has_golden(segment.index)
         if self._is_checked and not is_recorded:
@@ -349,7 +350,7 @@ class Worker:
         is_real = positions < torch.from_numpy(lengths[start : start + size]).to(self._device)[:, None]
 
         def take(hook: str, value: "torch.Tensor") -> None:
-            # Stores have the position in front; patterns have heads there.
+            # Stores have the position first, where patterns have heads.
             point = point_of(hook)
             assert point is not None
             value = value.movedim(point.position_axis, 1)
@@ -375,10 +376,10 @@ class Worker:
 
 
 def load_planned_model(plan: Plan, spec: WorkerSpec) -> HookedModel:
-    """The model of a plan as this machine has it, with the layers that the plan needs.
+    """The model of a plan, loaded on this machine with the layers that the plan needs.
 
     Raises:
-        ModelError: it cannot be loaded, or its weights are not the planned ones.
+        ModelError: the model cannot be loaded, or its weights are not the planned ones.
     """
     check_weights(plan, spec)
     return HookedModel.from_pretrained(
@@ -395,13 +396,13 @@ def check_weights(plan: Plan, spec: WorkerSpec) -> None:
     """Refuse a model on this machine whose weights are not the planned ones.
 
     Raises:
-        ModelError: they are not.
+        ModelError: the weights are others.
     """
     planned = plan.request.model.fingerprint
-    found = fingerprint(spec.model, spec.revision)
-    if found != planned:
+    actual = fingerprint(spec.model, spec.revision)
+    if actual != planned:
         raise ModelError(
-            f"the weights of {spec.model} on this machine are {found}, the plan was made with {planned}; use the same "
+            f"the weights of {spec.model} on this machine are {actual}, the plan was made with {planned}; use the same "
             "model files everywhere"
         )
 

@@ -1,4 +1,4 @@
-"""What two requests, or two plans, do not agree on."""
+"""Differences between two requests, or between two plans."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -6,26 +6,26 @@ from typing import Any, Final
 
 from actstore.store.format.plan import Plan, Request
 
-# What may differ between two runs of one plan: only how something was spelled, not what it is.
+# Fields that may differ between two runs of one plan: they spell something, but do not decide what it is.
 _SPELLINGS: Final = frozenset({"model.name", "model.revision", "tokens.source", "tokens.tokenizer"})
-# Follows from what the store has; a job does not know it.
+# This field follows from what is in the store; a job does not know it.
 _DERIVED: Final = "tokens.skip_sequences"
 OF_A_RUN: Final = frozenset({"hooks", "compression", "covariance"})
-"""What two runs over the same tokens can have different."""
+"""Fields that may differ between two runs over the same tokens."""
 
 
 def is_same(stored: Plan, made: Plan) -> bool:
-    """Whether two plans mean the same store, however names in them were spelled."""
+    """Whether two plans describe the same run, however names in them are spelled."""
     rest = made.model_copy(update={"request": stored.request})
     return not differences(stored.request, made.request) and stored == rest
 
 
 def differences(stored: Request, asked: Request, *, but: Collection[str] = ()) -> list[str]:
-    """What two requests do not agree on, spelling aside, one sentence each.
+    """The differences between two requests, one sentence each. Spellings do not count.
 
     Args:
-        stored: of a run in the store.
-        asked: of the job.
+        stored: request of a run in the store.
+        asked: request of the job.
         but: names of fields that may differ.
     """
     there, here = _flat(stored), _flat(asked)
@@ -48,9 +48,9 @@ def _flat(request: Request) -> dict[str, str]:
             yield name, value if isinstance(value, str) else json.dumps(value)
 
     fields = request.model_dump(mode="json")
-    # The fingerprint covers it; how it is spelled depends on the version of transformers.
+    # The fingerprint covers the configuration, whose spelling depends on the version of transformers.
     del fields["model"]["config"]
-    # One line each, not the whole record, for what has parts of its own.
+    # Lists of records are one line each.
     fields["hooks"] = ", ".join(hook["name"] for hook in fields["hooks"])
     fields["tokens"]["files"] = ", ".join(
         f"{f['name']} ({f['nbytes']} bytes)" for f in fields["tokens"]["files"]

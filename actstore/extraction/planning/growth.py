@@ -1,4 +1,4 @@
-"""Where a job belongs in a store: a new run, a run to go on with, or nowhere."""
+"""Finding the place of a job in a store: a new run, a run to go on with, or none."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from actstore.store.records.run import Run
 
 @dataclass(frozen=True)
 class Place:
-    """One run of a store."""
+    """The place of one run in a store."""
 
     name: str
     hooks: tuple[str, ...]
-    """That the run stores."""
+    """Names of the hooks that the run stores."""
     run: Run | None = None
     """The run itself, if the store has it."""
     over: Plan | None = None
-    """For a new run that adds hooks: the plan over whose tokens it goes."""
+    """The plan with the tokens of a new run that adds hooks; else None."""
     skipped: tuple[Plan, ...] = ()
-    """For a new run that adds tokens: runs that have the first sequences of its text."""
+    """Plans that hold the first sequences of the text of a new run that adds tokens."""
 
     @property
     def arrays(self) -> tuple[str, ...]:
-        """Paths that a new run will write to."""
+        """Paths of the arrays that a new run writes."""
         part = self.name if self.over is None else self.over.tokens_of
         prefix = "" if part == FIRST_RUN else f"parts/{part}/"
         return (*(f"{prefix}acts/{hook}" for hook in self.hooks), f"{prefix}norms/{self.name}")
@@ -34,17 +34,17 @@ class Place:
 def find_place(
     url: str, runs: Sequence[Run], request: Request, *, segment_size: int | None = None, append: bool = False
 ) -> Place:
-    """The run that a request is.
+    """Find the run of a store that a request describes.
 
     Args:
-        url: of the store, for messages.
-        runs: what the store has.
-        request: of the job.
-        segment_size: if the job demands one.
+        url: URL of the store, for messages.
+        runs: runs of the store.
+        request: request of the job.
+        segment_size: segment size that the job demands, if any.
         append: whether other tokens become a further run.
 
     Raises:
-        PlanMismatchError: none that could be; it names the differences.
+        PlanMismatchError: the request fits no run, and cannot be a new one; the message names the differences.
     """
     hooks = tuple(hook.name for hook in request.hooks)
     if not runs:
@@ -56,25 +56,25 @@ def find_place(
     for run in runs:
         if run.plan.has_own_tokens and not differences(run.plan.request, request, but=OF_A_RUN):
             over = [other for other in runs if other.plan.tokens_of == run.plan.run]
-            return _over(url, run, over, request, name, segment_size)
+            return _over_stored_tokens(url, run, over, request, name, segment_size)
     first = runs[0].plan.request
-    found = differences(first, request)
-    tokens = {line.split(" is ")[0] for line in found if line.startswith("tokens.")}
+    lines = differences(first, request)
+    tokens = {line.split(" is ")[0] for line in lines if line.startswith("tokens.")}
     others = differences(first, request, but=OF_A_RUN | (tokens - {"tokens.context_length"}))
     if append and not others:
         return Place(name, hooks, skipped=_of_same_text(url, runs, request))
     advice = "Choose another out, or run the job it was made with"
     if not others:
-        found = differences(first, request, but=OF_A_RUN)
+        lines = differences(first, request, but=OF_A_RUN)
         advice += "; to add these tokens to the store as a further run, give --append"
-    raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(found)}. {advice}")
+    raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(lines)}. {advice}")
 
 
 def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan, ...]:
-    """Runs that have sequences of the text of a job. They must be the first ones of it, which is seen when it is read.
+    """Plans of runs with sequences of the text of a job. Whether they are its first ones is checked when it is read.
 
     Raises:
-        PlanMismatchError: some are in another packing, or of files that have changed since.
+        PlanMismatchError: some have another packing, or are of files that have changed since.
     """
     asked = request.tokens
     parts = [run.plan for run in runs if run.plan.has_own_tokens]
@@ -86,13 +86,13 @@ def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan
     ]
     for plan in same:
         stored = plan.request.tokens
-        found = differences(plan.request, request, but=OF_A_RUN | {"tokens.files", "tokens.max_tokens"})
+        lines = differences(plan.request, request, but=OF_A_RUN | {"tokens.files", "tokens.max_tokens"})
         if stored.files != asked.files[: len(stored.files)]:
-            found.append("its files are not the first ones that this job reads")
-        if found:
+            lines.append("its files are not the first ones that this job reads")
+        if lines:
             raise PlanMismatchError(
                 f"the store at {url} has sequences of {asked.source} already, and cannot tell which of them this job "
-                f"would repeat: {'; '.join(found)}. Name only the new files, or choose another out"
+                f"would repeat: {'; '.join(lines)}. Name only the new files, or choose another out"
             )
     return tuple(same)
 
@@ -112,16 +112,20 @@ def _continued(url: str, run: Run, runs: Sequence[Run], segment_size: int | None
     return Place(run.plan.run, run.plan.hook_names, run)
 
 
-def _is_stored_so(run: Run, request: Request, segment_size: int | None) -> bool:
+def _fits(run: Run, request: Request, segment_size: int | None) -> bool:
     return segment_size in (None, run.plan.segment_size) and not differences(
         run.plan.request, request, but={"hooks"}
     )
 
 
-def _over(
+def _over_stored_tokens(
     url: str, part: Run, runs: Sequence[Run], request: Request, name: str, segment_size: int | None
 ) -> Place:
-    """Over tokens that the store has: hooks that it has, in whole or in part."""
+    """Find the place of a request whose tokens are in the store; its hooks may be, all or some of them.
+
+    Raises:
+        PlanMismatchError: a run must be completed first, or the hooks are stored in another way.
+    """
     asked = [hook.name for hook in request.hooks]
     missing = tuple(hook for hook in asked if not any(run.hook(hook) for run in runs))
     unfinished = [run for run in runs if not run.is_complete or (run is part and not run.has_tokens)]
@@ -135,16 +139,16 @@ def _over(
     holding = [run for run in runs if any(run.hook(hook) for hook in asked)]
     needed = next((run for run in holding if run in unfinished), None)
     if needed is None:
-        # Nothing is left to do. A job that once added hooks spells out how they were to be stored: the runs that had
-        # the others already need not be stored so.
-        fitting = (run for run in holding if _is_stored_so(run, request, segment_size))
+        # Nothing is left to do. A job that once added hooks says how these are stored; runs with its other hooks may
+        # be stored in another way.
+        fitting = (run for run in holding if _fits(run, request, segment_size))
         needed = next(fitting, holding[0])
-    found = differences(needed.plan.request, request, but={"hooks"})
+    lines = differences(needed.plan.request, request, but={"hooks"})
     if needed in unfinished and not set(needed.plan.hook_names) <= set(asked):
-        found += differences(needed.plan.request, request)
-    if found:
+        lines += differences(needed.plan.request, request)
+    if lines:
         raise PlanMismatchError(
-            f"the store at {url} belongs to another plan: {'; '.join(found)}. Choose another out, or run the job it "
+            f"the store at {url} belongs to another plan: {'; '.join(lines)}. Choose another out, or run the job it "
             "was made with"
         )
     return _continued(url, needed, (part, *runs), segment_size)

@@ -1,4 +1,4 @@
-"""The job: what a user asks for, in a YAML file or as arguments. Schema: ``schemas/job.schema.json``."""
+"""The job: what a user asks for, in a YAML file or as arguments. Its schema is ``schemas/job.schema.json``."""
 
 import json
 from collections.abc import Mapping
@@ -103,16 +103,16 @@ class Job(BaseModel):
 
 
 def parse_job(fields: Mapping[str, Any], where: str = "job") -> Job:
-    """Check the fields of a job.
+    """Make a job from its fields.
 
     Raises:
-        JobError: it lists every problem with its location.
+        JobError: a field is wrong; the message lists every problem with its location.
     """
     try:
         # Through JSON, so that Python, YAML and the schema agree on what a list or an integer is.
         text = json.dumps(dict(fields), default=_not_json)
     except (ValueError, RecursionError, TypeError) as error:
-        # A list in itself, or in a thousand others; a number of a million digits; a key that JSON cannot spell.
+        # A list inside of itself, or nested a thousand deep; a number of a million digits; a key that JSON lacks.
         raise JobError(f"{where} has a value that no field can have: {reason(error)}") from error
     try:
         return Job.model_validate_json(text)
@@ -124,21 +124,21 @@ def parse_job(fields: Mapping[str, Any], where: str = "job") -> Job:
 
 
 def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
-    """Read a job from a YAML (or JSON) file; any fsspec URL.
+    """Read a job from a YAML or JSON file.
 
     Args:
-        url: where it is.
+        url: path or fsspec URL of the file.
         overrides: fields that take precedence over the file's.
 
     Raises:
-        JobError: it lists every problem with its location; or the file holds no job.
+        JobError: the file holds no job, or a field is wrong; the message lists every problem with its location.
         StorageError: the file cannot be read.
     """
     return parse_job(read_fields(url) | dict(overrides or {}), where=url)
 
 
 def _not_json(value: Any) -> dict[str, str]:
-    """Something that no field accepts, in place of what JSON cannot spell (a date in YAML, a set in Python)."""
+    """A value that no field accepts, in place of a type that JSON lacks (a date in YAML, a set in Python)."""
     return {type(value).__name__: str(value)}
 
 
@@ -146,14 +146,14 @@ _KINDS = {"missing": "is required", "extra_forbidden": "is not a field of a job"
 
 
 def _problem(problem: Any) -> str:
-    """One line: where, what was expected, what was found."""
+    """One line about a problem: the field, what is expected, and its value."""
     if not problem["loc"]:
         return reason(problem["msg"])
     field = str(problem["loc"][0])
     if problem["type"] in _KINDS:
         return f"{field}: {_KINDS[problem['type']]}"
     text = problem["msg"][0].lower() + problem["msg"][1:]
-    # A union tells what each of its members would have wanted; one sentence for both.
+    # pydantic reports what each member of a union expects; this is one sentence for all.
     if field.endswith("_token"):
         names = (
             "'bos', 'eos', 'sep' or 'pad'" if field == "pad_token" else "'bos', 'eos', 'sep', 'pad' or 'none'"
@@ -161,5 +161,5 @@ def _problem(problem: Any) -> str:
         text = f"should be a token id, {names}"
     elif field == "hooks":
         text = "should be hook names or globs: a list, or separated by commas"
-    found = repr(problem["input"])
-    return f"{field}: {text}, got {found if len(found) <= 80 else found[:77] + '...'}"
+    value = repr(problem["input"])
+    return f"{field}: {text}, got {value if len(value) <= 80 else value[:77] + '...'}"

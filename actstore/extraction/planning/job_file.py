@@ -1,4 +1,4 @@
-"""The fields of a job in a YAML file, which anybody can have written: little time and memory, whatever is in it."""
+"""Reading the fields of a job from a YAML file, with little time and memory whatever is in it."""
 
 from typing import Any, Final
 
@@ -8,20 +8,20 @@ from actstore.errors import JobError, StorageError
 from actstore.reason import reason
 
 _MAX_NBYTES: Final = 256 << 10
-"""Some seconds of parsing. A job of all hooks of a large model, each by its name, is a fifth of it."""
+"""Largest job file, which takes seconds to parse. A job that names every hook of a large model is a fifth of it."""
 _MAX_VALUES: Final = 20_000
-"""With what aliases stand for counted each time."""
+"""Most values in a job file, counting the values of an alias each time that it is used."""
 
 
 def read_fields(url: str) -> dict[str, Any]:
-    """The mapping in a YAML (or JSON) file.
+    """The mapping in a YAML or JSON file.
 
     Args:
-        url: path or any fsspec URL.
+        url: path or fsspec URL of the file.
 
     Raises:
-        JobError: it is too large, no YAML, holds no mapping, or aliases that stand for too much.
-        StorageError: it cannot be read.
+        JobError: the file is too large, no YAML, no mapping, or has too many values.
+        StorageError: the file cannot be read.
     """
     fields = _parsed(_read(url), url)
     if not isinstance(fields, dict):
@@ -37,13 +37,13 @@ def _read(url: str) -> bytes:
     folder, slash, name = url.rpartition("/")
     try:
         blobs = open_blobs(folder or slash or ".")
-        found = blobs.head(name)
-        if found is not None and found.nbytes > _MAX_NBYTES:
+        info = blobs.head(name)
+        if info is not None and info.nbytes > _MAX_NBYTES:
             raise JobError(
-                f"{url} has {found.nbytes} bytes, and a job file has at most {_MAX_NBYTES}; give the file of the job "
+                f"{url} has {info.nbytes} bytes, and a job file has at most {_MAX_NBYTES}; give the file of the job "
                 "(its text goes into the field tokens)"
             )
-        return bytes(blobs.read(name, 0, None if found is None else found.nbytes))
+        return bytes(blobs.read(name, 0, None if info is None else info.nbytes))
     except StorageError as error:
         raise StorageError(f"the job file cannot be read: {error}") from error
 
@@ -67,7 +67,7 @@ def _parsed(data: bytes, url: str) -> Any:
             f"{url} has values nested too deep; a job is a flat mapping of fields, such as 'model: gpt2'"
         ) from error
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # Not UTF-8, a day that no month has, a number of a million digits.
+        # Text that is not UTF-8, a day that no month has, a number of a million digits.
         raise JobError(f"{url} is not valid YAML: {reason(error)}") from error
     finally:
         if loader is not None:
@@ -80,7 +80,7 @@ def _hint(error: yaml.MarkedYAMLError) -> str:
 
 
 def _check_size(root: "yaml.Node | None", url: str) -> None:
-    """Count values before any is made. An alias is the same node again, and one inside of itself has no end."""
+    """Refuse a file with too many values, before any is made: an alias repeats a node, without end inside of itself."""
     todo, n_values = [root], 0
     while todo:
         node = todo.pop()
@@ -93,12 +93,12 @@ def _check_size(root: "yaml.Node | None", url: str) -> None:
         if isinstance(node, yaml.SequenceNode):
             todo += node.value
         elif isinstance(node, yaml.MappingNode):
-            _check_each_once(node, url)
+            _check_unique_names(node, url)
             todo += [part for pair in node.value for part in pair]
 
 
-def _check_each_once(node: "yaml.MappingNode", url: str) -> None:
-    """YAML keeps the last of several values of one name without a word."""
+def _check_unique_names(node: "yaml.MappingNode", url: str) -> None:
+    """Refuse a name that occurs twice in a mapping; YAML would silently keep the last value."""
     names: set[str] = set()
     for key, _ in node.value:
         if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":

@@ -1,4 +1,4 @@
-"""Planning: everything is checked and counted before anything is computed or stored."""
+"""Planning: checking and counting everything before anything is computed or stored."""
 
 import json
 import math
@@ -42,23 +42,24 @@ _MAX_COVARIANCE_NBYTES = 256 << 20
 
 @dataclass(frozen=True, repr=False)
 class PlannedRun:
-    """A job that has been checked against model, text and storage, and is ready to run. Made by `actstore.plan`;
-    print it to see what it would write.
+    """A job that was checked against model, text and storage, and is ready to run; the result of `actstore.plan`.
+
+    Print it to see what it would write.
     """
 
     job: Job
     plan: Plan
     blobs: Blobs
     packed: PackedTokens | None
-    """None where the tokens are in the store already."""
+    """The packed tokens; None if they are in the store already."""
     committed: frozenset[int]
     """Segments that are committed already."""
     is_new: bool
     """Whether the store does not have this run yet."""
     is_finished: bool = False
-    """Whether the run is in the manifest: there is nothing to do."""
+    """Whether the run is in the manifest, so that there is nothing to do."""
     is_conditional: bool = True
-    """Whether storage refuses a second create of a key; if not, only this process commits."""
+    """Whether storage refuses to create a key twice; if not, only this process commits."""
 
     def __repr__(self) -> str:
         return f"<PlannedRun {self.blobs.url}: {len(self.pending)} of {self.plan.n_segments} segments to do>"
@@ -84,7 +85,7 @@ class PlannedRun:
         return segment * min(SEGMENTS_IN_FLIGHT, self.plan.n_segments)
 
     def to_dict(self) -> dict[str, Any]:
-        """The summary as plain data."""
+        """The summary that is printed, as plain data."""
         plan = self.plan
         return {
             "out": self.blobs.url,
@@ -134,17 +135,17 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     store has its tokens already.
 
     Args:
-        job: a job, or the path or URL of a YAML file; else its fields are given as keywords.
-        on_event: called with progress.
+        job: a job, or the path or URL of a YAML file; None if all fields are given as keywords.
+        on_event: called with each event of progress.
         fields: fields of a job, which take precedence over those of the file.
 
     Raises:
-        JobError, ModelError, HookError, TokensError, StorageError: what is wrong, in one sentence.
+        JobError, ModelError, HookError, TokensError, StorageError: something is wrong; the message says what.
         BusyError: the store at ``out`` is being repaired.
         PlanMismatchError: the store at ``out`` is of another plan; the differences are named.
     """
     job = _job(job, fields)
-    open_blobs(job.out)  # a URL that cannot be one is said before anything is loaded
+    open_blobs(job.out)  # refuses a wrong URL before anything is loaded
     resources = Resources(job.num_workers, job.ray_address)
     check_device(job.device, job.executor, resources)
     config = load_config(job.model, revision=job.revision)
@@ -290,15 +291,15 @@ def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
 
 
 def absolute_model(model: str) -> str:
-    """A Hub name as it is; a folder as processes in other working directories find it."""
+    """The absolute path of a model in a folder, for processes in other working directories; a Hub name unchanged."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def check_device(name: str | None, executor: str, resources: Resources) -> str | None:
-    """The name itself, if torch knows such a device; and this machine has it, where the work is to be done here.
+    """Check the name of a device, and return it. Where workers run on this machine, it must have the device.
 
     Raises:
-        JobError: it does not; or there is no such executor.
+        JobError: torch does not know the device, or this machine does not have it; or there is no such executor.
     """
     n_workers = workers_here(executor, resources)
     if name is None:
@@ -346,11 +347,11 @@ def _n_devices(kind: str) -> int:
 
 
 def free_place(blobs: Blobs, place: Place) -> Place:
-    """The place under the first name that nothing lies under: commits without a plan are not ours.
+    """The place with the first run name that is free: records without a plan under a name are not ours.
 
     Raises:
-        StorageError: it would be the first run, whose name cannot be another; or there are shards in the place, from a
-            store that was half deleted, which must not be taken for our own.
+        StorageError: the name of the first run is not free, and it cannot have another; or the place has shards of a
+            store that was deleted in part, which must not be taken for ours.
     """
     while blobs.names(f"{RUNS}/{place.name}") and read_plan(blobs, place.name) is None:
         if place.name == FIRST_RUN:
@@ -379,10 +380,10 @@ def _check_space(run: PlannedRun) -> None:
 
 
 def check_memory(run: PlannedRun, executor: str, resources: Resources) -> None:
-    """See that this machine has the memory for the activations of the workers that would be started on it.
+    """Check that this machine has the memory for the activations of the workers that it would run.
 
     Raises:
-        JobError: it does not; or there is no such executor.
+        JobError: it has not; or there is no such executor.
     """
     n_workers = workers_here(executor, resources)
     memory = total_nbytes()

@@ -1,4 +1,4 @@
-"""The ids of the tokens that packing puts in, each one that the tokenizer has and the model has an embedding for."""
+"""The special tokens that packing inserts, each checked to be in the tokenizer and in the embedding of the model."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids; None where nothing is put in."""
+    """Ids of special tokens; None where packing inserts none."""
 
     begin_batch: int | None
     begin_sequence: int | None
@@ -22,7 +22,7 @@ class SpecialTokens:
 
 
 def needs_tokenizer(job: Job, *, is_text: bool) -> bool:
-    """Whether the text, or a token that the job names, takes a tokenizer."""
+    """Whether the text, or a token that the job names, needs a tokenizer."""
     chosen = _chosen(job, is_text=is_text)
     pads = job.packing == "document" and not isinstance(job.pad_token, int)
     return is_text or pads or any(isinstance(token, str) and token != "none" for token in chosen.values())
@@ -34,22 +34,22 @@ def special_tokens(
     """The ids that a job names, or leaves to the defaults.
 
     Args:
-        job: what was asked for.
-        tokenizer: None where none is needed.
+        job: the job.
+        tokenizer: the tokenizer; None where none is needed.
         is_text: whether the source holds text, not ids.
         n_embeddings: rows of the model's embedding.
 
     Raises:
-        TokensError: the tokenizer lacks one, or the model has no embedding for it.
+        TokensError: the tokenizer lacks a token, or the model has no embedding for it.
     """
 
     separator = "sequence_separator_token"
 
-    def found(option: str, token: int | str | None) -> int | None:
+    def id_of(option: str, token: int | str | None) -> int | None:
         if token is None or token == "none":
             return None
         if isinstance(token, str) or tokenizer is not None:
-            assert tokenizer is not None  # `needs_tokenizer` sees to it
+            assert tokenizer is not None  # `needs_tokenizer` ensures it
             token_id = special_id(tokenizer, token, option=option)
         else:
             token_id = token
@@ -60,12 +60,12 @@ def special_tokens(
 
     chosen = _chosen(job, is_text=is_text)
     if job.packing == "document" and job.sequence_separator_token is None and _lacks_bos(tokenizer):
-        chosen[separator] = None  # no row has two documents, so nobody need choose another one
+        chosen[separator] = None  # no row has two documents, so no separator is needed
     return SpecialTokens(
-        found("begin_batch_token", chosen["begin_batch_token"]),
-        found("begin_sequence_token", chosen["begin_sequence_token"]),
-        found(separator, chosen[separator]),
-        found("pad_token", _pad(job, tokenizer)) if job.packing == "document" else None,
+        id_of("begin_batch_token", chosen["begin_batch_token"]),
+        id_of("begin_sequence_token", chosen["begin_sequence_token"]),
+        id_of(separator, chosen[separator]),
+        id_of("pad_token", _pad(job, tokenizer)) if job.packing == "document" else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Which hooks a store will hold, and in which shape."""
+"""Choosing the hooks that a store will hold, with their shapes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,11 +25,11 @@ def stored_hooks(
     names, cfg = hooks_of(config)
     chosen: set[str] = set()
     for pattern in patterns:
-        found = names.select(pattern)
-        reasons = [_reason(name) for name in found]
+        matches = names.select(pattern)
+        reasons = [_reason(name) for name in matches]
         if all(reasons):
             raise HookError(f"hook {pattern!r} cannot be stored: {reasons[0]}")
-        chosen |= {stored_as(name) for name, reason in zip(found, reasons, strict=True) if not reason}
+        chosen |= {stored_as(name) for name, reason in zip(matches, reasons, strict=True) if not reason}
     arrays = []
     for name in names.all:
         point = point_of(name)

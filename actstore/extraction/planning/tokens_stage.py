@@ -1,4 +1,4 @@
-"""The first stage: all text tokenised and packed, before the model is touched, so that the plan knows its size."""
+"""The first stage of planning: tokenising and packing all text, so that the plan knows its size."""
 
 import os
 import shutil
@@ -45,21 +45,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenStage:
-    """A source, opened and checked, with nothing read yet."""
+    """A source of text or ids that was opened and checked, but not read yet."""
 
     source: Source
     tokenizer: "PreTrainedTokenizerBase | None"
     packing: Packing
     identity: TokensIdentity
     n_embeddings: int
-    """Ids of the text must be below it."""
+    """Number of ids that the model has embeddings for; ids of the text must be below it."""
 
     @classmethod
     def of(cls, job: Job, n_embeddings: int) -> "TokenStage":
         """Open the source and the tokenizer of a job.
 
         Raises:
-            TokensError: either cannot be had, or the tokenizer or the model lacks a token that packing needs.
+            TokensError: one of them cannot be opened, or the tokenizer or the model lacks a token that packing needs.
         """
         source = open_source(job.tokens, column=job.column, documents=job.documents)
         is_text = source.kind == "text"
@@ -98,15 +98,16 @@ class TokenStage:
     def run(
         self, on_event: OnEvent, *, skip_sequences: int = 0, skipped: Sequence[Plan] = ()
     ) -> "PackedTokens":
-        """Read, tokenise and pack everything into a temporary folder, but for the first sequences.
+        """Read, tokenise and pack the source into a temporary folder, without its first sequences.
 
         Args:
-            on_event: called with progress.
-            skip_sequences: how many are left out.
-            skipped: runs that must hold just these, if they are known.
+            on_event: called with each event of progress.
+            skip_sequences: number of first sequences to leave out.
+            skipped: plans of the runs that must hold exactly these sequences, if they are known.
 
         Raises:
-            TokensError: unreadable or empty text, ids that the model does not have.
+            TokensError: the text is empty or cannot be read, or has ids that the model does not have.
+            PlanMismatchError: the skipped runs hold other sequences.
         """
         started = time.perf_counter()
         length = self.packing.context_length
@@ -143,17 +144,18 @@ class TokenStage:
         permutation = order(spooled.n_sequences, self.identity.seed)
         packed = PackedTokens(spooled, permutation, time.perf_counter() - started)
         if os.name == "posix":
-            # Mapped files live on without their names, and go with the process even when that is killed.
+            # Mapped files live on after they are unlinked, and end with the process even when it is killed.
             shutil.rmtree(folder, ignore_errors=True)
         weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
         return packed
 
 
 def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:
-    """See that the next rows are those that a run has.
+    """Check that the next rows are those of a run.
 
     Raises:
         PlanMismatchError: they are others, so the text has changed.
+        TokensError: there are fewer.
     """
     spooled = spool(rows.take(plan.n_sequences), folder / plan.run)
     if spooled.n_sequences < plan.n_sequences:
@@ -170,13 +172,13 @@ def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:
 
 
 def _load_tokenizer(job: Job) -> "PreTrainedTokenizerBase":
-    # The revision is the model's; another repository has other ones.
+    # The revision is the model's, and means nothing in another repository.
     return load_tokenizer(job.model, job.revision) if job.tokenizer is None else load_tokenizer(job.tokenizer)
 
 
 @dataclass(frozen=True)
 class PackedTokens:
-    """All rows of a store, in the order in which they are stored. The files of the spool go when this does."""
+    """All rows of a store in stored order. The files of its spool are deleted with this object."""
 
     spool: Spool
     permutation: NDArray[np.int64] | None
@@ -187,7 +189,7 @@ class PackedTokens:
         return values[start:stop] if self.permutation is None else values[self.permutation[start:stop]]
 
     def sha256(self) -> str:
-        """Of all token rows in stored order, little-endian int32."""
+        """The SHA-256 of all token rows in stored order, as little-endian int32."""
         if self.permutation is None:
             return self.spool.sha256
         import hashlib
@@ -198,10 +200,10 @@ class PackedTokens:
         return digest.hexdigest()
 
     def store(self, blobs: Blobs, plan: Plan) -> None:
-        """Write the token arrays, then the record that says they are whole.
+        """Write the token arrays, then the record that says they are complete.
 
         Raises:
-            StorageError: writing failed, or other tokens are in the place of these.
+            StorageError: writing failed, or there are other tokens in their place.
         """
         records = [
             self._put(blobs, layout, shard)

@@ -1,4 +1,4 @@
-"""How far two computations of one row may be apart: rounding passes, one wrong position does not."""
+"""How far two computations of one row may differ: rounding passes, one wrong position does not."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from actstore.hooks.model import HookedModel
 
 TinyModel = Callable[..., Path]
 LAYER = 15
-"""In the middle, where layers differ least."""
+"""A layer in the middle, where layers differ least."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Row:
 def made(model: HookedModel, layer: int, *, is_mixture: bool) -> Row:
     n_rows, length = 8, 32
     tokens = torch.randint(2, model.cfg.d_vocab, (n_rows, length), generator=torch.Generator().manual_seed(0))
-    hooks = [f"blocks.{each}.hook_resid_post" for each in (layer - 1, layer, layer + 1)]
+    hooks = [f"blocks.{index}.hook_resid_post" for index in (layer - 1, layer, layer + 1)]
 
     def streams(ids: Tensor, row: int) -> dict[int, Tensor]:
         values = plain_values(model, ids, hooks, rows=[row])
@@ -127,7 +127,7 @@ def test_whole_rows_that_are_wrong_are_found(row: Callable[[str], Row], case: st
 
 
 def test_a_reference_that_disagrees_with_itself_shows_nothing() -> None:
-    """Both forwards are watched at one place: if it is the wrong one, the values are wrong with them."""
+    """Both forwards are read at one place; if it is the wrong one, all values are wrong alike."""
     rows = torch.randn((2, 64, 32), generator=torch.Generator().manual_seed(0))
     for is_mixture in (False, True):
         wrong = deviation(
@@ -206,7 +206,7 @@ def test_a_value_at_the_edge_of_overflow_may_be_as_in_either_forward() -> None:
 
 @pytest.mark.parametrize("case", ["smollm2-bfloat16"])
 def test_other_kernels_pass_and_neighbouring_layers_do_not(row: Callable[[str], Row], case: str) -> None:
-    """As far as sums in another order move SmolLM2 in bfloat16."""
+    """Errors as large as those of sums in another order, for SmolLM2 in bfloat16."""
     one = row(case)
     right = one.in_batch[one.layer]
     noise = torch.randn(right.shape, generator=torch.Generator().manual_seed(0))

@@ -30,7 +30,7 @@ LENGTH, BATCH, SEGMENT = 32, 8, 16
 
 @dataclass(frozen=True)
 class Extracted:
-    """A finished store, and the model it is of."""
+    """A finished store and its model."""
 
     store: actstore.Store
     model: HookedModel
@@ -80,10 +80,10 @@ def test_every_row_is_computed_again_bit_for_bit(extracted: Extracted) -> None:
     assert plan.hook_names == HOOKS
     assert plan.n_sequences % BATCH  # the last batch is filled up
     assert len(set(lengths)) > 5
-    found = extracted.check(range(plan.n_sequences))
-    assert found.n_rows == found.n_rows_bit_equal == plan.n_sequences
-    assert found.largest_errors == dict.fromkeys(HOOKS, 0.0)
-    assert found.problems == ()
+    result = extracted.check(range(plan.n_sequences))
+    assert result.n_rows == result.n_rows_bit_equal == plan.n_sequences
+    assert result.largest_errors == dict.fromkeys(HOOKS, 0.0)
+    assert result.problems == ()
 
 
 def test_rows_count_once_and_only_they_are_read(extracted: Extracted) -> None:
@@ -93,8 +93,8 @@ def test_rows_count_once_and_only_they_are_read(extracted: Extracted) -> None:
         read.update((hook, row) for row in rows)
         return extracted.stored(hook, rows)
 
-    found = extracted.check([33, 2, 33, 70, 34], stored)
-    assert found.n_rows == found.n_rows_bit_equal == 4
+    result = extracted.check([33, 2, 33, 70, 34], stored)
+    assert result.n_rows == result.n_rows_bit_equal == 4
     assert read == {(hook, row) for hook in HOOKS for row in (2, 33, 34, 70)}
     assert extracted.check([]).n_rows == 0
     for row in (-1, extracted.store.plan.n_sequences):
@@ -108,19 +108,21 @@ def test_another_row_under_its_number_is_named(extracted: Extracted, hook: str) 
     row, other = full[3], full[1]
 
     def stored(name: str, rows: Sequence[int]) -> NDArray[Any]:
-        return extracted.stored(name, [other if name == hook and each == row else each for each in rows])
+        return extracted.stored(
+            name, [other if name == hook and stored_row == row else stored_row for stored_row in rows]
+        )
 
-    found = extracted.check([row, row + 1, row + 20], stored)
-    assert found.n_rows == 3
-    assert found.n_rows_bit_equal == 2
-    (problem,) = found.problems
+    result = extracted.check([row, row + 1, row + 20], stored)
+    assert result.n_rows == 3
+    assert result.n_rows_bit_equal == 2
+    (problem,) = result.problems
     assert (problem.hook, problem.sequence) == (hook, row)
-    assert problem.error == found.largest_errors[hook] > problem.allowed
+    assert problem.error == result.largest_errors[hook] > problem.allowed
     assert str(problem).startswith(f"{hook} of sequence {row} is ")
 
 
 def damaged(extracted: Extracted, row: int, change: Change) -> DeepCheck:
-    """The check of a row and the next, after a change of the stored stream [context_length, d_model] of the first."""
+    """Check a row and the next one after changing the stored stream [context_length, d_model] of the first."""
     length = int(extracted.store.lengths[row])
 
     def stored(hook: str, rows: Sequence[int]) -> NDArray[Any]:
@@ -135,7 +137,7 @@ def damaged(extracted: Extracted, row: int, change: Change) -> DeepCheck:
 
 
 def short_row(extracted: Extracted) -> int:
-    """One that has padding, in the midst of a batch whose first row has more of it, or less."""
+    """A row with padding, inside of a batch whose first row has more or less of it."""
     lengths = extracted.store.lengths[:]
     inside = (row for row in range(64) if 0 < row % BATCH < BATCH - 1)
     return next(row for row in inside if LENGTH > lengths[row] != lengths[row - row % BATCH])
@@ -153,33 +155,33 @@ def short_row(extracted: Extracted) -> int:
 )
 def test_changed_values_are_named(extracted: Extracted, change: Change) -> None:
     row = short_row(extracted)
-    found = damaged(extracted, row, change)
-    assert [(problem.hook, problem.sequence) for problem in found.problems] == [(STREAM, row)]
-    assert (found.n_rows, found.n_rows_bit_equal) == (2, 1)
+    result = damaged(extracted, row, change)
+    assert [(problem.hook, problem.sequence) for problem in result.problems] == [(STREAM, row)]
+    assert (result.n_rows, result.n_rows_bit_equal) == (2, 1)
 
 
 def test_what_rounding_explains_is_counted_and_no_problem(extracted: Extracted) -> None:
     allowed = {"float32": 1e-3, "bfloat16": 1e-1}[extracted.store.plan.request.dtype]
-    found = damaged(extracted, 8, lambda values, _length: values.mul_(1 + allowed / 2))
-    assert found.problems == ()
-    assert (found.n_rows, found.n_rows_bit_equal) == (2, 1)
-    assert allowed / 4 < found.largest_errors[STREAM] < allowed
+    result = damaged(extracted, 8, lambda values, _length: values.mul_(1 + allowed / 2))
+    assert result.problems == ()
+    assert (result.n_rows, result.n_rows_bit_equal) == (2, 1)
+    assert allowed / 4 < result.largest_errors[STREAM] < allowed
 
 
 def test_a_change_of_padding_alone_costs_the_row_its_bits(extracted: Extracted) -> None:
-    found = damaged(extracted, short_row(extracted), lambda values, length: values[length:].fill_(math.nan))
-    assert found.problems == ()
-    assert (found.n_rows_bit_equal, found.largest_errors[STREAM]) == (1, 0.0)
+    result = damaged(extracted, short_row(extracted), lambda values, length: values[length:].fill_(math.nan))
+    assert result.problems == ()
+    assert (result.n_rows_bit_equal, result.largest_errors[STREAM]) == (1, 0.0)
 
 
 def test_another_model_is_found_in_every_row(extracted: Extracted) -> None:
     changed: Any = copy.deepcopy(extracted.model.hf)
     with torch.no_grad():
         changed.layers[1].mlp.down_proj.weight.mul_(-1)
-    found = extracted.check([40, 3], model=HookedModel(changed))
-    assert [(problem.hook, problem.sequence) for problem in found.problems] == [(STREAM, 3), (STREAM, 40)]
-    assert found.n_rows_bit_equal == 0
-    assert found.largest_errors == {hook: found.largest_errors[STREAM] * (hook == STREAM) for hook in HOOKS}
+    result = extracted.check([40, 3], model=HookedModel(changed))
+    assert [(problem.hook, problem.sequence) for problem in result.problems] == [(STREAM, 3), (STREAM, 40)]
+    assert result.n_rows_bit_equal == 0
+    assert result.largest_errors == {hook: result.largest_errors[STREAM] * (hook == STREAM) for hook in HOOKS}
 
 
 def test_another_kernel_gives_other_bits_and_passes(extracted: Extracted) -> None:
@@ -189,7 +191,7 @@ def test_another_kernel_gives_other_bits_and_passes(extracted: Extracted) -> Non
     model = HookedModel.from_pretrained(
         folder, dtype=dtype, device="cpu", has_head=False, n_layers=2, attention="eager"
     )
-    found = extracted.check(range(16), model=model)
-    assert found.problems == ()
-    assert found.n_rows_bit_equal < 16
-    assert found.largest_errors[STREAM] > 0
+    result = extracted.check(range(16), model=model)
+    assert result.problems == ()
+    assert result.n_rows_bit_equal < 16
+    assert result.largest_errors[STREAM] > 0

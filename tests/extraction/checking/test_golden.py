@@ -1,4 +1,4 @@
-"""The golden check: what passes, what it finds, and what it leaves behind."""
+"""The golden check: right values pass, wrong ones are found, and nothing is left on the model."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ from actstore.store.format.plan import Segment
 TinyModel = Callable[..., Path]
 Loaded = Callable[..., HookedModel]
 BATCH, LENGTH, ROW, REAL = 8, 24, 5, 17
-"""The row that is checked, and how many of its tokens are real."""
+"""The row that is checked, and the number of its real tokens."""
 FAMILIES = (
     "gpt2",
     "gpt_neo",
@@ -39,7 +39,7 @@ FAMILIES = (
     "mixtral",
     "qwen2_moe",
 )
-"""One of each entry in the table; the others share theirs."""
+"""One family for each entry in the table; other families share it."""
 NARROW = [(family, dtype) for family in ("llama", "mixtral") for dtype in ("bfloat16", "float16")]
 CASES = [*((family, "float32") for family in FAMILIES), *NARROW, ("gemma3_text", "bfloat16")]
 KINDS = (
@@ -64,12 +64,12 @@ def load(folder: Path, dtype: str = "float32", **options: Any) -> HookedModel:
 
 @pytest.fixture(scope="module")
 def loaded(tiny_model: TinyModel) -> Loaded:
-    """Models by family and dtype, each loaded once."""
+    """A function that loads a model by family and dtype, once."""
     return cache(lambda family, dtype="float32": load(tiny_model(family), dtype))
 
 
 def some_tokens() -> NDArray[np.int32]:
-    """[BATCH, LENGTH], each row padded to another length."""
+    """Token ids [BATCH, LENGTH], with rows of different lengths and padding."""
     tokens = np.random.default_rng(0).integers(2, 300, (BATCH, LENGTH)).astype(np.int32)
     for row in range(BATCH):
         tokens[row, REAL - ROW + row :] = 1
@@ -84,7 +84,7 @@ def storable(model: HookedModel) -> list[str]:
 def captured(
     model: HookedModel, hooks: list[str], tokens: NDArray[np.int32] | None = None
 ) -> dict[str, Tensor]:
-    """What a worker captures of a whole batch, [BATCH, LENGTH, *shape]."""
+    """The values that a worker captures of a batch, [BATCH, LENGTH, *shape]."""
     batch = some_tokens() if tokens is None else tokens
     values: dict[str, Tensor] = {}
 
@@ -119,7 +119,7 @@ def test_every_hook_passes(loaded: Loaded, family: str, dtype: str) -> None:
 
 @pytest.mark.parametrize(("family", "dtype"), CASES)
 def test_a_row_is_right_whatever_batch_it_was_in(loaded: Loaded, family: str, dtype: str) -> None:
-    """Captured in half of the batch, it has other last bits."""
+    """The row has other last bits when captured in half of the batch."""
     model = loaded(family, dtype)
     hooks = storable(model)
     halves = captured(model, hooks, some_tokens()[ROW - 1 :])
@@ -256,9 +256,9 @@ def test_nothing_is_left_on_the_model(llama: HookedModel, batch: dict[str, Tenso
         handle.remove()
     else:
         check(llama, one_row(batch))
-    for each in llama.base.modules():
-        assert not each._forward_hooks
-        assert not each._forward_pre_hooks
+    for submodule in llama.base.modules():
+        assert not submodule._forward_hooks
+        assert not submodule._forward_pre_hooks
     again = captured(llama, list(batch))
     assert all(torch.equal(again[hook], value) for hook, value in batch.items())
 

@@ -31,7 +31,7 @@ def job(fields: Fields, tiny_model: TinyModel) -> Fields:
 
 
 def states(job: Fields, rows: slice) -> torch.Tensor:
-    """Hidden states behind the first layer, from transformers alone."""
+    """Hidden states after the first layer, from transformers alone."""
     model = AutoModelForCausalLM.from_pretrained(job["model"]).eval()
     ids = torch.from_numpy(actstore.open(job["out"]).tokens[rows]).long()
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_wrong_stores_of_older_versions_are_told(job: Fields, monkeypatch: pytes
 
 
 def _forget_the_reference(job: Fields) -> None:
-    """Older versions did not record it, nor sealed with it."""
+    """Remove the reference from records and seal, as in stores of older versions."""
     blobs = LocalBlobs(job["out"])
     plan = actstore.open(job["out"]).plan
     record = read_commit(blobs, plan, 0)

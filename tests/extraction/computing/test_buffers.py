@@ -1,4 +1,4 @@
-"""The memory of a segment: what goes in comes out, and nothing else."""
+"""The memory of a segment: the values that go in come out, and nothing else."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_nothing_is_cast_or_spread(buffers: SegmentBuffers, given: torch.Tensor,
 
 
 def test_behind_the_last_row_are_zeros_whatever_was_there(buffers: SegmentBuffers) -> None:
-    """Or the bytes of a store would depend on which worker computed its last segment."""
+    """Otherwise the bytes of a store would depend on which worker computed its last segment."""
     plan = example_plan()
     for start in range(0, plan.segment_size, 4):
         buffers.put(A, start, 4, value())

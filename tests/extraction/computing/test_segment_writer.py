@@ -1,4 +1,4 @@
-"""Writing a segment: what was there before, whose it is then, and when it is committed."""
+"""Writing a segment: shards that were there before, adopted or refused, and the order of commits."""
 
 import shutil
 import threading
@@ -38,7 +38,7 @@ OURS = {
     for seed, (name, values) in enumerate(example_values(PLAN).items())
 }
 THEIRS = {name: np.nextafter(values, np.float32(np.inf)) for name, values in OURS.items()}
-"""Of an earlier attempt: another environment gave other last bits."""
+"""The record of an earlier attempt, whose environment gave other last bits."""
 LAST = PLAN.n_segments - 1
 
 
@@ -85,15 +85,15 @@ def again(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
 
 
 def statistics(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
-    return {name: found for name, (found, _) in again(index, values, plan).items()}
+    return {name: statistics for name, (statistics, _) in again(index, values, plan).items()}
 
 
 def norms(index: int, values: Columns) -> dict[str, NDArray[np.float32]]:
-    return {name: found for name, (_, found) in again(index, values).items()}
+    return {name: norms for name, (_, norms) in again(index, values).items()}
 
 
 def rows(index: int, values: Columns) -> dict[str, NDArray[Any]]:
-    """Of one segment, padded to whole inner chunks."""
+    """Values of one segment, padded to whole inner chunks."""
     segment = PLAN.segment(index)
     padded = {}
     for hook in PLAN.request.hooks:
@@ -118,7 +118,7 @@ def write(to: SegmentWriter, index: int, values: Columns = OURS) -> CommitRecord
 
 
 def orphan(blobs: Blobs, index: int, hook: str, values: Columns) -> str:
-    """A shard of a segment that was never committed; its key."""
+    """Write a shard of a segment that was never committed, and return its key."""
     (array,) = [hook_ for hook_ in PLAN.request.hooks if hook_.name == hook]
     layout = PLAN.activations(array)
     return put(blobs, layout, index, encoded(layout, index, values[hook])).record.key
@@ -130,7 +130,7 @@ def inodes(store: LocalBlobs, index: int) -> dict[str, int]:
 
 
 def check_record(blobs: Blobs, index: int, values: Columns) -> None:
-    """It describes the objects that are there, and these values."""
+    """Check that the record describes the stored objects and these values."""
     record = read_commit(blobs, PLAN, index)
     for shard in record.shards.values():
         data = bytes(blobs.read(shard.key))
@@ -196,7 +196,7 @@ def test_strict_replaces_what_differs_and_keeps_what_does_not(store: LocalBlobs,
 
 
 def orphaned_norms(blobs: Blobs, index: int, values: Columns) -> str:
-    """The shard of norms of a segment that was never committed; its key."""
+    """Write the shard of norms of a segment that was never committed, and return its key."""
     layout = PLAN.norm_array()
     return put(
         blobs, layout, index, encode(layout, index, side_by_side(PLAN, index, norms(index, values)))
@@ -239,7 +239,7 @@ def test_norms_of_other_values_are_not_adopted(store: LocalBlobs, is_strict: boo
 
 
 def of_another_model(values: NDArray[Any]) -> NDArray[Any]:
-    """The shape and size of a hook's values, and nothing else of them."""
+    """Values with only the shape and size of a hook's values."""
     return np.roll(values, 1, axis=1)
 
 
@@ -293,7 +293,7 @@ def test_a_writer_whose_store_was_deleted_puts_nothing_into_the_next_one(store: 
 def test_who_is_out_of_its_turn_once_its_shards_are_there_commits_nothing(
     store: LocalBlobs, is_strict: bool
 ) -> None:
-    """A repair may have looked at the segment meanwhile, and removed what no record vouched for."""
+    """A repair may have removed shards of the segment meanwhile, since no record names them."""
     good = iter([None])
 
     def fence() -> None:
@@ -321,7 +321,7 @@ def test_where_storage_cannot_decide_the_record_is_left_to_the_caller(
 
 
 class Overwriting(LocalBlobs):
-    """Storage that takes a second create for an overwrite."""
+    """Storage that overwrites a key that is created twice."""
 
     def create(self, key: str, *args: Any, **keywords: Any) -> bool:
         self.delete(key)
@@ -386,12 +386,12 @@ def test_who_lost_the_lease_commits_and_deletes_nothing(store: LocalBlobs, where
         write(to, 1)
     assert store.head(commit_key("0000", 1)) is None
     assert foreign is None or bytes(store.read(foreign)) == before
-    found = LeaseRecord.read(store, key)
-    assert found.holder == "another"
+    record = LeaseRecord.read(store, key)
+    assert record.holder == "another"
 
 
 class Returning(LocalBlobs):
-    """Somebody who does not know of leases puts the same foreign shard back whenever it is deleted."""
+    """A process without leases puts the same foreign shard back whenever it is deleted."""
 
     values: Mapping[str, NDArray[Any]] = THEIRS
 

@@ -1,4 +1,4 @@
-"""The worker alone: what it does when a write fails, and which models it refuses."""
+"""The worker alone: a write that fails, models that it refuses, and what its forwards depend on."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ Fields = dict[str, Any]
 
 
 class TroubledDisk(LocalBlobs):
-    """Fails the first write of one hook while the write of another is held up."""
+    """Storage that fails the first write of one hook while the write of another is held up."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -67,7 +67,7 @@ def test_memory_is_not_reused_while_it_is_still_being_written(fields: Fields) ->
 
 @pytest.fixture
 def worker(fields: Fields) -> Iterator[Worker]:
-    """Of a store that has its tokens, and no segment."""
+    """The plan of a store that has its tokens, and no segment."""
     run = actstore.plan(**fields)
     claim(run.blobs, run.plan)
     assert run.packed is not None
@@ -81,7 +81,7 @@ def worker(fields: Fields) -> Iterator[Worker]:
 def test_a_worker_checks_the_segment_that_it_begins_with(
     worker: Worker, fields: Fields, monkeypatch: pytest.MonkeyPatch, is_wrong: bool
 ) -> None:
-    """Also where that is not the first of the run, as after an interruption; its record does not say so."""
+    """A worker checks its first segment even if it is not the first of the run, and does not record that."""
     hook = "blocks.1.hook_mlp_out"
     run = worker._model.run
 
@@ -102,7 +102,7 @@ def test_a_worker_checks_the_segment_that_it_begins_with(
 
 
 class SlowToFind(LocalBlobs):
-    """Takes longer to say that the first segment is missing than other calls to all that they do before a forward."""
+    """Storage that is slow to say that the first segment is missing, so that other calls get ahead of its forward."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -116,7 +116,7 @@ class SlowToFind(LocalBlobs):
 
 
 def test_the_first_segment_is_computed_first(worker: Worker, fields: Fields) -> None:
-    """It is checked in any case; another before it would be, too, by two forwards more."""
+    """It is always checked; another segment before it would be checked as well, with two more forwards."""
     seen: list[tuple[int, ...]] = []
     worker._model.base.get_input_embeddings().register_forward_pre_hook(  # type: ignore[operator]
         lambda _module, args: seen.append(tuple(args[0].shape))
@@ -147,7 +147,7 @@ worker.close()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads of the process")
 def test_the_forward_has_the_only_pool_of_threads(worker: Worker, fields: Fields) -> None:
-    """Only then do they wait for each other without going to sleep. So the thread that makes the worker has none."""
+    """Only then do threads wait for each other without sleeping. So the thread that makes the worker makes no pool."""
     done = subprocess.run(
         [sys.executable, "-c", ONE_POOL, fields["out"], fields["model"]],
         env=os.environ | {"OMP_NUM_THREADS": "2"},
@@ -158,7 +158,7 @@ def test_the_forward_has_the_only_pool_of_threads(worker: Worker, fields: Fields
 
 
 def test_every_forward_has_the_shape_of_the_plan(worker: Worker) -> None:
-    """Kernels choose their order of summation by it, so the last bits of a row depend on it."""
+    """Kernels choose their order of summation by the shape, so the last bits of a row depend on it."""
     seen: list[tuple[int, ...]] = []
     handle = worker._model.base.get_input_embeddings().register_forward_pre_hook(  # type: ignore[operator]
         lambda _module, args: seen.append(tuple(args[0].shape))
@@ -212,7 +212,7 @@ def test_the_folder_of_the_user_stays(fields: Fields) -> None:
 
 
 def test_what_a_worker_records_is_what_it_stores(fields: Fields) -> None:
-    """Of each segment alone, and of real tokens alone, also where the last batch is filled up."""
+    """Statistics are those of each segment's real tokens only, even where the last batch is filled up."""
     fields |= {"packing": "document", "pad_token": "eos"}
     run = actstore.plan(**fields)
     claim(run.blobs, run.plan)
@@ -232,9 +232,9 @@ def test_what_a_worker_records_is_what_it_stores(fields: Fields) -> None:
         assert lengths.min() < 32
         is_real = np.arange(32) < lengths[:, None]
         assert record.n_tokens == is_real.sum()
-        for hook, found in record.statistics.items():
+        for hook, statistics in record.statistics.items():
             tokens = store[hook][rows].double().numpy()[is_real]
-            assert found.count == len(tokens)
-            assert found.max_abs == np.abs(tokens).max()
-            total, _ = found.arrays(tokens.shape[1:])
+            assert statistics.count == len(tokens)
+            assert statistics.max_abs == np.abs(tokens).max()
+            total, _ = statistics.arrays(tokens.shape[1:])
             np.testing.assert_allclose(total, tokens.sum(0), rtol=1e-10, atol=1e-8)

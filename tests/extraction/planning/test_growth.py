@@ -1,4 +1,4 @@
-"""Where a job belongs in a store, from plans alone."""
+"""Finding the place of a job in a store, from plans alone."""
 
 from typing import Any
 
@@ -60,13 +60,13 @@ BEGUN_B = begun(hooks_run("0001", MLP_OUT, ATTN_OUT), 0)
 
 
 def first_hooks(*names: str) -> Request:
-    """Hooks of the first run, in their own shapes."""
+    """The hooks of the first run with their shapes."""
     hooks = tuple(hook for hook in FIRST.request.hooks if hook.name in names)
     return FIRST.request.model_copy(update={"hooks": hooks})
 
 
 def and_hooks(*names: str, **changes: Any) -> Request:
-    """All hooks of the first run and these."""
+    """A request for all hooks of the first run and these."""
     request = asking(*names, **changes)
     return request.model_copy(update={"hooks": (*FIRST.request.hooks, *request.hooks)})
 
@@ -238,7 +238,7 @@ def files(*sizes: int) -> tuple[SourceFileIdentity, ...]:
 def test_text_that_the_store_has_in_part_is_gone_on_with_if_it_is_the_same(
     asked: tuple[SourceFileIdentity, ...], is_same: bool
 ) -> None:
-    """Else some of its sequences would be there twice, and nobody could tell which."""
+    """Otherwise some of its sequences would be stored twice, without anybody knowing which."""
     stored = as_run("0000", asking(*A, tokens__files=files(10, 20)))
     request = asking(*A, tokens__files=asked, tokens__max_tokens=80)
     if is_same:
@@ -262,7 +262,7 @@ def test_segments_of_another_size() -> None:
 
 
 def test_the_command_that_added_hooks_has_nothing_to_do_once_it_is_done() -> None:
-    """It asked for those that were there, too, which are stored otherwise."""
+    """The job also named hooks that were there before, which are stored in another way."""
     request = and_hooks(*B, compression="lz4")
     place = find_place(URL, [RUN_A], request, segment_size=32)
     assert place == Place("0001", B, over=FIRST)

@@ -1,4 +1,4 @@
-"""Jobs: from YAML and keywords, with every problem told at once."""
+"""Jobs: from YAML and keywords, with every problem reported at once."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Job files that somebody wrote to harm, or by accident: one sentence, in seconds, in little memory."""
+"""Job files that do harm, on purpose or by accident: an error of one sentence, in seconds, in little memory."""
 
 import itertools
 import resource

@@ -1,4 +1,4 @@
-"""Everything is checked before anything is written: one sentence each, and nothing left behind."""
+"""Everything is checked before anything is written: an error of one sentence, and nothing left behind."""
 
 import dataclasses
 from collections.abc import Callable
@@ -112,7 +112,7 @@ ELSEWHERE: Fields = {"executor": "ray", "ray_address": "auto"}
 def test_the_executor_that_is_chosen_is_checked_for_memory_and_device(
     fields: Fields, monkeypatch: pytest.MonkeyPatch, chosen: Fields, moment: str
 ) -> None:
-    """A plan for a cluster is not held to what this machine has; once the work is to be done here, it is."""
+    """A plan for a cluster need not fit this machine, but must once the work is to be done here."""
 
     def refused(**more: Any) -> str:
         attempt: Callable[[], object] = partial(actstore.plan, **fields, **chosen, **more)

@@ -1,4 +1,4 @@
-"""Tokens that packing puts in: what the tokenizer lacks, what the model has no embedding for, and advice that works."""
+"""Special tokens of packing: those that the tokenizer or the embedding lacks, and advice that works."""
 
 import ast
 import re
@@ -23,7 +23,7 @@ OPTIONS = ("begin_batch_token", "begin_sequence_token", "sequence_separator_toke
 
 @pytest.fixture
 def folder(tiny_model: TinyModel, tmp_path: Path) -> Path:
-    """A model of 300 embeddings, with text beside it; for the test to change."""
+    """A model of 300 embeddings with text beside it, which the test may change."""
     made = tmp_path / "model"
     shutil.copytree(tiny_model("llama"), made)
     (made / "text.txt").write_text("my lord\nwhat news\n" * 20)
@@ -46,7 +46,7 @@ def documents(folder: Path, tmp_path: Path) -> dict[str, Any]:
 
 
 def change_tokenizer(folder: Path, **tokens: str | None) -> int:
-    """Give it these special tokens, or none; number of its tokens."""
+    """Give the tokenizer these special tokens, or none, and return the number of its tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for name, token in tokens.items():
         if token is None:
@@ -160,7 +160,7 @@ def test_rows_that_the_checkpoint_has_count_too(folder: Path, documents: dict[st
 
 
 def texts(path: Path) -> Iterator[str]:
-    """All strings in a source but docstrings."""
+    """All strings in a source file except docstrings."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Raise):
             for part in ast.walk(node):
@@ -184,7 +184,7 @@ def test_options_that_errors_name_are_options_of_a_command() -> None:
         for option in re.findall(r"--[a-z][a-z-]+[a-z]", text)
     }
     assert len(named) > 5
-    assert {found for found in named if found[1] not in there} == set()
+    assert {option for option in named if option[1] not in there} == set()
 
 
 @pytest.mark.parametrize("option", OPTIONS)

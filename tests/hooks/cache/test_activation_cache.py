@@ -30,8 +30,8 @@ LABELLED = (
 )
 
 
-def assert_near(found: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
 def some_tokens(batch: int = 2, length: int = 16) -> Tensor:
@@ -40,7 +40,7 @@ def some_tokens(batch: int = 2, length: int = 16) -> Tensor:
 
 @pytest.fixture(scope="module")
 def load(tiny_model: TinyModel) -> Load:
-    """Models of these types, each loaded once."""
+    """A function that loads a model of a type, once."""
 
     @functools.cache
     def load(kind: str) -> HookedModel:
@@ -57,7 +57,7 @@ def caching(model: HookedModel, names_filter: Any = None, **options: Any) -> Act
 
 
 def only(cache: ActivationCache, names: Sequence[str], *, has_model: bool = True) -> ActivationCache:
-    """A cache that holds no more than these."""
+    """A cache that holds only these hooks."""
     values = {name: cache.cache_dict[name] for name in names}
     return ActivationCache(
         values, cache.model if has_model else None, names=cache.names, cfg=cache.cfg, kind=cache.kind
@@ -226,8 +226,8 @@ def test_values_of_a_model_with_trainable_weights_have_no_graph(tiny_model: Tiny
     cache = caching(HookedModel(plain))
     assert plain.lm_head.weight.requires_grad
     full = cache.get_full_resid_decomposition()
-    found = [cache["result", 0], full, cache.logit_lens(), cache.logit_attrs(full, 3)]
-    assert not [value for value in found if value.requires_grad]
+    results = [cache["result", 0], full, cache.logit_lens(), cache.logit_attrs(full, 3)]
+    assert not [value for value in results if value.requires_grad]
 
 
 # The stream taken apart
@@ -388,16 +388,16 @@ def test_attributions_and_bias_add_up_to_the_logit(load: Load, kind: str) -> Non
     tokens = some_tokens()
     logits, cache = model.run_with_cache(tokens)
     stack = cache.get_full_resid_decomposition()
-    found = cache.logit_attrs(stack, tokens).sum(0) + model.folded_b_U[tokens]
-    assert_near(found, logits.gather(-1, tokens[..., None])[..., 0])
+    logits_of_parts = cache.logit_attrs(stack, tokens).sum(0) + model.folded_b_U[tokens]
+    assert_near(logits_of_parts, logits.gather(-1, tokens[..., None])[..., 0])
 
 
 def test_attributions_add_up_to_the_logit_before_the_softcap(load: Load) -> None:
     model = load("gemma2")
     logits, cache = model.run_with_cache(some_tokens())
-    found = cache.logit_attrs(cache.decompose_resid(), 7).sum(0) + model.folded_b_U[7]
-    assert found.abs().max() > 1.5
-    assert_near((found / 3.0).tanh() * 3.0, logits[..., 7])
+    logit_of_parts = cache.logit_attrs(cache.decompose_resid(), 7).sum(0) + model.folded_b_U[7]
+    assert logit_of_parts.abs().max() > 1.5
+    assert_near((logit_of_parts / 3.0).tanh() * 3.0, logits[..., 7])
 
 
 def test_tokens_of_attributions(gpt2: HookedModel) -> None:
@@ -410,12 +410,12 @@ def test_tokens_of_attributions(gpt2: HookedModel) -> None:
     for given in (single, token, torch.tensor(token), [token] * 2, [single] * 2, [[token] * 16] * 2):
         assert_near(cache.logit_attrs(stack, given), expected)
     # One for each row.
-    found = cache.logit_attrs(stack, [token, 5])
-    assert_near(found[:, 1], normed[:, 1] @ gpt2.W_U[:, 5])
+    attributions = cache.logit_attrs(stack, [token, 5])
+    assert_near(attributions[:, 1], normed[:, 1] @ gpt2.W_U[:, 5])
     last = cache.logit_attrs(stack[:, :, -1], [token, 5], pos_slice=-1)
-    assert_near(last, found[:, :, -1])
+    assert_near(last, attributions[:, :, -1])
     one = cache.logit_attrs(stack, 5, batch_slice=1)
-    assert_near(one, found[:, 1])
+    assert_near(one, attributions[:, 1])
     difference = cache.logit_attrs(stack, token, incorrect_tokens=[5, 6])
     assert_near(difference, expected - cache.logit_attrs(stack, [5, 6]))
     with pytest.raises(HookError, match=r"tokens have shape \[3\] and the stack has rows and positions"):
@@ -434,18 +434,18 @@ def test_tokens_of_attributions(gpt2: HookedModel) -> None:
 def test_the_last_of_the_logit_lens_is_the_output(load: Load, kind: str) -> None:
     model = load(kind)
     logits, cache = model.run_with_cache(some_tokens())
-    found, labels = cache.logit_lens(return_labels=True)
+    lens, labels = cache.logit_lens(return_labels=True)
     assert labels == ["0_pre", "1_pre", "2_pre", "final_post"]
-    assert_near(found[-1], logits)
-    assert torch.equal(cache.logit_lens(1), found[:2])
+    assert_near(lens[-1], logits)
+    assert torch.equal(cache.logit_lens(1), lens[:2])
 
 
 def test_each_of_the_logit_lens_is_the_output_of_a_shorter_model(tiny_model: TinyModel, load: Load) -> None:
     folder = tiny_model("llama")
-    found = caching(load("llama")).logit_lens()
+    lens = caching(load("llama")).logit_lens()
     for n_layers in (1, 2):
         short = HookedModel.from_pretrained(str(folder), dtype="float32", device="cpu", n_layers=n_layers)
-        assert_near(found[n_layers], short(some_tokens()))
+        assert_near(lens[n_layers], short(some_tokens()))
 
 
 # Errors
@@ -642,7 +642,7 @@ def test_it_computes_what_transformer_lens_computes(tiny_model: TinyModel, load:
 
 
 def test_a_stack_of_other_positions_is_refused(tiny_model: TinyModel) -> None:
-    """A scale of all positions would be broadcast over a stack of one, and nobody would see it."""
+    """The scale of all positions would silently be broadcast over a stack of one."""
     model = HookedModel.from_pretrained(str(tiny_model("llama")), device="cpu")
     _, cache = model.run_with_cache(torch.arange(7)[None])
     parts = cache.decompose_resid(pos_slice=-1)

@@ -1,4 +1,4 @@
-"""Caches of gradients: of what they hold they are right, and nothing is made up from it."""
+"""Caches of gradients: the gradients in them are right, and no other values are computed from them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,10 +32,10 @@ def gradients_of(model: HookedModel, names_filter: Any = None) -> ActivationCach
 
 
 def by_hand(model: HookedModel, names_filter: Any = None) -> ActivationCache:
-    """As TransformerLens' users build one."""
+    """A cache of gradients, made as TransformerLens' users do."""
     logits, cache = model.run_with_cache(TOKENS, names_filter=names_filter, grad=True)
-    found = torch.autograd.grad(metric(logits), list(cache.values()))
-    return ActivationCache(dict(zip(cache, found, strict=True)), model)
+    gradients = torch.autograd.grad(metric(logits), list(cache.values()))
+    return ActivationCache(dict(zip(cache, gradients, strict=True)), model)
 
 
 def test_they_are_the_gradients_of_each_hook(gpt2: HookedModel) -> None:
@@ -93,7 +93,7 @@ def test_nothing_is_derived_from_gradients(gpt2: HookedModel, make: Callable[...
 
 
 def test_gradients_of_heads_are_those_of_a_finite_difference(gpt2: HookedModel) -> None:
-    """A filter that says yes to everything means everything, and what each head writes is kept."""
+    """A filter that says yes to every hook keeps every hook, and so the output of each head."""
     cache = gradients_of(gpt2, lambda _name: True)
     assert "blocks.0.attn.hook_result" in cache
     assert "blocks.0.hook_mlp_in" in cache
@@ -109,8 +109,8 @@ def test_gradients_of_heads_are_those_of_a_finite_difference(gpt2: HookedModel) 
             return metric(gpt2.run_with_hooks(TOKENS, fwd_hooks=[(("result", layer), move)])).double()
 
         expected = (moved(1) - moved(-1)) / (2 * step)
-        found = (heads[layer * 4 + head, 0] * direction).sum()
-        assert float(found) == pytest.approx(float(expected), rel=0.02, abs=1e-3)
+        attribution = (heads[layer * 4 + head, 0] * direction).sum()
+        assert float(attribution) == pytest.approx(float(expected), rel=0.02, abs=1e-3)
 
 
 def test_the_stream_between_two_layers_has_one_gradient(gpt2: HookedModel) -> None:
@@ -127,8 +127,8 @@ def test_the_stream_between_two_layers_has_one_gradient(gpt2: HookedModel) -> No
 def test_a_cache_made_by_hand_computes_if_told_what_it_holds(gpt2: HookedModel) -> None:
     _, cache = gpt2.run_with_cache(TOKENS)
     values = {f"blocks.{layer}.attn.hook_z": cache["z", layer] for layer in range(3)}
-    told = ActivationCache(values, gpt2, kind="activations")
-    torch.testing.assert_close(told.stack_head_results(), cache.stack_head_results())
+    labelled = ActivationCache(values, gpt2, kind="activations")
+    torch.testing.assert_close(labelled.stack_head_results(), cache.stack_head_results())
     wrong: Any = "gradient"
     with pytest.raises(HookError, match="kind is 'gradient'; choose"):
         ActivationCache(values, gpt2, kind=wrong)

@@ -1,4 +1,4 @@
-"""Choosing positions, rows and neurons: what Python's indexing gives, or one sentence."""
+"""Choosing positions, rows and neurons: the result is that of Python's indexing, or an error of one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -26,7 +26,7 @@ def _removing(handle: "torch.utils.hooks.RemovableHandle") -> Iterator[None]:
 
 
 def of_output(path: str, columns: slice = slice(None)) -> Add:
-    """Added to what a module gives, heads side by side in some of its columns."""
+    """Add noise to the output of a module, in columns that hold heads side by side."""
 
     def add(root: nn.Module, noise: Tensor) -> contextlib.AbstractContextManager[None]:
         def after(_module: Any, _args: Any, output: Any) -> Any:
@@ -44,7 +44,7 @@ def of_output(path: str, columns: slice = slice(None)) -> Add:
 
 
 def of_input(path: str) -> Add:
-    """Added to what goes into a module, and nowhere else."""
+    """Add noise to the input of a module, and nowhere else."""
 
     def add(root: nn.Module, noise: Tensor) -> contextlib.AbstractContextManager[None]:
         def before(_module: Any, args: Any, kwargs: Any) -> Any:
@@ -59,7 +59,7 @@ def of_input(path: str) -> Add:
 
 
 def of_one_in_three(path: str, which: int, n_heads: int) -> Add:
-    """Added to queries, keys or values that one module gives head by head, as GPT-NeoX's does."""
+    """Add noise to queries, keys or values that one module gives head by head, as in GPT-NeoX."""
 
     def add(root: nn.Module, noise: Tensor) -> contextlib.AbstractContextManager[None]:
         def after(_module: Any, _args: Any, output: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def of_one_in_three(path: str, which: int, n_heads: int) -> Add:
 
 
 def of_heads(path: str) -> Add:
-    """Added to what each head gives, [batch, position, head, d_model], of which the module gives the sum."""
+    """Add noise to the output of each head [batch, position, head, d_model], whose sum is the output of the module."""
 
     def add(root: nn.Module, noise: Tensor) -> contextlib.AbstractContextManager[None]:
         return of_output(path)(root, noise.sum(2))
@@ -85,7 +85,7 @@ Norm = Literal["layer", "rms", "rms of Gemma"]
 
 
 def of_norm(path: str, kind: Norm, what: Literal["scale", "normalized"]) -> Add:
-    """Added inside of a norm: to what it divides by, or to what comes out of that division."""
+    """Add noise inside of a norm: to its scale, or to the value divided by it."""
 
     def add(root: nn.Module, noise: Tensor) -> contextlib.AbstractContextManager[None]:
         def after(module: Any, args: Any, output: Tensor) -> Tensor:
@@ -98,8 +98,8 @@ def of_norm(path: str, kind: Norm, what: Literal["scale", "normalized"]) -> Add:
                 noise if value.ndim == noise.ndim else noise.flatten(0, 1)
             )  # rows and positions as one axis
             normalized = value / (scale + added) if what == "scale" else value / scale + added
-            found: Tensor = normalized * (module.weight + (kind == "rms of Gemma"))
-            return found + module.bias if kind == "layer" else found
+            scaled: Tensor = normalized * (module.weight + (kind == "rms of Gemma"))
+            return scaled + module.bias if kind == "layer" else scaled
 
         return _removing(root.get_submodule(path).register_forward_hook(after))
 
@@ -125,7 +125,7 @@ def _attention(
     scaling: float,
     cap: Any,
 ) -> tuple[Tensor, Tensor]:
-    """[batch, head, position, d_head] and the pattern, by https://arxiv.org/abs/1706.03762, section 3.2.1."""
+    """Output [batch, head, position, d_head] and pattern, by https://arxiv.org/abs/1706.03762, section 3.2.1."""
     if what == "rot_q":
         query = query + noise.transpose(1, 2)
     if what == "rot_k":
@@ -150,7 +150,7 @@ def _attention(
 
 
 def of_attention(path: str, what: Inside) -> Add:
-    """Added inside of the attention function of a model that was loaded with ``eager`` attention."""
+    """Add noise inside of the attention function of a model that was loaded with ``eager`` attention."""
 
     @contextlib.contextmanager
     def add(root: nn.Module, noise: Tensor) -> Iterator[None]:
@@ -178,7 +178,7 @@ def of_attention(path: str, what: Inside) -> Add:
 
 
 def of_own_attention(path: str, what: Inside, *, is_scaled: bool) -> Add:
-    """The same of GPT-J and GPT-Neo, which have a method for it."""
+    """Add noise inside of attention of GPT-J and GPT-Neo, which compute it in a method."""
 
     @contextlib.contextmanager
     def add(root: nn.Module, noise: Tensor) -> Iterator[None]:
@@ -199,7 +199,7 @@ def of_own_attention(path: str, what: Inside, *, is_scaled: bool) -> Add:
 
 @dataclass(frozen=True)
 class Family:
-    """Where the hooks of one family are in the modules of transformers."""
+    """The edits of all hooks of one family, by the modules of transformers."""
 
     layers: str
     in_layer: Mapping[str, Add]
@@ -214,27 +214,27 @@ def _norms(name: str, path: str, kind: Norm) -> dict[str, Add]:
 
 
 def _insides(path: str, *, rotary: bool = True) -> dict[str, Add]:
-    found = {
+    edits = {
         "attn.hook_attn_scores": of_attention(path, "scores"),
         "attn.hook_pattern": of_attention(path, "pattern"),
     }
     if rotary:
-        found["attn.hook_rot_q"] = of_attention(path, "rot_q")
-        found["attn.hook_rot_k"] = of_attention(path, "rot_k")
-    return found
+        edits["attn.hook_rot_q"] = of_attention(path, "rot_q")
+        edits["attn.hook_rot_k"] = of_attention(path, "rot_k")
+    return edits
 
 
 def _layer(attention_out: str, mlp_out: str, ln1: str, ln2: str | None, kind: Norm) -> dict[str, Add]:
-    """What all layers have.
+    """The edits that all layers have.
 
     Args:
-        attention_out: gives what attention adds to the stream.
-        mlp_out: gives what the MLP adds.
+        attention_out: module whose output attention adds to the stream.
+        mlp_out: module whose output the MLP adds.
         ln1: norm before attention.
         ln2: norm before the MLP, if that has one of its own.
-        kind: of both.
+        kind: kind of both norms.
     """
-    found = {
+    edits = {
         "hook_resid_pre": of_input(""),
         "hook_resid_post": of_output(""),
         "hook_attn_out": of_output(attention_out),
@@ -243,13 +243,13 @@ def _layer(attention_out: str, mlp_out: str, ln1: str, ln2: str | None, kind: No
         "ln1.hook_out": of_output(ln1),
     }
     if ln2 is not None:
-        found |= _norms("ln2", ln2, kind)
-        found["ln2.hook_out"] = of_output(ln2)
-    return found
+        edits |= _norms("ln2", ln2, kind)
+        edits["ln2.hook_out"] = of_output(ln2)
+    return edits
 
 
 def _between(attention_out: str, ln2: str) -> dict[str, Add]:
-    """Of layers whose MLP reads the stream behind attention. That stream is what attention adds, and other terms."""
+    """The edits of layers whose MLP reads the stream after attention, of which the output of attention is one term."""
     return {"hook_resid_mid": of_output(attention_out), "hook_mlp_in": of_input(ln2)}
 
 
@@ -267,8 +267,8 @@ def _heads(out: str) -> dict[str, Add]:
 
 
 def _mlp(pre: str, out: str, linear: str | None = None) -> dict[str, Add]:
-    found = {"mlp.hook_pre": of_output(pre), "mlp.hook_post": of_input(out)}
-    return found if linear is None else found | {"mlp.hook_pre_linear": of_output(linear)}
+    edits = {"mlp.hook_pre": of_output(pre), "mlp.hook_post": of_input(out)}
+    return edits if linear is None else edits | {"mlp.hook_pre_linear": of_output(linear)}
 
 
 def _llama(
@@ -289,7 +289,7 @@ def _without(adds: Mapping[str, Add], *prefixes: str) -> dict[str, Add]:
 
 
 _D, _HEADS, _KEYS, _NEURONS = 64, 4, 2, 128
-"""Of the tiny models of the tests: width, heads, heads of keys and values, neurons."""
+"""Sizes of the tiny models of the tests: width, heads, heads of keys and values, neurons."""
 _D_KEYS = _D * _KEYS // _HEADS
 
 FAMILIES: Mapping[str, Family] = {

@@ -1,4 +1,4 @@
-"""The tap on attention, where no family of the table goes: sinks, and masks that are no tensors."""
+"""The tap on attention where no family of the table leads: sinks, and masks that are no tensors."""
 
 from typing import Any
 
@@ -35,14 +35,14 @@ def test_sinks_and_windows_are_in_the_pattern() -> None:
         for layer in model.model.layers:
             layer.self_attn.sinks.normal_()
         expected = model(tokens, output_attentions=True).attentions
-        found: dict[str, torch.Tensor] = {}
+        values: dict[str, torch.Tensor] = {}
         modules = {layer.self_attn: {"pattern": str(i)} for i, layer in enumerate(model.model.layers)}
-        visitor = Handing(["0", "1"], lambda name, value: found.update({name: value.clone()}))
+        visitor = Handing(["0", "1"], lambda name, value: values.update({name: value.clone()}))
         with tap(modules, visitor, Turn(model.base_model)), pytest.raises(Finished):
             model(tokens)
     for i, weights in enumerate(expected):
-        torch.testing.assert_close(found[str(i)], weights)
-        assert (found[str(i)].sum(-1) < 0.999).any()  # the sink has a share
+        torch.testing.assert_close(values[str(i)], weights)
+        assert (values[str(i)].sum(-1) < 0.999).any()  # the sink has a share
 
 
 def test_a_mask_that_is_no_tensor_is_refused() -> None:
@@ -67,7 +67,7 @@ def test_a_mask_that_is_no_tensor_is_refused() -> None:
 
 
 def test_the_rule_where_the_kernel_is_told_and_there_is_no_mask() -> None:
-    """As with flash attention: the kernel knows window and direction, and the tap has to find the same pattern."""
+    """Like flash attention, the kernel gets window and direction and no mask; the tap must find the same pattern."""
 
     def kernel(
         module: Any, query: Tensor, key: Tensor, value: Tensor, mask: None, **options: Any
@@ -76,7 +76,7 @@ def test_the_rule_where_the_kernel_is_told_and_there_is_no_mask() -> None:
         position = torch.arange(query.shape[2])
         back = position[:, None] - position
         seen = (back >= 0) & (back < (options["sliding_window"] or len(position)))
-        key, value = (each.repeat_interleave(2, 1) for each in (key, value))
+        key, value = (tensor.repeat_interleave(2, 1) for tensor in (key, value))
         scores = query @ key.transpose(2, 3) * options["scaling"]
         return (torch.softmax(scores.masked_fill(~seen, -torch.inf), -1) @ value).transpose(1, 2), None
 
@@ -89,9 +89,9 @@ def test_the_rule_where_the_kernel_is_told_and_there_is_no_mask() -> None:
         )
         torch.manual_seed(0)
         model: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-        found: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         modules = {layer.self_attn: {"pattern": str(i)} for i, layer in enumerate(model.model.layers)}
-        visitor = Handing(["0", "1"], lambda name, value: found.update({name: value.clone()}))  # noqa: B023
+        visitor = Handing(["0", "1"], lambda name, value: values.update({name: value.clone()}))  # noqa: B023
         with torch.no_grad():
             output = model(tokens, output_attentions=True)
             model.set_attn_implementation("told")
@@ -100,4 +100,4 @@ def test_the_rule_where_the_kernel_is_told_and_there_is_no_mask() -> None:
             with tap(modules, visitor, Turn(model.base_model)), pytest.raises(Finished):
                 model(tokens)
         for i, weights in enumerate(output.attentions):
-            torch.testing.assert_close(found[str(i)], weights)
+            torch.testing.assert_close(values[str(i)], weights)

@@ -197,8 +197,8 @@ def test_attention_of_another_model_passes_untouched(tiny_model: TinyModel) -> N
     def sink(name: str, _value: Tensor) -> None:
         seen.append(name)
         if name == "blocks.1.attn.hook_pattern":
-            found = run(inner, ["*"], tokens)
-            assert all(torch.equal(found[key], expected[key]) for key in expected)
+            of_inner = run(inner, ["*"], tokens)
+            assert all(torch.equal(of_inner[key], expected[key]) for key in expected)
 
     model_names = outer.names.select("blocks.*.attn.hook_pattern")
     outer.run(tokens, model_names, sink)
@@ -224,6 +224,6 @@ def test_bfloat16_patterns_are_computed_in_float32(tiny_model: TinyModel) -> Non
     scores = (query @ key.transpose(-1, -2)) / 4
     hidden = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
     expected = scores.masked_fill(hidden, -torch.inf).softmax(-1).bfloat16()
-    found = values["blocks.0.attn.hook_pattern"]
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, expected)
+    pattern = values["blocks.0.attn.hook_pattern"]
+    assert pattern.dtype == torch.bfloat16
+    torch.testing.assert_close(pattern, expected)

@@ -1,4 +1,4 @@
-"""An edit of any hook gives what a Hugging Face model gives with the same edit, made without us."""
+"""An edit of any hook gives the logits of a Hugging Face model with the same edit, made without actstore."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,12 +17,12 @@ from tests.hooks.capture.hf_edits import FAMILIES, Family
 TinyModel = Callable[..., Path]
 TOKENS = torch.randint(2, 300, (2, 10), generator=torch.Generator().manual_seed(0))
 LAYERS = {"hook_resid_pre": 0, "hook_resid_post": 2}
-"""Those at the ends; of all other hooks the layer in the middle."""
+"""The hooks at both ends of the model, and all others in the middle layer."""
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_are_those_of_hugging_face_with_the_same_edit(tiny_model: TinyModel, name: str) -> None:
-    """In place, or returned in another dtype; the plain model runs the plain kernel."""
+    """Compare edits in place, or returned in another dtype, with a plain model that runs the plain kernel."""
     family, folder = FAMILIES[name], str(tiny_model(name))
     model = HookedModel.from_pretrained(folder, dtype="float32", device="cpu")
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
@@ -50,16 +50,16 @@ def test_logits_are_those_of_hugging_face_with_the_same_edit(tiny_model: TinyMod
         with torch.no_grad(), add(plain.base_model.get_submodule(root), noise):
             expected = plain(TOKENS, use_cache=False).logits
         for function in (in_place, returned):
-            found = model.run_with_hooks(TOKENS, fwd_hooks=[(hook, function)])
+            logits = model.run_with_hooks(TOKENS, fwd_hooks=[(hook, function)])
             say = partial("{} {}: {}".format, hook, function.__name__)
-            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, msg=say)
+            torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4, msg=say)
     assert (expected - plain(TOKENS).logits).abs().max() > 1e-3
 
 
 def _named(family: Family) -> dict[str, tuple[str, Any]]:
-    """By hook: the module that the edit is below, and the edit."""
-    found = {hook: ("", add) for hook, add in family.outside.items()}
+    """(module that the edit is below, edit) by hook."""
+    edits = {hook: ("", add) for hook, add in family.outside.items()}
     for leaf, add in family.in_layer.items():
         layer = LAYERS.get(leaf, 1)
-        found[f"blocks.{layer}.{leaf}"] = (f"{family.layers}.{layer}", add)
-    return found
+        edits[f"blocks.{layer}.{leaf}"] = (f"{family.layers}.{layer}", add)
+    return edits

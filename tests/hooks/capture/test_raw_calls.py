@@ -1,4 +1,4 @@
-"""Calls of the Hugging Face model itself: refused where they would skip hooks, untouched by hooks of others."""
+"""Direct calls of the Hugging Face model: refused where they would skip hooks, unchanged by hooks of other models."""
 
 import copy
 import gc
@@ -135,11 +135,11 @@ def test_a_function_that_runs_its_model_by_way_of_another(llama: HookedModel, ti
     with pytest.raises(HookError, match=RECURSION):
         llama.run_with_hooks(TOKENS, fwd_hooks=[(POST, outer)])
     # The other model by itself may run in a function.
-    expected, found = other(TOKENS), []
+    expected, outputs = other(TOKENS), []
     same = llama.run_with_hooks(
-        TOKENS, fwd_hooks=[(POST, lambda value, hook: found.append(other.hf(TOKENS).logits))]
+        TOKENS, fwd_hooks=[(POST, lambda value, hook: outputs.append(other.hf(TOKENS).logits))]
     )
-    assert torch.equal(found[0], expected)
+    assert torch.equal(outputs[0], expected)
     assert torch.equal(same, plain)
     assert not has_hooks(llama)
     assert not has_hooks(other)
@@ -147,7 +147,7 @@ def test_a_function_that_runs_its_model_by_way_of_another(llama: HookedModel, ti
 
 @pytest.mark.parametrize("grad", [False, True])
 def test_modules_that_a_function_calls_are_not_part_of_the_forward(llama: HookedModel, grad: bool) -> None:
-    """A logit lens inside of a function: what passes the norm there is no value of its hook."""
+    """In a logit lens inside of a function, the norm's value is not the value of its hook."""
     _, plain = llama.run_with_cache(TOKENS, names_filter="*")
     lens: list[Tensor] = []
 
@@ -170,7 +170,7 @@ def test_modules_that_a_function_calls_are_not_part_of_the_forward(llama: Hooked
 
 @pytest.mark.parametrize("family", ["llama", "gptj"])
 def test_raw_calls_of_another_thread_are_no_values_of_a_run(tiny_model: TinyModel, family: str) -> None:
-    """No function hangs, so a raw call is free; it must not be seen by the run that is under way."""
+    """Without functions on hooks, a direct call is allowed; the run that is under way must not see its values."""
     model = HookedModel.from_pretrained(str(tiny_model(family)), dtype="float32", device="cpu")
     other = TOKENS.flip(0)
     _, expected = model.run_with_cache(TOKENS)

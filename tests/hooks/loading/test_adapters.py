@@ -1,4 +1,4 @@
-"""Adapters beside a model's files, and around a loaded model, that no values can be right for."""
+"""Adapters beside a model's files, or around a loaded model, with which no values can be right."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_folder_with_nothing_but_an_adapter(with_adapter: Path) -> None:
 
 @pytest.mark.parametrize("has_model", [True, False])
 def test_an_adapter_on_the_hub(has_model: bool, with_adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the cache of the Hub keeps what was downloaded."""
+    """A folder as the cache of the Hub keeps a downloaded model."""
     home = with_adapter.parent / "hub"
     snapshot = home / "models--some--adapter" / "snapshots" / ("a" * 40)
     snapshot.parent.mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_an_adapter_of_more_than_modules_is_refused(
 
 
 class Scaling(peft.PeftModelForCausalLM):
-    """Does something to the output that its modules do not show."""
+    """A model that changes its output outside of its modules."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         forward: Any = super().forward

@@ -47,9 +47,9 @@ NOT_BUILT = frozenset(
         "zamba2",
     }
 )
-"""Wrappers of several models, and types whose sizes do not go together when they are small."""
+"""Types that wrap several models, or whose sizes do not go together when they are small."""
 STATES_BEGIN_BEHIND_THE_FIRST_LAYER = ("falcon_mamba", "mamba", "mamba2", "rwkv")
-"""transformers leaves the embedding out of ``hidden_states`` of these."""
+"""Types whose ``hidden_states`` lack the embedding."""
 REFUSED = frozenset(
     {
         "bart",
@@ -90,7 +90,7 @@ REFUSED = frozenset(
         "xmod",
     }
 )
-"""Encoders, decoders with another list of layers beside, and streams of another shape. All others are hooked."""
+"""Types that cannot be hooked: encoders, decoders beside another list of layers, and streams of another shape."""
 TinyModel = Callable[..., Path]
 N_TOKENS = 16
 
@@ -115,7 +115,7 @@ def tokens() -> torch.Tensor:
 
 
 def streams(model: HookedModel) -> list[torch.Tensor]:
-    """``hook_resid_post`` of every layer that is loaded."""
+    """The values of ``hook_resid_post`` of every layer that is loaded."""
     hooks = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
     values: dict[str, torch.Tensor] = {}
     model.run(tokens(), hooks, lambda hook, value: values.update({hook: value.clone()}))
@@ -145,7 +145,7 @@ def test_first_layers_alone_give_what_the_whole_model_gives(model_type: str, tmp
 
 
 def test_weights_of_later_layers_are_not_read(tiny_model: TinyModel, tmp_path: Path) -> None:
-    """They need not even be there."""
+    """Weights of later layers need not even be in the folder."""
     folder = tiny_model("llama")
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -1,4 +1,4 @@
-"""Loading models: what is found, what is missing, and one sentence where it fails."""
+"""Loading models: what loads, what is missing, and an error of one sentence."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Hook names: every spelling to canonical names, and what is said when nothing matches."""
+"""Hook names: every spelling has its canonical name, and an error explains why nothing matches."""
 
 from typing import Any
 

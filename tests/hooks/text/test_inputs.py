@@ -1,4 +1,4 @@
-"""What a live model takes as tokens and masks, and what it refuses in one sentence before anything is computed."""
+"""Tokens and masks that a live model takes, or refuses in one sentence before anything is computed."""
 
 import math
 import re
@@ -78,9 +78,9 @@ def test_the_loss_of_a_padded_row_is_that_of_the_row_alone(llama: HookedModel, s
     lengths = (5, 8)
     mask = torch.stack([torch.arange(8) < length for length in lengths])
     mask = mask.flip(-1) if side == "left" else mask
-    found = llama(TOKENS, attention_mask=mask, return_type="loss", loss_per_token=True)
+    in_batch = llama(TOKENS, attention_mask=mask, return_type="loss", loss_per_token=True)
     alone = [plain_losses(llama, row[real]) for row, real in zip(TOKENS, mask, strict=True)]
-    for losses, expected in zip(found, alone, strict=True):
+    for losses, expected in zip(in_batch, alone, strict=True):
         padding = len(losses) - len(expected)
         kept = losses[padding:] if side == "left" else losses[: len(expected)]
         torch.testing.assert_close(kept, expected, atol=1e-5, rtol=1e-5)
@@ -90,7 +90,7 @@ def test_the_loss_of_a_padded_row_is_that_of_the_row_alone(llama: HookedModel, s
 
 
 def plain_losses(model: HookedModel, ids: Tensor) -> Tensor:
-    """[position - 1], by transformers and torch alone."""
+    """Losses [position - 1] of a row, by transformers and torch alone."""
     with torch.no_grad():
         logits = model.hf(ids[None], use_cache=False).logits[0]
     return torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
@@ -98,11 +98,11 @@ def plain_losses(model: HookedModel, ids: Tensor) -> Tensor:
 
 def test_the_first_token_behind_a_gap_has_no_loss(llama: HookedModel) -> None:
     mask = torch.tensor([[1, 1, 1, 0, 0, 1, 1, 1]])
-    found = llama(TOKENS[:1], attention_mask=mask, return_type="loss", loss_per_token=True)[0]
+    losses = llama(TOKENS[:1], attention_mask=mask, return_type="loss", loss_per_token=True)[0]
     alone = plain_losses(llama, TOKENS[0][mask[0].bool()])  # token 5 comes third there, behind token 2
     expected = torch.zeros(7)
     expected[[0, 1, 5, 6]] = alone[[0, 1, 3, 4]]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(losses, expected, atol=1e-5, rtol=1e-5)
     mean = llama(TOKENS[:1], attention_mask=mask, return_type="loss")
     torch.testing.assert_close(mean, expected.sum() / 4, atol=1e-5, rtol=1e-5)
 
@@ -172,7 +172,7 @@ def test_what_is_no_text(llama: HookedModel, text: Any, message: str) -> None:
 
 
 def test_what_a_tokenizer_gives_is_not_taken_for_the_names_of_its_parts(llama: HookedModel) -> None:
-    """It is iterated by its keys, so that a model would read the text "input_ids"."""
+    """Iterating over it gives its keys, so that a model would read the text "input_ids"."""
     given = llama.tokenizer("To be, or not", return_tensors="pt")
     refused(TokensError, "found BatchEncoding; give its input_ids", llama, given)
 
@@ -195,7 +195,7 @@ def test_what_is_no_ids_has_no_text(llama: HookedModel, ids: Any) -> None:
 
 
 def test_padding_needs_no_embedding(tmp_path: Path) -> None:
-    """A pad token that only the tokenizer has: what is masked is not looked up."""
+    """A pad token that only the tokenizer has is not looked up, since it is masked."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = shutil.copytree(MODEL_PATH, tmp_path / "model")

@@ -1,4 +1,4 @@
-"""Text to ids and back."""
+"""Turning text into ids and back."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run by `test_quantised.py` with a package that quantises: hooks and weights of a quantised Llama model.
+"""A script of `test_quantised.py` for a package that quantises: hooks and weights of a quantised Llama model.
 
     python quantised.py FOLDER torchao|bitsandbytes SAVED
 

@@ -97,12 +97,12 @@ def test_norm_and_collapsed_factors(matrix: FactoredMatrix) -> None:
 def test_eigenvalues_are_those_of_the_product(shape: tuple[Any, ...]) -> None:
     matrix = make(*shape)
     close(matrix.BA, matrix.B @ matrix.A)
-    found = matrix.eigenvalues
-    assert found.shape == (*matrix.shape[:-2], matrix.mdim)
+    eigenvalues = matrix.eigenvalues
+    assert eigenvalues.shape == (*matrix.shape[:-2], matrix.mdim)
     # Sums of powers tell eigenvalues apart whatever their order, and zeros add nothing.
     for power in (1, 2, 3):
         expected = torch.linalg.matrix_power(matrix.AB, power).diagonal(dim1=-2, dim2=-1).sum(-1)
-        torch.testing.assert_close((found**power).sum(-1).real, expected, atol=1e-2, rtol=1e-3)
+        torch.testing.assert_close((eigenvalues**power).sum(-1).real, expected, atol=1e-2, rtol=1e-3)
 
 
 def test_times_another(matrix: FactoredMatrix) -> None:

@@ -1,4 +1,4 @@
-"""Views of weights against what passes the modules of the plain Hugging Face model."""
+"""Views of weights against the values at modules of the plain Hugging Face model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,7 +49,7 @@ OUT: Final = {
 
 @dataclass
 class Loaded:
-    """A model with a head, its weights, and what passed its modules in one forward."""
+    """A model with a head, its weights, and the values at its modules in one forward."""
 
     hf: Any
     cfg: HookedConfig
@@ -71,7 +71,7 @@ class Loaded:
         return value.view(*self.tokens.shape, -1)
 
     def qkv(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What the projections gave, [batch, position, heads or kv heads, d_head]."""
+        """The outputs of the projections [batch, position, heads or kv heads, d_head]."""
         paths = QKV.get(self.cfg.model_type, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
         values = tuple(self.passed(layer, path) for path in paths)
         n, kv, size = self.cfg.n_heads, self.cfg.n_key_value_heads, self.cfg.d_head
@@ -149,8 +149,8 @@ def mlp_of(cfg: HookedConfig, x: Tensor, mlp: Any) -> Tensor:
         hidden = activate(x @ mlp.W_gate + mlp.b_gate) * (x @ mlp.W_in + mlp.b_in)
     else:
         hidden = activate(x @ mlp.W_in + mlp.b_in)
-    found: Tensor = hidden @ mlp.W_out + mlp.b_out
-    return found
+    output: Tensor = hidden @ mlp.W_out + mlp.b_out
+    return output
 
 
 def close(left: Tensor, right: Tensor) -> None:
@@ -169,13 +169,13 @@ def test_queries_keys_and_values(loaded: Loaded) -> None:
         close(torch.einsum("bpd,hde->bphe", x, block.attn.W_Q) + block.attn.b_Q, q)
         keys = torch.einsum("bpd,hde->bphe", x, block.attn.W_K) + block.attn.b_K
         values = torch.einsum("bpd,hde->bphe", x, block.attn.W_V) + block.attn.b_V
-        for each in range(repeats):
-            close(keys[:, :, each::repeats], k)
-            close(values[:, :, each::repeats], v)
+        for copy in range(repeats):
+            close(keys[:, :, copy::repeats], k)
+            close(values[:, :, copy::repeats], v)
 
 
 def test_layers_from_their_weights(loaded: Loaded) -> None:
-    """The whole layer but for the attention pattern: z is taken from the model."""
+    """The whole layer is computed from weights, except the attention pattern: z comes from the model."""
     cfg = loaded.cfg
     has_post_norms = cfg.model_type in ("gemma2", "gemma3_text")
     for layer, block in enumerate(loaded.weights.blocks):
@@ -214,12 +214,12 @@ def test_logits_from_the_last_residual_stream(loaded: Loaded) -> None:
     logits = normalized(cfg, final, ones) * weights.ln_final.w @ weights.W_U + weights.folded_b_U
     unfolded = normalized(cfg, final, weights.ln_final) @ weights.W_U + weights.b_U
     cap = cfg.output_logits_soft_cap
-    for found in (logits, unfolded):
-        close(cap * torch.tanh(found / cap) if cap else found, loaded.logits)
+    for computed in (logits, unfolded):
+        close(cap * torch.tanh(computed / cap) if cap else computed, loaded.logits)
 
 
 def test_the_gain_is_not_applied_twice(loaded: Loaded) -> None:
-    """Stacks have it by now, so that the name which went with them without it is an error."""
+    """Stacks contain the gain, so the weight that went with stacks without it is an error."""
     with pytest.raises(ModelError, match="there is no folded_W_U: apply_ln_to_stack applies the gain"):
         _ = loaded.weights.folded_W_U
 
@@ -321,14 +321,14 @@ def test_circuits(loaded: Loaded) -> None:
 def test_composition_scores(case: str, load: Callable[[str], Loaded]) -> None:
     weights = load(case).weights
     qk, ov = weights.QK.AB, weights.OV.AB
-    found = {mode: weights.all_composition_scores(mode) for mode in ("Q", "K", "V")}
+    by_mode = {mode: weights.all_composition_scores(mode) for mode in ("Q", "K", "V")}
     for late in range(3):
         for early in range(3):
             for reading in range(4):
                 for writing in range(4):
                     # Values are rows, so what is written first stands on the left.
                     w, r = ov[early, writing], {"Q": qk, "K": qk.mT, "V": ov}
-                    for mode, scores in found.items():
+                    for mode, scores in by_mode.items():
                         reader = r[mode][late, reading]
                         expected = (w @ reader).norm() / (w.norm() * reader.norm())
                         score = scores[early, writing, late, reading]

@@ -1,4 +1,4 @@
-"""What happens inside of a norm, as it is defined."""
+"""The scale and the normalized value of a norm, against its definition."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from actstore.hooks.weights.norms import normalize
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 1e3])
 def test_small_values_are_normed_as_large_ones(size: float) -> None:
-    """Next to the epsilon, it matters where that is added."""
+    """The place where epsilon is added matters for values near it."""
     value = size * torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0)) + size
     for norm, expected in (
         ("layer", functional.layer_norm(value, (16,), eps=1e-5)),

@@ -40,7 +40,7 @@ HOOKS: Final = {
     "hook_mlp_out": "mlp",
     "hook_resid_post": "",
 }
-"""The modules of a Llama layer whose output each hook is."""
+"""The module of a Llama layer whose output a hook shows, by hook."""
 
 
 def lora(*modules: str, **fields: Any) -> Make:
@@ -81,7 +81,7 @@ def disabled(model: Any, folder: Path) -> Any:
 
 
 def with_trained_copies(model: Any, folder: Path) -> Any:
-    """Whole modules that were trained beside the adapter: the copies are what is used."""
+    """Whole modules that were trained beside the adapter are used in place of the originals."""
     made = lora("q_proj", modules_to_save=["embed_tokens", "lm_head"])(model, folder).get_base_model()
     with torch.no_grad():
         made.get_output_embeddings().weight.mul_(2.0)
@@ -123,7 +123,7 @@ def on_disk(model: Any, folder: Path) -> Any:
 
 
 class Doubling(nn.Linear):
-    """Looks like a linear module, and gives something else."""
+    """A module that looks like a linear one, and gives something else."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
@@ -171,7 +171,7 @@ CASES: Final[dict[str, tuple[Make, frozenset[str], str]]] = {
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path: Path) -> Any:
-    """(model, views that it refuses, the message)"""
+    """A case: (model, views that it refuses, the message)."""
     make, refused, message = CASES[request.param]
     torch.manual_seed(0)
     plain = AutoModelForCausalLM.from_pretrained(tiny_model("llama"), dtype=torch.float32)
