@@ -400,6 +400,7 @@ def test_bodies_and_plans_count_as_memory(stores: Path, tmp_path: Path) -> None:
             connection.sendall(body[-1:])
             assert begun(connection)[0] == 200
         until(lambda: select(10_000)[0] == 200)
+        until(lambda: held_nbytes() == 0)
         status, document = plan(hooks=["*"], sequences="0:2")
         assert status == 200
         assert document["reads"]
