@@ -240,7 +240,7 @@ def test_killed_midway_and_run_again(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[kill]
     if kill != signal.SIGKILL:
-        assert "the same command goes on from there" in errors
+        assert "the same command continues from there" in errors
         assert "Traceback" not in errors
     n_before = len(list(commits.glob("*.json")))
     assert 3 <= n_before < 63
