@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.weights.factored_matrix import FactoredMatrix
     from actstore.opening import open_store as open  # noqa: A004 - actstore.open is its name
-    from actstore.store.checking.verification import Verification
+    from actstore.store.checking.findings import Verification
     from actstore.store.reading.activations import Activations
     from actstore.store.statistics.hook_statistics import Statistics
 
@@ -52,7 +52,7 @@ _HOMES = {
     "Report": ("actstore.extraction.report", "Report"),
     "Statistics": ("actstore.store.statistics.hook_statistics", "Statistics"),
     "Store": ("actstore.facade", "Store"),
-    "Verification": ("actstore.store.checking.verification", "Verification"),
+    "Verification": ("actstore.store.checking.findings", "Verification"),
     "extract": ("actstore.extraction.extract", "extract"),
     "open": ("actstore.opening", "open_store"),
     "plan": ("actstore.extraction.planning.planning", "plan"),

@@ -49,7 +49,7 @@ class Store(CommittedStore):
             NotCommittedError: a row is not committed.
         """
         from actstore.hooks.cache.activation_cache import ActivationCache
-        from actstore.hooks.naming.point import point_of
+        from actstore.hooks.naming.hook_points import point_of
 
         names, cfg = self._model_hooks
         rows = [sequences] if isinstance(sequences, int) else sequences

@@ -191,7 +191,7 @@ assert torch.equal(outside, model(tokens)) and not torch.equal(inside, outside)
 
 
 def test_hooks_page_names_every_hook() -> None:
-    from actstore.hooks.naming.point import POINTS
+    from actstore.hooks.naming.hook_points import POINTS
 
     page = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
     for point in POINTS:

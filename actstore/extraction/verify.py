@@ -15,8 +15,8 @@ from actstore.extraction.computing.worker import WorkerSpec, check_weights, load
 from actstore.hooks.loading.pretrained import chosen_device
 from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs
+from actstore.store.checking.findings import Finding, Verification
 from actstore.store.checking.repair import repair as remove_damage
-from actstore.store.checking.verification import Finding, Verification
 from actstore.store.checking.verify import Check
 from actstore.store.format.plan import FIRST_RUN, Plan
 from actstore.store.locking.turns import repairing

@@ -27,7 +27,7 @@ from actstore.hooks.loading.adapters import check_inside
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
 from actstore.hooks.loss import ReturnType, check_has_loss, output
-from actstore.hooks.naming.point import is_read_only, point_of
+from actstore.hooks.naming.hook_points import is_read_only, point_of
 from actstore.hooks.text.prompts import PaddingSide
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.hooks.capture.exclusive import exclusive
 from actstore.hooks.families.site import AnySite, Site, sites_in_layer, sites_outside
+from actstore.hooks.naming.hook_points import point_of
 from actstore.hooks.naming.names import join, split
-from actstore.hooks.naming.point import point_of
 
 if TYPE_CHECKING:
     import torch

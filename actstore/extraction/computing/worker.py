@@ -24,8 +24,8 @@ from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
 from actstore.hooks.loading.pretrained import chosen_device
 from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.hook_points import point_of
 from actstore.hooks.naming.names import layers_needed
-from actstore.hooks.naming.point import point_of
 from actstore.reason import reason
 from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from actstore.errors import HookError
 from actstore.hooks.families.model_names import hooks_of
+from actstore.hooks.naming.hook_points import point_of
 from actstore.hooks.naming.names import stored_as
-from actstore.hooks.naming.point import point_of
 from actstore.store.format.plan import HookArray
 
 if TYPE_CHECKING:

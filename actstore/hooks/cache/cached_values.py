@@ -10,8 +10,8 @@ from actstore.hooks.cache.position import PositionSlice, at_positions, is_one
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.loading.device import usable_device
+from actstore.hooks.naming.hook_points import point_of
 from actstore.hooks.naming.names import HookName, HookNames, join, split
-from actstore.hooks.naming.point import point_of
 
 if TYPE_CHECKING:
     import torch

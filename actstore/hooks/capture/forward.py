@@ -10,8 +10,8 @@ from actstore.hooks.capture.visitor import Finished, Visitor
 from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.site import AnySite, sites_in_layer, sites_outside
+from actstore.hooks.naming.hook_points import POINTS
 from actstore.hooks.naming.names import join
-from actstore.hooks.naming.point import POINTS
 
 if TYPE_CHECKING:
     import torch

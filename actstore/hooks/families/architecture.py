@@ -136,7 +136,7 @@ _RESIDUAL = ("hook_resid_pre", "hook_resid_post")
 
 
 def _generic_undefined() -> Mapping[str, str]:
-    from actstore.hooks.naming.point import POINTS
+    from actstore.hooks.naming.hook_points import POINTS
 
     return {point.leaf: _UNKNOWN for point in POINTS if point.in_layer and point.leaf not in _RESIDUAL}
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from actstore.hooks.families.architecture import Architecture
-from actstore.hooks.naming.point import Point
+from actstore.hooks.naming.hook_points import Point
 
 
 @dataclass(frozen=True)

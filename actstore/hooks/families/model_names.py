@@ -7,8 +7,8 @@ from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.recognition import architecture
 from actstore.hooks.families.site import AnySite, Site, sites_in_layer, sites_outside
+from actstore.hooks.naming.hook_points import BY_LEAF, POINTS
 from actstore.hooks.naming.names import HookNames, join, leaves_in_order
-from actstore.hooks.naming.point import BY_LEAF, POINTS
 
 
 def hooks_of(config: Any) -> tuple[HookNames, HookedConfig]:

@@ -14,7 +14,7 @@ from fnmatch import translate
 from typing import Any, Final
 
 from actstore.errors import HookError
-from actstore.hooks.naming.point import BY_LEAF, POINTS, UNSUPPORTED, point_of
+from actstore.hooks.naming.hook_points import BY_LEAF, POINTS, UNSUPPORTED, point_of
 
 HookName = str | tuple[str, int] | tuple[str, int, str] | tuple[str, None]
 """A hook name in any spelling: text, or (name, layer), or (name, layer, part of the layer)."""

@@ -25,8 +25,8 @@ from actstore.extraction.planning.tokens_stage import PackedTokens
 from actstore.facade import Store
 from actstore.hooks.families.stored_config import UNKNOWN_MODEL
 from actstore.hooks.loading.pretrained import load_config
+from actstore.hooks.naming.hook_points import point_of
 from actstore.hooks.naming.names import layer_of, stored_as
-from actstore.hooks.naming.point import point_of
 from actstore.integrations.saelens.cached_rows import TOKENS, CachedRows
 from actstore.opening import open_store
 from actstore.storage.blobs import Blobs

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import ActstoreError, StorageError, UncheckedError
 from actstore.storage.blobs import BlobNotFoundError, Blobs, Bytes
-from actstore.store.checking.verification import Finding
+from actstore.store.checking.findings import Finding
 from actstore.store.format.document import Document
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.shard import crc32c

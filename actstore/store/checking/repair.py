@@ -6,9 +6,9 @@ from typing import Final
 
 from actstore.errors import StorageError
 from actstore.storage.blobs import Blobs
+from actstore.store.checking.findings import Finding
 from actstore.store.checking.norm_restore import restored_norms
 from actstore.store.checking.token_restore import Proven, proven_tokens, tokens_record
-from actstore.store.checking.verification import Finding
 from actstore.store.checking.verify import Check
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import ObjectRecord, commit_key, commits_folder, plan_key, tokens_key

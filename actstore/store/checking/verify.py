@@ -6,11 +6,11 @@ from typing import Final
 
 from actstore.errors import StorageError
 from actstore.storage.blobs import Blobs, check_key
+from actstore.store.checking.findings import Finding
 from actstore.store.checking.inspection import Inspection, OnObject
 from actstore.store.checking.segment_check import check_segment
 from actstore.store.checking.summary_check import RecordSums, check_summary
 from actstore.store.checking.token_check import CheckedTokens, check_tokens
-from actstore.store.checking.verification import Finding
 from actstore.store.format.plan import FIRST_RUN, RUNS, Plan
 from actstore.store.records.commit import commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, FinishedRun, Manifest

@@ -1,4 +1,8 @@
-"""Commit records make shards part of a store. A shard that no record names does not exist."""
+"""Commit records make shards part of a store. A shard that no record names does not exist.
+
+A segment is committed by `actstore.extraction.computing.segment_writer`: first its shards (`put`), then the norms of
+its rows, then the record that names them all. docs/design/002 has the protocol.
+"""
 
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

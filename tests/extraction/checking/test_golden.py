@@ -18,7 +18,7 @@ from actstore.extraction.checking import golden as module
 from actstore.extraction.checking.golden import expected, golden, recomputed, recomputed_alone, sampled_row
 from actstore.extraction.checking.reference import Reference
 from actstore.hooks.model import HookedModel
-from actstore.hooks.naming.point import point_of
+from actstore.hooks.naming.hook_points import point_of
 from actstore.store.format.plan import Segment
 
 TinyModel = Callable[..., Path]

@@ -12,9 +12,9 @@ from actstore.errors import BusyError
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
+from actstore.store.checking.findings import Finding
 from actstore.store.checking.repair import repair
 from actstore.store.checking.token_restore import counts_on
-from actstore.store.checking.verification import Finding
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, read_manifest, shards_key, statistics_key

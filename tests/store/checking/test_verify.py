@@ -11,8 +11,8 @@ import pytest
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
+from actstore.store.checking.findings import Finding
 from actstore.store.checking.segment_check import count_not_finite
-from actstore.store.checking.verification import Finding
 from actstore.store.checking.verify import Check
 from actstore.store.format.plan import HookArray, Plan
 from actstore.store.format.shard import crc32c

@@ -2,6 +2,10 @@
 
 A name is ``blocks.{layer}.{leaf}`` or stands alone (``hook_embed``). Values have the axes ``batch`` and ``position``
 first, except where a point says otherwise. The order of the table is that of the forward pass.
+
+To add a hook point, add it here, to `actstore.hooks.families.site`, which says where in a model its value is found, and
+to docs/hooks.md. `actstore.hooks.families.architecture` names the points that a family lacks, and
+`actstore.hooks.capture.taps` takes values that no module gives or returns.
 """
 
 from collections.abc import Mapping
