@@ -47,6 +47,6 @@ def claim(blobs: Blobs, plan: Plan) -> None:
 def _create(blobs: Blobs, key: str, data: bytes) -> None:
     if not blobs.create(key, [data]) and bytes(blobs.read(key)) != data:
         raise StorageError(
-            f"{blobs.url}/{key} is not what this plan would write; something else is in this place: choose another "
+            f"{blobs.url}/{key} is not what this plan would write; something else is at this place: choose another "
             "out"
         )

@@ -44,7 +44,7 @@ def next_token_loss(
     """Cross-entropy of each next token, in nats.
 
     A token counts where neither it nor the one just before it is padding. So padding on either side does not change the
-    loss of a row, and the first token behind a gap has none, as in TransformerLens.
+    loss of a row, and the first token after a gap has none, as in TransformerLens.
 
     Returns:
         The mean over these tokens; or, per token, [batch, position - 1] with 0 at the others.

@@ -334,6 +334,6 @@ class HookedModel(LoadedModel):
 
 
 def _is_open(names_filter: NameFilter | None) -> bool:
-    """Whether the filter names no hook in particular, so that hooks behind the end of the forward may be left out."""
+    """Whether the filter names no hook in particular, so that hooks after the end of the forward may be left out."""
     names = [names_filter] if isinstance(names_filter, str) else names_filter
     return names is None or callable(names) or any(isinstance(name, str) and "*" in name for name in names)

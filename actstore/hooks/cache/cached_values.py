@@ -51,7 +51,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             cfg: its sizes; None for those of ``model``.
             kind: what the values are; None if that is not known. Nothing is computed from them then, since results
                 from gradients would be wrong.
-            edited: hooks whose values functions may have changed. Values behind them in their layer are not computed
+            edited: hooks whose values functions may have changed. Values after them in their layer are not computed
                 from values before them.
 
         Raises:

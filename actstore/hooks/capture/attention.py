@@ -209,7 +209,7 @@ class _Rule:
 
         hidden: torch.Tensor | None = None
         if self.mask is None or self.mask.ndim == 2:
-            # The kernel itself is told to be causal.
+            # Without a full mask, the kernel gets is_causal and the window.
             ahead = torch.arange(n_sources, device=device) - torch.arange(length, device=device)[:, None]
             if self.is_causal:
                 hidden = (ahead > 0)[None, None]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
+from actstore.hooks.naming.hook_points import POINTS
+
 Norm = Literal["layer", "rms", "rms_plus_one"]
 """What a norm computes: LayerNorm, RMSNorm, or an RMSNorm that multiplies by 1 + weight."""
 
@@ -135,13 +137,9 @@ _UNKNOWN = "only the residual stream is known for this architecture"
 _RESIDUAL = ("hook_resid_pre", "hook_resid_post")
 
 
-def _generic_undefined() -> Mapping[str, str]:
-    from actstore.hooks.naming.hook_points import POINTS
-
-    return {point.leaf: _UNKNOWN for point in POINTS if point.in_layer and point.leaf not in _RESIDUAL}
-
-
-_GENERIC_UNDEFINED: Final = _generic_undefined()
+_GENERIC_UNDEFINED: Final = {
+    point.leaf: _UNKNOWN for point in POINTS if point.in_layer and point.leaf not in _RESIDUAL
+}
 _PARALLEL: Final = dict.fromkeys(
     ("hook_resid_mid", "hook_mlp_in"),
     "attention and MLP of this model run in parallel on hook_resid_pre, so there is no residual stream between them",

@@ -1,4 +1,4 @@
-"""Sizes in the configuration of a model, checked before anything is made of them: anybody can have written it."""
+"""Checking the sizes in a model's configuration before anything is made from them: anybody can have written it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
