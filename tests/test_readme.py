@@ -90,7 +90,7 @@ def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path:
     places = {
         "HuggingFaceTB/SmolLM2-135M-Instruct": str(smollm2),
         "corpus.jsonl": str(text_file),
-        "s3://my-bucket/run": s3_url,
+        "s3://my-bucket/store": s3_url,
     }
     for name, place in places.items():
         assert name in line
@@ -104,7 +104,7 @@ def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path:
     _, *arguments = shlex.split(line.replace("\\\n", ""))
     done = command(*arguments, cwd=tmp_path, timeout=600)
     assert done.returncode == 0, done.stderr
-    output = (done.stderr + done.stdout).replace(s3_url, "s3://my-bucket/run")
+    output = (done.stderr + done.stdout).replace(s3_url, "s3://my-bucket/store")
     for shown in SHOWN.findall(section("Extract at scale"))[0].splitlines():
         assert shown == "..." or AMOUNT.sub("#", shown) in AMOUNT.sub("#", output).splitlines(), output
     assert "128 in 1 sequences of 128" in output
