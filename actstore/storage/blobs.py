@@ -1,4 +1,4 @@
-"""The little that a store asks of storage: conditional writes, ranged reads, listings, deletion."""
+"""The few operations that a store needs of storage: conditional writes, ranged reads, listings, deletion."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,37 +26,39 @@ __all__ = [
 ]
 
 Bytes = bytes | NDArray[np.uint8]
-"""What can be written as it lies in memory."""
+"""Bytes that can be written without a copy."""
 
 
 def view(part: Bytes) -> memoryview:
-    """The same memory, as what files and sockets take."""
+    """The same memory as a view of bytes, which files and sockets take."""
     return memoryview(part if isinstance(part, bytes) else part.data).cast("B")
 
 
 ATTEMPT: Final = "actstore-attempt"
-"""Metadata of every object on S3: the id of the call that wrote it, by which that call knows its own object again."""
+"""Name of the metadata of every object on S3 with the id of the call that wrote it, by which a call recognizes its own
+object.
+"""
 
 
 @dataclass(frozen=True)
 class BlobInfo:
-    """What storage knows of one blob without reading it."""
+    """Size, tags and metadata of a blob, which storage knows without reading it."""
 
     nbytes: int
     tag: str
-    """Another one whenever the content was replaced by other content. S3: the ETag, which equal content may share;
-    files: inode, time of change and size."""
+    """A string that changes when other content replaces the content. On S3 it is the ETag, which equal content may
+    share; for files, inode, time of change and size."""
     metadata: Mapping[str, str]
-    """What `Blobs.create` was given, where storage keeps it; on S3 also `ATTEMPT`. Empty on a file system."""
+    """The metadata given to `Blobs.create`, where storage keeps it; on S3 also `ATTEMPT`. Empty on a file system."""
     lasting_tag: str = ""
-    """Of files: time of change and size, without the inode, which some mounts make up anew, and which a copy with its
-    times in the place of the file changes. Empty elsewhere.
+    """Time of change and size of a file. It leaves out the inode, which some mounts make up anew, and which differs in
+    a copy that keeps the times and takes the place of the file. Empty for all other storage.
     """
 
 
 class BlobReader(Protocol):
-    """Named byte strings below one URL. Keys are as `check_key` wants them. Threads may share one; a forked process
-    must open its own.
+    """Reads named byte strings below one URL. Keys must pass `check_key`. Threads may share one; a forked process must
+    open its own.
     """
 
     @property
@@ -64,15 +66,15 @@ class BlobReader(Protocol):
 
     @property
     def n_retries(self) -> int:
-        """Requests repeated so far after a transient failure."""
+        """Number of requests repeated so far after a transient failure."""
         ...
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """Bytes ``start:start + nbytes`` of a blob, or all from ``start`` on.
+        """Read bytes ``start:start + nbytes`` of a blob, or all from ``start`` on.
 
         Raises:
             BlobNotFoundError: there is no such blob.
-            StorageError: it is shorter than asked for, or could not be read.
+            StorageError: the blob ends before these bytes do, or could not be read.
         """
         ...
 
@@ -80,32 +82,32 @@ class BlobReader(Protocol):
         """Fill ``out`` with bytes ``start:start + len(out)`` of a blob.
 
         Args:
-            key: of the blob.
+            key: key of the blob.
             start: first byte.
-            out: contiguous [nbytes]; its content is undefined after an error.
+            out: contiguous array [nbytes]; its content is undefined after an error.
 
         Raises:
             BlobNotFoundError: there is no such blob.
-            StorageError: it is shorter than asked for, or could not be read.
+            StorageError: the blob ends before these bytes do, or could not be read.
         """
         ...
 
     def head(self, key: str) -> BlobInfo | None:
-        """Size and tag of a blob; None if there is none."""
+        """Size, tag and metadata of a blob; None if there is no such blob."""
         ...
 
     @property
     def is_local(self) -> bool:
         """Whether blobs are files of this machine, which makes this a `FileReader`.
 
-        To read them takes no requests, large ranges are views of pages that are mapped, no threads or connections are
-        needed, so that a forked process may go on reading, and what fails is one file rather than the storage.
+        Reading files takes no requests, and large ranges are views of mapped pages. It needs no threads or connections,
+        so a forked process may go on reading. An error concerns one file rather than the storage.
         """
         ...
 
     def signed(self, key: str, seconds: int) -> str | None:
-        """A URL from which anybody can GET a blob, with or without a range, until so many seconds are over, or the
-        credentials that sign it; None where storage has no such URLs.
+        """A URL from which anybody can GET a blob, with or without a range, for so many seconds, or until the
+        credentials that sign it expire; None where storage has no such URLs.
 
         Raises:
             StorageError: there are no credentials.
@@ -117,44 +119,50 @@ class FileReader(BlobReader, Protocol):
     """Blobs that are files of this machine. `are_files` tells whether a `BlobReader` is one."""
 
     def path(self, key: str) -> Path:
-        """Where the file of a blob is, or would be; for an empty key, the folder of all."""
+        """The path of a blob's file, whether it exists or not; for an empty key, the folder of all blobs."""
         ...
 
     def descriptor(self, key: str) -> int:
-        """A file, opened for reading; or an `OSError`. The caller closes it."""
+        """Open the file of a blob for reading and return its descriptor, which the caller closes.
+
+        Raises:
+            OSError: the file cannot be opened.
+        """
         ...
 
     def read_and_head(self, key: str) -> tuple[Bytes, BlobInfo]:
-        """All of a small blob, and what `head` says of it, of the same file though its name be given to another.
+        """All bytes of a small blob, and its `head`, of the same file even if another file takes its name meanwhile.
 
         Raises:
             BlobNotFoundError: there is no such blob.
-            StorageError: it could not be read.
+            StorageError: the blob could not be read.
         """
         ...
 
     def check_version(self) -> None:
-        """See that what was opened by `descriptor` until now belongs to the version that the blobs are pinned to.
+        """Check that all files opened by `descriptor` until now belong to the version that the blobs are pinned to.
 
         Raises:
-            StoreReplacedError: it may not.
+            StoreReplacedError: one of them may not.
         """
         ...
 
 
 def are_files(blobs: BlobReader) -> TypeGuard[FileReader]:
-    """Whether blobs are files that can be opened and mapped: `BlobReader.is_local`, for type checkers, too."""
+    """Whether blobs are files that can be opened and mapped. It is `BlobReader.is_local` in a form that type checkers
+    understand.
+    """
     return blobs.is_local
 
 
 class Blobs(BlobReader, Protocol):
-    """What can be written, too."""
+    """Reads and writes named byte strings below one URL."""
 
     @property
     def is_emulated(self) -> bool:
-        """Whether a condition had to be checked by looking first, since storage knows no conditional writes.
+        """Whether a condition is checked by a request before the write, since storage has no conditional writes.
 
-        Two processes can then both be told that they created a blob.
+        `create` of the same blob can then return True in two processes.
         """
         ...
 
@@ -162,13 +170,13 @@ class Blobs(BlobReader, Protocol):
         """Write a new blob, whole or not at all; it is durable when this returns.
 
         Args:
-            key: where.
-            parts: written one after the other.
-            metadata: kept with the blob where storage can. ASCII; names in lower case.
+            key: key of the blob.
+            parts: content of the blob, written one after the other.
+            metadata: text in ASCII with names in lower case, kept with the blob where storage can.
 
         Returns:
-            False if another call created a blob of this key. It is never overwritten, nor touched. A call whose
-            reply got lost finds its own blob and returns True.
+            False if another call created a blob of this key, which is left untouched. A call whose reply got lost
+            recognizes its own blob and returns True.
 
         Raises:
             StorageError: no permission, no space, no credentials, no such bucket, not reachable.
@@ -178,7 +186,7 @@ class Blobs(BlobReader, Protocol):
     def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
         """Put new content in the place of the blob whose tag is ``expected``, atomically; durable when this returns.
 
-        Readers find the old content or the new, whole.
+        Readers get either all of the old content or all of the new.
 
         Returns:
             False if the blob has another tag or is gone; then nothing was changed.
@@ -196,44 +204,44 @@ class Blobs(BlobReader, Protocol):
         ...
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """Names of the files directly below ``prefix/``, each with its bytes, in one listing."""
+        """Sizes in bytes of the files directly below ``prefix/``, by name, from one listing."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove a blob; one that is not there is fine."""
+        """Remove a blob; it is no error if there is none."""
         ...
 
     def free_nbytes(self) -> int | None:
-        """Free space, where the storage can say."""
+        """Free space in bytes; None where storage does not know it."""
         ...
 
     def probe_folders(self) -> None:
-        """See that blobs can be written in all places where keys may lead, before there is work to lose.
+        """Check that blobs can be written in every folder where keys may lead, before there is work to lose.
 
         Raises:
-            StorageError: in one they cannot.
+            StorageError: a folder cannot be written.
         """
         ...
 
 
 class Distant:
-    """What blobs say of themselves that are no files of this machine, and that nobody signs URLs of. A base class."""
+    """Base class of blobs that are not files of this machine and have no signed URLs."""
 
     is_local = False
 
     def signed(self, key: str, seconds: int) -> str | None:  # noqa: ARG002
-        """As `BlobReader.signed`: there is none."""
+        """Implements `BlobReader.signed`; these blobs have no such URLs."""
         return None
 
     def probe_folders(self) -> None:
-        """As `Blobs.probe_folders`: there is one place alone, which `probe` tries."""
+        """Implements `Blobs.probe_folders`; there is only one place, which `probe` tries."""
 
 
 def check_key(key: str) -> str:
-    """The key itself, if it names something below the root: parts joined by ``/``, none of them empty, ``.`` or ``..``.
+    """Return the key, if it stays below the root: parts joined by ``/``, none of them empty, ``.`` or ``..``.
 
     Raises:
-        StorageError: it does not, or has a backslash or NUL, which some file systems take for something else.
+        StorageError: it does not, or has a backslash or NUL, which have another meaning on some file systems.
     """
     if any(part in ("", ".", "..") for part in key.split("/")) or "\\" in key or "\0" in key:
         raise StorageError(

@@ -14,13 +14,13 @@ from actstore.errors import StorageError
 from actstore.storage.blobs import Bytes, view
 
 _PAGE: Final = 4096
-"""Bytes. Memory, places and sizes of direct writes are a whole number of them."""
+"""Bytes of a page. Addresses, offsets and sizes of direct writes are multiples of it."""
 _DIRECT_NBYTES = 1 << 20
-"""Less than this is not worth a trip to the disk of its own."""
+"""Parts of fewer bytes are not worth a direct write."""
 
 
 def write(path: Path, parts: Iterable[Bytes]) -> None:
-    """A new file of these parts, on the disk when this returns. Its folder is made if needed."""
+    """Write a new file of these parts, which is on the disk when this returns. Its folder is made if needed."""
     descriptor = _open_new(path)
     try:
         for part in parts:
@@ -32,7 +32,7 @@ def write(path: Path, parts: Iterable[Bytes]) -> None:
                     except OSError as error:
                         if error.errno not in (errno.EINVAL, errno.EFAULT):
                             raise
-                        break  # this file system takes the flag and not the write
+                        break  # this file system accepts the flag but not the write
                     rest = rest[n_written:]
                     is_direct = n_written % _PAGE == 0
             while rest:
@@ -44,9 +44,9 @@ def write(path: Path, parts: Iterable[Bytes]) -> None:
 
 @contextlib.contextmanager
 def _past_the_cache(descriptor: int, part: Bytes) -> Iterator[bool]:
-    """Whether whole pages can go straight from their memory to the disk here, and the setting for it meanwhile.
+    """Turn on direct writes of whole pages from memory to the disk meanwhile; gives False where that cannot be.
 
-    It must reach the disk anyway before the commit. The copy to the page cache would cost the forward memory
+    The data must reach the disk before the commit anyway. The copy to the page cache would cost the forward memory
     bandwidth, and a run larger than memory would push everybody else's files out of it.
     """
     direct = getattr(os, "O_DIRECT", 0)
@@ -71,19 +71,19 @@ def _open_new(path: Path) -> int:
         try:
             return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileNotFoundError:
-            # Its folder is made when needed, and whoever deletes a blob may remove it again while empty.
+            # The folder is made when needed, and whoever deletes a blob may remove it again while it is empty.
             make_folder(path.parent)
 
 
 def link_new(source: Path, target: Path) -> None:
     """Give a finished file its final name, unless that name is taken.
 
-    By a hard link; where the file system has none, by a rename that refuses a name that is taken.
+    This makes a hard link; where the file system has none, it is a rename that refuses a taken name.
 
     Raises:
-        FileExistsError: it is taken.
+        FileExistsError: the name is taken.
         StorageError: this file system can do neither.
-        OSError: it is another file system (EXDEV), or full, or not ours to write.
+        OSError: the target is on another file system (EXDEV), or the disk is full, or there is no permission to write.
     """
     try:
         target.hardlink_to(source)
@@ -94,13 +94,13 @@ def link_new(source: Path, target: Path) -> None:
 
 
 _NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-"""What file systems say that have no hard links."""
+"""Error numbers by which file systems say that they have no hard links."""
 _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 
 
 def _rename_new(source: Path, target: Path) -> None:
-    # Python has no name for it.
+    # Python itself has no call for renameat2.
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
     failed = errno.ENOSYS
     if rename is not None:
@@ -117,11 +117,11 @@ def _rename_new(source: Path, target: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """``mkdir -p`` whose new names survive a power cut.
+    """Make a folder and its parents like ``mkdir -p``; the new names survive a power cut.
 
     Raises:
-        StorageError: one of them is a link that leads nowhere.
-        FileExistsError: one of them is a file.
+        StorageError: one of these names is a link that leads nowhere.
+        FileExistsError: one of these names is a file.
     """
     missing = []
     while not folder.exists():
@@ -138,10 +138,10 @@ def make_folder(folder: Path) -> None:
 
 
 def check_link(path: Path) -> None:
-    """See that a link leads somewhere.
+    """Check that a path is not a link that leads nowhere.
 
     Raises:
-        StorageError: it does not.
+        StorageError: it is one.
     """
     if path.is_symlink() and not path.exists():
         raise StorageError(
@@ -150,7 +150,7 @@ def check_link(path: Path) -> None:
 
 
 def _is_no_folder(path: Path) -> bool:
-    """Whether there is something else. What was removed since is nothing."""
+    """Whether a path is something other than a folder; False if it does not exist any more."""
     try:
         return not stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def _is_no_folder(path: Path) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Return when the names in a folder are on the disk."""
+    """Write the names in a folder to the disk; they are there when this returns."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -168,11 +168,11 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, *, waits: bool = True) -> Iterator[None]:
-    """Keep all other threads and processes out, by a file that is there only meanwhile.
+    """Hold a lock against all other threads and processes, by a file that exists only while the lock is held.
 
     Raises:
-        BlockingIOError: somebody else is in, and ``waits`` is false.
-        FileNotFoundError: its folder is gone.
+        BlockingIOError: another thread or process holds it, and ``waits`` is false.
+        FileNotFoundError: the folder of the file does not exist.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -1,4 +1,4 @@
-"""What a request to remote storage can fail of, told apart once, and the sentence for each."""
+"""The ways in which a request to remote storage can fail, and the error text of each."""
 
 from enum import Enum, auto
 
@@ -10,11 +10,11 @@ class BlobNotFoundError(StorageError, FileNotFoundError):
 
 
 class DiskFullError(StorageError):
-    """A file cannot be written since there is no space for it, or no more that this user may take."""
+    """A file cannot be written since the disk is full, or the quota of this user is used up."""
 
 
 class Kind(Enum):
-    """What the caller can do about a failed request."""
+    """The kind of a failure, by what the caller can do about it."""
 
     TAKEN = auto()
     """The condition of a write does not hold: the key exists already, or has another tag."""
@@ -29,16 +29,18 @@ class Kind(Enum):
     BUSY = auto()
     """Another write to this key is under way; it may still fail."""
     BROKEN = auto()
-    """The server is overloaded or failed, the reply was cut or did not come in time."""
+    """The server is overloaded or failed, or the reply was cut off or did not come in time."""
     OTHER = auto()
 
 
 TRANSIENT = frozenset({Kind.UNREACHABLE, Kind.BUSY, Kind.BROKEN})
-"""Worth the same request again."""
+"""Failures after which the same request is worth repeating."""
 
 
 class RequestError(Exception):
-    """One request failed. Never leaves the storage classes: they handle it or raise what `explained` gives."""
+    """One request failed. The classes that send requests handle it or raise what `explained` gives, so users never see
+    it.
+    """
 
     def __init__(self, kind: Kind, reason: str) -> None:
         super().__init__(reason)
@@ -47,11 +49,11 @@ class RequestError(Exception):
 
 
 def kind_of_reply(status: int, code: str) -> Kind:
-    """What an S3 error reply means.
+    """The kind of failure that an S3 error reply reports.
 
     Args:
-        status: of HTTP; 0 if unknown.
-        code: the ``Code`` of the body; empty for replies without one, as to HEAD.
+        status: HTTP status; 0 if unknown.
+        code: ``Code`` in the body; empty for replies without a body, such as those to HEAD.
 
     Source: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
     """
@@ -71,12 +73,12 @@ def kind_of_reply(status: int, code: str) -> Kind:
 
 
 def explained(error: RequestError, url: str, key: str, verb: str) -> StorageError:
-    """The sentence for a failure that ends an operation.
+    """The error to raise when a failure ends an operation.
 
     Args:
-        error: of the last request.
-        url: of the storage.
-        key: of the blob.
+        error: failure of the last request.
+        url: URL of the storage.
+        key: key of the blob.
         verb: what could not be done: "written", "read", "listed", "deleted".
     """
     where = f"{url}/{key}"
@@ -102,14 +104,14 @@ def explained(error: RequestError, url: str, key: str, verb: str) -> StorageErro
             return StorageError(f"{where} cannot be {verb}: {error.reason}")
 
 
-def damaged(where: str, found: int, start: int, nbytes: int | None) -> StorageError:
-    """A blob that ends before the bytes that were asked for.
+def damaged(where: str, size: int, start: int, nbytes: int | None) -> StorageError:
+    """The error for a blob that ends before the requested bytes do.
 
     Args:
         where: path or URL of the blob.
-        found: bytes that it has.
-        start: first byte asked for.
-        nbytes: number of bytes asked for; None for all from ``start`` on.
+        size: bytes of the blob.
+        start: first byte requested.
+        nbytes: number of bytes requested; None for all from ``start`` on.
     """
     expected = start + (nbytes or 0)
-    return StorageError(f"{where} has {found} bytes where {expected} were expected; it is damaged")
+    return StorageError(f"{where} has {size} bytes where {expected} were expected; it is damaged")

@@ -23,21 +23,21 @@ _REFUSES_ITSELF: Final = ("gs", "gcs", "az", "abfs", "abfss")
 """Schemes whose fsspec class passes the condition of a create on to the storage."""
 _LOCKS: Final = tuple(threading.Lock() for _ in range(64))
 _TAGS: Final = ("ETag", "etag", "generation", "mtime", "last_modified", "LastModified", "created")
-"""Where the fsspec classes say which version of a file it is."""
+"""Fields in which fsspec classes say which version of a file it is."""
 
 
 class RemoteBlobs(Distant, Pinnable):
     """Files below any fsspec URL.
 
-    Where the storage cannot refuse a create itself, and in every `replace`, it is looked first and written then:
-    atomic among the threads of this process, not among processes, which `is_emulated` tells. ``memory://`` belongs to
-    one process alone.
+    Where the storage cannot refuse a create itself, and in every `replace`, the condition is checked before the write.
+    That is atomic among the threads of this process but not among processes, see `is_emulated`. ``memory://`` belongs
+    to one process alone.
 
     Where the fsspec class has a move of its own (SFTP, FTP, SMB, HDFS, DBFS, mounted disks), a blob is written to a
-    partial file and moved to its name once it is whole. SMB, HDFS and DBFS move to no name that is taken: there a
-    `replace` first removes the old blob, and one that is killed in between leaves none. A class without a move would
-    only copy and delete, so it writes to the final name at once: whole on object stores, while on others a writer
-    that is killed can leave a blob cut short.
+    partial file and moved to its name once it is whole. SMB, HDFS and DBFS refuse to move to a taken name: there a
+    `replace` first removes the old blob, and a process that is killed in between leaves none. A class without a move
+    would only copy and delete, so its blobs are written to the final name at once. On object stores they are whole;
+    elsewhere a writer that is killed can leave a blob cut short.
     """
 
     def __init__(self, url: str) -> None:
@@ -86,8 +86,8 @@ class RemoteBlobs(Distant, Pinnable):
 
     def _write_if(self, path: str, body: bytes, expected: str | None) -> bool:
         with _LOCKS[hash(path) % len(_LOCKS)]:
-            found = self._head(path)
-            if (found.tag if found else None) != expected:
+            existing = self._head(path)
+            if (existing.tag if existing else None) != expected:
                 return False
             if self._moves:
                 return self._write_and_move(path, body, is_new=expected is None)
@@ -98,7 +98,8 @@ class RemoteBlobs(Distant, Pinnable):
     def _write_and_move(self, path: str, body: bytes, *, is_new: bool) -> bool:
         partial = f"{self._root}/{PARTIAL}/{uuid.uuid4().hex}"
         if self._info(path) is not None and is_new:
-            raise RequestError(Kind.OTHER, "a folder is in its place")  # some would move into it
+            # Some file systems would move the file into the folder.
+            raise RequestError(Kind.OTHER, "a folder is in its place")
         try:
             with _translated():
                 for file in (partial, path):
@@ -108,11 +109,11 @@ class RemoteBlobs(Distant, Pinnable):
         finally:
             with contextlib.suppress(
                 Exception
-            ):  # it was moved; or storage is away, and `remove_scratch` comes later
+            ):  # it was moved; or storage cannot be reached, and `remove_scratch` removes it later
                 self._fs.rm_file(partial)
 
     def _move(self, partial: str, path: str, *, is_new: bool) -> bool:
-        """False if another process was first."""
+        """Move a partial file to its name; False if another process created that blob first."""
         refusal = self._refusal(partial, path)
         if refusal is not None and self._head(path) is not None:
             if is_new:
@@ -125,14 +126,14 @@ class RemoteBlobs(Distant, Pinnable):
         return True
 
     def _refusal(self, partial: str, path: str) -> RequestError | None:
-        """Move a file; if it is still where it was, what the storage has against it. WebHDFS raises nothing then."""
+        """Move a file, and return the error if it is still in its old place. WebHDFS raises nothing then."""
         refusal = RequestError(Kind.OTHER, "it could not be moved to its name")
         try:
             with _translated():
                 self._fs.mv(partial, path)
         except RequestError as error:
             if error.kind is Kind.MISSING:
-                # Whoever cleaned up after killed writers took it for one of theirs.
+                # A cleanup after killed writers took it for one of theirs.
                 raise RequestError(Kind.BUSY, f"the partial file was deleted meanwhile ({error})") from error
             if error.kind not in (Kind.TAKEN, Kind.OTHER):
                 raise
@@ -145,21 +146,21 @@ class RemoteBlobs(Distant, Pinnable):
             return b""
         stop = None if nbytes is None else start + nbytes
 
-        def ask() -> bytes:
+        def send() -> bytes:
             with _translated():
                 data: bytes = self._fs.cat_file(path, start=start, end=stop)
             return data
 
         try:
-            data = self._retries.run(key, "read", ask)
+            data = self._retries.run(key, "read", send)
         except StorageError as error:
             self._explain(error)
             raise
-        self.check_version()  # nothing says of which version the bytes are
+        self.check_version()  # the bytes come without a tag
         if nbytes is None and start and not data:
-            found = self.head(key)
-            if found is not None and found.nbytes < start:
-                raise damaged(f"{self.url}/{key}", found.nbytes, start, None)
+            info = self.head(key)
+            if info is not None and info.nbytes < start:
+                raise damaged(f"{self.url}/{key}", info.nbytes, start, None)
         if nbytes is not None and len(data) != nbytes:
             raise damaged(f"{self.url}/{key}", start + len(data), start, nbytes)
         return data
@@ -181,7 +182,7 @@ class RemoteBlobs(Distant, Pinnable):
         return BlobInfo(info["size"], f"{info['size']}|{version}", {})
 
     def _info(self, path: str) -> dict[str, Any] | None:
-        """Of a file or folder; None if there is neither."""
+        """What fsspec knows of a file or folder; None if there is neither."""
         # A cached listing would hide what other workers commit.
         self._fs.invalidate_cache()
         try:
@@ -202,17 +203,17 @@ class RemoteBlobs(Distant, Pinnable):
     def _listed(self, prefix: str) -> dict[str, dict[str, Any]]:
         path = self._path(prefix) if prefix else self._root
 
-        def ask() -> list[dict[str, Any]]:
+        def send() -> list[dict[str, Any]]:
             self._fs.invalidate_cache()
             with _translated():
-                found: list[dict[str, Any]] = self._fs.ls(path, detail=True)
-            return found
+                listing: list[dict[str, Any]] = self._fs.ls(path, detail=True)
+            return listing
 
         try:
-            entries = self._retries.run(prefix, "listed", ask)
+            entries = self._retries.run(prefix, "listed", send)
         except BlobNotFoundError:
             return {}
-        # A file lists itself.
+        # The listing of a file is the file itself.
         folder = path.strip("/") + "/"
         below = ((entry["name"].strip("/"), entry) for entry in entries)
         return {name.removeprefix(folder): entry for name, entry in below if name.startswith(folder)}
@@ -239,7 +240,7 @@ def _translated() -> Iterator[None]:
     """Turn what fsspec classes raise into `RequestError`."""
     try:
         yield
-    except Exception as error:  # each has classes of errors of its own, with no base in common
+    except Exception as error:  # the errors of fsspec classes have no base in common
         kind = next((kind for kind, types in _KINDS if isinstance(error, types)), Kind.OTHER)
         raise RequestError(kind, reason(error)) from error
 

@@ -20,10 +20,12 @@ from actstore.storage.partial_files import PARTIAL, PartialFiles, is_partial
 from actstore.storage.pinned import Pinnable
 
 LOCK = f"{PARTIAL}/lock"
-"""Held while a blob is replaced, and removed again; one that a killed process left locks nothing."""
+"""Key of the file that is locked while a blob is replaced, and then removed. A file that a killed process left locks
+nothing.
+"""
 _FOLDER_RETRIES = 20
 _MAPPED_NBYTES = 1 << 20
-"""Less than this is faster read than mapped."""
+"""Ranges of fewer bytes are read, since that is faster than mapping them."""
 
 
 class LocalBlobs(Pinnable):
@@ -44,17 +46,17 @@ class LocalBlobs(Pinnable):
         self.url = str(self.root)
         try:
             self._made_root = not self.root.exists()
-            """The user's own folder is not ours to remove, even when empty."""
+            """Whether the folder did not exist before. The user's own folder is not ours to remove, even when empty."""
         except OSError as error:
             raise self._explained(error, "", "read") from error
         self._partial_files = PartialFiles(self.root)
 
     def signed(self, key: str, seconds: int) -> str | None:  # noqa: ARG002
-        """As `BlobReader.signed`: there is none."""
+        """Implements `BlobReader.signed`; files have no such URLs."""
         return None
 
     def path(self, key: str) -> Path:
-        """As `FileReader.path`."""
+        """Implements `FileReader.path`."""
         return self.root / check_key(key) if key else self.root
 
     def create(
@@ -64,7 +66,7 @@ class LocalBlobs(Pinnable):
         *,
         metadata: Mapping[str, str] | None = None,  # noqa: ARG002 - a file system keeps none
     ) -> bool:
-        """As `Blobs.create`. The parts may be made as they are written, and are gone through again after a failure."""
+        """Implements `Blobs.create`. Parts may be made while they are written; after a failure they are made again."""
         return self._until_folders_stay(key, lambda path, partial: self._create(path, partial, parts))
 
     def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
@@ -80,10 +82,10 @@ class LocalBlobs(Pinnable):
                     with self._partial_files.beside(path) as partial:
                         return attempt(path, partial)
                 except StorageError:
-                    raise  # of the parts
+                    raise  # raised while the parts were made
                 except FileNotFoundError:
-                    # Whoever deletes a blob removes the folders that it leaves empty, and they may be these. Whoever
-                    # cleans up after killed writers may have taken our partial file for one of theirs.
+                    # Whoever deletes a blob removes the folders that it leaves empty, maybe these. A cleanup after
+                    # killed writers may have taken our partial file for one of theirs.
                     continue
                 except OSError as error:
                     if error.errno != errno.EXDEV or not self._partial_files.is_new_elsewhere(path.parent):
@@ -107,7 +109,7 @@ class LocalBlobs(Pinnable):
         try:
             link_new(partial, path)
         except FileExistsError:
-            # NFS: the link was made, its reply got lost, and the kernel asked again.
+            # On NFS, the link may have been made and the reply lost, and then the kernel tries again.
             is_ours = path.samefile(partial)
         sync_folder(path.parent)
         return is_ours
@@ -124,7 +126,7 @@ class LocalBlobs(Pinnable):
         return True
 
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
-        """Large ranges are a view of the file's pages: nothing is copied until it is used."""
+        """Implements `BlobReader.read`. A large range is a view of the file's pages, copied only when it is used."""
         with self._opened(key) as descriptor:
             n_left = self._check_range(descriptor, key, start, nbytes)
             nbytes = n_left if nbytes is None else nbytes
@@ -137,7 +139,7 @@ class LocalBlobs(Pinnable):
             return data
 
     def read_and_head(self, key: str) -> tuple[Bytes, BlobInfo]:
-        """As `FileReader.read_and_head`."""
+        """Implements `FileReader.read_and_head`."""
         with self._opened(key) as descriptor:
             data = os.pread(descriptor, self._check_range(descriptor, key, 0, None), 0)
             return data, _info(os.fstat(descriptor))
@@ -153,8 +155,8 @@ class LocalBlobs(Pinnable):
                 rest, place = rest[n_read:], place + n_read
 
     def descriptor(self, key: str) -> int:
-        """As `FileReader.descriptor`."""
-        # A pipe would wait for somebody to write; files know no waiting.
+        """Implements `FileReader.descriptor`."""
+        # O_NONBLOCK changes nothing for files; without it, opening a pipe would wait for a writer.
         return os.open(f"{self.url}/{check_key(key)}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
     @contextlib.contextmanager
@@ -168,17 +170,22 @@ class LocalBlobs(Pinnable):
         except StorageError:
             raise
         except OSError as error:
-            found = self._explained(error, key, "read")
-            self._explain(found)
-            raise found from error
+            storage_error = self._explained(error, key, "read")
+            self._explain(storage_error)
+            raise storage_error from error
 
     def _check_range(self, descriptor: int, key: str, start: int, nbytes: int | None) -> int:
-        """Bytes that there are from ``start`` on; an error if fewer than asked for, or of another version."""
+        """The number of bytes from ``start`` on.
+
+        Raises:
+            StorageError: this is not a file, or it ends before ``start + nbytes``.
+            StoreReplacedError: the file may be of another version.
+        """
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise StorageError(f"{self.path(key)} is no file; put the file that was there back")
         if self._version is not None:
-            # The file is held open, so it is this one that is read, whatever gets its name meanwhile.
+            # This open file is the one that is read, whatever file gets its name meanwhile.
             self._version.seen(key, _tag_of(status))
         size = status.st_size
         if size < start + (nbytes or 0):
@@ -203,12 +210,12 @@ class LocalBlobs(Pinnable):
         return sorted(entry.name for entry in self._entries(prefix))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        found = {}
+        sizes = {}
         for entry in self._entries(prefix):
             with contextlib.suppress(FileNotFoundError):  # deleted since
                 if entry.is_file():
-                    found[entry.name] = entry.stat().st_size
-        return found
+                    sizes[entry.name] = entry.stat().st_size
+        return sizes
 
     def _entries(self, prefix: str) -> list[os.DirEntry[str]]:
         try:
@@ -222,7 +229,7 @@ class LocalBlobs(Pinnable):
     def delete(self, key: str) -> None:
         path = self.root / check_key(key)
         if path == self.root / LOCK:
-            # Not while somebody holds it: another would make and lock a new one.
+            # A lock that is held must stay: another process would make a new file and lock that.
             with contextlib.suppress(FileNotFoundError, BlockingIOError), locked(path, waits=False):
                 pass
             return
@@ -234,7 +241,7 @@ class LocalBlobs(Pinnable):
             pass
         except OSError as error:
             raise self._explained(error, key, "deleted") from error
-        # Folders are ours to make, so empty ones are ours to remove; a full one ends the climb.
+        # We make folders, so we remove empty ones, up to the first that is not empty.
         with contextlib.suppress(OSError):
             self.path(PARTIAL).rmdir()
         with contextlib.suppress(OSError):
@@ -244,7 +251,7 @@ class LocalBlobs(Pinnable):
                 folder.rmdir()
 
     def probe_folders(self) -> None:
-        """As `Blobs.probe_folders`, of the folders that are links to other file systems."""
+        """Implements `Blobs.probe_folders` for folders that are links or mounted disks."""
         for folder in self._partial_files.linked_folders():
             try:
                 self._partial_files.probe(folder)
@@ -259,7 +266,7 @@ class LocalBlobs(Pinnable):
             try:
                 return shutil.disk_usage(folder).free
             except (FileNotFoundError, NotADirectoryError):
-                folder = folder.parent  # not made yet, or removed since by whoever deleted its last blob
+                folder = folder.parent  # not made yet, or removed with its last blob
             except OSError as error:
                 raise self._explained(error, "", "read") from error
 

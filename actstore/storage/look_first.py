@@ -1,4 +1,4 @@
-"""Blobs on storage that takes a second create of a key for an overwrite."""
+"""Blobs on storage where a second create of a key overwrites the first."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ _LOCKS: Final = tuple(threading.Lock() for _ in range(64))
 
 
 class LookFirst(Distant):
-    """The same blobs; before each write it is looked whether its condition holds.
+    """Checks the condition of each write to other blobs before the write.
 
-    To be put around storage of which `probe` is False, so that nothing that is there before a write begins gets
-    overwritten. It keeps the threads of one process apart, also those that wrap the same storage again. It cannot keep
-    two processes apart: both can find a key free, and the second then overwrites what the first wrote.
+    It wraps storage for which `probe` returns False, so that no blob is overwritten that exists before a write begins.
+    It keeps the threads of one process apart, also those that wrap the same storage again. It cannot keep two processes
+    apart: both can find a key free, and the second then overwrites what the first wrote.
     """
 
     is_emulated = True
@@ -39,8 +39,8 @@ class LookFirst(Distant):
 
     def replace(self, key: str, parts: Sequence[Bytes], *, expected: str) -> bool:
         with self._lock(key):
-            found = self._blobs.head(key)
-            if found is None or found.tag != expected:
+            existing = self._blobs.head(key)
+            if existing is None or existing.tag != expected:
                 return False
             return self._blobs.replace(key, parts, expected=expected)
 

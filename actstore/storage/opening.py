@@ -1,4 +1,4 @@
-"""Which client serves a URL. Each imports its libraries when it is first needed."""
+"""Opens the storage at a URL with the client for its scheme, whose libraries are imported only then."""
 
 import importlib.util
 import os
@@ -15,9 +15,9 @@ def open_blobs(url: str) -> Blobs:
     one of the two.
 
     Raises:
-        StorageError: the URL has a scheme that no installed package serves, is that of a server, or one that clients
-            take for different places (`check_url`); or ``ACTSTORE_S3`` has another value.
-        MissingExtraError: ``ACTSTORE_S3`` is ``obstore``, and that is not installed.
+        StorageError: no installed package serves the scheme of the URL, or it is the URL of a server, or clients take
+            it for different places (`check_url`); or ``ACTSTORE_S3`` has another value.
+        MissingExtraError: ``ACTSTORE_S3`` is ``obstore``, which is not installed.
     """
     if is_served(url):
         raise StorageError(
@@ -40,12 +40,12 @@ def _open_s3(url: str) -> Blobs:
     chosen = os.environ.get("ACTSTORE_S3") or None
     if chosen not in (None, "s3fs", "obstore"):
         raise StorageError(f"ACTSTORE_S3 is {chosen!r}; expected 's3fs' or 'obstore', or leave it unset")
-    is_there = importlib.util.find_spec("obstore") is not None
-    if chosen == "obstore" and not is_there:
+    is_installed = importlib.util.find_spec("obstore") is not None
+    if chosen == "obstore" and not is_installed:
         raise MissingExtraError(
             "ACTSTORE_S3 is 'obstore', which is not installed; pip install 'actstore[s3-fast]', or unset it"
         )
-    if chosen == "s3fs" or not is_there:
+    if chosen == "s3fs" or not is_installed:
         from actstore.storage.s3_fsspec import S3fsBlobs
 
         return S3fsBlobs(url)

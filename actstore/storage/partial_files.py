@@ -1,4 +1,4 @@
-"""Where the files of a folder lie until they are whole: on the disk that they end up on, and known to cleaners."""
+"""Partial files: they are written on the disk of their final place, under names that a cleanup recognizes."""
 
 import contextlib
 import os
@@ -10,30 +10,30 @@ from typing import Final
 from actstore.storage.durable import link_new, make_folder, write
 
 PARTIAL: Final = "_actstore/partial"
-"""Where files lie until they are whole. What a killed run leaves here is garbage that nobody reads."""
+"""Folder of files that are not whole yet. What a killed run leaves here is garbage that nobody reads."""
 _NOTE: Final = ".elsewhere"
-"""Ends the name of a note in that folder: the file that it names, below the root, is partial, too."""
+"""Suffix of notes in that folder. A note holds the path, below the root, of a partial file in another folder."""
 _SUFFIX: Final = ".partial"
 _FOLDERS: Final = frozenset({"_actstore", "acts", "documents", "lengths", "offsets", "parts", "tokens"})
-"""All that a store has below its root, but for files."""
+"""Names of all folders that a store has in its root."""
 
 
 class PartialFiles:
     """Partial files below one root.
 
-    A name can only be given within one file system. Where a folder of the root lies on another one (a link, a mounted
-    disk), its files are partial in that very folder, under names that `is_partial` knows, each with a note in
-    `PARTIAL`. Threads may share it.
+    A file can only be linked or renamed within one file system. Where a folder of the root lies on another one (a link,
+    a mounted disk), its partial files are in that folder, under names that `is_partial` knows, each with a note in
+    `PARTIAL`. Threads may share one.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._elsewhere: set[Path] = set()
-        """Folders of which the kernel said that they are another file system, though they do not look like it."""
+        """Folders that the kernel treats as another file system though their device number is that of the root."""
 
     @contextlib.contextmanager
     def beside(self, path: Path, *, in_its_folder: bool = False) -> Iterator[Path]:
-        """A new name for the content of the file ``path``; what is still there in the end is removed."""
+        """Give a new path for the content of the file ``path``; what is still there at the end is removed."""
         own = self._root / PARTIAL / f"{path.name}.{uuid.uuid4().hex}"
         with contextlib.ExitStack() as stack:
             if in_its_folder or self._is_elsewhere(path.parent):
@@ -47,13 +47,13 @@ class PartialFiles:
             yield there
 
     def is_new_elsewhere(self, folder: Path) -> bool:
-        """To be told that the kernel refused to move a file into this folder; whether that was not known yet."""
+        """Take note that the kernel refused to move a file into this folder; returns whether that was not known yet."""
         is_new = folder not in self._elsewhere
         self._elsewhere.add(folder)
         return is_new
 
     def remove_noted(self, note: Path) -> None:
-        """Remove the file that a note names, if this is one. A note can say anything, so only partial files go."""
+        """Remove the file that a note names, if this is a note. It can name any file; only a partial one is removed."""
         if not note.name.endswith(_NOTE):
             return
         with contextlib.suppress(OSError, ValueError):
@@ -62,11 +62,11 @@ class PartialFiles:
                 (self._root / key).unlink()
 
     def probe(self, folder: Path) -> None:
-        """See that names can be given in a folder, and are refused when taken.
+        """Check that files can be given names in a folder, and that taken names are refused.
 
         Raises:
-            StorageError: they cannot, or it is a link that leads nowhere.
-            OSError: it cannot be written.
+            StorageError: that is not so, or the folder is a link that leads nowhere.
+            OSError: the folder cannot be written.
         """
         make_folder(folder)
         with contextlib.ExitStack() as stack:
@@ -79,9 +79,9 @@ class PartialFiles:
 
     def linked_folders(self) -> list[Path]:
         """Folders of stores that may be other file systems: links and mounted disks, one and two levels below the root.
-        What else is there is none of ours.
+        Folders in the root that no store has are left out.
         """
-        found: list[Path] = []
+        linked: list[Path] = []
         todo = [self._root]
         while todo:
             folder = todo.pop()
@@ -91,10 +91,10 @@ class PartialFiles:
                     if entry.is_file() or (folder == self._root and entry.name not in _FOLDERS):
                         continue
                     if entry.is_symlink() or (entry.is_dir() and entry.stat().st_dev != device):
-                        found.append(Path(entry.path))
+                        linked.append(Path(entry.path))
                     elif entry.is_dir() and folder == self._root:
                         todo.append(Path(entry.path))
-        return sorted(found)
+        return sorted(linked)
 
     def _remove_empty_folders(self) -> None:
         folder = self._root / PARTIAL
@@ -112,7 +112,7 @@ def is_partial(name: str) -> bool:
 
 
 def _device(folder: Path) -> int:
-    """Of a folder, or of the one in which it would be made."""
+    """The device number of a folder, or of its nearest parent that exists."""
     while True:
         try:
             return folder.stat().st_dev

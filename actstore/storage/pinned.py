@@ -1,4 +1,4 @@
-"""Blobs that give nothing but what belongs to the version of a store that was opened."""
+"""Blobs that read only what belongs to the version of a store that was opened."""
 
 import copy
 from typing import Protocol, Self
@@ -17,70 +17,70 @@ class OpenedVersion(Protocol):
         """Take note of a blob that was read, or is held open.
 
         Args:
-            key: of the blob.
-            tag: of what was read; None where storage cannot tell.
+            key: key of the blob.
+            tag: tag of what was read; None where storage has none.
 
         Raises:
-            StoreReplacedError: it may be of another version.
+            StoreReplacedError: the blob may be of another version.
         """
         ...
 
     def check(self) -> None:
-        """See that all that was read, or opened, until now belongs to this version.
+        """Check that all that was read, or opened, until now belongs to this version.
 
         Raises:
-            StorageError: that cannot be read.
-            StoreReplacedError: it may not.
+            StorageError: the records of the store cannot be read.
+            StoreReplacedError: something may be of another version.
         """
         ...
 
     def explain(self, error: Exception) -> None:
-        """Say of what could not be read that the store was replaced, if that is why.
+        """Check whether an error in reading comes from a store that was replaced, and say so.
 
         Raises:
-            StoreReplacedError: it was.
+            StoreReplacedError: it does.
         """
         ...
 
 
 class Pinnable:
-    """A `BlobReader` that tells a version the tag of what it reads, so that nothing of another store gets out."""
+    """A `BlobReader` that reports the tags of what it reads to a version, and so returns nothing of another store."""
 
     _version: OpenedVersion | None = None
 
     def pinned(self, version: OpenedVersion) -> Self:
-        """The same blobs over the same connections. What they read belongs to this version, or is a
-        `StoreReplacedError`.
+        """The same blobs over the same connections. Reading raises a `StoreReplacedError` for what may not belong to
+        this version.
         """
         view = copy.copy(self)
         view._version = version
         return view
 
     def check_version(self) -> None:
-        """See that what was opened by name until now belongs to the version, where there is one.
+        """Check that all that was opened until now belongs to the version, if these blobs are pinned to one.
 
         Raises:
-            StoreReplacedError: it may not.
+            StoreReplacedError: something may be of another version.
         """
         if self._version is not None:
             self._version.check()
 
     def _explain(self, error: Exception) -> None:
-        """Say of what could not be read that the store was replaced, if that is why.
+        """Check whether an error in reading comes from a store that was replaced, and say so.
 
         Raises:
-            StoreReplacedError: it was.
+            StoreReplacedError: it does.
         """
         if self._version is not None:
             self._version.explain(error)
 
 
 def pinned(blobs: BlobReader, version: OpenedVersion) -> BlobReader:
-    """`Pinnable.pinned`, where blobs can be. A server sees to it by itself."""
+    """Pin blobs to a version if they are `Pinnable`. Blobs of a server are not, since it checks the version itself."""
     return blobs.pinned(version) if isinstance(blobs, Pinnable) else blobs
 
 
 def check_version(blobs: BlobReader) -> None:
-    """`Pinnable.check_version`, likewise."""
+    """Call `Pinnable.check_version` if blobs are `Pinnable`."""
     if isinstance(blobs, Pinnable):
         blobs.check_version()

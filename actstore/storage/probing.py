@@ -1,4 +1,4 @@
-"""Whether storage can be written and read, and keeps what another call has created."""
+"""Probes whether storage can be written and read, and keeps what another call has created."""
 
 import contextlib
 import uuid
@@ -9,18 +9,18 @@ from actstore.storage.blobs import Blobs
 from actstore.storage.errors import BlobNotFoundError
 
 _PROBES: Final = 3
-"""A key that another process removed in between says nothing, so one probe that fails is not enough."""
+"""Number of probes. One that fails is not enough, since another process may have removed its key in between."""
 
 
 def probe(blobs: Blobs) -> bool:
-    """Prove, before any work, that blobs can be written and read here; nothing is left behind.
+    """Check, before any work, that blobs can be written and read here; nothing is left behind.
 
     Returns:
-        Whether a second create of a key is refused by the storage itself. Where it is not, two workers could both
-        believe that they committed a segment, so only one process may commit.
+        Whether the storage itself refuses a second create of a key. Where it does not, two workers could both believe
+        that they committed a segment, so only one process may commit.
 
     Raises:
-        StorageError: it cannot be written or read, or gives other bytes than were written.
+        StorageError: storage cannot be written or read, or gives other bytes than were written.
     """
     blobs.probe_folders()
     for _ in range(_PROBES):
@@ -28,7 +28,7 @@ def probe(blobs: Blobs) -> bool:
             if _is_refused(blobs):
                 return not blobs.is_emulated
         except BlobNotFoundError:
-            continue  # somebody who sealed the store has cleaned up
+            continue  # a process that sealed the store has cleaned up
     return False
 
 
@@ -41,7 +41,7 @@ def _is_refused(blobs: Blobs) -> bool:
         _check_content(blobs, key, b"again" if is_second else b"probe")
     finally:
         with contextlib.suppress(StorageError):
-            # A role that may create but not delete is a good one to have; it leaves a few bytes here.
+            # A role that may create but not delete is a good choice; it leaves a few bytes here.
             blobs.delete(key)
     return is_first and not is_second
 

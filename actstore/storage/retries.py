@@ -1,4 +1,4 @@
-"""The same request again after a transient failure: counted, with growing random pauses, a limited number of times."""
+"""Repeats requests after transient failures, a limited number of times, with growing random pauses, and counts them."""
 
 import logging
 import math
@@ -15,17 +15,17 @@ from actstore.storage.errors import TRANSIENT, Kind, RequestError, explained
 
 MAX_TRIES: Final = 8
 MAX_SECONDS: Final = 60.0
-"""No further try begins after this, except that each request gets at least a second one."""
+"""Seconds after which no further try begins, except that each request gets at least a second one."""
 FIRST_PAUSE_S = 0.2
-"""The n-th pause is random between 0 and ``FIRST_PAUSE_S * 2**n``, so that workers that failed together do not
-return together. Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/"""
+"""The n-th pause is random between 0 and ``FIRST_PAUSE_S * 2**n``, so that workers that failed together do not try
+again together. Source: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/"""
 MAX_PAUSE_S = 10.0
 _STRANGER_S: Final = 10.0
 _TRIES_OF_A_STRANGER: Final = 3
-"""A server that never answered is more likely a wrong address than a fault that passes."""
+"""Tries of requests to a server that never answered: more likely a wrong address than a fault that passes."""
 
 TELL_S = 10.0
-"""A request that is repeated for longer is told in the log, and again after each such time, so that nobody wonders."""
+"""A request that is repeated for longer is logged, and again after each such time, so that users know why they wait."""
 
 _T = TypeVar("_T")
 _LOG: Final = logging.getLogger(__name__)
@@ -40,32 +40,32 @@ class Retries:
     def __init__(self, url: str, *, patience_s: float | None = None) -> None:
         """
         Args:
-            url: of the storage.
-            patience_s: for how long requests are repeated; None for a limited number of times, and `MAX_SECONDS`.
+            url: URL of the storage.
+            patience_s: seconds for which a request is repeated; None for the limits `MAX_TRIES` and `MAX_SECONDS`.
         """
         self._url = url
         self._patience_s = patience_s
         self._n = 0
-        self._told = -math.inf
+        self._logged_at = -math.inf
         self._lock = threading.Lock()
         self._has_answered = False
 
     @property
     def n(self) -> int:
-        """Requests repeated so far."""
+        """Number of requests repeated so far."""
         with self._lock:
             return self._n
 
     def run(self, key: str, verb: str, request: Callable[[], _T]) -> _T:
-        """The result of a request that raises `RequestError` when it fails.
+        """Send a request until it succeeds or fails for good, and return its result.
 
         Args:
-            key: of the blob, for the error.
-            verb: what it is for: "written", "read", "listed", "deleted".
-            request: does no harm when repeated.
+            key: key of the blob, for the error.
+            verb: what is done to it, for the error: "written", "read", "listed", "deleted".
+            request: sends the request and raises `RequestError` when it fails; it does no harm when repeated.
 
         Raises:
-            StorageError: it failed for good, or too often; `BlobNotFoundError` where there is no such blob.
+            StorageError: the request failed for good, or too often; `BlobNotFoundError` where there is no such blob.
         """
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(self._is_transient),
@@ -77,14 +77,14 @@ class Retries:
         try:
             result = retrying(request)
         except RequestError as error:
-            found = explained(error, self._url, key, verb)
+            failure = explained(error, self._url, key, verb)
             if error.kind not in TRANSIENT:
-                raise found from error.__cause__
+                raise failure from error.__cause__
             statistics = retrying.statistics
             hint = "; the same command goes on from what is committed" if verb == "written" else ""
             raise StorageError(
-                f"{found}; tried {statistics['attempt_number']} times in {statistics['delay_since_first_attempt']:.1f} "
-                f"s{hint}"
+                f"{failure}; tried {statistics['attempt_number']} times in "
+                f"{statistics['delay_since_first_attempt']:.1f} s{hint}"
             ) from error.__cause__
         self._has_answered = True
         return result
@@ -104,14 +104,14 @@ class Retries:
         return state.attempt_number >= limit or (state.attempt_number > 1 and seconds >= MAX_SECONDS)
 
     def _repeated(self, key: str, verb: str, state: tenacity.RetryCallState) -> None:
-        """Count one that is repeated, and tell those who wait for it why they do."""
+        """Count a request that is repeated, and log the reason for those who wait for it."""
         seconds, now = state.seconds_since_start or 0.0, time.monotonic()
         with self._lock:
             self._n += 1
-            is_told = seconds >= TELL_S and now - self._told >= TELL_S
-            if is_told:
-                self._told = now
+            is_logged = seconds >= TELL_S and now - self._logged_at >= TELL_S
+            if is_logged:
+                self._logged_at = now
         error = None if state.outcome is None else state.outcome.exception()
-        if is_told and isinstance(error, RequestError):
+        if is_logged and isinstance(error, RequestError):
             reason = explained(error, self._url, key, verb)
             _LOG.warning("%s; trying again for %.0f s now", reason, seconds)

@@ -17,13 +17,13 @@ from actstore.storage.retries import Retries
 
 CONNECT_TIMEOUT_S: Final = 10
 READ_TIMEOUT_S: Final = 60
-"""Without any byte of the reply."""
+"""Seconds without any byte of the reply."""
 
 _T = TypeVar("_T")
 
 
 class _ChangedError(Exception):
-    """An object is another one than was read before."""
+    """An object has another ETag than it had before."""
 
 
 class S3Blobs(Distant, Pinnable, abc.ABC):
@@ -69,12 +69,12 @@ class S3Blobs(Distant, Pinnable, abc.ABC):
                 if error.kind is not Kind.TAKEN:
                     raise
                 # An earlier try of ours may have taken effect though its reply got lost.
-                found = self._head(path)
-                if found is None:
+                existing = self._head(path)
+                if existing is None:
                     self._check_bucket()
                     if expected is None:
                         raise RequestError(Kind.BUSY, "it was deleted meanwhile") from error
-                return found is not None and found.metadata.get(ATTEMPT) == attempt
+                return existing is not None and existing.metadata.get(ATTEMPT) == attempt
             return True
 
         is_ours = self._retries.run(key, "written", write)
@@ -84,7 +84,7 @@ class S3Blobs(Distant, Pinnable, abc.ABC):
     def read(self, key: str, start: int = 0, nbytes: int | None = None) -> Bytes:
         if nbytes == 0:
             check_key(key)
-            return b""  # no range of bytes is empty
+            return b""  # HTTP has no empty ranges
         data = self._ranged(key, start, nbytes, lambda path, tag: self._get(path, start, nbytes, tag))
         if data is None:
             return b""
@@ -96,40 +96,40 @@ class S3Blobs(Distant, Pinnable, abc.ABC):
         if not out.nbytes:
             check_key(key)
             return
-        found = self._ranged(key, start, out.nbytes, lambda path, tag: self._get_into(path, start, out, tag))
-        if found != out.nbytes:
-            raise damaged(f"{self.url}/{key}", start + (found or 0), start, out.nbytes)
+        n_read = self._ranged(key, start, out.nbytes, lambda path, tag: self._get_into(path, start, out, tag))
+        if n_read != out.nbytes:
+            raise damaged(f"{self.url}/{key}", start + (n_read or 0), start, out.nbytes)
 
     def _ranged(
         self, key: str, start: int, nbytes: int | None, request: Callable[[str, str | None], tuple[_T, str]]
     ) -> _T | None:
-        """What the request gives, of the version that these blobs are pinned to; None for all that follows the last
-        byte.
+        """The result of a request for the version that these blobs are pinned to; None for an open range that begins
+        right behind the last byte.
 
         Args:
-            key: of the object.
+            key: key of the object.
             start: first byte.
             nbytes: number of bytes; None for all.
-            request: is given the path of the object, and the ETag that it must have, if one is known; gives the ETag
-                that it has.
+            request: takes the path of the object, and the ETag that it must have if one is known; returns its result
+                and the ETag that the object has.
         """
         version = self._version
         if version is None:
-            return self._asked(key, start, nbytes, request, None)[0]
+            return self._requested(key, start, nbytes, request, None)[0]
         try:
             try:
-                found, tag = self._asked(key, start, nbytes, request, version.tag(key))
+                result, tag = self._requested(key, start, nbytes, request, version.tag(key))
             except _ChangedError:
-                # Also by a repair of the same store, whose records then say so.
+                # A repair of the same store changes ETags, too; `check` tells it from another store.
                 version.check()
-                found, tag = self._asked(key, start, nbytes, request, None)
+                result, tag = self._requested(key, start, nbytes, request, None)
         except StorageError as error:
             self._explain(error)
             raise
         version.seen(key, tag)
-        return found
+        return result
 
-    def _asked(
+    def _requested(
         self,
         key: str,
         start: int,
@@ -137,15 +137,16 @@ class S3Blobs(Distant, Pinnable, abc.ABC):
         request: Callable[[str, str | None], tuple[_T, str]],
         tag: str | None,
     ) -> tuple[_T | None, str | None]:
-        """
+        """The result of a request and the ETag of the object, see `_ranged`.
+
         Raises:
             _ChangedError: the object has another ETag.
         """
         path = self._path(key)
 
-        def ask() -> tuple[_T | None, str | None]:
+        def send() -> tuple[_T | None, str | None]:
             try:
-                found, now = request(path, tag)
+                result, new_tag = request(path, tag)
             except RequestError as error:
                 if tag is not None and error.kind is Kind.TAKEN:
                     raise _ChangedError from error
@@ -157,23 +158,23 @@ class S3Blobs(Distant, Pinnable, abc.ABC):
                 if nbytes is None and start == info.nbytes:
                     return None, None
                 raise damaged(f"{self.url}/{key}", info.nbytes, start, nbytes) from error
-            return found, now or None
+            return result, new_tag or None
 
-        return self._retries.run(key, "read", ask)
+        return self._retries.run(key, "read", send)
 
     def head(self, key: str) -> BlobInfo | None:
         path = self._path(key)
 
-        def ask() -> BlobInfo | None:
-            found = self._head(path)
-            if found is None:
+        def send() -> BlobInfo | None:
+            info = self._head(path)
+            if info is None:
                 self._check_bucket()
-            return found
+            return info
 
-        return self._retries.run(key, "read", ask)
+        return self._retries.run(key, "read", send)
 
     def _check_bucket(self) -> None:
-        """The reply to HEAD does not say whether the object is missing or the bucket; the one to a listing does."""
+        """Raise if the bucket is missing, which a listing tells; HEAD gives the same reply for a missing object."""
         if not self._is_bucket_known:
             self._list(self._folder("_actstore/probe"))
         self._is_bucket_known = True
@@ -216,35 +217,33 @@ class S3Blobs(Distant, Pinnable, abc.ABC):
     def _put(
         self, path: str, parts: Sequence[Bytes], metadata: Mapping[str, str], expected: str | None
     ) -> None:
-        """One PUT, on the condition that there is no such object, or that its ETag is ``expected``."""
+        """Send one PUT, on the condition that there is no such object, or that its ETag is ``expected``."""
 
     @abc.abstractmethod
     def _get(self, path: str, start: int, nbytes: int | None, tag: str | None) -> tuple[Bytes, str]:
-        """Bytes of an object, fewer where it ends before, and its ETag; on the condition that this is ``tag``, if one
-        is given.
-        """
+        """Bytes of an object, fewer where it ends earlier, and its ETag. It must be ``tag``, if that is given."""
 
     @abc.abstractmethod
     def _get_into(self, path: str, start: int, out: NDArray[np.uint8], tag: str | None) -> tuple[int, str]:
-        """The same into memory; number of bytes that there were."""
+        """Read bytes of an object into memory, as `_get` does; returns the number of bytes read, and the ETag."""
 
     @abc.abstractmethod
     def _head(self, path: str) -> BlobInfo | None:
-        """None if there is no such object, or no such bucket."""
+        """Size, tag and metadata of an object; None if there is no such object, or no such bucket."""
 
     @abc.abstractmethod
     def _list(self, folder: str) -> tuple[dict[str, int], set[str]]:
-        """Paths of the objects directly below, with their bytes, and of the folders."""
+        """Sizes in bytes of the objects directly below a folder, by path, and the paths of the folders there."""
 
     def signed(self, key: str, seconds: int) -> str:
-        """As `BlobReader.signed`."""
+        """Implements `BlobReader.signed`."""
         path = self._path(key)
         return self._retries.run(key, "read", lambda: self._sign(path, seconds))
 
     @abc.abstractmethod
     def _sign(self, path: str, seconds: int) -> str:
-        """The URL; nothing is asked for."""
+        """Sign a URL of an object; no request is sent."""
 
     @abc.abstractmethod
     def _delete(self, path: str) -> None:
-        """Remove an object; one that is not there is fine."""
+        """Remove an object; it is no error if there is none."""

@@ -20,7 +20,9 @@ from actstore.storage.s3 import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, S3Blobs
 
 
 class _Session(AIOHTTPSession):  # type: ignore[misc]
-    """aiohttp repeats requests by itself when a kept connection breaks; here they are repeated, and counted, above."""
+    """A session that repeats no requests, since `Retries` repeats and counts them. aiohttp would repeat them when a
+    kept connection breaks.
+    """
 
     async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
         session: aiohttp.ClientSession = await super()._get_session(proxy_url)
@@ -42,16 +44,16 @@ _OPTIONS: Final[dict[str, Any]] = {
     },
 }
 _CHUNK_NBYTES: Final = 1 << 18
-"""Of a reply: small enough to be still in the processor's cache when it is copied to its place."""
+"""Bytes of a reply that are copied at once: few enough to be still in the processor's cache then."""
 
 
 class S3fsBlobs(S3Blobs):
-    """`S3Blobs` of s3fs. A process forked from one that used it must open its own."""
+    """`S3Blobs` over s3fs. A process forked from one that used it must open its own."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._fs = fsspec.filesystem("s3", **_OPTIONS)
-        self._fs.retries = 1  # tries, that is
+        self._fs.retries = 1  # s3fs counts tries
 
     def _put(
         self, path: str, parts: Sequence[Bytes], metadata: Mapping[str, str], expected: str | None
@@ -63,10 +65,10 @@ class S3fsBlobs(S3Blobs):
 
     def _get(self, path: str, start: int, nbytes: int | None, tag: str | None) -> tuple[Bytes, str]:
         with _translated():
-            found: tuple[NDArray[np.uint8], str] = sync(
+            result: tuple[NDArray[np.uint8], str] = sync(
                 self._fs.loop, self._fetched, path, start, nbytes, tag
             )
-        return found
+        return result
 
     async def _fetched(
         self, path: str, start: int, nbytes: int | None, tag: str | None
@@ -77,8 +79,8 @@ class S3fsBlobs(S3Blobs):
 
     def _get_into(self, path: str, start: int, out: NDArray[np.uint8], tag: str | None) -> tuple[int, str]:
         with _translated():
-            found: tuple[int, str] = sync(self._fs.loop, self._filled, path, start, out, tag)
-        return found
+            result: tuple[int, str] = sync(self._fs.loop, self._filled, path, start, out, tag)
+        return result
 
     async def _filled(
         self, path: str, start: int, out: NDArray[np.uint8], tag: str | None
@@ -91,10 +93,10 @@ class S3fsBlobs(S3Blobs):
         self, path: str, start: int, nbytes: int | None, tag: str | None
     ) -> AsyncIterator[dict[str, Any]]:
         last = "" if nbytes is None else start + nbytes - 1
-        asked = {"Range": f"bytes={start}-{last}"} if start or nbytes is not None else {}
+        options = {"Range": f"bytes={start}-{last}"} if start or nbytes is not None else {}
         if tag is not None:
-            asked["IfMatch"] = tag
-        reply = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=path, **asked)
+            options["IfMatch"] = tag
+        reply = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=path, **options)
         try:
             yield reply
         finally:
@@ -102,12 +104,12 @@ class S3fsBlobs(S3Blobs):
 
     def _head(self, path: str) -> BlobInfo | None:
         try:
-            found = self._call("head_object", Key=path)
+            reply = self._call("head_object", Key=path)
         except RequestError as error:
             if error.kind is Kind.MISSING:
                 return None
             raise
-        return BlobInfo(found["ContentLength"], found["ETag"], found["Metadata"])
+        return BlobInfo(reply["ContentLength"], reply["ETag"], reply["Metadata"])
 
     def _list(self, folder: str) -> tuple[dict[str, int], set[str]]:
         files: dict[str, int] = {}
@@ -116,8 +118,8 @@ class S3fsBlobs(S3Blobs):
         while not page or page["IsTruncated"]:
             rest = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
             page = self._call("list_objects_v2", Prefix=folder, Delimiter="/", **rest)
-            files |= {each["Key"]: each["Size"] for each in page.get("Contents", [])}
-            folders |= {each["Prefix"] for each in page.get("CommonPrefixes", [])}
+            files |= {entry["Key"]: entry["Size"] for entry in page.get("Contents", [])}
+            folders |= {entry["Prefix"] for entry in page.get("CommonPrefixes", [])}
         return files, folders
 
     def _sign(self, path: str, seconds: int) -> str:
@@ -135,7 +137,7 @@ class S3fsBlobs(S3Blobs):
 
 
 async def _fill(out: NDArray[np.uint8], body: Any) -> int:
-    """Number of bytes that came, straight into their place."""
+    """Copy a reply's body into memory as it arrives, and return the number of bytes."""
     place = 0
     async for chunk in body.iter_chunks(_CHUNK_NBYTES):
         out[place : place + len(chunk)] = np.frombuffer(chunk, np.uint8)

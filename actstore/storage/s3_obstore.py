@@ -25,18 +25,20 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, S3Config, S3Credential
 
 _PUT_TIMEOUT_S: Final = 600
-"""For a whole PUT. Its read timeout would run from the first byte sent, and end every long upload."""
+"""Seconds for a whole PUT. A read timeout would run from the first byte sent, and end every long upload."""
 _GET_TIMEOUT_S: Final = 3600
 _CREDENTIALS_LAST: Final = timedelta(minutes=5)
-"""botocore renews those that expire when they have 10 minutes left, so what it gives is good for longer than this."""
+"""How long credentials that expire are used. botocore renews them 10 minutes before they expire, so they are valid for
+longer than this.
+"""
 _CHUNK_NBYTES: Final = 1 << 18
-"""Of a reply: small enough to be still in the processor's cache when it is copied to its place."""
+"""Bytes of a reply that are copied at once: few enough to be still in the processor's cache then."""
 _STATUS: Final = re.compile(r"non-2xx status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 
 
 class ObjectBlobs(S3Blobs):
-    """`S3Blobs` of obstore. A process forked from one that used it must open its own."""
+    """`S3Blobs` over obstore. A process forked from one that used it must open its own."""
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
@@ -80,14 +82,14 @@ class ObjectBlobs(S3Blobs):
             if error.kind is Kind.MISSING:
                 return None
             raise
-        # The standard headers come among the metadata, in capitals, which metadata has not.
+        # obstore puts standard headers among the metadata, with capitals, which names of metadata do not have.
         own = {name: value for name, value in metadata.items() if name.islower()}
         return BlobInfo(meta["size"], meta["e_tag"] or "", own)
 
     def _list(self, folder: str) -> tuple[dict[str, int], set[str]]:
         with _translated():
-            found = obstore.list_with_delimiter(self._reader, folder.rstrip("/") or None)
-        return {each["path"]: each["size"] for each in found["objects"]}, set(found["common_prefixes"])
+            listing = obstore.list_with_delimiter(self._reader, folder.rstrip("/") or None)
+        return {entry["path"]: entry["size"] for entry in listing["objects"]}, set(listing["common_prefixes"])
 
     def _sign(self, path: str, seconds: int) -> str:
         with _translated():
@@ -106,7 +108,7 @@ class ObjectBlobs(S3Blobs):
         return self._connected()[1]
 
     def _connected(self) -> tuple[S3Store, S3Store]:
-        """Clients with the credentials that there are when the first request is made."""
+        """The clients, made at the first request with the credentials that there are then."""
         with self._lock:
             if self._stores is None:
                 self._stores = _connect(self._bucket)
@@ -114,12 +116,12 @@ class ObjectBlobs(S3Blobs):
 
 
 def _conditions(tag: str | None) -> Any:
-    """Options of a GET that wants this ETag, or any."""
+    """Options of a GET that requires this ETag, or accepts any if it is None."""
     return {} if tag is None else {"if_match": tag}
 
 
 def _connect(bucket: str) -> tuple[S3Store, S3Store]:
-    """A client for reading, and one for writing."""
+    """Make a client for reading, and one for writing."""
     session = botocore.session.get_session()
     endpoint = (
         os.environ.get("AWS_ENDPOINT_URL_S3")
@@ -128,7 +130,7 @@ def _connect(bucket: str) -> tuple[S3Store, S3Store]:
     )
     config: S3Config = {
         "region": session.get_config_variable("region") or "us-east-1",
-        # Not every server has the request that deletes many.
+        # Not every server supports the request that deletes many objects.
         "disable_bulk_delete": True,
     }
     if endpoint:
@@ -160,16 +162,16 @@ def _connect(bucket: str) -> tuple[S3Store, S3Store]:
 
 
 class _Credentials:
-    """What botocore finds: environment, profile, container, instance."""
+    """Gives obstore the credentials that botocore finds in the environment, a profile, the container or instance."""
 
     def __init__(self, session: Any) -> None:
-        self._found = session.get_credentials()
-        if self._found is None:
+        self._credentials = session.get_credentials()
+        if self._credentials is None:
             raise RequestError(Kind.NO_CREDENTIALS, "none found")
 
     def __call__(self) -> "S3Credential":
-        now = self._found.get_frozen_credentials()
-        can_expire = isinstance(self._found, botocore.credentials.RefreshableCredentials)
+        now = self._credentials.get_frozen_credentials()
+        can_expire = isinstance(self._credentials, botocore.credentials.RefreshableCredentials)
         return {
             "access_key_id": now.access_key,
             "secret_access_key": now.secret_key,
@@ -187,7 +189,7 @@ def _translated() -> Iterator[None]:
         obstore.exceptions.BaseError,
         OSError,
         ValueError,
-    ) as error:  # ValueError: of a path or an endpoint
+    ) as error:  # ValueError: a bad path or endpoint
         text, _, details = str(error).partition("\n\nDebug source:")
         raise RequestError(_kind(error, text, details), reason(text)) from error
     except botocore.exceptions.BotoCoreError as error:
@@ -195,7 +197,7 @@ def _translated() -> Iterator[None]:
 
 
 def _kind(error: Exception, text: str, details: str) -> Kind:
-    """obstore has few types of errors and much text."""
+    """The kind of an error, mostly from its text, since obstore has few types of errors."""
     if status := _STATUS.search(text):
         code = _CODE.search(text)
         return kind_of_reply(int(status[1]), code[1] if code else "")

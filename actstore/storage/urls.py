@@ -1,4 +1,4 @@
-"""What a URL of storage may look like, so that every client takes it for the same place, now and later."""
+"""Checks URLs of storage, so that every client takes them for the same place, now and later."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from typing import Final
 from actstore.errors import StorageError
 
 _SCHEME: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)(?:::.*?)?://")
-"""The first one of a chained URL, such as ``simplecache::s3://bucket/a``."""
+"""Matches the scheme of a URL; the first one of a chained URL, such as ``simplecache::s3://bucket/a``."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _HALF_A_SCHEME: Final = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}")
@@ -17,13 +17,13 @@ S3: Final = ("s3", "s3a")
 
 
 def scheme_of(url: str) -> str:
-    """``s3`` for ``s3://bucket/a``; ``file`` for a path."""
-    found = _SCHEME.match(url)
-    return found[1].lower() if found else "file"
+    """The scheme of a URL, such as ``s3`` for ``s3://bucket/a``; ``file`` for a path."""
+    match = _SCHEME.match(url)
+    return match[1].lower() if match else "file"
 
 
 def is_served(url: str) -> bool:
-    """Whether a URL is that of a store that ``actstore serve`` gives."""
+    """Whether a URL is that of a store on a server, which ``actstore serve`` runs."""
     return url.startswith(("http://", "https://", "http+unix://")) and "/v1/stores" in url
 
 
@@ -31,7 +31,8 @@ def local_path(url: str | os.PathLike[str], what: str = "the path") -> Path:
     """The absolute path that a user means by a path or ``file://`` URL; ``what`` begins the sentence if it is none.
 
     Raises:
-        StorageError: it is empty, has a control character, is of another scheme, or begins with the ``~`` of nobody.
+        StorageError: the path is empty, has a control character or another scheme, or begins with the ``~`` of a user
+            who does not exist.
     """
     text = os.fspath(url)
     _check_text(text, what)
@@ -47,11 +48,11 @@ def local_path(url: str | os.PathLike[str], what: str = "the path") -> Path:
 
 
 def check_url(url: str) -> str:
-    """The URL itself, without slashes at its end, if all clients take it for the same place.
+    """Return the URL without slashes at its end, if all clients take it for the same place.
 
     Raises:
-        StorageError: they would not: parts that are empty, ``.`` or ``..``, backslashes, control characters, no bucket;
-            or it names no place, or is half a URL, such as ``s3:/bucket``.
+        StorageError: clients differ on it, since it has parts that are empty, ``.`` or ``..``, backslashes, control
+            characters or no bucket; or it names no place, or is half a URL, such as ``s3:/bucket``.
     """
     _check_text(url, "the URL")
     scheme = scheme_of(url)
@@ -70,7 +71,7 @@ def check_url(url: str) -> str:
 
 
 def _check_parts(link: str, url: str) -> None:
-    """Of one link of a chained URL, such as ``simplecache::s3://bucket/a``; the first may be a name alone."""
+    """Check one link of a chained URL, such as ``simplecache::s3://bucket/a``; the first may be a name alone."""
     scheme, _, rest = link.partition("://")
     authority, _, path = rest.partition("/")
     if scheme in S3 and not _BUCKET.fullmatch(authority):

@@ -23,7 +23,7 @@ class Step:
 
     call: Call
     path: Path
-    """Of the file or folder; the new name, if it gives one."""
+    """Path of the file or folder; the new name, if the call gives one."""
     source: Path | None = None
     """The name before."""
 
@@ -120,7 +120,7 @@ class Recorder:
 
 
 class Disk:
-    """What would be left, step by step."""
+    """What a power cut would leave of a folder, step by step."""
 
     def __init__(self, root: Path) -> None:
         """

@@ -47,7 +47,7 @@ class Race:
         self._processes = processes
 
     def run(self, line: str) -> list[str]:
-        """All do the same thing at once; what each answered."""
+        """Make all processes do the same at once, and return the answer of each."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(line + "\n")

@@ -60,7 +60,7 @@ def test_unknown_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def without_obstore(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the extra is not installed: what Python finds of packages lies in this list."""
+    """Hide obstore from Python's search path, as if the extra were not installed."""
     fsspec.get_filesystem_class("s3")  # it lies in the same folder
     monkeypatch.delitem(sys.modules, "obstore", raising=False)
     monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "obstore").is_dir()])

@@ -119,7 +119,7 @@ class Mover(MemoryFileSystem):  # type: ignore[misc]
 
 @pytest.fixture(params=["replaced", "raised", "ignored"])
 def mover(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Blobs:
-    """What each kind of storage does when the name is taken that a file is moved to."""
+    """Storage of each kind, by what it does when a file is moved to a taken name."""
     fsspec.register_implementation("mover", Mover, clobber=True)
     monkeypatch.setattr(Mover, "taken", request.param)
     return open_blobs(f"mover://{uuid.uuid4().hex}")

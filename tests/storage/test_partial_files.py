@@ -36,7 +36,7 @@ def linked(tmp_path: Path) -> Iterator[LocalBlobs]:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Of a folder, links followed."""
+    """The paths of all files below a folder; links are followed."""
     walk = os.walk(folder, followlinks=True)
     return sorted(f"{place}/{name}".removeprefix(f"{folder}/") for place, _, names in walk for name in names)
 

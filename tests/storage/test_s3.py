@@ -32,7 +32,7 @@ OPERATIONS: dict[str, Callable[[Blobs], object]] = {
 
 
 def complaint(blobs: Blobs, operation: str) -> str:
-    """What an operation on this storage complains of."""
+    """The text of the error that an operation on this storage raises."""
     with pytest.raises(StorageError) as caught:
         OPERATIONS[operation](blobs)
     assert not isinstance(caught.value, BlobNotFoundError)

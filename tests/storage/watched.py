@@ -61,5 +61,5 @@ class WatchedBlobs:
 
 
 def watched(blobs: Blobs, **callbacks: Callable[[str, str], None]) -> Any:
-    """The same, in the eyes of a type checker any storage at all."""
+    """Wrap blobs in `WatchedBlobs`; the type checker accepts the result as any storage."""
     return WatchedBlobs(blobs, **callbacks)
