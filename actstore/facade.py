@@ -1,4 +1,4 @@
-"""A store as its users have it: what is committed, and what is done with it."""
+"""The store that users open: what is committed, and what can be done with it."""
 
 import os
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class Store(CommittedStore):
     """Committed activations of one model over one set of tokens. Open one with `actstore.open`.
 
-    A store that is still being written can be read: what is committed is there, all else raises.
+    A store that is still being written can be read: what is committed is there, and reading anything else raises.
     """
 
-    # What is imported in a method takes seconds, and most users of a store need only some of it.
+    # Imports inside of methods take seconds, and most users of a store need only some of them.
 
     def cache(
         self,
@@ -41,8 +41,8 @@ class Store(CommittedStore):
 
         Args:
             sequences: rows of the store.
-            names_filter: hooks to read, names, globs, or a function of the name; None for all that are stored.
-            model: for methods of the cache that need weights.
+            names_filter: hooks to read: names, globs, or a function of the name; None for all that are stored.
+            model: model for methods of the cache that need weights.
 
         Raises:
             HookError: a hook is not stored.
@@ -81,26 +81,27 @@ class Store(CommittedStore):
     ) -> NDArray[np.int64]:
         """Numbers of the sequences that hold a text or token ids, ascending, each once: ``store[hook][rows]``.
 
-        All token ids are read, block by block; padding is never found. Rows are found as soon as their tokens are
-        there, and their activations may not be committed yet: see `committed_rows`.
+        All token ids are read, block by block; padding never matches. Rows match as soon as their tokens are stored;
+        their activations may not be committed yet, see `committed_rows`.
 
         Args:
-            text: made into tokens by the tokenizer of the store, as it is and behind a space, which gives it other ids;
-                either counts. Inside of a longer text its ends can have been merged into other tokens, and are not
-                found there; ``tokens`` is exact.
+            text: text to search for. The tokenizer of the store makes it into tokens as it is and behind a space, which
+                gives other ids; either may match. Inside of a longer text, its ends can be merged into other tokens,
+                and then it does not match there; ``tokens`` is exact.
             tokens: ids that follow each other.
-            sha: of all real tokens of a sequence, from `actstore.analysis.search.sequence_sha256`.
-            prefix: only where a sequence begins: at position 0, or at 1 behind a token that packing put in.
+            sha: hash of all real tokens of a sequence, from `actstore.analysis.search.sequence_sha256`.
+            prefix: whether to match only where a sequence begins: at position 0, or at 1 behind a token that packing
+                put in.
             limit: the most sequences; the search ends when it has them.
 
         Returns:
-            [n_found].
+            Numbers of sequences, int64 [n_matches].
 
         Raises:
-            JobError: not one of text, tokens and sha, or not a valid one; a limit below 1.
+            JobError: not exactly one of text, tokens and sha is given, or it is not valid; or the limit is below 1.
             NotCommittedError: the tokens of a run are not complete.
-            StorageError: they cannot be read.
-            TokensError: the text gives no tokens, or the tokenizer is not known, not there, or another one by now.
+            StorageError: the tokens cannot be read.
+            TokensError: the text gives no tokens, or the tokenizer is unknown or missing, or is not the same any more.
         """
         return self._matches(text, tokens, sha, prefix, limit, once=True).sequences
 
@@ -113,7 +114,7 @@ class Store(CommittedStore):
         prefix: bool = False,
         limit: int | None = None,
     ) -> "Matches":
-        """Every place where it begins: `find` with positions, and a limit that counts places.
+        """Every place where a text or token ids begin: like `find`, but with positions, and the limit counts places.
 
         Returns:
             ``sequences`` [n_matches] and ``positions`` [n_matches], in the order of the store, each place once.
@@ -159,34 +160,34 @@ class Store(CommittedStore):
             hooks: a name, for batches that are tensors; several, or a glob, for dicts with the rows aligned, one entry
                 for each stored tensor, under the name in `hooks`, whichever of its names were given.
             batch_size: rows of a batch, all ranks together.
-            seed: of the shuffle, 0 to 2**64 - 1.
+            seed: seed of the shuffle, 0 to 2**64 - 1.
             shuffle: ``global``, any row anywhere, for files or with ``cache_dir``; ``window``, whole shards in random
                 order and the rows of ``window_rows`` of them among each other, for object stores; None, as stored.
-            window_rows: the least number of stored rows that are shuffled together, those that are dropped included.
-                Where files are not mapped, a window is held in memory, and the next one with it.
-            drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids; ``nonfinite``, those with NaN or
-                infinity in one of the hooks, for which the segments are read that have any.
+            window_rows: the least number of stored rows that are shuffled together, including rows that are dropped.
+                Where files are not mapped, two windows are held in memory, the current and the next one.
+            drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids; ``nonfinite``, rows with NaN or
+                infinity in one of the hooks, for which the segments that have any are read.
             seqpos: positions to keep, a slice or a list.
-            max_norm: rows of the first hook with a larger Euclidean norm are left out; its norms are read to find them,
-                or all of it where norms are not stored.
+            max_norm: largest Euclidean norm of a row of the first hook; rows above it are left out. The norms of the
+                hook are read for this, or all of its values where norms are not stored.
             mask: bool [n_sequences, context_length] or [n_sequences], True for rows to keep.
-            epochs: how often every row comes; None never ends.
+            epochs: how often every row comes; None for no end.
             drop_last: leave out the last batch of an epoch where it is smaller.
             rank: which part of each batch this loader gives.
-            world_size: of how many.
+            world_size: number of ranks.
             dtype: type of the batches, such as ``float32``; None keeps the stored one.
-            provenance: give `Batch`, with the sequence, position and token id of each row.
-            prefetch: batches made ahead in a thread; 0 makes them when they are asked for.
+            provenance: whether to give `Batch`, with the sequence, position and token id of each row.
+            prefetch: number of batches made ahead in a thread; 0 makes them when they are requested.
             cache_dir: folder on a local disk that keeps shards of remote stores, for later epochs and other processes;
                 with all of a hook there, ``global`` works for such a store, too.
-            cache_limit: bytes that the folder may take, whatever stores they are of.
-            device: where batches are; to a GPU they are copied ahead, from pinned memory and on a stream of their own.
+            cache_limit: the most bytes of the folder, for all stores together.
+            device: device of the batches. They are copied ahead to a GPU, from pinned memory and on their own stream.
 
         Raises:
             HookError: a hook is not stored.
-            LoaderError: an option that cannot be, or no rows are left.
+            LoaderError: an option is not valid, or no rows are left.
             NotCommittedError: a row is not committed.
-            StorageError: what must be read cannot be.
+            StorageError: something that the loader needs cannot be read.
         """
         from actstore.loader.options import options_of
 
@@ -215,11 +216,11 @@ class Store(CommittedStore):
         return self.loader_of(options)
 
     def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
-        """`loader`, of options that were found in this store.
+        """A loader with options that were made for this store, see `loader`.
 
         Args:
-            options: of this store.
-            rows: those that are not dropped, where they are known.
+            options: options for this store.
+            rows: rows that are not dropped, if they are known.
         """
         from actstore.loader.loader import Loader
 

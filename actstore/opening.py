@@ -1,4 +1,4 @@
-"""Opens a store wherever it is: on storage, or on a server."""
+"""Opens a store wherever it is: in storage, or on a server."""
 
 import os
 
@@ -20,15 +20,15 @@ def open_store(
 
     Args:
         url: a folder, ``s3://bucket/run``, any fsspec URL, or ``http://host:port/v1/stores/name`` of a server.
-        token: for a server; the environment variable ACTSTORE_TOKEN, where none is given.
-        direct: whether to read the storage behind a server without it: None, for loaders, where it can be reached;
-            True, for everything; False, for nothing.
-        check: ``first-use`` compares the checksum of every shard when it is first used, which reads all of it; the
-            environment variable ACTSTORE_CHECK, where none is given. None compares those that are read as a whole from
-            remote storage.
+        token: token for a server. The environment variable ACTSTORE_TOKEN is used where none is given.
+        direct: whether to read the storage behind a server without the server. None does so for loaders, if that
+            storage can be reached; True for everything; False for nothing.
+        check: ``first-use`` compares the checksum of every shard when it is first used, which reads all of the shard.
+            The environment variable ACTSTORE_CHECK is used where none is given. None compares only the shards that are
+            read as a whole from remote storage.
 
     Raises:
-        StorageError: there is no store, or it cannot be read; or an option that is not for it.
+        StorageError: there is no store, or it cannot be read; or an option is not for this kind of URL.
     """
     if is_served(str(url)):
         from actstore.query.client.served_store import ServedStore

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 Check = Literal["first-use"]
 CHECK: Final = "ACTSTORE_CHECK"
-"""Environment variable: the check, where none is given."""
+"""Environment variable with the check to use where none is given."""
 
 
 class CommittedStore:
     """Committed activations of one model over one set of tokens: what they are, and where every byte of them is.
 
-    `actstore.Store` is this, and what is done with it: loaders, caches, searches. A store that is still being written
-    can be read: what is committed is there, all else raises.
+    `actstore.Store` adds loaders, caches and searches. A store that is still being written can be read: what is
+    committed is there, and reading anything else raises.
     """
 
     def __init__(
@@ -55,10 +55,10 @@ class CommittedStore:
     ) -> None:
         """
         Args:
-            storage: where everything is.
-            runs: what is committed.
-            look: finds that out again, or raises a `StorageError` where nothing is any more.
-            check: as for `actstore.open`.
+            storage: storage of the store.
+            runs: runs of the store, with what is committed of each.
+            look: reads the runs again, or raises a `StorageError` if there are none any more.
+            check: check as in `actstore.open`.
         """
         self.url = storage.url
         self._storage = storage
@@ -68,11 +68,11 @@ class CommittedStore:
 
     @classmethod
     def in_storage(cls, storage: Blobs, check: Check | None = None) -> Self:
-        """The store in some storage.
+        """Open the store in some storage.
 
         Args:
-            storage: where everything is.
-            check: as for `actstore.open`.
+            storage: storage of the store.
+            check: check as in `actstore.open`.
 
         Raises:
             StorageError: there is no store, or it cannot be read; or there is no such check.
@@ -89,31 +89,31 @@ class CommittedStore:
 
     def _set_runs(self, runs: tuple[Run, ...]) -> None:
         self.runs = runs
-        """What was extracted, in the order in which it was begun."""
+        """The runs of extraction that wrote the store, in the order in which they began."""
         self._version = Version(self._storage, runs)
         self.blobs = pinned(self._storage, self._version)
-        """Where everything is read from: nothing but what belongs to these runs."""
+        """The storage of the store, which gives only what belongs to these runs."""
         self.checksums = Checksums(self.blobs, runs)
-        """What was committed of each shard."""
+        """Sizes and checksums of the committed shards."""
         self._activations: dict[str, Activations] = {}
         for computed in ("_arrays", "_statistics"):
             self.__dict__.pop(computed, None)
 
     def refresh(self) -> None:
-        """Look again at what is committed.
+        """Read again what is committed.
 
         Raises:
-            StorageError: it is not there any more, or cannot be read.
-            StoreReplacedError: it is another store.
+            StorageError: the store does not exist any more, or cannot be read.
+            StoreReplacedError: another store is in its place.
         """
         self._set_runs(self._grown())
 
     def newer(self) -> Self:
-        """The same store with what is committed now; itself, if nothing is new.
+        """The same store with what is committed now; this very object, if nothing is new.
 
         Raises:
-            StorageError: it is not there any more, or cannot be read.
-            StoreReplacedError: it is another store.
+            StorageError: the store does not exist any more, or cannot be read.
+            StoreReplacedError: another store is in its place.
         """
         runs = self._grown()
         return self if runs == self.runs else type(self)(self._storage, runs, self._look, self._check)
@@ -121,16 +121,16 @@ class CommittedStore:
     def _grown(self) -> tuple[Run, ...]:
         runs = self._look()
         if runs != self.runs:
-            self._version.check()  # afterwards: then it is what was found
+            self._version.check()  # after the runs were read, so that they belong to the opened store
             check_same(self.url, self.identity, identity_of(runs))
         return runs
 
     def check_version(self) -> None:
-        """See that it is still there, grown or not.
+        """Check that the store is still the one that was opened, grown or not.
 
         Raises:
             StorageError: its records cannot be read.
-            StoreReplacedError: it is not.
+            StoreReplacedError: it was replaced or removed.
         """
         self._version.check()
 
@@ -141,7 +141,7 @@ class CommittedStore:
 
     @property
     def plan(self) -> Plan:
-        """Of the first run."""
+        """The plan of the first run."""
         return self.runs[0].plan
 
     @property
@@ -170,17 +170,17 @@ class CommittedStore:
 
     @property
     def n_segments(self) -> int:
-        """Of all runs."""
+        """Number of segments of all runs."""
         return sum(run.plan.n_segments for run in self.runs)
 
     @property
     def n_committed(self) -> int:
-        """Committed segments, out of `n_segments`."""
+        """Number of committed segments, out of `n_segments`."""
         return sum(len(run.committed) for run in self.runs)
 
     @property
     def n_tokens(self) -> int:
-        """Real tokens, without padding."""
+        """Number of real tokens, without padding."""
         return sum(part.plan.n_tokens for part in runs_with_tokens(self.runs))
 
     @property
@@ -202,11 +202,11 @@ class CommittedStore:
 
     @property
     def n_sequences_committed(self) -> int:
-        """How many of `committed_rows` there are; no memory is taken for each row."""
+        """Number of committed rows, see `committed_rows`; it takes no memory for each row."""
         return sum(len(committed) for committed in self._committed_ranges())
 
     def _committed_ranges(self) -> Iterator[range]:
-        """Sequences of which every hook of the store is committed, in order."""
+        """Ranges of sequences of which every hook of the store is committed, in order."""
         first = 0
         for part in runs_with_tokens(self.runs):
             runs = runs_over(self.runs, part)
@@ -216,12 +216,12 @@ class CommittedStore:
             first += part.plan.n_sequences
 
     def __getitem__(self, hook: HookName) -> Activations:
-        """The activations of a hook, whose name can be spelled as everywhere: ``("resid_post", 5)``, ...
+        """The activations of a hook, by any spelling of its name, such as ``("resid_post", 5)``.
 
         ``blocks.5.hook_resid_pre`` is served from ``blocks.4.hook_resid_post``, the same tensor.
 
         Raises:
-            HookError: this store does not hold it.
+            HookError: this store does not hold the hook.
         """
         array = self.array_of(hook)
         if array.name not in self._activations:
@@ -240,7 +240,7 @@ class CommittedStore:
         if stored is None:
             return NormsOfPart(part.plan.n_sequences, None, 0)
         section, column = stored
-        # Not from `_rows`: a server cuts rows of hooks and tokens, and has these as objects.
+        # This does not use `_rows`, since a server cuts rows of hooks and tokens only, and sends norms as objects.
         rows = Rows(self.blobs, [section], self.checksums, check=self._check is not None)
         return NormsOfPart(part.plan.n_sequences, rows, column)
 
@@ -248,35 +248,35 @@ class CommittedStore:
         """Statistics of a hook over all committed tokens, padding left out; no activations are read.
 
         Raises:
-            HookError: this store does not hold it, or has no statistics of it (attention scores and patterns).
-            NotCommittedError: nothing of it is committed yet.
+            HookError: this store does not hold the hook, or has no statistics of it (attention scores and patterns).
+            NotCommittedError: nothing of the hook is committed yet.
             StorageError: a record is damaged.
         """
         return self.merged_stats(hook, None)
 
     def merged_stats(self, hook: HookName, look: Callable[[int], None] | None) -> Statistics:
-        """As `stats`, where somebody is told of the tokens of each record that is read, and may raise something to
-        stop: a store that is not finished has a record for each segment.
+        """Statistics as from `stats`. ``look`` is called with the number of tokens of each record that is read, and may
+        raise an error to stop: a store that is not finished has a record for each segment.
         """
         return self._statistics.merged(self._with_statistics(hook), look)
 
     def not_finite(
         self, hook: HookName, *, most_segments: int | None = None, most_records: int | None = None
     ) -> list[tuple[range, int]]:
-        """Where a hook has NaN or infinity, from what its statistics count; no activations are read.
+        """Where a hook has NaN or infinity, from the counts in its statistics; no activations are read.
 
         Args:
-            hook: one that has statistics.
-            most_segments: stop after so many segments that have some.
-            most_records: read at most so many commit records of a run. Those of a run that has no such token, as its
-                statistics say, are not read at all.
+            hook: hook that has statistics.
+            most_segments: number of segments with such tokens after which the search stops; None for no limit.
+            most_records: the most commit records that are read of a run; None for no limit. None is read of a run that
+                has no such tokens according to its statistics.
 
         Returns:
-            Sequences of each segment that has such tokens, and how many tokens; those of one that was not looked at for
-            ``most_records`` are counted with the rest of their run.
+            Sequences of each segment that has such tokens, and the number of these tokens. Segments whose records were
+            not read because of ``most_records`` come as one range, the rest of their run.
 
         Raises:
-            HookError: this store does not hold it, or has no statistics of it (attention scores and patterns).
+            HookError: this store does not hold the hook, or has no statistics of it (attention scores and patterns).
             StorageError: a record is damaged.
         """
         return self._statistics.not_finite(self._with_statistics(hook), most_segments, most_records)
@@ -302,15 +302,15 @@ class CommittedStore:
         return iter(self.hooks)
 
     def array_of(self, hook: HookName) -> HookArray:
-        """What the plan says of a hook, whatever it is called.
+        """What the plan says of a hook, by any spelling of its name.
 
         Raises:
-            HookError: this store does not hold it.
+            HookError: this store does not hold the hook.
         """
         by_name = self._arrays
         name = stored_as(long_name(hook, self.plan.request.model.n_layers))
         if name not in by_name:
-            # Only other spellings need to know the model, which takes transformers.
+            # Only other spellings need the names of the model, which take an import of transformers.
             with contextlib.suppress(HookError):
                 name = stored_as(self.names.one(hook))
         if name not in by_name:
@@ -318,10 +318,10 @@ class CommittedStore:
         return by_name[name]
 
     def matching(self, pattern: HookName) -> tuple[str, ...]:
-        """Names of stored hooks that a name or a glob selects; one at least.
+        """Names of the stored hooks that a name or a glob selects, at least one.
 
         Raises:
-            HookError: there is none.
+            HookError: no stored hook matches.
         """
         if not isinstance(pattern, str) or "*" not in pattern:
             return (self.array_of(pattern).name,)
@@ -333,7 +333,7 @@ class CommittedStore:
 
     @property
     def names(self) -> "HookNames":
-        """All hooks of the model, stored or not."""
+        """The names of all hooks of the model, stored or not."""
         names, _ = self._model_hooks
         return names
 
@@ -350,12 +350,12 @@ class CommittedStore:
 
     @property
     def lengths(self) -> Rows:
-        """Real tokens in each sequence, int32 [n_sequences]."""
+        """Number of real tokens in each sequence, int32 [n_sequences]."""
         return self._token_rows("lengths")
 
     @property
     def documents(self) -> Rows:
-        """Document each token came from, int64 [n_sequences, context_length]; -1 for inserted tokens."""
+        """Number of the document of each token, int64 [n_sequences, context_length]; -1 for inserted tokens."""
         return self._token_rows("documents")
 
     @property
@@ -383,7 +383,7 @@ class CommittedStore:
 
         Raises:
             StorageError: it cannot be read.
-            StoreReplacedError: it is another store by now.
+            StoreReplacedError: another store is in its place.
         """
         return self._opened_again(self.url, self._check, self.identity)
 

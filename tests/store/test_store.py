@@ -34,7 +34,7 @@ HOOK_Z = HOOKS[2]
 RESID_0, RESID_1 = HOOKS[:2]
 PLAN_KEY = plan_key("0000")
 IN_ORDER = (RESID_0, HOOK_Z, RESID_1)
-"""Of the forward."""
+"""The hooks in the order of the forward."""
 
 
 def make(blobs: Blobs, dtype: str = "float32", segments: tuple[int, ...] = (0, 1, 2)) -> actstore.Store:

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from actstore.store.committed_store import CommittedStore
 
 _REQUESTS: Final = 2
-"""Requests under way at once: the server begins with the second one while the first is being sent."""
+"""Number of requests under way at once: the server begins with the second one while the first is being sent."""
 _AT_ONCE_NBYTES: Final = 64 << 20
-"""Bytes of batches in one request at most."""
+"""The most bytes of batches in one request."""
 Key = tuple[int, int]
 """Epoch and number of a batch."""
 _MAX_DIGITS: Final = 6
@@ -46,7 +46,7 @@ _ORIGIN: Final = (SEQUENCES, POSITIONS, TOKENS)
 
 
 class ServedBatches:
-    """`BatchSource` of a server, which knows the order and what is dropped. Threads take turns."""
+    """A `BatchSource` whose batches a server makes, with the order and the dropped rows. Threads take turns."""
 
     def __init__(self, store: "CommittedStore", server: Server, options: LoaderOptions) -> None:
         """
@@ -92,7 +92,7 @@ class ServedBatches:
         self._taking = threading.Lock()  # two threads would be given the same memory otherwise
         self._is_interrupted = False
         self._threads: ThreadPoolExecutor | None = None
-        self._asked: dict[Key, Future[Values | Batch]] = {}
+        self._requested: dict[Key, Future[Values | Batch]] = {}
         self._unwanted: weakref.WeakSet[Future[Values | Batch]] = weakref.WeakSet()
         """Requested batches that nobody waits for any more."""
 
@@ -120,7 +120,7 @@ class ServedBatches:
 
     @property
     def n_retries(self) -> int:
-        """Requests that were repeated."""
+        """Number of requests that were repeated."""
         return self._server.n_retries
 
     @property
@@ -150,36 +150,36 @@ class ServedBatches:
         self.batches[k]  # raises IndexError
         with self._lock:
             if self._is_interrupted:
-                raise LoaderError("the loader was closed, or begins elsewhere; ask for the batch again")
+                raise LoaderError("the loader was closed, or moved to another batch; request the batch again")
             if not self.options.prefetch:
                 wanted: Future[Values | Batch] = Future()
                 self._fetch(epoch, k, [wanted])
                 return self._moved(wanted.result())
-            self._ask_for(self._following(epoch, k))
-            return self._moved(self._asked.pop((epoch, k)).result())
+            self._request(self._following(epoch, k))
+            return self._moved(self._requested.pop((epoch, k)).result())
 
-    def _ask_for(self, wanted: list[list[Key]]) -> None:
+    def _request(self, wanted: list[list[Key]]) -> None:
         """Request these batches, those of each list together, and give up all others."""
         keys = {key for together in wanted for key in together}
-        for key in self._asked.keys() - keys:
-            self._give_up(self._asked.pop(key))
+        for key in self._requested.keys() - keys:
+            self._give_up(self._requested.pop(key))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="batches")
         for together in wanted:
-            new = [key for key in together if not self._is_asked(key)]
+            new = [key for key in together if not self._is_requested(key)]
             # Batches between them were requested together with others that failed; too rare for more care.
             for run in _runs(new):
                 futures: list[Future[Values | Batch]] = [Future() for _ in run]
-                self._asked.update(zip(run, futures, strict=True))
+                self._requested.update(zip(run, futures, strict=True))
                 self._threads.submit(self._fetch, *run[0], futures)
 
-    def _give_up(self, asked: "Future[Values | Batch]") -> None:
-        self._unwanted.add(asked)
-        asked.cancel()
+    def _give_up(self, future: "Future[Values | Batch]") -> None:
+        self._unwanted.add(future)
+        future.cancel()
 
-    def _is_asked(self, key: Key) -> bool:
-        asked = self._asked.get(key)
-        return asked is not None and not (asked.done() and asked.exception() is not None)
+    def _is_requested(self, key: Key) -> bool:
+        future = self._requested.get(key)
+        return future is not None and not (future.done() and future.exception() is not None)
 
     def _following(self, epoch: int, k: int) -> list[list[Key]]:
         """The batch and those to request ahead, grouped by request."""
@@ -192,7 +192,8 @@ class ServedBatches:
         return requests
 
     def _check_order(self, order: OrderDocument) -> None:
-        """
+        """Check the numbers of rows and batches that the server gave.
+
         Raises:
             StorageError: this store cannot have such an order.
         """
@@ -233,7 +234,7 @@ class ServedBatches:
             if reply.getheader(ORDER) != self._version:
                 raise LoaderError(
                     f"{self._server.url} is not what it was when this loader was made: it has other tokens or another "
-                    "model by now; make the loader anew"
+                    "model now; make the loader again"
                 )
             sizes = [len(self.batches[number]) for number in range(k, k + self._n_here(reply, len(futures)))]
             n_given = 0
@@ -290,7 +291,7 @@ class ServedBatches:
     def _read_tensor(
         self, reply: http.client.HTTPResponse, name: str, dtype: str, shape: Sequence[int]
     ) -> torch.Tensor:
-        """Read a tensor from the socket into memory that was used before."""
+        """Read a tensor from the socket, into memory that an earlier batch used if there is some."""
         kind = getattr(torch, dtype)
         if name not in self._buffers:
             tensor = torch.empty(tuple(shape), dtype=kind)
@@ -302,7 +303,7 @@ class ServedBatches:
         return tensor
 
     def _moved(self, batch: Values | Batch) -> Values | Batch:
-        """Move a batch to the device, in the thread that asked for it."""
+        """Move a batch to the device, in the thread that requested it."""
         transfer = self._transfer
         if transfer is None:
             return batch
@@ -335,9 +336,9 @@ class ServedBatches:
         """End the threads, after the requests that are under way, and close the connections."""
         self.interrupt()
         with self._lock:
-            for asked in self._asked.values():
-                self._give_up(asked)
-            threads, self._threads, self._asked = self._threads, None, {}
+            for future in self._requested.values():
+                self._give_up(future)
+            threads, self._threads, self._requested = self._threads, None, {}
             if threads is not None:
                 threads.shutdown(cancel_futures=True)
         self._server.connections.close()
@@ -345,7 +346,7 @@ class ServedBatches:
 
 
 def _runs(keys: list[Key]) -> Iterator[list[Key]]:
-    """Groups of batches that follow each other."""
+    """Group the keys of batches into runs that follow each other."""
     start = 0
     for stop in range(1, len(keys) + 1):
         if stop == len(keys) or keys[stop] != (keys[stop - 1][0], keys[stop - 1][1] + 1):

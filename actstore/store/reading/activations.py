@@ -25,9 +25,9 @@ class Activations:
     ) -> None:
         """
         Args:
-            hook: its name.
-            rows: its values.
-            norms: those of its rows.
+            hook: name of the hook.
+            rows: values of the hook.
+            norms: norms of these rows.
             open_zarr: opens the store through zarr-python.
         """
         self.hook = hook
@@ -50,8 +50,8 @@ class Activations:
     def dtype(self) -> "torch.dtype":
         import torch
 
-        found: torch.dtype = getattr(torch, self.rows.dtype)
-        return found
+        torch_dtype: torch.dtype = getattr(torch, self.rows.dtype)
+        return torch_dtype
 
     @property
     def nbytes(self) -> int:
@@ -62,11 +62,11 @@ class Activations:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> "torch.Tensor":
-        """A new tensor on the CPU.
+        """Read values into a new tensor on the CPU.
 
         Raises:
-            IndexError: outside of the array.
-            NotCommittedError: a row whose segment is not committed.
+            IndexError: the index is outside of the array.
+            NotCommittedError: the segment of a row is not committed.
             StorageError: a shard is damaged or cannot be read.
         """
         import torch
@@ -75,7 +75,7 @@ class Activations:
         return tensor.view(self.dtype) if tensor.ndim else tensor.reshape(1).view(self.dtype)[0]
 
     def numpy(self, key: Any = ...) -> NDArray[Any]:
-        """The same as a NumPy array, without torch; bfloat16 becomes ``ml_dtypes.bfloat16``."""
+        """Read values into a NumPy array, without torch; bfloat16 becomes ``ml_dtypes.bfloat16``."""
         values = np.asarray(self.rows[key], order="C")
         if self.rows.dtype == "bfloat16":
             import ml_dtypes
@@ -85,8 +85,8 @@ class Activations:
 
     @property
     def zarr(self) -> "zarr.Array[Any]":
-        """The array through zarr-python, of the first part where a store has several. It shows rows that are not
-        committed as NaN.
+        """The array through zarr-python; where a store has several parts, that of the first. Rows that are not
+        committed show as NaN.
         """
         array: zarr.Array[Any] = self._open_zarr()[self.rows.path]  # type: ignore[assignment]
         return array

@@ -1,4 +1,4 @@
-"""What was committed of each shard: size and checksum, from the records, which are read when first asked for."""
+"""Size and checksum of each shard as it was committed, from the records, which are read at the first use."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,28 +19,29 @@ from actstore.store.records.commit import ObjectRecord, TokensRecord, read_commi
 from actstore.store.records.run import Run
 
 _MAX_KEPT: Final = 1 << 16
-"""Of runs that are not finished; what is not among them is read again."""
+"""Number of checksums of unfinished runs that are kept in memory; others are read again."""
 
 
 @dataclass(frozen=True)
 class Checksum:
-    """Of a shard as it was committed."""
+    """Size in bytes and checksum of a shard as it was committed."""
 
     nbytes: int
     crc32c: int
 
 
 class Checksums:
-    """By key, of all shards of the runs of a store. Threads may share one.
+    """The checksums of all shards of a store, by key. Threads may share one.
 
-    Those of a finished run are in one file, for which the manifest has a checksum; of others in their commit records.
+    Those of a finished run are in one file, whose checksum is in the manifest; those of other runs are in their commit
+    records.
     """
 
     def __init__(self, blobs: BlobReader, runs: tuple[Run, ...]) -> None:
         """
         Args:
-            blobs: pinned to the version that has these runs, or of a server.
-            runs: of the store.
+            blobs: storage, pinned to the version that has these runs, or blobs of a server.
+            runs: all runs of the store.
         """
         self._blobs = blobs
         self._runs = runs
@@ -51,14 +52,15 @@ class Checksums:
 
     @cached_property
     def _arrays(self) -> dict[str, Run]:
-        """By path, the run that has an array."""
-        found: dict[str, Run] = {}
+        """The run that wrote each array, by path of the array."""
+        runs: dict[str, Run] = {}
         for run in self._runs:
-            found |= dict.fromkeys(_n_shards(run.plan), run)
-        return found
+            runs |= dict.fromkeys(_n_shards(run.plan), run)
+        return runs
 
     def __getitem__(self, key: str) -> Checksum:
-        """
+        """The checksum of a shard.
+
         Raises:
             StorageError: the record is missing, damaged, or cannot be read.
         """
@@ -71,7 +73,7 @@ class Checksums:
             kept = self._kept.get(key)
         if kept is not None:
             return kept
-        # Read without the lock: others know what they need, and a process may be forked meanwhile.
+        # Read without the lock: other threads need not wait for it, and a process may be forked meanwhile.
         recorded = self._recorded(run.plan, path, shard)
         with self._lock:
             if len(self._kept) >= _MAX_KEPT:
@@ -85,10 +87,10 @@ class Checksums:
         return recorded[key]
 
     def check(self, key: str, nbytes: int, checksum: int) -> None:
-        """See that a shard that was read as a whole is the one that was committed.
+        """Compare a shard that was read as a whole with the one that was committed.
 
         Raises:
-            StorageError: it is not.
+            StorageError: they differ.
         """
         expected = self[key]
         if (nbytes, checksum) != (expected.nbytes, expected.crc32c):
@@ -100,7 +102,7 @@ class Checksums:
             )
 
     def was_checked(self, key: str) -> bool:
-        """Whether `set_checked` was called, or `check_once` found it right."""
+        """Whether a shard is known to be right, by `set_checked` or `check_once`."""
         return key in self._was_checked
 
     def set_checked(self, key: str) -> None:
@@ -108,10 +110,10 @@ class Checksums:
         self._was_checked.add(key)
 
     def check_once(self, key: str) -> None:
-        """Read a shard from first to last byte, unless it was before, and see that it is the one that was committed.
+        """Read a shard as a whole and compare it with the one that was committed, unless that was done before.
 
         Raises:
-            StorageError: it is not, or cannot be read.
+            StorageError: they differ, or the shard cannot be read.
         """
         if key in self._was_checked:
             return
@@ -120,15 +122,15 @@ class Checksums:
         self.set_checked(key)
 
     def checked_pieces(self, blobs: BlobReader, key: str, nbytes: int) -> Iterator[NDArray[np.uint8]]:
-        """`pieces_of` a shard; an error comes after the last one if they are not what was committed.
+        """The pieces of a shard, see `pieces_of`, which are compared with what was committed after the last one.
 
         Args:
-            blobs: to read it from.
-            key: of the shard.
-            nbytes: its size.
+            blobs: where the shard is read from.
+            key: key of the shard.
+            nbytes: size of the shard in bytes.
 
         Raises:
-            StorageError: they are not; or it cannot be read.
+            StorageError: the shard is not what was committed, or cannot be read.
         """
         checksum = 0
         for piece in pieces_of(blobs, key, nbytes):
@@ -149,16 +151,16 @@ class Checksums:
     def _recorded(self, plan: Plan, path: str, shard: int) -> dict[str, Checksum]:
         if path in _token_paths(plan):
             shards = TokensRecord.read(self._blobs, tokens_key(plan.run)).shards
-            return {each.key: Checksum(each.nbytes, each.crc32c) for each in shards}
+            return {blob.key: Checksum(blob.nbytes, blob.crc32c) for blob in shards}
         record = read_commit(self._blobs, plan, shard)
-        return {each.key: Checksum(each.nbytes, each.crc32c) for each in record.objects(plan)}
+        return {blob.key: Checksum(blob.nbytes, blob.crc32c) for blob in record.objects(plan)}
 
 
 def pieces_of(blobs: BlobReader, key: str, nbytes: int) -> Iterator[NDArray[np.uint8]]:
-    """All bytes of a blob in order, up to `PIECE_NBYTES` at a time, each in the memory of the one before.
+    """All bytes of a blob in order, in pieces of up to `PIECE_NBYTES`, each in the memory of the one before.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: the blob cannot be read.
     """
     memory = np.empty(min(PIECE_NBYTES, nbytes), np.uint8)
     for start in range(0, nbytes, PIECE_NBYTES):
@@ -169,7 +171,7 @@ def pieces_of(blobs: BlobReader, key: str, nbytes: int) -> Iterator[NDArray[np.u
 
 @dataclass(frozen=True)
 class _Column:
-    """By shard of one array."""
+    """Sizes and checksums of the shards of one array, [n_shards] each."""
 
     nbytes: NDArray[np.int64]
     crc32c: NDArray[np.uint32]
@@ -181,16 +183,17 @@ def _token_paths(plan: Plan) -> Mapping[str, int]:
 
 
 def _n_shards(plan: Plan) -> dict[str, int]:
-    """Of each array that a run writes, by path, in the order of the table of its shards."""
+    """Number of shards of each array that a run writes, by path, in the order of the table of its shards."""
     return {layout.path: layout.n_shards for layout in plan.arrays()}
 
 
 def _read_table(blobs: BlobReader, run: Run) -> dict[str, _Column]:
-    """
+    """Read the table of shards of a finished run; columns are by path of the array.
+
     Raises:
         StorageError: the table is not the one that the manifest names.
     """
-    # Imported late: it takes a fifth of a second, and many readers need no checksum.
+    # Imported late: the import takes a fifth of a second, and many readers need no checksum.
     from actstore.store.records.shards_table import from_parquet
 
     assert run.finished is not None
@@ -205,8 +208,8 @@ def _read_table(blobs: BlobReader, run: Run) -> dict[str, _Column]:
     counts = _n_shards(run.plan)
     table: Any = from_parquet(data, n_rows=sum(counts.values()))
     nbytes, checksums = (table[name].to_numpy() for name in ("nbytes", "crc32c"))
-    found, start = {}, 0
+    columns, start = {}, 0
     for path, n_shards in counts.items():
-        found[path] = _Column(nbytes[start : start + n_shards], checksums[start : start + n_shards])
+        columns[path] = _Column(nbytes[start : start + n_shards], checksums[start : start + n_shards])
         start += n_shards
-    return found
+    return columns

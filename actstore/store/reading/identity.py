@@ -7,30 +7,30 @@ from actstore.errors import StoreReplacedError
 from actstore.store.records.run import Run
 
 Identity = tuple[str, ...]
-"""Of each run, in order: 16 hexadecimal digits of its plan, then ``-`` and the checksum of the table of its shards if
-it is finished, ``~`` and some of the tag of its plan otherwise.
+"""One string for each run, in order: 16 hexadecimal digits of a hash of its plan, then ``-`` and the checksum of the
+table of its shards if it is finished, ``~`` and digits of a hash of its plan's tag otherwise.
 """
 
 
 def identity_of(runs: Iterable[Run]) -> Identity:
-    """Of some runs of a store. It is the same for a copy of the store, once its runs are finished."""
-    return tuple(_of(run) for run in runs)
+    """The identity of some runs of a store. A copy of the store has the same, once its runs are finished."""
+    return tuple(_identity_of_run(run) for run in runs)
 
 
 def label_of(identity: Identity) -> str:
-    """A few characters, however many runs there are: how many, ``-``, and a hash over all of them."""
+    """A short label of an identity: the number of its runs, ``-``, and a hash over all of them."""
     return f"{len(identity)}-{hashlib.sha256(','.join(identity).encode()).hexdigest()[:32]}"
 
 
 def contents_of(runs: Iterable[Run]) -> list[str]:
-    """Likewise, of runs whose segments are all committed, whether they are finished or only about to be, and wherever
-    they lie. To be compared with `is_same_contents`.
+    """What tells the contents of runs whose segments are all committed, finished or not yet, wherever they are stored.
+    `is_same_contents` compares two of these lists.
     """
-    return [each.partition("~")[0] for each in identity_of(runs)]
+    return [identity.partition("~")[0] for identity in identity_of(runs)]
 
 
 def is_same_contents(left: Sequence[str], right: Sequence[str]) -> bool:
-    """Whether two can be of the same contents."""
+    """Whether two lists from `contents_of` can be of the same contents."""
     return len(left) == len(right) and all(map(_can_be_same, left, right))
 
 
@@ -39,7 +39,7 @@ def _can_be_same(left: str, right: str) -> bool:
     return plan == other_plan and (not checksum or not other_checksum or checksum == other_checksum)
 
 
-def _of(run: Run) -> str:
+def _identity_of_run(run: Run) -> str:
     plan = hashlib.sha256(run.plan.to_bytes()).hexdigest()[:16]
     if run.finished is not None:
         return f"{plan}-{run.finished.shards.crc32c:08x}"
@@ -48,22 +48,22 @@ def _of(run: Run) -> str:
 
 
 def continues(earlier: Identity, later: Identity) -> bool:
-    """Whether a store can be another one, grown or not: all runs of it are there, and what was finished is the same."""
+    """Whether ``later`` can be the store of ``earlier``, grown or not: it has all runs, and the same finished ones."""
     return len(earlier) <= len(later) and all(map(_is_same, earlier, later))
 
 
 def check_same(url: str, earlier: Identity, later: Identity) -> None:
-    """See that a store is the one that was opened before, grown or not.
+    """Check that a store is the one that was opened before, grown or not.
 
     Raises:
-        StoreReplacedError: it is another one.
+        StoreReplacedError: it is another store.
     """
     if not continues(earlier, later):
         raise replaced(url)
 
 
 def replaced(url: str) -> StoreReplacedError:
-    """What to say where another store is at a URL."""
+    """The error for a URL with another store than the one that was opened."""
     return StoreReplacedError(
         f"{url} is not the store that was opened any more: it was replaced, removed or repaired since; open it again"
     )
@@ -74,5 +74,5 @@ def _is_same(earlier: str, later: str) -> bool:
         return True
     plan, _, tag = earlier.partition("~")
     now, _, tag_now = later.partition("~")
-    # What was not finished may be by now, and its plan lies at another place in a copy.
+    # An unfinished run may have been finished since, and in a copy its plan has another tag.
     return "-" not in plan and (later.startswith(f"{plan}-") or (plan == now and not (tag and tag_now)))

@@ -1,4 +1,4 @@
-"""What ``rows[key]`` asks for, as NumPy understands it, before anything is read."""
+"""Parses the index of ``rows[key]`` as NumPy does, before anything is read."""
 
 import functools
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ Selection = range | NDArray[np.int64]
 
 @dataclass(frozen=True)
 class RowIndex:
-    """An index, taken apart into its first axis and all others."""
+    """An index, split into its first axis and all others."""
 
     rows: Selection
     is_single: bool
-    """An integer: the first axis is dropped."""
+    """Whether the first axis is indexed by an integer, and so dropped."""
     is_reversed: bool
-    """The rows are wanted backwards."""
+    """Whether the result has the rows backwards."""
     inner: tuple[Any, ...]
-    """For an array of rows: all of the first axis, and what is asked for of the others."""
+    """Index for an array of the rows: all of the first axis, and the given index of the others."""
     inner_shape: tuple[int, ...]
-    """Of one row of the result."""
+    """Shape of one row of the result."""
     is_whole: bool
-    """Every row is wanted whole, as it lies in storage."""
+    """Whether the result has every row whole, as it lies in storage."""
     span: range | None
-    """The positions that are wanted, if they are neighbours and not all; None otherwise."""
+    """The positions of the result, if they are neighbours and not all; None otherwise."""
     within_span: tuple[Any, ...]
     """Like ``inner``, for rows of which only the span was read."""
     span_is_whole: bool
-    """All of the span is wanted, as it lies in storage."""
+    """Whether the result has all of the span, as it lies in storage."""
 
     @property
     def result_shape(self) -> tuple[int, ...]:
@@ -39,8 +39,10 @@ class RowIndex:
 
     @classmethod
     def parse(cls, key: Any, shape: tuple[int, ...]) -> "RowIndex":
-        """Raises:
-        IndexError: no index of an array of this shape.
+        """Parse an index of an array.
+
+        Raises:
+            IndexError: this is not an index of an array of this shape.
         """
         if type(key) is int:
             return cls._row(_inside(key, shape[0]), shape[1:])
@@ -68,7 +70,7 @@ class RowIndex:
 
     @classmethod
     def _row(cls, row: int, inner_shape: tuple[int, ...]) -> "RowIndex":
-        """One whole row, the index that is asked for most."""
+        """The index of one whole row, which is the most frequent one."""
         return cls(
             rows=range(row, row + 1),
             is_single=True,
@@ -106,7 +108,7 @@ def _span(key: Any, n_positions: int) -> range | None:
 
 
 def _split(key: Any, ndim: int) -> tuple[Any, tuple[Any, ...]]:
-    """An index as (first axis, all other axes), without an ellipsis."""
+    """Split an index into (first axis, all other axes), without an ellipsis."""
     parts = list(key) if isinstance(key, tuple) else [key]
     ellipses = [i for i, part in enumerate(parts) if part is Ellipsis]
     if len(ellipses) > 1:
@@ -118,7 +120,7 @@ def _split(key: Any, ndim: int) -> tuple[Any, tuple[Any, ...]]:
         raise IndexError(f"too many indices: the array has {ndim} axes, {len(parts)} were indexed")
     row, inner = (parts[0], tuple(parts[1:])) if parts else (slice(None), ())
     basic = (slice, int, np.integer)
-    # NumPy pairs two lists, where ours would cross; and it moves the axis of a list that an integer precedes.
+    # NumPy pairs two lists, while we would combine them; and it moves the axis of a list that follows an integer.
     late = inner if not isinstance(row, basic) else inner[1:] if not isinstance(row, slice) else ()
     if not all(isinstance(part, basic) for part in late):
         raise IndexError("only one axis can be indexed by a list; index the result for the other")
@@ -126,7 +128,7 @@ def _split(key: Any, ndim: int) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _rows(key: Any, n_rows: int) -> tuple[Selection, bool]:
-    """The rows in the order in which they are read, and whether that is backwards."""
+    """The rows in the order in which they are read, and whether the result has them backwards."""
     if isinstance(key, slice):
         rows = range(*key.indices(n_rows))
         return (rows, False) if rows.step > 0 else (rows[::-1], True)

@@ -24,15 +24,15 @@ from actstore.store.reading.sections import PIECE_NBYTES, Piece, Section, Sectio
 from actstore.store.reading.whole_shards import WholeShards
 
 _REQUESTS: Final = 16
-"""Requests to remote storage under way at once, if nothing else is said."""
+"""Default number of requests to remote storage under way at once."""
 _READERS: Final = 8
-"""Threads that read local files, where there are so many cores."""
+"""The most threads that read local files; there are no more than cores."""
 _FEW: Final = 64
-"""Rows of which a part is always read alone."""
+"""Number of rows up to which only the requested positions of each row are read from remote storage."""
 _REQUEST_NBYTES: Final = 1 << 20
-"""A request to remote storage takes about as long as reading this much more."""
+"""A request to remote storage takes about as long as reading so many bytes more."""
 _LARGE: Final = 1 << 27
-"""Bytes. Before so much memory is taken, it is seen that the rows are there."""
+"""Before more than so many bytes of memory are taken, a check looks whether storage has the rows."""
 _MAX_NBYTES: Final = 1 << 62
 
 __all__ = ["Rows", "Section"]
@@ -41,8 +41,8 @@ __all__ = ["Rows", "Section"]
 class Rows:
     """Reads an array as ``rows[key]`` with NumPy's basic indexing, and lists of rows on the first axis.
 
-    Only the rows asked for are read, straight into the array that is returned: one range of bytes for each run of
-    neighbouring rows in a shard. Of few rows, or of wide ones, only the range of positions asked for is read.
+    Only the requested rows are read, straight into the array that is returned: one range of bytes for each run of
+    neighbouring rows in a shard. If rows are few or wide, only the requested range of positions is read.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Rows:
         """
         Args:
             blobs: where the shards are.
-            sections: who wrote which rows, in order.
-            checksums: what was committed of each shard. A shard that is read as a whole from remote storage is compared
-                with it; None compares nothing.
-            check: compare every shard when it is first used, also where a part of it is wanted, and local ones.
+            sections: parts of the array, in order.
+            checksums: checksums of the committed shards. A shard that is read as a whole from remote storage is
+                compared with its own; None compares nothing.
+            check: whether to compare every shard when it is first used, also local ones and those read in part.
         """
         if not sections:
             raise ValueError("an array needs one section at least")
@@ -67,7 +67,7 @@ class Rows:
         """Where the shards are."""
         self._is_local = blobs.is_local
         self.sections = tuple(sections)
-        """Who wrote which rows, in order."""
+        """Parts of the array, in order."""
         self._checksums = checksums
         self._check = check
         self._checks_all = check and checksums is not None
@@ -83,9 +83,9 @@ class Rows:
         self.dtype = first.dtype
         """Name of the type, such as ``bfloat16``."""
         self.path = first.path
-        """Of the first section."""
+        """Path of the array in the first section."""
         self.storage = dtype(first.dtype).storage
-        """Type of what is read."""
+        """NumPy type of the arrays that are read."""
         self._compressed = tuple(
             CompressedShards(blobs, section.layout, section.nbytes_of)
             if section.layout.compression is not None
@@ -95,14 +95,14 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all shards, committed or not; the most it can be, where they are compressed."""
+        """Bytes of all shards, committed or not; for compressed ones the most that they can take."""
         return sum(section.layout.nbytes for section in self.sections)
 
     def committed_pieces(self, rows: Selection) -> Iterator[Piece]:
         """Where rows are: one piece for each run of neighbours in a shard, in order.
 
         Raises:
-            NotCommittedError: a row whose segment is not committed.
+            NotCommittedError: the segment of a row is not committed.
         """
         for piece in self._places.pieces(rows, None):
             self._check_committed(piece.section, piece.rows)
@@ -112,24 +112,25 @@ class Rows:
         """The same rows, read from somewhere else.
 
         Args:
-            blobs: where.
-            is_checked: whether all that is there was compared with the checksums before. None, if it is the same place.
+            blobs: where the shards are.
+            is_checked: whether all shards there were compared with the checksums before; None if they are those that
+                this reads.
         """
-        found = Rows(blobs, self.sections, self._checksums, check=self._check)
+        rows = Rows(blobs, self.sections, self._checksums, check=self._check)
         if is_checked is None:
-            found._checks_all, found._checks_whole = self._checks_all, self._checks_whole
+            rows._checks_all, rows._checks_whole = self._checks_all, self._checks_whole
         elif is_checked:
-            found._checks_all = found._checks_whole = False
-        return found
+            rows._checks_all = rows._checks_whole = False
+        return rows
 
     def check_first_use(self, shards: Iterable[tuple[int, int]]) -> None:
-        """Compare shards with what was committed, where every shard is to be, and these were not yet.
+        """Compare shards with what was committed, if every shard is compared at its first use and these were not yet.
 
         Args:
-            shards: section and number of each.
+            shards: section and number of each shard.
 
         Raises:
-            StorageError: one is not what was committed, or cannot be read.
+            StorageError: a shard is not what was committed, or cannot be read.
         """
         if self._checks_all and self._checksums is not None:
             for section, shard in shards:
@@ -137,19 +138,19 @@ class Rows:
 
     @property
     def checksums(self) -> Checksums | None:
-        """What every shard is to be compared with when it is first used; None where it is not."""
+        """Checksums with which every shard is compared when it is first used; None if that is not done."""
         return self._checksums if self._checks_all else None
 
     @property
     def layouts(self) -> tuple[ArrayLayout, ...]:
-        """Of the sections, one after the other."""
+        """The layouts of the sections, in order."""
         return tuple(section.layout for section in self.sections)
 
     def check_committed(self) -> None:
-        """See that every row is there to be read.
+        """Check that every row is committed.
 
         Raises:
-            NotCommittedError: one is not.
+            NotCommittedError: a row is not.
         """
         for number, section in enumerate(self.sections):
             for shard in range(section.layout.n_shards):
@@ -164,22 +165,22 @@ class Rows:
         return np.asarray(self[:], dtype=dtype)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        """Rows, in the storage type (bfloat16 as uint16).
+        """Read rows in the storage type (bfloat16 as uint16).
 
         Raises:
-            IndexError: a row outside of the array.
-            NotCommittedError: a row whose segment is not committed.
+            IndexError: a row is outside of the array.
+            NotCommittedError: the segment of a row is not committed.
             StorageError: a shard is damaged or cannot be read.
         """
         return self._read(RowIndex.parse(key, self.shape), None, _REQUESTS)
 
     def read(self, key: Any, out: NDArray[Any], *, n_requests: int = _REQUESTS) -> NDArray[Any]:
-        """The same into memory that is there already, which spares the system the making of new memory.
+        """Read rows into memory that exists already, which saves the allocation of new memory.
 
         Args:
-            key: as for ``rows[key]``; it does not go backwards.
-            out: C-contiguous, of the storage type and the shape of ``rows[key]``; undefined after an error.
-            n_requests: the most to remote storage at once.
+            key: index as in ``rows[key]``, but not backwards.
+            out: C-contiguous array of the storage type and the shape of ``rows[key]``; undefined after an error.
+            n_requests: the most requests to remote storage at once.
 
         Returns:
             ``out``.
@@ -187,14 +188,14 @@ class Rows:
         return self._read(RowIndex.parse(key, self.shape), out, n_requests)
 
     def as_stored(self, rows: range) -> Bytes | None:
-        """Bytes of neighbouring whole rows, as they lie in a file: nothing is copied where they are many.
+        """Bytes of neighbouring whole rows, as they lie in a file; many bytes are not copied.
 
         Returns:
-            Those of the first rows, as many as are in one file. None where they are in no file, or not stored as they
-            are in memory; index the array then.
+            The bytes of the first rows, as many as are in one file. None where they are in no file, or not stored as
+            they are in memory; index the array then.
 
         Raises:
-            NotCommittedError: a row whose segment is not committed.
+            NotCommittedError: the segment of a row is not committed.
             StorageError: a shard is damaged or cannot be read.
         """
         if not self._is_local or not rows:
@@ -218,7 +219,7 @@ class Rows:
         if math.prod(shape) * self.storage.itemsize > _LARGE:
             self._check_there(index.rows)
         piece = self._places.one_piece(index.rows)
-        # Before anything takes memory: there may be far more rows in a plan than in the store.
+        # This comes before memory is taken: a plan may have far more rows than the store.
         shards = self._places.shards(index.rows) if piece is None else [(piece.section, piece.rows)]
         used = []
         for section, part in shards:
@@ -251,8 +252,8 @@ class Rows:
         return values[0] if index.is_single else values
 
     def _whole(self, index: RowIndex, used: list[tuple[int, RowRange]]) -> WholeShards | None:
-        """The shards that are read from first to last byte, if they are to be compared with what was committed. Others
-        are compared here, if they are to be, too.
+        """The shards that are read as a whole and compared with what was committed once they are read. The others are
+        compared here if `check_first_use` compares them.
         """
         assert self._checksums is not None
         is_sparse, whole, parts = self._reads_ranges(index), [], []
@@ -266,7 +267,7 @@ class Rows:
         return WholeShards(whole, self._checksums) if whole else None
 
     def _check_there(self, rows: Selection) -> None:
-        """See that there are such rows at all, before a damaged plan makes us look for more than storage can hold."""
+        """Check that storage has these rows at all, since a damaged plan may have more rows than storage can hold."""
         ends = []
         for row in (int(rows[0]), int(rows[-1])):
             section, first = self._places.find(row)
@@ -320,15 +321,15 @@ class Rows:
             n_threads = min(os.cpu_count() or 1, _READERS)
         else:
             n_threads = 1
-        _each(read, self._places.pieces(index.rows, max_rows), n_threads)
+        _read_all(read, self._places.pieces(index.rows, max_rows), n_threads)
 
     def _reads_ranges(self, index: RowIndex) -> bool:
-        """Whether to ask for a part of each row rather than for whole rows."""
+        """Whether to read a part of each row rather than whole rows."""
         first = self.sections[0].layout
         if index.span is None or any(reader is not None for reader in self._compressed):
             return False
         if self._is_local:
-            # Files are mapped, so that what is not looked at is not read; that takes longer than one small read.
+            # Files are mapped, so unused pages are not read; for one row, a small read is faster than mapping.
             return len(index.rows) == 1
         unwanted = first.row_nbytes * (1 - (index.span.stop - index.span.start) / self.shape[1])
         return len(index.rows) <= _FEW or unwanted >= _REQUEST_NBYTES
@@ -374,10 +375,10 @@ def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
     return values.reshape(-1).view(np.uint8)
 
 
-def _each(read: Callable[[Piece], None], pieces: Iterable[Piece], n_threads: int) -> None:
+def _read_all(read: Callable[[Piece], None], pieces: Iterable[Piece], n_threads: int) -> None:
     """Read all pieces; the first error ends it.
 
-    Threads are made when they are needed: some that wait would be gone, and waited for, in a forked process.
+    Threads are made for each call, since a forked process would wait for idle ones that it does not have.
     """
     todo = iter(pieces)
     begun = list(itertools.islice(todo, n_threads))

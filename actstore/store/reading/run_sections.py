@@ -1,4 +1,4 @@
-"""Which rows of an array each run brought, and which of them are committed."""
+"""Finds which rows of an array each run wrote, and which of them are committed."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -11,12 +11,12 @@ _AGAIN: Final = "run the extraction again to complete them"
 
 
 def hook_section(runs: Sequence[Run], part: Run, hook: HookArray) -> Section:
-    """The rows of a hook over the tokens that one run brought.
+    """The rows of a hook over the tokens of one run.
 
     Args:
-        runs: all of the store.
-        part: the run that brought the tokens.
-        hook: one that some of the runs have. Where none has it over these tokens, no row is committed.
+        runs: all runs of the store.
+        part: run that wrote the tokens.
+        hook: hook of some of the runs. If none of them has it over these tokens, no row is committed.
     """
     for run in runs_over(runs, part):
         if run.hook(hook.name) is not None:
@@ -26,15 +26,16 @@ def hook_section(runs: Sequence[Run], part: Run, hook: HookArray) -> Section:
 
 
 def norm_section(runs: Sequence[Run], part: Run, hook: HookArray) -> tuple[Section, int] | None:
-    """The norms of a hook over the tokens that one run brought.
+    """The norms of a hook over the tokens of one run.
 
     Args:
-        runs: all of the store.
-        part: the run that brought the tokens.
-        hook: one that some of the runs have.
+        runs: all runs of the store.
+        part: run that wrote the tokens.
+        hook: hook of some of the runs.
 
     Returns:
-        The norms of all hooks of its run, and which of these the hook is; None where its norms are not stored.
+        The norms of all hooks of the run that has it, and the number of the hook among these; None where its norms are
+        not stored.
     """
     for run in runs_over(runs, part):
         if run.hook(hook.name) is not None and run.plan.norms and hook.has_norms:
@@ -44,11 +45,11 @@ def norm_section(runs: Sequence[Run], part: Run, hook: HookArray) -> tuple[Secti
 
 
 def token_section(part: Run, path: str) -> Section:
-    """The rows of an array of tokens that one run brought.
+    """The rows of an array of tokens that one run wrote.
 
     Args:
-        part: the run.
-        path: of the array, such as ``lengths``.
+        part: run that wrote the tokens.
+        path: path of the array, such as ``lengths``.
     """
 
     def is_committed(_shard: int) -> bool:

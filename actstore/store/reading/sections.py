@@ -1,4 +1,4 @@
-"""The parts of an array that its runs wrote, as one array of rows."""
+"""Joins the parts of an array that different runs wrote to one array of rows."""
 
 import bisect
 import itertools
@@ -12,7 +12,7 @@ from actstore.store.format.layout import ArrayLayout, RowRange
 from actstore.store.reading.row_index import Selection
 
 PIECE_NBYTES: Final = 8 << 20
-"""Larger reads are cut, so that threads can share them."""
+"""The most bytes of one read; larger ones are cut, so that threads can share them."""
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class Section:
 
     layout: ArrayLayout
     is_committed: Callable[[int], bool]
-    """By shard of this layout."""
+    """Whether a shard of this layout is committed, by number of the shard."""
     why_absent: str = ""
-    """Told when a row is not committed."""
+    """Reason, or advice, in the error for a row that is not committed."""
     nbytes_of: Callable[[int], int] | None = None
-    """Size of a shard's object, where the array is compressed; None has it asked for once a shard."""
+    """Size in bytes of a shard's object where the array is compressed; None requests it once a shard."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one shard, and where they go."""
+    """Rows of one shard, and their place in the result."""
 
     section: int
     rows: RowRange
@@ -39,17 +39,17 @@ class Piece:
 
 
 class Sections:
-    """Which rows of which shard the rows of the whole array are."""
+    """Finds the shards of the rows of the whole array."""
 
     def __init__(self, layouts: Sequence[ArrayLayout]) -> None:
         self._layouts = tuple(layouts)
         self.starts = (0, *itertools.accumulate(layout.shape[0] for layout in layouts))
-        """First row of each section; then, the number of all rows."""
+        """First row of each section, and last the number of all rows."""
         self.max_rows = tuple(_piece_rows(layout) for layout in layouts)
-        """The most rows of each section that are read at once."""
+        """The most rows that are read at once, by section."""
 
     def shards(self, rows: Selection) -> Iterator[tuple[int, RowRange]]:
-        """Every (section, shard) that the rows lie in, with rows that are there; some of them more than once."""
+        """Every section and shard with some of the rows, and rows in it; a shard may come more than once."""
         if not isinstance(rows, range) or rows.step == 1:
             yield from ((piece.section, piece.rows) for piece in self.pieces(rows, None))
             return
@@ -59,17 +59,17 @@ class Sections:
             layout = self._layouts[section]
             shard, within = divmod(row, layout.shard_rows)
             yield section, RowRange(shard, within, 1, row)
-            # On to the first one past this shard: there may be very many in it.
+            # This goes on to the first row past the shard, since it may have very many of the rows.
             end = self.starts[section] + min((shard + 1) * layout.shard_rows, layout.shape[0])
             at += -(-(end - rows[at]) // rows.step)
 
     def find(self, row: int) -> tuple[int, int]:
-        """The section of a row, and its number there."""
+        """The section of a row, and the number of the row in it."""
         section = bisect.bisect_right(self.starts, row) - 1
         return section, row - self.starts[section]
 
     def one_piece(self, rows: Selection) -> Piece | None:
-        """All of the rows, where they are few neighbours in one shard; None otherwise."""
+        """All of the rows as one piece, if they are few neighbours in one shard; None otherwise."""
         if not isinstance(rows, range) or rows.step != 1 or not rows:
             return None
         section, row = self.find(rows.start)
@@ -84,8 +84,8 @@ class Sections:
         """The rows in order: one piece for each run of neighbours in a shard.
 
         Args:
-            rows: their numbers.
-            max_rows: the most in a piece, by section.
+            rows: numbers of the rows.
+            max_rows: the most rows of a piece, by section; None for any number.
         """
         at = 0
         for start, stop in _runs(rows):
@@ -122,7 +122,7 @@ def _runs(rows: Selection) -> Iterator[tuple[int, int]]:
 
 
 def _cut(part: RowRange, max_rows: int) -> Iterator[RowRange]:
-    """At multiples of ``max_rows``, counted from the start of the shard."""
+    """Cut rows at multiples of ``max_rows``, counted from the start of the shard."""
     if part.n_rows <= 1:
         yield part
         return

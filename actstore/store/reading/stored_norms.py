@@ -15,20 +15,20 @@ from actstore.store.reading.rows import Rows
 
 @dataclass(frozen=True)
 class NormsOfPart:
-    """Over the tokens of one part of a store."""
+    """The norms of a hook over the tokens of one part of a store."""
 
     n_sequences: int
     rows: Rows | None
-    """[n_sequences, hooks, context_length] of all hooks of a run; None where the hook has none stored."""
+    """Norms [n_sequences, hooks, context_length] of all hooks of a run; None where those of the hook are not stored."""
     number: int
-    """Of the hook, along the axis of hooks."""
+    """Number of the hook along the axis of hooks."""
 
 
 class StoredNorms:
     """``norms[sequences, positions]`` is the Euclidean norm of each row of a hook, over all of its axes: that of the
     stored values, rounded to float32. It is NaN for padding, and for rows with NaN.
 
-    Runs of versions that stored none have no norms, nor have hooks whose rows are no vectors: attention patterns and
+    Runs of old versions have no norms, and neither have hooks whose rows are not vectors: attention patterns and
     scores, and single numbers.
     """
 
@@ -37,19 +37,19 @@ class StoredNorms:
     def __init__(self, hook: str, shape: tuple[int, int], parts: Sequence[NormsOfPart]) -> None:
         """
         Args:
-            hook: its name.
-            shape: sequences and positions of the store.
-            parts: of the store, in order.
+            hook: name of the hook.
+            shape: (sequences, positions) of the store.
+            parts: norms of the parts of the store, in order.
         """
         self.hook = hook
         self.shape = shape
         self._parts = tuple(parts)
         self._starts = (0, *itertools.accumulate(part.n_sequences for part in parts))
-        """First sequence of each part; then, the number of all."""
+        """First sequence of each part, and last the number of all sequences."""
 
     @property
     def ranges(self) -> tuple[range, ...]:
-        """The sequences over which they are stored, committed or not: one range for each part that has them."""
+        """The sequences whose norms are stored, committed or not: one range for each part that has norms."""
         return tuple(
             range(start, start + part.n_sequences)
             for part, start in zip(self._parts, self._starts, strict=False)
@@ -58,7 +58,7 @@ class StoredNorms:
 
     @property
     def row_nbytes(self) -> int:
-        """Bytes that are read of each sequence, at most: those of the other hooks lie between."""
+        """The most bytes that are read for a sequence, which include the norms of the other hooks."""
         layouts = (layout for part in self._parts if part.rows is not None for layout in part.rows.layouts)
         return max((layout.row_nbytes for layout in layouts), default=0)
 
@@ -70,12 +70,12 @@ class StoredNorms:
         return np.asarray(self[:], dtype=dtype)
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
-        """Norms, indexed as `Rows` are.
+        """Read norms, with an index as for `Rows`.
 
         Raises:
-            HookError: they are not stored of all these sequences.
-            IndexError: outside of the array.
-            NotCommittedError: a row whose segment is not committed.
+            HookError: the norms of some of these sequences are not stored.
+            IndexError: the index is outside of the array.
+            NotCommittedError: the segment of a row is not committed.
             StorageError: a shard is damaged or cannot be read.
         """
         index = RowIndex.parse(key, self.shape)
@@ -97,7 +97,7 @@ class StoredNorms:
         for number, start in enumerate(self._starts[:-1]):
             stop = self._starts[number + 1]
             if isinstance(rows, range):
-                # The first row that is not before each end.
+                # Indices of the first row at or behind each end of the part.
                 first, last = (-(-(end - rows.start) // rows.step) for end in (start, stop))
                 at = slice(min(max(first, 0), len(rows)), min(max(last, 0), len(rows)))
                 inside = rows[at]
@@ -109,10 +109,10 @@ class StoredNorms:
                     yield number, rows[places] - start, places
 
     def _read(self, part: int, rows: Selection) -> NDArray[np.float32]:
-        found = self._parts[part]
-        assert found.rows is not None
+        norms_of_part = self._parts[part]
+        assert norms_of_part.rows is not None
         key: Any = slice(rows.start, rows.stop, rows.step) if isinstance(rows, range) else rows
-        norms: NDArray[np.float32] = found.rows[key, found.number]
+        norms: NDArray[np.float32] = norms_of_part.rows[key, norms_of_part.number]
         return norms
 
     def _absent(self, part: int) -> HookError:

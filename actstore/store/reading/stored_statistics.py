@@ -14,30 +14,30 @@ from actstore.store.statistics.merging import Merging
 
 
 class StoredStatistics:
-    """Statistics of the hooks of some runs: of a finished run from one object, of others from each commit record."""
+    """Reads statistics of the hooks of runs: from one object for a finished run, from each commit record for others."""
 
     def __init__(self, url: str, blobs: BlobReader, runs: tuple[Run, ...]) -> None:
         """
         Args:
-            url: of the store, as its user knows it.
+            url: URL of the store, as its user knows it.
             blobs: where the records are.
-            runs: all of the store.
+            runs: all runs of the store.
         """
         self._url = url
         self._blobs = blobs
         self._runs = runs
         self._n_not_finite: dict[str, dict[str, int]] = {}
-        """By finished run and hook, once it was asked for."""
+        """Numbers of tokens that are not finite, by finished run and by hook, kept after their first use."""
 
     def merged(self, hook: HookArray, look: Callable[[int], None] | None) -> Statistics:
         """Statistics of a hook over all committed tokens.
 
         Args:
-            hook: one that has statistics.
-            look: told of the tokens of each record that is read; it may raise something to stop.
+            hook: hook that has statistics.
+            look: called with the number of tokens of each record that is read; it may raise an error to stop.
 
         Raises:
-            NotCommittedError: nothing of it is committed yet.
+            NotCommittedError: nothing of the hook is committed yet.
             StorageError: a record is damaged.
         """
         merging = Merging(hook.shape)
@@ -58,7 +58,7 @@ class StoredStatistics:
     def not_finite(
         self, hook: HookArray, most_segments: int | None, most_records: int | None
     ) -> list[tuple[range, int]]:
-        """As `CommittedStore.not_finite`.
+        """The segments with values of a hook that are not finite, see `CommittedStore.not_finite`.
 
         Raises:
             StorageError: a record is damaged.
@@ -106,7 +106,7 @@ class StoredStatistics:
         return where
 
     def _count_not_finite(self, run: Run, hook: str) -> int | None:
-        """How many tokens of a finished run are not finite; None for others, of which nobody knows yet."""
+        """The number of tokens that are not finite in a finished run; None for other runs, of which it is not known."""
         if run.finished is None:
             return None
         counts = self._n_not_finite.get(run.plan.run)

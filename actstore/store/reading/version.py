@@ -1,4 +1,4 @@
-"""Whether what is at a URL is still the store that was opened."""
+"""Checks whether a URL still has the store that was opened."""
 
 import itertools
 import threading
@@ -13,19 +13,19 @@ from actstore.store.records.manifest import MANIFEST_KEY, read_manifest
 from actstore.store.records.run import Run, plan_tag_of, tag_of
 
 _MAX_PINNED: Final = 1 << 16
-"""Tags that are kept, some 15 MB. Whatever is not among them is looked at again."""
+"""Number of tags that are kept, some 15 MB. A blob whose tag is not kept is checked again."""
 _TRIES: Final = 5
-"""To read the records between two changes of them."""
+"""Tries to read the records between two changes of them."""
 
 
 class Version:
-    """The runs of a store as they were when it was opened, and what was seen since to belong to them.
+    """The runs of a store as they were when it was opened, and the tags of blobs that are known to belong to them.
 
     A store is written once, so its records vouch for its shards: the manifest for those of finished runs, with a
     checksum over all their checksums; for others the plan, which is the first object of a run that is written, and the
-    last one that another store of the same plan could share. If a shard is read *first*, and the records are still
-    those that were opened *afterwards*, the shard is theirs, whatever happened in between. Then its tag is known, and
-    nothing else has to be asked for as long as it stays the same.
+    last one that another store of the same plan could share. If a shard is read *first*, and *afterwards* the records
+    are still those that were opened, the shard belongs to them, whatever happened in between. Then its tag is known,
+    and nothing else has to be requested as long as that stays the same.
 
     Threads may share one. A forked process may use one of local files.
     """
@@ -33,32 +33,32 @@ class Version:
     def __init__(self, blobs: BlobReader, runs: tuple[Run, ...]) -> None:
         """
         Args:
-            blobs: where the records are; not pinned to a version.
-            runs: those that were opened.
+            blobs: where the records are; these are not pinned to a version.
+            runs: runs that were opened.
         """
         self._blobs = blobs
         self._runs = runs
-        self._records = _found_tags(runs)
-        """Tags of the records that vouch for the runs; None until these are seen to be theirs."""
+        self._records = _tags_of_records(runs)
+        """Tags of the records that vouch for the runs; None until they are known."""
         self._tags: dict[str, str] = {}
-        # Of files, records are looked at in a microsecond, and a lock could be held in a process that was forked.
+        # Tags of local records take a microsecond to read, and a lock could be held when the process is forked.
         self._lock = None if blobs.is_local else threading.Lock()
         self._clock = itertools.count()
         self._looked_at = -1
 
     def tag(self, key: str) -> str | None:
-        """Of a blob that is known to belong to this version."""
+        """The tag of a blob that is known to belong to this version; None if it is not known yet."""
         return self._tags.get(key)
 
     def seen(self, key: str, tag: str | None) -> None:
         """Take note of a blob that was read, or is held open.
 
         Args:
-            key: of the blob.
-            tag: of what was read; None where storage cannot tell.
+            key: key of the blob.
+            tag: tag of what was read; None where storage has none.
 
         Raises:
-            StoreReplacedError: it may be of another version.
+            StoreReplacedError: the blob may be of another version.
         """
         if tag is not None and self._tags.get(key) == tag:
             return
@@ -69,28 +69,28 @@ class Version:
             self._tags[key] = tag
 
     def check(self) -> None:
-        """See that all that was read, or opened, until now belongs to this version.
+        """Check that all that was read, or opened, until now belongs to this version.
 
         Raises:
             StorageError: the records cannot be read.
-            StoreReplacedError: it may not.
+            StoreReplacedError: something may be of another version.
         """
         if self._lock is None:
             self._look()
             return
         asked_at = next(self._clock)
         with self._lock:
-            # One look is enough for all who came before it began.
+            # One check is enough for all threads that came before it began.
             if self._looked_at < asked_at:
                 looked_at = next(self._clock)
                 self._look()
                 self._looked_at = looked_at
 
     def explain(self, error: Exception) -> None:
-        """Say of what could not be read that the store was replaced, if that is why.
+        """Check whether an error in reading comes from a store that was replaced, and say so.
 
         Raises:
-            StoreReplacedError: it was.
+            StoreReplacedError: it does.
         """
         if isinstance(error, StoreReplacedError):
             return
@@ -99,7 +99,7 @@ class Version:
         except StoreReplacedError as reason:
             raise reason from error
         except ActstoreError:
-            return  # the storage is away, which the first error says
+            return  # storage cannot be reached, which the first error says
 
     def _look(self) -> None:
         if self._records is None or self._read_tags() != self._records:
@@ -127,7 +127,7 @@ class Version:
             key = plan_key(run.plan.run)
             if run.finished is not None:
                 continue
-            # The same plan again can be that of other values: they depend on the machine, in the last bits.
+            # Another store of the same plan can have other values: their last bits depend on the machine.
             known = run.plan_tag if self._records is None else self._records[key]
             if known is not None:
                 if tags[key] != known:
@@ -142,9 +142,9 @@ class Version:
                     raise replaced(self._blobs.url)
 
 
-def _found_tags(runs: tuple[Run, ...]) -> dict[str, str] | None:
-    """Of the records as they were found; None if one is not known."""
-    found: dict[str, str] = {}
+def _tags_of_records(runs: tuple[Run, ...]) -> dict[str, str] | None:
+    """The tags that the records of runs had when they were read, by key; None if one is not known."""
+    tags: dict[str, str] = {}
     for run in runs:
         key, tag = (
             (plan_key(run.plan.run), run.plan_tag)
@@ -153,8 +153,8 @@ def _found_tags(runs: tuple[Run, ...]) -> dict[str, str] | None:
         )
         if tag is None:
             return None
-        found[key] = tag
-    return found
+        tags[key] = tag
+    return tags
 
 
 def _tag(info: BlobInfo | None, of: Callable[[BlobInfo], str]) -> str:

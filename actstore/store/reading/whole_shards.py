@@ -1,4 +1,4 @@
-"""Shards that one read goes through from first to last byte, and what their checksums must be."""
+"""Checks the shards that are read as a whole against their checksums."""
 
 import threading
 from collections.abc import Iterable
@@ -22,22 +22,22 @@ class WholeShards:
     ) -> None:
         """
         Args:
-            shards: array and number of each, and what reads it if it is compressed.
-            checksums: of what was committed.
+            shards: array and number of each shard, and its reader if it is compressed.
+            checksums: checksums of the committed shards.
         """
         self._checksums = checksums
-        self._shards = {each[0].key(each[1]): each for each in shards}
+        self._shards = {shard[0].key(shard[1]): shard for shard in shards}
         self._pieces: dict[str, dict[int, tuple[int, int]]] = {key: {} for key in self._shards}
-        """By key and first byte: checksum and number of bytes."""
+        """Checksum and number of bytes of each piece, by key of its shard and by its first byte."""
         self._lock = threading.Lock()
 
     def add(self, key: str, start: int, data: Bytes) -> None:
         """Take note of bytes that were read, as they are stored.
 
         Args:
-            key: of a shard; nothing is done for one that is not read as a whole.
-            start: first byte in the object.
-            data: the bytes.
+            key: key of a shard; nothing is done for one that is not read as a whole.
+            start: place of the first byte in the object.
+            data: bytes that were read.
         """
         if key in self._pieces:
             piece = crc32c(data), len(data)
@@ -49,17 +49,17 @@ class WholeShards:
                     self._pieces[key][start] = piece
 
     def check(self) -> None:
-        """See that all of them are what was committed. To be called when everything was read.
+        """Compare all shards with what was committed. This must be called when everything was read.
 
         Raises:
-            StorageError: one is not; or it cannot be known what was committed.
+            StorageError: a shard differs, or its record cannot be read.
         """
         for key, pieces in self._pieces.items():
             if not pieces:
-                continue  # a server has read it, and seen to it
+                continue  # a server read and checked it
             n_read = _end(pieces)
             if n_read is None:
-                # Another writer than ours may leave gaps, and a list of rows may have some of them more than once.
+                # Other programs may write shards with gaps, and a list of rows may have a row more than once.
                 self._checksums.check_once(key)
                 continue
             tail = self._tail(key, n_read)
@@ -69,7 +69,7 @@ class WholeShards:
             self._checksums.set_checked(key)
 
     def _tail(self, key: str, n_read: int) -> bytes:
-        """What lies behind the chunks, or the rows, that were read."""
+        """The bytes behind the chunks, or the rows, that were read."""
         layout, shard, compressed = self._shards[key]
         if compressed is not None:
             return indexed(compressed.index(shard))

@@ -44,7 +44,7 @@ def test_a_copy_is_the_same(tmp_path: Path) -> None:
 
 
 def test_a_store_that_grows_goes_on(tmp_path: Path) -> None:
-    """From each state to all later ones, and never back."""
+    """Each state continues as all later ones, and never as an earlier one."""
     blobs, later = written(tmp_path / "one"), hooks_run("0001", MLP_OUT)
     states = [identity(blobs)]
     seal(blobs)

@@ -94,7 +94,7 @@ def test_the_same_bytes_again_are_the_same_store(blobs: Blobs) -> None:
 
 @pytest.mark.parametrize("is_sealed", [False, True])
 def test_files_that_have_another_inode_are_the_same_store(is_sealed: bool, tmp_path: Path) -> None:
-    """As of a backup that was put back with its times, or of a mount that makes inodes up."""
+    """A backup that was put back with its times has other inodes, and so has a mount that makes them up."""
     plan = example_plan()
     values = example_values(plan)
     blobs = LocalBlobs(tmp_path / "store")
@@ -218,7 +218,7 @@ def test_a_check_that_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_nothing_is_asked_for_but_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the records: once for a shard, whatever is read of it."""
+    """The tags of the records are read once for a shard, whatever is read of it."""
     plan = example_plan()
     write_store(LocalBlobs(tmp_path), plan, example_values(plan), range(plan.n_segments))
     seal(LocalBlobs(tmp_path))
