@@ -85,7 +85,7 @@ def test_segments_of_a_stopped_worker_are_given_to_others(
         if len(done) == 5:
             # Stop the worker that did these segments and has more under way; the other one may still be starting.
             own = [psutil.Process(pid) for pid in worker_pids() if pid not in of_others]
-            stopped.append(max(own, key=lambda process: process.cpu_times().user).pid)
+            stopped.append(max(own, key=lambda process: process.io_counters().write_chars).pid)
             os.kill(stopped[0], signal.SIGSTOP)
 
     report = actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2, on_event=stop_one)
