@@ -36,6 +36,7 @@ else:
 _BUCKET = "actstore-tests"
 _SERVER_START_S = 60.0
 _SERVER_STOP_S = 15.0
+_SERVER_STARTS = 5
 _CACHE = Path(__file__).parents[1] / ".cache"
 _SERVICES = ("ray", "s3")
 _LONG = (
@@ -110,10 +111,9 @@ def s3_server() -> Iterator[S3Server]:
     The credentials ``reader``/``secret`` may read and list, not write.
     """
     with tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as folder:
-        server, process = _start_weed(Path(folder))
+        server, process = _ready_weed(Path(folder))
         with contextlib.ExitStack() as stack:
             stack.callback(_stop, process)
-            _make_bucket(server, process, Path(folder))
             environment = stack.enter_context(pytest.MonkeyPatch.context())
             for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
                 environment.delenv(name, raising=False)
@@ -131,6 +131,23 @@ def s3_server() -> Iterator[S3Server]:
 def s3_url(s3_server: S3Server) -> str:
     """An empty prefix on S3 that nothing else uses."""
     return f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
+
+
+def _ready_weed(folder: Path) -> tuple[S3Server, "subprocess.Popen[bytes]"]:
+    """Start the server until it answers: a port that was free a moment ago may be another process's by then."""
+    for attempt in range(_SERVER_STARTS):
+        place = folder / str(attempt)
+        place.mkdir()
+        server, process = _start_weed(place)
+        try:
+            _make_bucket(server, process, place)
+        except BaseException:
+            _stop(process)
+            if attempt == _SERVER_STARTS - 1 or "address already in use" not in (place / "log").read_text():
+                raise
+        else:
+            return server, process
+    raise AssertionError
 
 
 def _start_weed(folder: Path) -> tuple[S3Server, "subprocess.Popen[bytes]"]:
