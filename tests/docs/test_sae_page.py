@@ -58,6 +58,7 @@ def places(smollm2: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.Monke
     }
 
 
+@pytest.mark.faults
 def test_small(places: dict[str, str], tmp_path: Path) -> None:
     names, printed, shown = run_page(places | SMALL)
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
