@@ -17,7 +17,7 @@ N_SEGMENTS = 3
 N_PARTS = 6
 N_S3_PARTS = 4
 N_SAMPLES = 8
-# A step can be absent where threads ran in another order; all but this share must have been reached.
+# A step can be absent where threads ran in another order; all but this share, or one, must have been reached.
 MAX_MISSED = 0.03
 
 
@@ -48,7 +48,7 @@ def crash_on_disk(chosen: list[Point], fields: Fields, expected: dict[str, str])
             check_finished(job["out"], expected)
         except AssertionError as error:
             raise AssertionError(f"after a crash {point}: {error}") from error
-    assert len(missed) <= MAX_MISSED * len(chosen), missed
+    assert len(missed) <= max(1, MAX_MISSED * len(chosen)), missed
 
 
 def test_crashes_at_some_steps_of_the_disk(
