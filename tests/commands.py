@@ -19,6 +19,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import IO, Any, Final
 
+import pytest
+
 FORKS: Final = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preload"])
 
@@ -27,13 +29,9 @@ def start_server() -> None:
     """Start the process that is forked. It keeps the environment in which it starts; torch reads the number of threads
     when it is imported.
     """
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
         forkserver.ensure_running()
-    finally:
-        if threads is not None:
-            os.environ["OMP_NUM_THREADS"] = threads
 
 
 class Command:

@@ -17,8 +17,9 @@ N_SEGMENTS = 3
 N_PARTS = 6
 N_S3_PARTS = 4
 N_SAMPLES = 8
-# A step can be absent where threads ran in another order; all but this share, or one, must have been reached.
+# A step can be absent where threads ran in another order; all but this share must have been reached.
 MAX_MISSED = 0.03
+N_TRIES = 3
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +39,20 @@ def disk_points(make_fields: MakeFields, tmp_path_factory: pytest.TempPathFactor
 def crash_on_disk(chosen: list[Point], fields: Fields, expected: dict[str, str]) -> None:
     missed = []
     for i, point in enumerate(chosen):
-        job = fields | {"out": f"{fields['out']}-{i}"}
-        exitcode = Child(job, point=point).outcome().exitcode
-        assert exitcode in (0, EXIT_CODE), point
-        if exitcode == 0:
+        for attempt in range(N_TRIES):
+            job = fields | {"out": f"{fields['out']}-{i}-{attempt}"}
+            exitcode = Child(job, point=point).outcome().exitcode
+            assert exitcode in (0, EXIT_CODE), point
+            if exitcode == EXIT_CODE:
+                break
+        else:
             missed.append(point)
         run(job)
         try:
             check_finished(job["out"], expected)
         except AssertionError as error:
             raise AssertionError(f"after a crash {point}: {error}") from error
-    assert len(missed) <= max(1, MAX_MISSED * len(chosen)), missed
+    assert len(missed) <= MAX_MISSED * len(chosen), missed
 
 
 def test_crashes_at_some_steps_of_the_disk(
@@ -89,7 +93,8 @@ def test_crashes_where_activations_lie_on_another_disk(
         assert {"open", "write", "fsync", "link", "unlink"} <= {point.step.call for point in every}
         chosen = every[len(every) // 10 :: len(every) // 5]
         for i in range(len(chosen)):
-            link(f"store-{i}")
+            for attempt in range(N_TRIES):
+                link(f"store-{i}-{attempt}")
         crash_on_disk(chosen, fields, undisturbed(fields))
 
 
