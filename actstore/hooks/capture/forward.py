@@ -1,7 +1,8 @@
 """One forward of a Hugging Face model past its hooks, without KV cache and without parts that are not needed."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from actstore.hooks.capture.exclusive import Turn, exclusive
@@ -11,7 +12,7 @@ from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.site import AnySite, sites_in_layer, sites_outside
 from actstore.hooks.naming.hook_points import POINTS
-from actstore.hooks.naming.names import join
+from actstore.hooks.naming.names import join, layer_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,8 @@ class Forward:
         names: Iterable[str],
         *,
         mask: "torch.Tensor | None" = None,
+        start_at_layer: int = 0,
+        residual: "torch.Tensor | None" = None,
         stop_at_layer: int | None = None,
         has_logits: bool = True,
         has_graph: bool = False,
@@ -63,6 +66,8 @@ class Forward:
             visitor: sees the values of the hooks; it may raise `Finished`.
             names: canonical names of the hooks to visit.
             mask: [batch, position], 0 where a row is padded; positions are counted without padding then.
+            start_at_layer: the layer to start at; the number of layers runs the final norm and the head alone.
+            residual: the stream into that layer [batch, position, d_model], if it is not computed from the tokens.
             stop_at_layer: end before this layer.
             has_logits: run the head.
             has_graph: record a graph for gradients, with the embeddings at its root.
@@ -71,7 +76,11 @@ class Forward:
             Logits [batch, position, d_vocab]; or the residual stream into ``stop_at_layer``; or None.
         """
         wanted = frozenset(names)
-        sites = {name: site for name, site in self._sites.items() if name in wanted}
+        sites = {
+            name: site
+            for name, site in self._sites.items()
+            if name in wanted and (residual is None or not self._is_before(start_at_layer, name))
+        }
         given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
         if mask is not None and not bool(mask.all()):
             given["attention_mask"] = mask
@@ -94,6 +103,8 @@ class Forward:
                     is_scaled=attention is None or attention.is_scaled,
                 )
             )
+            if residual is not None:
+                stack.enter_context(self._started_at(start_at_layer, residual, turn))
             if stop_at_layer is not None:
                 return self._until(stop_at_layer, given, turn)
             with contextlib.suppress(Finished):
@@ -102,6 +113,55 @@ class Forward:
                     return logits
                 self._base(**given)
             return None
+
+    @staticmethod
+    def _is_before(layer: int, name: str) -> bool:
+        number = layer_of(name)
+        return name in ("hook_embed", "hook_pos_embed") if number is None else number < layer
+
+    @contextlib.contextmanager
+    def _started_at(self, layer: int, residual: "torch.Tensor", turn: Turn) -> Iterator[None]:
+        """Put a residual stream in front of a layer, and let the layers before it do nothing."""
+        # The base model makes masks and positions as always, so it runs whole, over layers that give what they take.
+        is_tuple = self._gives_tuple
+
+        def passed(hidden_states: "torch.Tensor", *_args: Any, **_kwargs: Any) -> Any:
+            return (hidden_states,) if is_tuple else hidden_states
+
+        def into(_module: Any, args: Any, kwargs: Any) -> Any:
+            if not turn.is_passing():
+                return None
+            return ((residual, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": residual})
+
+        first = self.layers[min(layer, len(self.layers) - 1)]
+        handle = first.register_forward_pre_hook(into, prepend=True, with_kwargs=True)
+        with contextlib.ExitStack() as stack:
+            stack.callback(handle.remove)
+            for module in self.layers[:layer]:
+                own = vars(module).get("forward")  # accelerate puts one there
+                module.forward = passed
+                stack.callback(_give_back, module, own)
+            yield
+
+    @cached_property
+    def _gives_tuple(self) -> bool:
+        """Whether layers return tuples, as those of older families do."""
+        import torch
+
+        outputs: list[Any] = []
+
+        def after(_module: Any, _args: Any, output: Any) -> None:
+            outputs.append(output)
+            raise Finished
+
+        handle = self.layers[0].register_forward_hook(after)
+        device = next(self._embeddings[0].parameters()).device
+        try:
+            with contextlib.suppress(Finished), torch.no_grad():
+                self._base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+        finally:
+            handle.remove()
+        return isinstance(outputs[0], tuple)
 
     def _until(self, layer: int, given: dict[str, Any], turn: Turn) -> "torch.Tensor":
         """Run a forward up to a layer, and return the residual stream into it, or out of the last layer."""
@@ -129,6 +189,14 @@ class Forward:
         finally:
             handle.remove()
         return reached[0]
+
+
+def _give_back(module: Any, forward: Any) -> None:
+    """Undo the replacement of a module's forward."""
+    if forward is None:
+        del module.forward
+    else:
+        module.forward = forward
 
 
 def _root(turn: Turn) -> "Callable[[Any, Any, torch.Tensor], torch.Tensor]":
