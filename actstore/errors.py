@@ -66,5 +66,9 @@ class IncompleteError(ExtractError):
     """A run ended without being complete, since records were removed meanwhile. The same command makes them again."""
 
 
+class PatchError(ActstoreError, ValueError):
+    """A patching experiment cannot be run as requested: prompts, metric, positions, or an option."""
+
+
 class MissingExtraError(ActstoreError, ImportError):
     """An optional dependency is not installed."""

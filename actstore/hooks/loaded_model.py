@@ -1,6 +1,7 @@
 """A Hugging Face model that is loaded, with TransformerLens' names for its hooks, sizes and weights."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.model_names import names_of
 from actstore.hooks.families.recognition import architecture
 from actstore.hooks.loading.live_model import checked, device_of
+from actstore.hooks.packing.packed_run import PackedRun, packed_run
 from actstore.hooks.text.prompts import Prompts
 from actstore.hooks.text.with_text import WithText
 from actstore.hooks.weights.model_weights import Weights
@@ -82,6 +84,16 @@ class LoadedModel(WithText):
         with torch.inference_mode():
             self._forward.run(tokens, visitor, hooks, has_logits=False)
         self._check_reached(visitor.waiting)
+
+    def packed_run(self, tokens: "torch.Tensor") -> AbstractContextManager[PackedRun]:
+        """A context with a recorded forward over ids [prompt, position], for variants that share its prefixes.
+
+        Functions on hooks are not called. No other forward of this model can run in the context.
+
+        Raises:
+            ModelError: attention of this model cannot be handled.
+        """
+        return packed_run(self._forward, self.base, self.architecture, self.cfg, tokens)
 
     @cached_property
     def weights(self) -> Weights:

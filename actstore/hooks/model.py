@@ -251,6 +251,11 @@ class HookedModel(LoadedModel):
         """Remove all functions from hooks, and what they kept in ``hook.ctx``."""
         self._functions.clear()
 
+    @property
+    def has_functions(self) -> bool:
+        """Whether there are functions on hooks."""
+        return bool(self._functions.names)
+
     @cached_property
     def _ignores_left_padding(self) -> bool:
         # Families in the table pass the mask to attention; other families are tried out.

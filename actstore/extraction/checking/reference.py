@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from actstore.extraction.memory import free_nbytes
 from actstore.hooks.loading.pretrained import load_config, quiet_loading
 from actstore.hooks.model import HookedModel
+from actstore.memory import free_nbytes
 
 if TYPE_CHECKING:
     import torch

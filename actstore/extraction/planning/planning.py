@@ -13,13 +13,13 @@ from actstore.extraction.computing.executor import Resources, workers_here
 from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
 from actstore.extraction.events import OnEvent, ignore
 from actstore.extraction.fingerprint import fingerprint
-from actstore.extraction.memory import total_nbytes
 from actstore.extraction.planning.growth import Place, find_place
 from actstore.extraction.planning.job import Job, load_job, parse_job
 from actstore.extraction.planning.stored_hooks import stored_hooks
 from actstore.extraction.planning.tokens_stage import PackedTokens, TokenStage
 from actstore.hooks.loading.embedding_rows import embedding_rows
 from actstore.hooks.loading.pretrained import load_config
+from actstore.memory import total_nbytes
 from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
 from actstore.storage.opening import open_blobs

@@ -29,6 +29,16 @@ class AttentionRule:
         self.mask = mask
         self.local = local
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are products of queries and keys, scaled, and all that is hidden is hidden whole."""
+        has_bias = (
+            self.mask is not None
+            and self.mask.dtype.is_floating_point
+            and bool(((self.mask != 0) & (self.mask > -1e30)).any())
+        )
+        return self.softcap is None and self.sinks is None and not has_bias
+
     def scores(
         self, query: "torch.Tensor", key: "torch.Tensor", rows: slice, first: int = 0
     ) -> "torch.Tensor":

@@ -114,6 +114,22 @@ class Forward:
                 self._base(**given)
             return None
 
+    def logits(self, tokens: "torch.Tensor") -> "torch.Tensor":
+        """Logits of token ids [batch, position]; call it while holding a turn."""
+        result: torch.Tensor = self._model(input_ids=tokens, use_cache=False).logits
+        return result
+
+    def head(self, stream: "torch.Tensor", turn: Turn) -> "torch.Tensor":
+        """Logits [row, d_vocab] of streams out of the last layer [row, d_model]; call it while holding a turn."""
+        import torch
+
+        # Rows of one position, since a learned embedding may have fewer positions than there are rows.
+        tokens = torch.zeros(
+            len(stream), 1, dtype=torch.long, device=next(self._embeddings[0].parameters()).device
+        )
+        with self._started_at(len(self.layers), stream[:, None], turn):
+            return self.logits(tokens)[:, 0]
+
     @staticmethod
     def _is_before(layer: int, name: str) -> bool:
         number = layer_of(name)

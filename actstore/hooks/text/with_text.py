@@ -33,6 +33,10 @@ class WithText(ABC):
         """The device of the model."""
 
     @property
+    def has_tokenizer(self) -> bool:
+        return self._prompts is not None
+
+    @property
     def tokenizer(self) -> Any:
         return self._text().tokenizer
 

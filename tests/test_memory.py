@@ -6,7 +6,7 @@ import psutil
 import pytest
 import torch
 
-from actstore.extraction import memory
+from actstore import memory
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,89 @@
+"""Where the values come from that are put into the corrupted run."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from actstore.errors import HookError, PatchError
+from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.names import join
+from actstore.patching.engine.cells import PATTERNS
+
+if TYPE_CHECKING:
+    import torch
+
+
+Clean = "ActivationCache | Mapping[str, torch.Tensor] | torch.Tensor | str | Sequence[str]"
+"""A cache, of a live run or of a store (``store.cache(sequences)``); or prompts, as text or ids, which are run once."""
+
+
+def clean_values(
+    model: HookedModel, clean: Any, leaf: str, layers: Sequence[int], shape: "torch.Size"
+) -> "Callable[[int], torch.Tensor]":
+    """The function that gives the clean values of a layer, on the device and in the dtype of the model.
+
+    Args:
+        model: the model.
+        clean: see `Clean`.
+        leaf: the hook.
+        layers: layers whose values are needed.
+        shape: (prompts, positions) of the corrupted prompts.
+
+    Raises:
+        HookError: a value is missing.
+        PatchError: there are other prompts or positions than the corrupted ones.
+    """
+    import torch
+
+    names = {layer: join(layer, leaf) for layer in layers}
+    if isinstance(clean, torch.Tensor | str) or (
+        isinstance(clean, Sequence) and all(isinstance(text, str) for text in clean)
+    ):
+        tokens = clean if isinstance(clean, torch.Tensor) else model.to_tokens(clean)
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
+        check_lengths(tokens.shape, shape)
+        _, clean = model.run_with_cache(tokens, names_filter=list(names.values()), return_type=None)
+    values = {}
+    missing = []
+    for layer, name in names.items():
+        try:
+            value = clean[name]
+        except HookError as error:
+            missing.append((name, error))
+            continue
+        except KeyError:
+            raise HookError(f"the clean cache does not hold {name}; run it with that hook") from None
+        values[layer] = _shaped(value, name, leaf, shape).to(model.device, model.dtype)
+    if missing:
+        if len(missing) == 1:
+            raise missing[0][1]
+        raise HookError(
+            f"the clean cache lacks {len(missing)} of {len(names)} values, the first is {missing[0][0]}; "
+            f"run it, or extract, with names_filter='blocks.*.{leaf}'"
+        )
+    return values.__getitem__
+
+
+def check_lengths(clean: "torch.Size", corrupted: "torch.Size") -> None:
+    """Check that prompts line up.
+
+    Raises:
+        PatchError: they do not.
+    """
+    if tuple(clean) != tuple(corrupted):
+        raise PatchError(
+            f"the clean prompts are {clean[0]} of {clean[1]} tokens, and the corrupted ones {corrupted[0]} of "
+            f"{corrupted[1]}; choose prompts with as many tokens, so that positions mean the same"
+        )
+
+
+def _shaped(value: "torch.Tensor", name: str, leaf: str, shape: "torch.Size") -> "torch.Tensor":
+    """A value with its axis of prompts, which a cache of one prompt may lack."""
+    axis = 2 if leaf in PATTERNS else 1
+    if value.ndim > axis and value.shape[0] == shape[0] and value.shape[axis] == shape[1]:
+        return value
+    if shape[0] == 1 and value.ndim >= axis and value.shape[axis - 1] == shape[1]:
+        return value[None]
+    raise PatchError(
+        f"clean values of {name} have shape {list(value.shape)}, and the corrupted prompts are {shape[0]} of "
+        f"{shape[1]} tokens; the clean run needs as many prompts and tokens"
+    )

@@ -1,0 +1,154 @@
+"""Computing cells by the engine that fits the model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from actstore.errors import ModelError
+from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.names import join
+from actstore.patching.engine.cells import Cells, reach, trimmed
+from actstore.patching.engine.metric import Metric, measured
+from actstore.patching.engine.sweep import sweep
+from actstore.patching.engine.whole_rows import whole_rows
+
+if TYPE_CHECKING:
+    import torch
+
+_DRIFT: Final = {"float32": 1e-3, "float64": 1e-6}
+_DRIFT_OF_HALVES: Final = 0.1
+"""How far unpatched rows may end from the recorded run, as a share of their norm. Rounding stays a hundred times below;
+a model whose layers mix positions outside of attention is far above.
+"""
+
+Progress = Callable[[int, int], None]
+"""Called with (cells done, cells in all)."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The metric of cells, and how it was computed."""
+
+    numbers: "torch.Tensor"
+    """Metric of each cell, float64 [cell, 1] or [cell, prompt]."""
+    corrupted: "torch.Tensor"
+    """Metric of the corrupted run, float64 [1] or [prompt]."""
+    engine: str
+    """``packed rows``; or ``whole rows`` and the reason."""
+    noise_floor: float
+    """Largest difference of the unpatched metric between the shapes of batches that were used."""
+    n_skipped: int
+    """Cells that change nothing, which were not run."""
+
+
+def computed(
+    model: HookedModel,
+    tokens: "torch.Tensor",
+    cells: Cells,
+    metric: Metric,
+    positions: Sequence[int],
+    *,
+    max_tokens: int,
+    engine: str | None = None,
+    progress: Progress | None = None,
+) -> Computed:
+    """Compute cells.
+
+    Args:
+        model: the model.
+        tokens: corrupted prompts, ids [prompt, position].
+        cells: what to compute, in ascending order of layers.
+        metric: takes logits of ``positions`` [prompt, position, d_vocab].
+        positions: positions that the metric sees.
+        max_tokens: the most tokens that are on the way at once.
+        engine: ``packed rows`` or ``whole rows``; None for the first where it is exact.
+        progress: called after each part.
+
+    Raises:
+        PatchError: the metric gives something else than numbers.
+        ModelError: ``packed rows`` was asked for, and this model cannot be run so.
+    """
+    reason = "" if engine == "whole rows" else _why_whole(model)
+    if reason and engine == "packed rows":
+        raise ModelError(f"this model cannot be run as packed rows: {reason}")
+    if engine != "whole rows" and not reason:
+        try:
+            return _packed(model, tokens, cells, metric, positions, max_tokens, progress)
+        except ModelError as error:
+            if engine == "packed rows":
+                raise
+            reason = str(error)
+    name = f"whole rows: {reason}" if reason else "whole rows"
+    return _whole(model, tokens, cells, metric, positions, max_tokens, progress, name)
+
+
+def _why_whole(model: HookedModel) -> str:
+    """Why a model cannot be run as packed rows; empty if it can."""
+    if model.has_functions:
+        return "there are functions on its hooks"
+    if model.architecture.attention is None:
+        return f"only the residual stream of a {model.cfg.model_type} model is known"
+    return ""
+
+
+def _packed(
+    model: HookedModel,
+    tokens: "torch.Tensor",
+    cells: Cells,
+    metric: Metric,
+    positions: Sequence[int],
+    max_tokens: int,
+    progress: Progress | None,
+) -> Computed:
+    is_recorded = reach(cells.leaf) == "stream"
+    recorded = None if is_recorded else _values(model, tokens, cells)
+    with model.packed_run(tokens) as run:
+        cells, changed = trimmed(cells, recorded or run.streams.__getitem__, len(tokens))
+        corrupted = measured(metric, run.logits[:, list(positions)], is_in_turn=True)
+        numbers = corrupted.repeat(len(cells), 1)
+        noise = 0.0
+        allowed = _DRIFT.get(model.cfg.dtype, _DRIFT_OF_HALVES)
+        for part, swept in sweep(run, cells, changed, metric, positions, max_tokens):
+            if not swept.drift <= allowed:
+                raise ModelError(
+                    f"unpatched rows ended {swept.drift:.1g} of their norm away from the whole forward, so layers of "
+                    f"this {model.cfg.model_type} model join positions outside of attention"
+                )
+            numbers[part] = swept.numbers
+            noise = max(noise, float((swept.controls - corrupted).abs().max()))
+            if progress is not None:
+                progress(part.stop, len(cells))
+    n_skipped = int((~changed.any(1)).sum()) if len(cells) else 0
+    return Computed(numbers, corrupted, "packed rows", noise, n_skipped)
+
+
+def _values(model: HookedModel, tokens: "torch.Tensor", cells: Cells) -> "Callable[[int], torch.Tensor]":
+    """The values of the corrupted run at the hook of the cells, by layer."""
+    names = [join(layer, cells.leaf) for layer in sorted(set(cells.layers.tolist()))]
+    _, cache = model.run_with_cache(tokens, names_filter=names, return_type=None)
+    return lambda layer: cache[join(layer, cells.leaf)]
+
+
+def _whole(
+    model: HookedModel,
+    tokens: "torch.Tensor",
+    cells: Cells,
+    metric: Metric,
+    positions: Sequence[int],
+    max_tokens: int,
+    progress: Progress | None,
+    name: str,
+) -> Computed:
+    chosen = list(positions)
+    corrupted = measured(metric, model(tokens)[:, chosen])
+    numbers = corrupted.repeat(len(cells), 1)
+    noise = 0.0
+    n_at_once = max(1, max_tokens // tokens.numel())
+    for part, its_numbers in whole_rows(model, tokens, cells, metric, positions, max_tokens):
+        numbers[part] = its_numbers
+        if progress is not None:
+            progress(part.stop, len(cells))
+    if len(cells):
+        again = model(tokens.repeat(min(n_at_once, len(cells)), 1))[: len(tokens), chosen]
+        noise = float((measured(metric, again) - corrupted).abs().max())
+    return Computed(numbers, corrupted, name, noise, 0)

@@ -1,0 +1,180 @@
+"""Grids of cells: one for each layer, and for each position, head or source position."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from actstore.errors import HookError, PatchError
+from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.hook_points import BY_LEAF
+from actstore.hooks.naming.names import split
+from actstore.memory import free_nbytes
+from actstore.patching.clean import check_lengths, clean_values
+from actstore.patching.engine.cells import PATTERNS, Cells
+from actstore.patching.engine.computed import Progress, computed
+from actstore.patching.engine.metric import Metric, measured, positions_of
+from actstore.patching.result import Axis, PatchResult
+
+if TYPE_CHECKING:
+    import torch
+
+_POSITIONS: Final = ("pos", "dest_pos")
+_HEADS: Final = ("head", "head_index")
+_KV_LEAVES: Final = ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
+_SHARE_OF_MEMORY: Final = 0.125
+_LEAST_TOKENS: Final = 4096
+_MOST_TOKENS: Final = 1 << 20
+
+
+def grid(
+    model: HookedModel,
+    corrupted: "torch.Tensor | str | Sequence[str]",
+    clean: Any,
+    metric: Metric,
+    hook: str = "resid_pre",
+    axes: Sequence[str] = ("layer", "pos"),
+    *,
+    positions: "int | Sequence[int] | None" = None,
+    max_tokens: int | None = None,
+    engine: str | None = None,
+    progress: Progress | None = None,
+) -> PatchResult:
+    """Patch every cell of a grid: run the corrupted prompts with one value of the clean run, and measure the logits.
+
+    Args:
+        model: the model; in float32 unless you want the noise of others.
+        corrupted: prompts [prompt, position] as ids, or text. Each cell is patched in all of them together.
+        clean: where values come from: a cache of `HookedModel.run_with_cache` or `Store.cache`, or clean prompts.
+        metric: takes logits [prompt, position, d_vocab], and gives one number, or one for each prompt.
+        hook: what is patched, in TransformerLens' shorthand: ``resid_pre``, ``z``, ``q``, ``pattern``, ``mlp_out``, ...
+        axes: the axes of the grid: ``layer``, and ``pos`` (each position by itself; otherwise all at once), ``head``,
+            and for patterns ``dest_pos`` and ``src_pos``.
+        positions: positions whose logits the metric needs, such as -1, for logits [prompt, len(positions), d_vocab];
+            None for all. The last one bounds what has to be computed.
+        max_tokens: tokens on the way at once, which bounds memory; None for an eighth of what is free.
+        engine: ``packed rows`` or ``whole rows``; None for the first where it is exact for the model.
+        progress: called as ``progress(done, total)`` with numbers of cells.
+
+    Raises:
+        HookError: the clean values do not have the hook, or the model does not.
+        PatchError: prompts that do not line up, a metric that is no number, an axis that the hook does not have.
+        ModelError: the model has no head, or cannot be run as ``engine`` asks.
+    """
+    import torch
+
+    began = time.perf_counter()
+    tokens = corrupted if isinstance(corrupted, torch.Tensor) else model.to_tokens(corrupted)
+    tokens = (tokens[None] if tokens.ndim == 1 else tokens).to(model.device)
+    if tokens.shape[1] == 0 or len(tokens) == 0:
+        raise PatchError("there are no corrupted tokens; give at least one prompt with one token")
+    leaf = _leaf(model, hook)
+    sizes = _sizes(model, leaf, axes, tokens.shape[1])
+    chosen = positions_of(positions, tokens.shape[1])
+    new = clean_values(model, clean, leaf, range(model.cfg.n_layers), tokens.shape)
+    cells = _cells(leaf, axes, sizes, tokens.shape[1], new)
+    result = computed(
+        model,
+        tokens,
+        cells,
+        metric,
+        chosen,
+        max_tokens=max_tokens or default_tokens(model),
+        engine=engine,
+        progress=progress,
+    )
+    values = result.numbers.float().T.reshape(-1, *sizes)
+    labels = [Axis(name, _labels(model, name, size, tokens)) for name, size in zip(axes, sizes, strict=True)]
+    if len(values) > 1:
+        labels.insert(0, Axis("prompt", tuple(map(str, range(len(values))))))
+    return PatchResult(
+        values=values if len(values) > 1 else values[0],
+        axes=tuple(labels),
+        hook=hook,
+        model_name=model.cfg.model_name,
+        corrupted=result.corrupted.float().squeeze(),
+        clean=_clean_metric(model, clean, metric, chosen, tokens.shape),
+        engine=result.engine,
+        noise_floor=result.noise_floor,
+        n_skipped=result.n_skipped,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def default_tokens(model: HookedModel) -> int:
+    """Tokens whose residual streams take an eighth of the free memory of the model's device."""
+    free = free_nbytes(model.device)
+    # The stream of a token, and about as much again for values within the layer.
+    tokens = int(free * _SHARE_OF_MEMORY) // (2 * model.cfg.d_model * model.dtype.itemsize)
+    return min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)
+
+
+def _leaf(model: HookedModel, hook: str) -> str:
+    """The leaf of a hook that is given in shorthand, such as ``z``, or as a leaf, such as ``ln1.hook_scale``."""
+    point = BY_LEAF.get(hook)
+    if point is not None and not point.in_layer:
+        raise HookError(f"{hook} is outside of the layers, and a grid patches hooks of every layer")
+    _, leaf = split(model.names.one((hook, 0) if point is None else f"blocks.0.{hook}"))
+    return leaf
+
+
+def _sizes(model: HookedModel, leaf: str, axes: Sequence[str], length: int) -> list[int]:
+    """The size of each axis of a grid."""
+    has_heads = bool({"head", "kv_head"} & set(BY_LEAF[leaf].axes))
+    allowed = {"layer": model.cfg.n_layers, "pos": length, "dest_pos": length}
+    if has_heads:
+        n_heads = model.cfg.n_key_value_heads if leaf in _KV_LEAVES else model.cfg.n_heads
+        allowed |= dict.fromkeys(_HEADS, n_heads)
+    if leaf in PATTERNS:
+        allowed["src_pos"] = length
+    wrong = [axis for axis in axes if axis not in allowed]
+    if wrong or not axes or axes[0] != "layer" or len(set(axes)) != len(axes):
+        raise PatchError(
+            f"axes is {list(axes)}; give 'layer' first, then any of {', '.join(sorted(allowed.keys() - {'layer'}))}, "
+            f"each once, for {leaf}"
+        )
+    return [allowed[axis] for axis in axes]
+
+
+def _cells(leaf: str, axes: Sequence[str], sizes: Sequence[int], length: int, new: Any) -> Cells:
+    """All cells of a grid, the last axis fastest."""
+    import torch
+
+    columns = dict(
+        zip(
+            axes,
+            (part.flatten() for part in torch.meshgrid(*map(torch.arange, sizes), indexing="ij")),
+            strict=True,
+        )
+    )
+    layers = columns["layer"]
+    position = next((columns[axis] for axis in _POSITIONS if axis in columns), None)
+    return Cells(
+        leaf=leaf,
+        layers=layers,
+        starts=torch.zeros_like(layers) if position is None else position,
+        stops=torch.full_like(layers, length) if position is None else position + 1,
+        heads=next((columns[axis] for axis in _HEADS if axis in columns), None),
+        sources=columns.get("src_pos"),
+        new=new,
+    )
+
+
+def _labels(model: HookedModel, axis: str, size: int, tokens: "torch.Tensor") -> tuple[str, ...]:
+    if axis in (*_POSITIONS, "src_pos") and len(tokens) == 1 and model.has_tokenizer:
+        texts = model.to_str_tokens(tokens[0])
+        return tuple(f"{position}: {text}" for position, text in enumerate(texts))
+    return tuple(map(str, range(size)))
+
+
+def _clean_metric(
+    model: HookedModel, clean: Any, metric: Metric, positions: list[int], shape: "torch.Size"
+) -> "torch.Tensor | None":
+    """The metric of the clean run, if its prompts are known."""
+    import torch
+
+    if not isinstance(clean, torch.Tensor | str | list | tuple):
+        return None
+    tokens = clean if isinstance(clean, torch.Tensor) else model.to_tokens(clean)
+    tokens = tokens[None] if tokens.ndim == 1 else tokens
+    check_lengths(tokens.shape, shape)
+    return measured(metric, model(tokens)[:, positions]).float().squeeze()
