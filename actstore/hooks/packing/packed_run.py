@@ -12,6 +12,7 @@ from actstore.hooks.capture.attention_rule import AttentionRule
 from actstore.hooks.capture.exclusive import Turn, exclusive
 from actstore.hooks.capture.forward import Forward
 from actstore.hooks.capture.taps import tapped
+from actstore.hooks.capture.visitor import Finished
 from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.site import AttentionSite, sites_in_layer
@@ -48,6 +49,8 @@ class Group:
     """Position behind the last one."""
     has_own_keys: bool
     """Whether the rows attend to their own keys and values from ``start`` on; otherwise to the recorded ones only."""
+    sources: "tuple[torch.Tensor, torch.Tensor] | None" = None
+    """Keys and values of all positions up to ``stop`` [row, kv_head, source_position, d_head], if they are known."""
 
     @property
     def n_rows(self) -> int:
@@ -99,6 +102,7 @@ class PackedRun:
         self._visible: dict[tuple[int, int, int, bool], torch.Tensor | None] = {}
         self._groups: Sequence[Group] = ()
         self._edits: Mapping[str, Edit] = {}
+        self._sources_seen: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self.length = tokens.shape[1]
         self.logits = self._recorded(tokens)
         """Logits of the model [prompt, position, d_vocab]."""
@@ -144,6 +148,30 @@ class PackedRun:
         result: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return result[0]
 
+    def layer_at_end(self, layer: int, stream: "torch.Tensor", groups: Sequence[Group]) -> "torch.Tensor":
+        """Run one layer over packed rows, as `layer` does, for the last position of each row only [row, d_model].
+
+        What other positions need beyond their keys and values is not computed.
+        """
+        import torch
+
+        self._sources_seen = []
+        with contextlib.suppress(Finished):
+            self.layer(layer, stream, groups)
+        sources, self._sources_seen = self._sources_seen, None
+        ends = [
+            Group(group.prompts, group.stop - 1, group.stop, True, its_sources)
+            for group, its_sources in zip(groups, sources, strict=True)
+        ]
+        streams = torch.split(stream, [group.n_tokens for group in groups])
+        last = torch.cat(
+            [
+                part[group.n_positions - 1 :: group.n_positions]
+                for part, group in zip(streams, groups, strict=True)
+            ]
+        )
+        return self.layer(layer, last, ends)
+
     def head(self, stream: "torch.Tensor") -> "torch.Tensor":
         """Logits [row, d_vocab] of residual streams out of the last layer [row, d_model]."""
         return self._forward.head(stream, self._turn)
@@ -167,12 +195,17 @@ class PackedRun:
                 rows = packed[0, :, tokens]
                 return rows.view(rows.shape[0], group.n_rows, group.n_positions, -1).transpose(0, 1)
 
-            keys, values = (
-                self._sources(recorded[layer], unpacked(own), group)
-                for recorded, own in ((self.keys, key), (self.values, value))
+            keys, values = group.sources or (
+                self._sources(self.keys[layer], unpacked(key), group),
+                self._sources(self.values[layer], unpacked(value), group),
             )
+            if self._sources_seen is not None:
+                self._sources_seen.append((keys, values))
+                continue
             mixed = self._mixed(layer, unpacked(query), keys, values, group, number)
             out[0, tokens].view(group.n_rows, group.n_positions, n_heads, -1).copy_(mixed.transpose(1, 2))
+        if self._sources_seen is not None:
+            raise Finished
         return out, None
 
     def _sources(self, recorded: "torch.Tensor", own: "torch.Tensor", group: Group) -> "torch.Tensor":

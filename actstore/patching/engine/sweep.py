@@ -16,7 +16,7 @@ from actstore.patching.engine.metric import Metric, measured
 if TYPE_CHECKING:
     import torch
 
-_TOKENS_AT_ONCE: Final = 4096
+_TOKENS_AT_ONCE: Final = 2048
 """Tokens that go through a layer in one call. More need memory for values within the layer, and are no faster."""
 _LOGITS_BYTES: Final = 64 << 20
 """Bytes of logits that are made at once; at least those of one cell."""
@@ -212,8 +212,17 @@ class _Wave:
 
     def _advance(self, layer: int, pieces: list[_Piece]) -> None:
         """Run a layer over rows that are on the way."""
+        import torch
+
         streams = [piece.live.stream[piece.rows].flatten(0, 1) for piece in pieces]
         groups = [piece.group(has_own_keys=True) for piece in pieces]
+        if layer == len(self._run.streams) - 2 and len(self._positions) == 1:
+            # Nobody looks at the other positions behind the last layer.
+            self._n_tokens += sum(group.n_rows for group in groups)
+            ends = self._run.layer_at_end(layer, torch.cat(streams), groups)
+            for piece, end in zip(pieces, torch.split(ends, [group.n_rows for group in groups]), strict=True):
+                piece.live.stream[piece.rows, -1] = end
+            return
         for piece, out in zip(pieces, self._through(layer, streams, groups, {}), strict=True):
             piece.live.stream[piece.rows].copy_(out)
 
@@ -331,8 +340,9 @@ class _Wave:
         """How far unpatched rows have come from the recorded run, as the largest share of a norm."""
         shares = []
         for live, row in places:
-            recorded = self._run.streams[-1][int(live.prompts[row]), live.start : live.stop].float()
-            difference = live.stream[row].float() - recorded
+            seen = [position for position in self._positions if position >= live.start]
+            recorded = self._run.streams[-1][int(live.prompts[row]), seen].float()
+            difference = live.stream[row, [position - live.start for position in seen]].float() - recorded
             shares.append((difference.norm(dim=-1) / recorded.norm(dim=-1)).max())
         return float(max(shares))
 
