@@ -34,7 +34,8 @@ from actstore.patching.functions import (
     make_df_from_ranges,
 )
 from actstore.patching.grid import grid
-from actstore.patching.result import Axis, PatchResult
+from actstore.patching.results.panels import Axis
+from actstore.patching.results.result import PatchResult
 
 __all__ = [
     "Axis",

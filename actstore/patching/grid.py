@@ -13,7 +13,8 @@ from actstore.patching.clean import check_lengths, clean_values
 from actstore.patching.engine.cells import PATTERNS, Cells
 from actstore.patching.engine.computed import Progress, computed
 from actstore.patching.engine.metric import Metric, measured, positions_of
-from actstore.patching.result import Axis, PatchResult
+from actstore.patching.results.panels import Axis
+from actstore.patching.results.result import PatchResult
 
 if TYPE_CHECKING:
     import torch

@@ -18,6 +18,7 @@ from tests.benchmarks import (
     bench_loader,
     bench_loader_s3,
     bench_open,
+    bench_patching,
     bench_query,
     bench_s3,
     bench_slow,
@@ -52,6 +53,7 @@ def main(chosen: list[str]) -> int:
                 *bench_hooks.run(bench_hooks.on_cpu(model)),
                 *bench_hooks_memory.run(bench_hooks_memory.on_cpu(model)),
             ],
+            "patching": lambda: bench_patching.run(model),
             "cli": lambda: bench_cli.run(_any_store(folder, model)),
         }
         unknown = sorted(set(chosen) - set(benches))

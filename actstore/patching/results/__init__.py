@@ -1,0 +1,1 @@
+"""Results of patching: numbers with labels, tables of them, and pictures."""

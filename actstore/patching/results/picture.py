@@ -1,0 +1,62 @@
+"""Heat maps as a picture."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from actstore.errors import MissingExtraError
+from actstore.patching.results.panels import Panels
+
+_MOST_COLUMNS: Final = 4
+_MOST_LABELS: Final = 40
+
+
+def picture(panels: Panels, path: Path | None) -> Any:
+    """Draw heat maps, and write them as PNG if there is a path.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("a picture needs matplotlib: pip install 'actstore[plot]'") from error
+
+    n_panels, n_rows, n_columns = panels.values.shape
+    across = min(n_panels, _MOST_COLUMNS)
+    down = -(-n_panels // across)
+    width = min(2.0 + 0.32 * n_columns, 12.0 / across + 1)
+    height = min(1.6 + 0.16 * n_rows, 7.0)
+    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(f"{panels.title}\n{panels.unit}{', ' if panels.note else ''}{panels.note}", fontsize=10)
+    image: Any = None
+    for number in range(n_panels):
+        axes = figure.add_subplot(down, across, number + 1)
+        image = axes.imshow(
+            panels.values[number],
+            origin="lower",
+            aspect="auto",
+            cmap="RdBu",
+            vmin=-panels.bound,
+            vmax=panels.bound,
+            interpolation="nearest",
+        )
+        if panels.titles:
+            axes.set_title(panels.titles[number], fontsize=8)
+        axes.set_ylabel(panels.rows.name, fontsize=8)
+        axes.set_xlabel(panels.columns.name, fontsize=8)
+        every = -(-n_columns // _MOST_LABELS)
+        axes.set_xticks(
+            range(0, n_columns, every),
+            # A dollar would begin a formula.
+            [label.replace("$", r"\$") for label in panels.columns.labels[::every]],
+            rotation=60,
+            ha="right",
+            fontsize=7,
+        )
+        axes.tick_params(axis="y", labelsize=7)
+    figure.colorbar(image, ax=figure.axes, shrink=0.8)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
