@@ -4,7 +4,10 @@ Each process has one server of forks, for the commands of `tests.commands` and f
 """
 
 import contextlib
+import gc
 import importlib
+
+gc.disable()
 
 for name in (
     "torch",
@@ -34,3 +37,7 @@ for name in (
 with contextlib.suppress(ImportError, AttributeError):
     # Loading any model needs this table of hundreds of patterns, which transformers builds and keeps.
     importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("gpt2")
+
+# What is imported stays. A garbage collection in a forked process would look through it, and copy its memory.
+gc.freeze()
+gc.enable()
