@@ -45,6 +45,7 @@ class Command:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         code: str | None = None,
+        stdin: IO[str] | int | None = None,
     ) -> None:
         """Start ``actstore`` with these arguments, or Python.
 
@@ -54,16 +55,18 @@ class Command:
             stderr: the file or descriptor that it writes errors to.
             env: its whole environment; by default that of this process.
             cwd: its working directory; by default that of this process.
-            code: Python code to run instead of the command.
+            code: Python code to run instead of the command, with these arguments.
+            stdin: the file or descriptor that it reads; by default there is nothing to read.
         """
         self.arguments = arguments
         start_server()
+        reads = _Descriptor(stdin) if stdin is not None else None
         self._process = FORKS.Process(
             target=_run,
             args=(
                 arguments,
                 code,
-                (_Descriptor(stdout), _Descriptor(stderr)),
+                (reads, _Descriptor(stdout), _Descriptor(stderr)),
                 dict(os.environ if env is None else env),
                 str(Path.cwd() if cwd is None else cwd),
             ),
@@ -101,6 +104,43 @@ class Command:
     def kill(self) -> None:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
+
+
+class Conversation(Command):
+    """Python code in a process of its own that reads lines and answers in lines; its errors are those of this
+    process.
+    """
+
+    def __init__(self, *arguments: str, code: str) -> None:
+        """Start it.
+
+        Args:
+            arguments: its arguments.
+            code: the code, which must flush what it prints.
+        """
+        (reads, says), (hears, writes) = os.pipe(), os.pipe()
+        self._says, self._hears = os.fdopen(says, "w"), os.fdopen(hears)
+        try:
+            super().__init__(*arguments, stdin=reads, stdout=writes, stderr=2, code=code)
+        finally:
+            os.close(reads)
+            os.close(writes)
+
+    def say(self, line: str) -> None:
+        """Write a line for it to read."""
+        self._says.write(f"{line}\n")
+        self._says.flush()
+
+    def answer(self) -> str:
+        """The next line that it prints, without its end; empty once it has ended."""
+        return self._hears.readline().rstrip("\n")
+
+    def end(self) -> None:
+        """Kill it, unless it has ended, and close what lies between it and this process."""
+        self.kill()
+        self.wait()
+        self._says.close()
+        self._hears.close()
 
 
 def command(
@@ -160,18 +200,21 @@ def _detach(descriptor: Any) -> int:
 
 
 def _run(
-    arguments: tuple[str, ...], code: str | None, output: tuple[int, int], env: dict[str, str], cwd: str
+    arguments: tuple[str, ...],
+    code: str | None,
+    files: tuple[int | None, int, int],
+    env: dict[str, str],
+    cwd: str,
 ) -> None:
     """Run the command or the code in the forked process."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for standard, descriptor in enumerate((nothing, *output)):
-        os.dup2(descriptor, standard)
+    for standard, descriptor in enumerate(files):
+        os.dup2(os.open(os.devnull, os.O_RDONLY) if descriptor is None else descriptor, standard)
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
     if code is not None:
-        sys.argv = ["-c"]
+        sys.argv = ["-c", *arguments]
         exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
         return
     sys.argv = ["actstore", *arguments]

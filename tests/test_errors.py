@@ -1,8 +1,6 @@
 """Every error of actstore is one line, whatever foreign text it contains."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import pytest
 import actstore
 from actstore import errors
 from actstore.reason import reason
+from tests.commands import command
 
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
 
@@ -51,6 +50,6 @@ def test_internal_error_of_the_command_line_is_one_line() -> None:
         "main.cli.main = broken\n"
         "sys.exit(main.run(['info']))"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    ended = command(code=code)
     assert ended.returncode == 1
     assert ended.stderr == "internal error: RuntimeError: one (this is a bug; --debug shows where)\n"

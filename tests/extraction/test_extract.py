@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from actstore.errors import (
     StorageError,
 )
 from actstore.extraction.events import Event, SegmentDone, Tokenised
+from tests.commands import Command
 
 Fields = dict[str, Any]
 
@@ -219,26 +219,26 @@ def long_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=lambda kill: kill.name,
 )
 def test_killed_midway_and_run_again(
-    fields: Fields, options: list[str], long_undisturbed: Path, kill: signal.Signals
+    fields: Fields, options: list[str], long_undisturbed: Path, tmp_path: Path, kill: signal.Signals
 ) -> None:
     fields |= {"max_tokens": 1000 * 32}
     options += ["--max-tokens", str(1000 * 32)]
     if not long_undisturbed.exists():
         actstore.extract(actstore.plan(**fields | {"out": str(long_undisturbed)}))
     commits = Path(fields["out"], "_actstore/runs/0000/commits")
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "extract", *options], stderr=subprocess.PIPE, text=True
-    )
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = Command("extract", *options, code=COMMAND, stdout=stderr, stderr=stderr)
     deadline = time.monotonic() + 120
     while len(list(commits.glob("*.json"))) < 3:
         # It needs the core on which this would look again and again.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.01)
-        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
     process.send_signal(kill)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[kill]
+    assert process.wait(60) == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[kill]
+    errors = log.read_text()
     if kill != signal.SIGKILL:
         assert "the same command continues from there" in errors
         assert "Traceback" not in errors

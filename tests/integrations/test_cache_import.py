@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from actstore.facade import Store
 from actstore.integrations.saelens import data_provider, export_cache, import_cache
 from actstore.integrations.saelens.cached_rows import CachedRows
 from actstore.integrations.saelens.metadata import metadata
+from tests.commands import command
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import D_IN, HEADS, RESID, one
 
@@ -151,7 +150,7 @@ import os, signal
 from actstore.integrations.saelens import import_cache
 import_cache({str(exported)!r}, {str(places[1])!r}, on_bytes=lambda _: os.kill(os.getpid(), signal.SIGKILL))
 """
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True)
+    done = command(code=script)
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = actstore.open(str(places[1]))
     assert (left.n_committed, left.n_segments, left.is_complete) == (1, 2, False)
@@ -262,6 +261,6 @@ def test_import_on_the_command_line(exported: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert done.stdout == (f"256 sequences of {RESID} in {tmp_path / 'store'}; context_size=32, d_in=128\n")
-    for command in (["verify"], ["info"], ["stats"]):
-        done = CliRunner().invoke(cli, [*command, str(tmp_path / "store")], catch_exceptions=False)
+    for shown in (["verify"], ["info"], ["stats"]):
+        done = CliRunner().invoke(cli, [*shown, str(tmp_path / "store")], catch_exceptions=False)
         assert done.exit_code == 0, done.output

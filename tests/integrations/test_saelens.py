@@ -1,8 +1,6 @@
 """SAELens' own trainers on a store: the batches they get, and the errors they raise."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from actstore.integrations.saelens import (
 from actstore.integrations.saelens.installed import check_installed
 from actstore.opening import open_store
 from actstore.storage.local import LocalBlobs
+from tests.commands import command
 from tests.integrations.conftest import LENGTH, N
 from tests.integrations.saes import (
     BATCH,
@@ -244,6 +243,6 @@ with data_provider({store.url!r}, {RESID!r}, batch_size=64) as provider:
     assert next(provider).shape == (64, {D_IN})
 train_sae({store.url!r}, {RESID!r}, None, sae=None)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = command(code=script)
     assert "MissingExtraError: the package sae_lens is not installed" in done.stderr
     assert "pip install 'actstore[saelens]'" in done.stderr

@@ -27,6 +27,7 @@ from actstore.loader.rows.window_rows import WindowRows
 from actstore.storage.blobs import BlobInfo, BlobReader, Bytes, Distant
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
+from tests.commands import command
 from tests.loader.stores import A, finished, maker_of
 from tests.loader.test_prefetch import check_ended
 from tests.store.example import HOOKS, example_plan
@@ -55,10 +56,8 @@ try:
 except KeyboardInterrupt:
     print("interrupted")
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True
-    )
-    assert done.stdout == "interrupted\n"
+    done = command(code=code, timeout=120)
+    assert done.stdout == "interrupted\n", done.stderr
 
 
 def test_other_process(store: Store) -> None:

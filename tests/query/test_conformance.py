@@ -1,5 +1,6 @@
 """One store, reached in six ways, gives the same answers bit for bit as its files."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -31,9 +32,10 @@ Open = Callable[[str], Store]
 
 @pytest.fixture(scope="module", params=WAYS)
 def opened(request: pytest.FixtureRequest) -> Open:
-    """A function that opens a store by its name, in one of the ways."""
+    """A function that opens a store by its name, in one of the ways; each of them once."""
     way = request.param
 
+    @functools.cache
     def by_name(name: str) -> Store:
         if way == "s3":
             return actstore.open(f"{request.getfixturevalue('s3_stores')}/{name}")
@@ -45,7 +47,7 @@ def opened(request: pytest.FixtureRequest) -> Open:
 
 @pytest.fixture(scope="module")
 def local(stores: Path) -> Open:
-    return lambda name: actstore.open(stores / name)
+    return functools.cache(lambda name: actstore.open(stores / name))
 
 
 def bits(values: Any) -> Any:

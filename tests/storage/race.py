@@ -1,29 +1,30 @@
 """Eight processes let loose on one key after another."""
 
 import contextlib
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Final
+
+from tests.commands import Conversation
 
 N_RACERS = 8
 _LIMIT_S = 60.0
+_FORKED: Final = "import sys; from tests.storage.racer import main; main(*sys.argv[1:])"
+_NEW: Final = """
+import os, sys
+os.execv(sys.executable, [sys.executable, "-m", "tests.storage.racer", *sys.argv[1:]])
+"""
 
 
 @contextlib.contextmanager
-def racers(url: str) -> Iterator["Race"]:
-    """Start them and wait until each has opened the storage. All are gone at the end; a hang ends them, too."""
-    script = str(Path(__file__).with_name("racer.py"))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, url, str(i)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(N_RACERS)
-    ]
+def racers(url: str, *, are_new: bool = False) -> Iterator["Race"]:
+    """Start them and wait until each has opened the storage. All are gone at the end; a hang ends them, too.
+
+    Args:
+        url: of the storage.
+        are_new: whether each is a new program, which heeds the variables of the dynamic linker.
+    """
+    processes = [Conversation(url, str(i), code=_NEW if are_new else _FORKED) for i in range(N_RACERS)]
 
     def kill() -> None:
         for process in processes:
@@ -37,22 +38,19 @@ def racers(url: str) -> Iterator["Race"]:
         yield race
     finally:
         watchdog.cancel()
-        kill()
         for process in processes:
-            process.communicate()
+            process.end()
 
 
 class Race:
-    def __init__(self, processes: "Sequence[subprocess.Popen[str]]") -> None:
+    def __init__(self, processes: Sequence[Conversation]) -> None:
         self._processes = processes
 
     def run(self, line: str) -> list[str]:
         """Make all processes do the same at once, and return the answer of each."""
         for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
+            process.say(line)
         return self.answers()
 
     def answers(self) -> list[str]:
-        return [process.stdout.readline().strip() for process in self._processes if process.stdout]
+        return [process.answer() for process in self._processes]

@@ -3,8 +3,6 @@
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,6 +17,7 @@ from actstore.storage.partial_files import PARTIAL
 from actstore.storage.probing import probe
 from actstore.store.format.layout import PAGE
 from actstore.store.records.seal import remove_scratch
+from tests.commands import command
 from tests.storage.file_systems import another_disk, without_links
 from tests.storage.race import N_RACERS, racers
 
@@ -87,8 +86,7 @@ LocalBlobs(sys.argv[1]).create("acts/c.0", [b"x" * 16384])
 
 
 def test_what_a_killed_writer_left_on_another_disk_is_cleaned_up(linked: LocalBlobs) -> None:
-    killed = subprocess.run([sys.executable, "-c", _WRITER, linked.url], check=False)
-    assert killed.returncode == 137
+    assert command(linked.url, code=_WRITER).returncode == 137
     left = files_below(linked.root)
     assert [name.split("/")[0] for name in left] == ["_actstore", "acts"]
     assert linked.names("acts") == []
@@ -202,7 +200,7 @@ def test_processes_on_a_file_system_without_hard_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_links(tmp_path, monkeypatch, error=errno.EPERM)
-    with racers(str(tmp_path / "root")) as race:
+    with racers(str(tmp_path / "root"), are_new=True) as race:
         for i in range(5):
             assert sorted(race.run(f"create c.{i}")) == ["False"] * (N_RACERS - 1) + ["True"]
         assert race.run("probe") == ["True"] * N_RACERS

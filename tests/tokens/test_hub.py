@@ -1,7 +1,5 @@
 """Hub datasets: specs, the adapter over a local dataset, and failures."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 from actstore.errors import MissingExtraError, TokensError
 from actstore.tokens import open_source
 from actstore.tokens.hub import HubName, HubSource
+from tests.commands import command
 
 TEXTS = ["one", None, "", *(f"text {i}" for i in range(3000))]
 IDS = [[1, 2], [], [3], *([i] for i in range(3000))]
@@ -96,9 +95,6 @@ def test_without_datasets_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_a_network_it_is_one_sentence() -> None:
     code = "from actstore.tokens import open_source; open_source('hf:no-such/data:en:test')"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = command(code=code)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("actstore.errors.TokensError: hf:no-such/data:en:test cannot be opened: ")

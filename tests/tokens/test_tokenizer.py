@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from actstore.tokens import (
     token_documents,
     tokenizer_sha256,
 )
+from tests.commands import command
 from tests.tokens.conftest import train
 
 
@@ -65,10 +65,7 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, files: dict[str, 
 
 def test_a_hub_name_without_a_network_is_one_sentence() -> None:
     code = "from actstore.tokens import load_tokenizer; load_tokenizer('no-such/model', 'v1')"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = command(code=code)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(
         "actstore.errors.TokensError: the tokenizer no-such/model at revision v1 cannot be loaded: "
@@ -149,7 +146,7 @@ def test_a_long_document_is_encoded_whole_and_without_a_warning(
 
 def test_the_fingerprint_is_the_same_in_another_process(folder: Path) -> None:
     code = f"from actstore.tokens import *; print(tokenizer_sha256(load_tokenizer({str(folder)!r})))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = command(code=code)
     assert done.stdout.strip() == tokenizer_sha256(load_tokenizer(str(folder)))
     assert len(done.stdout.strip()) == 64
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from actstore.facade import Store
 from actstore.loader.rows.address_range import AddressRange
 from actstore.loader.rows.shard_places import ShardPlaces
 from actstore.storage.local import LocalBlobs
+from tests.commands import command
 from tests.loader.stores import A, finished
 from tests.store.example import LENGTH, example_plan, example_values, write_store
 from tests.store.runs import tokens_run, write_run
@@ -141,9 +140,7 @@ with other.open("r+b") as file:
 os.truncate(other, 0)
 print(foreign[5000])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], timeout=300, capture_output=True, text=True, check=False
-    )
+    done = command(code=code)
     assert done.stdout == "raised\n", done.stderr
     assert done.returncode == -signal.SIGBUS
     assert ("Fatal Python error: Bus error" in done.stderr) == has_other_handler
@@ -191,7 +188,5 @@ memory = np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(base))
 os.truncate(file, 4096)
 print(memory[::4096].sum(), faults == [base + 4096])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], timeout=300, capture_output=True, text=True, check=False
-    )
+    done = command(code=code)
     assert done.stdout == "0 True\n", (done.returncode, done.stderr)

@@ -1,8 +1,6 @@
 """Leases: one process at a time holds them, and a dead holder does not keep others out."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,6 +16,7 @@ from actstore.storage.blobs import Blobs, Bytes
 from actstore.storage.local import LocalBlobs
 from actstore.store.locking import lease as lease_module
 from actstore.store.locking.lease import LEASES, PATIENCE_S, LeaseRecord, lease
+from tests.commands import Conversation
 
 KEY = f"{LEASES}/0000-00000007.json"
 NAME = "0000-00000007"
@@ -65,25 +64,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def processes() -> "Iterator[list[subprocess.Popen[str]]]":
+def processes() -> Iterator[list[Conversation]]:
     """Processes that are ended after the test."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Conversation] = []
     yield started
     for process in started:
-        process.kill()
-        process.communicate()
-
-
-def start(script: str, *arguments: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def answer(process: "subprocess.Popen[str]") -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
+        process.end()
 
 
 def record(blobs: Blobs) -> LeaseRecord | None:
@@ -118,24 +104,20 @@ def test_two_names_are_two_leases(blobs: Blobs) -> None:
         other.check()
 
 
-def test_one_process_at_a_time(tmp_path: Path, processes: "list[subprocess.Popen[str]]") -> None:
+def test_one_process_at_a_time(tmp_path: Path, processes: list[Conversation]) -> None:
     (tmp_path / "n").write_text("0")
-    processes += [start(WORKER, str(tmp_path), str(N_TURNS)) for _ in range(N_PROCESSES)]
-    assert [answer(process) for process in processes] == ["ready"] * N_PROCESSES
+    processes += [Conversation(str(tmp_path), str(N_TURNS), code=WORKER) for _ in range(N_PROCESSES)]
+    assert [process.answer() for process in processes] == ["ready"] * N_PROCESSES
     for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert (process.returncode, errors) == (0, "")
+        process.say("go")
+    assert [process.wait(60) for process in processes] == [0] * N_PROCESSES
     assert int((tmp_path / "n").read_text()) == N_PROCESSES * N_TURNS
     assert LocalBlobs(tmp_path / "store").names(LEASES) == []
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["before", "while another one waits"])
 def test_taken_over_from_a_process_that_was_killed(
-    local: LocalBlobs, processes: "list[subprocess.Popen[str]]", waits: bool
+    local: LocalBlobs, processes: list[Conversation], waits: bool
 ) -> None:
     holders: list[str] = []
 
@@ -146,8 +128,8 @@ def test_taken_over_from_a_process_that_was_killed(
             assert current is not None
             holders.append(current.holder)
 
-    processes.append(start(HOLDER, local.url))
-    assert answer(processes[0]) == "held"
+    processes.append(Conversation(local.url, code=HOLDER))
+    assert processes[0].answer() == "held"
     before = record(local)
     assert before is not None
     waiting = threading.Thread(target=take, daemon=True)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from actstore.store.locking.turns import (
     repairing,
     writing,
 )
+from tests.commands import Conversation
 from tests.storage.watched import CHANGES, READS, watched
 
 WRITER_KEY = f"{LEASES}/writer-{'0' * 32}.json"
@@ -56,21 +56,18 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def started() -> "Iterator[list[subprocess.Popen[str]]]":
+def started() -> Iterator[list[Conversation]]:
     """Processes that are ended after the test."""
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[Conversation] = []
     yield processes
     for process in processes:
-        process.kill()
-        process.communicate()
+        process.end()
 
 
-def holder(url: str, turn: str) -> "subprocess.Popen[str]":
+def holder(url: str, turn: str) -> Conversation:
     """A process that writes or repairs until it is killed."""
-    command = [sys.executable, "-c", HOLDER, url, turn]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    process = Conversation(url, turn, code=HOLDER)
+    assert process.answer() == "held"
     return process
 
 
@@ -147,7 +144,7 @@ def test_a_repair_that_had_looked_before_stays(blobs: Blobs) -> None:
 
 @pytest.mark.parametrize("turn", ["writing", "repairing"])
 def test_a_killed_process_of_this_machine_keeps_nobody_out(
-    tmp_path: Path, started: "list[subprocess.Popen[str]]", monkeypatch: pytest.MonkeyPatch, turn: str
+    tmp_path: Path, started: list[Conversation], monkeypatch: pytest.MonkeyPatch, turn: str
 ) -> None:
     blobs = LocalBlobs(tmp_path / "store")
     started.append(holder(blobs.url, turn))
@@ -164,7 +161,7 @@ def test_a_killed_process_of_this_machine_keeps_nobody_out(
 
 
 def test_a_stopped_process_is_waited_for_and_then_out_of_its_turn(
-    tmp_path: Path, started: "list[subprocess.Popen[str]]"
+    tmp_path: Path, started: list[Conversation]
 ) -> None:
     blobs = LocalBlobs(tmp_path / "store")
     started.append(holder(blobs.url, "writing"))

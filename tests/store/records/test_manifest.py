@@ -1,7 +1,6 @@
 """The manifest: a finished store opens with one small read, and no run is ever lost."""
 
-import subprocess
-import sys
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from actstore.store.records.manifest import (
     update_manifest,
 )
 from actstore.store.records.seal import seal, unseal
+from tests.commands import Conversation
 from tests.storage.watched import CHANGES, LISTINGS, READS, WatchedBlobs, watched
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, SEGMENT, N, commit_segment, example_plan, example_values
@@ -194,25 +194,14 @@ for turn in range(N_EACH):
 
 
 def test_processes_that_add_runs_at_once_lose_none(local: LocalBlobs) -> None:
-    command = [sys.executable, "-c", WRITER, local.url]
-    writers = [
-        subprocess.Popen(
-            [*command, str(i)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[3],
-        )
-        for i in range(2)
-    ]
-    assert [writer.stdout.readline() for writer in writers if writer.stdout] == ["ready\n"] * 2
-    for writer in writers:
-        assert writer.stdin is not None
-        writer.stdin.write("go\n")
-        writer.stdin.flush()
-    for writer in writers:
-        writer.communicate(timeout=60)
-        assert writer.returncode == 0
+    writers = [Conversation(local.url, str(i), code=WRITER) for i in range(2)]
+    with contextlib.ExitStack() as stack:
+        for writer in writers:
+            stack.callback(writer.end)
+        assert [writer.answer() for writer in writers] == ["ready"] * 2
+        for writer in writers:
+            writer.say("go")
+        assert [writer.wait(60) for writer in writers] == [0, 0]
     assert names_in(local) == [f"{i:04d}" for i in range(2 * N_EACH)]
 
 

@@ -9,7 +9,6 @@ import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -764,9 +763,8 @@ print(store.hooks, store[sys.argv[2]].numpy(slice(3, 9)).tobytes().hex())
 
 def test_https(encrypted: Running, certificate: tuple[Path, Path], stores: Path) -> None:
     assert encrypted.url.startswith("https://127.0.0.1:")
-    reader = [sys.executable, "-c", _READ, f"{encrypted.url}/v1/stores/mine", _HOOK]
     environment = {**os.environ, "SSL_CERT_FILE": str(certificate[0])}
-    ended = subprocess.run(reader, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    ended = command(f"{encrypted.url}/v1/stores/mine", _HOOK, code=_READ, timeout=120, env=environment)
     store = actstore.open(stores / WHOLE)
     assert ended.stdout == f"{store.hooks} {bits(store).hex()}\n", ended.stderr
 
