@@ -13,14 +13,19 @@ KINDS = ["local", "memory", *(pytest.param(kind, marks=pytest.mark.s3) for kind 
 
 
 @pytest.fixture(params=KINDS)
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Blobs:
+def blobs(request: pytest.FixtureRequest) -> Blobs:
     """Empty storage: a folder, fsspec's memory, an S3 server through each client."""
-    if request.param in ("s3fs", "obstore"):
-        request.getfixturevalue("monkeypatch").setenv("ACTSTORE_S3", request.param)
+    return empty(request.param, request)
+
+
+def empty(kind: str, request: pytest.FixtureRequest) -> Blobs:
+    """Empty storage of one kind, for the test that requests it."""
+    if kind in ("s3fs", "obstore"):
+        request.getfixturevalue("monkeypatch").setenv("ACTSTORE_S3", kind)
         return open_blobs(request.getfixturevalue("s3_url"))
-    return open_blobs(
-        f"memory://{uuid.uuid4().hex}" if request.param == "memory" else str(tmp_path / "store")
-    )
+    if kind == "memory":
+        return open_blobs(f"memory://{uuid.uuid4().hex}")
+    return open_blobs(str(request.getfixturevalue("tmp_path") / "store"))
 
 
 @pytest.fixture(params=["s3fs", "obstore"])

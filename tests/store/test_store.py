@@ -16,6 +16,7 @@ from actstore.storage.local import LocalBlobs
 from actstore.store.records.commit import CommitRecord, commit_key, plan_key, read_commit, tokens_key
 from actstore.store.records.manifest import RunStatistics, statistics_key
 from actstore.store.records.seal import seal
+from tests.storage.conftest import KINDS
 from tests.store.arrays import bits
 from tests.store.example import (
     D_MODEL,
@@ -35,6 +36,8 @@ RESID_0, RESID_1 = HOOKS[:2]
 PLAN_KEY = plan_key("0000")
 IN_ORDER = (RESID_0, HOOK_Z, RESID_1)
 """The hooks in the order of the forward."""
+EVERYWHERE = pytest.mark.parametrize("blobs", KINDS, indirect=True)
+"""A test with storage of every kind, and with S3 through each client."""
 
 
 def make(blobs: Blobs, dtype: str = "float32", segments: tuple[int, ...] = (0, 1, 2)) -> actstore.Store:
@@ -43,6 +46,7 @@ def make(blobs: Blobs, dtype: str = "float32", segments: tuple[int, ...] = (0, 1
     return actstore.open(blobs.url)
 
 
+@EVERYWHERE
 def test_store_opens_anywhere(blobs: Blobs) -> None:
     store = make(blobs, "bfloat16")
     assert store.is_complete
@@ -74,12 +78,14 @@ def test_what_a_store_says_of_itself(local: LocalBlobs) -> None:
     assert store.metadata["request"] is not None
 
 
+@EVERYWHERE
 def test_place_without_a_store(blobs: Blobs) -> None:
     with pytest.raises(StorageError) as caught:
         actstore.open(blobs.url)
     assert str(caught.value) == f"there is no actstore store at {blobs.url} ({PLAN_KEY} does not exist)"
 
 
+@EVERYWHERE
 def test_rows_appear_when_they_are_committed(blobs: Blobs) -> None:
     store = make(blobs, segments=(0, 2))
     values = example_values(store.plan)
@@ -110,6 +116,7 @@ def test_tokens_without_their_record_are_absent(local: LocalBlobs) -> None:
         store.tokens[0]
 
 
+@EVERYWHERE
 def test_missing_shard_is_damage(blobs: Blobs) -> None:
     store = make(blobs)
     blobs.delete(store.plan.activations(store.plan.request.hooks[0]).key(1))
@@ -224,6 +231,7 @@ def test_damaged_statistics_do_not_say_what_is_finite(local: LocalBlobs) -> None
         actstore.open(local.url).not_finite(RESID_0)
 
 
+@EVERYWHERE
 def test_zarr_sees_the_same_store(blobs: Blobs) -> None:
     store = make(blobs)
     values = example_values(store.plan)

@@ -90,6 +90,15 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def remote(s3_server: S3Server) -> str:
+    """The same stores on S3."""
+    url = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
+    for seed, name in enumerate(NAMES):
+        write(open_blobs(f"{url}/{name}"), seed)
+    return url
+
+
 @pytest.fixture(
     scope="module",
     params=[(1, None), (1, 2 << 20), (2, None)],
@@ -98,15 +107,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(
     request: pytest.FixtureRequest,
     s3_server: S3Server,
+    remote: str,
     local: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     """Servers of one process, of one whose cache holds two thirds of a store, and of two."""
     n_workers, cache_limit = request.param
-    url = f"s3://{s3_server.bucket}/{uuid.uuid4().hex}"
-    for seed, name in enumerate(NAMES):
-        write(open_blobs(f"{url}/{name}"), seed)
-    arguments = ["--root", url, "--workers", str(n_workers)]
+    arguments = ["--root", remote, "--workers", str(n_workers)]
     if cache_limit is not None:
         arguments += ["--cache-limit", str(cache_limit)]
     with (
