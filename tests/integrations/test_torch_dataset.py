@@ -18,6 +18,7 @@ from actstore.loader.batches.batch import Batch
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
+from tests.commands import start_server
 from tests.store.example import HOOKS, example_plan, example_values, write_store
 
 # torch warns of too many workers depending on the machine.
@@ -134,8 +135,9 @@ def test_other_storage() -> None:
         batches(dataset, num_workers=1, multiprocessing_context="fork")
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
 def test_s3(s3_url: str, method: str) -> None:
+    """A process of the server of forks gets the dataset pickled, as a spawned one does."""
     store = write(open_blobs(s3_url))
     dataset = ActivationDataset(s3_url, A, batch_size=30, shuffle="window", window_rows=100)
     expected = list(store.loader(A, batch_size=30, shuffle="window", window_rows=100))
@@ -143,6 +145,7 @@ def test_s3(s3_url: str, method: str) -> None:
         with pytest.raises(LoaderError, match="connections do not survive a fork"):
             batches(dataset, num_workers=1, multiprocessing_context=method)
     else:
+        start_server()
         check(batches(dataset, num_workers=2, multiprocessing_context=method), expected)
 
 

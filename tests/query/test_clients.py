@@ -29,6 +29,7 @@ import actstore
 from actstore.demo import MODEL_PATH
 from actstore.facade import Store
 from actstore.integrations.torch_dataset import ActivationDataset
+from tests.commands import FORKS, start_server
 from tests.query.running import Running, running
 from tests.query.stores import COMPRESSED, GROWN, NAMES, WHOLE
 from tests.query.test_conformance import bits, flat
@@ -322,7 +323,8 @@ def test_workers_of_torch(server: Running, local: dict[str, Store]) -> None:
     options: dict[str, Any] = {"batch_size": 30, "shuffle": "window", "window_rows": 100, "epochs": 2}
     options |= {"drop": [3, 9], "provenance": True}
     dataset = ActivationDataset(server.store(WHOLE, direct=False), RESID, **options)
-    workers = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    start_server()
+    workers = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=FORKS)
     with local[WHOLE].loader(RESID, **options) as ours:
         expected = [flat(batch) for batch in ours]
     assert [flat(batch) for batch in workers] == expected

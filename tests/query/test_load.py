@@ -20,11 +20,7 @@ MAX_GROWTH_WARMING: Final = 128 << 20
 N_ROWS: Final = 4096
 
 
-@pytest.fixture(
-    scope="module",
-    params=[pytest.param(1, marks=pytest.mark.faults), 2],
-    ids=["one process", "two processes"],
-)
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server of a store with 16 shards of each of 3 hooks."""
     folder = tmp_path_factory.mktemp("load")
@@ -59,6 +55,7 @@ def check(server: Running, seconds: float, allowed: int) -> None:
     assert after - before <= allowed
 
 
+@pytest.mark.faults
 def test_for_a_moment(server: Running) -> None:
     check(server, 3, MAX_GROWTH_WARMING)
 

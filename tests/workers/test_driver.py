@@ -45,6 +45,7 @@ def files(folder: str | Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.faults
 def test_killed_workers_are_replaced(ray: ModuleType, fields: Fields, tmp_path: Path) -> None:
     del ray
     fields |= {"max_tokens": 1000 * 32}

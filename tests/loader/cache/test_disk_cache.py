@@ -1,6 +1,5 @@
 """The disk cache: it does not fetch again what it holds, and it stays within its limit."""
 
-import multiprocessing
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ from actstore.store.reading.checksums import Checksums
 from actstore.store.reading.sections import PIECE_NBYTES
 from actstore.store.records.run import read_runs
 from actstore.store.records.seal import seal
+from tests.commands import FORKS, start_server
 from tests.store.example import HOOKS, example_plan, example_values, write_store
 from tests.store.runs import bytes_below
 
@@ -342,11 +342,9 @@ def test_processes(tmp_path: Path) -> None:
     source = LocalBlobs(tmp_path / "source")
     for i in range(10):
         source.create(f"a/{i}", [bytes([i]) * NBYTES])
-    context = multiprocessing.get_context("spawn")
+    start_server()
     arguments = [(source.url, str(tmp_path / "cache"), seed) for seed in range(3)]
-    processes = [
-        context.Process(target=_read_many, args=process_arguments) for process_arguments in arguments
-    ]
+    processes = [FORKS.Process(target=_read_many, args=process_arguments) for process_arguments in arguments]
     for process in processes:
         process.start()
     for process in processes:
