@@ -5,6 +5,7 @@ Fixtures are made on first use. Tests that need a server process run on one work
 
 import contextlib
 import fcntl
+import functools
 import gc
 import json
 import os
@@ -124,11 +125,17 @@ def s3_server() -> Iterator[S3Server]:
 
     The credentials ``reader``/``secret`` may read and list, not write.
     """
+    import botocore.session
+
     with tempfile.TemporaryDirectory(prefix="weed-", ignore_cleanup_errors=True) as folder:
         server, process = _ready_weed(Path(folder))
         with contextlib.ExitStack() as stack:
             stack.callback(_stop, process)
             environment = stack.enter_context(pytest.MonkeyPatch.context())
+            # Each new client would parse the descriptions of Amazon's services again, which takes a tenth of a second.
+            environment.setattr(
+                botocore.session, "create_loader", functools.cache(botocore.session.create_loader)
+            )
             for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
                 environment.delenv(name, raising=False)
             for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
