@@ -1,13 +1,13 @@
 """The store that users open: what is committed, and what can be done with it."""
 
-import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actstore.hooks.naming.names import HookName, each_name
+from actstore.loader.arguments import LoaderArguments, shows_options
 from actstore.store.committed_store import CommittedStore
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.loader.dropping.valid_rows import ValidRows
     from actstore.loader.loader import Loader
-    from actstore.loader.options import LoaderOptions, Shuffle
+    from actstore.loader.options import LoaderOptions
 
 
 class Store(CommittedStore):
@@ -128,29 +128,8 @@ class Store(CommittedStore):
 
         return search(self, text, tokens, sha, prefix, limit, once)
 
-    def loader(
-        self,
-        hooks: "HookName | Sequence[HookName]",
-        *,
-        batch_size: int,
-        seed: int = 0,
-        shuffle: "Shuffle | None" = "global",
-        window_rows: int = 1 << 20,
-        drop: Sequence[str | int] = (),
-        seqpos: slice | Sequence[int] | None = None,
-        max_norm: float | None = None,
-        mask: Any = None,
-        epochs: int | None = 1,
-        drop_last: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        dtype: "torch.dtype | str | None" = None,
-        provenance: bool = False,
-        prefetch: int = 2,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_limit: int | None = None,
-        device: "torch.device | str | None" = None,
-    ) -> "Loader":
+    @shows_options
+    def loader(self, hooks: "HookName | Sequence[HookName]", **options: Unpack[LoaderArguments]) -> "Loader":
         """Batches of rows in random order: an iterator for training.
 
         Which rows are in batch k depends on the seed, the epoch and k alone, so a loader is resumed from two integers
@@ -159,29 +138,7 @@ class Store(CommittedStore):
         Args:
             hooks: a name, for batches that are tensors; several, or a glob, for dicts with the rows aligned, one entry
                 for each stored tensor, under the name in `hooks`, whichever of its names were given.
-            batch_size: rows of a batch, all ranks together.
-            seed: seed of the shuffle, 0 to 2**64 - 1.
-            shuffle: ``global``, any row anywhere, for files or with ``cache_dir``; ``window``, whole shards in random
-                order and the rows of ``window_rows`` of them among each other, for object stores; None, as stored.
-            window_rows: the least number of stored rows that are shuffled together, including rows that are dropped.
-                Where files are not mapped, two windows are held in memory, the current and the next one.
-            drop: rows to leave out: ``bos``, ``eos``, ``sep``, ``pad``, or token ids; ``nonfinite``, rows with NaN or
-                infinity in one of the hooks, for which the segments that have any are read.
-            seqpos: positions to keep, a slice or a list.
-            max_norm: largest Euclidean norm of a row of the first hook; rows above it are left out. The norms of the
-                hook are read for this, or all of its values where norms are not stored.
-            mask: bool [n_sequences, context_length] or [n_sequences], True for rows to keep.
-            epochs: how often every row comes; None for no end.
-            drop_last: leave out the last batch of an epoch where it is smaller.
-            rank: which part of each batch this loader gives.
-            world_size: number of ranks.
-            dtype: type of the batches, such as ``float32``; None keeps the stored one.
-            provenance: whether to give `Batch`, with the sequence, position and token id of each row.
-            prefetch: number of batches made ahead in a thread; 0 makes them when they are requested.
-            cache_dir: folder on a local disk that keeps shards of remote stores, for later epochs and other processes;
-                with all of a hook there, ``global`` works for such a store, too.
-            cache_limit: the most bytes of the folder, for all stores together.
-            device: device of the batches. They are copied ahead to a GPU, from pinned memory and on their own stream.
+            options: see `LoaderArguments`.
 
         Raises:
             HookError: a hook is not stored.
@@ -191,29 +148,7 @@ class Store(CommittedStore):
         """
         from actstore.loader.options import options_of
 
-        options = options_of(
-            self,
-            hooks,
-            batch_size=batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            window_rows=window_rows,
-            drop=drop,
-            seqpos=seqpos,
-            max_norm=max_norm,
-            mask=mask,
-            epochs=epochs,
-            drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
-            dtype=dtype,
-            provenance=provenance,
-            prefetch=prefetch,
-            cache_dir=cache_dir,
-            cache_limit=cache_limit,
-            device=device,
-        )
-        return self.loader_of(options)
+        return self.loader_of(options_of(self, hooks, **options))
 
     def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
         """A loader with options that were made for this store, see `loader`.

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from actstore.cli.byte_size import byte_size
+from actstore.cli.loader_options import loader_option
 from actstore.errors import JobError, MissingExtraError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -44,16 +45,8 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="File with one token per line, then name=WHOSE and globs of its stores. Needed beyond loopback; "
     "reread while the server runs.",
 )
-@click.option(
-    "--cache-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder for shards of remote stores that batches need. Default: a temporary folder.",
-)
-@click.option(
-    "--cache-limit",
-    type=byte_size(),
-    help="Most bytes of --cache-dir. Default: half of what is free there.",
-)
+@loader_option("cache_dir", " Default: a temporary folder.", type=click.Path(file_okay=False, path_type=Path))
+@loader_option("cache_limit", " Default: half of what is free there.", type=byte_size())
 @click.option(
     "--max-reply",
     type=byte_size(),

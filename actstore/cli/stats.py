@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from actstore.cli.loader_options import loader_option
 from actstore.errors import HookError, NotCommittedError
 from actstore.facade import Store
+from actstore.loader.arguments import OPTIONS, SHUFFLES
 from actstore.opening import open_store
 from actstore.store.statistics.hook_statistics import Statistics
 
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
 @click.argument("hooks", nargs=-1)
 @click.option(
     "--shuffle",
-    type=click.Choice(["global", "window", "none"]),
+    type=click.Choice(list(SHUFFLES)),
     help="Print how well batches of one HOOK in this order mix sequences, compared with independent draws.",
 )
-@click.option("--batch-size", type=click.IntRange(1), help="Rows of a batch, with --shuffle.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the shuffle. Default: 0.")
-@click.option("--window-rows", type=click.IntRange(1), help="Least rows of a window. Default: 2^20.")
+@loader_option("batch_size", type=click.IntRange(1))
+@loader_option("seed", type=click.IntRange(0), default=None, show_default=str(OPTIONS["seed"].default))
+@loader_option(
+    "window_rows", type=click.IntRange(1), default=None, show_default=str(OPTIONS["window_rows"].default)
+)
 @click.option("--batches", type=click.IntRange(1), help="Number of batches to look at. Default: 100.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON, mean vectors included.")
 def stats_command(
@@ -129,8 +133,7 @@ def _print_quality(store: Store, hook: str, shuffle: str, given: dict[str, Any],
     from actstore.analysis.shuffle_quality import BATCHES, shuffle_quality  # torch, which takes a second
 
     n_batches = given.pop("batches", BATCHES)
-    order: Any = None if shuffle == "none" else shuffle
-    with store.loader(hook, shuffle=order, **given) as loader:
+    with store.loader(hook, shuffle=SHUFFLES[shuffle], **given) as loader:
         quality = shuffle_quality(loader, n_batches)
     click.echo(json.dumps(quality.to_dict(), indent=2) if as_json else _quality_text(quality))
 

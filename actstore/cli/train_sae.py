@@ -2,20 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import click
 
 from actstore.cli.byte_size import byte_size
+from actstore.cli.loader_options import loader_option
 from actstore.cli.main import RESUMABLE
 from actstore.cli.slice import Slice
+from actstore.loader.arguments import SHUFFLES, ReadArguments
 from actstore.opening import open_store
-
-if TYPE_CHECKING:
-    from actstore.loader.arguments import ReadArguments
-    from actstore.loader.options import Shuffle
-
-_SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "window", "none": None}
 
 
 @click.command("train-sae")
@@ -43,36 +39,18 @@ _SHUFFLES: Final["dict[str, Shuffle | None]"] = {"global": "global", "window": "
     type=click.IntRange(1),
     help="Rows to train on (default: each row that is not dropped, once).",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=4096, show_default=True)
+@loader_option("batch_size", type=click.IntRange(1), default=4096)
 @click.option("--lr", type=float, default=3e-4, show_default=True)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Seed of the first weights and of the shuffle."
 )
-@click.option(
-    "--shuffle",
-    type=click.Choice(list(_SHUFFLES)),
-    default="global",
-    show_default=True,
-    help="How rows are shuffled; use window for object stores.",
-)
-@click.option(
-    "--window-rows",
-    type=click.IntRange(1),
-    default=1 << 20,
-    show_default=True,
-    help="Rows that are shuffled together; two windows are in memory.",
-)
-@click.option(
-    "--drop",
-    multiple=True,
-    help="Tokens to leave out: bos, eos, sep, nonfinite or a token id; can be repeated.",
-)
-@click.option("--seqpos", type=Slice(), help="Positions to keep, such as 1: for all but the first.")
-@click.option(
-    "--cache-dir", type=click.Path(path_type=Path), help="Local folder for shards of a remote store."
-)
-@click.option("--cache-limit", type=byte_size(), help="Most bytes of --cache-dir.")
-@click.option("--device", default="cpu", show_default=True)
+@loader_option("shuffle", type=click.Choice(list(SHUFFLES)))
+@loader_option("window_rows", type=click.IntRange(1))
+@loader_option("drop", " Can be repeated.", multiple=True)
+@loader_option("seqpos", " 1: is all but the first.", type=Slice())
+@loader_option("cache_dir", type=click.Path(path_type=Path))
+@loader_option("cache_limit", type=byte_size())
+@click.option("--device", default="cpu", show_default=True, help="Device of the training.")
 @click.option(
     "--checkpoints",
     type=click.IntRange(0),
@@ -149,7 +127,7 @@ def train_sae_command(
     )
     options: ReadArguments = {
         "seed": seed,
-        "shuffle": _SHUFFLES[shuffle],
+        "shuffle": SHUFFLES[shuffle],
         "window_rows": window_rows,
         "drop": [int(one) if one.isdecimal() else one for one in drop],
         "seqpos": seqpos,

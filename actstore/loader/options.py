@@ -3,20 +3,20 @@
 import operator
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import torch
 
 from actstore.errors import LoaderError
 from actstore.hooks.naming.names import HookName, each_name
+from actstore.loader.arguments import OPTIONS, SHUFFLES, LoaderArguments, Shuffle
 from actstore.loader.dropping.drop import Drop, parse
-from actstore.loader.ordering.order import WINDOW_ROWS
 
 if TYPE_CHECKING:
     from actstore.store.committed_store import CommittedStore
 
-Shuffle = Literal["global", "window"]
+_DEFAULTS: Final = {name: option.default for name, option in OPTIONS.items() if option.default is not ...}
 _MAX_SEED: Final = 1 << 64
 _MAX_PREFETCH: Final = 1_000
 _INTEGERS: Final = (
@@ -35,26 +35,26 @@ _DTYPES: Final = ("bfloat16", "float16", "float32", "float64")
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """The options of a loader. `Store.loader` says what each of them means."""
+    """The options of a loader. `LoaderArguments` says what each of them means."""
 
     hooks: tuple[str, ...]
     is_single: bool
     """Whether batches are tensors rather than dicts."""
     batch_size: int
-    seed: int = 0
-    shuffle: Shuffle | None = "global"
-    window_rows: int = WINDOW_ROWS
-    drop: Drop = field(default_factory=Drop)
-    epochs: int | None = 1
-    drop_last: bool = False
-    rank: int = 0
-    world_size: int = 1
-    dtype: torch.dtype | None = None
-    provenance: bool = False
-    prefetch: int = 2
-    cache_dir: str | None = None
-    cache_limit: int | None = None
-    device: torch.device | None = None
+    seed: int
+    shuffle: Shuffle | None
+    window_rows: int
+    drop: Drop
+    epochs: int | None
+    drop_last: bool
+    rank: int
+    world_size: int
+    dtype: torch.dtype | None
+    provenance: bool
+    prefetch: int
+    cache_dir: str | None
+    cache_limit: int | None
+    device: torch.device | None
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -70,13 +70,12 @@ class LoaderOptions:
                 object.__setattr__(self, name, None if is_left_out else operator.index(value))
             except TypeError as error:
                 raise LoaderError(f"{name} is {value!r}; it must be an integer") from error
-        shuffles = (*get_args(Shuffle), None)
         for is_wrong, message in (
             (not self.hooks, "no hook is named; name one or more"),
             (self.batch_size < 1, f"batch_size is {self.batch_size}; it must be 1 or more"),
             (not 0 <= self.seed < _MAX_SEED, f"seed is {self.seed}; it must be from 0 to 2**64 - 1"),
             (
-                self.shuffle not in shuffles,
+                self.shuffle not in SHUFFLES.values(),
                 f"shuffle is {self.shuffle!r}; it can be 'global', 'window' or None",
             ),
             (self.window_rows < 1, f"window_rows is {self.window_rows}; it must be 1 or more"),
@@ -107,37 +106,22 @@ class LoaderOptions:
 
 
 def options_of(
-    store: "CommittedStore",
-    hooks: "HookName | Sequence[HookName]",
-    *,
-    drop: Sequence[str | int] = (),
-    seqpos: slice | Sequence[int] | None = None,
-    max_norm: float | None = None,
-    mask: Any = None,
-    dtype: torch.dtype | str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    device: torch.device | str | None = None,
-    **plain: Any,
+    store: "CommittedStore", hooks: "HookName | Sequence[HookName]", **arguments: Unpack[LoaderArguments]
 ) -> LoaderOptions:
-    """Options from the arguments of `Store.loader`, which says what each of them means.
-
-    Args:
-        plain: arguments that `LoaderOptions` takes as they are.
+    """Options from the arguments of `Store.loader`.
 
     Raises:
         HookError: a hook is not stored.
         LoaderError: an option has an impossible value.
     """
     chosen, is_single = chosen_hooks(store, hooks)
-    return LoaderOptions(
-        hooks=chosen,
-        is_single=is_single,
-        drop=parse(store, drop, seqpos, max_norm, mask),
-        dtype=torch_dtype(dtype),
-        cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-        device=torch_device(device),
-        **plain,
-    )
+    given: dict[str, Any] = _DEFAULTS | arguments
+    dropped = [given.pop(name) for name in ("drop", "seqpos", "max_norm", "mask")]
+    given["dtype"] = torch_dtype(given["dtype"])
+    given["device"] = torch_device(given["device"])
+    if given["cache_dir"] is not None:
+        given["cache_dir"] = os.fspath(given["cache_dir"])
+    return LoaderOptions(hooks=chosen, is_single=is_single, drop=parse(store, *dropped), **given)
 
 
 def chosen_hooks(

@@ -38,3 +38,14 @@ TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets")
 
 SEQUENCES, POSITIONS, TOKENS = "sequences", "positions", "tokens"
 """Tensors beside the hooks in a batch: where each row comes from."""
+
+OPTIONS_AS_THEY_ARE: Final = (
+    "batch_size",
+    "seed",
+    "window_rows",
+    "drop_last",
+    "rank",
+    "world_size",
+    "provenance",
+)
+"""Options of a loader that have the same names and values in a query. The others are written as text."""

@@ -29,7 +29,16 @@ from actstore.query.client.served_rows import check_kind
 from actstore.query.client.server import Server
 from actstore.query.documents import OrderDocument
 from actstore.query.selection import indices_of, text_of
-from actstore.query.wire import N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
+from actstore.query.wire import (
+    N_HERE,
+    OPTIONS_AS_THEY_ARE,
+    ORDER,
+    POSITIONS,
+    RAW,
+    SAFETENSORS,
+    SEQUENCES,
+    TOKENS,
+)
 from actstore.storage.errors import RequestError
 
 if TYPE_CHECKING:
@@ -360,15 +369,9 @@ def _query(options: LoaderOptions) -> dict[str, Any]:
     tokens = [*map(str, drop.tokens), *(name for name, is_dropped in named.items() if is_dropped)]
     query: dict[str, Any] = {
         "hook": list(options.hooks),
-        "batch_size": options.batch_size,
-        "seed": options.seed,
+        **{name: getattr(options, name) for name in OPTIONS_AS_THEY_ARE},
         "shuffle": options.shuffle or "none",
-        "window_rows": options.window_rows,
         "drop": tokens,
-        "drop_last": options.drop_last,
-        "rank": options.rank,
-        "world_size": options.world_size,
-        "provenance": options.provenance,
     }
     if drop.positions is not None:
         kept = indices_of(drop.positions, 1 + max(drop.positions, default=0), "seqpos")

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from actstore.errors import LoaderError
+from actstore.loader.arguments import SHUFFLES
 from actstore.loader.batches.batch import Batch
 from actstore.loader.batches.footprint import batch_nbytes
 from actstore.loader.dropping.valid_rows import ValidRows
@@ -34,7 +35,17 @@ from actstore.query.server.sharing.order_memory import checked_footprint
 from actstore.query.server.sharing.shared_batches import MOST_AT_ONCE, OrderUse, order_given_up
 from actstore.query.server.sharing.slots import Lease, Lent, Made
 from actstore.query.server.state import cached_store, scope_of, state_of, store_of
-from actstore.query.wire import N_BATCHES, N_HERE, ORDER, POSITIONS, RAW, SAFETENSORS, SEQUENCES, TOKENS
+from actstore.query.wire import (
+    N_BATCHES,
+    N_HERE,
+    OPTIONS_AS_THEY_ARE,
+    ORDER,
+    POSITIONS,
+    RAW,
+    SAFETENSORS,
+    SEQUENCES,
+    TOKENS,
+)
 from actstore.store.committed_store import CommittedStore
 
 router = APIRouter(tags=["training"])
@@ -75,19 +86,13 @@ def _options(request: Request, store: CommittedStore, query: BatchQuery) -> Load
     return options_of(
         store,
         query.hook[0] if len(query.hook) == 1 else query.hook,
-        batch_size=query.batch_size,
-        seed=query.seed,
-        shuffle=None if query.shuffle == "none" else query.shuffle,
-        window_rows=query.window_rows,
+        **{name: getattr(query, name) for name in OPTIONS_AS_THEY_ARE},
+        shuffle=SHUFFLES[query.shuffle],
         drop=[dropped if dropped.isalpha() else int(dropped) for dropped in query.drop],
         seqpos=positions,
         max_norm=query.max_norm,
         epochs=None,
-        drop_last=query.drop_last,
-        rank=query.rank,
-        world_size=query.world_size,
         dtype=query.dtype,
-        provenance=query.provenance,
         cache_dir=settings.cache_dir,
         cache_limit=settings.cache_limit,
     )

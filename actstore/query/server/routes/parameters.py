@@ -2,12 +2,13 @@
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
 from actstore.errors import JobError
+from actstore.loader.arguments import OPTIONS
 from actstore.query.cut import Cut
 from actstore.query.documents import Axis, Hook, Inner, Select
 from actstore.query.problem import Problem
@@ -49,6 +50,12 @@ class SliceQuery(BaseModel):
 SliceOf = Annotated[SliceQuery, Query()]
 
 
+def _option(name: str, **field: Any) -> Any:
+    """The field of an option of a loader, with what is said of it there."""
+    option = OPTIONS[name]
+    return Field(**{"default": option.default, "description": option.meaning} | field)
+
+
 class BatchQuery(BaseModel):
     """An order of rows, with the options of `Store.loader`."""
 
@@ -56,32 +63,18 @@ class BatchQuery(BaseModel):
 
     hook: Annotated[list[Hook], Field(min_length=1, max_length=100)]
     """One hook, or several with their rows aligned; globs, too."""
-    batch_size: Annotated[int, Field(ge=1, le=1 << 24)]
-    """Rows of a batch, of all ranks together."""
-    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 0
-    """Seed of the order."""
-    shuffle: Literal["global", "window", "none"] = "global"
-    """Whether to shuffle over all rows, within windows of neighbouring rows, or not at all."""
-    window_rows: Annotated[int, Field(ge=1, le=1 << 48)] = 1 << 20
-    """Rows of a window."""
-    drop: Annotated[list[Dropped], Field(max_length=100)] = []
-    """Tokens whose rows are dropped: `bos`, `eos`, `sep`, `pad`, or token ids; or `nonfinite`, for rows that are not
-    finite.
-    """
-    seqpos: Axis = ":"
-    """Positions to keep."""
-    max_norm: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Norm above which rows are dropped."""
-    drop_last: bool = False
-    """Whether an epoch ends before a batch that would be smaller."""
-    rank: Annotated[int, Field(ge=0, le=1 << 24)] = 0
-    """Rank whose part of each batch is given."""
-    world_size: Annotated[int, Field(ge=1, le=1 << 24)] = 1
-    """Number of ranks, which is the number of parts of each batch."""
-    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = None
-    """Type that values are converted to; without it they are as stored."""
-    provenance: bool = False
-    """Whether to add `sequences`, `positions` and `tokens` of the rows."""
+    batch_size: int = _option("batch_size", ge=1, le=1 << 24)
+    seed: int = _option("seed", ge=0, lt=1 << 64)
+    shuffle: Literal["global", "window", "none"] = _option("shuffle")
+    window_rows: int = _option("window_rows", ge=1, le=1 << 48)
+    drop: list[Dropped] = _option("drop", default=[], max_length=100)
+    seqpos: Axis = _option("seqpos", default=":")
+    max_norm: float | None = _option("max_norm", allow_inf_nan=False)
+    drop_last: bool = _option("drop_last")
+    rank: int = _option("rank", ge=0, le=1 << 24)
+    world_size: int = _option("world_size", ge=1, le=1 << 24)
+    dtype: Literal["bfloat16", "float16", "float32", "float64"] | None = _option("dtype")
+    provenance: bool = _option("provenance")
 
 
 BatchOf = Annotated[BatchQuery, Query()]

@@ -16,8 +16,9 @@ import torch
 import actstore
 from actstore.errors import LoaderError, StorageError
 from actstore.facade import Store
+from actstore.loader.arguments import Shuffle
 from actstore.loader.batches.batch import Batch, Values
-from actstore.loader.options import LoaderOptions, Shuffle, options_of
+from actstore.loader.options import LoaderOptions, options_of
 from actstore.query.problem import Problem
 from actstore.query.server.memory.budget import MemoryBudget
 from actstore.query.server.monitoring.metrics import Metrics

@@ -1,0 +1,28 @@
+"""Tables of the pages say what the tables of the code say."""
+
+from pathlib import Path
+from typing import Final
+
+from actstore.loader.arguments import OPTIONS
+
+ROOT: Final = Path(__file__).parents[2]
+
+
+def table(page: str, head: str) -> list[list[str]]:
+    """The cells of each row of the table of a page that has this head."""
+    lines = iter((ROOT / page).read_text(encoding="utf-8").splitlines())
+    assert head in lines, head
+    next(lines)  # the line below the head
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_options_of_a_loader() -> None:
+    assert table("docs/loader.md", "| option | default | |") == [
+        [f"`{name}`", "" if option.default is ... else f"`{option.default!r}`", option.meaning]
+        for name, option in OPTIONS.items()
+    ]
