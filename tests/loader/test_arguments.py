@@ -7,6 +7,7 @@ import pytest
 
 from actstore.facade import Store
 from actstore.loader.arguments import OPTIONS
+from actstore.query.server.routes.parameters import BatchQuery
 from actstore.storage.local import LocalBlobs
 from tests.loader.stores import finished
 from tests.store.example import HOOKS, example_plan
@@ -33,3 +34,10 @@ def test_an_unknown_option_and_a_missing_one_are_named(tmp_path: Path) -> None:
         store.loader(HOOKS[0], batchsize=8)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'batch_size'"):
         store.loader(HOOKS[0])  # type: ignore[call-arg]
+
+
+def test_a_server_takes_all_options_but_those_of_the_client_alone() -> None:
+    assert OPTIONS.keys() - BatchQuery.model_fields == {
+        "mask", "epochs", "prefetch", "cache_dir", "cache_limit", "device",
+    }  # fmt: skip
+    assert BatchQuery.model_fields.keys() - OPTIONS == {"hook"}
