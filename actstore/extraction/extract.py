@@ -47,10 +47,7 @@ def extract(
 
     Args:
         run: result of `actstore.plan`, or a job, or the path or URL of a job file.
-        executor: ``inline`` or ``ray``; this and the next three arguments take precedence over the job's fields.
-        num_workers: workers of the ray executor.
-        ray_address: Ray cluster to join; None starts one on this machine.
-        device: device of a worker.
+        executor, num_workers, ray_address, device: fields of `Job`, which take precedence over those of the job.
         on_event: called with each event of progress.
 
     Raises:

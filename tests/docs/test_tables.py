@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Final
 
+from actstore.extraction.planning.job import Job
 from actstore.loader.arguments import OPTIONS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -26,3 +27,12 @@ def test_options_of_a_loader() -> None:
         [f"`{name}`", "" if option.default is ... else f"`{option.default!r}`", option.meaning]
         for name, option in OPTIONS.items()
     ]
+
+
+def test_tokens_that_packing_puts_in() -> None:
+    rows = table("docs/tokens.md", "| option | token | default for text | default for ids |")
+    fields = {name: field for name, field in Job.model_fields.items() if name.endswith("_token")}
+    for (option, _, for_text, for_ids), (name, field) in zip(rows, fields.items(), strict=True):
+        assert option == f"`--{name.replace('_', '-')}`"
+        default = for_text if for_text == for_ids else f"{for_text} for text, {for_ids} for token ids"
+        assert str(field.description).endswith(f" Default: {default.replace('`', '')}.")
