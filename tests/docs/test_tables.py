@@ -1,9 +1,11 @@
 """Tables of the pages say what the tables of the code say."""
 
+import re
 from pathlib import Path
 from typing import Final
 
 from actstore.extraction.planning.job import Job
+from actstore.hooks.naming.hook_points import POINTS
 from actstore.loader.arguments import OPTIONS
 
 ROOT: Final = Path(__file__).parents[2]
@@ -36,3 +38,29 @@ def test_tokens_that_packing_puts_in() -> None:
         assert option == f"`--{name.replace('_', '-')}`"
         default = for_text if for_text == for_ids else f"{for_text} for text, {for_ids} for token ids"
         assert str(field.description).endswith(f" Default: {default.replace('`', '')}.")
+
+
+SHORT: Final = {"position": "p", "source_position": "source", "one": "1", "expert_choice": "choice"}
+
+
+def test_hooks() -> None:
+    assert table("docs/hooks.md", "| name | shape | value |") == [
+        [
+            f"`blocks.{{i}}.{point.leaf}`" if point.in_layer else f"`{point.leaf}`",
+            " ".join(["b", *(SHORT.get(axis, axis) for axis in point.axes)]),
+            point.meaning + (f"; not stored: {point.why_not_stored}" if point.why_not_stored else ""),
+        ]
+        for point in POINTS
+    ]
+
+
+def test_axes_of_stored_hooks() -> None:
+    outside = "without a layer: "
+    said = [
+        (leaf, not leaves.startswith(outside), tuple(re.findall(r"`(\w+)`", axes)))
+        for leaves, axes in table("schemas/format.md", "| leaf | axes at one position |")
+        for leaf in re.findall(r"`([\w.]+)`", leaves)
+    ]
+    assert sorted(said) == sorted(
+        (point.leaf, point.in_layer, point.axes_in_store) for point in POINTS if point.why_not_stored is None
+    )

@@ -3,9 +3,10 @@
 A name is ``blocks.{layer}.{leaf}`` or stands alone (``hook_embed``). Values have the axes ``batch`` and ``position``
 first, except where a point says otherwise. The order of the table is that of the forward pass.
 
-To add a hook point, add it here, to `actstore.hooks.families.site`, which says where in a model its value is found, and
-to docs/hooks.md. `actstore.hooks.families.architecture` names the points that a family lacks, and
-`actstore.hooks.capture.taps` takes values that no module gives or returns.
+To add a hook point, add it here, to `actstore.hooks.families.site`, which says where in a model its value is found,
+and to docs/hooks.md and schemas/format.md, whose tables a test compares with this one.
+`actstore.hooks.families.architecture` names the points that a family lacks, and `actstore.hooks.capture.taps` takes
+values that no module gives or returns.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ class Point:
     axes: tuple[str, ...]
     """Axes after ``batch``. Sizes come from the model, except those of ``position`` and ``source_position``."""
     meaning: str
+    """What the value is, as docs/hooks.md says it."""
     aliases: tuple[str, ...] = ()
     """Spellings of TransformerLens' Bridge that mean the same in every family."""
     in_layer: bool = True
@@ -53,9 +55,26 @@ _NEURONS = ("position", "d_mlp")
 _SCALE = ("position", "one")
 
 POINTS: Final = (
-    Point("hook_embed", _STREAM, "token embedding", ("embed.hook_out",), in_layer=False),
-    Point("hook_pos_embed", _STREAM, "position embedding", ("pos_embed.hook_out",), in_layer=False),
-    Point("hook_resid_pre", _STREAM, "residual stream into the layer", ("hook_in", "ln1.hook_in")),
+    Point(
+        "hook_embed",
+        _STREAM,
+        "token embedding (Gemma: after its scaling)",
+        ("embed.hook_out",),
+        in_layer=False,
+    ),
+    Point(
+        "hook_pos_embed",
+        _STREAM,
+        "learned position embedding; absent where positions are rotations",
+        ("pos_embed.hook_out",),
+        in_layer=False,
+    ),
+    Point(
+        "hook_resid_pre",
+        _STREAM,
+        "residual stream into layer i; for i > 0 stored as `blocks.{i-1}.hook_resid_post`, the same tensor",
+        ("hook_in", "ln1.hook_in"),
+    ),
     Point("ln1.hook_scale", _SCALE, "what the norm before attention divides by", is_computed=True),
     Point(
         "ln1.hook_normalized",
@@ -63,36 +82,55 @@ POINTS: Final = (
         "input of attention before gain and bias of its norm",
         is_computed=True,
     ),
-    Point("ln1.hook_out", _STREAM, "input of attention"),
+    Point("ln1.hook_out", _STREAM, "what attention reads"),
     Point("attn.hook_q", _QUERY, "queries, before any norm and rotation", ("attn.q.hook_out",)),
-    Point("attn.hook_k", _KEY, "keys, before any norm and rotation", ("attn.k.hook_out",)),
-    Point("attn.hook_v", _KEY, "values", ("attn.v.hook_out",)),
-    Point("attn.hook_rot_q", _QUERY, "queries as attention takes them, normed and rotated"),
-    Point("attn.hook_rot_k", _KEY, "keys as attention takes them, normed and rotated"),
     Point(
-        "attn.hook_attn_scores", _PATTERN, "scaled logits of attention; -inf where masked", is_computed=True
+        "attn.hook_k",
+        _KEY,
+        "keys, before any norm and rotation; not repeated for grouped queries",
+        ("attn.k.hook_out",),
+    ),
+    Point("attn.hook_v", _KEY, "values, not repeated for grouped queries", ("attn.v.hook_out",)),
+    Point(
+        "attn.hook_rot_q", _QUERY, "queries as the attention function takes them: after norms and rotation"
+    ),
+    Point("attn.hook_rot_k", _KEY, "keys as the attention function takes them: after norms and rotation"),
+    Point(
+        "attn.hook_attn_scores",
+        _PATTERN,
+        "scaled, softcapped scores; -inf where a position does not see the source",
+        is_computed=True,
     ),
     Point(
         "attn.hook_pattern",
         _PATTERN,
-        "softmax of the scores; 0 in rows that are masked whole",
+        "softmax of the scores, in float32; 0 in rows of padding",
         is_computed=True,
     ),
-    Point("attn.hook_z", _QUERY, "mix of values, before the output projection", ("attn.o.hook_in",)),
+    Point("attn.hook_z", _QUERY, "mix of values, the input of the output projection", ("attn.o.hook_in",)),
     Point(
         "attn.hook_result",
         ("position", "head", "d_model"),
-        "what each head writes to the residual stream",
+        "what each head writes; computed from z when it is named",
         is_default=False,
         is_computed=True,
         why_not_stored="it is d_model values for each head; store attn.hook_z, from which a cache computes it",
     ),
-    Point("hook_attn_out", _STREAM, "what attention adds to the residual stream"),
-    Point("hook_resid_mid", _STREAM, "residual stream between attention and MLP", ("ln2.hook_in",)),
+    Point(
+        "hook_attn_out",
+        _STREAM,
+        "what attention adds to the stream (Gemma 2 and 3: after the norm behind it)",
+    ),
+    Point(
+        "hook_resid_mid",
+        _STREAM,
+        "stream between attention and MLP; undefined where the two run in parallel",
+        ("ln2.hook_in",),
+    ),
     Point(
         "hook_mlp_in",
         _STREAM,
-        "the residual stream as the MLP alone sees it, before its norm",
+        "the stream as the MLP alone sees it, before its norm",
         is_default=False,
         why_not_stored="it equals hook_resid_mid; it is there to edit the input of the MLP alone",
     ),
@@ -100,11 +138,11 @@ POINTS: Final = (
     Point(
         "ln2.hook_normalized", _STREAM, "input of the MLP before gain and bias of its norm", is_computed=True
     ),
-    Point("ln2.hook_out", _STREAM, "input of the MLP"),
+    Point("ln2.hook_out", _STREAM, "what the MLP reads"),
     Point(
         "mlp.hook_expert_weights",
         ("position", "expert"),
-        "probability of each expert, over all of them",
+        "probability of each expert, before the best are chosen",
         is_computed=True,
         is_read_only=True,
     ),
@@ -116,10 +154,12 @@ POINTS: Final = (
         why_not_stored="it holds integers, and a store has one floating-point dtype; store mlp.hook_expert_weights",
     ),
     Point("mlp.hook_pre", _NEURONS, "neurons before the activation function"),
-    Point("mlp.hook_pre_linear", _NEURONS, "the factor of gated neurons"),
+    Point("mlp.hook_pre_linear", _NEURONS, "the linear factor of gated neurons"),
     Point("mlp.hook_post", _NEURONS, "neurons, the input of the last projection", ("mlp.out.hook_in",)),
-    Point("hook_mlp_out", _STREAM, "what the MLP adds to the residual stream"),
-    Point("hook_resid_post", _STREAM, "residual stream out of the layer", ("hook_out",)),
+    Point(
+        "hook_mlp_out", _STREAM, "what the MLP adds to the stream (Gemma 2 and 3: after the norm behind it)"
+    ),
+    Point("hook_resid_post", _STREAM, "residual stream out of layer i, before any final norm", ("hook_out",)),
     Point("ln_final.hook_scale", _SCALE, "what the final norm divides by", in_layer=False, is_computed=True),
     Point(
         "ln_final.hook_normalized",

@@ -33,8 +33,8 @@ _LEAVES: Final = {
     "mlp_mid": "mid",
     "mlp_post": "post",
 }
-_IN_ATTENTION: Final = {"k", "v", "q", "z", "rot_k", "rot_q", "result", "pattern", "attn_scores"}
-_IN_MLP: Final = {"pre", "post", "mid", "pre_linear", "expert_weights", "expert_indices"}
+_IN_ATTENTION: Final = {leaf.removeprefix("attn.hook_") for leaf in BY_LEAF if leaf.startswith("attn.")}
+_IN_MLP: Final = {leaf.removeprefix("mlp.hook_") for leaf in BY_LEAF if leaf.startswith("mlp.")} | {"mid"}
 
 
 def layer_of(name: str) -> int | None:
