@@ -22,7 +22,10 @@ from actstore.opening import open_store
     help="saelens: for cached_activations_path of its configurations.",
 )
 def export_command(url: str, hook: str, folder: Path, form: str) -> None:
-    """Write HOOK of the store at URL to a new FOLDER, float32 with token ids, in the order of the store."""
+    """Write HOOK of the store at URL to a new FOLDER, in the form of another library.
+
+    Values are float32, with token ids, in the order of the store.
+    """
     del form  # the only form so far
     from actstore.integrations.saelens.cache_export import export_cache
 

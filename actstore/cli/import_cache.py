@@ -30,7 +30,7 @@ from actstore.cli.byte_progress import ByteProgress
 )
 @click.option("--model", help="Hub name or folder of the model, for the names and axes of hooks.")
 def import_cache_command(folder: Path, source: str, output: str, dtype: Any, model: str | None) -> None:
-    """Write the cached activations in FOLDER to a store.
+    """Write the activations in FOLDER, which another library cached, to a store.
 
     Run the same command again after any interruption: it does only what is missing.
     """

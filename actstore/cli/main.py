@@ -18,20 +18,19 @@ writing to. Running the same command again continues it.
 """
 
 _COMMANDS = {
-    "demo": "Extract from a bundled model, read back, draw one picture.",
-    "export": "Write a hook of a store in the form of another library.",
+    "demo": "Extract from a bundled model, read the store, and draw a picture.",
+    "export": "Write HOOK of the store at URL to a new FOLDER, in the form of another library.",
     "extract": "Write the activations of a model over a text to a store.",
-    "import": "Make a store of activations that another library cached.",
-    "info": "Say what a store holds.",
+    "import": "Write the activations in FOLDER, which another library cached, to a store.",
+    "info": "Say what the store at URL holds, and how much of it is committed.",
     "plan": "Say what an extraction would write, without writing it.",
-    "serve": "Serve stores over HTTP.",
-    "slice": "Print activations, or save them as npy or safetensors.",
-    "stats": "Print statistics of hooks.",
-    "train-sae": "Train a sparse autoencoder on a hook, with SAELens.",
-    "verify": "Check every byte of a store; repair what is damaged.",
+    "serve": "Serve the stores at URLs, and all stores below --root, over HTTP.",
+    "slice": "Print activations of HOOK in the store at URL, or save them.",
+    "stats": "Print statistics of HOOKS in the store at URL, or of all its hooks.",
+    "train-sae": "Train a sparse autoencoder on HOOK of the store at URL, for SAELens.",
+    "verify": "Check every byte of the store at URL, and repair what is damaged with --repair.",
 }
-
-
+"""The first sentence of what each command says of itself, here so that ``--help`` imports none of them."""
 _MODULES = {"import": "import_cache"}
 """Modules of the commands whose name cannot be the name of a module."""
 

@@ -86,9 +86,9 @@ def train_sae_command(
     resume: Path | None,
     output: Path,
 ) -> None:
-    """Train a sparse autoencoder on HOOK of the store at URL, and save it to a folder for SAELens.
+    """Train a sparse autoencoder on HOOK of the store at URL, for SAELens.
 
-    No language model is loaded, and the norm of activations comes from the store.
+    It is saved to the folder OUT. No language model is loaded, and the norm of activations comes from the store.
     """
     from actstore.errors import LoaderError
     from actstore.integrations.saelens.installed import check_installed

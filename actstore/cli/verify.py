@@ -37,7 +37,9 @@ def verify_command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Check the store at URL: presence, sizes, checksums, indexes, tokens, statistics.
+    """Check every byte of the store at URL, and repair what is damaged with --repair.
+
+    What is checked: presence, sizes, checksums, indexes, tokens, statistics.
 
     Exit code 0: whole and complete; 3: damaged; 75: nothing is damaged, and the extraction is not complete.
     """

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
 from actstore.cli import info
-from actstore.cli.main import RESUMABLE, run
+from actstore.cli.main import _COMMANDS, RESUMABLE, cli, run
 from actstore.cli.verify import DAMAGED
 from actstore.facade import Store
 from actstore.opening import open_store
@@ -94,3 +95,10 @@ def test_a_command_that_is_terminated_can_be_run_again(
     ended = capsys.readouterr()
     assert ended.out == ""
     assert ended.err == "terminated; what is committed stays, and the same command continues from there\n"
+
+
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert (command.help or "").split(". ")[0].split("\n")[0].rstrip(".") + "." == _COMMANDS[name]

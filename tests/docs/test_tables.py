@@ -4,6 +4,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+import click
+
+from actstore.cli.byte_size import byte_size
+from actstore.cli.serve import serve_command
 from actstore.extraction.planning.job import Job
 from actstore.hooks.naming.hook_points import POINTS
 from actstore.loader.arguments import OPTIONS
@@ -64,3 +68,23 @@ def test_axes_of_stored_hooks() -> None:
     assert sorted(said) == sorted(
         (point.leaf, point.in_layer, point.axes_in_store) for point in POINTS if point.why_not_stored is None
     )
+
+
+def test_default_limits_of_a_server() -> None:
+    defaults = {
+        option: parameter.get_default(click.Context(serve_command))
+        for parameter in serve_command.params
+        for option in parameter.opts
+    }
+    units = {"": 1, "s": 1, "MiB": 1 << 20, "GiB": 1 << 30}
+    head = "| protects from | limit | default | beyond it | option |"
+    said = [
+        (row[4].strip("`"), match)
+        for row in table("docs/serve.md", head)
+        if row[4] and (match := re.match(r"([\d,]+) ?(MiB|GiB|s)?", row[2]))
+    ]
+    assert len(said) == 10
+    for option, (number, unit) in [(option, match.groups("")) for option, match in said]:
+        default = defaults[option]
+        nbytes = byte_size()(default) if isinstance(default, str) else default
+        assert int(number.replace(",", "")) * units[unit] == nbytes, option

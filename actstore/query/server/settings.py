@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 from actstore.query.server.connections.room import ConnectionLimits
 
@@ -12,46 +12,64 @@ MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a server; plain data, so that it can be sent to worker processes."""
+    """Settings of a server; plain data, so that it can be sent to worker processes.
+
+    A text in a type is what ``actstore serve --help`` says of the option.
+    """
 
     stores: dict[str, str] = field(default_factory=dict)
     """URL of each store by name."""
-    root: str | None = None
-    """Folder or bucket; every store below it is served, also those that come later."""
-    allow_links: tuple[Path, ...] = ()
-    """Folders that links in stores may lead into."""
-    token_file: Path | None = None
+    root: Annotated[str | None, "Folder or bucket: every store below it is served, including later ones."] = (
+        None
+    )
+    allow_links: Annotated[
+        tuple[Path, ...],
+        "Links in stores may also lead into this folder. Default: only within the folder of the store.",
+    ] = ()
+    token_file: Annotated[
+        Path | None,
+        "File with one token per line, then name=WHOSE and globs of its stores. Needed beyond loopback; reread while "
+        "the server runs.",
+    ] = None
     cache_dir: Path | None = None
     """Folder for shards of remote stores, shared by all processes."""
     cache_limit: int | None = None
     """Bytes of the cache at most."""
-    max_reply: int = 4 << 30
-    """Bytes of one reply at most."""
+    max_reply: Annotated[int, "Most bytes of one reply."] = 4 << 30
     max_request: int = 4 << 20
     """Bytes of the body of a request at most."""
-    max_batch: int = 256 << 20
-    """Bytes of one batch, of all ranks together, at most."""
-    max_held: int = 1 << 30
-    """Bytes of memory that a process holds for its clients at most: batches, what they are made from, and replies."""
-    concurrency: int = 512
-    """Requests at once in a process at most."""
+    max_batch: Annotated[int, "Most bytes of one batch, all ranks together; a few batches are kept."] = (
+        256 << 20
+    )
+    max_held: Annotated[
+        int,
+        "Most bytes that a process may hold for clients: batches, windows, replies. One client gets at most half.",
+    ] = 1 << 30
+    concurrency: Annotated[int, "Most requests at once in a process."] = 512
     concurrency_per_client: int = 256
     """Requests at once with one token, or from one address, at most."""
-    timeout_s: float = 60.0
-    """Seconds until a reply begins at most."""
-    stall_s: float = 30.0
-    """Seconds that a reply waits for a client that takes none of it."""
+    timeout_s: Annotated[float, "Seconds until a reply must begin."] = 60.0
+    stall_s: Annotated[float, "Seconds after which a client that reads nothing of its reply is cut off."] = (
+        30.0
+    )
     sign_s: int = 900
     """Seconds for which a presigned URL of a plan is valid."""
     connection_limits: ConnectionLimits = field(default_factory=ConnectionLimits)
     """Limits on the connections of each process."""
     max_bodies: int = 64 << 20
     """Bytes of the bodies of requests that a process has in memory at once, at most."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Names of the server, beside those of loopback, that requests may use when there are no tokens."""
-    forwarded_allow_ips: str | None = None
-    """Addresses and networks of proxies, or ``*``, whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are trusted."""
-    access_log: Path | None = None
-    """File to which one line of JSON is appended for each request; ``-`` is stderr."""
-    scans: int = 2
-    """Searches, and scans for rows that are not dropped, at once in a process."""
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        "Another name or address by which clients may reach a server without tokens; can be repeated.",
+    ] = ()
+    forwarded_allow_ips: Annotated[
+        str | None,
+        "Addresses and networks of proxies, joined by commas: the client is the last address of X-Forwarded-For that "
+        "is none of them. * alone is one proxy, at whatever address. Default: no proxy is trusted.",
+    ] = None
+    access_log: Annotated[
+        Path | None, "Append a line of JSON for each request to this file; - is stderr."
+    ] = None
+    scans: Annotated[
+        int, "Most scans at once in a process: searches, and finding the rows that are not dropped."
+    ] = 2

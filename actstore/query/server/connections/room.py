@@ -4,7 +4,7 @@ import contextlib
 import resource
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Annotated, Final, Protocol
 
 _RESERVED: Final = 256
 """File descriptors that are kept for files, for storage, and for health checks."""
@@ -17,16 +17,19 @@ _SPARE_OF_ADDRESS: Final = 4
 class ConnectionLimits:
     """Limits on the connections of one process; plain data, so that it can be sent to worker processes."""
 
-    n_connections: int = 1_024
-    """Connections at once."""
+    n_connections: Annotated[
+        int, "Most connections at once in a process; beyond that, the one idle for longest is closed."
+    ] = 1_024
     n_of_address: int = 512
     """Connections at once from one address, unless it forwards for many clients."""
-    head_s: float = 10.0
-    """Seconds until the line and headers of a request have arrived, from the start of the connection or their first
-    byte; and for the rest of a body that nobody waits for any more.
+    head_s: Annotated[float, "Seconds within which the URL and headers of a request must come."] = 10.0
+    """They count from the start of the connection, or from the first byte; the rest of a body that nobody waits for any
+    more has as long.
     """
-    keep_alive_s: int = 75
-    """Seconds that a connection may be idle between two requests."""
+    keep_alive_s: Annotated[
+        int,
+        "Seconds for which a connection is kept between two requests; a load balancer in front should use less.",
+    ] = 75
 
 
 class Guest(Protocol):
