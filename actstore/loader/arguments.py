@@ -91,7 +91,7 @@ class ReadArguments(TypedDict, total=False):
         str | os.PathLike[str] | None,
         Option(
             "Folder on a local disk that keeps shards of remote stores, for later epochs and other processes; with "
-            "all of a hook there, `global` works for such a store, too.",
+            "all of a hook there, `global` works for such a store, too. Local stores ignore it.",
             None,
         ),
     ]
@@ -101,7 +101,8 @@ class ReadArguments(TypedDict, total=False):
     device: Annotated[
         "torch.device | str | None",
         Option(
-            "Device of the batches. They are copied ahead to a GPU, from pinned memory and on their own stream.",
+            "Device of the batches; None for host memory. They are copied ahead to a GPU, from pinned memory and on "
+            "their own stream.",
             None,
         ),
     ]
