@@ -246,7 +246,7 @@ class Server:
             Exception: the error that the reply describes.
         """
         text = bounds.read_problem(reply)
-        is_ours = (reply.getheader("Content-Type") or "").startswith(PROBLEM)
+        is_ours = reply.headers.get_content_type() == PROBLEM
         document = _problem(text) if is_ours else None
         if reply.status in _BUSY or (reply.status == _GATEWAY and document is None):
             detail = None if document is None else document["detail"]

@@ -686,6 +686,28 @@ def test_problems(kind: str, status: int, liar: Liar) -> None:
     assert len(str(caught.value)) < 2_500
 
 
+@pytest.mark.parametrize(
+    ("content_type", "is_problem"),
+    [
+        ("application/problem+json", True),
+        ("Application/Problem+JSON ; charset=utf-8", True),
+        ("application/problem+json5", False),
+    ],
+)
+def test_types_of_problems(content_type: str, is_problem: bool, liar: Liar) -> None:
+    store = opened(liar)
+    problem = json.dumps({"type": "urn:actstore:problem:x", "detail": "all rows are out"}).encode()
+
+    def lie(reply: Reply) -> bytes:
+        raw = reply.having(problem, content_type=content_type).raw
+        return b"HTTP/1.1 400 Said\r\n" + raw.partition(b"\r\n")[2]
+
+    liar.lie = lie
+    with little_and_quick(), pytest.raises(StorageError) as caught:
+        store[HOOK][0:4]
+    assert ("all rows are out" in str(caught.value)) == is_problem
+
+
 def test_a_problem_without_end(liar: Liar) -> None:
     store = opened(liar)
     liar.lie = lambda reply: endless(

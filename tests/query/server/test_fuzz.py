@@ -545,6 +545,12 @@ ACCEPTED: Final[dict[str, str | int]] = {
     f"{NPY};q=0.5, {ARROW};q=0.9": ARROW,
     f"{NPY};q=0.5;x=y, {JSON};level=1;q=0.9": JSON,
     f"{SAFETENSORS};q=0, */*;q=0.1": RAW,
+    f"{RAW};q=0, */*;q=0.1": SAFETENSORS,
+    f"*/*, {RAW};q=0": SAFETENSORS,
+    f"{RAW};q=0.1, {NPY};q=0.2, */*;q=0.3": SAFETENSORS,
+    f"application/*;q=0, {NPY}, */*": NPY,
+    "application/*;q=0, */*": 406,
+    "*/*;q=0": 406,
     f"{SAFETENSORS};q=0": 406,
     f"text/html, {SAFETENSORS}": SAFETENSORS,
     f"{NPY};q=x": NPY,
@@ -577,6 +583,62 @@ def test_accepted(target: Target) -> None:
         assert target.ask(f"{_SLICE}?seq=0", b"Accept: " + text.encode("latin-1")).status in (200, 406)
         path = f"{_STORE}/batches/0?hook={_HOOK}&batch_size=8"
         assert target.ask(path, b"Accept: " + text.encode("latin-1")).status == 200
+
+
+BATCHES_ACCEPTED: Final[dict[str, tuple[str | int, str | int]]] = {
+    "*/*": (RAW, SAFETENSORS),
+    "application/*": (RAW, SAFETENSORS),
+    RAW: (RAW, 406),
+    RAW.upper(): (RAW, 406),
+    SAFETENSORS: (SAFETENSORS, SAFETENSORS),
+    SAFETENSORS.upper(): (SAFETENSORS, SAFETENSORS),
+    f"{RAW}, {SAFETENSORS}": (RAW, SAFETENSORS),
+    f"{RAW};q=0.5, {SAFETENSORS}": (SAFETENSORS, SAFETENSORS),
+    f"{RAW}, {SAFETENSORS};q=0.5": (RAW, SAFETENSORS),
+    f"{RAW}, */*;q=0.1": (RAW, SAFETENSORS),
+    f"{RAW};q=0, */*": (SAFETENSORS, SAFETENSORS),
+    f"{SAFETENSORS};q=0, */*": (RAW, 406),
+    f"{RAW};q=0": (406, 406),
+    f"{SAFETENSORS};q=0": (406, 406),
+    "*/*;q=0": (406, 406),
+    f"{RAW}x": (RAW, SAFETENSORS),
+    f"{SAFETENSORS}x": (RAW, SAFETENSORS),
+    "text/html": (RAW, SAFETENSORS),
+}
+"""Types of a batch of one hook and of one with provenance, or the status. What names neither type is ignored."""
+
+
+def test_accepted_batches(target: Target) -> None:
+    path = f"{_STORE}/batches/0?hook={_HOOK}&batch_size=8"
+    for text, expected in BATCHES_ACCEPTED.items():
+        replies = [target.ask(f"{path}{more}", f"Accept: {text}") for more in ("", "&provenance=1")]
+        outcome = tuple(
+            reply.headers["content-type"] if reply.status == 200 else reply.status for reply in replies
+        )
+        assert outcome == expected, text
+
+
+SELECTED: Final = {
+    "*/*": SAFETENSORS,
+    "application/*": SAFETENSORS,
+    "text/html": SAFETENSORS,
+    SAFETENSORS: SAFETENSORS,
+    RAW: RAW,
+    RAW.upper(): RAW,
+    f"{RAW};q=0.9": RAW,
+    f"{RAW}, */*;q=0.1": RAW,
+    f"{RAW}, {SAFETENSORS}": RAW,
+    f"{RAW};q=0.1, {SAFETENSORS}": SAFETENSORS,
+    f"{RAW};q=0": SAFETENSORS,
+}
+"""Type of the selection from one hook. What allows neither type is ignored."""
+
+
+def test_accepted_selections(target: Target) -> None:
+    for text, expected in SELECTED.items():
+        head = (f"Content-Type: {JSON}", f"Accept: {text}")
+        reply = target.ask(f"{_STORE}/select", *head, method="POST", body=_select())
+        assert (reply.status, reply.headers["content-type"]) == (200, expected), text
 
 
 _END: Final = b"\r\nConnection: close\r\n\r\n"

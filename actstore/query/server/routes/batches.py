@@ -23,6 +23,7 @@ from actstore.query.documents import OrderDocument
 from actstore.query.problem import Problem
 from actstore.query.selection import parse_axis
 from actstore.query.server.catalog.catalog import NAME
+from actstore.query.server.routes.accept import Format, names_any, not_acceptable, preferred_format
 from actstore.query.server.routes.hot_routes import HotRoute
 from actstore.query.server.routes.parameters import BatchOf, BatchQuery, StoreName
 from actstore.query.server.routes.slices import RANGES, header, tag_of, tensor_responses
@@ -268,15 +269,26 @@ HOT: Final = HotRoute(
 
 
 def _is_raw(request: Request, options: LoaderOptions) -> bool:
+    """Whether the reply is raw bytes, and not safetensors. `Accept` is ignored if it names neither.
+
+    Raises:
+        Problem: `Accept` excludes all formats that these options have.
+    """
+    offered: list[Format] = ["raw", "safetensors"]
+    accept = request.headers.get("Accept")
+    if not names_any(accept, offered):
+        accept = None
     is_one = options.is_single and not options.provenance
-    accept = request.headers.get("Accept", "*/*")
-    if RAW in accept and not is_one and SAFETENSORS not in accept:
+    preferred = preferred_format(accept, offered if is_one else ["safetensors"])
+    if preferred is None and is_one:
+        raise not_acceptable(accept, offered)
+    if preferred is None:
         raise Problem(
             406,
             "not-acceptable",
             "raw bytes are of one hook without provenance; accept application/x-safetensors",
         )
-    return is_one and SAFETENSORS not in accept
+    return preferred == "raw"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,9 @@ from actstore.errors import JobError
 from actstore.loader.arguments import OPTIONS
 from actstore.query.cut import Cut
 from actstore.query.documents import Axis, Hook, Inner, Select
-from actstore.query.problem import Problem
 from actstore.query.selection import Indices, indices_of, parse_axis, parse_inner
 from actstore.query.server.catalog.catalog import NAME
-from actstore.query.server.sending.formats import MEDIA
+from actstore.query.server.routes.accept import Format
 from actstore.query.wire import TOKEN_ARRAYS
 from actstore.store.committed_store import CommittedStore
 from actstore.store.reading.rows import Rows
@@ -29,7 +28,6 @@ HookPath = Annotated[
     ),
 ]
 Dropped = Annotated[str, Field(pattern=r"^(bos|eos|sep|pad|nonfinite|-?[0-9]{1,9})$")]
-Format = Literal["raw", "safetensors", "npy", "arrow", "json"]
 
 
 class SliceQuery(BaseModel):
@@ -150,35 +148,3 @@ def cuts(store: CommittedStore, select: Select) -> list[Cut]:
         )
         for name in names
     ]
-
-
-def reply_format(requested: Format | None, accept: str | None) -> Format:
-    """The format of a reply: the one in the query, or the one that ``Accept`` prefers.
-
-    Raises:
-        Problem: ``Accept`` names no format that the server has.
-    """
-    if requested is not None:
-        return requested
-    names: dict[str, Format] = {media: name for name, media in MEDIA.items()}  # type: ignore[misc]
-    accepted: list[tuple[float, int, Format]] = []
-    for place, media_range in enumerate((accept or "*/*").split(",")):
-        media, *parameters = (part.strip().lower() for part in media_range.split(";"))
-        quality = next((_quality(parameter) for parameter in parameters if parameter.startswith("q=")), 1.0)
-        if media in ("*/*", "application/*"):
-            accepted.append((-quality, place, "raw"))
-        elif media in names:
-            accepted.append((-quality, place, names[media]))
-    preferred = min((choice for choice in accepted if choice[0] < 0), default=None)
-    if preferred is None:
-        raise Problem(
-            406, "not-acceptable", f"accepted is {(accept or '')[:100]!r}; there are {', '.join(names)}"
-        )
-    return preferred[2]
-
-
-def _quality(parameter: str) -> float:
-    try:
-        return float(parameter.removeprefix("q="))
-    except ValueError:
-        return 1.0

@@ -12,6 +12,7 @@ from actstore.query.cut import Cut
 from actstore.query.documents import Select
 from actstore.query.server.catalog.catalog import NAME
 from actstore.query.server.memory.budget import Account
+from actstore.query.server.routes.accept import Format, preferred_format, slice_format
 from actstore.query.server.routes.hot_routes import HotRoute
 from actstore.query.server.routes.parameters import (
     HookPath,
@@ -20,7 +21,6 @@ from actstore.query.server.routes.parameters import (
     StoreName,
     cut,
     cuts,
-    reply_format,
 )
 from actstore.query.server.sending.body import Body
 from actstore.query.server.sending.error_replies import error_responses
@@ -142,7 +142,7 @@ def slice_of_hook(request: Request, store: StoreName, hook: HookPath, query: Sli
 
     npy, Arrow and JSON have no bfloat16; they get float32, which holds its values exactly.
     """
-    chosen = reply_format(query.format, request.headers.get("Accept"))
+    chosen = slice_format(query.format, request.headers.get("Accept"))
     opened = store_of(request, store)
     part = cut(opened, hook, query.seq, query.pos, query.inner)
     check_size(part.nbytes, state_of(request).settings.max_reply)
@@ -185,7 +185,8 @@ def select(request: Request, store: StoreName, select: Select) -> Response:
     opened = store_of(request, store)
     parts = cuts(opened, select)
     check_size(sum(part.nbytes for part in parts), state_of(request).settings.max_reply)
-    is_raw = len(parts) == 1 and request.headers.get("Accept") == RAW
+    offered: list[Format] = ["safetensors", "raw"] if len(parts) == 1 else ["safetensors"]
+    is_raw = preferred_format(request.headers.get("Accept"), offered) == "raw"
     return stream(
         request,
         slice_body(parts[0], "raw") if is_raw else safetensors_body(parts),
