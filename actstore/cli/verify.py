@@ -16,8 +16,15 @@ INCOMPLETE = 75
 
 @click.command("verify")
 @click.argument("url")
-@click.option("--deep", is_flag=True, help="Also run the model again on some rows, and compare.")
-@click.option("--rows", "n_rows", type=click.IntRange(min=1), default=16, help="Rows per run with --deep.")
+@click.option("--deep", is_flag=True, help="Also run the model again on some sequences, and compare.")
+@click.option(
+    "--sequences",
+    "n_sequences",
+    type=click.IntRange(min=1),
+    default=16,
+    help="Sequences per run with --deep.",
+)
+@click.option("--rows", "older_n_sequences", type=click.IntRange(min=1), hidden=True)
 @click.option("--model", help="Location of the model on this machine, for --deep (default: where it was).")
 @click.option("--revision", help="Branch, tag or commit on the Hub, for --deep.")
 @click.option("--device", help="Device for --deep (default: a GPU if there is one).")
@@ -29,7 +36,8 @@ INCOMPLETE = 75
 def verify_command(
     url: str,
     deep: bool,
-    n_rows: int,
+    n_sequences: int,
+    older_n_sequences: int | None,
     model: str | None,
     revision: str | None,
     device: str | None,
@@ -51,7 +59,8 @@ def verify_command(
         url,
         deep=deep,
         repair=repair,
-        n_rows=n_rows,
+        # `--rows` is what `--sequences` was called first; scripts may still say so.
+        n_rows=n_sequences if older_n_sequences is None else older_n_sequences,
         model=model,
         revision=revision,
         device=device,
@@ -92,7 +101,7 @@ def _text(result: "Verification") -> str:
         "checked": f"{result.n_objects:,} objects, {result.nbytes / 1e6:,.1f} MB in {result.seconds:.1f} s",
     }
     if result.n_rows_recomputed:
-        rows["model"] = f"{result.n_rows_recomputed} rows computed again and compared" + (
+        rows["model"] = f"{result.n_rows_recomputed} sequences computed again and compared" + (
             ", with the layers alone that the hooks need, for lack of memory"
             if result.reference == "loaded"
             else ""

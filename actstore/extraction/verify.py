@@ -39,10 +39,10 @@ def verify(
 
     Args:
         url: URL of the store.
-        deep: also run the model again on some rows of each run whose tokens are in the store.
+        deep: also run the model again on some sequences of each run whose tokens are in the store.
         repair: write damaged parts again that follow from the rest of the store, and remove the others, so that the
             next extraction computes exactly those again. This is refused while somebody writes to the store.
-        n_rows: number of rows of each run to run again.
+        n_rows: number of sequences of each run to run again.
         model: path of the model on this machine, if it has changed; its weights must be those of the plan.
         revision: branch, tag or commit on the Hub.
         device: device to run the model on.

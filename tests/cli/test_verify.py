@@ -123,20 +123,29 @@ def test_no_store(tmp_path: Path) -> None:
 
 
 def test_model_is_run_again(real: str) -> None:
-    done = run(real, "--deep", "--rows", "5", "--quiet")
+    done = run(real, "--deep", "--sequences", "5", "--quiet")
     assert done.exit_code == 0, done.stdout
-    assert "5 rows computed again and compared" in done.stdout
+    assert "5 sequences computed again and compared" in done.stdout
     change_row(real)
     assert run(real, "--quiet").exit_code == 0
-    done = run(real, "--deep", "--rows", "100", "--quiet")
+    done = run(real, "--deep", "--sequences", "100", "--quiet")
     assert done.exit_code == 3
     assert f"damage: {SHARD} is not what the model computes: {HOOK} of sequence 32" in done.stdout
+
+
+def test_the_older_name_of_sequences(real: str) -> None:
+    done = run(real, "--deep", "--rows", "5", "--quiet")
+    assert done.exit_code == 0, done.stdout
+    assert "5 sequences computed again and compared" in done.stdout
+    shown = run("--help").stdout
+    assert "--sequences" in shown
+    assert "--rows" not in shown
 
 
 def test_model_that_is_elsewhere(real: str, tiny_model: Any, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     shutil.copytree(tiny_model("llama"), moved)
-    assert run(real, "--deep", "--rows", "2", "--model", str(moved), "--quiet").exit_code == 0
+    assert run(real, "--deep", "--sequences", "2", "--model", str(moved), "--quiet").exit_code == 0
     done = command_here("verify", real, "--deep", "--model", str(tiny_model("gpt2")), "--quiet")
     assert done.returncode == 1
     assert "use the same model files everywhere" in done.stderr

@@ -61,44 +61,48 @@ class _Reader:
         self.root = root
         self.path = path
         self.shape: list[int] = metadata["shape"]
-        self.shard_rows: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
-        self.chunk_rows: int = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
+        self.shard_sequences: int = metadata["chunk_grid"]["configuration"]["chunk_shape"][0]
+        self.chunk_sequences: int = metadata["codecs"][0]["configuration"]["chunk_shape"][0]
         itemsize: int = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8}[
             metadata["data_type"]
         ]
-        self.row_nbytes: int = math.prod(self.shape[1:]) * itemsize
-        self.index_nbytes = 16 * (self.shard_rows // self.chunk_rows) + 4
+        self.sequence_nbytes: int = math.prod(self.shape[1:]) * itemsize
+        self.index_nbytes = 16 * (self.shard_sequences // self.chunk_sequences) + 4
 
     def key(self, shard: int) -> str:
         return f"{self.path}/c.{shard}" + ".0" * (len(self.shape) - 1)
 
-    def n_rows(self, shard: int) -> int:
-        return min(self.shard_rows, self.shape[0] - shard * self.shard_rows)
+    def n_sequences(self, shard: int) -> int:
+        return min(self.shard_sequences, self.shape[0] - shard * self.shard_sequences)
 
     def data_nbytes(self, shard: int) -> int:
-        return math.ceil(self.n_rows(shard) / self.chunk_rows) * self.chunk_rows * self.row_nbytes
+        return (
+            math.ceil(self.n_sequences(shard) / self.chunk_sequences)
+            * self.chunk_sequences
+            * self.sequence_nbytes
+        )
 
-    def place(self, row: int) -> tuple[str, int, int]:
-        """(key, offset, length) of a row."""
-        shard, within = divmod(row, self.shard_rows)
-        return self.key(shard), within * self.row_nbytes, self.row_nbytes
+    def place(self, sequence: int) -> tuple[str, int, int]:
+        """(key, offset, length) of a sequence."""
+        shard, within = divmod(sequence, self.shard_sequences)
+        return self.key(shard), within * self.sequence_nbytes, self.sequence_nbytes
 
     def bytes_at(self, key: str, offset: int, length: int) -> bytes:
         return (self.root / key).read_bytes()[offset : offset + length]
 
     def index(self, shard: int) -> bytes:
-        chunk_nbytes = self.chunk_rows * self.row_nbytes
+        chunk_nbytes = self.chunk_sequences * self.sequence_nbytes
         n_chunks = self.data_nbytes(shard) // chunk_nbytes
         pairs = [
             (k * chunk_nbytes, chunk_nbytes) if k < n_chunks else (2**64 - 1, 2**64 - 1)
-            for k in range(self.shard_rows // self.chunk_rows)
+            for k in range(self.shard_sequences // self.chunk_sequences)
         ]
         encoded = b"".join(struct.pack("<QQ", *pair) for pair in pairs)
         return encoded + struct.pack("<I", google_crc32c.value(encoded))
 
     @property
     def shards(self) -> range:
-        return range(math.ceil(self.shape[0] / self.shard_rows))
+        return range(math.ceil(self.shape[0] / self.shard_sequences))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +141,7 @@ def test_example_activation(example: _Example) -> None:
         "position": shown["position"],
         "segment": shown["sequence"] // example.json("_actstore/runs/0000/plan.json")["segment_size"],
         "key": key,
-        "row_nbytes": array.row_nbytes,
+        "sequence_nbytes": array.sequence_nbytes,
         "sequence_offset": offset,
         "sequence_length": length,
         "position_offset": offset + shown["position"] * position_length,
@@ -153,14 +157,14 @@ def test_example_last_shard(example: _Example) -> None:
     last = array.shards[-1]
     data = (example.root / shown["key"]).read_bytes()
     assert shown["key"] == array.key(last)
-    assert shown["rows"] == array.n_rows(last)
-    assert shown["chunks_present"] * array.chunk_rows == shown["rows"] + shown["padding_rows"]
+    assert shown["sequences"] == array.n_sequences(last)
+    assert shown["chunks_present"] * array.chunk_sequences == shown["sequences"] + shown["padding_sequences"]
     assert shown["data_nbytes"] == array.data_nbytes(last)
     assert shown["index_nbytes"] == array.index_nbytes
     assert shown["object_nbytes"] == len(data) == shown["data_nbytes"] + shown["index_nbytes"]
     assert bytes.fromhex("".join(shown["index_hex"])) == data[shown["data_nbytes"] :] == array.index(last)
-    padding = data[shown["rows"] * array.row_nbytes : shown["data_nbytes"]]
-    assert padding == bytes(shown["padding_rows"] * array.row_nbytes)
+    padding = data[shown["sequences"] * array.sequence_nbytes : shown["data_nbytes"]]
+    assert padding == bytes(shown["padding_sequences"] * array.sequence_nbytes)
 
 
 def test_example_tokens(example: _Example) -> None:
@@ -185,8 +189,8 @@ def test_a_reader_made_from_the_page_reads_what_actstore_reads(example: _Example
     for path, values in expected.items():
         array = example.array(path)
         assert list(values.shape) == array.shape
-        for row in range(array.shape[0]):
-            assert array.bytes_at(*array.place(row)) == values[row].tobytes()
+        for sequence in range(array.shape[0]):
+            assert array.bytes_at(*array.place(sequence)) == values[sequence].tobytes()
         for shard in array.shards:
             data = (example.root / array.key(shard)).read_bytes()
             assert data[array.data_nbytes(shard) :] == array.index(shard)
@@ -289,12 +293,12 @@ def test_norms_are_what_the_page_says(example: _Example) -> None:
     assert metadata["dimension_names"] == ["sequence", "hook", "position"]
     assert (metadata["shape"], metadata["data_type"]) == ([30, 2, LENGTH], "float32")
     array = example.array("norms/0000")
-    for row in range(30):
-        norms = np.frombuffer(array.bytes_at(*array.place(row)), "<f4").reshape(2, LENGTH)
+    for sequence in range(30):
+        norms = np.frombuffer(array.bytes_at(*array.place(sequence)), "<f4").reshape(2, LENGTH)
         for number, hook in enumerate(HOOKS):
-            exact = np.linalg.norm(store[hook][row].double().numpy(), axis=1)
+            exact = np.linalg.norm(store[hook][sequence].double().numpy(), axis=1)
             np.testing.assert_array_max_ulp(norms[number], exact.astype(np.float32), maxulp=1)
-            np.testing.assert_array_equal(store[hook].norms[row], norms[number])
+            np.testing.assert_array_equal(store[hook].norms[sequence], norms[number])
 
 
 def test_provenance(example: _Example) -> None:
@@ -304,13 +308,13 @@ def test_provenance(example: _Example) -> None:
     assert np.array_equal(inserted, offsets == -1)
     assert np.array_equal(inserted, np.broadcast_to(np.arange(LENGTH) == 0, inserted.shape))
     assert np.all(ids[inserted] == 0)
-    for row, position in np.argwhere(~inserted):
-        assert ids[row, position] == _document(documents[row, position])[offsets[row, position]]
+    for at in map(tuple, np.argwhere(~inserted)):
+        assert ids[at] == _document(documents[at])[offsets[at]]
     assert store.lengths[:].tolist() == [LENGTH] * 30
 
 
 @pytest.mark.parametrize("context_length", [1, 3, 10, 16, 24, 40, 62, 100, 128, 1000, 2048, 4096])
-def test_rows_of_a_token_shard(context_length: int) -> None:
+def test_sequences_of_a_token_shard(context_length: int) -> None:
     example = PAGE.parent / "examples" / "valid" / "plan-token-ids.json"
     fields = json.loads(example.read_bytes())
     fields["request"]["tokens"]["context_length"] = context_length

@@ -15,8 +15,8 @@ by loading every type with a lower number.
 def doubt(plan: Plan, first: CommitRecord) -> str | None:
     """The reason why the values of a run may be wrong; None if there is no such reason.
 
-    Versions that left out layers by lowering ``num_hidden_layers`` did not record which model golden rows were compared
-    with.
+    Versions that left out layers by lowering ``num_hidden_layers`` did not record which model golden sequences were
+    compared with.
 
     Args:
         plan: plan of the run.

@@ -288,7 +288,7 @@ class Worker:
             ) from error
 
     def _expected_of_first(self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]) -> Expected:
-        """Values for the golden row of the run's first segment, from a model that shares nothing with this one."""
+        """Values for the golden sequence of the run's first segment, from a model that shares nothing with this one."""
         import torch
 
         started = time.perf_counter()

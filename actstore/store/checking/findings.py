@@ -38,7 +38,7 @@ class Verification:
     nbytes: int
     """Bytes of these objects together."""
     n_rows_recomputed: int
-    """Rows that were computed again and compared; 0 unless requested."""
+    """Number of sequences that were computed again and compared; 0 unless requested."""
     reference: Literal["whole", "loaded"] | None
     """The model of that comparison: ``whole`` as transformers loads it, or ``loaded`` with only the layers that the
     hooks need, for lack of memory.

@@ -85,10 +85,10 @@ def _contradictions(plan: Plan, index: int, record: CommitRecord, lengths: NDArr
     if lengths is not None and record.n_tokens != int(lengths.sum()):
         problems.append(f"counts {record.n_tokens} tokens, and there are {int(lengths.sum())}")
     if (record.golden is not None) != (has_golden(index) and not plan.request.model.is_imported):
-        problems.append("has a golden row where none belongs, or none where one does")
+        problems.append("has a golden sequence where none belongs, or none where one does")
     segment = plan.segment(index)
     if record.golden is not None and not segment.start <= record.golden.sequence < segment.stop:
-        problems.append(f"has a golden row of another segment: sequence {record.golden.sequence}")
+        problems.append(f"has a golden sequence of another segment: sequence {record.golden.sequence}")
     counted = {hook.name for hook in plan.request.hooks if has_statistics(hook)}
     if record.statistics.keys() != counted:
         problems.append("does not have the statistics of the hooks of the plan")

@@ -121,8 +121,8 @@ class CommitRecord(Document):
     statistics: dict[str, HookStatistics]
     """Statistics by hook name; attention scores and patterns have none."""
     golden: Golden | None
-    """The golden row of segments 0, 64, 128, 256, ...; None for other segments, and for imports. A worker also checks
-    the first segment that it computes, whichever that is.
+    """The golden sequence of segments 0, 64, 128, 256, ...; None for other segments, and for imports. A worker also
+    checks the first segment that it computes, whichever that is.
     """
     environment: Environment
 
@@ -133,9 +133,9 @@ class CommitRecord(Document):
 
 
 def has_golden(segment: int) -> bool:
-    """Whether the record of a segment holds the errors of its golden row: that is so for 0 and the powers of two from
-    64 on. The store thus does not depend on where a worker began, and at most one row in 64 segments costs a second
-    forward.
+    """Whether the record of a segment holds the errors of its golden sequence: that is so for 0 and the powers of two
+    from 64 on. The store thus does not depend on where a worker began, and at most one sequence in 64 segments costs a
+    second forward.
     forward.
     """
     return segment == 0 or (segment >= 64 and segment & (segment - 1) == 0)

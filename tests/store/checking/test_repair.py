@@ -58,12 +58,14 @@ REMOVED: dict[str, set[str]] = {
         (
             "other statistics",
             "statistics of no hook",
-            "golden row where none belongs",
+            "golden sequence where none belongs",
             "other number of tokens",
         ),
         OF_RECORD,
     ),
-    **dict.fromkeys(("golden row missing", "golden row of another segment"), SUMMARY | {commit_key(RUN, 0)}),
+    **dict.fromkeys(
+        ("golden sequence missing", "golden sequence of another segment"), SUMMARY | {commit_key(RUN, 0)}
+    ),
     "impossible statistics": OF_SHARD,
     "stray file": {f"{commits_folder(RUN)}/note.txt"},
     "record past the end": {commit_key(RUN, 3)},

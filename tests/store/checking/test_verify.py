@@ -368,12 +368,12 @@ DAMAGE: dict[str, tuple[Damage, Expected]] = {
         lambda b, p: change_record(b, p, 1, statistics={}),
         [(RECORD, *IN_SEGMENT)],
     ),
-    "golden row missing": (lambda b, p: change_record(b, p, 0, golden=None), [(FIRST_RECORD, RUN, 0)]),
-    "golden row of another segment": (
+    "golden sequence missing": (lambda b, p: change_record(b, p, 0, golden=None), [(FIRST_RECORD, RUN, 0)]),
+    "golden sequence of another segment": (
         lambda b, p: change_record(b, p, 0, golden=Golden(sequence=p.segment(1).start, errors={})),
         [(FIRST_RECORD, RUN, 0)],
     ),
-    "golden row where none belongs": (
+    "golden sequence where none belongs": (
         lambda b, p: change_record(b, p, 1, golden=Golden(sequence=p.segment(1).start, errors={})),
         [(RECORD, *IN_SEGMENT)],
     ),

@@ -203,5 +203,5 @@ def test_what_earlier_versions_did_not_record_is_not_spelled(local: LocalBlobs) 
 
 
 def test_which_segments_have_a_golden_row() -> None:
-    """These segments are part of the format: `verify` of any version expects a golden row in them."""
+    """These segments are part of the format: `verify` of any version expects a golden sequence in them."""
     assert [index for index in range(1100) if has_golden(index)] == [0, 64, 128, 256, 512, 1024]
