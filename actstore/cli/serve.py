@@ -103,10 +103,10 @@ def serve_command(
         raise MissingExtraError("serving needs the extra 'serve'; pip install 'actstore[serve]'")
     from actstore.query.server.admission.access import check_token_file
     from actstore.query.server.admission.hosts import Hosts
-    from actstore.query.server.catalog.catalog import Catalog, check, named
+    from actstore.query.server.catalog.catalog import Catalog, check, name_stores
     from actstore.query.server.connections.addresses import Proxies
     from actstore.query.server.monitoring.access_log import AccessLog
-    from actstore.query.server.run import Listening, bound, serve, shared, url_of
+    from actstore.query.server.run import Listening, bind_sockets, serve, share_folders, url_of
 
     n_connections = options.pop("n_connections")
     limits = ConnectionLimits(
@@ -114,7 +114,7 @@ def serve_command(
     )
     links, access_log = options.pop("allow_links"), options.pop("access_log")
     settings = Settings(
-        stores=named(urls),
+        stores=name_stores(urls),
         allow_links=tuple(folder.expanduser().absolute() for folder in links),
         concurrency_per_client=max(1, options["concurrency"] // 2),
         connection_limits=limits,
@@ -131,8 +131,8 @@ def serve_command(
     if access_log is not None:
         AccessLog(access_log)
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(server) for server in bound(listening, settings)]
-        settings = stack.enter_context(shared(settings))
+        sockets = [stack.enter_context(server) for server in bind_sockets(listening, settings)]
+        settings = stack.enter_context(share_folders(settings))
         _say([url_of(listening, server) for server in sockets], sorted(catalog.urls()), as_json)
         serve(settings, listening, sockets)
 

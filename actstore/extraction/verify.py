@@ -77,7 +77,7 @@ def verify(
                     revision or plan.request.model.revision,
                     device,
                 )
-                wrong, kind = _recomputed(blobs, plan, rows, spec)
+                wrong, kind = _recompute(blobs, plan, rows, spec)
                 findings += wrong
                 kinds.add(kind)
                 n_recomputed += len(rows)
@@ -163,7 +163,7 @@ def _whole(plan: Plan, spec: WorkerSpec) -> Reference | None:
     return whole_model(spec.model, spec.revision, dtype, device, batch)
 
 
-def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> tuple[list[Finding], Kind]:
+def _recompute(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> tuple[list[Finding], Kind]:
     """Compute rows again.
 
     Returns:
@@ -181,7 +181,7 @@ def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> 
         for hook in plan.request.hooks
     }
 
-    def compared(reference: Reference) -> DeepCheck:
+    def compare(reference: Reference) -> DeepCheck:
         return deep_check(
             reference,
             plan,
@@ -194,12 +194,12 @@ def _recomputed(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> 
     kind: Kind = "whole"
     whole = _whole(plan, spec)
     try:
-        checked = None if whole is None else compared(whole)
+        checked = None if whole is None else compare(whole)
     except torch.OutOfMemoryError:  # there was memory for the model, but not for its forward
         checked = None
     if checked is None:
         whole = None  # frees memory for the other model
-        kind, checked = "loaded", compared(Reference(load_planned_model(plan, spec), "loaded"))
+        kind, checked = "loaded", compare(Reference(load_planned_model(plan, spec), "loaded"))
     layouts = {hook.name: plan.activations(hook) for hook in plan.request.hooks}
     findings = [
         Finding(

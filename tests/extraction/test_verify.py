@@ -15,7 +15,7 @@ from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import ObjectRecord, commit_key, plan_key, read_commit, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, shards_key, statistics_key
 from actstore.store.records.seal import seal
-from actstore.store.statistics.moments import recomputed
+from actstore.store.statistics.moments import recompute
 from actstore.store.statistics.norms import side_by_side
 from tests.faults.store_bytes import differences, store_bytes
 from tests.store.checking.test_verify import cut, flip, overwrite
@@ -172,7 +172,7 @@ def change_row(url: str) -> None:
     record = read_commit(blobs, plan, 2)
     shard = ObjectRecord(key=SHARD, nbytes=len(data), crc32c=crc32c(data))
     lengths = np.full(16, 32)
-    statistics, own = recomputed(hook, rows[:16], plan.request.dtype, lengths, plan.request.batch_size)
+    statistics, own = recompute(hook, rows[:16], plan.request.dtype, lengths, plan.request.batch_size)
     of_norms = plan.norm_array()
     side = np.array(decode(of_norms, 2, blobs.read(of_norms.key(2))))
     norms = {name: side[:, number] for number, name in enumerate(of_norms.hooks)} | {HOOK: own}

@@ -25,7 +25,7 @@ from actstore.store.records.commit import (
     tokens_key,
 )
 from actstore.store.records.zarr_documents import zarr_documents
-from actstore.store.statistics.moments import has_statistics, recomputed
+from actstore.store.statistics.moments import has_statistics, recompute
 from actstore.store.statistics.norms import side_by_side
 from tests.store.arrays import encoded, random_bits
 
@@ -131,7 +131,7 @@ def commit_segment(blobs: Blobs, plan: Plan, index: int, values: Columns) -> Com
         layout = plan.activations(hook)
         shards[hook.name] = put(blobs, layout, index, encoded(layout, index, values[hook.name])).record
     of_hooks = {
-        hook.name: recomputed(
+        hook.name: recompute(
             hook,
             values[hook.name][segment.start : segment.stop],
             plan.request.dtype,

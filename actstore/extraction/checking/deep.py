@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from actstore.extraction.batches import filled_up
 from actstore.extraction.checking.agreement import Deviation, deviation, distances, is_mixture
-from actstore.extraction.checking.golden import recomputed, recomputed_alone
+from actstore.extraction.checking.golden import recompute, recompute_alone
 from actstore.store.format.plan import Plan
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def deep_check(
     n_rows = n_bit_equal = 0
     for start, stop, wanted in _batches(plan, rows):
         batch = filled_up(tokens[start:stop], plan.request.batch_size)
-        computed = recomputed(reference, batch, [row - start for row in wanted], hooks)
+        computed = recompute(reference, batch, [row - start for row in wanted], hooks)
         values = {hook: as_tensor(stored(hook, wanted), plan.request.dtype) for hook in hooks}
         for index, row in enumerate(wanted):
             is_other = [
@@ -115,7 +115,7 @@ def deep_check(
             if not is_other:
                 continue
             length = int(lengths[row : row + 1][0])
-            alone = recomputed_alone(reference, batch[row - start], length, is_other)
+            alone = recompute_alone(reference, batch[row - start], length, is_other)
             for hook in is_other:
                 real, in_batch = values[hook][index, :length], computed[hook][index, :length].to("cpu")
                 largest[hook] = max(largest[hook], float(distances(real, in_batch).max()))

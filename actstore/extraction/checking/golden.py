@@ -35,7 +35,7 @@ class Expected:
     reference: Kind
 
 
-def expected(
+def compute_expected(
     reference: Reference, tokens: "NDArray[Any]", row: int, length: int, hooks: Sequence[str]
 ) -> Expected:
     """Compute one row twice, in its batch and alone.
@@ -50,10 +50,10 @@ def expected(
         length: number of its real tokens; the rest is padding.
         hooks: canonical names.
     """
-    in_batch = recomputed(reference, tokens, [row], hooks)
+    in_batch = recompute(reference, tokens, [row], hooks)
     return Expected(
         {hook: values[0, :length].cpu() for hook, values in in_batch.items()},
-        recomputed_alone(reference, tokens[row], length, hooks),
+        recompute_alone(reference, tokens[row], length, hooks),
         reference.dtype,
         is_mixture(reference.model.base.config),
         reference.kind,
@@ -89,7 +89,7 @@ def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: i
     return Golden(sequence=sequence, errors=errors, reference=of_row.reference)
 
 
-def recomputed(
+def recompute(
     reference: Reference, tokens: "NDArray[Any]", rows: Sequence[int], hooks: Sequence[str]
 ) -> "dict[str, torch.Tensor]":
     """Values of rows of a batch from the plain forward of that batch, [row, context_length, *shape] by hook.
@@ -106,7 +106,7 @@ def recomputed(
     return plain_values(reference.model, ids, hooks, rows=rows, has_streams=reference.kind == "whole")
 
 
-def recomputed_alone(
+def recompute_alone(
     reference: Reference, tokens: "NDArray[Any]", length: int, hooks: Sequence[str]
 ) -> "dict[str, torch.Tensor]":
     """Values of one row from a plain forward of this row without its padding, [length, *shape] by hook in host memory.

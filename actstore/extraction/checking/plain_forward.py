@@ -46,7 +46,7 @@ def plain_values(
     values = _forward(model, ids, shown, list(rows), has_streams=has_streams) if shown else {}
     hidden = [hook for hook in hooks if hook not in shown]
     if hidden:
-        values |= _captured(model, ids, hidden, list(rows))
+        values |= _capture(model, ids, hidden, list(rows))
     return {hook: values[hook] for hook in hooks}
 
 
@@ -199,7 +199,7 @@ def _watch(
     return module.register_forward_hook(after)
 
 
-def _captured(
+def _capture(
     model: "HookedModel", ids: "torch.Tensor", hooks: Sequence[str], rows: list[int]
 ) -> "dict[str, torch.Tensor]":
     """Values [row, position, *shape] as extraction captures them."""

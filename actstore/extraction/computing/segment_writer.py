@@ -18,7 +18,7 @@ from actstore.store.locking.lease import Lease, lease
 from actstore.store.reading.rows import Rows, Section
 from actstore.store.records.commit import CommitRecord, Put, commit_key, put, read_commit
 from actstore.store.statistics.hook_statistics import HookStatistics
-from actstore.store.statistics.moments import has_statistics, recomputed
+from actstore.store.statistics.moments import has_statistics, recompute
 from actstore.store.statistics.norms import difference, side_by_side
 
 _THREADS: Final = 4
@@ -85,9 +85,9 @@ class SegmentWriter:
                 # The previous holder of the lease has committed it.
                 return read_commit(self._blobs, self._plan, segment.index)
             puts = self._put_all(segment, held, lambda: self._put(segment, values))
-            adopted = self._adopted(segment, values, lengths, puts)
+            adopted = self._adopt(segment, values, lengths, puts)
             again = {
-                name: self._recomputed(name, rows, lengths)
+                name: self._recompute(name, rows, lengths)
                 for name, rows in adopted.items()
                 if name in record.statistics
             }
@@ -180,7 +180,7 @@ class SegmentWriter:
             "and run the same command again"
         )
 
-    def _adopted(
+    def _adopt(
         self, segment: Segment, values: Values, lengths: NDArray[Any], puts: Mapping[str, Put]
     ) -> dict[str, NDArray[Any]]:
         """The stored rows of shards that were there before, by hook.
@@ -206,14 +206,14 @@ class SegmentWriter:
             adopted[hook.name] = stored
         return adopted
 
-    def _recomputed(
+    def _recompute(
         self, name: str, rows: NDArray[Any], lengths: NDArray[Any]
     ) -> tuple[HookStatistics, NDArray[np.float32]]:
         """Statistics and norms of rows that were adopted."""
         hook = next(hook for hook in self._plan.request.hooks if hook.name == name)
         assert has_statistics(hook)
         request = self._plan.request
-        return recomputed(
+        return recompute(
             hook,
             rows,
             request.dtype,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from actstore._version import __version__
 from actstore.errors import ActstoreError, ExtractError, ModelError, StorageError
 from actstore.extraction.batches import filled_up
-from actstore.extraction.checking.golden import Expected, expected, golden, sampled_row
+from actstore.extraction.checking.golden import Expected, compute_expected, golden, sampled_row
 from actstore.extraction.checking.reference import Reference, reference_for
 from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.extraction.computing.heap import keep_large_blocks
@@ -295,24 +295,24 @@ class Worker:
         with self._naming(segment):
             reference = reference_for(self._spec.model, self._spec.revision, self._model, self._batch_shape)
             try:
-                of_row = self._expected(reference, segment, tokens, lengths)
+                of_row = self._compute_expected(reference, segment, tokens, lengths)
             except torch.OutOfMemoryError:  # two models and a forward were too much
                 if reference.kind == "loaded":
                     raise
                 del reference
                 torch.cuda.empty_cache()
-                of_row = self._expected(Reference(self._model, "loaded"), segment, tokens, lengths)
+                of_row = self._compute_expected(Reference(self._model, "loaded"), segment, tokens, lengths)
         self._idle_since += time.perf_counter() - started
         return of_row
 
-    def _expected(
+    def _compute_expected(
         self, reference: Reference, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]
     ) -> Expected:
         row = sampled_row(self._plan.tokens_sha256, segment) - segment.start
         size = self._batch_shape[0]
         start = row // size * size
         batch = filled_up(tokens[start : start + size], size)
-        return expected(reference, batch, row - start, int(lengths[row]), self._plan.hook_names)
+        return compute_expected(reference, batch, row - start, int(lengths[row]), self._plan.hook_names)
 
     def _check(
         self,
@@ -331,7 +331,7 @@ class Worker:
         if self._is_checked and not is_recorded:
             return None
         if of_row is None:
-            of_row = self._expected(Reference(self._model, "loaded"), segment, tokens, lengths)
+            of_row = self._compute_expected(Reference(self._model, "loaded"), segment, tokens, lengths)
         sequence = sampled_row(self._plan.tokens_sha256, segment)
         checked = golden(of_row, buffers.sequence(sequence - segment.start), sequence)
         self._is_checked = True

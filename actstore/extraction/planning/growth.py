@@ -51,7 +51,7 @@ def find_place(
         return Place(FIRST_RUN, hooks)
     for run in runs:
         if not differences(run.plan.request, request):
-            return _continued(url, run, runs, segment_size)
+            return _continue_run(url, run, runs, segment_size)
     name = f"{int(runs[-1].plan.run) + 1:04d}"
     for run in runs:
         if run.plan.has_own_tokens and not differences(run.plan.request, request, but=OF_A_RUN):
@@ -97,7 +97,7 @@ def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan
     return tuple(same)
 
 
-def _continued(url: str, run: Run, runs: Sequence[Run], segment_size: int | None) -> Place:
+def _continue_run(url: str, run: Run, runs: Sequence[Run], segment_size: int | None) -> Place:
     part = next(other for other in runs if other.plan.run == run.plan.tokens_of)
     if part is not run and not part.has_tokens:
         raise PlanMismatchError(
@@ -151,4 +151,4 @@ def _over_stored_tokens(
             f"the store at {url} belongs to another plan: {'; '.join(lines)}. Choose another out, or run the job it "
             "was made with"
         )
-    return _continued(url, needed, (part, *runs), segment_size)
+    return _continue_run(url, needed, (part, *runs), segment_size)

@@ -178,13 +178,13 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
             "or import the same folder again to complete them"
         )
     place = find_place(blobs.url, runs, request, segment_size=job.segment_size, append=job.append)
-    run = _planned(job, request, blobs, place, stage, on_event)
+    run = _plan_run(job, request, blobs, place, stage, on_event)
     _check_space(run)
     check_memory(run, job.executor, resources)
     return run
 
 
-def _planned(
+def _plan_run(
     job: Job, request: Request, blobs: Blobs, place: Place, stage: TokenStage, on_event: OnEvent
 ) -> PlannedRun:
     existing = place.run

@@ -60,7 +60,7 @@ class Listening:
     """Whether to log the messages of uvicorn, too."""
 
 
-def bound(listening: Listening, settings: Settings) -> list[socket.socket]:
+def bind_sockets(listening: Listening, settings: Settings) -> list[socket.socket]:
     """Bind the sockets of a server, which its processes share: that of its address, and the Unix socket if there is
     one.
 
@@ -165,7 +165,7 @@ def url_of(listening: Listening, server: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def shared(settings: Settings) -> Iterator[Settings]:
+def share_folders(settings: Settings) -> Iterator[Settings]:
     """Make the folders that all processes use: counters, and the cache if the user named none. They are removed at the
     end.
     """

@@ -10,7 +10,7 @@ from actstore.store.format.plan import Plan
 from actstore.store.format.shard import encode
 from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import read_commit
-from actstore.store.statistics.moments import recomputed
+from actstore.store.statistics.moments import recompute
 from actstore.store.statistics.norms import side_by_side
 
 
@@ -30,7 +30,7 @@ def restored_norms(blobs: BlobReader, plan: Plan, index: int, lengths: NDArray[A
         for hook in plan.norm_hooks:
             rows = decode(plan.activations(hook), index, blobs.read(record.shards[hook.name].key))
             here = lengths[segment.start : segment.stop]
-            _, norms[hook.name] = recomputed(hook, rows, plan.request.dtype, here, plan.request.batch_size)
+            _, norms[hook.name] = recompute(hook, rows, plan.request.dtype, here, plan.request.batch_size)
     except StorageError:
         return None
     layout = plan.norm_array()

@@ -11,7 +11,7 @@ from actstore.store.checking.inspection import Inspection
 from actstore.store.format.plan import HookArray, Plan
 from actstore.store.records.commit import CommitRecord, commit_key, has_golden, mismatch
 from actstore.store.statistics.hook_statistics import HookStatistics
-from actstore.store.statistics.moments import agree, has_statistics, recomputed
+from actstore.store.statistics.moments import agree, has_statistics, recompute
 from actstore.store.statistics.norms import difference
 from actstore.store.statistics.not_finite import not_finite
 
@@ -130,7 +130,7 @@ def _is_of_values(
         norms: the stored norms, [n, hooks, L]; None if there are none, or they are damaged.
     """
     request = plan.request
-    statistics, own_norms = recomputed(
+    statistics, own_norms = recompute(
         hook, rows, request.dtype, lengths, request.batch_size, covariance=request.covariance
     )
     if norms is not None and hook.has_norms:

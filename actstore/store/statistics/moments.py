@@ -207,10 +207,10 @@ def of_rows(
     covariance: bool = False,
 ) -> HookStatistics:
     """The record of stored rows: the first result of `recomputed`."""
-    return recomputed(hook, rows, dtype, lengths, batch_size, covariance=covariance)[0]
+    return recompute(hook, rows, dtype, lengths, batch_size, covariance=covariance)[0]
 
 
-def recomputed(
+def recompute(
     hook: HookArray,
     rows: NDArray[Any],
     dtype: str,

@@ -15,7 +15,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from actstore.errors import ModelError
 from actstore.extraction.checking import golden as module
-from actstore.extraction.checking.golden import expected, golden, recomputed, recomputed_alone, sampled_row
+from actstore.extraction.checking.golden import (
+    compute_expected,
+    golden,
+    recompute,
+    recompute_alone,
+    sampled_row,
+)
 from actstore.extraction.checking.reference import Reference
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import point_of
@@ -102,7 +108,7 @@ def one_row(values: Mapping[str, Tensor], row: int = ROW) -> dict[str, Tensor]:
 
 
 def check(model: HookedModel, row: Mapping[str, Tensor]) -> dict[str, float]:
-    of_row = expected(Reference(model, "loaded"), some_tokens(), ROW, REAL, list(row))
+    of_row = compute_expected(Reference(model, "loaded"), some_tokens(), ROW, REAL, list(row))
     record = golden(of_row, row, sequence=105)
     assert (record.sequence, record.reference) == (105, "loaded")
     return record.errors
@@ -269,10 +275,10 @@ def _fail(_module: nn.Module, _args: Any, _output: Any) -> None:
 
 def test_values_are_as_long_as_the_row_is_real(llama: HookedModel) -> None:
     reference = Reference(llama, "loaded")
-    alone = recomputed_alone(reference, some_tokens()[ROW], REAL, list(KINDS))
+    alone = recompute_alone(reference, some_tokens()[ROW], REAL, list(KINDS))
     assert alone["blocks.1.hook_resid_post"].shape == (REAL, 64)
     assert alone["blocks.1.attn.hook_pattern"].shape == (REAL, 4, LENGTH)
-    rows = recomputed(reference, some_tokens(), [ROW, 0], list(KINDS))
+    rows = recompute(reference, some_tokens(), [ROW, 0], list(KINDS))
     assert rows["blocks.1.hook_resid_post"].shape == (2, LENGTH, 64)
     assert rows["blocks.1.attn.hook_pattern"].shape == (2, LENGTH, 4, LENGTH)
 

@@ -25,7 +25,7 @@ from actstore.store.locking.lease import LEASES, LeaseRecord, lease
 from actstore.store.locking.turns import Turn, writing
 from actstore.store.records.commit import CommitRecord, Golden, commit_key, put, read_commit
 from actstore.store.records.seal import seal
-from actstore.store.statistics.moments import recomputed
+from actstore.store.statistics.moments import recompute
 from actstore.store.statistics.norms import side_by_side
 from tests.storage.watched import CHANGES, watched
 from tests.store.arrays import encoded
@@ -73,7 +73,7 @@ def again(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
     """Statistics and norms by hook."""
     segment = plan.segment(index)
     return {
-        hook.name: recomputed(
+        hook.name: recompute(
             hook,
             values[hook.name][segment.start : segment.stop],
             plan.request.dtype,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from actstore.store.format.plan import HookArray, Plan
-from actstore.store.statistics.moments import Moments, recomputed
+from actstore.store.statistics.moments import Moments, recompute
 from actstore.store.statistics.norms import UNSET, difference, rounded, side_by_side
 from tests.store.arrays import bits
 from tests.store.example import HOOKS, LENGTH, SEGMENT, example_plan
@@ -32,7 +32,7 @@ def test_norms_are_of_the_stored_values_and_nan_for_padding(dtype: str) -> None:
     values[0, 1, 1, 3], values[1, 0, 0, 0], values[2, 0] = math.nan, -math.inf, 0
     lengths = np.array([LENGTH, 3, LENGTH, 1, 5])
     width = {2: torch.uint16, 4: torch.int32}[values.element_size()]
-    _, norms = recomputed(hook, values.view(width).numpy(), dtype, lengths, batch_size=2)
+    _, norms = recompute(hook, values.view(width).numpy(), dtype, lengths, batch_size=2)
     exact = np.linalg.norm(values.double().flatten(2).numpy(), axis=2)
     exact[np.arange(LENGTH) >= lengths[:, None]] = math.nan
     assert norms.dtype == np.float32

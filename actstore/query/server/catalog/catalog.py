@@ -215,7 +215,7 @@ def _stores_below(root: Blobs, prefix: str, depth: int, warn: Callable[[str], No
             yield from _stores_below(root, f"{here}{name}", depth - 1, warn)
 
 
-def named(arguments: Sequence[str]) -> dict[str, str]:
+def name_stores(arguments: Sequence[str]) -> dict[str, str]:
     """URL of each store by name, from command-line arguments: a URL, whose last component is the name, or ``NAME=URL``.
 
     Raises:

@@ -72,13 +72,13 @@ class ServedFiles(LocalBlobs):
     def names(self, prefix: str) -> list[str]:
         """Implements `LocalBlobs.names`."""
         try:
-            return sorted(name for name in self._listed(prefix) if not is_partial(name))
+            return sorted(name for name in self._list(prefix) if not is_partial(name))
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise self._explained(error, prefix, "listed") from error
 
-    def _listed(self, prefix: str) -> list[str]:
+    def _list(self, prefix: str) -> list[str]:
         descriptor = self._open(check_key(prefix) if prefix else ".", FOLDER)
         try:
             with os.scandir(descriptor) as entries:

@@ -167,7 +167,7 @@ class Acceptor:
                 connection.accepted = accepted
                 self._begin(self._connect(connection, accepted))
             else:
-                connection.refused(None)
+                connection.report_refusal(None)
                 accepted.close()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -127,7 +127,7 @@ class Connection(HttpToolsProtocol):
         self.address = counted_as(peer)
         self.is_of_many = self._is_of_many(peer)
 
-    def refused(self, status: int | None) -> None:
+    def report_refusal(self, status: int | None) -> None:
         """Report that the connection had no valid request.
 
         Args:
@@ -398,7 +398,7 @@ class Connection(HttpToolsProtocol):
         if not self._is_idle:
             if self.pipeline or self.cycle.response_started:
                 self.transport.abort()  # a client must not take this for a part of the reply under way
-                self.refused(None)
+                self.report_refusal(None)
                 return
             self.cycle.disconnected = True  # nothing else is sent
             self.cycle.message_event.set()
@@ -411,7 +411,7 @@ class Connection(HttpToolsProtocol):
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         self.transport.write(f"HTTP/1.1 {status} {_REASONS[status]}\r\n{head}\r\n".encode() + body)
-        self.refused(status)
+        self.report_refusal(status)
         self._linger()
 
 

@@ -230,7 +230,7 @@ class _Pieces(Response):
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
             if self._is_small:
-                piece = self._taken()
+                piece = self._take()
                 assert isinstance(piece, memoryview)
                 await self._send(send, piece, is_last=True)
                 return
@@ -257,7 +257,7 @@ class _Pieces(Response):
         else:
             self._held.close()
 
-    def _taken(self) -> Piece:
+    def _take(self) -> Piece:
         """Take the first piece; this object does not hold it any more."""
         piece, self._first = self._first, None
         assert piece is not None
@@ -272,7 +272,7 @@ class _Pieces(Response):
                 await send({"type": "http.response.body", "body": self._rest, "more_body": False})
             return
         loop = asyncio.get_running_loop()
-        piece, n_left = self._taken(), self._nbytes
+        piece, n_left = self._take(), self._nbytes
         while True:
             n_left -= piece.nbytes
             ahead = loop.run_in_executor(None, next, self._pieces) if n_left else None
@@ -296,7 +296,7 @@ class _Pieces(Response):
     def _vectors(self) -> Iterator[Vectors]:
         """Yield all of the body but its end, which is kept in ``_rest``."""
         n_left = self._nbytes
-        for piece in itertools.chain([self._taken()], self._pieces):
+        for piece in itertools.chain([self._take()], self._pieces):
             n_left -= piece.nbytes
             if isinstance(piece, Scattered):
                 yield piece.vectors()

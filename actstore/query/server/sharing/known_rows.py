@@ -145,7 +145,7 @@ class RowScan:
             account = self._account()
             try:
                 rows = valid_rows(
-                    self._store, self._drop, self._hooks, watch=partial(self._watched, self._progress, look)
+                    self._store, self._drop, self._hooks, watch=partial(self._watch, self._progress, look)
                 )
             except StoppedError:
                 account.leave()
@@ -167,7 +167,7 @@ class RowScan:
             account = self._progress.account = self._known.begin(self, self._progress, self._nbytes)
         return account
 
-    def _watched(self, progress: _Progress, look: Look, masks: Iterator[Mask]) -> Iterator[Mask]:
+    def _watch(self, progress: _Progress, look: Look, masks: Iterator[Mask]) -> Iterator[Mask]:
         if progress.masks is None:
             progress.masks = masks
         for bits, shape in progress.pieces:

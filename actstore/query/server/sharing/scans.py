@@ -85,7 +85,7 @@ class Scans:
         Raises:
             Problem: too many scans wait, or the scan took too long.
         """
-        scan = self._wanted.get(key) or self._begun(client, key, work)
+        scan = self._wanted.get(key) or self._begin(client, key, work)
         scan.n_waiting += 1
         leaving = asyncio.ensure_future(wait_for_disconnect(request.receive))
         try:
@@ -110,7 +110,7 @@ class Scans:
             self._retry_after(),
         )
 
-    def _begun(self, client: str, key: Hashable, work: Callable[[Look], Any]) -> _Scan:
+    def _begin(self, client: str, key: Hashable, work: Callable[[Look], Any]) -> _Scan:
         n_own = Counter(scan.client for _, scan in self._waiting)[client]
         if n_own >= _WAITING_PER_CLIENT:
             raise Problem(
