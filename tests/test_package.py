@@ -68,6 +68,31 @@ def test_a_store_is_read_without_torch_and_transformers(tmp_path: Path) -> None:
     assert heavy == "[]"
 
 
+def test_a_server_needs_torch_for_batches_alone(tmp_path: Path) -> None:
+    """Importing torch takes longer than all else at the start of a server."""
+    store, values = finished(LocalBlobs(tmp_path / "store"), example_plan("float32"))
+    code = (
+        "import sys\n"
+        "from tests.query.in_process import App\n"
+        f"app = App(stores={{'run': {store.url!r}}})\n"
+        f"hook = 'run/hooks/{HOOKS[0]}'\n"
+        "print(app.ask(f'{hook}/slice?seq=0:2').content.hex())\n"
+        "for form in ('safetensors', 'npy', 'arrow', 'json'):\n"
+        "    assert app.ask(f'{hook}/slice?seq=0:2&format={form}').status_code == 200, form\n"
+        "for path in ('run', f'{hook}/stats', 'run/prompts?tokens=1', 'run/zarr/zarr.json'):\n"
+        "    assert app.ask(path).status_code == 200, path\n"
+        "print('torch' in sys.modules)\n"
+        f"reply = app.ask('run/batches/0?hook={HOOKS[0]}&batch_size=8')\n"
+        "print(reply.status_code, 'torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    data, *loaded = done.stdout.splitlines()
+    assert bytes.fromhex(data) == values[HOOKS[0]][0:2].tobytes()
+    assert loaded == ["False", "200 True"]
+
+
 def test_imports_point_down_and_in_no_circle() -> None:
     """The layers are in pyproject.toml; lazy imports and those for types count."""
     linter = Path(sys.executable).parent / "lint-imports"

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-import torch
-
 from actstore.errors import LoaderError
 from actstore.hooks.naming.names import HookName, each_name
 from actstore.loader.arguments import OPTIONS, SHUFFLES, LoaderArguments, Shuffle
 from actstore.loader.dropping.drop import Drop, parse
 
 if TYPE_CHECKING:
+    import torch
+
     from actstore.store.committed_store import CommittedStore
 
 _DEFAULTS: Final = {name: option.default for name, option in OPTIONS.items() if option.default is not ...}
@@ -49,12 +49,12 @@ class LoaderOptions:
     drop_last: bool
     rank: int
     world_size: int
-    dtype: torch.dtype | None
+    dtype: "torch.dtype | None"
     provenance: bool
     prefetch: int
     cache_dir: str | None
     cache_limit: int | None
-    device: torch.device | None
+    device: "torch.device | None"
 
     def __post_init__(self) -> None:
         """Check the options.
@@ -140,31 +140,40 @@ def chosen_hooks(
     return tuple(hooks_by_name), names == [hooks] and "*" not in str(hooks)
 
 
-def torch_device(device: torch.device | str | None) -> torch.device | None:
+def torch_device(device: "torch.device | str | None") -> "torch.device | None":
     """A torch device from its name or itself; None for host memory.
 
     Raises:
         LoaderError: torch knows no device of this name.
     """
+    if device is None:
+        return None
+    import torch
+
     try:
-        parsed = None if device is None else torch.device(device)
+        parsed = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise LoaderError(f"device is {device!r}; it can be 'cpu', 'cuda', 'cuda:1' and so on") from error
-    return None if parsed is None or parsed.type == "cpu" else parsed
+    return None if parsed.type == "cpu" else parsed
 
 
-def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def torch_dtype(dtype: "torch.dtype | str | None") -> "torch.dtype | None":
     """A torch dtype from its name or itself.
 
     Raises:
         LoaderError: activations cannot have this type.
     """
+    if dtype is None:
+        return None
     name = dtype_name(dtype)
-    if dtype is not None and name not in _DTYPES:
+    if name not in _DTYPES:
         raise LoaderError(f"dtype is {dtype!r}; it can be {', '.join(_DTYPES)}")
-    return None if dtype is None else getattr(torch, name)
+    import torch
+
+    parsed: torch.dtype = getattr(torch, name)
+    return parsed
 
 
-def dtype_name(dtype: torch.dtype | str | None) -> str:
+def dtype_name(dtype: "torch.dtype | str | None") -> str:
     """The name of a dtype in plans and on the wire, such as ``bfloat16`` for `torch.bfloat16`."""
     return str(dtype).removeprefix("torch.")

@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from crc32c import crc32c
 from numpy.typing import NDArray
 
@@ -30,6 +29,8 @@ from actstore.loader.rows.sources import shard_edges, source_of
 from actstore.store.reading.rows import Rows
 
 if TYPE_CHECKING:
+    import torch
+
     from actstore.store.committed_store import CommittedStore
 
 _TOKENS: Final = "tokens"
@@ -191,6 +192,8 @@ class BatchMaker:
         values: Values = values_by_hook[options.hooks[0]] if options.is_single else values_by_hook
         if not options.provenance:
             return values
+        import torch
+
         sequences, positions = np.divmod(numbers, self._length)
         ids = torch.empty(len(numbers), 1, dtype=torch.int32)
         if len(numbers):
@@ -212,7 +215,7 @@ class BatchMaker:
         is_last = self.options.epochs is not None and epoch + 1 >= self.options.epochs
         return windows[first:end], None if is_last else self._order.windows(epoch + 1)[0]
 
-    def _values(self, hook: str, numbers: NDArray[np.int64], memory: Buffers) -> torch.Tensor:
+    def _values(self, hook: str, numbers: NDArray[np.int64], memory: Buffers) -> "torch.Tensor":
         stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         dtype = self.options.dtype or stored
         if self._transfer is not None:
@@ -230,9 +233,11 @@ class BatchMaker:
                 self._transfer.hand_over(tensor)
 
     def _gathered(
-        self, hook: str, numbers: NDArray[np.int64], dtype: torch.dtype, memory: Buffers
-    ) -> torch.Tensor:
+        self, hook: str, numbers: NDArray[np.int64], dtype: "torch.dtype", memory: Buffers
+    ) -> "torch.Tensor":
         """The flattened rows in host memory, [n_rows, n]."""
+        import torch
+
         stored, shape = self._dtypes[hook], self._arrays[hook].shape[2:]
         if not len(numbers):
             return torch.empty(0, math.prod(shape), dtype=dtype)

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actstore.loader.options import LoaderOptions
@@ -72,6 +71,8 @@ class LentRows:
         Raises:
             StorageError: a file has become shorter since it was mapped, or is not what was committed.
         """
+        import torch
+
         out = torch.empty(len(self), self.row_nbytes, dtype=torch.uint8)
         self._source.gather(self._numbers, out)
         copied: NDArray[np.uint8] = out.numpy()

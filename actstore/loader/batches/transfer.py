@@ -1,9 +1,12 @@
 """Copying batches from host memory to a device."""
 
-import torch
+from typing import TYPE_CHECKING
 
 from actstore.errors import LoaderError
 from actstore.reason import reason
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Transfer:
@@ -11,11 +14,13 @@ class Transfer:
     nor the GPU's other work wait for each other.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         """
         Raises:
             LoaderError: torch has no such device here.
         """
+        import torch
+
         check_device(device)
         self._device = device
         self.is_pinned = device.type == "cuda"
@@ -24,7 +29,7 @@ class Transfer:
             torch.cuda.Stream(device) if self.is_pinned else None  # type: ignore[no-untyped-call]
         )
 
-    def __call__(self, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def __call__(self, rows: "torch.Tensor", dtype: "torch.dtype") -> "torch.Tensor":
         """Copy rows to the device. When this returns, the copy can be used on any stream and the host memory can be
         reused.
 
@@ -34,26 +39,32 @@ class Transfer:
         """
         if self._stream is None:
             return rows.to(self._device).to(dtype)
+        import torch
+
         with torch.cuda.stream(self._stream):
             copied = rows.to(self._device, non_blocking=True).to(dtype)
         self._stream.synchronize()
         return copied
 
-    def hand_over(self, rows: torch.Tensor) -> None:
+    def hand_over(self, rows: "torch.Tensor") -> None:
         """Called by the thread that is about to use a copy. The copy's memory belongs to the stream of the copies,
         which would reuse it as soon as nobody holds it, even if the GPU has not finished what the thread started with
         it.
         """
         if rows.is_cuda:
+            import torch
+
             rows.record_stream(torch.cuda.current_stream(rows.device))
 
 
-def check_device(device: torch.device | str) -> None:
+def check_device(device: "torch.device | str") -> None:
     """Check that torch can use a device.
 
     Raises:
         LoaderError: torch has no such device here.
     """
+    import torch
+
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -8,10 +8,9 @@ import stat
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
@@ -25,6 +24,10 @@ from actstore.storage.errors import BlobNotFoundError, damaged
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.shard import crc32c, index
 from actstore.store.reading.checksums import Checksums
+
+if TYPE_CHECKING:
+    import torch
+
 
 _SPARE_MAPS: Final = 4096
 """Maps that are left to other libraries, out of those that the system allows a process."""
@@ -103,6 +106,8 @@ class AddressRange:
         blobs.check_version()
         memory = np.ctypeslib.as_array((ctypes.c_ubyte * nbytes).from_address(base))
         self._memory: NDArray[np.uint8] = memory
+        import torch
+
         self._rows = torch.from_numpy(memory).view(-1, places.row_nbytes)
         self._ends = FileEnds(memory, places.n_shards)
 
@@ -154,7 +159,9 @@ class AddressRange:
         """Whether each of these shards is mapped."""
         return self._offsets[shards] >= 0
 
-    def gather(self, rows: NDArray[np.int64], out: torch.Tensor, stored: torch.dtype | None = None) -> None:
+    def gather(
+        self, rows: NDArray[np.int64], out: "torch.Tensor", stored: "torch.dtype | None" = None
+    ) -> None:
         """Copy rows into a tensor.
 
         Args:
@@ -193,6 +200,8 @@ class AddressRange:
 
     def touch(self, rows: NDArray[np.int64]) -> None:
         """Read a byte of each page of rows, so that the system fetches them. Other Python threads run meanwhile."""
+        import torch
+
         memory = self._rows.view(-1)
         starts = (rows + self._shifts[self._places(rows)]) * self.row_nbytes
         within = np.arange(0, self.row_nbytes, mmap.PAGESIZE)

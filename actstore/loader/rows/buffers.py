@@ -4,11 +4,14 @@ import contextlib
 import math
 import mmap
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
 
 _ALIGNMENT: Final = 64
 """Alignment in bytes: that of a cache line and of the widest registers."""
@@ -39,8 +42,10 @@ class Buffers:
     def _n_memories(self) -> int:
         return sum(map(len, self._memories.values()))
 
-    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    def take(self, shape: tuple[int, ...], dtype: "torch.dtype") -> "torch.Tensor":
         """A tensor of this shape, not initialised."""
+        import torch
+
         nbytes = math.prod(shape) * dtype.itemsize
         memories = self._memories.setdefault(nbytes, [])
         memory = next((one for one, n in zip(memories, _holders(memories), strict=True) if n == _ALONE), None)
@@ -63,6 +68,8 @@ class Buffers:
     def _new(self, nbytes: int) -> NDArray[np.uint8]:
         if not self._is_pinned:
             return new_memory(nbytes)
+        import torch
+
         pinned: NDArray[np.uint8] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy()
         return pinned
 

@@ -4,9 +4,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actstore.loader.cache.disk_cache import DiskCache, NoRoomError
@@ -18,6 +18,10 @@ from actstore.loader.rows.window_rows import COPIED_NBYTES, N_REQUESTS, WindowRo
 from actstore.storage.blobs import are_files
 from actstore.storage.errors import DiskFullError
 from actstore.store.reading.rows import Rows
+
+if TYPE_CHECKING:
+    import torch
+
 
 Shards = tuple[int, ...]
 
@@ -106,7 +110,7 @@ class MappedWindows:
         if self._in_memory is not None:
             self._in_memory.resume()
 
-    def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+    def gather(self, rows: NDArray[np.int64], out: "torch.Tensor") -> None:
         """Like `RowSource.gather`, for rows in the windows of the last call of `need`."""
         if self._in_memory is None:
             try:
@@ -117,7 +121,9 @@ class MappedWindows:
         assert self._in_memory is not None
         self._in_memory.gather(rows, out)
 
-    def _gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+    def _gather(self, rows: NDArray[np.int64], out: "torch.Tensor") -> None:
+        import torch
+
         shards = self._places(rows)
         is_left = np.ones(len(rows), bool)
         for needed in self._needed:

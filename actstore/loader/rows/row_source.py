@@ -2,19 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actstore.loader.ordering.order import Window
+
+if TYPE_CHECKING:
+    import torch
 
 
 class RowSource(Protocol):
     """The rows of one hook; a row is the values at one position of one sequence."""
 
-    def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+    def gather(self, rows: NDArray[np.int64], out: "torch.Tensor") -> None:
         """Copy rows into a tensor.
 
         Args:
@@ -36,21 +38,26 @@ CONVERTED_NBYTES: Final = 1 << 20
 """Bytes of rows that are converted together, so that they are still in the cache."""
 _CONVERTED_BY_MANY_NBYTES: Final = 16 << 20
 """`CONVERTED_NBYTES` for several torch threads: starting them takes longer than fetching from a larger cache."""
-_WIDEST: Final = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
+_WIDEST: Final = {8: "int64", 4: "int32", 2: "int16", 1: "uint8"}
+"""Name of the integer type by its size in bytes."""
 
 
-def select(memory: torch.Tensor, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+def select(memory: "torch.Tensor", rows: NDArray[np.int64], out: "torch.Tensor") -> None:
     """Set ``out[i] = memory[rows[i]]`` for uint8 [n_rows, nbytes], in the widest integers that divide a row."""
-    dtype = _WIDEST[math.gcd(memory.shape[1], 8)]
+    import torch
+
+    dtype: torch.dtype = getattr(torch, _WIDEST[math.gcd(memory.shape[1], 8)])
     torch.index_select(memory.view(dtype), 0, torch.from_numpy(rows), out=out.view(dtype))
 
 
 def select_converted(
-    memory: torch.Tensor, rows: NDArray[np.int64], stored: torch.dtype, out: torch.Tensor
+    memory: "torch.Tensor", rows: NDArray[np.int64], stored: "torch.dtype", out: "torch.Tensor"
 ) -> None:
     """Like `select`, but convert to the type of ``out``, [len(rows), n], in blocks that stay in a cache until they are
     converted.
     """
+    import torch
+
     nbytes = CONVERTED_NBYTES if torch.get_num_threads() == 1 else _CONVERTED_BY_MANY_NBYTES
     step = max(1, nbytes // max(1, memory.shape[1]))
     block = torch.empty(min(step, len(rows)), memory.shape[1], dtype=torch.uint8)

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actstore.loader.ordering.order import Window
 from actstore.store.reading.rows import Rows
+
+if TYPE_CHECKING:
+    import torch
 
 
 class SingleRows:
@@ -28,7 +30,7 @@ class SingleRows:
         self._ends = np.cumsum([layout.shape[0] * self._length for layout in self._layouts])
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="row")
 
-    def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+    def gather(self, rows: NDArray[np.int64], out: "torch.Tensor") -> None:
         """Like `RowSource.gather`."""
         memory: NDArray[Any] = out.numpy()
         nbytes = memory.shape[1]

@@ -5,16 +5,19 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from actstore.loader.ordering.order import Window
 from actstore.loader.rows.buffers import new_memory
 from actstore.loader.rows.stoppable_blobs import StoppableBlobs
 from actstore.store.reading.rows import Rows
+
+if TYPE_CHECKING:
+    import torch
+
 
 N_REQUESTS: Final = 64
 """The most requests to remote storage at once: enough to hide latency if each brings some megabytes."""
@@ -92,7 +95,7 @@ class WindowRows:
 
         return _Held(values, np.cumsum(sizes) - sizes - starts, stop, self._reader.submit(read))
 
-    def gather(self, rows: NDArray[np.int64], out: torch.Tensor) -> None:
+    def gather(self, rows: NDArray[np.int64], out: "torch.Tensor") -> None:
         """Like `RowSource.gather`, for rows in the windows of the last call of `need`.
 
         Raises:
@@ -176,7 +179,7 @@ def _memory(nbytes: int, free: list[Values]) -> Values:
     return new_memory(nbytes)
 
 
-def _copy(memory: Values, at: NDArray[np.int64], to: NDArray[np.int64], out: torch.Tensor) -> None:
+def _copy(memory: Values, at: NDArray[np.int64], to: NDArray[np.int64], out: "torch.Tensor") -> None:
     """Copy rows of a window to their places in ``out``, which may be all of its places.
 
     This thread alone copies: it is faster than storage, and torch's threads would slow down those that read.

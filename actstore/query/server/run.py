@@ -262,7 +262,7 @@ def _application(settings: Settings) -> "Gate":
         is_known = isinstance(error, ActstoreError)
         _LOG.error("this process cannot serve: %s", error, exc_info=None if is_known else error)
         sys.exit(STARTUP_FAILURE)
-    # What is loaded now stays to the end: the collector need not go through all of it, and of torch, again and again.
+    # What is loaded now stays to the end: the collector need not go through all of it again and again.
     gc.collect()
     gc.freeze()
     return application

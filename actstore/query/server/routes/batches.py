@@ -5,9 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import torch
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
@@ -35,6 +34,7 @@ from actstore.query.server.sharing.known_rows import RowScan
 from actstore.query.server.sharing.order_memory import checked_footprint
 from actstore.query.server.sharing.shared_batches import MOST_AT_ONCE, OrderUse, order_given_up
 from actstore.query.server.sharing.slots import Lease, Lent, Made
+from actstore.query.server.sharing.torch_loading import is_torch_loaded, load_torch
 from actstore.query.server.state import cached_store, scope_of, state_of, store_of
 from actstore.query.wire import (
     N_BATCHES,
@@ -48,6 +48,10 @@ from actstore.query.wire import (
     TOKENS,
 )
 from actstore.store.committed_store import CommittedStore
+
+if TYPE_CHECKING:
+    import torch
+
 
 router = APIRouter(tags=["training"])
 
@@ -126,7 +130,7 @@ async def _begin(
 ) -> _BegunOrder:
     """Begin an order, and a batch of it if the request asks for one by epoch and number."""
     store = cached_store(request, name)
-    if store is not None:
+    if store is not None and is_torch_loaded():
         # A thread is needed only where there is something to wait for.
         options = _options(request, store, query)
         used = state_of(request).batches.ready_order(store, options, scope_of(request).client)
@@ -149,6 +153,7 @@ def _begin_in_thread(
     rows: ValidRows | None = None,
 ) -> _BegunOrder | RowScan:
     """Begin an order, and a batch of it; or return the scan that must be run first."""
+    load_torch()
     state, client = state_of(request), scope_of(request).client
     store = store_of(request, name)
     options = _options(request, store, query)
@@ -337,9 +342,11 @@ def _safetensors(named_tensors: dict[str, _Tensor]) -> Body:
     return Body([InMemory(head), *(part for tensor in named_tensors.values() for part in tensor.parts)])
 
 
-def _bytes(tensor: torch.Tensor, lease: Lease) -> InMemory:
+def _bytes(tensor: "torch.Tensor", lease: Lease) -> InMemory:
     if not tensor.numel():
         return InMemory(b"")
+    import torch
+
     body_part = InMemory(tensor.contiguous().view(-1).view(torch.uint8).numpy(), is_counted=True)
     lease.hold_for(body_part.array)
     return body_part

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import torch
 from fastapi import Request
 
 from actstore.query.problem import Problem
 from actstore.query.server.connections.disconnect import wait_for_disconnect
 from actstore.query.server.monitoring.metrics import Metrics
+from actstore.query.server.sharing.torch_loading import use_one_torch_thread
 
 T = TypeVar("T")
 Look = Callable[[int], None]
@@ -66,7 +66,7 @@ class Scans:
         self._timeout_s = timeout_s
         self._metrics = metrics
         # More threads of torch would take the cores that send slices.
-        self._threads = ThreadPoolExecutor(n_threads, "scan", torch.set_num_threads, (1,))
+        self._threads = ThreadPoolExecutor(n_threads, "scan", use_one_torch_thread)
         self._wanted: dict[Hashable, _Scan] = {}
         """Scans that wait or run, and are not stopped, by key."""
         self._waiting: deque[tuple[Hashable, _Scan]] = deque()

@@ -10,8 +10,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-import torch
-
 from actstore.errors import LoaderError
 from actstore.loader.batches.batch import Batch, Values
 from actstore.loader.batches.batch_maker import BatchMaker
@@ -30,6 +28,7 @@ from actstore.query.server.sharing.order_memory import (
     n_requests_of,
 )
 from actstore.query.server.sharing.slots import Lease, Lent, Made, Memory, Slots
+from actstore.query.server.sharing.torch_loading import use_one_torch_thread
 from actstore.store.committed_store import CommittedStore
 
 MOST_AT_ONCE: Final = 64
@@ -199,7 +198,7 @@ class Order:
         )
         self._slots = Slots(budget, account, needed.batch, n_kept, self.maker.memory_of_batch)
         # More threads of torch would wait for each other on cores that send batches.
-        self._thread = ThreadPoolExecutor(1, "batches", torch.set_num_threads, (1,))
+        self._thread = ThreadPoolExecutor(1, "batches", use_one_torch_thread)
         self.is_lent = not needed.batch
         """Whether batches are lent: their rows are sent from where they lie."""
         self._batch_nbytes = batch_nbytes(store, options)

@@ -123,6 +123,8 @@ def test_a_scan_that_takes_too_long_goes_on_where_it_was(folder: Path, tmp_path:
     """Otherwise it would never end; and it stands still while nobody waits."""
     with running(tmp_path, "--root", str(folder), "--timeout", "0.1") as server:
         until(lambda: get(server, f"{SLICE}0:1")[0] == 200)
+        until(lambda: get(server, ORDER)[0] == 200)  # torch is loaded for the first order
+        assert scanned(server) == 0
         statuses: list[int] = []
         while 200 not in statuses:
             statuses.append(get(server, f"{ORDER}&max_norm=8")[0])
