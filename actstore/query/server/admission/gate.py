@@ -12,7 +12,8 @@ from actstore.query.problem import LATER, Problem
 from actstore.query.server.admission.access import Access, Scope
 from actstore.query.server.admission.hosts import Hosts
 from actstore.query.server.connections.addresses import UNIX, Proxies, address_text, counted_as
-from actstore.query.server.connections.connection import BODY, SPARE
+from actstore.query.server.connections.body_writer import BODY
+from actstore.query.server.connections.connection import SPARE
 from actstore.query.server.memory.budget import MemoryBudget
 from actstore.query.server.memory.parsed_body import ParsedBody
 from actstore.query.server.monitoring.access_log import AccessLog

@@ -4,32 +4,27 @@ import asyncio
 import contextlib
 import json
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import httptools
 from uvicorn._types import ASGIReceiveEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from actstore.loader.rows import mapping
 from actstore.query.problem import Problem
 from actstore.query.server.connections.addresses import address_text, counted_as
+from actstore.query.server.connections.body_writer import BODY, BodyWriter, reset
 from actstore.query.server.connections.room import ConnectionLimits, Room
 from actstore.query.server.connections.socket_writes import (
     SLOWEST,
-    ConnectionGoneError,
     SocketWriter,
-    Vectors,
     WritingThreads,
 )
 from actstore.query.wire import PROBLEM
 
 SPARE: Final = "actstore.spare"
 """Key of the ASGI scope: whether the connection is for health checks only."""
-BODY: Final = "actstore.body"
-"""Key of the ASGI scope: the `BodyWriter` of the reply."""
 REFUSED: Final = "actstore.refused"
 """Key of the application's state: a function that is called when a connection was refused before there was a request,
 with the address of the client, the status of the reply if there was one, and seconds.
@@ -44,7 +39,6 @@ _MAX_HEADERS: Final = 128
 """Headers and trailers of a request at most."""
 _MAX_AHEAD: Final = 64
 """Pipelined requests that wait for the one at work, at most."""
-_ROUNDS: Final = 3
 _MAX_LOGGED: Final = 200
 """Bytes of a path that logs show at most."""
 _LINGER_S: Final = 30.0
@@ -415,17 +409,6 @@ class Connection(HttpToolsProtocol):
         self._linger()
 
 
-def reset(transport: Any) -> None:
-    """Hang up on a client that takes nothing, and have the system drop the data that waits for it. The system would
-    otherwise keep offering it for minutes, from its own memory, before the client learns that this is the end.
-    """
-    ours = transport.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # it is closed already
-        if ours is not None:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    transport.abort()
-
-
 class _TransportOfReply:
     """The transport as a reply sees it, with another ``close``."""
 
@@ -440,73 +423,3 @@ class _TransportOfReply:
         self.write = transport.write
         self.is_closing = transport.is_closing
         self.close = close
-
-
-class BodyWriter:
-    """Writes the body of one reply past the transport, if that is possible."""
-
-    def __init__(self, connection: Connection, cycle: RequestResponseCycle) -> None:
-        """
-        Args:
-            connection: connection of the request.
-            cycle: uvicorn's cycle of the request.
-        """
-        self._connection = connection
-        self._cycle = cycle
-        self.is_over = False
-        """Whether another reply was sent instead of this one: nothing more may be written then."""
-        self.nbytes = 0
-        """Bytes that were written past the transport."""
-
-    async def begin(self) -> bool:
-        """Whether the body can be written past the transport: not with TLS, not while the head of the reply is stuck,
-        and not when another reply was sent.
-        """
-        transport = self._connection.transport
-        if self.is_over or transport.get_extra_info("sslcontext") is not None or not mapping.is_supported():
-            return False
-        for _ in range(_ROUNDS):  # of the loop, which sends what was written in the round before
-            if transport.is_closing() or not transport.get_write_buffer_size():
-                break
-            await asyncio.sleep(0)
-        if transport.is_closing() or transport.get_write_buffer_size():
-            return False
-        file = transport.get_extra_info("socket").fileno()
-        try:
-            self._connection.writer = SocketWriter(self._connection.threads, file, self._connection.stall_s)
-        except OSError:  # no descriptor is left
-            return False
-        return True
-
-    async def write(self, vectors: Iterator[Vectors]) -> bool:
-        """Write vectors, as `SocketWriter.write` does.
-
-        Returns:
-            Whether the client is still there.
-
-        Raises:
-            OSError: memory cannot be read.
-            TimeoutError: the client takes nothing, or next to nothing.
-        """
-        writer = self._connection.writer
-        assert writer is not None
-        try:
-            await writer.write(vectors)
-        except TimeoutError:
-            reset(self._connection.transport)
-            raise
-        except ConnectionGoneError:
-            self._cycle.disconnected = True
-            self._cycle.message_event.set()
-            self._connection.transport.abort()
-            return False
-        finally:
-            self._cycle.expected_content_length -= writer.nbytes - self.nbytes
-            self.nbytes = writer.nbytes
-        return True
-
-    def end(self) -> None:
-        """Give the writer back, after all or a part of the body."""
-        writer, self._connection.writer = self._connection.writer, None
-        assert writer is not None
-        writer.close()

@@ -13,7 +13,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from actstore.query.problem import Problem
-from actstore.query.server.connections.connection import BODY, BodyWriter
+from actstore.query.server.connections.body_writer import BODY, BodyWriter
 from actstore.query.server.connections.disconnect import Receive, wait_for_disconnect
 from actstore.query.server.connections.socket_writes import SLOWEST, Vectors, vectors_of
 from actstore.query.server.memory.budget import Account
