@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.weights.factored_matrix import FactoredMatrix
     from actstore.opening import open_store as open  # noqa: A004 - actstore.open is its name
-    from actstore.store.checking.findings import Verification
     from actstore.store.reading.activations import Activations
     from actstore.store.statistics.hook_statistics import Statistics
+    from actstore.store.verifying.findings import Verification
 
 __all__ = [
     "ActivationCache",
@@ -52,7 +52,7 @@ _HOMES = {
     "Report": ("actstore.extraction.report", "Report"),
     "Statistics": ("actstore.store.statistics.hook_statistics", "Statistics"),
     "Store": ("actstore.facade", "Store"),
-    "Verification": ("actstore.store.checking.findings", "Verification"),
+    "Verification": ("actstore.store.verifying.findings", "Verification"),
     "extract": ("actstore.extraction.extract", "extract"),
     "open": ("actstore.opening", "open_store"),
     "plan": ("actstore.extraction.planning.planning", "plan"),

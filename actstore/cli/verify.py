@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from actstore.store.checking.findings import Verification
+    from actstore.store.verifying.findings import Verification
 
 DAMAGED = 3
 """Exit code if something that is committed is not as it was written."""

@@ -17,7 +17,6 @@ from actstore.extraction.planning.job import Job
 from actstore.extraction.planning.planning import PlannedRun, absolute_model, check_device, check_memory
 from actstore.extraction.planning.planning import plan as make_plan
 from actstore.extraction.report import Report
-from actstore.store.checking.read_back import read_back
 from actstore.store.locking.lease import Lease
 from actstore.store.locking.turns import Turn, lease_tags, writing
 from actstore.store.reading.rows import Rows, Section
@@ -26,6 +25,7 @@ from actstore.store.records.manifest import RunStatistics
 from actstore.store.records.run import read_runs
 from actstore.store.records.seal import is_sealed, remove_scratch, seal
 from actstore.store.statistics.not_finite import NotFinite, add_up, not_finite
+from actstore.store.verifying.read_back import read_back
 
 _PLACED_WITHIN: Final = 256
 """Number of segments whose records are searched for tokens that are not finite. All segments could take minutes."""

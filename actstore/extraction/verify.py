@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from actstore.errors import ModelError, StorageError
-from actstore.extraction.checking.deep import DeepCheck, deep_check
-from actstore.extraction.checking.golden import sampled_row
-from actstore.extraction.checking.older_versions import doubt
-from actstore.extraction.checking.reference import Kind, Reference, whole_model
 from actstore.extraction.computing.worker import WorkerSpec, check_weights, load_planned_model
+from actstore.extraction.value_checks.deep import DeepCheck, deep_check
+from actstore.extraction.value_checks.golden import sampled_row
+from actstore.extraction.value_checks.older_versions import doubt
+from actstore.extraction.value_checks.reference import Kind, Reference, whole_model
 from actstore.hooks.loading.pretrained import chosen_device
 from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs
-from actstore.store.checking.findings import Finding, Verification
-from actstore.store.checking.repair import repair as remove_damage
-from actstore.store.checking.verify import Check
 from actstore.store.format.plan import FIRST_RUN, Plan
 from actstore.store.locking.turns import repairing
 from actstore.store.reading.rows import Rows, Section
 from actstore.store.records.commit import commit_key, plan_key, read_commit, read_plan
+from actstore.store.verifying.findings import Finding, Verification
+from actstore.store.verifying.repair import repair as remove_damage
+from actstore.store.verifying.verify import Check
 
 
 def verify(

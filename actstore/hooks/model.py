@@ -19,14 +19,14 @@ from actstore.hooks.capture.functions import (
 )
 from actstore.hooks.capture.raw_calls import RawCalls
 from actstore.hooks.capture.visitor import Ending
-from actstore.hooks.checking.left_padding import has_left_padding, ignores_left_padding
-from actstore.hooks.checking.self_check import self_check
 from actstore.hooks.families.recognition import architecture
 from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.loading.adapters import check_inside
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
 from actstore.hooks.loss import ReturnType, check_has_loss, output
+from actstore.hooks.model_checks.left_padding import has_left_padding, ignores_left_padding
+from actstore.hooks.model_checks.self_check import self_check
 from actstore.hooks.naming.hook_points import is_read_only, point_of
 from actstore.hooks.text.prompts import PaddingSide
 

@@ -11,8 +11,8 @@ from actstore.analysis.shuffle_quality import shuffle_quality
 from actstore.cli.main import cli
 from actstore.storage.local import LocalBlobs
 from tests.commands import command_here
-from tests.store.checking.test_verify import make_store
 from tests.store.example import HOOKS, LENGTH, N
+from tests.store.verifying.test_verify import make_store
 
 A = HOOKS[0]
 

@@ -13,9 +13,9 @@ from actstore.storage.local import LocalBlobs
 from actstore.store.records.commit import commit_key
 from actstore.store.records.seal import seal, unseal
 from tests.commands import command, command_here
-from tests.store.checking.test_verify import make_store, numbers
 from tests.store.example import HOOKS, LENGTH, N, example_plan, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
+from tests.store.verifying.test_verify import make_store, numbers
 
 RESID_0 = HOOKS[0]
 

@@ -18,7 +18,7 @@ from actstore.store.records.commit import commit_key, plan_key
 from actstore.store.records.manifest import MANIFEST_KEY
 from tests.commands import command, command_here
 from tests.extraction.test_verify import HOOK, SHARD, change_row
-from tests.store.checking.test_verify import RUN, flip, make_store
+from tests.store.verifying.test_verify import RUN, flip, make_store
 
 Fields = dict[str, Any]
 

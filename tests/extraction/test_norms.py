@@ -15,7 +15,7 @@ from actstore.storage.local import LocalBlobs
 from actstore.store.records.commit import commit_key
 from actstore.store.records.manifest import MANIFEST_KEY
 from tests.faults.store_bytes import differences, store_bytes
-from tests.store.checking.test_verify import flip
+from tests.store.verifying.test_verify import flip
 
 Fields = dict[str, Any]
 HOOKS = [

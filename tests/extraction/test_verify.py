@@ -18,7 +18,7 @@ from actstore.store.records.seal import seal
 from actstore.store.statistics.moments import recompute
 from actstore.store.statistics.norms import side_by_side
 from tests.faults.store_bytes import differences, store_bytes
-from tests.store.checking.test_verify import cut, flip, overwrite
+from tests.store.verifying.test_verify import cut, flip, overwrite
 
 Fields = dict[str, Any]
 HOOK = "blocks.1.hook_mlp_out"

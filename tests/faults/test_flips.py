@@ -9,8 +9,8 @@ from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs
 from actstore.store.records.manifest import MANIFEST_KEY, shards_key, statistics_key
 from actstore.store.records.seal import seal, unseal
-from tests.store.checking.test_verify import checked, make_store, overwrite
 from tests.store.runs import MLP_OUT, bytes_below, hooks_run, write_run
+from tests.store.verifying.test_verify import checked, make_store, overwrite
 
 KINDS = {
     "activations": "/c.",

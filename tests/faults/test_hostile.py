@@ -28,8 +28,8 @@ from actstore.store.records.commit import commit_key, plan_key, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, shards_key
 from actstore.store.records.shards_table import SHARDS_SCHEMA
 from tests.store.arrays import bits
-from tests.store.checking.test_verify import SHARD, found_in, make_store, numbers, overwrite, point_to
 from tests.store.example import HOOKS, LENGTH, N, example_plan
+from tests.store.verifying.test_verify import SHARD, found_in, make_store, numbers, overwrite, point_to
 
 RUN = "0000"
 RESID_0 = HOOKS[0]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.extraction.checking.agreement import share_apart
+from actstore.extraction.value_checks.agreement import share_apart
 
 if TYPE_CHECKING:
     import torch

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from actstore._version import __version__
 from actstore.errors import ActstoreError, ExtractError, ModelError, StorageError
 from actstore.extraction.batches import filled_up
-from actstore.extraction.checking.golden import Expected, compute_expected, golden, sampled_row
-from actstore.extraction.checking.reference import Reference, reference_for
 from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.extraction.computing.heap import keep_large_blocks
 from actstore.extraction.computing.segment_writer import SegmentWriter, Values
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.value_checks.golden import Expected, compute_expected, golden, sampled_row
+from actstore.extraction.value_checks.reference import Reference, reference_for
 from actstore.hooks.loading.pretrained import chosen_device
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import point_of

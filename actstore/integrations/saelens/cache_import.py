@@ -33,7 +33,6 @@ from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
 from actstore.storage.opening import open_blobs
 from actstore.storage.probing import probe
-from actstore.store.checking.read_back import read_back
 from actstore.store.format.dtypes import dtype as dtype_of
 from actstore.store.format.layout import segment_size
 from actstore.store.format.plan import (
@@ -52,6 +51,7 @@ from actstore.store.records.commit import CommitRecord, Environment, commit_key,
 from actstore.store.records.run import read_runs
 from actstore.store.records.seal import remove_scratch, seal
 from actstore.store.statistics.moments import Moments
+from actstore.store.verifying.read_back import read_back
 from actstore.tokens import Rows, spool
 
 DType = Literal["float32", "bfloat16", "float16"]

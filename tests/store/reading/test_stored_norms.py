@@ -16,9 +16,9 @@ from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import Plan
 from actstore.store.records.seal import seal
 from tests.storage.watched import READS, watched
-from tests.store.checking.test_verify import make_store
 from tests.store.example import HOOKS, LENGTH, N, example_plan
 from tests.store.runs import ATTN_OUT, MLP_OUT, bytes_below, hooks_run, tokens_run, write_run
+from tests.store.verifying.test_verify import make_store
 
 KEYS: tuple[Any, ...] = (
     3,

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.extraction.batches import filled_up
-from actstore.extraction.checking.agreement import Deviation, deviation, distances, is_mixture
-from actstore.extraction.checking.golden import recompute, recompute_alone
+from actstore.extraction.value_checks.agreement import Deviation, deviation, distances, is_mixture
+from actstore.extraction.value_checks.golden import recompute, recompute_alone
 from actstore.store.format.plan import Plan
 
 if TYPE_CHECKING:
     import torch
 
-    from actstore.extraction.checking.reference import Reference
+    from actstore.extraction.value_checks.reference import Reference
 
 _BITS_OF_ANOTHER_MACHINE = 0.5
 """Share of the positions of a row with other bits above which other kernels must have computed it."""
@@ -41,7 +41,8 @@ class Mismatch:
     position: int
     """The position with the largest error."""
     error: float
-    """Distance there, see `actstore.extraction.checking.agreement.distances`; infinite if only one side is finite."""
+    """Distance there, see `actstore.extraction.value_checks.agreement.distances`; infinite if one side alone is finite.
+    """
     allowed: float
 
     def __str__(self) -> str:

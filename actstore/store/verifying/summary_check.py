@@ -1,12 +1,12 @@
 """Checking the two files of a finished run against the records that they summarise."""
 
 from actstore.errors import StorageError
-from actstore.store.checking.inspection import Inspection
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import CommitRecord, ObjectRecord, TokensRecord
 from actstore.store.records.manifest import FinishedRun, RunStatistics
 from actstore.store.records.seal import merging
 from actstore.store.records.shards_table import from_parquet, shards_table, to_parquet
+from actstore.store.verifying.inspection import Inspection
 
 
 class RecordSums:

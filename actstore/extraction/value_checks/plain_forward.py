@@ -30,7 +30,7 @@ def plain_values(
     The stream comes from ``output_hidden_states``; inputs and outputs of modules of Hugging Face, and parts of them,
     come from plain PyTorch hooks. What no module shows (scores, patterns, rotated queries and keys, the inside of
     norms, probabilities of experts) is captured as in extraction: this checks the order of rows, the batching, the
-    padding and the copies, while `actstore.hooks.checking.self_check` has checked the values themselves.
+    padding and the copies, while `actstore.hooks.model_checks.self_check` has checked the values themselves.
 
     Args:
         model: the model; it may have only the layers that these hooks need.

@@ -10,10 +10,10 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import actstore
 from actstore.errors import ModelError
-from actstore.extraction.checking import reference
-from actstore.extraction.checking.reference import Reference
 from actstore.extraction.computing import worker
 from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.value_checks import reference
+from actstore.extraction.value_checks.reference import Reference
 from actstore.hooks.loading.pretrained import load_config
 from actstore.hooks.model import HookedModel
 from actstore.storage.local import LocalBlobs

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 import actstore
-from actstore.extraction.checking.deep import DeepCheck, as_tensor, deep_check
-from actstore.extraction.checking.reference import Reference
+from actstore.extraction.value_checks.deep import DeepCheck, as_tensor, deep_check
+from actstore.extraction.value_checks.reference import Reference
 from actstore.hooks.model import HookedModel
 
 TinyModel = Callable[..., Path]

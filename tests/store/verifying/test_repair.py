@@ -12,16 +12,18 @@ from actstore.errors import BusyError
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
-from actstore.store.checking.findings import Finding
-from actstore.store.checking.repair import repair
-from actstore.store.checking.token_restore import counts_on
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, read_manifest, shards_key, statistics_key
 from actstore.store.records.seal import seal, unseal
+from actstore.store.verifying.findings import Finding
+from actstore.store.verifying.repair import repair
+from actstore.store.verifying.token_restore import counts_on
 from actstore.tokens import Packing, pack
 from tests.storage.watched import CrashError, watched
-from tests.store.checking.test_verify import (
+from tests.store.example import HOOKS, LENGTH, N, write_array
+from tests.store.runs import MLP_OUT, bytes_below, hooks_run, write_run
+from tests.store.verifying.test_verify import (
     DAMAGE,
     RUN,
     SHARD,
@@ -31,8 +33,6 @@ from tests.store.checking.test_verify import (
     permute_tokens,
     point_to,
 )
-from tests.store.example import HOOKS, LENGTH, N, write_array
-from tests.store.runs import MLP_OUT, bytes_below, hooks_run, write_run
 
 RECORD = commit_key(RUN, 1)
 SUMMARY = {shards_key(RUN), statistics_key(RUN)}

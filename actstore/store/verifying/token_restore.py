@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from actstore.errors import StorageError
 from actstore.storage.blobs import Blobs
-from actstore.store.checking.token_check import length_problem
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.plan import Plan
 from actstore.store.format.shard import crc32c
 from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import ObjectRecord, TokensRecord
+from actstore.store.verifying.token_check import length_problem
 
 Proven = dict[str, ObjectRecord]
 """Records of shards as they are stored, by key."""

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from actstore.errors import ModelError
-from actstore.extraction.checking import golden as module
-from actstore.extraction.checking.golden import (
+from actstore.extraction.value_checks import golden as module
+from actstore.extraction.value_checks.golden import (
     compute_expected,
     golden,
     recompute,
     recompute_alone,
     sampled_row,
 )
-from actstore.extraction.checking.reference import Reference
+from actstore.extraction.value_checks.reference import Reference
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import point_of
 from actstore.store.format.plan import Segment

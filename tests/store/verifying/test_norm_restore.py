@@ -10,14 +10,16 @@ import pytest
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
-from actstore.store.checking.repair import repair
 from actstore.store.format.plan import Plan
 from actstore.store.format.shard import crc32c, encode
 from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import ObjectRecord, commit_key, read_commit
 from actstore.store.records.manifest import shards_key, statistics_key
 from actstore.store.records.shards_table import from_parquet
-from tests.store.checking.test_verify import (
+from actstore.store.verifying.repair import repair
+from tests.store.example import commit_segment, example_plan
+from tests.store.runs import bytes_below
+from tests.store.verifying.test_verify import (
     RUN,
     SHARD,
     change_record,
@@ -28,8 +30,6 @@ from tests.store.checking.test_verify import (
     numbers,
     overwrite,
 )
-from tests.store.example import commit_segment, example_plan
-from tests.store.runs import bytes_below
 
 NORMS = "norms/0000/c.1.0.0"
 IN_SEGMENT = (RUN, 1)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from actstore.extraction.checking.agreement import Deviation, deviation, distances, relative_error
-from actstore.extraction.checking.plain_forward import plain_values
+from actstore.extraction.value_checks.agreement import Deviation, deviation, distances, relative_error
+from actstore.extraction.value_checks.plain_forward import plain_values
 from actstore.hooks.model import HookedModel
 
 TinyModel = Callable[..., Path]

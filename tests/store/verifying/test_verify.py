@@ -11,9 +11,6 @@ import pytest
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
-from actstore.store.checking.findings import Finding
-from actstore.store.checking.segment_check import count_not_finite
-from actstore.store.checking.verify import Check
 from actstore.store.format.plan import HookArray, Plan
 from actstore.store.format.shard import crc32c
 from actstore.store.records.commit import (
@@ -30,6 +27,9 @@ from actstore.store.records.commit import (
 from actstore.store.records.manifest import MANIFEST_KEY, Manifest, RunStatistics, shards_key, statistics_key
 from actstore.store.records.seal import seal, unseal
 from actstore.store.records.shards_table import from_parquet, to_parquet
+from actstore.store.verifying.findings import Finding
+from actstore.store.verifying.segment_check import count_not_finite
+from actstore.store.verifying.verify import Check
 from tests.storage.watched import watched
 from tests.store.example import (
     HOOKS,

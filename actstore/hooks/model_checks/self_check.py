@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
-from actstore.hooks.checking.self_check_weights import (
+from actstore.hooks.families.generic import cannot_hook
+from actstore.hooks.loaded_model import LoadedModel
+from actstore.hooks.model_checks.self_check_weights import (
     READ,
     READ_OUTSIDE,
     Identity,
     identities_in_layer,
     identities_outside,
 )
-from actstore.hooks.families.generic import cannot_hook
-from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.naming.names import join
 from actstore.reason import reason
 

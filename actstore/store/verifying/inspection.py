@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from actstore.errors import ActstoreError, StorageError, UncheckedError
 from actstore.storage.blobs import BlobNotFoundError, Blobs, Bytes
-from actstore.store.checking.findings import Finding
 from actstore.store.format.document import Document
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.shard import crc32c
 from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import ObjectRecord
+from actstore.store.verifying.findings import Finding
 
 D = TypeVar("D", bound=Document)
 OnObject = Callable[[int], None]

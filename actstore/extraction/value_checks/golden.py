@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
-from actstore.extraction.checking.agreement import deviation, is_mixture, relative_error
-from actstore.extraction.checking.plain_forward import is_length_in_rotation, plain_values, with_all_sources
-from actstore.extraction.checking.reference import Kind, Reference
+from actstore.extraction.value_checks.agreement import deviation, is_mixture, relative_error
+from actstore.extraction.value_checks.plain_forward import (
+    is_length_in_rotation,
+    plain_values,
+    with_all_sources,
+)
+from actstore.extraction.value_checks.reference import Kind, Reference
 from actstore.store.format.plan import Segment
 from actstore.store.records.commit import Golden
 

@@ -7,13 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
-from actstore.store.checking.inspection import Inspection
 from actstore.store.format.plan import HookArray, Plan
 from actstore.store.records.commit import CommitRecord, commit_key, has_golden, mismatch
 from actstore.store.statistics.hook_statistics import HookStatistics
 from actstore.store.statistics.moments import agree, has_statistics, recompute
 from actstore.store.statistics.norms import difference
 from actstore.store.statistics.not_finite import not_finite
+from actstore.store.verifying.inspection import Inspection
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.store.checking.inspection import Inspection
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import TokensRecord, tokens_key
+from actstore.store.verifying.inspection import Inspection
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ import pytest
 from actstore.errors import IncompleteError, StorageError
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
-from actstore.store.checking.read_back import read_back
 from actstore.store.records.commit import commit_key, plan_key, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, shards_key, statistics_key, update_manifest
 from actstore.store.records.seal import seal
-from tests.store.checking.test_verify import flip
+from actstore.store.verifying.read_back import read_back
 from tests.store.example import example_plan
 from tests.store.runs import write_run
+from tests.store.verifying.test_verify import flip
 
 PLAN = example_plan()
 RUN = PLAN.run

@@ -6,16 +6,16 @@ from typing import Final
 
 from actstore.errors import StorageError
 from actstore.storage.blobs import Blobs, check_key
-from actstore.store.checking.findings import Finding
-from actstore.store.checking.inspection import Inspection, OnObject
-from actstore.store.checking.segment_check import check_segment
-from actstore.store.checking.summary_check import RecordSums, check_summary
-from actstore.store.checking.token_check import CheckedTokens, check_tokens
 from actstore.store.format.plan import FIRST_RUN, RUNS, Plan
 from actstore.store.records.commit import commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, FinishedRun, Manifest
 from actstore.store.records.run import contradictions, run_names
 from actstore.store.records.zarr_documents import zarr_documents
+from actstore.store.verifying.findings import Finding
+from actstore.store.verifying.inspection import Inspection, OnObject
+from actstore.store.verifying.segment_check import check_segment
+from actstore.store.verifying.summary_check import RecordSums, check_summary
+from actstore.store.verifying.token_check import CheckedTokens, check_tokens
 
 _READERS: Final = 4
 _SEGMENTS_AT_ONCE: Final = 64

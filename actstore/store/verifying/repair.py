@@ -6,10 +6,6 @@ from typing import Final
 
 from actstore.errors import StorageError
 from actstore.storage.blobs import Blobs
-from actstore.store.checking.findings import Finding
-from actstore.store.checking.norm_restore import restored_norms
-from actstore.store.checking.token_restore import Proven, proven_tokens, tokens_record
-from actstore.store.checking.verify import Check
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import ObjectRecord, commit_key, commits_folder, plan_key, tokens_key
 from actstore.store.records.manifest import (
@@ -21,6 +17,10 @@ from actstore.store.records.manifest import (
 )
 from actstore.store.records.shards_table import from_parquet
 from actstore.store.records.zarr_documents import zarr_documents
+from actstore.store.verifying.findings import Finding
+from actstore.store.verifying.norm_restore import restored_norms
+from actstore.store.verifying.token_restore import Proven, proven_tokens, tokens_record
+from actstore.store.verifying.verify import Check
 
 _SHARD: Final = re.compile(r"c\.(0|[1-9][0-9]{0,15})(\.0)*")
 

@@ -1,1 +1,0 @@
-"""Checking compares stored values with those of a model that computes them once more."""

@@ -1,0 +1,1 @@
+"""These checks compare stored values with those of a model that computes them once more."""
