@@ -37,7 +37,7 @@ _MARKED_NBYTES: Final = 0.4
 class Footprint:
     """The most bytes that a `BatchMaker` takes. Mapped files are not counted, since the system can reclaim them, nor
     are valid rows, which makers can share: see `ValidRows.nbytes`. Where torch has several threads (it has one in a
-    server), rows of mapped files are converted in blocks of 16 MiB, which are not counted either.
+    server), each of up to 8 keeps 1 MiB for rows of mapped files that are converted, which is not counted either.
     """
 
     batch: int

@@ -1,7 +1,9 @@
 """The interface of sources of single rows."""
 
 import math
+import threading
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
@@ -37,7 +39,9 @@ class RowSource(Protocol):
 CONVERTED_NBYTES: Final = 1 << 20
 """Bytes of rows that are converted together, so that they are still in the cache."""
 _CONVERTED_BY_MANY_NBYTES: Final = 16 << 20
-"""`CONVERTED_NBYTES` for several torch threads: starting them takes longer than fetching from a larger cache."""
+"""`CONVERTED_NBYTES` where each operation is divided among threads of torch: waking them takes longer than fetching
+from a larger cache.
+"""
 _WIDEST: Final = {8: "int64", 4: "int32", 2: "int16", 1: "uint8"}
 """Name of the integer type by its size in bytes."""
 
@@ -58,10 +62,36 @@ def select_converted(
     """
     import torch
 
-    nbytes = CONVERTED_NBYTES if torch.get_num_threads() == 1 else _CONVERTED_BY_MANY_NBYTES
+    from actstore.loader.rows.own_threads import n_threads, run_all
+
+    is_alone = n_threads() > 1 or torch.get_num_threads() == 1
+    nbytes = CONVERTED_NBYTES if is_alone else _CONVERTED_BY_MANY_NBYTES
     step = max(1, nbytes // max(1, memory.shape[1]))
-    block = torch.empty(min(step, len(rows)), memory.shape[1], dtype=torch.uint8)
-    for start in range(0, len(rows), step):
+
+    def convert(start: int) -> None:
         part = rows[start : start + step]
-        select(memory, part, block[: len(part)])
-        out[start : start + step].copy_(block[: len(part)].view(stored))
+        block = _block(len(part) * memory.shape[1]).view(len(part), memory.shape[1])
+        select(memory, part, block)
+        out[start : start + step].copy_(block.view(stored))
+
+    run_all([partial(convert, start) for start in range(0, len(rows), step)])
+
+
+class _Kept(threading.local):
+    """Memory that each thread keeps, since new memory costs a page fault for every 4 KiB."""
+
+    block: "torch.Tensor | None" = None
+
+
+_kept: Final = _Kept()
+
+
+def _block(nbytes: int) -> "torch.Tensor":
+    """Uninitialised memory, uint8 [nbytes], which is valid until this thread calls again."""
+    import torch
+
+    if nbytes > CONVERTED_NBYTES:
+        return torch.empty(nbytes, dtype=torch.uint8)
+    if _kept.block is None:
+        _kept.block = torch.empty(CONVERTED_NBYTES, dtype=torch.uint8)
+    return _kept.block[:nbytes]
