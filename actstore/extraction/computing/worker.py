@@ -17,6 +17,7 @@ from actstore.errors import ActstoreError, ExtractError, ModelError, StorageErro
 from actstore.extraction.batches import filled_up
 from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.extraction.computing.heap import keep_large_blocks
+from actstore.extraction.computing.interruptible import interruptible
 from actstore.extraction.computing.segment_writer import SegmentWriter, Values
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
@@ -123,7 +124,7 @@ class Worker:
         # as soon as they wait, and a forward on a CPU takes up to a third longer.
         self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
         try:
-            self._model = self._forward.submit(load_planned_model, plan, spec).result()
+            self._model = interruptible(self._forward, lambda: load_planned_model(plan, spec))
         except BaseException:
             self._forward.shutdown(wait=False)
             raise

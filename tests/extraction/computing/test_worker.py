@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -129,6 +130,28 @@ def test_the_first_segment_is_computed_first(worker: Worker, fields: Fields) -> 
         others = [threads.submit(worker.run, index) for index in (1, 2)]
         assert all(done.result().is_new for done in (first, *others))
     assert seen == [(8, 32)] * 6  # the whole model, which the first is compared with, is another one
+
+
+def test_a_worker_that_is_interrupted_while_it_loads_stops_loading(fields: Fields) -> None:
+    """Python waits for all threads before it exits, and a large model takes minutes to load."""
+    run = actstore.plan(**fields)
+    claim(run.blobs, run.plan)
+    before = set(threading.enumerate())
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    threading.setprofile(lambda *_: time.sleep(0.001))  # the load takes minutes instead of a second
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 2.0)
+        with pytest.raises(KeyboardInterrupt):
+            WorkerSpec(fields["out"], fields["model"]).start()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        threading.setprofile(None)
+        signal.signal(signal.SIGALRM, handler)
+    started = [thread for thread in threading.enumerate() if thread not in before]
+    deadline = time.monotonic() + 20.0
+    for thread in started:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    assert [thread.name for thread in started if thread.is_alive()] == []
 
 
 ONE_POOL = """
