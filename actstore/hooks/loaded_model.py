@@ -1,6 +1,6 @@
 """A Hugging Face model that is loaded, with TransformerLens' names for its hooks, sizes and weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -10,7 +10,7 @@ from actstore.errors import ModelError
 from actstore.hooks.capture.forward import Forward
 from actstore.hooks.capture.visitor import Handing, Sink
 from actstore.hooks.families.architecture import Architecture, base_of
-from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.live_config import LiveConfig
 from actstore.hooks.families.model_names import names_of
 from actstore.hooks.families.recognition import architecture
 from actstore.hooks.loading.live_model import checked, device_of
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class LoadedModel(WithText):
     """A model as checks and caches need it: its parts, its weights, and forwards that only read values."""
 
+    cfg: LiveConfig
+
     def __init__(self, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> None:
         """Wrap a model without running it; arguments are those of `actstore.HookedModel`.
 
@@ -41,10 +43,10 @@ class LoadedModel(WithText):
         has_text = tokenizer is not None and missing is None
         super().__init__(Prompts(tokenizer, prepend_bos=prepend_bos) if has_text else None, missing)
         self.cfg = replace(
-            HookedConfig.of(config, self.architecture),
+            LiveConfig.of(config, self.architecture),
             n_layers=len(self.base.get_submodule(self.architecture.layers)),
             device=str(self.device),
-            dtype=str(self.dtype).removeprefix("torch."),
+            dtype=self.dtype,
             default_prepend_bos=None if self._prompts is None else self._prompts.prepend_bos,
         )
         self.names = names_of(self.architecture, self.cfg)
@@ -111,6 +113,9 @@ class LoadedModel(WithText):
         if name.startswith("_") or not hasattr(Weights, name):
             raise AttributeError(f"a HookedModel has no attribute {name!r}")
         return getattr(self.weights, name)
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *(name for name in dir(Weights) if not name.startswith("_"))]
 
     def __repr__(self) -> str:
         cfg = self.cfg

@@ -9,18 +9,10 @@ from actstore.errors import HookError, ModelError, TokensError
 from actstore.hooks.cache.activation_cache import ActivationCache
 from actstore.hooks.cache.directions import residual_directions
 from actstore.hooks.cache.position import PositionSlice, at_positions, indices, is_one
-from actstore.hooks.capture.functions import (
-    HookFunction,
-    HookFunctions,
-    Keeping,
-    NameFilter,
-    in_forward_order,
-    selected,
-)
-from actstore.hooks.capture.raw_calls import RawCalls
+from actstore.hooks.capture.functions import Keeping, NameFilter, in_forward_order, selected
+from actstore.hooks.capture.hook_point import HookFunction
 from actstore.hooks.capture.visitor import Ending
 from actstore.hooks.families.recognition import architecture
-from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.loading.adapters import check_inside
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
@@ -29,6 +21,7 @@ from actstore.hooks.model_checks.left_padding import has_left_padding, ignores_l
 from actstore.hooks.model_checks.self_check import self_check
 from actstore.hooks.naming.hook_points import is_read_only, point_of
 from actstore.hooks.text.prompts import PaddingSide
+from actstore.hooks.with_functions import WithFunctions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class HookedModel(LoadedModel):
+class HookedModel(WithFunctions):
     """Runs an unmodified Hugging Face model, with its own attention kernels and bit-equal values.
 
     Gradients are off unless a call asks for them. PyTorch hooks are on the model only while a method runs. While there
@@ -59,7 +52,6 @@ class HookedModel(LoadedModel):
             ModelError: the family of the model is not known, or it fails the check.
         """
         super().__init__(model, tokenizer, prepend_bos=prepend_bos)
-        self._functions = HookFunctions(self.names, RawCalls(self._inner, self.base))
         if check:
             self_check(self)
             if self._inner is not model:
@@ -242,14 +234,6 @@ class HookedModel(LoadedModel):
     ) -> AbstractContextManager[None]:
         """A context with functions on hooks, which are removed at its end, however it ends."""
         return self._functions.added(fwd_hooks)
-
-    def add_hook(self, name: NameFilter, function: HookFunction) -> None:
-        """Add a function to hooks until `reset_hooks` is called."""
-        self._functions.add(name, function)
-
-    def reset_hooks(self) -> None:
-        """Remove all functions from hooks, and what they kept in ``hook.ctx``."""
-        self._functions.clear()
 
     @property
     def has_functions(self) -> bool:

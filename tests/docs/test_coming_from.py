@@ -13,6 +13,7 @@ import torch
 
 import actstore
 from actstore.demo import MODEL_PATH
+from actstore.errors import ModelError
 from actstore.extraction.planning.job import Job
 from tests.docs.test_hooks_pages import DOCS, FENCED, assert_shown
 from tests.parity.bridge import boot
@@ -90,9 +91,10 @@ def test_what_differs_from_transformerlens() -> None:
     torch.testing.assert_close(shares.sum(0) + bias, gap, atol=1e-3, rtol=1e-3)
     theirs_sum = bridge_cache.logit_attrs(bridge_cache.decompose_resid(layer=-1), " lord", " came").sum(0)
     assert (theirs_sum + bias - gap).abs().max() > 0.1
-    for missing in ("generate", "enable_compatibility_mode"):
-        assert hasattr(theirs, missing)
-        assert not hasattr(ours, missing)
+    assert hasattr(theirs, "generate")
+    assert not hasattr(ours, "generate")
+    with pytest.raises(ModelError, match="weights stay as the model has them"):
+        ours.enable_compatibility_mode()
     arguments: list[dict[str, Any]] = [{"bwd_hooks": []}, {"start_at_layer": 1}]
     for argument in arguments:
         with pytest.raises(TypeError):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import actstore
 from actstore.errors import HookError, ModelError, TokensError
-from actstore.hooks.capture.functions import HookPoint
+from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from tests.parity.families import FAMILIES
 

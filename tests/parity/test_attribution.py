@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actstore.errors import TokensError
-from actstore.hooks.capture.functions import HookPoint
+from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from tests.parity import bridge
 from tests.parity.families import FAMILIES

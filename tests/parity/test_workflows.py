@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actstore.demo import MODEL_PATH
-from actstore.hooks.capture.functions import HookPoint
+from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from tests.parity import bridge
 

@@ -3,47 +3,24 @@
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError
 from actstore.hooks.capture.exclusive import in_function
+from actstore.hooks.capture.hook_point import (
+    AddedFunction,
+    Direction,
+    HookFunction,
+    HookPoint,
+    check_direction,
+)
 from actstore.hooks.capture.raw_calls import RawCalls
 from actstore.hooks.messages.quoted import quoted
-from actstore.hooks.naming.names import HookName, HookNames, defaults_of, layer_of, stored_as
+from actstore.hooks.naming.names import HookName, HookNames, defaults_of, stored_as
 from actstore.reason import reason
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass
-class HookPoint:
-    """The second argument of a function on a hook, which says which hook it is."""
-
-    name: str
-    ctx: dict[str, Any] = field(default_factory=dict)
-    """A place for values of the function, kept from call to call until `HookedModel.reset_hooks`."""
-
-    def layer(self) -> int:
-        """The layer of the hook.
-
-        Raises:
-            HookError: the hook is outside of layers.
-        """
-        number = layer_of(self.name)
-        if number is None:
-            raise HookError(f"{self.name} is outside of the layers")
-        return number
-
-
-class HookFunction(Protocol):
-    """A function that is called as ``function(value, hook=point)``.
-
-    It returns a new value, or None to keep the value, which it may have edited in place.
-    """
-
-    def __call__(self, value: "torch.Tensor", /, *, hook: HookPoint) -> "torch.Tensor | None": ...
 
 
 NameFilter = HookName | Iterable[HookName] | Callable[[str], bool]
@@ -82,26 +59,100 @@ class HookFunctions:
         self._names = names
         self._raw_calls = raw_calls
         self._changing = threading.Lock()
-        self._functions: dict[str, list[HookFunction]] = {}
+        self._functions: dict[str, list[AddedFunction]] = {}
         self._points: dict[str, HookPoint] = {}
 
-    def add(self, chosen: NameFilter, function: HookFunction) -> tuple[str, ...]:
-        """Add a function to hooks and return their names. Functions on one hook are called in the order of adding."""
+    @property
+    def names_of_model(self) -> HookNames:
+        """All hooks of the model."""
+        return self._names
+
+    def point(self, name: HookName) -> HookPoint:
+        """The hook of this name, in any spelling; functions on it get the same object.
+
+        Raises:
+            HookError: the model does not have it.
+        """
+        canonical = self._names.one(name)
+        return self._points.setdefault(canonical, HookPoint(canonical, self))
+
+    def add(
+        self,
+        chosen: NameFilter,
+        function: HookFunction,
+        *,
+        direction: Direction = "fwd",
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> tuple[str, ...]:
+        """Add a function to hooks and return their names. Functions on one hook are called in the order of adding.
+
+        Args:
+            chosen: the hooks.
+            function: the function.
+            direction: whether the function sees values or gradients.
+            is_permanent: whether `remove` leaves it unless told otherwise.
+            level: a number by which `remove` finds it.
+            prepend: call it before the functions that are there already.
+        """
         if not callable(function):
             raise HookError(f"expected a function to add to {quoted(chosen)}, found {quoted(function)}")
+        check_direction(direction)
+        if direction != "fwd":
+            raise HookError(
+                "functions on gradients (dir='bwd') are not offered; run_with_cache(grad=True) and cache.gradients "
+                "give the gradients"
+            )
         names = selected(self._names, chosen)
+        added = AddedFunction(function, is_permanent, level)
         with self._changing:
             for name in names:
-                self._functions.setdefault(name, []).append(function)
+                there = self._functions.setdefault(name, [])
+                there.insert(0 if prepend else len(there), added)
             self._raw_calls.refuse()
         return names
 
-    def clear(self) -> None:
-        """Remove all functions, and forget what they have kept in ``hook.ctx``."""
+    def on(self, name: str, direction: Direction) -> list[AddedFunction]:
+        """The functions on a hook, in the order in which they are called."""
+        return list(self._functions.get(name, ())) if direction == "fwd" else []
+
+    def remove(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        direction: str = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Remove functions from these hooks, or from all.
+
+        Args:
+            names: canonical names; None for all hooks.
+            direction: ``fwd``, ``bwd`` or ``both``: which functions.
+            including_permanent: remove all functions, whatever their level.
+            level: remove only functions of this level; None for those of any.
+        """
+        check_direction(direction)
+        if direction == "bwd":
+            return
         with self._changing:
-            self._functions.clear()
-            self._points.clear()
-            self._raw_calls.admit()
+            for name in tuple(self._functions) if names is None else names:
+                kept = [
+                    function
+                    for function in self._functions.pop(name, ())
+                    if not including_permanent
+                    and (function.is_permanent or level not in (None, function.context_level))
+                ]
+                if kept:
+                    self._functions[name] = kept
+            if not self._functions:
+                self._raw_calls.admit()
+
+    def clear_contexts(self) -> None:
+        """Forget what all functions kept in ``hook.ctx``."""
+        for point in tuple(self._points.values()):
+            point.clear_context()
 
     @contextmanager
     def added(self, pairs: Sequence[tuple[NameFilter, HookFunction]]) -> Iterator[None]:
@@ -127,7 +178,7 @@ class HookFunctions:
         """Remove a function from a hook, the last one if it is there several times; `clear` may have removed it."""
         functions = self._functions.get(name, [])
         for index in reversed(range(len(functions))):
-            if functions[index] is function:
+            if functions[index].user_hook is function:
                 del functions[index]
                 break
         if not functions:
@@ -149,11 +200,11 @@ class HookFunctions:
         """
         import torch
 
-        point = self._points.setdefault(name, HookPoint(name))
-        for function in self._functions.get(name, ()):
+        point = self.point(name)
+        for function in self.on(name, "fwd"):
             try:
                 with in_function():
-                    result: Any = function(value, hook=point)
+                    result: Any = function.user_hook(value, hook=point)
             except TypeError as error:
                 if "hook" not in str(error) or "argument" not in str(error):
                     raise

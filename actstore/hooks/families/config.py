@@ -1,10 +1,13 @@
 """The sizes of a model under the names of TransformerLens' HookedTransformerConfig."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.naming.hook_points import Point
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class HookedConfig:
     """Whether text begins with the BOS token unless told otherwise; None without a tokenizer."""
     device: str = "cpu"
     """Device of the model; functions of TransformerLens read it here."""
-    dtype: str = "float32"
-    """Dtype of weights and values."""
+    dtype: "torch.dtype | None" = None
+    """Dtype of weights and values; None where no model is loaded."""
     original: Any = None
     """The configuration of Hugging Face."""
 

@@ -73,7 +73,7 @@ class WithText(ABC):
         """
         limit = self.cfg.n_ctx if truncate else None
         ids, mask = self._text().to_tokens(
-            text, prepend_bos=prepend_bos, padding_side=padding_side, truncate=limit
+            text, prepend_bos=self._begins(prepend_bos), padding_side=padding_side, truncate=limit
         )
         return ids.to(self.device), mask.to(self.device)
 
@@ -85,7 +85,7 @@ class WithText(ABC):
         self, text: "str | torch.Tensor | Sequence[int]", prepend_bos: bool | None = None
     ) -> list[str]:
         """The pieces of one text, or of ids [position], each as text."""
-        return self._text().to_str_tokens(text, prepend_bos=prepend_bos)
+        return self._text().to_str_tokens(text, prepend_bos=self._begins(prepend_bos))
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token.
@@ -107,7 +107,10 @@ class WithText(ABC):
         prepend_bos: bool | None = None,
     ) -> int:
         """The position of a token in a text or in ids [position], the first or the last one."""
-        return self._text().get_token_position(token, text, mode=mode, prepend_bos=prepend_bos)
+        return self._text().get_token_position(token, text, mode=mode, prepend_bos=self._begins(prepend_bos))
+
+    def _begins(self, prepend_bos: bool | None) -> bool | None:
+        return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
 
     def _text(self) -> Prompts:
         if self._prompts is None:
@@ -138,7 +141,9 @@ class WithText(ABC):
             if mask is not None:
                 raise TokensError("attention_mask is made from the text; give it only with token ids")
             check_text(given)
-            ids, mask = self._text().to_tokens(given, prepend_bos=prepend_bos, padding_side=padding_side)
+            ids, mask = self._text().to_tokens(
+                given, prepend_bos=self._begins(prepend_bos), padding_side=padding_side
+            )
             ids = as_token_ids(ids, self.cfg.n_ctx)
         if mask is not None:
             self._check_padding(mask)

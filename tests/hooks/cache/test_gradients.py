@@ -10,7 +10,7 @@ from torch import Tensor
 
 from actstore.errors import HookError, ModelError
 from actstore.hooks.cache.activation_cache import ActivationCache
-from actstore.hooks.capture.functions import HookPoint
+from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 
 TinyModel = Callable[..., Path]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from actstore.hooks.capture.functions import HookPoint
+from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from tests.hooks.capture.hf_edits import FAMILIES, Family
 

@@ -219,7 +219,7 @@ def test_hooks_are_what_passes_and_weights_are_what_is_used(case: tuple[Any, fro
             check_view(hooked, view, layers_of(model))
     if any("ln_tuning" in name for name, _ in model.named_parameters()):
         with pytest.raises(ModelError, match=MERGE):
-            _ = hooked.blocks[1].ln1
+            _ = hooked.blocks[1].ln1.w
     if "W_O" in refused:
         with pytest.raises(ModelError, match=message):
             hooked.run_with_cache(TOKENS, names_filter="blocks.1.attn.hook_result")

@@ -1,0 +1,179 @@
+"""The part of a hooked model that has functions on its hooks, and its hooks and parts as attributes."""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, Final, Literal
+
+from actstore.errors import ModelError
+from actstore.hooks.capture.functions import HookFunctions, NameFilter
+from actstore.hooks.capture.hook_point import Direction, HookFunction, HookPoint
+from actstore.hooks.capture.raw_calls import RawCalls
+from actstore.hooks.module_methods import ModuleMethods
+from actstore.hooks.parts import Part, block, hook_of, leaves_under, outside
+
+
+class WithFunctions(ModuleMethods):
+    """Functions that stay on hooks, with the names and arguments of TransformerLens."""
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> None:
+        """Wrap a model without running it; arguments are those of `actstore.HookedModel`."""
+        super().__init__(model, tokenizer, prepend_bos=prepend_bos)
+        self._functions = HookFunctions(self.names, RawCalls(self._inner, self.base))
+
+    def add_hook(
+        self,
+        name: NameFilter,
+        hook: HookFunction,
+        dir: Direction = "fwd",  # noqa: A002 - name of TransformerLens
+        is_permanent: bool = False,
+        level: int | None = None,
+        prepend: bool = False,
+    ) -> None:
+        """Add a function to hooks until `reset_hooks` is called.
+
+        Args:
+            name: a name, names, globs, or a function of the name.
+            hook: called as ``function(value, hook=point)``.
+            dir: ``fwd`` for a function of values, ``bwd`` for one of gradients.
+            is_permanent: whether `reset_hooks` leaves it, unless told otherwise.
+            level: a number by which `reset_hooks` can remove it.
+            prepend: call it before the functions that are there already.
+
+        Raises:
+            HookError: a name matches nothing.
+        """
+        self._functions.add(
+            name, hook, direction=dir, is_permanent=is_permanent, level=level, prepend=prepend
+        )
+
+    def add_perma_hook(self, name: NameFilter, hook: HookFunction, dir: Direction = "fwd") -> None:  # noqa: A002
+        """Add a function to hooks until ``reset_hooks(including_permanent=True)`` is called."""
+        self.add_hook(name, hook, dir, is_permanent=True)
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: Literal["fwd", "bwd", "both"] = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Remove functions from all hooks, and what they kept in ``hook.ctx``.
+
+        Args:
+            clear_contexts: empty ``hook.ctx`` of all hooks.
+            direction: which functions: those of values, of gradients, or both.
+            including_permanent: remove all functions, whatever their level.
+            level: remove only functions of this level; None for those of any.
+        """
+        if clear_contexts:
+            self.clear_contexts()
+        self.remove_all_hook_fns(direction, including_permanent, level)
+
+    def remove_all_hook_fns(
+        self,
+        direction: Literal["fwd", "bwd", "both"] = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
+    ) -> None:
+        """Remove functions from all hooks; arguments are those of `reset_hooks`."""
+        self._functions.remove(direction=direction, including_permanent=including_permanent, level=level)
+
+    def clear_contexts(self) -> None:
+        """Empty ``hook.ctx`` of all hooks."""
+        self._functions.clear_contexts()
+
+    @property
+    def hook_dict(self) -> dict[str, HookPoint]:
+        """All hooks by canonical name."""
+        return {name: self._functions.point(name) for name in self.names}
+
+    def hook_points(self) -> Iterable[HookPoint]:
+        """All hooks."""
+        return self.hook_dict.values()
+
+    @cached_property
+    def blocks(self) -> tuple[Part, ...]:
+        """The layers: ``model.blocks[3].attn.hook_z``, ``model.blocks[3].mlp.W_in``, ``model.blocks[3].ln1.w``."""
+        return tuple(block(self, self._functions, layer) for layer in range(self.cfg.n_layers))
+
+    @cached_property
+    def _parts(self) -> Mapping[str, Part]:
+        return outside(self, self._functions)
+
+    def __getattr__(self, name: str) -> Any:
+        # Called only for attributes that are not found otherwise.
+        if name.startswith("hook_"):
+            return hook_of(self._functions, name)
+        if name in _PARTS and name in self._parts:
+            return self._parts[name]
+        return super().__getattr__(name)
+
+    def __dir__(self) -> Iterable[str]:
+        return [*super().__dir__(), *self._parts, *leaves_under(self.names, "")]
+
+    # Hooks cost nothing until they are named, so these have nothing to turn on; see `LiveConfig`.
+
+    def set_use_attn_result(self, use_attn_result: bool) -> None:
+        """Taken from TransformerLens; ``attn.hook_result`` is always there, when it is named."""
+        self.cfg.use_attn_result = use_attn_result
+
+    def set_use_hook_mlp_in(self, use_hook_mlp_in: bool) -> None:
+        """Taken from TransformerLens; ``hook_mlp_in`` is always there, when it is named."""
+        self.cfg.use_hook_mlp_in = use_hook_mlp_in
+
+    def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
+        """Taken from TransformerLens.
+
+        Raises:
+            HookError: it is to be True, and the hooks are not offered.
+        """
+        self.cfg.use_split_qkv_input = use_split_qkv_input
+
+    def set_use_attn_in(self, use_attn_in: bool) -> None:
+        """Taken from TransformerLens.
+
+        Raises:
+            HookError: it is to be True, and the hook is not offered.
+        """
+        self.cfg.use_attn_in = use_attn_in
+
+    def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
+        """Taken from TransformerLens.
+
+        Raises:
+            ModelError: it is to be True.
+        """
+        self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
+
+    def enable_compatibility_mode(
+        self, disable_warnings: bool = False, no_processing: bool = False, **processing: bool
+    ) -> None:
+        """Taken from TransformerLens, for weights that stay as they are (``no_processing=True``).
+
+        Raises:
+            ModelError: weights are to be processed.
+        """
+        del disable_warnings
+        check_unprocessed({} if no_processing else dict.fromkeys(PROCESSING, True) | processing)
+
+
+PROCESSING: Final = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+"""What TransformerLens does to weights unless told otherwise."""
+
+
+def check_unprocessed(processing: Mapping[str, bool | None]) -> None:
+    """Refuse to process weights.
+
+    Raises:
+        ModelError: an option is True.
+    """
+    wanted = [name for name, is_wanted in processing.items() if is_wanted]
+    if wanted:
+        raise ModelError(
+            f"{wanted[0]} is not offered, since weights stay as the model has them; logit_attrs and apply_ln_to_stack "
+            "give the numbers of folded weights without it, so leave it out, and see docs/hooks.md#attribution for "
+            "code that multiplies by W_U itself"
+        )
+
+
+_PARTS: Final = ("embed", "pos_embed", "unembed", "ln_final")
