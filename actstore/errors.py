@@ -30,6 +30,10 @@ class TokensError(ActstoreError, ValueError):
     """The token source cannot be read, is empty, or lacks what packing needs."""
 
 
+class NoSuchTokenError(TokensError, AssertionError):
+    """A text is not one token, or a token is not where it is looked for. TransformerLens raises AssertionError here."""
+
+
 class StorageError(ActstoreError, OSError):
     """Reading or writing the store failed: permissions, credentials, bucket, space, damaged bytes."""
 

@@ -16,10 +16,11 @@ from actstore.hooks.families.recognition import architecture
 from actstore.hooks.loading.adapters import check_inside
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
-from actstore.hooks.loss import ReturnType, check_has_loss, output
+from actstore.hooks.loss import ReturnType, check_has_loss, next_token_loss, output
 from actstore.hooks.model_checks.left_padding import has_left_padding, ignores_left_padding
 from actstore.hooks.model_checks.self_check import self_check
 from actstore.hooks.naming.hook_points import is_read_only, point_of
+from actstore.hooks.text.inputs import as_mask
 from actstore.hooks.text.prompts import PaddingSide
 from actstore.hooks.with_functions import WithFunctions
 
@@ -270,6 +271,24 @@ class HookedModel(WithFunctions):
         directions = residual_directions(self, tokens)
         # One token gives a vector, as in TransformerLens.
         return directions if directions.numel() > self.cfg.d_model else directions.flatten()
+
+    def loss_fn(
+        self,
+        logits: "torch.Tensor",
+        tokens: "torch.Tensor",
+        attention_mask: "torch.Tensor | None" = None,
+        per_token: bool = False,
+    ) -> "torch.Tensor":
+        """Cross-entropy of each next token in nats: the mean, or that of each [batch, position - 1].
+
+        Args:
+            logits: [batch, position, d_vocab].
+            tokens: ids [batch, position].
+            attention_mask: [batch, position], 0 at padding.
+            per_token: give the loss of each token.
+        """
+        mask = None if attention_mask is None else as_mask(attention_mask, tokens).to(logits.device)
+        return next_token_loss(logits, tokens.to(logits.device), mask, per_token=per_token)
 
     def _run(
         self,

@@ -8,6 +8,7 @@ In every string ``*`` stands for any text and ``?`` for any character; ``*`` bet
 
 import difflib
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import translate
@@ -16,8 +17,8 @@ from typing import Any, Final
 from actstore.errors import HookError
 from actstore.hooks.naming.hook_points import BY_LEAF, POINTS, UNSUPPORTED, point_of
 
-HookName = str | tuple[str, int] | tuple[str, int, str] | tuple[str, None]
-"""A hook name in any spelling: text, or (name, layer), or (name, layer, part of the layer)."""
+HookName = str | tuple[str, int] | tuple[str, int, str | None] | tuple[str, None]
+"""A hook name in any spelling: text, or (name, layer), or (name, layer, part of the layer or None)."""
 
 _GLOB: Final = "*?["
 _BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -113,14 +114,28 @@ def long_name(name: HookName, n_layers: int | None = None) -> str:
 def _parts_of(name: HookName) -> tuple[str, int | None, str | None]:
     if isinstance(name, str):
         return name, None, None
-    is_pair = isinstance(name, tuple) and 2 <= len(name) <= 3 and isinstance(name[0], str)
-    if (
-        not is_pair
-        or not isinstance(name[1], int | None)
-        or not all(isinstance(part, str) for part in name[2:])
-    ):
+    if not _is_tuple(name) or not all(isinstance(part, str | None) for part in name[2:]):
         raise HookError(f"{name!r} is not a hook; give a name, or a pair such as ('resid_post', 5)")
-    return name[0], name[1], (name[2] if len(name) == 3 else None)
+    layer = None if name[1] is None else operator.index(name[1])
+    return name[0], layer, (name[2] if len(name) == 3 else None)
+
+
+def _is_tuple(name: Any) -> bool:
+    """Whether this is a name and a layer, which can be a tensor or an array of one integer."""
+    if not (isinstance(name, tuple) and 2 <= len(name) <= 3 and isinstance(name[0], str)):
+        return False
+    layer = name[1]
+    return layer is None or (
+        hasattr(layer, "__index__") and getattr(layer, "ndim", 0) == 0 and _is_integer(layer)
+    )
+
+
+def _is_integer(given: Any) -> bool:
+    try:
+        operator.index(given)
+    except TypeError:
+        return False
+    return True
 
 
 class HookNames:
@@ -266,13 +281,7 @@ def each_name(patterns: Any) -> list[HookName]:
     """One or several names as a list. A tuple is one name if its second item is a layer, else several names."""
     if isinstance(patterns, str):
         return [patterns]
-    is_name = (
-        isinstance(patterns, tuple)
-        and 2 <= len(patterns) <= 3
-        and isinstance(patterns[0], str)
-        and (patterns[1] is None or isinstance(patterns[1], int))
-    )
-    return [patterns] if is_name else list(patterns)
+    return [patterns] if _is_tuple(patterns) else list(patterns)
 
 
 def leaves_in_order() -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
-from actstore.errors import TokensError
+from actstore.errors import NoSuchTokenError, TokensError
 from actstore.hooks.messages.quoted import quoted
 from actstore.hooks.text.inputs import check_text, check_unicode
 
@@ -37,16 +37,20 @@ class Prompts:
         text: str | Sequence[str],
         *,
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "right",
+        padding_side: PaddingSide | None = "right",
         truncate: int | None = None,
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """(ids, mask), both int64 [batch, position]; the mask is 0 where a row is padded.
+
+        With ``padding_side=None``, rows are padded on the side that the tokenizer names.
 
         Raises:
             TokensError: there is no text, a text gives no token, or the tokenizer has no BOS token to prepend.
         """
         import torch
 
+        if padding_side is None:
+            padding_side = self.tokenizer.padding_side
         if padding_side not in ("left", "right"):
             raise TokensError(f"padding_side is {padding_side!r}; choose 'left' or 'right'")
         texts = check_text(text)
@@ -71,24 +75,30 @@ class Prompts:
             return [self._decode(row) for row in ids]
         return self._decode(ids)
 
-    def to_str_tokens(
-        self, text: "str | torch.Tensor | Sequence[int]", *, prepend_bos: bool | None = None
-    ) -> list[str]:
-        """The pieces of one text, or of ids [position], each as text."""
+    def to_str_tokens(self, text: Any, *, prepend_bos: bool | None = None) -> Any:
+        """The pieces of one text, or of ids [position], each as text; of each in a list of these, a list of lists.
+
+        Raises:
+            TokensError: there are several rows of ids.
+        """
+        if isinstance(text, list | tuple) and any(_is_row(item) for item in text):
+            return [self.to_str_tokens(item, prepend_bos=prepend_bos) for item in text]
         if isinstance(text, str):
             ids = self.to_tokens(text, prepend_bos=prepend_bos)[0][0].tolist()
         else:
-            if isinstance(text, list | tuple) and text and isinstance(text[0], str):
-                raise TokensError("pieces are those of one text; call to_str_tokens for each of several")
-            ids = _plain(text)
-            ids = ids[0] if ids and isinstance(ids[0], list) else ids
+            # As in TransformerLens, axes of size 1 do not count.
+            ids = _plain(text.squeeze() if hasattr(text, "squeeze") else text)
+            if ids and isinstance(ids[0], list):
+                raise NoSuchTokenError(
+                    f"pieces are those of one row, and there are {len(ids)}; give one, or a list of rows"
+                )
         return [self._decode([token]) for token in ids]
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token.
 
         Raises:
-            TokensError: the text is not one token; the message shows the tokens.
+            NoSuchTokenError: the text is not one token; the message shows the tokens.
         """
         if not isinstance(text, str):
             raise TokensError(f"expected a text of one token, found {quoted(text)}")
@@ -96,7 +106,7 @@ class Prompts:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             pieces = " + ".join(repr(self._decode([token])) for token in ids) or "nothing"
-            raise TokensError(
+            raise NoSuchTokenError(
                 f"{text!r} is {len(ids)} tokens of {_name(self.tokenizer)}, not one: {pieces}; words inside of a "
                 "text begin with a space"
             )
@@ -113,7 +123,7 @@ class Prompts:
         """The position of a token in a text or in ids [position], the first or the last one.
 
         Raises:
-            TokensError: the token is not there.
+            NoSuchTokenError: the token is not there.
         """
         if not isinstance(text, str) and not hasattr(text, "squeeze"):
             raise TokensError(f"a position is looked for in one text or in ids, found {type(text).__name__}")
@@ -124,10 +134,12 @@ class Prompts:
             raise TokensError(f"mode is {mode!r}; choose 'first' or 'last'")
         if ids.ndim != 1:
             raise TokensError(f"a position is looked for in one row, found ids of shape {tuple(ids.shape)}")
-        wanted = self.to_single_token(token) if isinstance(token, str) else token
+        wanted = self.to_single_token(token) if isinstance(token, str) else int(token)
         places = [place for place, token_id in enumerate(ids.tolist()) if token_id == wanted]
         if not places:
-            raise TokensError(f"token {token!r} is not in {' + '.join(map(repr, self.to_str_tokens(ids)))}")
+            raise NoSuchTokenError(
+                f"token {token!r} is not in {' + '.join(map(repr, self.to_str_tokens(ids)))}"
+            )
         return places[0 if mode == "first" else -1]
 
     def _begin(self, prepend_bos: bool | None) -> list[int]:
@@ -149,6 +161,11 @@ class Prompts:
         return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
 
+def _is_row(given: Any) -> bool:
+    """Whether this is a text, or ids in a row of their own, and not one id."""
+    return isinstance(given, str | list | tuple) or bool(getattr(given, "ndim", 0))
+
+
 def _plain(tokens: Any) -> Any:
     """Ids [position] or [batch, position], or one id, as lists of integers.
 
@@ -157,7 +174,8 @@ def _plain(tokens: Any) -> Any:
     """
     given = tokens.tolist() if hasattr(tokens, "tolist") else tokens
     ids = given if isinstance(given, Iterable) and not isinstance(given, str | bytes) else [given]
-    ids = list(ids)
+    # Single ids, and rows of them, can be tensors.
+    ids = [item.tolist() if hasattr(item, "tolist") else item for item in ids]
     rows = ids if ids and all(isinstance(row, list | tuple) for row in ids) else [ids]
     for token in (token for row in rows for token in row):
         is_id = isinstance(token, Integral) and not isinstance(token, bool)

@@ -44,7 +44,8 @@ class WithText(ABC):
         self,
         text: str | Sequence[str],
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "right",
+        padding_side: PaddingSide | None = "right",
+        move_to_device: bool = True,
         truncate: bool = True,
     ) -> "torch.Tensor":
         """Ids, int64 [batch, position], on the device of the model; shorter rows are padded.
@@ -54,50 +55,65 @@ class WithText(ABC):
         Args:
             text: one text, or several.
             prepend_bos: begin with the BOS token; None for the default of this model.
-            padding_side: where shorter rows are filled up.
+            padding_side: where shorter rows are filled up; None for the side that the tokenizer names.
+            move_to_device: put the ids on the device of the model; otherwise they are on the CPU.
             truncate: cut to the longest row that the model is made for.
         """
-        ids, _ = self.to_tokens_and_mask(text, prepend_bos, padding_side, truncate)
-        return ids
+        ids, _ = self._to_tokens(text, prepend_bos, padding_side, truncate)
+        return ids.to(self.device) if move_to_device else ids
 
     def to_tokens_and_mask(
         self,
         text: str | Sequence[str],
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "right",
+        padding_side: PaddingSide | None = "right",
         truncate: bool = True,
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Ids and attention mask [batch, position] of text, for a call of the model; the mask is 0 at padding.
 
         Arguments are those of `to_tokens`.
         """
+        ids, mask = self._to_tokens(text, prepend_bos, padding_side, truncate)
+        return ids.to(self.device), mask.to(self.device)
+
+    def _to_tokens(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool | None,
+        padding_side: PaddingSide | None,
+        truncate: bool,
+    ) -> tuple["torch.Tensor", "torch.Tensor"]:
         limit = self.cfg.n_ctx if truncate else None
-        ids, mask = self._text().to_tokens(
+        return self._text().to_tokens(
             text, prepend_bos=self._begins(prepend_bos), padding_side=padding_side, truncate=limit
         )
-        return ids.to(self.device), mask.to(self.device)
 
     def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
         """The text of ids [position], or of each row of ids [batch, position]."""
         return self._text().to_string(tokens)
 
     def to_str_tokens(
-        self, text: "str | torch.Tensor | Sequence[int]", prepend_bos: bool | None = None
-    ) -> list[str]:
-        """The pieces of one text, or of ids [position], each as text."""
+        self, text: Any, prepend_bos: bool | None = None, padding_side: PaddingSide | None = None
+    ) -> Any:
+        """The pieces of one text, or of ids [position], each as text; of each in a list of these, a list of lists.
+
+        ``padding_side`` is taken for TransformerLens' sake: one row needs no padding.
+        """
+        del padding_side
         return self._text().to_str_tokens(text, prepend_bos=self._begins(prepend_bos))
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is one token.
 
         Raises:
-            TokensError: the text is not one token; the message shows the tokens.
+            NoSuchTokenError: the text is not one token; the message shows the tokens.
         """
         return self._text().to_single_token(text)
 
     def to_single_str_token(self, token: int) -> str:
         """The text of one id."""
-        return self._text().to_str_tokens([token])[0]
+        pieces: list[str] = self._text().to_str_tokens([token])
+        return pieces[0]
 
     def get_token_position(
         self,
@@ -105,8 +121,16 @@ class WithText(ABC):
         text: "str | torch.Tensor",
         mode: Literal["first", "last"] = "first",
         prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
     ) -> int:
-        """The position of a token in a text or in ids [position], the first or the last one."""
+        """The position of a token in a text or in ids [position], the first or the last one.
+
+        ``padding_side`` is taken for TransformerLens' sake: one row needs no padding.
+
+        Raises:
+            NoSuchTokenError: the token is not there.
+        """
+        del padding_side
         return self._text().get_token_position(token, text, mode=mode, prepend_bos=self._begins(prepend_bos))
 
     def _begins(self, prepend_bos: bool | None) -> bool | None:

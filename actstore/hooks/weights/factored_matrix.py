@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     import torch
 
 
+class SizesError(ValueError, AssertionError):
+    """Factors, or a matrix and another, whose sizes do not fit. TransformerLens raises AssertionError here."""
+
+
+class IndexTooLongError(IndexError, ValueError):
+    """An index with more items than the matrix has axes. TransformerLens raises ValueError here."""
+
+
 class FactoredMatrix:
     """The matrices A @ B [..., l, r] of A [..., l, m] and B [..., m, r], multiplied only when ``AB`` is read.
 
@@ -20,16 +28,16 @@ class FactoredMatrix:
         """Keep the factors; nothing is copied.
 
         Raises:
-            ValueError: the factors cannot be multiplied.
+            SizesError: the factors cannot be multiplied.
         """
         import torch
 
         if A.ndim < 2 or B.ndim < 2:
-            raise ValueError(
+            raise SizesError(
                 f"factors must be matrices; these have shapes {tuple(A.shape)} and {tuple(B.shape)}"
             )
         if A.shape[-1] != B.shape[-2]:
-            raise ValueError(
+            raise SizesError(
                 f"inner sizes of the factors differ: A is {tuple(A.shape)}, so {A.shape[-1]}, and B is "
                 f"{tuple(B.shape)}, so {B.shape[-2]}"
             )
@@ -56,6 +64,11 @@ class FactoredMatrix:
         return (*self.A.shape[:-1], self.rdim)
 
     @property
+    def has_leading_dims(self) -> bool:
+        """Whether there are axes in front of the last two."""
+        return self.ndim > 2
+
+    @property
     def ndim(self) -> int:
         return self.A.ndim
 
@@ -73,10 +86,10 @@ class FactoredMatrix:
         """The product B @ A [..., m, m], which has the same eigenvalues except for zeros.
 
         Raises:
-            ValueError: l is not r.
+            SizesError: l is not r.
         """
         if self.ldim != self.rdim:
-            raise ValueError(f"BA needs a square matrix, and the shape is {self.shape}")
+            raise SizesError(f"BA needs a square matrix, and the shape is {self.shape}")
         return self.B @ self.A
 
     @property
@@ -92,43 +105,44 @@ class FactoredMatrix:
         """Multiply by a factored matrix or a tensor [..., r, k]; a vector [r] gives the tensor [..., l].
 
         Raises:
-            ValueError: sizes differ.
+            SizesError: sizes differ.
         """
         first = other.shape[0] if other.ndim == 1 else other.shape[-2]
         if first != self.rdim:
-            raise ValueError(f"a matrix of shape {self.shape} cannot be multiplied by {tuple(other.shape)}")
+            raise SizesError(f"a matrix of shape {self.shape} cannot be multiplied by {tuple(other.shape)}")
         if isinstance(other, FactoredMatrix):
-            middle = self.B @ other.A
-            if self.mdim > other.mdim:  # keep the smaller inner size
-                return FactoredMatrix(self.A @ middle, other.B)
-            return FactoredMatrix(self.A, middle @ other.B)
+            return (self @ other.A) @ other.B
         if other.ndim == 1:
             return (self.A @ (self.B @ other[:, None])).squeeze(-1)
-        return FactoredMatrix(self.A, self.B @ other)
+        if self.rdim > self.mdim:  # keep the smaller inner size
+            return FactoredMatrix(self.A, self.B @ other)
+        return FactoredMatrix(self.AB, other)
 
     def __rmatmul__(self, other: "torch.Tensor") -> "FactoredMatrix | torch.Tensor":
         """Multiply a tensor [..., k, l] by this matrix; a vector [l] gives the tensor [..., r].
 
         Raises:
-            ValueError: sizes differ.
+            SizesError: sizes differ.
         """
         if other.shape[-1] != self.ldim:
-            raise ValueError(f"{tuple(other.shape)} cannot be multiplied by a matrix of shape {self.shape}")
+            raise SizesError(f"{tuple(other.shape)} cannot be multiplied by a matrix of shape {self.shape}")
         if other.ndim == 1:
             return ((other[None] @ self.A) @ self.B).squeeze(-2)
-        return FactoredMatrix(other @ self.A, self.B)
+        if self.ldim > self.mdim:
+            return FactoredMatrix(other @ self.A, self.B)
+        return FactoredMatrix(other, self.AB)
 
     def __mul__(self, scalar: "float | torch.Tensor") -> "FactoredMatrix":
         """Multiply by a number, or a tensor that holds one number.
 
         Raises:
-            ValueError: the tensor holds more than one.
+            SizesError: the tensor holds more than one.
         """
         import torch
 
         if isinstance(scalar, torch.Tensor):
             if scalar.numel() != 1:
-                raise ValueError(
+                raise SizesError(
                     f"only one number can scale a factored matrix, found shape {tuple(scalar.shape)}"
                 )
             scalar = scalar.reshape(())
@@ -148,7 +162,7 @@ class FactoredMatrix:
             missing = self.ndim - len(index) + 1
             index = (*index[: dots[0]], *[slice(None)] * missing, *index[dots[0] + 1 :])
         if len(index) > self.ndim:
-            raise IndexError(f"{len(index)} indices for a matrix of shape {self.shape}")
+            raise IndexTooLongError(f"{len(index)} indices for a matrix of shape {self.shape}")
         n_leading = self.ndim - 2
         leading, inner = index[:n_leading], index[n_leading:]
         A, B = self.A[leading], self.B[leading]
@@ -179,6 +193,11 @@ class FactoredMatrix:
     def V(self) -> "torch.Tensor":
         """Right singular vectors [..., r, k], in columns (not transposed)."""
         return self._svd[2]
+
+    @property
+    def Vh(self) -> "torch.Tensor":
+        """The same as `V`, under the name that TransformerLens used to give it; it is not transposed."""
+        return self.V
 
     @cached_property
     def _svd(self) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
@@ -224,11 +243,11 @@ class FactoredMatrix:
         """Insert an axis of size 1 at ``k``, in front of the last two.
 
         Raises:
-            ValueError: ``k`` is not in front of the last two axes.
+            SizesError: ``k`` is not in front of the last two axes.
         """
         axis = k if k >= 0 else k + self.ndim + 1
         if not 0 <= axis <= self.ndim - 2:
-            raise ValueError(f"axis {k} is not in front of the last two axes of shape {self.shape}")
+            raise SizesError(f"axis {k} is not in front of the last two axes of shape {self.shape}")
         return FactoredMatrix(self.A.unsqueeze(axis), self.B.unsqueeze(axis))
 
     def get_corner(self, k: int = 3) -> "torch.Tensor":

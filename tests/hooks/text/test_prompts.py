@@ -63,6 +63,38 @@ def test_there_and_back(prompts: Prompts) -> None:
     assert prompts.to_str_tokens(ids) == prompts.to_str_tokens(text, prepend_bos=False)
 
 
+def test_pieces_of_several(prompts: Prompts) -> None:
+    texts = ["the king", "a queen and"]
+    pieces = [prompts.to_str_tokens(text) for text in texts]
+    assert prompts.to_str_tokens(texts) == pieces
+    rows = [prompts.to_tokens(text)[0] for text in texts]
+    assert prompts.to_str_tokens(rows) == pieces
+    assert prompts.to_str_tokens([row[0].numpy() for row in rows]) == pieces
+    assert prompts.to_str_tokens(rows[0].T) == pieces[0]  # a column, as topk gives it
+    assert prompts.to_str_tokens(rows[0][0, 1]) == [pieces[0][1]]
+    assert prompts.to_string([row[0] for row in rows]) == ["".join(row) for row in pieces]
+    assert prompts.to_string(list(rows[0][0])) == "".join(pieces[0])
+    with pytest.raises(TokensError, match="pieces are those of one row, and there are 2"):
+        prompts.to_str_tokens(rows[0].repeat(2, 1))
+
+
+def test_rows_are_padded_where_the_tokenizer_says(tiny_model: TinyModel) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model("llama"), padding_side="left")
+    prompts, texts = Prompts(tokenizer), ["a", "the king"]
+    assert torch.equal(
+        prompts.to_tokens(texts, padding_side=None)[1], prompts.to_tokens(texts, padding_side="left")[1]
+    )
+    assert not torch.equal(prompts.to_tokens(texts)[1], prompts.to_tokens(texts, padding_side=None)[1])
+
+
+def test_errors_are_those_that_notebooks_catch(prompts: Prompts) -> None:
+    with pytest.raises(AssertionError):
+        prompts.to_single_token(" Mary")
+    with pytest.raises(AssertionError):
+        prompts.get_token_position(" the", "a")
+    assert prompts.get_token_position(torch.tensor(prompts.to_single_token(" the")), "see the king") > 0  # type: ignore[arg-type]
+
+
 def test_a_text_of_one_token(prompts: Prompts) -> None:
     assert prompts.to_string(prompts.to_single_token(" the")) == " the"
     with pytest.raises(TokensError, match=r"' Mary' is 4 tokens of .*, not one: ' ' \+ 'M' \+ 'ar' \+ 'y'"):

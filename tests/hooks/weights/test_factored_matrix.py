@@ -111,7 +111,7 @@ def test_times_another(matrix: FactoredMatrix) -> None:
         other = make(leading, rdim, inner, 4, seed=3)
         product = matrix @ other
         close(product.AB, matrix.AB @ other.AB)
-        assert product.mdim == min(inner, matrix.mdim)
+        assert product.mdim == min(inner, matrix.mdim, matrix.rdim)
     for right in (random(*leading, rdim, 4), random(rdim, 4)):
         after = matrix @ right
         assert isinstance(after, FactoredMatrix)
@@ -242,3 +242,49 @@ def test_gradients_reach_the_factors() -> None:
     leaf = matrix.A.detach().requires_grad_()
     expected = torch.autograd.grad(torch.linalg.matrix_norm(leaf @ matrix.B).sum(), leaf)[0]
     close(gradient, expected)
+
+
+def test_all_is_as_in_transformerlens(matrix: FactoredMatrix) -> None:
+    from transformer_lens import FactoredMatrix as Theirs
+
+    theirs = Theirs(matrix.A, matrix.B)
+    other = make(matrix.shape[:-2], matrix.rdim, 3, 4, seed=3)
+    right, left = random(matrix.rdim, 4), random(4, matrix.ldim)
+    for ours_, theirs_ in (
+        (matrix, theirs),
+        (matrix @ right, theirs @ right),
+        (left @ matrix, left @ theirs),
+        (matrix @ other, theirs @ Theirs(other.A, other.B)),
+        (matrix * torch.tensor(3.0), theirs * torch.tensor(3.0)),
+        (torch.tensor([3.0]) * matrix, torch.tensor([3.0]) * theirs),
+        (matrix.T, theirs.T),
+        (matrix.make_even(), theirs.make_even()),
+    ):
+        assert isinstance(ours_, FactoredMatrix)
+        for size in ("shape", "ndim", "ldim", "mdim", "rdim", "has_leading_dims"):
+            assert getattr(ours_, size) == getattr(theirs_, size), size
+        close(ours_.AB, theirs_.AB)
+        close(ours_.S, theirs_.S)
+        close(ours_.norm(), theirs_.norm())
+    assert torch.equal(matrix.Vh, matrix.V)
+    assert matrix.V.shape == theirs.V.shape
+
+
+def test_errors_are_those_that_notebooks_catch() -> None:
+    from transformer_lens import FactoredMatrix as Theirs
+
+    left, right = random(4, 3), random(3, 5)
+    wrong: list[Callable[[Any], Any]] = [
+        lambda kind: kind(left, left),
+        lambda kind: kind(random(2, 4, 3), random(3, 3, 5)),
+        lambda kind: kind(left, right).BA,
+        lambda kind: kind(left, right) * random(2),
+        lambda kind: kind(left, right) @ random(4, 4),
+        lambda kind: random(5, 5) @ kind(left, right),
+        lambda kind: kind(left, right)[0, 0, 0],
+    ]
+    for attempt in wrong:
+        with pytest.raises((AssertionError, RuntimeError, ValueError)) as theirs:
+            attempt(Theirs)
+        with pytest.raises(theirs.type):
+            attempt(FactoredMatrix)
