@@ -22,7 +22,7 @@ from actstore.hooks.model_checks.self_check import self_check
 from actstore.hooks.naming.hook_points import is_read_only, point_of
 from actstore.hooks.text.inputs import as_mask
 from actstore.hooks.text.prompts import PaddingSide
-from actstore.hooks.with_functions import WithFunctions
+from actstore.hooks.with_saes import WithSaes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class HookedModel(WithFunctions):
+class HookedModel(WithSaes):
     """Runs an unmodified Hugging Face model, with its own attention kernels and bit-equal values.
 
     Gradients are off unless a call asks for them. PyTorch hooks are on the model only while a method runs. While there
@@ -195,12 +195,12 @@ class HookedModel(WithFunctions):
             wanted = self._before(stop_at_layer, wanted, is_default=_is_open(names_filter))
 
         def copy(name: str, value: "torch.Tensor") -> "torch.Tensor":
-            point = point_of(name)
-            assert point is not None
-            value = at_positions(value, pos_slice, axis=point.position_axis)
+            point = point_of(name)  # None for hooks of SAEs, [batch, position, ...]
+            value = at_positions(value, pos_slice, axis=1 if point is None else point.position_axis)
             if device is not None:
                 return value.to(device, copy=True)
-            return value if point.is_computed and pos_slice is None else value.clone()
+            is_own = point is not None and point.is_computed and pos_slice is None
+            return value if is_own else value.clone()
 
         visitor = Keeping(self._functions, wanted, copy=copy, keep_graph=grad)
         result = self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)
@@ -310,7 +310,10 @@ class HookedModel(WithFunctions):
             check_has_loss(ids, mask)
         result = self._forward.run(
             ids,
-            visitor if has_logits or stop is not None else Ending(visitor, visitor.names),
+            # Hooks of SAEs are visited with the hooks that they replace.
+            visitor
+            if has_logits or stop is not None
+            else Ending(visitor, visitor.names.intersection(self._names_without_saes)),
             visitor.names,
             mask=mask,
             stop_at_layer=stop,

@@ -14,6 +14,7 @@ from actstore.hooks.capture.hook_point import (
     HookPoint,
     check_direction,
 )
+from actstore.hooks.capture.inserted import Inserted, Visit
 from actstore.hooks.capture.raw_calls import RawCalls
 from actstore.hooks.messages.quoted import quoted
 from actstore.hooks.naming.names import HookName, HookNames, defaults_of, stored_as
@@ -61,6 +62,27 @@ class HookFunctions:
         self._changing = threading.Lock()
         self._functions: dict[str, list[AddedFunction]] = {}
         self._points: dict[str, HookPoint] = {}
+        self._inserted: Mapping[str, Inserted] = {}
+
+    def insert(self, inserted: Mapping[str, Inserted], names: HookNames) -> None:
+        """Put these, and no others, into the forward.
+
+        Args:
+            inserted: what computes the value to go on with, by the name of its hook.
+            names: all hooks, with those of what is inserted. Functions on other hooks are removed.
+        """
+        with self._changing:
+            self._inserted, self._names = dict(inserted), names
+            self._functions = {name: there for name, there in self._functions.items() if name in names}
+            self._points = {name: point for name, point in self._points.items() if name in names}
+            self._watch()
+
+    def _watch(self) -> None:
+        """Refuse direct calls of the model while there is anything that they would skip."""
+        if self._functions or self._inserted:
+            self._raw_calls.refuse()
+        else:
+            self._raw_calls.admit()
 
     @property
     def names_of_model(self) -> HookNames:
@@ -110,7 +132,7 @@ class HookFunctions:
             for name in names:
                 there = self._functions.setdefault(name, [])
                 there.insert(0 if prepend else len(there), added)
-            self._raw_calls.refuse()
+            self._watch()
         return names
 
     def on(self, name: str, direction: Direction) -> list[AddedFunction]:
@@ -146,8 +168,7 @@ class HookFunctions:
                 ]
                 if kept:
                     self._functions[name] = kept
-            if not self._functions:
-                self._raw_calls.admit()
+            self._watch()
 
     def clear_contexts(self) -> None:
         """Forget what all functions kept in ``hook.ctx``."""
@@ -171,8 +192,7 @@ class HookFunctions:
             with self._changing:
                 for name, function in added:
                     self._remove(name, function)
-                if not self._functions:
-                    self._raw_calls.admit()
+                self._watch()
 
     def _remove(self, name: str, function: HookFunction) -> None:
         """Remove a function from a hook, the last one if it is there several times; `clear` may have removed it."""
@@ -186,11 +206,17 @@ class HookFunctions:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the hooks that have a function."""
-        return tuple(self._functions)
+        """Names of the hooks whose values a function, or what is inserted, may change."""
+        return (*self._functions, *(name for name in self._inserted if name not in self._functions))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._functions
+        return name in self._functions or name in self._inserted
+
+    def replaced(self, name: str, value: "torch.Tensor", visit: Visit) -> "torch.Tensor":
+        """The value after the functions of a hook and what is inserted there, whose own hooks are visited."""
+        value = self.call(name, value)
+        inserted = self._inserted.get(name)
+        return value if inserted is None else inserted(name, value, visit)
 
     def call(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
         """The value after all functions of a hook.
@@ -261,7 +287,7 @@ class Keeping:
 
     def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
         if name in self._functions:
-            value = self._functions.call(name, value)
+            value = self._functions.replaced(name, value, self.visit)
         if name in self._wanted:
             same = self.values.get(stored_as(name))
             if self._keep_graph:

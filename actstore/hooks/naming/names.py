@@ -162,6 +162,26 @@ class HookNames:
         self._undefined = undefined
         self._order = {name: index for index, name in enumerate(self.all)}
 
+    def extended(self, inner: Mapping[str, Sequence[str]]) -> "HookNames":
+        """These hooks, with further ones below some of them.
+
+        Args:
+            inner: the last part of each further name, by the canonical name before it.
+        """
+        names = [
+            name
+            for outer in self.all
+            for name in (outer, *(f"{outer}.{leaf}" for leaf in inner.get(outer, ())))
+        ]
+        below = {
+            f"{alias}.{leaf}": f"{outer}.{leaf}"
+            for alias, outer in self._aliases.items()
+            for leaf in inner.get(outer, ())
+        }
+        return HookNames(
+            names, n_layers=self.n_layers, aliases={**self._aliases, **below}, undefined=self._undefined
+        )
+
     def __contains__(self, name: object) -> bool:
         return name in self._order
 
@@ -253,7 +273,8 @@ class HookNames:
         near = difflib.get_close_matches(wanted, leaves, n=3, cutoff=0.6) or difflib.get_close_matches(
             wanted.rsplit(".", 1)[-1], leaves, n=3, cutoff=0.0
         )
-        return " and ".join(f"blocks.{layer}.{leaf}" if BY_LEAF[leaf].in_layer else leaf for leaf in near)
+        outside = {point.leaf for point in POINTS if not point.in_layer}
+        return " and ".join(leaf if leaf in outside else f"blocks.{layer}.{leaf}" for leaf in near)
 
 
 def _glob(pattern: str) -> Callable[[str], object]:
@@ -273,7 +294,7 @@ def _regex(glob: str) -> str:
 
 def defaults_of(names: set[str]) -> set[str]:
     """The names that are captured by default; all names, if none is."""
-    defaults = {name for name in names if (point := point_of(name)) is not None and point.is_default}
+    defaults = {name for name in names if (point := point_of(name)) is None or point.is_default}
     return defaults or names
 
 

@@ -68,7 +68,9 @@ class Prompts:
             mask[index, where] = 1
         return ids, mask
 
-    def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
+    def to_string(
+        self, tokens: "torch.Tensor | Sequence[int] | Sequence[torch.Tensor] | int"
+    ) -> str | list[str]:
         """The text of ids [position], or of each row of ids [batch, position]."""
         ids = _plain(tokens)
         if ids and isinstance(ids[0], list):

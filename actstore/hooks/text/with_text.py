@@ -88,7 +88,9 @@ class WithText(ABC):
             text, prepend_bos=self._begins(prepend_bos), padding_side=padding_side, truncate=limit
         )
 
-    def to_string(self, tokens: "torch.Tensor | Sequence[int] | int") -> str | list[str]:
+    def to_string(
+        self, tokens: "torch.Tensor | Sequence[int] | Sequence[torch.Tensor] | int"
+    ) -> str | list[str]:
         """The text of ids [position], or of each row of ids [batch, position]."""
         return self._text().to_string(tokens)
 

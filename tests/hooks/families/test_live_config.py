@@ -33,7 +33,7 @@ def test_what_the_model_is_cannot_be_set(model: HookedModel) -> None:
     with pytest.raises(ModelError, match="cfg.n_ctx cannot be set, since cfg says what the model is"):
         model.cfg.n_ctx = 7  # type: ignore[misc]
     with pytest.raises(ModelError, match="cfg.use_nothing cannot be set"):
-        model.cfg.use_nothing = True  # type: ignore[attr-defined]
+        model.cfg.use_nothing = True
     for flag, leaf in (("use_split_qkv_input", "hook_q_input"), ("use_attn_in", "hook_attn_in")):
         setattr(model.cfg, flag, False)
         if leaf not in BY_LEAF:
