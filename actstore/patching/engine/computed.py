@@ -15,7 +15,7 @@ from actstore.patching.engine.whole_rows import whole_rows
 if TYPE_CHECKING:
     import torch
 
-_DRIFT: Final = {"float32": 1e-3, "float64": 1e-6}
+_DRIFT: Final = {"torch.float32": 1e-3, "torch.float64": 1e-6}
 _DRIFT_OF_HALVES: Final = 0.1
 """How far unpatched rows may end from the recorded run, as a share of their norm. Rounding stays a hundred times below;
 a model whose layers mix positions outside of attention is far above.
@@ -107,7 +107,7 @@ def _packed(
         corrupted = measured(metric, run.logits[:, list(positions)], is_in_turn=True)
         numbers = corrupted.repeat(len(cells), 1)
         noise = 0.0
-        allowed = _DRIFT.get(model.cfg.dtype, _DRIFT_OF_HALVES)
+        allowed = _DRIFT.get(str(model.dtype), _DRIFT_OF_HALVES)
         for part, swept in sweep(run, cells, changed, metric, positions, max_tokens):
             if not swept.drift <= allowed:
                 raise ModelError(

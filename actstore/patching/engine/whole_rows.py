@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from actstore.hooks.capture.functions import HookPoint
+from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.patching.engine.cells import PATTERNS, Cells
