@@ -1,10 +1,7 @@
 """Adapters beside a model's files, or around a loaded model, with which no values can be right."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +15,7 @@ from transformers import AutoModelForCausalLM
 import actstore
 from actstore.errors import ModelError
 from actstore.hooks.model import HookedModel
+from tests.commands import command
 
 TinyModel = Callable[..., Path]
 BESIDE = (
@@ -65,9 +63,7 @@ def test_the_answer_is_the_same_without_peft(with_adapter: Path) -> None:
         f"try: HookedModel.from_pretrained({str(with_adapter)!r}, device='cpu')\n"
         "except ModelError as error: print(error)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ, capture_output=True, text=True, check=False
-    )
+    done = command(code=code)
     with pytest.raises(ModelError) as caught:
         HookedModel.from_pretrained(with_adapter, device="cpu")
     assert done.stdout == f"{caught.value}\n", done.stderr
