@@ -9,6 +9,7 @@ from actstore.errors import HookError, ModelError, TokensError
 from actstore.hooks.cache.activation_cache import ActivationCache
 from actstore.hooks.cache.directions import residual_directions
 from actstore.hooks.cache.position import PositionSlice, at_positions, indices, is_one
+from actstore.hooks.cache.slicing import is_slice_object
 from actstore.hooks.capture.functions import Keeping, NameFilter, in_forward_order, selected
 from actstore.hooks.capture.hook_point import HookFunction
 from actstore.hooks.capture.visitor import Ending
@@ -185,7 +186,8 @@ class HookedModel(WithSaes):
             device = usable_device(device)
         if pos_slice is not None:
             positions = indices(pos_slice, ids.shape[1], "position")
-            pos_slice = positions if is_one(pos_slice) else pos_slice
+            # In TransformerLens, only an integer inside of a Slice removes the axis.
+            pos_slice = positions if is_one(pos_slice) and not is_slice_object(pos_slice) else pos_slice
         if remove_batch_dim and len(ids) != 1:
             raise HookError(f"remove_batch_dim needs one row, and there are {len(ids)}")
         wanted = selected(self.names, "*" if names_filter is None else names_filter, is_exact=grad)

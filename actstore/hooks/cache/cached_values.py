@@ -1,8 +1,9 @@
 """A mapping from hook names to values, which also computes values that follow from others."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from actstore.errors import HookError, ModelError
 from actstore.hooks.cache.derived import Derivation, Way, is_one_stream
@@ -103,6 +104,42 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
     def __len__(self) -> int:
         return len(self.cache_dict)
 
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Turn gradients of PyTorch on or off everywhere, as ``torch.set_grad_enabled`` does.
+
+        Runs of a `HookedModel` do not look at it: they have gradients with ``grad=True`` only.
+        """
+        import torch
+
+        torch.set_grad_enabled(mode)
+
+    def _with(self, values: Mapping[str, "torch.Tensor"], *, has_batch_dim: bool | None = None) -> Self:
+        """A cache of other values of the same run."""
+        return type(self)(
+            values,
+            self.model,
+            self.has_batch_dim if has_batch_dim is None else has_batch_dim,
+            names=self.names,
+            cfg=self.cfg,
+            kind=self.kind,
+            edited=self._edited,
+        )
+
+    def __copy__(self) -> Self:
+        return self._with(self.cache_dict)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A cache with copies of the values, of the same model."""
+        return self._with(copy.deepcopy(self.cache_dict, memo))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What ``torch.save`` and ``pickle`` keep: everything but the model; set ``cache.model`` after loading."""
+        return {**vars(self), "model": None, "_derivation": None}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._derivation = Derivation(self.names, self.cfg, self._weights)
+
     # A mapping would compare tensors, which have no truth value.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -168,18 +205,11 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         """
         if not self.has_batch_dim:
             raise HookError("this cache holds one row without a batch axis, so rows cannot be chosen")
-        return type(self)(
-            {
-                name: at_positions(value, batch_slice, axis=0, noun="row")
-                for name, value in self.cache_dict.items()
-            },
-            self.model,
-            names=self.names,
-            cfg=self.cfg,
-            kind=self.kind,
-            has_batch_dim=not is_one(batch_slice),
-            edited=self._edited,
-        )
+        rows = {
+            name: at_positions(value, batch_slice, axis=0, noun="row")
+            for name, value in self.cache_dict.items()
+        }
+        return self._with(rows, has_batch_dim=not is_one(batch_slice))
 
     def _rows(self) -> int:
         return next((value.shape[0] for value in self.cache_dict.values()), 1)
@@ -280,7 +310,9 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
 
     def _model(self, what: str) -> LoadedModel:
         if self.model is None:
-            raise ModelError(f"{what} needs the weights; pass model=HookedModel.from_pretrained(...)")
+            raise ModelError(
+                f"{what} needs the weights; pass model=HookedModel.from_pretrained(...), or set it as cache.model"
+            )
         return self.model
 
 

@@ -6,6 +6,7 @@ from actstore.errors import HookError
 from actstore.hooks.cache.decomposition import Decomposition
 from actstore.hooks.cache.derived import head_results, together
 from actstore.hooks.cache.position import PositionSlice, at_positions, indices, is_one
+from actstore.hooks.cache.projection import check_directions, projected
 from actstore.hooks.naming.names import join
 
 if TYPE_CHECKING:
@@ -16,6 +17,19 @@ if TYPE_CHECKING:
 
 class Components(Decomposition):
     """Stacks of what heads and neurons add to the residual stream, with the arguments of `Decomposition`."""
+
+    def compute_head_results(self) -> None:
+        """Put what each head adds to the stream into this cache, as ``attn.hook_result`` of every layer.
+
+        There is no need to: `stack_head_results` computes it when asked for.
+
+        Raises:
+            HookError: values are missing, or may not be activations.
+            ModelError: there is no model.
+        """
+        names = [join(layer, "attn.hook_result") for layer in range(self.cfg.n_layers)]
+        self._require("compute_head_results", names)
+        self.cache_dict |= {name: self[name] for name in names}
 
     def stack_head_results(
         self,
@@ -60,7 +74,11 @@ class Components(Decomposition):
         return self._finish(parts, labels, end, incl_remainder, pos_slice, apply_ln, return_labels)
 
     def get_neuron_results(
-        self, layer: int, neuron_slice: PositionSlice = None, pos_slice: PositionSlice = None
+        self,
+        layer: int,
+        neuron_slice: PositionSlice = None,
+        pos_slice: PositionSlice = None,
+        project_output_onto: "torch.Tensor | None" = None,
     ) -> "torch.Tensor":
         """What each neuron of a layer adds to the stream [batch, position, neuron, d_model], from mlp.hook_post.
 
@@ -70,11 +88,25 @@ class Components(Decomposition):
             layer: 0 to the last, or -1 for the last.
             neuron_slice: neurons; an integer removes their axis.
             pos_slice: see `Decomposition`.
+            project_output_onto: a direction [d_model] or several [d_model, n], with which each result is multiplied:
+                [batch, position, neuron] or [batch, position, neuron, n]. This takes little memory.
 
         Raises:
             HookError: values are missing, or neurons of this layer do not write to the stream.
             ModelError: there is no model.
         """
+        return self._neurons(layer, neuron_slice, pos_slice, project_output_onto)
+
+    def _neurons(
+        self,
+        layer: int,
+        neuron_slice: PositionSlice,
+        pos_slice: PositionSlice,
+        onto: "torch.Tensor | None",
+        norm: tuple[int, bool] | None = None,
+    ) -> "torch.Tensor":
+        """`get_neuron_results`, through the norm before (layer, mlp_input) if given, which needs directions."""
+        check_directions(onto, self.cfg.d_model)
         self._check_computes("get_neuron_results")
         name = self.names.one(("post", layer))
         weights = self._writing("get_neuron_results", "neurons")
@@ -85,8 +117,16 @@ class Components(Decomposition):
         if neuron_slice is not None:
             chosen = indices(neuron_slice, weight.shape[0], "neuron")
             post, weight = post[..., chosen], weight[chosen]
-        results = post[..., None] * weight
-        return results[..., 0, :] if is_one(neuron_slice) else results
+        scale: torch.Tensor | None = None
+        if norm is not None:
+            # A norm with the scale of the whole stream is linear: its centring and gain act on the weights.
+            scale = at_positions(self[self._scale(*norm)], pos_slice, axis=-2).to(post)
+            weight = self._centred(weight.float()) * self._gain(*norm, weight)
+        weight = projected(weight, onto).to(post.dtype)
+        results = post * weight if weight.ndim == 1 else post[..., None] * weight
+        if scale is not None:
+            results = results / (scale if weight.ndim == 1 else scale[..., None])
+        return results.select(post.ndim - 1, 0) if is_one(neuron_slice) else results
 
     def stack_neuron_results(
         self,
@@ -96,6 +136,7 @@ class Components(Decomposition):
         return_labels: bool = False,
         incl_remainder: bool = False,
         apply_ln: bool = False,
+        project_output_onto: "torch.Tensor | None" = None,
     ) -> Any:
         """What each neuron before a layer adds to the stream. Labels are ``L0N0``, ``L0N1``, ...
 
@@ -108,6 +149,7 @@ class Components(Decomposition):
             return_labels: see `Decomposition`.
             incl_remainder: add a part ``remainder``, which is the stream minus all these neurons.
             apply_ln: see `apply_ln_to_stack`.
+            project_output_onto: see `get_neuron_results`; applied after the norm.
 
         Raises:
             HookError: values are missing, or neurons of this model do not write to the stream.
@@ -117,12 +159,14 @@ class Components(Decomposition):
         weights = self._writing("stack_neuron_results", "neurons")
         names = [self.names.one(join(index, "mlp.hook_post")) for index in range(end)]
         self._require("stack_neuron_results", [*names, *self._others(end, incl_remainder, apply_ln)])
+        onto = project_output_onto
+        norm = (end, False) if apply_ln and onto is not None else None
         parts, labels = [], []
         for index in range(end):
             chosen = indices(neuron_slice, weights.blocks[index].mlp.W_out.shape[0], "neuron")
-            parts.append(self.get_neuron_results(index, chosen, pos_slice).movedim(-2, 0))
+            parts.append(_first(self._neurons(index, chosen, pos_slice, onto, norm), onto))
             labels += [f"L{index}N{neuron}" for neuron in chosen]
-        return self._finish(parts, labels, end, incl_remainder, pos_slice, apply_ln, return_labels)
+        return self._finish(parts, labels, end, incl_remainder, pos_slice, apply_ln, return_labels, onto)
 
     def get_full_resid_decomposition(
         self,
@@ -132,6 +176,7 @@ class Components(Decomposition):
         apply_ln: bool = False,
         pos_slice: PositionSlice = None,
         return_labels: bool = False,
+        project_output_onto: "torch.Tensor | None" = None,
         fold_value_biases: bool = False,
     ) -> Any:
         """All parts of the stream into a layer: heads, neurons, ``embed``, ``pos_embed``, and ``bias`` for all biases.
@@ -143,6 +188,7 @@ class Components(Decomposition):
             apply_ln: see `apply_ln_to_stack`.
             pos_slice: see `Decomposition`.
             return_labels: see `Decomposition`.
+            project_output_onto: see `get_neuron_results`; applied after the norm.
             fold_value_biases: put biases of values into ``bias`` and not into heads; see `stack_head_results`.
 
         Raises:
@@ -161,27 +207,46 @@ class Components(Decomposition):
         heads = [join(index, "attn.hook_result") for index in range(end + mlp_input)]
         scales = [self._scale(end, mlp_input)] if apply_ln else []
         self._require(what, [*heads, *mlps, *(name for _, name in embeddings), *scales])
+        onto, norm = project_output_onto, (end, mlp_input) if apply_ln else None
+        check_directions(onto, self.cfg.d_model)
         parts, labels = [], []
         for index in range(end + mlp_input):
             parts.append(self._heads(weights, index, pos_slice, fold_value_biases))
             labels += [f"L{index}H{head}" for head in range(self.cfg.n_heads)]
+        neurons: list[torch.Tensor] = []
         if end and expand_neurons:
-            neurons, names = self.stack_neuron_results(end, pos_slice, return_labels=True)
-            parts.append(neurons)
-            labels += names
+            for index in range(end):
+                results = self._neurons(index, None, pos_slice, onto, norm if onto is not None else None)
+                neurons.append(_first(results, onto))
+                labels += [f"L{index}N{neuron}" for neuron in range(len(neurons[-1]))]
         elif end:
             parts.append(self._stack(what, mlps, pos_slice))
             labels += [f"{index}_mlp_out" for index in range(end)]
+        n_before = len(parts) - (not expand_neurons and end > 0)
         parts.append(self._stack(what, [name for _, name in embeddings], pos_slice))
         labels += [label for label, _ in embeddings]
         bias = weights.accumulated_bias(
             end, mlp_input, include_mlp_biases=expand_neurons, fold_value_biases=fold_value_biases
         )
         parts.append(bias.detach().to(parts[-1]).expand_as(parts[-1][:1]))
-        stack = torch.cat(parts)
-        if apply_ln:
-            stack = self.apply_ln_to_stack(stack, end, mlp_input, pos_slice)
+        if onto is not None:
+            parts = [self._onto(part, norm, pos_slice, onto) for part in parts]
+        stack = torch.cat([*parts[:n_before], *neurons, *parts[n_before:]])
+        if norm is not None and onto is None:
+            stack = self.apply_ln_to_stack(stack, *norm, pos_slice)
         return (stack, [*labels, "bias"]) if return_labels else stack
+
+    def _onto(
+        self,
+        stack: "torch.Tensor",
+        norm: tuple[int, bool] | None,
+        pos_slice: PositionSlice,
+        onto: "torch.Tensor",
+    ) -> "torch.Tensor":
+        """Parts of the stream after the norm before (layer, mlp_input) if given, as products with directions."""
+        if norm is not None:
+            stack = self.apply_ln_to_stack(stack, *norm, pos_slice)
+        return projected(stack, onto)
 
     def _writing(self, what: str, parts: str) -> "Weights":
         """The weights of a model whose heads and neurons write to the residual stream.
@@ -227,20 +292,28 @@ class Components(Decomposition):
         pos_slice: PositionSlice,
         apply_ln: bool,
         return_labels: bool,
+        onto: "torch.Tensor | None" = None,
     ) -> Any:
         import torch
 
         if incl_remainder or not parts:
             whole = at_positions(self[_into(end)], pos_slice, axis=-2)[None]
+            if onto is not None:
+                whole = self._onto(whole, (end, False) if apply_ln else None, pos_slice, onto)
             # Before layer 0 there are no parts: the stack is empty, or all of it is the remainder.
             parts = parts or [whole[:0]]
             if incl_remainder:
                 sums = torch.stack([part.sum(0) for part in parts]).sum(0)
                 parts, labels = [*parts, whole - sums], [*labels, "remainder"]
         stack = torch.cat(parts)
-        if apply_ln:
+        if apply_ln and onto is None:
             stack = self.apply_ln_to_stack(stack, end, pos_slice=pos_slice)
         return (stack, labels) if return_labels else stack
+
+
+def _first(results: "torch.Tensor", onto: "torch.Tensor | None") -> "torch.Tensor":
+    """Results with the axis of neurons in front: it is the last but one, or the last of products with one direction."""
+    return results.movedim(-1 if onto is not None and onto.ndim == 1 else -2, 0)
 
 
 def _into(layer: int) -> str:

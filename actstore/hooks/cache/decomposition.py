@@ -115,6 +115,7 @@ class Decomposition(CachedValues):
         pos_slice: PositionSlice = None,
         batch_slice: PositionSlice = None,
         has_batch_dim: bool = True,
+        recompute_ln: bool = False,
     ) -> "torch.Tensor":
         """Parts of a stream after the norm before a layer, applied so that they still add up.
 
@@ -130,6 +131,8 @@ class Decomposition(CachedValues):
             pos_slice: positions of the stack.
             batch_slice: rows to choose from the stack.
             has_batch_dim: whether the stack has a batch axis.
+            recompute_ln: before the unembedding, put each part through the final norm by itself, with its own scale,
+                gain and bias, as for a logit lens. The parts do not add up then. Before a layer it has no effect.
 
         Raises:
             HookError: hook_scale is missing, and so is the stream from which it follows; or the stack has other rows or
@@ -138,6 +141,10 @@ class Decomposition(CachedValues):
         """
         self._check_computes("apply_ln_to_stack")
         end = self._end(layer)
+        if recompute_ln and end == self.cfg.n_layers:
+            if has_batch_dim:
+                residual_stack = at_positions(residual_stack, batch_slice, axis=1, noun="row")
+            return self._final_norm("apply_ln_to_stack", residual_stack)
         scale = at_positions(self[self._scale(end, mlp_input)], pos_slice, axis=-2)
         if batch_slice is not None:
             if has_batch_dim:
@@ -152,10 +159,15 @@ class Decomposition(CachedValues):
                 f"the stack has shape {tuple(residual_stack.shape)} and the scale of its norm {tuple(scale.shape)}; "
                 "give the pos_slice and the batch_slice here with which the stack was made"
             )
-        if self.cfg.normalization_type == "LN":
-            residual_stack = residual_stack - residual_stack.mean(-1, keepdim=True)
+        residual_stack = self._centred(residual_stack)
         factor = self._gain(end, mlp_input, residual_stack) / scale.to(residual_stack.device).float()
         return residual_stack * factor.to(residual_stack.dtype)
+
+    def _centred(self, stream: "torch.Tensor") -> "torch.Tensor":
+        """Streams minus their mean if norms of this model are LayerNorms."""
+        if self.cfg.normalization_type == "LN":
+            return stream - stream.mean(-1, keepdim=True)
+        return stream
 
     def _gain(self, end: int, mlp_input: bool, stack: "torch.Tensor") -> "torch.Tensor":
         """The gain of the norm, float32 [d_model]."""

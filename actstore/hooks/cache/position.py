@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError
+from actstore.hooks.cache.slicing import Slice, unwrapped
 from actstore.hooks.messages.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
 
-PositionSlice = int | slice | tuple[int | None, ...] | Sequence[int] | None
+PositionSlice = int | slice | tuple[int | None, ...] | Sequence[int] | Slice | None
 """An integer (which removes the axis), a slice, a (start, stop[, step]) tuple, a list of positions, or None for all."""
 
 
@@ -22,6 +23,7 @@ def at_positions(
     Raises:
         HookError: there is no such position, or none is chosen. The message calls positions by the noun.
     """
+    positions = unwrapped(positions)
     if positions is None:
         return value
     chosen = indices(positions, value.shape[axis], noun)
@@ -37,6 +39,7 @@ def at_positions(
 
 def is_one(chosen: PositionSlice) -> bool:
     """Whether this is an integer, which removes the axis."""
+    chosen = unwrapped(chosen)
     return hasattr(chosen, "__index__") and not getattr(chosen, "ndim", 0)
 
 
@@ -46,6 +49,7 @@ def indices(chosen: PositionSlice, size: int, noun: str) -> list[int]:
     Raises:
         HookError: there is no such index, or none is chosen. The message calls indices by the noun.
     """
+    chosen = unwrapped(chosen)
     if chosen is None:
         return list(range(size))
     if isinstance(chosen, tuple):
