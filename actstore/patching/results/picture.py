@@ -8,6 +8,7 @@ from actstore.patching.results.panels import Panels
 
 _MOST_COLUMNS: Final = 4
 _MOST_LABELS: Final = 40
+_LONGEST_LABEL: Final = 20
 
 
 def picture(panels: Panels, path: Path | None) -> Any:
@@ -26,7 +27,7 @@ def picture(panels: Panels, path: Path | None) -> Any:
     across = min(n_panels, _MOST_COLUMNS)
     down = -(-n_panels // across)
     width = min(2.0 + 0.32 * n_columns, 12.0 / across + 1)
-    height = min(1.6 + 0.16 * n_rows, 7.0)
+    height = min(2.4 + 0.16 * n_rows, 7.0)
     figure = Figure(figsize=(width * across, height * down), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{panels.title}\n{panels.unit}{', ' if panels.note else ''}{panels.note}", fontsize=10)
@@ -49,8 +50,7 @@ def picture(panels: Panels, path: Path | None) -> Any:
         every = -(-n_columns // _MOST_LABELS)
         axes.set_xticks(
             range(0, n_columns, every),
-            # A dollar would begin a formula.
-            [label.replace("$", r"\$") for label in panels.columns.labels[::every]],
+            [_label(label) for label in panels.columns.labels[::every]],
             rotation=60,
             ha="right",
             fontsize=7,
@@ -60,3 +60,9 @@ def picture(panels: Panels, path: Path | None) -> Any:
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def _label(text: str) -> str:
+    """A label that is short enough for a tick; a dollar would begin a formula."""
+    short = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return short.replace("$", r"\$")
