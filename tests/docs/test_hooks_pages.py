@@ -64,7 +64,6 @@ def test_induction(smollm2: Path) -> None:
     assert names["residual"].shape == (1, 101, 576)
 
 
-@pytest.mark.faults
 def test_patching(smollm2: Path) -> None:
     names = run_page("patching.md", smollm2)
     grid, estimate = names["grid"], names["estimate"]
