@@ -23,7 +23,8 @@ class CachedRows:
 
     def __init__(self, folder: Path, files: Sequence[Path], table: pa.Table, hook: str, state: bytes) -> None:
         """
-        folder: the absolute path of the folder.
+        Args:
+            folder: the absolute path of the folder.
             files: the files with the rows, in order.
             table: the table of all files.
             hook: the name of the column with activations.
