@@ -1,6 +1,7 @@
 """SAELens' own trainers on a store: the batches they get, and the errors they raise."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens import (
+    BatchTopKTrainingSAEConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.sae_trainer import SAETrainer
 
@@ -214,6 +221,14 @@ def test_what_does_not_fit_is_refused(store: Store, tmp_path: Path) -> None:
     )
     with pytest.raises(LoaderError, match="d_in of the SAE is 7, and rows of .* have 128 elements"):
         prepare(narrow, provider())
+    for config in (TopKTrainingSAEConfig, BatchTopKTrainingSAEConfig):
+        for k, is_refused in ((17, True), (16, False)):
+            trainer = SAETrainer(
+                trainer_config(), TrainingSAE.from_dict(config(d_in=128, d_sae=16, k=k).to_dict()), iter(())
+            )
+            refusal = pytest.raises(LoaderError, match=f"k of the SAE is {k}, and it has only 16 latents")
+            with refusal if is_refused else nullcontext():
+                prepare(trainer, provider())
     with pytest.raises(LoaderError, match="holds no actstore_position.json"):
         resume(trainer, provider(), tmp_path)
     with pytest.raises(LoaderError, match=f"the state is of {MLP}, and this provider reads {RESID}"):

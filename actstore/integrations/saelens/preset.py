@@ -41,7 +41,8 @@ def prepare(trainer: Any, provider: DataProvider) -> None:
         provider: the provider of its batches.
 
     Raises:
-        LoaderError: the trainer's batch size, a hook or a d_in differs from that of the provider.
+        LoaderError: the trainer's batch size, a hook or a d_in differs from that of the provider; or an SAE has
+            more active latents (k) than latents.
         MissingExtraError: SAELens is not installed.
         StorageError: statistics or rows cannot be read.
     """
@@ -57,6 +58,13 @@ def prepare(trainer: Any, provider: DataProvider) -> None:
             raise LoaderError(
                 f"d_in of the SAE is {part.sae.cfg.d_in}, and rows of {hook} have {provider.d_in[hook]} elements; make "
                 f"the SAE with d_in={provider.d_in[hook]}"
+            )
+        # SAELens takes any k, and torch's topk fails in the first step.
+        k = getattr(part.sae.cfg, "k", 0)
+        if k > part.sae.cfg.d_sae:
+            raise LoaderError(
+                f"k of the SAE is {k}, and it has only {part.sae.cfg.d_sae} latents; choose a smaller k, or a "
+                "larger d_sae"
             )
     drop = provider.loader.options.drop
     normed = [
