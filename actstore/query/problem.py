@@ -69,7 +69,7 @@ TITLES: Final = {
     "loader": "There are no such batches",
     "tokens": "The text cannot be searched for",
     "invalid": "The request is not valid",
-    "index": "There are no such rows or positions",
+    "index": "There are no such sequences or positions",
     "too-large": "More than may be asked for at once",
     "storage": "The storage of the store does not answer as it should",
     "host": "The server has another name",

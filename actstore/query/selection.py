@@ -19,6 +19,11 @@ PATTERN: Final = rf"^({_SLICE}|{_INTEGER}(,{_INTEGER})*)$"
 """Pattern of the text for one axis: ``0:8``, ``:``, ``::2``, ``-1``, ``3,17,99``."""
 INNER_PATTERN: Final = rf"^({_SLICE}|{_INTEGER})(,({_SLICE}|{_INTEGER})){{0,7}}$"
 """Pattern of the text for the axes behind the positions: a slice or a number for each, joined by commas."""
+FORMS: Final = {
+    PATTERN: "it must be a slice (0:8), a number (-1) or a list of numbers (3,17)",
+    INNER_PATTERN: "it must be a slice (0:64) or a number for each axis, joined by commas (3,0:64)",
+}
+"""What texts must be that do not match a pattern, for people."""
 _ONE: Final = re.compile(PATTERN)
 _MANY: Final = re.compile(INNER_PATTERN)
 _SHOWN: Final = 60

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from actstore.errors import ActstoreError, StoreReplacedError
 from actstore.query.problem import LATER, Problem
+from actstore.query.selection import FORMS
 from actstore.query.server.admission.gate import STORE_ID, STORE_URL, STORE_VERSION
 from actstore.query.server.state import state_of
 from actstore.query.wire import PROBLEM
@@ -110,10 +111,11 @@ def _replaced_problem(request: Request, error: StoreReplacedError) -> Problem:
 def _reply_to_invalid(error: RequestValidationError) -> Response:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    words = FORMS.get(first.get("ctx", {}).get("pattern"), first["msg"])
     hint = "/docs describes all requests"
     if place == "body":
         hint = f"send JSON with Content-Type: application/json; {hint}"
-    return reply(Problem(422, "invalid", f"{place}: {first['msg']}; {hint}"))
+    return reply(Problem(422, "invalid", f"{place}: {words}; {hint}"))
 
 
 def _reply_to_http(error: HTTPException) -> Response:

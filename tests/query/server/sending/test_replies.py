@@ -145,6 +145,23 @@ def test_slices_are_those_of_python(values: tuple[App, Any], seq: str, pos: str,
     assert reply.content == np.ascontiguousarray(expected).tobytes()
 
 
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("seq=x", "seq: it must be a slice (0:8), a number (-1) or a list of numbers (3,17); /docs"),
+        ("pos=1,:", "pos: it must be a slice (0:8), a number (-1) or a list of numbers (3,17); /docs"),
+        (
+            "inner=1;2",
+            "inner: it must be a slice (0:64) or a number for each axis, joined by commas (3,0:64)",
+        ),
+    ],
+)
+def test_what_is_no_slice_is_told_what_one_is(values: tuple[App, Any], query: str, words: str) -> None:
+    reply = values[0].ask(f"one/hooks/{A}/slice?{query}")
+    assert reply.status_code == 422
+    assert reply.json()["detail"].startswith(words)
+
+
 def test_a_store_that_is_replaced_is_served_as_it_is_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
