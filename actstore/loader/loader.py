@@ -221,6 +221,11 @@ class Loader(Closing):
                 f"the state is of a loader that drops other rows: {order.get('n_rows')} of them were left, and "
                 f"{ours['n_rows']} are here; give drop, seqpos, max_norm and mask as they were, or start over"
             )
+        if order.get("tokens") != ours["tokens"]:
+            raise LoaderError(
+                f"the state is of other tokens than those of {self.store.url}: of another store, or from before some "
+                "were added; make a loader of that store, or start over"
+            )
         for name, value in ours.items():
             if order.get(name) != value:
                 raise LoaderError(

@@ -148,7 +148,7 @@ def test_tokens_that_are_added_later_are_not_of_this_order(tmp_path: Path) -> No
     store.refresh()
     assert store.shape[0] > N
     assert loader.state_dict() == state
-    with pytest.raises(LoaderError, match="the state is of a loader with tokens"):
+    with pytest.raises(LoaderError, match=f"the state is of other tokens than those of {blobs.url}"):
         pickle.loads(copy)
 
 
