@@ -32,5 +32,11 @@ def extract_command(job_file: str | None, as_json: bool, quiet: bool, **options:
             click.echo(f"{run}\n", err=True)
         pending = sum(run.plan.segment(index).n_sequences for index in run.pending)
         progress.start(pending, run.plan.context_length)
-        report = extract(run, on_event=progress.on_event)
+        report = extract(
+            run,
+            # As arguments, they are refused where the executor has no use for them.
+            num_workers=options["num_workers"],
+            ray_address=options["ray_address"],
+            on_event=progress.on_event,
+        )
     click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))

@@ -60,6 +60,9 @@ def _text(store: Store) -> str:
     n, length = store.shape
     state = "complete" if store.is_complete else "not complete"
     first = plan.activations(request.hooks[0])
+    shapes = {name: list(store[name].shape) for name in store.hooks}
+    is_one_shape = len({tuple(shape) for shape in shapes.values()}) == 1
+    width = max(len(name) for name in shapes)
     compressed = f", {request.compression}" if request.compression else ""
     rows = {
         "store": f"{store.url} ({state}: {store.n_committed} of {store.n_segments} segments)",
@@ -70,8 +73,11 @@ def _text(store: Store) -> str:
         "packing": tokens.packing
         + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else ""),
         "size": f"{'at most ' if compressed else ''}{store.nbytes / 1e6:,.1f} MB",
-        "arrays": f"{[n, *first.shape[1:]]} {first.dtype}, {first.shard_rows} sequences a shard{compressed}",
-        "hooks": "\n".join(store.hooks),
+        "arrays": (f"{[n, *first.shape[1:]]} " if is_one_shape else "")
+        + f"{first.dtype}, {first.shard_rows} sequences a shard{compressed}",
+        "hooks": "\n".join(
+            name if is_one_shape else f"{name:<{width}}  {shape}" for name, shape in shapes.items()
+        ),
     }
     if store.is_complete and store.n_sequences_committed < n:
         rows["holes"] = (

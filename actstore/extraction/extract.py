@@ -61,6 +61,11 @@ def extract(
     name = executor or job.executor
     if num_workers is not None and num_workers < 1:
         raise JobError(f"num_workers is {num_workers}; it must be 1 or more")
+    if name == "inline" and (ray_address or (num_workers or 1) > 1):
+        given = f"ray_address is {ray_address}" if ray_address else f"num_workers is {num_workers}"
+        raise JobError(
+            f"{given}, and executor inline is this one process; choose executor ray, or leave it out"
+        )
     resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
     device = check_device(device or job.device, name, resources)
     check_memory(run, name, resources)

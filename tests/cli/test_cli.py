@@ -13,7 +13,10 @@ from safetensors.torch import load_file
 
 import actstore
 from actstore.errors import HookError
+from actstore.storage.local import LocalBlobs
 from tests.commands import command, command_here
+from tests.store.example import example_plan
+from tests.store.runs import write_run
 
 Fields = dict[str, Any]
 
@@ -88,6 +91,19 @@ def test_an_error_is_one_line_and_debug_shows_where(options: list[str], tmp_path
     assert "Traceback" in command("info", str(tmp_path), "--debug").stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "given"),
+    [("--num-workers", "2", "num_workers is 2"), ("--ray-address", "auto", "ray_address is auto")],
+)
+def test_workers_are_refused_without_ray(
+    fields: Fields, options: list[str], option: str, value: str, given: str
+) -> None:
+    done = command_here("extract", *options, option, value, "--quiet")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {given}, and executor inline is this one process")
+    assert not Path(fields["out"]).exists()
+
+
 def test_plan_is_a_dry_run(fields: Fields, options: list[str]) -> None:
     done = command_here("plan", *options, "--json")
     assert done.returncode == 0, done.stderr
@@ -103,6 +119,16 @@ def test_info(store: actstore.Store) -> None:
     assert fields["complete"] is True
     assert list(fields["hooks"]) == list(store.hooks)
     assert fields["plan"] == store.metadata
+
+
+def test_info_says_which_hook_has_which_shape(tmp_path: Path) -> None:
+    write_run(LocalBlobs(tmp_path), example_plan())
+    lines = command("info", str(tmp_path)).stdout.splitlines()
+    stored = actstore.open(str(tmp_path))
+    width = max(len(name) for name in stored.hooks)
+    shown = [f"{name:<{width}}  {list(stored[name].shape)}" for name in stored.hooks]
+    assert [line[9:] for line in lines[-len(shown) :]] == shown
+    assert any(line.startswith("arrays   float32, ") for line in lines)
 
 
 def test_info_where_there_is_no_store(tmp_path: Path) -> None:

@@ -118,7 +118,8 @@ class PlannedRun:
             {
                 "store": f"{self.blobs.url} ({state})",
                 "model": f"{plan.request.model.name}, {plan.request.dtype}",
-                "hooks": f"{len(hooks)}: {hooks[0]}" + (f" ... {hooks[-1]}" if len(hooks) > 1 else ""),
+                "hooks": f"{len(hooks)}: {hooks[0]}"
+                + (f"{', ' if len(hooks) == 2 else ' ... '}{hooks[-1]}" if len(hooks) > 1 else ""),
                 "tokens": f"{plan.n_tokens:,} in {plan.n_sequences:,} sequences of {plan.context_length}",
                 "size": f"{plan.nbytes / 1e6:,.1f} MB in {plan.n_objects:,} objects",
                 "segments": f"{plan.n_segments:,} of {plan.segment_size} sequences, batches of "

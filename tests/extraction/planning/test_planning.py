@@ -158,6 +158,9 @@ def test_planning_alone_writes_nothing(fields: Fields) -> None:
         "1.6 MB in each worker",
     ):
         assert part in shown
+    assert "hooks     4: blocks.0.hook_resid_post ... " in shown
+    two = actstore.plan(**fields | {"hooks": ["blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]})
+    assert "hooks     2: blocks.0.hook_resid_post, blocks.1.hook_resid_post\n" in str(two)
     assert run.to_dict()["nbytes"] == run.plan.nbytes == run.nbytes_to_write
 
 
