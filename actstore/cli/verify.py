@@ -22,7 +22,7 @@ INCOMPLETE = 75
     "n_sequences",
     type=click.IntRange(min=1),
     default=16,
-    help="Sequences per run with --deep.",
+    help="Sequences of each run with --deep.",
 )
 @click.option("--rows", "older_n_sequences", type=click.IntRange(min=1), hidden=True)
 @click.option("--model", help="Location of the model on this machine, for --deep (default: where it was).")

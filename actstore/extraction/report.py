@@ -75,7 +75,7 @@ class Report:
                 }
                 | self._not_finite_rows()
             )
-        before = f", {self.n_segments_before} of them by earlier runs" if self.n_segments_before else ""
+        before = f", {self.n_segments_before} of them by earlier attempts" if self.n_segments_before else ""
         run = "" if self.run == FIRST_RUN else f"run {self.run} "
         retries = f", {self.n_retries} requests repeated" if self.n_retries else ""
         return table(

@@ -213,7 +213,9 @@ def test_search_ends_at_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert store.find(tokens=[1], limit=1).tolist() == [0]
     assert store.find(sha=sequence_sha256([1, 3, 1]), limit=1).tolist() == [1]
     for limit in (3, None):
-        with pytest.raises(NotCommittedError, match=r"rows 2:4 of parts/0001/tokens .* are not committed"):
+        with pytest.raises(
+            NotCommittedError, match=r"sequences 2:4 of parts/0001/tokens .* are not committed"
+        ):
             store.find(tokens=[1], limit=limit)
 
 

@@ -131,7 +131,7 @@ def test_a_rerun_computes_only_what_is_missing(fields: Fields) -> None:
     commits = Path(fields["out"], "_actstore/runs/0000/commits")
     for index in (2, 6):
         (commits / f"{index:08d}.json").unlink()
-    with pytest.raises(NotCommittedError, match=r"rows 32:33 of .* \(segment 2\) are not committed"):
+    with pytest.raises(NotCommittedError, match=r"sequences 32:33 of .* \(segment 2\) are not committed"):
         actstore.open(fields["out"])["resid_post", 0][32]
     done: list[int] = []
 

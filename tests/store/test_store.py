@@ -89,7 +89,9 @@ def test_place_without_a_store(blobs: Blobs) -> None:
 def test_rows_appear_when_they_are_committed(blobs: Blobs) -> None:
     store = make(blobs, segments=(0, 2))
     values = example_values(store.plan)
-    with pytest.raises(NotCommittedError, match=r"rows 16:17 of acts/blocks.0.hook_resid_post \(segment 1\)"):
+    with pytest.raises(
+        NotCommittedError, match=r"sequences 16:17 of acts/blocks.0.hook_resid_post \(segment 1\)"
+    ):
         store[RESID_0][16]
     commit_segment(blobs, store.plan, 1, values)
     store.refresh()
@@ -112,7 +114,7 @@ def test_tokens_without_their_record_are_absent(local: LocalBlobs) -> None:
     store = make(local)
     local.delete(tokens_key("0000"))
     store.refresh()
-    with pytest.raises(NotCommittedError, match="rows 0:1 of tokens .* are not committed"):
+    with pytest.raises(NotCommittedError, match="sequences 0:1 of tokens .* are not committed"):
         store.tokens[0]
 
 

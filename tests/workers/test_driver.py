@@ -179,5 +179,5 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(
     assert n_before < 63
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    assert f"63 segments, {n_before} of them by earlier runs" in done.stdout
+    assert f"63 segments, {n_before} of them by earlier attempts" in done.stdout
     assert files(fields["out"]) == files(inline)

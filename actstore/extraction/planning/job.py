@@ -57,7 +57,7 @@ class Job(BaseModel):
     )
     pad_token: PadToken = Field(
         None,
-        description="Token that fills rows of packing: document. Default: pad if there is one, else eos.",
+        description="Token that fills sequences of packing: document. Default: pad if there is one, else eos.",
     )
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many tokens, rounded down to whole sequences."

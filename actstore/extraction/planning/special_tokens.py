@@ -91,9 +91,9 @@ def _pad(job: Job, tokenizer: "PreTrainedTokenizerBase | None") -> int | str:
         if getattr(tokenizer, f"{name}_token_id") is not None:
             return name
     raise TokensError(
-        f"packing: document fills rows with a token, and the tokenizer {tokenizer.name_or_path} has neither a PAD nor "
-        "an EOS token; name one with pad_token (--pad-token): any token id will do, such as 0, as what is computed at "
-        "padding is never looked at"
+        f"packing: document fills sequences with a token, and the tokenizer {tokenizer.name_or_path} has neither a PAD "
+        "nor an EOS token; name one with pad_token (--pad-token): any token id will do, such as 0, as what is computed "
+        "at padding is never looked at"
     )
 
 

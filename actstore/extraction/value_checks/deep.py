@@ -99,7 +99,7 @@ def deep_check(
     """
     outside = [row for row in rows if not 0 <= row < plan.n_sequences]
     if outside:
-        raise IndexError(f"row {outside[0]} is out of bounds for {plan.n_sequences} rows")
+        raise IndexError(f"sequence {outside[0]} is out of bounds for {plan.n_sequences} sequences")
     hooks = list(plan.hook_names)
     largest = dict.fromkeys(hooks, 0.0)
     problems: list[Mismatch] = []

@@ -140,7 +140,7 @@ def _rows(key: Any, n_rows: int) -> tuple[Selection, bool]:
 
 def _inside(row: int, n_rows: int) -> int:
     if not -n_rows <= row < n_rows:
-        raise IndexError(f"row {row} is out of bounds for {n_rows} rows")
+        raise IndexError(f"sequence {row} is out of bounds for {n_rows} sequences")
     return row % n_rows
 
 
@@ -148,14 +148,14 @@ def _listed(key: Any, n_rows: int) -> NDArray[np.int64] | range:
     rows = np.atleast_1d(np.asarray(key))
     if rows.dtype == bool:
         if rows.shape != (n_rows,):
-            raise IndexError(f"a mask of rows must have shape ({n_rows},), got {rows.shape}")
+            raise IndexError(f"a mask of sequences must have shape ({n_rows},), got {rows.shape}")
         rows = np.flatnonzero(rows)
     if rows.size == 0:
         return range(0)
     if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
-        raise IndexError(f"rows are chosen by an integer, a slice, or a list of integers, not {key!r}")
+        raise IndexError(f"sequences are chosen by an integer, a slice, or a list of integers, not {key!r}")
     rows = rows.astype(np.int64)
     outside = rows[(rows < -n_rows) | (rows >= n_rows)]
     if outside.size:
-        raise IndexError(f"row {outside[0]} is out of bounds for {n_rows} rows")
+        raise IndexError(f"sequence {outside[0]} is out of bounds for {n_rows} sequences")
     return np.where(rows < 0, rows + n_rows, rows)

@@ -288,7 +288,7 @@ class Rows:
             first = self._places.starts[section] + part.first_row
             hint = f"; {where.why_absent}" if where.why_absent else ""
             raise NotCommittedError(
-                f"rows {first}:{first + part.n_rows} of {where.layout.path} (segment {part.shard}) are not "
+                f"sequences {first}:{first + part.n_rows} of {where.layout.path} (segment {part.shard}) are not "
                 f"committed in {self.blobs.url}{hint}"
             )
 

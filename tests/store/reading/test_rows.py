@@ -150,20 +150,20 @@ def test_indexing_every_storage(blobs: Blobs, name: str, made: Callable[[Blobs],
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        (N, "row 37 is out of bounds for 37 rows"),
-        (-N - 1, "row -38 is out of bounds for 37 rows"),
-        ([0, 99], "row 99 is out of bounds for 37 rows"),
+        (N, "sequence 37 is out of bounds for 37 sequences"),
+        (-N - 1, "sequence -38 is out of bounds for 37 sequences"),
+        ([0, 99], "sequence 99 is out of bounds for 37 sequences"),
         ((0, 8), "out of bounds"),
         ((slice(5, 5), 8), "out of bounds"),
         ((0, 0, 0, 0), "too many indices: the array has 3 axes, 4 were indexed"),
         ((..., 0, 0, 0, 0), "too many indices"),
         ((..., ...), "single ellipsis"),
         (1.0, "not 1.0"),
-        ([1.5], "rows are chosen by an integer, a slice, or a list of integers"),
-        ("0", "rows are chosen by"),
-        (None, "rows are chosen by"),
-        ([[0, 1]], "rows are chosen by"),
-        (np.ones(N - 1, dtype=bool), r"a mask of rows must have shape \(37,\), got \(36,\)"),
+        ([1.5], "sequences are chosen by an integer, a slice, or a list of integers"),
+        ("0", "sequences are chosen by"),
+        (None, "sequences are chosen by"),
+        ([[0, 1]], "sequences are chosen by"),
+        (np.ones(N - 1, dtype=bool), r"a mask of sequences must have shape \(37,\), got \(36,\)"),
         (([0, 1], [2, 3]), "only one axis can be indexed by a list"),
         ((3, slice(None), [0, 1]), "only one axis can be indexed by a list"),
     ],
@@ -191,7 +191,7 @@ def test_rows_that_are_not_committed_raise(blobs: Blobs) -> None:
 def test_shard_without_a_commit_is_not_read(local: LocalBlobs) -> None:
     write_array(local, LAYOUT, VALUES, range(3))
     rows = Rows(local, [section({0, 2}.__contains__)])
-    with pytest.raises(NotCommittedError, match="rows 16:20 of acts/h"):
+    with pytest.raises(NotCommittedError, match="sequences 16:20 of acts/h"):
         rows[16:20]
 
 
@@ -311,10 +311,10 @@ def test_absent_rows_of_a_later_section(local: LocalBlobs) -> None:
     np.testing.assert_array_equal(rows[3:17], VALUES[3:17])
     with pytest.raises(
         NotCommittedError,
-        match=rf"rows 17:21 of parts/0001/acts/h \(segment 2\) are not committed in {local.url}; {why}$",
+        match=rf"sequences 17:21 of parts/0001/acts/h \(segment 2\) are not committed in {local.url}; {why}$",
     ):
         rows[:]
-    with pytest.raises(NotCommittedError, match=rf"rows 26:27 of parts/0002/acts/h .* in {local.url}$"):
+    with pytest.raises(NotCommittedError, match=rf"sequences 26:27 of parts/0002/acts/h .* in {local.url}$"):
         rows[-1]
 
 
