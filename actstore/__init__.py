@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from actstore._version import __version__
 
 if TYPE_CHECKING:
+    import actstore.hooks.lens_functions as utils
     from actstore.extraction.extract import extract
     from actstore.extraction.planning.job import Job
     from actstore.extraction.planning.planning import PlannedRun, plan
@@ -38,6 +39,7 @@ __all__ = [
     "extract",
     "open",
     "plan",
+    "utils",
     "verify",
 ]
 
@@ -56,6 +58,7 @@ _HOMES = {
     "extract": ("actstore.extraction.extract", "extract"),
     "open": ("actstore.opening", "open_store"),
     "plan": ("actstore.extraction.planning.planning", "plan"),
+    "utils": ("actstore.hooks.lens_functions", ""),
     "verify": ("actstore.extraction.verify", "verify"),
 }
 
@@ -63,8 +66,9 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'actstore' has no attribute {name!r}")
-    module, attribute = _HOMES[name]
-    value = getattr(import_module(module), attribute)
+    path, attribute = _HOMES[name]
+    module = import_module(path)
+    value = getattr(module, attribute) if attribute else module
     globals()[name] = value
     return value
 

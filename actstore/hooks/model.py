@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from actstore.errors import HookError, ModelError, TokensError
 from actstore.hooks.cache.activation_cache import ActivationCache
@@ -17,6 +17,7 @@ from actstore.hooks.families.recognition import architecture
 from actstore.hooks.loading.adapters import check_inside
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
+from actstore.hooks.loading.transformer_lens_options import TransformerLensOptions, in_own_words
 from actstore.hooks.loss import ReturnType, check_has_loss, next_token_loss, output
 from actstore.hooks.model_checks.left_padding import has_left_padding, ignores_left_padding
 from actstore.hooks.model_checks.self_check import self_check
@@ -65,13 +66,14 @@ class HookedModel(WithSaes):
         name: "str | Path",
         *,
         dtype: "str | torch.dtype | None" = None,
-        device: str | None = None,
+        device: "str | torch.device | None" = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
         prepend_bos: bool | None = None,
         attention: str | None = None,
         n_layers: int | None = None,
         has_head: bool = True,
+        **options: Unpack[TransformerLensOptions],
     ) -> Self:
         """Load a model by its Hub name or folder, with its tokenizer if it has one.
 
@@ -86,6 +88,8 @@ class HookedModel(WithSaes):
             n_layers: load only the first layers; the weights of the others are never read into memory. Hooks have the
                 values of the whole model; logits and loss come from the stream out of the last layer loaded.
             has_head: load the language-model head and the tokenizer, for logits and text.
+            options: arguments of TransformerLens' method of this name, such as ``torch_dtype`` and ``tokenizer``;
+                ``fold_ln`` and the like may be False.
 
         Parameters require no gradients; call ``model.hf.requires_grad_(True)`` to train the model.
 
@@ -93,23 +97,32 @@ class HookedModel(WithSaes):
             ModelError: the model is not found, cannot be loaded, is of no known family, or fails the check.
         """
         name = str(name)
-        if dtype is not None:
-            dtype = str(dtype).removeprefix("torch.")
+        own = {"dtype": dtype, "device": device, "prepend_bos": prepend_bos, "n_layers": n_layers}
+        given = in_own_words(options, own)
+        if given["dtype"] is not None:
+            given["dtype"] = str(given["dtype"]).removeprefix("torch.")
         config = load_config(name, revision=revision, trust_remote_code=trust_remote_code)
         model = load_model(
             name,
             config,
-            dtype=dtype,
-            device=device,
+            dtype=given["dtype"],
+            device=None if given["device"] is None else str(given["device"]),
             revision=revision,
             trust_remote_code=trust_remote_code,
             layers=architecture(config).layers,
-            n_layers=n_layers,
+            n_layers=given["n_layers"],
             has_head=has_head,
             attention=attention,
         )
-        tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code) if has_head else None
-        return cls(model, tokenizer, prepend_bos=prepend_bos)
+        tokenizer = options.get("tokenizer")
+        if tokenizer is None and has_head:
+            tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code)
+        return cls(model, tokenizer, prepend_bos=given["prepend_bos"])
+
+    @classmethod
+    def from_pretrained_no_processing(cls, name: "str | Path", **arguments: Any) -> Self:
+        """The same as `from_pretrained`, which never processes weights."""
+        return cls.from_pretrained(name, **arguments)
 
     def __call__(
         self,

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final, Literal
 
-from actstore.errors import ModelError
 from actstore.hooks.capture.functions import HookFunctions, NameFilter
 from actstore.hooks.capture.hook_point import Direction, HookFunction, HookPoint
 from actstore.hooks.capture.raw_calls import RawCalls
+from actstore.hooks.loading.transformer_lens_options import PROCESSING, check_unprocessed
 from actstore.hooks.module_methods import ModuleMethods
 from actstore.hooks.parts import Part, block, hook_of, leaves_under, outside
 
@@ -155,25 +155,6 @@ class WithFunctions(ModuleMethods):
         """
         del disable_warnings
         check_unprocessed({} if no_processing else dict.fromkeys(PROCESSING, True) | processing)
-
-
-PROCESSING: Final = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-"""What TransformerLens does to weights unless told otherwise."""
-
-
-def check_unprocessed(processing: Mapping[str, bool | None]) -> None:
-    """Refuse to process weights.
-
-    Raises:
-        ModelError: an option is True.
-    """
-    wanted = [name for name, is_wanted in processing.items() if is_wanted]
-    if wanted:
-        raise ModelError(
-            f"{wanted[0]} is not offered, since weights stay as the model has them; logit_attrs and apply_ln_to_stack "
-            "give the numbers of folded weights without it, so leave it out, and see docs/hooks.md#attribution for "
-            "code that multiplies by W_U itself"
-        )
 
 
 _PARTS: Final = ("embed", "pos_embed", "unembed", "ln_final")

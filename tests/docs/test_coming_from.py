@@ -52,13 +52,19 @@ def evaluated(cell: str, names: dict[str, Any]) -> list[Any]:
 
 
 def test_from_transformerlens(demo: Path) -> None:
-    from transformer_lens.utilities import get_act_name
+    from transformer_lens import utilities
 
     here = run_page("from-transformerlens.md")
     bridge = boot(MODEL_PATH)
     with torch.no_grad():
         logits, cache = bridge.run_with_cache(here["tokens"])
-    there = here | {"model": bridge, "logits": logits, "cache": cache, "get_act_name": get_act_name}
+    there = here | {
+        "model": bridge,
+        "logits": logits,
+        "cache": cache,
+        "get_act_name": utilities.get_act_name,
+        "utils": utilities,
+    }
     rows = table("from-transformerlens.md", "What you type")
     assert len(rows) > 20
     for typed_there, typed_here in rows:

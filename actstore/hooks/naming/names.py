@@ -101,10 +101,11 @@ def long_name(name: HookName, n_layers: int | None = None) -> str:
                 f"the layer of {name!r} counts from the end of {n_layers} layers, and there are not so many"
             )
         layer += n_layers
-    part = _PARTS.get(part, part) if part else ""
     leaf = _LEAVES.get(text, text)
-    if not part:
-        part = "attn" if leaf in _IN_ATTENTION else "mlp" if leaf in _IN_MLP else ""
+    if leaf in _IN_ATTENTION or leaf in _IN_MLP:
+        part = "attn" if leaf in _IN_ATTENTION else "mlp"
+    else:
+        part = _PARTS.get(part, part) if part else ""
     if leaf in ("scale", "normalized") and layer is None:
         part = "ln_final"
     leaf = leaf if leaf.startswith("hook_") else f"hook_{leaf}"
