@@ -45,8 +45,9 @@ def run_all(parts: Iterable[Part]) -> None:
     helpers: list[Future[None]] = []
     try:
         with contextlib.suppress(RuntimeError):  # the interpreter is exiting, or there can be no more threads
-            for _ in range(min(n_threads(), len(waiting)) - 1):
-                helpers.append(_helpers().submit(waiting))
+            n = n_threads() - 1
+            for _ in range(min(n, len(waiting) - 1)):
+                helpers.append(_helpers().submit(n, waiting))
         with _alone() if helpers else contextlib.nullcontext():
             _work(waiting)
     finally:
@@ -123,7 +124,10 @@ def _begin_helper() -> None:
 
 
 class _Helpers:
-    """Threads for the jobs of all callers, which exist from the first job on."""
+    """Threads for the jobs of all callers, which exist from the first job on.
+
+    There are no more of them than a job uses: two that take turns would each find the caches of the other.
+    """
 
     def __init__(self) -> None:
         self.begin_process()
@@ -132,13 +136,15 @@ class _Helpers:
     def begin_process(self) -> None:
         """Forget threads, and a lock that another thread may have held: a forked process has neither."""
         self._lock = threading.Lock()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: dict[int, ThreadPoolExecutor] = {}
+        """The threads of jobs that use so many."""
 
-    def submit(self, waiting: deque[Part]) -> Future[None]:
+    def submit(self, n: int, waiting: deque[Part]) -> Future[None]:
+        """Run parts in one of n threads."""
         with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(_MOST - 1, "rows", _begin_helper)
-            return self._threads.submit(_work, waiting)
+            if n not in self._threads:
+                self._threads[n] = ThreadPoolExecutor(n, "rows", _begin_helper)
+            return self._threads[n].submit(_work, waiting)
 
 
 @cache
