@@ -54,7 +54,7 @@ def test_what_is_honoured() -> None:
         ({"fold_ln": True}, "fold_ln is not offered, since weights stay as the model has them"),
         ({"center_unembed": True}, "center_unembed is not offered"),
         ({"refactor_factored_attn_matrices": True}, "refactor_factored_attn_matrices is not offered"),
-        ({"hf_model": object()}, r"is wrapped by HookedModel\(hf_model, tokenizer\)"),
+        ({"hf_model": "a model"}, r"is wrapped by HookedModel\(hf_model, tokenizer\)"),
         ({"checkpoint_index": 3}, "checkpoints are revisions"),
         ({"n_devices": 2}, "spread the model with device_map"),
         ({"default_padding_side": "left"}, "give padding_side='left' to calls"),

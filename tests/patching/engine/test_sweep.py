@@ -13,27 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from actstore import patching
 from actstore.hooks.model import HookedModel
+from tests.parity.families import VARIANTS
 
 TinyModel = Callable[..., Path]
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {},
-    "gpt_neo": {},
-    "gptj": {},
-    "gpt_neox": {},
-    "gpt_neox ": {"use_parallel_residual": False},
-    "llama": {},
-    "mistral": {"sliding_window": 4},
-    "mixtral": {},
-    "gemma": {},
-    "gemma2": {"sliding_window": 4},
-    "gemma3_text": {"sliding_window": 4},
-    "phi": {},
-    "phi3": {},
-    "opt": {},
-    "qwen2_moe": {},
-    "qwen3": {},
-}
 GRIDS = [
     ("resid_pre", ("layer", "pos")),
     ("resid_mid", ("layer", "pos")),
@@ -52,8 +35,8 @@ GRIDS = [
     ("pattern", ("layer", "head_index", "dest_pos", "src_pos")),
 ]
 
-WHOLE_LIST = ("gpt2", "llama", "gemma2", "gpt_neox")
-"""Families in which every kind of hook is tried; in the others the first and those with heads."""
+WHOLE_LIST = ("gpt2", "llama", "gemma2-window", "gpt_neox")
+"""Variants in which every kind of hook is tried; in the others the stream, keys and a pattern."""
 
 
 def prompts() -> tuple[Tensor, Tensor]:
@@ -68,15 +51,14 @@ def difference(logits: Tensor) -> Tensor:
     return logits[:, -1, 5] - logits[:, -1, 6]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_rows_are_whole_rows(tiny_model: TinyModel, family: str) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_rows_are_whole_rows(tiny_model: TinyModel, variant: str) -> None:
     """With all logits and with those of the last position, in many small waves."""
-    model = HookedModel.from_pretrained(
-        tiny_model(family.strip(), **FAMILIES[family]), dtype="float32", device="cpu"
-    )
+    family, config = VARIANTS[variant]
+    model = HookedModel.from_pretrained(tiny_model(family, **config), dtype="float32", device="cpu")
     clean, corrupted = prompts()
     _, cache = model.run_with_cache(clean, names_filter=[*model.names])
-    for hook, axes in GRIDS if family in WHOLE_LIST else [GRIDS[0], GRIDS[7], GRIDS[9], GRIDS[13]]:
+    for hook, axes in GRIDS if variant in WHOLE_LIST else [GRIDS[0], GRIDS[7], GRIDS[13]]:
         if not any(name.endswith((f".{hook}", f"hook_{hook}")) for name in model.names):
             continue
         slow = patching.grid(model, corrupted, cache, difference, hook, axes, engine="whole rows")
@@ -89,10 +71,11 @@ def test_packed_rows_are_whole_rows(tiny_model: TinyModel, family: str) -> None:
         assert (slow.values - slow.corrupted.view(2, *[1] * len(axes))).abs().max() > 1e-4, hook
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-def test_cells_are_those_of_hooks_on_the_plain_model(tiny_model: TinyModel, family: str) -> None:
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "gemma2-window"])
+def test_cells_are_those_of_hooks_on_the_plain_model(tiny_model: TinyModel, variant: str) -> None:
     """Nothing of ours on the other side: PyTorch's hooks on the layers of a Hugging Face model."""
-    folder = tiny_model(family, **FAMILIES[family])
+    family, config = VARIANTS[variant]
+    folder = tiny_model(family, **config)
     plain: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     layers = plain.base_model.h if family == "gpt2" else plain.base_model.layers
     clean, corrupted = prompts()
