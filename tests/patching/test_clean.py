@@ -1,0 +1,77 @@
+"""Where clean values come from makes no difference: a live cache, prompts, a store on disk, on S3, or over HTTP."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+import actstore
+from actstore import patching
+from actstore.errors import HookError, PatchError
+from tests.query.running import running
+
+TinyModel = Callable[..., Path]
+HOOKS = ["blocks.*.hook_resid_post", "blocks.*.hook_resid_pre", "blocks.*.attn.hook_z"]
+
+
+def difference(logits: Tensor) -> Tensor:
+    return logits[:, -1, 5] - logits[:, -1, 6]
+
+
+@pytest.mark.s3
+def test_stores_give_the_grid_of_a_live_cache(tiny_model: TinyModel, s3_url: str, tmp_path: Path) -> None:
+    """Bit for bit, since the stores hold the values as the same model has computed them."""
+    folder = tiny_model("llama")
+    ids = torch.randint(2, 300, (3, 8), generator=torch.Generator().manual_seed(3))
+    pq.write_table(pa.table({"input_ids": ids.tolist()}), tmp_path / "tokens.parquet")
+    for out in (str(tmp_path / "stores" / "run"), s3_url):
+        actstore.extract(
+            actstore.plan(
+                model=str(folder),
+                tokens=str(tmp_path / "tokens.parquet"),
+                hooks=HOOKS,
+                context_length=8,
+                batch_size=3,
+                dtype="float32",
+                out=out,
+            )
+        )
+    model = actstore.HookedModel.from_pretrained(folder, dtype="float32", device="cpu")
+    _, live = model.run_with_cache(ids)
+    corrupted = ids.clone()
+    corrupted[:, 3] = 17
+    grids = (("resid_pre", ("layer", "pos")), ("z", ("layer", "pos", "head")))
+    expected = {
+        hook: patching.grid(model, corrupted, live, difference, hook, axes).values for hook, axes in grids
+    }
+    with running(tmp_path, "--root", str(tmp_path / "stores")) as server:
+        for url in (str(tmp_path / "stores" / "run"), s3_url, f"{server.url}/v1/stores/run"):
+            store = actstore.open(url)
+            assert store.tokens[:].tolist() == ids.tolist()
+            for hook, axes in grids:
+                result = patching.grid(model, corrupted, store.cache([0, 1, 2]), difference, hook, axes)
+                assert torch.equal(result.values, expected[hook]), (url, hook)
+                assert result.clean is None
+            with pytest.raises(HookError, match="the clean cache lacks 3 of 3 values"):
+                patching.grid(model, corrupted, store.cache([0, 1, 2]), difference, "mlp_out")
+            with pytest.raises(
+                PatchError, match=r"have shape \[2, 8, 64\], and the corrupted prompts are 3 of 8"
+            ):
+                patching.grid(model, corrupted, store.cache([0, 1]), difference)
+
+
+def test_prompts_and_caches_without_an_axis_of_prompts(tiny_model: TinyModel) -> None:
+    model = actstore.HookedModel.from_pretrained(tiny_model("gpt2"), dtype="float32", device="cpu")
+    clean, corrupted = "zq zx zk", "zq zj zk"
+    assert model.to_tokens(clean).shape == model.to_tokens(corrupted).shape
+    _, cache = model.run_with_cache(clean, remove_batch_dim=True)
+    expected = patching.grid(model, corrupted, clean, difference)
+    for other in (cache, [clean], model.to_tokens(clean), model.to_tokens(clean)[0], dict(cache)):
+        result = patching.grid(model, corrupted, other, difference)
+        torch.testing.assert_close(result.values, expected.values, atol=1e-6, rtol=0)
+    assert expected.clean is not None
+    assert float(expected.clean) == pytest.approx(float(difference(model(clean))))
