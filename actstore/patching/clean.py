@@ -7,6 +7,7 @@ from actstore.errors import HookError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.patching.engine.cells import PATTERNS
+from actstore.patching.prompts import are_prompts, prompt_ids
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +33,9 @@ def clean_values(
         HookError: a value is missing.
         PatchError: there are other prompts or positions than the corrupted ones.
     """
-    import torch
-
     names = {layer: join(layer, leaf) for layer in layers}
-    if isinstance(clean, torch.Tensor | str) or (
-        isinstance(clean, Sequence) and all(isinstance(text, str) for text in clean)
-    ):
-        tokens = clean if isinstance(clean, torch.Tensor) else model.to_tokens(clean)
-        tokens = tokens[None] if tokens.ndim == 1 else tokens
+    if are_prompts(clean):
+        tokens = prompt_ids(model, clean, "clean")
         check_lengths(tokens.shape, shape)
         _, clean = model.run_with_cache(tokens, names_filter=list(names.values()), return_type=None)
     values = {}

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.errors import HookError, PatchError
+from actstore.errors import HookError, ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.naming.names import split
@@ -13,6 +13,7 @@ from actstore.patching.clean import check_lengths, clean_values
 from actstore.patching.engine.cells import PATTERNS, Cells
 from actstore.patching.engine.computed import Progress, computed
 from actstore.patching.engine.metric import Metric, measured, positions_of
+from actstore.patching.prompts import are_prompts, prompt_ids
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
 
@@ -60,14 +61,14 @@ def grid(
         HookError: the clean values do not have the hook, or the model does not.
         PatchError: prompts that do not line up, a metric that is no number, an axis that the hook does not have.
         ModelError: the model has no head, or cannot be run as ``engine`` asks.
+        TokensError: prompts are neither text nor ids of this model.
     """
-    import torch
-
     began = time.perf_counter()
-    tokens = corrupted if isinstance(corrupted, torch.Tensor) else model.to_tokens(corrupted)
-    tokens = (tokens[None] if tokens.ndim == 1 else tokens).to(model.device)
-    if tokens.shape[1] == 0 or len(tokens) == 0:
-        raise PatchError("there are no corrupted tokens; give at least one prompt with one token")
+    if not model.has_head:
+        raise ModelError(
+            "this model was loaded without its head, so there are no logits to measure; load it with one"
+        )
+    tokens = prompt_ids(model, corrupted, "corrupted")
     leaf = _leaf(model, hook)
     sizes = _sizes(model, leaf, axes, tokens.shape[1])
     chosen = positions_of(positions, tokens.shape[1])
@@ -171,11 +172,8 @@ def _clean_metric(
     model: HookedModel, clean: Any, metric: Metric, positions: list[int], shape: "torch.Size"
 ) -> "torch.Tensor | None":
     """The metric of the clean run, if its prompts are known."""
-    import torch
-
-    if not isinstance(clean, torch.Tensor | str | list | tuple):
+    if not are_prompts(clean):
         return None
-    tokens = clean if isinstance(clean, torch.Tensor) else model.to_tokens(clean)
-    tokens = tokens[None] if tokens.ndim == 1 else tokens
+    tokens = prompt_ids(model, clean, "clean")
     check_lengths(tokens.shape, shape)
     return measured(metric, model(tokens)[:, positions]).float().squeeze()

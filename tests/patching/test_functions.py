@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actstore import patching
-from actstore.errors import HookError, PatchError
+from actstore.errors import HookError, ModelError, PatchError, TokensError
 from actstore.hooks.model import HookedModel
 from tests.parity import bridge
 
@@ -119,3 +119,12 @@ def test_errors_say_what_does_not_fit(tiny_model: TinyModel) -> None:
         patching.grid(model, CORRUPTED, CLEAN, difference, "hook_embed")
     with pytest.raises(HookError, match="runs its own model"):
         patching.grid(model, CORRUPTED, CLEAN, lambda _logits: difference(model(CLEAN)))
+    with pytest.raises(PatchError, match="the corrupted prompts have 2 to 4 tokens"):
+        patching.grid(model, ["z", "zqx"], ["zqx", "z"], difference)
+    with pytest.raises(TokensError, match="is outside of the 300 ids of this model"):
+        patching.grid(model, CORRUPTED + 300, CLEAN, difference)
+    with pytest.raises(TokensError, match=r"expected token ids .* of shape \(1, 0\)"):
+        patching.grid(model, CORRUPTED[:, :0], CLEAN[:, :0], difference)
+    headless = HookedModel.from_pretrained(tiny_model("gpt2"), has_head=False)
+    with pytest.raises(ModelError, match="loaded without its head"):
+        patching.grid(headless, CORRUPTED, CLEAN, difference)

@@ -349,5 +349,7 @@ def packed_run(
                 f"{len(run.keys)} of the {len(forward.layers)} layers of this {cfg.model_type} model have attention "
                 "that can be handled"
             )
+        if len({stream.device for stream in run.streams}) > 1:
+            raise ModelError("the layers of this model lie on several devices, and packed rows need one")
         with run.handling(run.attend):
             yield run
