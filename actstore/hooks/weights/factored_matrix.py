@@ -196,7 +196,10 @@ class FactoredMatrix:
 
     @property
     def Vh(self) -> "torch.Tensor":
-        """The same as `V`, under the name that TransformerLens used to give it; it is not transposed."""
+        """The same as `V`, under the name that TransformerLens used to give it; it is not transposed, so it warns."""
+        import warnings
+
+        warnings.warn("Vh is V, not its transpose; write V, or V.mT", DeprecationWarning, stacklevel=2)
         return self.V
 
     @cached_property
