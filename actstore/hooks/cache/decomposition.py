@@ -148,7 +148,8 @@ class Decomposition(CachedValues):
         scale = at_positions(self[self._scale(end, mlp_input)], pos_slice, axis=-2)
         if batch_slice is not None:
             if has_batch_dim:
-                residual_stack = at_positions(residual_stack, batch_slice, axis=1, noun="row")
+                axis = 0 if residual_stack.shape[:-1] == scale.shape[:-1] else 1
+                residual_stack = at_positions(residual_stack, batch_slice, axis=axis, noun="row")
             if self.has_batch_dim:
                 scale = at_positions(scale, batch_slice, axis=0, noun="row")
         is_part = residual_stack.shape[:-1] == scale.shape[:-1]

@@ -9,6 +9,7 @@ import torch
 
 from actstore.demo import MODEL_PATH
 from actstore.errors import HookError, ModelError
+from actstore.hooks.cache.slicing import Slice
 from actstore.hooks.model import HookedModel
 
 TEXT = "My lord, I came to see your father"
@@ -35,12 +36,11 @@ def test_a_saved_cache_has_no_model(model: HookedModel, tmp_path: Path) -> None:
 
 
 def test_what_was_edited_is_still_known(model: HookedModel) -> None:
-    with model.hooks([(("attn_out", 1), lambda value, hook: value * 2)]):
-        _, cache = model.run_with_cache(
-            TEXT, names_filter=["blocks.1.hook_resid_pre", "blocks.1.attn.hook_z"]
-        )
+    names = ["blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"]
+    with model.hooks([(("z", 1), lambda value, hook: value * 2)]):
+        _, cache = model.run_with_cache(TEXT, names_filter=names)
     for same in (pickle.loads(pickle.dumps(cache)), copy.copy(cache), copy.deepcopy(cache)):
-        with pytest.raises(HookError, match="this cache does not hold blocks.1.hook_resid_mid"):
+        with pytest.raises(HookError, match="since a function was on blocks.1.attn.hook_z"):
             _ = same["resid_mid", 1]
 
 
@@ -78,3 +78,15 @@ def test_gradients_are_turned_off(model: HookedModel) -> None:
     finally:
         cache.toggle_autodiff(mode=True)
     assert torch.is_grad_enabled()
+
+
+def test_the_last_position_of_each_row_goes_through_the_final_norm(model: HookedModel) -> None:
+    """[batch, d_model], as notebooks have it for the answers to a batch of prompts."""
+    tokens = model.to_tokens([TEXT, "My lord, I came to see your mother"])
+    logits, cache = model.run_with_cache(tokens)
+    final = cache["resid_post", -1][:, -1]
+    scaled = cache.apply_ln_to_stack(final, layer=-1, pos_slice=-1)
+    torch.testing.assert_close(scaled @ model.W_U + model.folded_b_U, logits[:, -1], atol=1e-3, rtol=1e-3)
+    for rows in (1, [1], (1, 2)):
+        chosen = cache.apply_ln_to_stack(final, layer=-1, pos_slice=-1, batch_slice=rows)
+        assert torch.equal(chosen, Slice(rows).apply(scaled))
