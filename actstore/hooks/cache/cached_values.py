@@ -133,7 +133,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return self._with(copy.deepcopy(self.cache_dict, memo))
 
     def __getstate__(self) -> dict[str, Any]:
-        """What ``torch.save`` and ``pickle`` keep: everything but the model; set ``cache.model`` after loading."""
+        """What ``torch.save`` keeps: everything but the model; set ``cache.model`` after loading."""
         return {**vars(self), "model": None, "_derivation": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:

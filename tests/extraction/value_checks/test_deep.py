@@ -98,7 +98,7 @@ def test_rows_count_once_and_only_they_are_read(extracted: Extracted) -> None:
     assert read == {(hook, row) for hook in HOOKS for row in (2, 33, 34, 70)}
     assert extracted.check([]).n_rows == 0
     for row in (-1, extracted.store.plan.n_sequences):
-        with pytest.raises(IndexError, match=f"row {row} is out of bounds"):
+        with pytest.raises(IndexError, match=f"sequence {row} is out of bounds"):
             extracted.check([0, row])
 
 
