@@ -40,6 +40,12 @@ def assert_shown(printed: str, shown: str) -> None:
         assert float(number) == pytest.approx(float(wanted), abs=max(1.1 * unit, 0.01 * bool(unit))), printed
 
 
+def test_tour(smollm2: Path) -> None:
+    names = run_page("tour.md", smollm2)
+    assert names["by_layer"].argmax() == 30
+    assert names["whole"].shape[-2:] == (49152, 49152)
+
+
 def test_indirect_objects(smollm2: Path) -> None:
     names = run_page("ioi.md", smollm2)
     assert names["difference"].min() > 4
