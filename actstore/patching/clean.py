@@ -34,9 +34,8 @@ def clean_values(
         PatchError: there are other prompts or positions than the corrupted ones.
     """
     names = {layer: join(layer, leaf) for layer in layers}
-    if are_prompts(clean):
-        tokens = prompt_ids(model, clean, "clean")
-        check_lengths(tokens.shape, shape)
+    tokens = prompts_of(model, clean, shape)
+    if tokens is not None:
         _, clean = model.run_with_cache(tokens, names_filter=list(names.values()), return_type=None)
     values = {}
     missing = []
@@ -57,6 +56,24 @@ def clean_values(
             f"run it, or extract, with names_filter='blocks.*.{leaf}'"
         )
     return values.__getitem__
+
+
+def prompts_of(model: HookedModel, clean: Any, shape: "torch.Size") -> "torch.Tensor | None":
+    """The clean prompts as ids [prompt, position]; None if the clean side is a cache.
+
+    Args:
+        model: the model, whose tokenizer reads text.
+        clean: see `Clean`.
+        shape: (prompts, positions) of the corrupted prompts.
+
+    Raises:
+        PatchError: there are other prompts or positions than the corrupted ones.
+    """
+    if not are_prompts(clean):
+        return None
+    tokens = prompt_ids(model, clean, "clean")
+    check_lengths(tokens.shape, shape)
+    return tokens
 
 
 def check_lengths(clean: "torch.Size", corrupted: "torch.Size") -> None:

@@ -9,11 +9,11 @@ from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.naming.names import split
 from actstore.memory import free_nbytes
-from actstore.patching.clean import check_lengths, clean_values
+from actstore.patching.clean import clean_values, prompts_of
 from actstore.patching.engine.cells import PATTERNS, Cells
 from actstore.patching.engine.computed import Progress, computed
 from actstore.patching.engine.metric import Metric, measured, positions_of
-from actstore.patching.prompts import are_prompts, prompt_ids
+from actstore.patching.prompts import prompt_ids
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _POSITIONS: Final = ("pos", "dest_pos")
 _HEADS: Final = ("head", "head_index")
+_NEURON: Final = "neuron"
 _KV_LEAVES: Final = ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
 _SHARE_OF_MEMORY: Final = 0.125
 _LEAST_TOKENS: Final = 4096
@@ -50,7 +51,7 @@ def grid(
         metric: takes logits [prompt, position, d_vocab], and gives one number, or one for each prompt.
         hook: what is patched, in TransformerLens' shorthand: ``resid_pre``, ``z``, ``q``, ``pattern``, ``mlp_out``, ...
         axes: the axes of the grid: ``layer``, and ``pos`` (each position by itself; otherwise all at once), ``head``,
-            and for patterns ``dest_pos`` and ``src_pos``.
+            for patterns ``dest_pos`` and ``src_pos``, and ``neuron`` for those of the MLP.
         positions: positions whose logits the metric needs, such as -1, for logits [prompt, len(positions), d_vocab];
             None for all. The last one bounds what has to be computed.
         max_tokens: tokens on the way at once, which bounds memory; None for an eighth of what is free.
@@ -64,16 +65,12 @@ def grid(
         TokensError: prompts are neither text nor ids of this model.
     """
     began = time.perf_counter()
-    if not model.has_head:
-        raise ModelError(
-            "this model was loaded without its head, so there are no logits to measure; load it with one"
-        )
-    tokens = prompt_ids(model, corrupted, "corrupted")
-    leaf = _leaf(model, hook)
-    sizes = _sizes(model, leaf, axes, tokens.shape[1])
+    tokens = tokens_of(model, corrupted)
+    leaf = leaf_of(model, hook)
+    sizes = sizes_of(model, leaf, axes, tokens.shape[1])
     chosen = positions_of(positions, tokens.shape[1])
     new = clean_values(model, clean, leaf, range(model.cfg.n_layers), tokens.shape)
-    cells = _cells(leaf, axes, sizes, tokens.shape[1], new)
+    cells = cells_of(leaf, axes, sizes, tokens.shape[1], new)
     result = computed(
         model,
         tokens,
@@ -85,21 +82,33 @@ def grid(
         progress=progress,
     )
     values = result.numbers.float().T.reshape(-1, *sizes)
-    labels = [Axis(name, _labels(model, name, size, tokens)) for name, size in zip(axes, sizes, strict=True)]
-    if len(values) > 1:
-        labels.insert(0, Axis("prompt", tuple(map(str, range(len(values))))))
     return PatchResult(
         values=values if len(values) > 1 else values[0],
-        axes=tuple(labels),
+        axes=labelled(model, axes, sizes, tokens, len(values)),
         hook=hook,
         model_name=model.cfg.model_name,
         corrupted=result.corrupted.float().squeeze(),
-        clean=_clean_metric(model, clean, metric, chosen, tokens.shape),
+        clean=clean_metric(model, clean, metric, chosen, tokens.shape),
         engine=result.engine,
         noise_floor=result.noise_floor,
         n_skipped=result.n_skipped,
         seconds=time.perf_counter() - began,
     )
+
+
+def tokens_of(model: HookedModel, corrupted: "torch.Tensor | str | Sequence[str]") -> "torch.Tensor":
+    """The corrupted prompts as ids [prompt, position], on the device of the model.
+
+    Raises:
+        ModelError: the model has no head.
+        PatchError: texts have different numbers of tokens.
+        TokensError: they are neither text nor ids of this model.
+    """
+    if not model.has_head:
+        raise ModelError(
+            "this model was loaded without its head, so there are no logits to measure; load it with one"
+        )
+    return prompt_ids(model, corrupted, "corrupted")
 
 
 def default_tokens(model: HookedModel) -> int:
@@ -110,7 +119,7 @@ def default_tokens(model: HookedModel) -> int:
     return min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)
 
 
-def _leaf(model: HookedModel, hook: str) -> str:
+def leaf_of(model: HookedModel, hook: str) -> str:
     """The leaf of a hook that is given in shorthand, such as ``z``, or as a leaf, such as ``ln1.hook_scale``."""
     point = BY_LEAF.get(hook)
     if point is not None and not point.in_layer:
@@ -119,7 +128,7 @@ def _leaf(model: HookedModel, hook: str) -> str:
     return leaf
 
 
-def _sizes(model: HookedModel, leaf: str, axes: Sequence[str], length: int) -> list[int]:
+def sizes_of(model: HookedModel, leaf: str, axes: Sequence[str], length: int) -> list[int]:
     """The size of each axis of a grid."""
     has_heads = bool({"head", "kv_head"} & set(BY_LEAF[leaf].axes))
     allowed = {"layer": model.cfg.n_layers, "pos": length, "dest_pos": length}
@@ -128,6 +137,8 @@ def _sizes(model: HookedModel, leaf: str, axes: Sequence[str], length: int) -> l
         allowed |= dict.fromkeys(_HEADS, n_heads)
     if leaf in PATTERNS:
         allowed["src_pos"] = length
+    if "d_mlp" in BY_LEAF[leaf].axes and model.cfg.d_mlp is not None:
+        allowed[_NEURON] = model.cfg.d_mlp
     wrong = [axis for axis in axes if axis not in allowed]
     if wrong or not axes or axes[0] != "layer" or len(set(axes)) != len(axes):
         raise PatchError(
@@ -137,7 +148,7 @@ def _sizes(model: HookedModel, leaf: str, axes: Sequence[str], length: int) -> l
     return [allowed[axis] for axis in axes]
 
 
-def _cells(leaf: str, axes: Sequence[str], sizes: Sequence[int], length: int, new: Any) -> Cells:
+def cells_of(leaf: str, axes: Sequence[str], sizes: Sequence[int], length: int, new: Any) -> Cells:
     """All cells of a grid, the last axis fastest."""
     import torch
 
@@ -155,9 +166,20 @@ def _cells(leaf: str, axes: Sequence[str], sizes: Sequence[int], length: int, ne
         layers=layers,
         starts=torch.zeros_like(layers) if position is None else position,
         stops=torch.full_like(layers, length) if position is None else position + 1,
-        heads=next((columns[axis] for axis in _HEADS if axis in columns), None),
+        heads=next((columns[axis] for axis in (*_HEADS, _NEURON) if axis in columns), None),
         sources=columns.get("src_pos"),
         new=new,
+    )
+
+
+def labelled(
+    model: HookedModel, axes: Sequence[str], sizes: Sequence[int], tokens: "torch.Tensor", n_numbers: int
+) -> tuple[Axis, ...]:
+    """The axes of a grid with a label for each index, after an axis of prompts if each of them has a number."""
+    prompts = [Axis("prompt", tuple(map(str, range(n_numbers))))] if n_numbers > 1 else []
+    return (
+        *prompts,
+        *(Axis(name, _labels(model, name, size, tokens)) for name, size in zip(axes, sizes, strict=True)),
     )
 
 
@@ -168,12 +190,11 @@ def _labels(model: HookedModel, axis: str, size: int, tokens: "torch.Tensor") ->
     return tuple(map(str, range(size)))
 
 
-def _clean_metric(
+def clean_metric(
     model: HookedModel, clean: Any, metric: Metric, positions: list[int], shape: "torch.Size"
 ) -> "torch.Tensor | None":
     """The metric of the clean run, if its prompts are known."""
-    if not are_prompts(clean):
+    tokens = prompts_of(model, clean, shape)
+    if tokens is None:
         return None
-    tokens = prompt_ids(model, clean, "clean")
-    check_lengths(tokens.shape, shape)
     return measured(metric, model(tokens)[:, positions]).float().squeeze()

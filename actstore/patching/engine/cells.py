@@ -44,7 +44,7 @@ class Cells:
     stops: "torch.Tensor"
     """The position behind the last one [cell]."""
     heads: "torch.Tensor | None"
-    """The head whose value each cell replaces [cell]; None for the values of all heads, or without heads."""
+    """The head, or neuron, whose value each cell replaces [cell]; None for the values of all of them."""
     sources: "torch.Tensor | None"
     """For patterns, the source position that each cell replaces [cell]; None for all."""
     new: Callable[[int], "torch.Tensor"]
@@ -104,4 +104,6 @@ def _by_position(cells: Cells, numbers: "torch.Tensor", differs: "torch.Tensor")
         return differs.gather(-1, heads)[..., 0]
     if cells.heads is None:
         return differs.flatten(2).any(-1).expand(len(numbers), *differs.shape[:2])
-    return differs.flatten(3).any(-1)[..., cells.heads[numbers]].movedim(-1, 0)
+    if differs.ndim > 3:  # heads have features, neurons are single numbers
+        differs = differs.flatten(3).any(-1)
+    return differs[..., cells.heads[numbers]].movedim(-1, 0)

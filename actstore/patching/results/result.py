@@ -1,7 +1,8 @@
 """What a patching experiment gives: numbers with their axes, and what is needed to judge them."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -89,16 +90,21 @@ class PatchResult:
         columns = {"value": self.values, "difference": self.difference}
         if self._has_effect:
             columns["effect"] = self.effect
-        write_table(Path(path), vars(self), columns)
+        write_table(Path(path), vars(self), {**columns, **self._own_columns})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `to_parquet` wrote.
 
         Raises:
-            PatchError: the file is not such a table.
+            PatchError: the file is not such a table, or it is one of another kind of result.
         """
-        return cls(**read_table(Path(path)))
+        read = read_table(Path(path))
+        names = {field.name for field in fields(cls)}
+        if read.keys() != names:
+            kind = "Estimate" if "method" in read else "PatchResult"
+            raise PatchError(f"{path} holds another kind of result; read it with patching.{kind}.load")
+        return cls(**read)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw a heat map of the effects, layers upwards, and write it as PNG if there is a path.
@@ -124,6 +130,11 @@ class PatchResult:
             f"<PatchResult {self.hook} of {self.model_name}: {shape}, {self.engine}, {self.seconds:.2f} s, noise floor "
             f"{self.noise_floor:.1g}>"
         )
+
+    @property
+    def _own_columns(self) -> "Mapping[str, torch.Tensor]":
+        """Columns of the table beside those of every result, each shaped like ``values``."""
+        return {}
 
     @property
     def _has_effect(self) -> bool:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _KEY: Final = b"actstore.patching"
 _PLAIN: Final = ("hook", "model_name", "engine", "noise_floor", "n_skipped", "seconds")
+_OF_ESTIMATES: Final = ("method", "n_sampled", "correlation", "recall")
 
 
 def write_table(path: Path, fields: Mapping[str, Any], columns: "Mapping[str, torch.Tensor]") -> None:
@@ -38,7 +39,7 @@ def write_table(path: Path, fields: Mapping[str, Any], columns: "Mapping[str, to
             index.astype(np.int32), pa.array(axis.labels, pa.string())
         )
     table |= {name: numbers.flatten().cpu().numpy() for name, numbers in columns.items()}
-    document = {name: fields[name] for name in _PLAIN}
+    document = {name: fields[name] for name in (*_PLAIN, *_OF_ESTIMATES) if name in fields}
     document["axes"] = [[axis.name, list(axis.labels)] for axis in axes]
     document |= {
         name: None if fields[name] is None else fields[name].tolist() for name in ("corrupted", "clean")
@@ -70,12 +71,17 @@ def read_table(path: Path) -> dict[str, Any]:
         shape = tuple(len(axis.labels) for axis in axes)
         values = torch.from_numpy(table["value"].to_numpy().astype(np.float32)).view(shape)
         clean = document["clean"]
+        own: dict[str, Any] = {name: document[name] for name in _OF_ESTIMATES if name in document}
+        if own:
+            own["estimate"] = torch.from_numpy(table["estimate"].to_numpy().astype(np.float32)).view(shape)
+            own["is_exact"] = torch.from_numpy(table["is_exact"].to_numpy().astype(np.bool_)).view(shape)
         return {
             "values": values,
             "axes": axes,
             "corrupted": torch.tensor(document["corrupted"]),
             "clean": None if clean is None else torch.tensor(clean),
             **{name: document[name] for name in _PLAIN},
+            **own,
         }
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise PatchError(f"{path} is damaged as a result of patching: {reason(error)}") from error
