@@ -1,10 +1,13 @@
 """Activation patching: what a model answers if values of one run are put into another.
 
 `grid` patches every cell of a grid and gives a `PatchResult`. The functions of ``transformer_lens.patching`` are here
-under their names. `attribution` estimates grids, in two forwards and one backward pass.
+under their names. `attribution` estimates grids, and `edge_scores` edges between parts, in two forwards
+and one backward pass.
 """
 
 from actstore.patching.estimates.attribution import attribution
+from actstore.patching.estimates.edge_result import Edge, EdgeScores
+from actstore.patching.estimates.edge_scores import edge_scores
 from actstore.patching.estimates.estimate import Estimate
 from actstore.patching.functions import (
     generic_activation_patch,
@@ -41,9 +44,12 @@ from actstore.patching.results.result import PatchResult
 
 __all__ = [
     "Axis",
+    "Edge",
+    "EdgeScores",
     "Estimate",
     "PatchResult",
     "attribution",
+    "edge_scores",
     "generic_activation_patch",
     "get_act_patch_attn_head_all_pos_every",
     "get_act_patch_attn_head_by_pos_every",

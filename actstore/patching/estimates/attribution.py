@@ -170,12 +170,12 @@ class _Grid:
             step = torch.where(differs, new.float() - old.float(), 0.0)
             layers.append(self._reduced(step * corrupted.gradients[name].float()))
             changes.append(self._reduced(differs.float()).sum(0) > 0)
-        products = torch.stack(layers, 1).flatten(2)  # [prompt, layer, cell of a layer]
+        products = torch.stack(layers, 1)  # [prompt, layer, cell of a layer]
         numbers = products if n_numbers > 1 else products.sum(0, keepdim=True)
         return numbers.flatten(1).double().cpu(), torch.stack(changes).flatten().cpu()
 
     def _reduced(self, products: "torch.Tensor") -> "torch.Tensor":
-        """Products summed over what is no axis of the grid, with its axes in their order [prompt, axis, ...]."""
+        """Products summed over what is no axis of the grid [prompt, cell of the layer], the last axis fastest."""
         places = []
         for axis in self.axes[1:]:
             own = BY_LEAF[self.leaf].axes
@@ -183,7 +183,8 @@ class _Grid:
             places.append(1 + place)
         rest = [place for place in range(1, products.ndim) if place not in places]
         moved = products.permute(0, *places, *rest)
-        return moved.flatten(1 + len(places)).sum(-1) if rest else moved
+        sums = moved.flatten(1 + len(places)).sum(-1) if rest else moved
+        return sums.reshape(len(products), -1)
 
     def computed(
         self,
