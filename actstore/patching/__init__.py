@@ -3,6 +3,8 @@
 `grid` patches every cell of a grid and gives a `PatchResult`. The functions of ``transformer_lens.patching`` are here
 under their names. `attribution` estimates grids, and `edge_scores` edges between parts, in two forwards
 and one backward pass.
+`grid` patches every cell of a grid and gives a `PatchResult`, and so does `path_patch` for what parts of the model send
+directly to others. The functions of ``transformer_lens.patching`` are here under their names.
 """
 
 from actstore.patching.estimates.attribution import attribution
@@ -39,6 +41,11 @@ from actstore.patching.functions import (
     make_df_from_ranges,
 )
 from actstore.patching.grid import grid
+from actstore.patching.paths.direct_path import (
+    get_act_patch_direct_path,
+    get_act_patch_direct_path_all_sources,
+)
+from actstore.patching.paths.path_patch import path_patch
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
 
@@ -66,6 +73,8 @@ __all__ = [
     "get_act_patch_attn_head_v_by_pos",
     "get_act_patch_attn_out",
     "get_act_patch_block_every",
+    "get_act_patch_direct_path",
+    "get_act_patch_direct_path_all_sources",
     "get_act_patch_mlp_out",
     "get_act_patch_resid_mid",
     "get_act_patch_resid_post",
@@ -78,4 +87,5 @@ __all__ = [
     "layer_pos_head_vector_patch_setter",
     "layer_pos_patch_setter",
     "make_df_from_ranges",
+    "path_patch",
 ]

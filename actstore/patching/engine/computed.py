@@ -68,7 +68,7 @@ def computed(
         PatchError: the metric gives something else than numbers.
         ModelError: ``packed rows`` was asked for, and this model cannot be run so.
     """
-    reason = "" if engine == "whole rows" else _why_whole(model)
+    reason = "" if engine == "whole rows" else why_whole(model)
     if reason and engine == "packed rows":
         raise ModelError(f"this model cannot be run as packed rows: {reason}")
     if engine != "whole rows" and not reason:
@@ -82,13 +82,30 @@ def computed(
     return _whole(model, tokens, cells, metric, positions, max_tokens, progress, name)
 
 
-def _why_whole(model: HookedModel) -> str:
+def why_whole(model: HookedModel) -> str:
     """Why a model cannot be run as packed rows; empty if it can."""
     if model.has_functions:
         return "there are functions on its hooks"
     if model.architecture.attention is None:
         return f"only the residual stream of a {model.cfg.model_type} model is known"
     return ""
+
+
+def check_drift(model: HookedModel, drift: float) -> None:
+    """Check that unpatched rows ended where the recorded run did.
+
+    Args:
+        model: the model.
+        drift: their distance, as a share of the norm.
+
+    Raises:
+        ModelError: they did not, so packed rows are not exact for this model.
+    """
+    if not drift <= _DRIFT.get(str(model.dtype), _DRIFT_OF_HALVES):
+        raise ModelError(
+            f"unpatched rows ended {drift:.1g} of their norm away from the whole forward, so layers of this "
+            f"{model.cfg.model_type} model join positions outside of attention"
+        )
 
 
 def _packed(
@@ -107,13 +124,8 @@ def _packed(
         corrupted = measured(metric, run.logits[:, list(positions)], is_in_turn=True)
         numbers = corrupted.repeat(len(cells), 1)
         noise = 0.0
-        allowed = _DRIFT.get(str(model.dtype), _DRIFT_OF_HALVES)
         for part, swept in sweep(run, cells, changed, metric, positions, max_tokens):
-            if not swept.drift <= allowed:
-                raise ModelError(
-                    f"unpatched rows ended {swept.drift:.1g} of their norm away from the whole forward, so layers of "
-                    f"this {model.cfg.model_type} model join positions outside of attention"
-                )
+            check_drift(model, swept.drift)
             numbers[part] = swept.numbers
             noise = max(noise, float((swept.controls - corrupted).abs().max()))
             if progress is not None:

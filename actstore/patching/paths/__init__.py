@@ -1,0 +1,1 @@
+"""Path patching: what reaches one part of a model directly from another."""
