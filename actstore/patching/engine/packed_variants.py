@@ -25,18 +25,24 @@ class VariantEdit:
     """The hook, such as ``attn.hook_q``: one within a layer, not an attention pattern."""
     head: int | None
     """The head whose value is replaced; None for the whole value."""
-    value: "torch.Tensor"
-    """What is put in [prompt, position, ...], without an axis of heads if there is a head."""
     start: int
-    """First position where it differs from the corrupted run in any prompt."""
+    """First position whose value is replaced."""
+    value: "torch.Tensor"
+    """What is put in [prompt, position from ``start`` on, ...], without an axis of heads if there is a head."""
 
-    def put(self, rows: "torch.Tensor", start: int) -> None:
-        """Edit values [prompt, position, ...], which begin at position ``start``, in place."""
-        new = self.value[:, start : start + rows.shape[1]]
-        if self.head is None:
-            rows.copy_(new)
-        else:
-            rows[:, :, self.head] = new
+    def put(self, rows: "torch.Tensor", first: int) -> None:
+        """Edit values [prompt, position, ...], which begin at a position up to ``start``, in place.
+
+        Args:
+            rows: the values.
+            first: their first position.
+        """
+        edited = rows[:, self.start - first :]
+        n_positions = min(edited.shape[1], self.value.shape[1])
+        edited = edited[:, :n_positions]
+        if self.head is not None:
+            edited = edited[:, :, self.head]
+        edited.copy_(self.value[:, :n_positions])
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """Variants of a run with several edits each, such as the receivers of a path: what each replaces, and by what."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from actstore.errors import ModelError
 from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
-from actstore.patching.engine.computed import Computed, Progress, check_drift, why_whole
+from actstore.hooks.packing.packed_run import PackedRun
+from actstore.patching.engine.computed import Computed, Progress
 from actstore.patching.engine.metric import Metric, measured
 from actstore.patching.engine.packed_variants import VariantEdit, packed_variants
 
@@ -16,19 +15,48 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What all variants share."""
+def packed(
+    run: PackedRun,
+    edits: Sequence[Sequence[VariantEdit]],
+    metric: Metric,
+    positions: Sequence[int],
+    *,
+    max_tokens: int,
+    check_drift: Callable[[float], None],
+    progress: Progress | None = None,
+) -> Computed:
+    """Compute variants as packed rows.
 
-    model: HookedModel
-    tokens: "torch.Tensor"
-    metric: Metric
-    positions: list[int]
-    max_tokens: int
-    progress: Progress | None
+    Args:
+        run: the corrupted run.
+        edits: the edits of each variant, made together; one without edits has exactly the metric of the corrupted run.
+        metric: takes logits of ``positions`` [prompt, position, d_vocab].
+        positions: positions that the metric sees.
+        max_tokens: the most tokens that are on the way at once.
+        check_drift: called with the distance of unpatched rows from the recorded run, as a share of their norm.
+        progress: called after each part.
+
+    Raises:
+        PatchError: the metric gives something else than numbers.
+    """
+    chosen = list(positions)
+    corrupted = measured(metric, run.logits[:, chosen], is_in_turn=True)
+    numbers = corrupted.repeat(len(edits), 1)
+    # An edit behind the last position that the metric sees is not seen.
+    moved = [number for number, its in enumerate(edits) if any(edit.start <= max(chosen) for edit in its)]
+    noise = 0.0
+    done = 0
+    for part, swept in packed_variants(run, edits, moved, metric, chosen, max_tokens):
+        check_drift(swept.drift)
+        numbers[part] = swept.numbers
+        noise = max(noise, float((swept.controls - corrupted).abs().max()))
+        done += len(part)
+        if progress is not None:
+            progress(done, len(edits))
+    return Computed(numbers, corrupted, "packed rows", noise, len(edits) - len(moved))
 
 
-def variants(
+def whole(
     model: HookedModel,
     tokens: "torch.Tensor",
     edits: Sequence[Sequence[VariantEdit]],
@@ -36,81 +64,42 @@ def variants(
     positions: Sequence[int],
     *,
     max_tokens: int,
-    engine: str | None = None,
     progress: Progress | None = None,
 ) -> Computed:
-    """Run the prompts once for each variant, with its edits made together.
+    """Compute variants as whole rows, several in one forward where they fit into ``max_tokens`` tokens.
 
     Args:
-        model: the model.
+        model: the model; functions on its hooks are called.
         tokens: corrupted prompts, ids [prompt, position].
-        edits: the edits of each variant; one without edits has exactly the metric of the corrupted run.
+        edits: the edits of each variant, made together.
         metric: takes logits of ``positions`` [prompt, position, d_vocab].
         positions: positions that the metric sees.
-        max_tokens: the most tokens that are on the way at once.
-        engine: ``packed rows`` or ``whole rows``; None for the first where it is exact.
+        max_tokens: tokens of one forward, at least those of one variant.
         progress: called after each part.
-
-    Returns:
-        The metric of each variant.
 
     Raises:
         PatchError: the metric gives something else than numbers.
-        ModelError: ``packed rows`` was asked for, and this model cannot be run so.
     """
-    task = _Task(model, tokens, metric, list(positions), max_tokens, progress)
-    reason = "" if engine == "whole rows" else why_whole(model)
-    if reason and engine == "packed rows":
-        raise ModelError(f"this model cannot be run as packed rows: {reason}")
-    if engine != "whole rows" and not reason:
-        try:
-            return _packed(task, edits)
-        except ModelError as error:
-            if engine == "packed rows":
-                raise
-            reason = str(error)
-    return _whole(task, edits, f"whole rows: {reason}" if reason else "whole rows")
-
-
-def _packed(task: _Task, edits: Sequence[Sequence[VariantEdit]]) -> Computed:
-    done = 0
-    noise = 0.0
-    stop = max(task.positions) + 1
-    with task.model.packed_run(task.tokens) as run:
-        corrupted = measured(task.metric, run.logits[:, task.positions], is_in_turn=True)
-        numbers = corrupted.repeat(len(edits), 1)
-        # An edit behind the last position that the metric sees is not seen.
-        moved = [number for number, its in enumerate(edits) if any(edit.start < stop for edit in its)]
-        for part, swept in packed_variants(run, edits, moved, task.metric, task.positions, task.max_tokens):
-            check_drift(task.model, swept.drift)
-            numbers[part] = swept.numbers
-            noise = max(noise, float((swept.controls - corrupted).abs().max()))
-            done += len(part)
-            if task.progress is not None:
-                task.progress(done, len(edits))
-    return Computed(numbers, corrupted, "packed rows", noise, len(edits) - len(moved))
-
-
-def _whole(task: _Task, edits: Sequence[Sequence[VariantEdit]], name: str) -> Computed:
     import torch
 
-    corrupted = measured(task.metric, task.model(task.tokens)[:, task.positions])
+    chosen = list(positions)
+    corrupted = measured(metric, model(tokens)[:, chosen])
     numbers = corrupted.repeat(len(edits), 1)
     moved = [number for number, its in enumerate(edits) if its]
-    n_at_once = max(1, task.max_tokens // task.tokens.numel())
+    n_at_once = max(1, max_tokens // tokens.numel())
     for first in range(0, len(moved), n_at_once):
         part = moved[first : first + n_at_once]
-        hooks = list(_functions([edits[number] for number in part], len(task.tokens)))
-        logits = task.model.run_with_hooks(task.tokens.repeat(len(part), 1), fwd_hooks=hooks)
-        by_variant = logits[:, task.positions].unflatten(0, (len(part), -1))
-        numbers[part] = torch.stack([measured(task.metric, its_logits) for its_logits in by_variant])
-        if task.progress is not None:
-            task.progress(first + len(part), len(edits))
+        hooks = list(_functions([edits[number] for number in part], len(tokens)))
+        logits = model.run_with_hooks(tokens.repeat(len(part), 1), fwd_hooks=hooks)[:, chosen]
+        by_variant = logits.view(len(part), len(tokens), *logits.shape[1:])
+        numbers[part] = torch.stack([measured(metric, its_logits) for its_logits in by_variant])
+        if progress is not None:
+            progress(first + len(part), len(edits))
     noise = 0.0
     if moved:
-        again = task.model(task.tokens.repeat(min(n_at_once, len(moved)), 1))[: len(task.tokens)]
-        noise = float((measured(task.metric, again[:, task.positions]) - corrupted).abs().max())
-    return Computed(numbers, corrupted, name, noise, len(edits) - len(moved))
+        again = model(tokens.repeat(min(n_at_once, len(moved)), 1))[: len(tokens), chosen]
+        noise = float((measured(metric, again) - corrupted).abs().max())
+    return Computed(numbers, corrupted, "whole rows", noise, len(edits) - len(moved))
 
 
 def _functions(edits: Sequence[Sequence[VariantEdit]], n_prompts: int) -> "Iterator[tuple[str, _Edit]]":

@@ -1,24 +1,28 @@
 """Path patching: the effect of what some parts of a model send directly to others."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.errors import PatchError
+from actstore.errors import ModelError, PatchError
 from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.names import join
 from actstore.patching.clean import clean_values
-from actstore.patching.engine.computed import Computed, Progress
+from actstore.patching.engine.computed import Computed, Progress, check_drift, why_whole
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
-from actstore.patching.engine.variants import variants
+from actstore.patching.engine.variants import packed, whole
 from actstore.patching.grid import clean_metric, default_tokens
-from actstore.patching.paths.arriving import CleanOf, arriving
+from actstore.patching.paths.arrived import Arrived, Clean
 from actstore.patching.paths.nodes import (
     ReceiverGroups,
     SenderGroups,
     receiver_groups,
     sender_groups,
 )
+from actstore.patching.paths.packed_arriving import Corrupted, packed_arriving
+from actstore.patching.paths.whole_arriving import whole_arriving
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
 
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 _TOKENS_AT_ONCE: Final = 4096
-"""Tokens of one run with frozen heads and MLPs; at least those of one group of senders."""
+"""Tokens of the groups of senders that are computed together, at least those of one."""
 _VALUES_BYTES: Final = 256 << 20
 """Bytes of what arrives at receivers that are kept at once."""
 
@@ -132,77 +136,143 @@ class _Task:
         self._is_parallel = model.architecture.is_parallel(model.cfg.original)
         heads = sorted({s.layer for group in senders for s in group if s.head is not None})
         mlps = sorted({s.layer for group in senders for s in group if s.head is None})
-        self._z: CleanOf = clean_values(model, clean, "attn.hook_z", heads, tokens.shape) if heads else _none
-        self._mlp: CleanOf = clean_values(model, clean, "hook_mlp_out", mlps, tokens.shape) if mlps else _none
+        self._layers_sending = {"attn.hook_z": heads, "hook_attn_out": heads, "hook_mlp_out": mlps}
+
+        def clean_of(leaf: str, layers: list[int]) -> "Callable[[int], torch.Tensor]":
+            return clean_values(model, clean, leaf, layers, tokens.shape) if layers else _of_no_sender
+
+        self._clean = Clean(clean_of("attn.hook_z", heads), clean_of("hook_mlp_out", mlps))
 
     def computed(self, max_tokens: int, engine: str | None, progress: Progress | None) -> Computed:
-        import torch
+        """All cells, receivers fastest."""
+        reason = "" if engine == "whole rows" else why_whole(self._model)
+        if reason and engine == "packed rows":
+            raise ModelError(f"this model cannot be run as packed rows: {reason}")
+        if engine != "whole rows" and not reason:
+            try:
+                return self._packed(max_tokens, progress)
+            except ModelError as error:
+                if engine == "packed rows":
+                    raise
+                reason = str(error)
+        computed = self._whole(max_tokens, progress)
+        return replace(computed, engine=f"whole rows: {reason}") if reason else computed
 
-        n_at_once = max(1, min(_TOKENS_AT_ONCE // self._tokens.numel() - 1, _VALUES_BYTES // self._nbytes()))
-        n_receivers = len(self._receivers)
+    def _packed(self, max_tokens: int, progress: Progress | None) -> Computed:
+        corrupted = self._corrupted()
+        stop = max(self.positions) + 1
+
+        def check(drift: float) -> None:
+            check_drift(self._model, drift)
+
+        with self._model.packed_run(self._tokens) as run:
+            recorded = run.logits[:, self.positions]
+
+            def logits_of(arrived: Arrived, number: int) -> "torch.Tensor":
+                if arrived.logits is None:
+                    return recorded
+                logits = recorded.clone()
+                for index, position in enumerate(self.positions):
+                    if position >= arrived.start:
+                        logits[:, index] = arrived.logits[number, :, position - arrived.start]
+                return logits
+
+            parts = []
+            for first, groups in self._parts():
+                arrived = packed_arriving(
+                    run, groups, self._every, self._clean, corrupted, stop, check_drift=check
+                )
+                computed = packed(
+                    run,
+                    self._edits(arrived, groups),
+                    self._metric,
+                    self.positions,
+                    max_tokens=max_tokens,
+                    check_drift=check,
+                    progress=self._progress_from(first, progress),
+                )
+                parts.append(self._with_logits(computed, arrived, groups, logits_of, is_in_turn=True))
+        return _joined(parts)
+
+    def _whole(self, max_tokens: int, progress: Progress | None) -> Computed:
+        def logits_of(arrived: Arrived, number: int) -> "torch.Tensor":
+            assert arrived.logits is not None
+            return arrived.logits[number][:, self.positions]
+
         parts = []
+        for first, groups in self._parts():
+            arrived = whole_arriving(self._model, self._tokens, groups, self._every, self._clean)
+            computed = whole(
+                self._model,
+                self._tokens,
+                self._edits(arrived, groups),
+                self._metric,
+                self.positions,
+                max_tokens=max_tokens,
+                progress=self._progress_from(first, progress),
+            )
+            parts.append(self._with_logits(computed, arrived, groups, logits_of, is_in_turn=False))
+        return _joined(parts)
+
+    def _parts(self) -> Iterator[tuple[int, SenderGroups]]:
+        """(number of the first group of senders, groups that are computed together)."""
+        n_at_once = max(1, min(_TOKENS_AT_ONCE // self._tokens.numel() - 1, _VALUES_BYTES // self._nbytes()))
         for first in range(0, len(self._senders), n_at_once):
-            groups = self._senders[first : first + n_at_once]
+            yield first, self._senders[first : first + n_at_once]
 
-            def progressed(done: int, _total: int, first: int = first) -> None:
-                assert progress is not None
-                progress(first * n_receivers + done, len(self._senders) * n_receivers)
+    def _edits(self, arrived: Arrived, groups: SenderGroups) -> list[list[VariantEdit]]:
+        """The edits of each cell; logits have none."""
+        return [
+            [
+                VariantEdit(
+                    receiver.layer,
+                    receiver.leaf,
+                    receiver.head,
+                    arrived.start,
+                    arrived.values[receiver][number],
+                )
+                for receiver in receivers
+                if receiver in arrived.values
+                and any(receiver.is_reached_by(sender, self._is_parallel) for sender in senders)
+            ]
+            for number, senders in enumerate(groups)
+            for receivers in self._receivers
+        ]
 
-            parts.append(self._part(groups, max_tokens, engine, None if progress is None else progressed))
-        return Computed(
-            torch.cat([part.numbers for part in parts]),
-            parts[0].corrupted,
-            parts[0].engine,
-            max(part.noise_floor for part in parts),
-            sum(part.n_skipped for part in parts),
-        )
-
-    def _part(
-        self, groups: SenderGroups, max_tokens: int, engine: str | None, progress: Progress | None
+    def _with_logits(
+        self,
+        computed: Computed,
+        arrived: Arrived,
+        groups: SenderGroups,
+        logits_of: "Callable[[Arrived, int], torch.Tensor]",
+        *,
+        is_in_turn: bool,
     ) -> Computed:
-        """The cells of some groups of senders, receivers fastest."""
-        arrived, logits = arriving(self._model, self._tokens, groups, self._every, self._z, self._mlp)
-        edits: list[list[VariantEdit]] = []
-        by_logits: dict[int, int] = {}
-        for number, senders in enumerate(groups):
-            for receivers in self._receivers:
-                if receivers[0].what == "logits":
-                    by_logits[len(edits)] = number
-                    edits.append([])
-                    continue
-                its: list[VariantEdit] = []
-                for receiver in receivers:
-                    if not any(receiver.is_reached_by(sender, self._is_parallel) for sender in senders):
-                        continue
-                    value = arrived[receiver]
-                    start = value.start(number)
-                    if start is not None:
-                        its.append(
-                            VariantEdit(
-                                receiver.layer, receiver.leaf, receiver.head, value.values[number], start
-                            )
-                        )
-                edits.append(its)
-        computed = variants(
-            self._model,
-            self._tokens,
-            edits,
-            self._metric,
-            self.positions,
-            max_tokens=max_tokens,
-            engine=engine,
-            progress=progress,
-        )
-        for cell, number in by_logits.items():
-            assert logits is not None
-            computed.numbers[cell] = measured(self._metric, logits[number][:, self.positions])
-        return Computed(
-            computed.numbers,
-            computed.corrupted,
-            computed.engine,
-            computed.noise_floor,
-            computed.n_skipped - len(by_logits),
-        )
+        """Put in the metric of the cells whose receivers are the logits."""
+        n_cells = 0
+        for column, receivers in enumerate(self._receivers):
+            if receivers[0].what == "logits":
+                for number in range(len(groups)):
+                    logits = logits_of(arrived, number)
+                    cell = number * len(self._receivers) + column
+                    computed.numbers[cell] = measured(self._metric, logits, is_in_turn=is_in_turn)
+                    n_cells += 1
+        return replace(computed, n_skipped=computed.n_skipped - n_cells)
+
+    def _progress_from(self, first: int, progress: Progress | None) -> Progress | None:
+        """Progress over all cells, from that over cells of a part."""
+        if progress is None:
+            return None
+        n_receivers = len(self._receivers)
+        return lambda done, _total: progress(first * n_receivers + done, len(self._senders) * n_receivers)
+
+    def _corrupted(self) -> Corrupted:
+        """The values of the corrupted run that packed rows need."""
+        layers = {leaf: set(sending) for leaf, sending in self._layers_sending.items()}
+        layers["hook_attn_out"] |= {receiver.layer for receiver in self._every if receiver.what == "mlp"}
+        names = [join(layer, leaf) for leaf, its_layers in layers.items() for layer in sorted(its_layers)]
+        _, cache = self._model.run_with_cache(self._tokens, names_filter=names, return_type=None)
+        return lambda leaf, layer: cache[join(layer, leaf)]
 
     def _nbytes(self) -> int:
         """Bytes of what arrives at all receivers from one group of senders."""
@@ -212,5 +282,17 @@ class _Task:
         return int(self._tokens.numel() * width * self._model.dtype.itemsize)
 
 
-def _none(layer: int) -> "torch.Tensor":
+def _joined(parts: Sequence[Computed]) -> Computed:
+    import torch
+
+    return Computed(
+        torch.cat([part.numbers for part in parts]),
+        parts[0].corrupted,
+        parts[0].engine,
+        max(part.noise_floor for part in parts),
+        sum(part.n_skipped for part in parts),
+    )
+
+
+def _of_no_sender(layer: int) -> "torch.Tensor":
     raise AssertionError(layer)
