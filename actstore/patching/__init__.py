@@ -7,6 +7,7 @@ and one backward pass.
 directly to others. The functions of ``transformer_lens.patching`` are here under their names.
 """
 
+from actstore.patching.ablation.ablate import ablate
 from actstore.patching.estimates.attribution import attribution
 from actstore.patching.estimates.edge_result import Edge, EdgeScores
 from actstore.patching.estimates.edge_scores import edge_scores
@@ -55,6 +56,7 @@ __all__ = [
     "EdgeScores",
     "Estimate",
     "PatchResult",
+    "ablate",
     "attribution",
     "edge_scores",
     "generic_activation_patch",

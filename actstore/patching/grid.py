@@ -1,7 +1,8 @@
 """Grids of cells: one for each layer, and for each position, head or source position."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.errors import HookError, ModelError, PatchError
@@ -11,7 +12,7 @@ from actstore.hooks.naming.names import split
 from actstore.memory import free_nbytes
 from actstore.patching.clean import clean_values, prompts_of
 from actstore.patching.engine.cells import PATTERNS, Cells
-from actstore.patching.engine.computed import Progress, computed
+from actstore.patching.engine.computed import Computed, Progress, computed
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.prompts import prompt_ids
 from actstore.patching.results.panels import Axis
@@ -67,32 +68,97 @@ def grid(
     began = time.perf_counter()
     tokens = tokens_of(model, corrupted)
     leaf = leaf_of(model, hook)
-    sizes = sizes_of(model, leaf, axes, tokens.shape[1])
-    chosen = positions_of(positions, tokens.shape[1])
     new = clean_values(model, clean, leaf, range(model.cfg.n_layers), tokens.shape)
-    cells = cells_of(leaf, axes, sizes, tokens.shape[1], new)
+    result = replaced_grid(
+        model,
+        tokens,
+        new,
+        metric,
+        hook,
+        axes,
+        positions=positions,
+        max_tokens=max_tokens,
+        engine=engine,
+        progress=progress,
+    )
+    chosen = positions_of(positions, tokens.shape[1])
+    known = clean_metric(model, clean, metric, chosen, tokens.shape)
+    return replace(result, clean=known, seconds=time.perf_counter() - began)
+
+
+def replaced_grid(
+    model: HookedModel,
+    tokens: "torch.Tensor",
+    new: "Callable[[int], torch.Tensor]",
+    metric: Metric,
+    hook: str,
+    axes: Sequence[str],
+    *,
+    positions: "int | Sequence[int] | None" = None,
+    max_tokens: int | None = None,
+    engine: str | None = None,
+    progress: Progress | None = None,
+) -> PatchResult:
+    """A grid of cells that replace values by new ones, whatever these are.
+
+    Args:
+        model: the model.
+        tokens: ids [prompt, position].
+        new: gives the new values of a layer, shaped like those of the hook.
+        metric: takes logits [prompt, position, d_vocab], and gives one number, or one for each prompt.
+        hook: what is replaced.
+        axes: see `grid`, as for the other arguments.
+
+    Returns:
+        The result, with no clean metric.
+    """
+    began = time.perf_counter()
+    leaf = leaf_of(model, hook)
+    sizes = sizes_of(model, leaf, axes, tokens.shape[1])
     result = computed(
         model,
         tokens,
-        cells,
+        cells_of(leaf, axes, sizes, tokens.shape[1], new),
         metric,
-        chosen,
+        positions_of(positions, tokens.shape[1]),
         max_tokens=max_tokens or default_tokens(model),
         engine=engine,
         progress=progress,
     )
-    values = result.numbers.float().T.reshape(-1, *sizes)
+    labels = labelled(model, axes, sizes, tokens, 1)
+    return result_of(model, result, labels, hook, time.perf_counter() - began)
+
+
+def result_of(
+    model: HookedModel, computed_cells: Computed, axes: Sequence[Axis], hook: str, seconds: float
+) -> PatchResult:
+    """The result of cells that fill these axes, the last one fastest; an axis of prompts comes first if there are such.
+
+    Args:
+        model: the model.
+        computed_cells: the metric of the cells.
+        axes: their axes.
+        hook: what was replaced.
+        seconds: how long it took.
+
+    Returns:
+        The result, with no clean metric.
+    """
+    values = computed_cells.numbers.float().T.reshape(-1, *(len(axis.labels) for axis in axes))
+    labels = list(axes)
+    if len(values) > 1:
+        labels.insert(0, Axis("prompt", tuple(map(str, range(len(values))))))
     return PatchResult(
         values=values if len(values) > 1 else values[0],
-        axes=labelled(model, axes, sizes, tokens, len(values)),
+        axes=tuple(labels),
         hook=hook,
         model_name=model.cfg.model_name,
-        corrupted=result.corrupted.float().squeeze(),
-        clean=clean_metric(model, clean, metric, chosen, tokens.shape),
-        engine=result.engine,
-        noise_floor=result.noise_floor,
-        n_skipped=result.n_skipped,
-        seconds=time.perf_counter() - began,
+        corrupted=computed_cells.corrupted.float().squeeze(),
+        clean=None,
+        engine=computed_cells.engine,
+        noise_floor=computed_cells.noise_floor,
+        n_skipped=computed_cells.n_skipped,
+        seconds=seconds,
     )
 
 

@@ -1,7 +1,7 @@
 """Computing cells by the engine that fits the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from actstore.errors import ModelError
@@ -68,21 +68,46 @@ def computed(
         PatchError: the metric gives something else than numbers.
         ModelError: ``packed rows`` was asked for, and this model cannot be run so.
     """
-    reason = "" if engine == "whole rows" else why_whole(model)
+    return by_engine(
+        model,
+        engine,
+        lambda: _packed(model, tokens, cells, metric, positions, max_tokens, progress),
+        lambda: _whole(model, tokens, cells, metric, positions, max_tokens, progress),
+    )
+
+
+def by_engine(
+    model: HookedModel, engine: str | None, packed: Callable[[], Computed], whole: Callable[[], Computed]
+) -> Computed:
+    """Compute by packed rows where they are exact, else by whole rows.
+
+    Args:
+        model: the model.
+        engine: ``packed rows`` or ``whole rows`` for that one; None to choose.
+        packed: computes by packed rows; it raises ModelError where they are not exact.
+        whole: computes by whole rows.
+
+    Returns:
+        What one of them gives, with the reason if it had to be whole rows.
+
+    Raises:
+        ModelError: ``packed rows`` was asked for, and this model cannot be run so.
+    """
+    reason = "" if engine == "whole rows" else _why_whole(model)
     if reason and engine == "packed rows":
         raise ModelError(f"this model cannot be run as packed rows: {reason}")
     if engine != "whole rows" and not reason:
         try:
-            return _packed(model, tokens, cells, metric, positions, max_tokens, progress)
+            return packed()
         except ModelError as error:
             if engine == "packed rows":
                 raise
             reason = str(error)
-    name = f"whole rows: {reason}" if reason else "whole rows"
-    return _whole(model, tokens, cells, metric, positions, max_tokens, progress, name)
+    computed_whole = whole()
+    return replace(computed_whole, engine=f"whole rows: {reason}") if reason else computed_whole
 
 
-def why_whole(model: HookedModel) -> str:
+def _why_whole(model: HookedModel) -> str:
     """Why a model cannot be run as packed rows; empty if it can."""
     if model.has_functions:
         return "there are functions on its hooks"
@@ -149,7 +174,6 @@ def _whole(
     positions: Sequence[int],
     max_tokens: int,
     progress: Progress | None,
-    name: str,
 ) -> Computed:
     chosen = list(positions)
     corrupted = measured(metric, model(tokens)[:, chosen])
@@ -163,4 +187,4 @@ def _whole(
     if len(cells):
         again = model(tokens.repeat(min(n_at_once, len(cells)), 1))[: len(tokens), chosen]
         noise = float((measured(metric, again) - corrupted).abs().max())
-    return Computed(numbers, corrupted, name, noise, 0)
+    return Computed(numbers, corrupted, "whole rows", noise, 0)

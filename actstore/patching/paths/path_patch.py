@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.errors import ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.patching.clean import clean_values
-from actstore.patching.engine.computed import Computed, Progress, check_drift, why_whole
+from actstore.patching.engine.computed import Computed, Progress, by_engine, check_drift
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
 from actstore.patching.engine.variants import packed, whole
-from actstore.patching.grid import clean_metric, default_tokens
+from actstore.patching.grid import clean_metric, default_tokens, result_of, tokens_of
 from actstore.patching.paths.arrived import Arrived, Clean
 from actstore.patching.paths.nodes import (
     ReceiverGroups,
@@ -23,7 +22,6 @@ from actstore.patching.paths.nodes import (
 )
 from actstore.patching.paths.packed_arriving import Corrupted, packed_arriving
 from actstore.patching.paths.whole_arriving import whole_arriving
-from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
 
 if TYPE_CHECKING:
@@ -80,13 +78,8 @@ def path_patch(
         PatchError: prompts that do not line up, or senders or receivers that the model does not have.
         ModelError: the model has no head, or cannot be run as ``engine`` asks.
     """
-    import torch
-
     began = time.perf_counter()
-    tokens = corrupted if isinstance(corrupted, torch.Tensor) else model.to_tokens(corrupted)
-    tokens = (tokens[None] if tokens.ndim == 1 else tokens).to(model.device)
-    if tokens.numel() == 0:
-        raise PatchError("there are no corrupted tokens; give at least one prompt with one token")
+    tokens = tokens_of(model, corrupted)
     from_groups, sender_axes = sender_groups(model, senders)
     to_groups, receiver_axes = receiver_groups(model, receivers)
     task = _Task(
@@ -94,23 +87,10 @@ def path_patch(
     )
     computed = task.computed(max_tokens or default_tokens(model), engine, progress)
     axes = [axis for axis in (*sender_axes, *receiver_axes) if len(axis.labels) > 1]
-    axes = axes or [*receiver_axes]
-    values = computed.numbers.float().T.reshape(-1, *(len(axis.labels) for axis in axes))
-    if len(values) > 1:
-        axes.insert(0, Axis("prompt", tuple(map(str, range(len(values))))))
     to = receiver_axes[0].labels[0] if len(to_groups) == 1 else "receivers"
-    return PatchResult(
-        values=values if len(values) > 1 else values[0],
-        axes=tuple(axes),
-        hook=f"direct paths to {to}",
-        model_name=model.cfg.model_name,
-        corrupted=computed.corrupted.float().squeeze(),
-        clean=clean_metric(model, clean, metric, task.positions, tokens.shape),
-        engine=computed.engine,
-        noise_floor=computed.noise_floor,
-        n_skipped=computed.n_skipped,
-        seconds=time.perf_counter() - began,
-    )
+    seconds = time.perf_counter() - began
+    result = result_of(model, computed, axes or receiver_axes, f"direct paths to {to}", seconds)
+    return replace(result, clean=clean_metric(model, clean, metric, task.positions, tokens.shape))
 
 
 class _Task:
@@ -145,18 +125,12 @@ class _Task:
 
     def computed(self, max_tokens: int, engine: str | None, progress: Progress | None) -> Computed:
         """All cells, receivers fastest."""
-        reason = "" if engine == "whole rows" else why_whole(self._model)
-        if reason and engine == "packed rows":
-            raise ModelError(f"this model cannot be run as packed rows: {reason}")
-        if engine != "whole rows" and not reason:
-            try:
-                return self._packed(max_tokens, progress)
-            except ModelError as error:
-                if engine == "packed rows":
-                    raise
-                reason = str(error)
-        computed = self._whole(max_tokens, progress)
-        return replace(computed, engine=f"whole rows: {reason}") if reason else computed
+        return by_engine(
+            self._model,
+            engine,
+            lambda: self._packed(max_tokens, progress),
+            lambda: self._whole(max_tokens, progress),
+        )
 
     def _packed(self, max_tokens: int, progress: Progress | None) -> Computed:
         corrupted = self._corrupted()

@@ -1,0 +1,1 @@
+"""Ablation: what a model answers without what a part of it says."""
