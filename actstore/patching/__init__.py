@@ -5,6 +5,9 @@ under their names. `attribution` estimates grids, and `edge_scores` edges betwee
 and one backward pass.
 `grid` patches every cell of a grid and gives a `PatchResult`, and so does `path_patch` for what parts of the model send
 directly to others. The functions of ``transformer_lens.patching`` are here under their names.
+`grid` patches every cell of a grid and gives a `PatchResult`, and so do `path_patch` for what parts of the model send
+directly to others, and `ablate` for values that say nothing. `loss_recovered` measures an SAE in the place of a value,
+and `steering` adds a direction to one. The functions of ``transformer_lens.patching`` are here under their names.
 """
 
 from actstore.patching.ablation.ablate import ablate
@@ -42,6 +45,7 @@ from actstore.patching.functions import (
     make_df_from_ranges,
 )
 from actstore.patching.grid import grid
+from actstore.patching.loss_recovered import LossRecovered, loss_recovered
 from actstore.patching.paths.direct_path import (
     get_act_patch_direct_path,
     get_act_patch_direct_path_all_sources,
@@ -49,13 +53,16 @@ from actstore.patching.paths.direct_path import (
 from actstore.patching.paths.path_patch import path_patch
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
+from actstore.patching.steering import Steering, steering, steering_vector
 
 __all__ = [
     "Axis",
     "Edge",
     "EdgeScores",
     "Estimate",
+    "LossRecovered",
     "PatchResult",
+    "Steering",
     "ablate",
     "attribution",
     "edge_scores",
@@ -88,6 +95,9 @@ __all__ = [
     "layer_head_vector_patch_setter",
     "layer_pos_head_vector_patch_setter",
     "layer_pos_patch_setter",
+    "loss_recovered",
     "make_df_from_ranges",
     "path_patch",
+    "steering",
+    "steering_vector",
 ]
