@@ -27,7 +27,8 @@ def shown(visitor: Visitor, name: str, value: "torch.Tensor") -> tuple["torch.Te
 
     Returns:
         (value after the visit, whether it was changed). With a graph it always counts as changed: what follows must be
-        computed from it, or it would have no gradient.
+        computed from it, or it would have no gradient. So it does in inference mode, where edits in place leave no
+        trace.
     """
     import torch
 
@@ -35,6 +36,8 @@ def shown(visitor: Visitor, name: str, value: "torch.Tensor") -> tuple["torch.Te
         return visitor.visit(name, value), False
     if torch.is_grad_enabled():
         value = value.clone()  # an edit in place must not reach what autograd has saved
+        return visitor.visit(name, value), True
+    if value.is_inference():
         return visitor.visit(name, value), True
     version = value._version
     new = visitor.visit(name, value)
