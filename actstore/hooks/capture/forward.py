@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from actstore.hooks.capture.exclusive import Turn, exclusive
@@ -36,6 +35,7 @@ class Forward:
         layers: Any = base.get_submodule(architecture.layers)
         self.layers = layers
         paths = (architecture.embed, architecture.pos_embed)
+        self._is_tuple: bool | None = None
         self._embeddings = [base.get_submodule(path) for path in paths if path is not None]
         self._sites: dict[str, tuple[nn.Module, AnySite]] = {
             leaf: (base, site) for leaf, site in sites_outside(architecture).items()
@@ -139,10 +139,7 @@ class Forward:
     def _started_at(self, layer: int, residual: "torch.Tensor", turn: Turn) -> Iterator[None]:
         """Put a residual stream in front of a layer, and let the layers before it do nothing."""
         # The base model makes masks and positions as always, so it runs whole, over layers that give what they take.
-        is_tuple = self._gives_tuple
-
-        def passed(hidden_states: "torch.Tensor", *_args: Any, **_kwargs: Any) -> Any:
-            return (hidden_states,) if is_tuple else hidden_states
+        is_tuple = self._gives_tuple(turn)
 
         def into(_module: Any, args: Any, kwargs: Any) -> Any:
             if not turn.is_passing():
@@ -155,29 +152,33 @@ class Forward:
             stack.callback(handle.remove)
             for module in self.layers[:layer]:
                 own = vars(module).get("forward")  # accelerate puts one there
-                module.forward = passed
+                module.forward = _passing(module.forward, turn, is_tuple=is_tuple)
                 stack.callback(_give_back, module, own)
             yield
 
-    @cached_property
-    def _gives_tuple(self) -> bool:
-        """Whether layers return tuples, as those of older families do."""
+    def _gives_tuple(self, turn: Turn) -> bool:
+        """Whether layers return tuples, as those of older families do; tried out once, while holding a turn."""
         import torch
 
+        if self._is_tuple is not None:
+            return self._is_tuple
         outputs: list[Any] = []
 
         def after(_module: Any, _args: Any, output: Any) -> None:
+            if not turn.is_passing():
+                return
             outputs.append(output)
             raise Finished
 
-        handle = self.layers[0].register_forward_hook(after)
         device = next(self._embeddings[0].parameters()).device
+        handle = self.layers[0].register_forward_hook(after)
         try:
             with contextlib.suppress(Finished), torch.no_grad():
                 self._base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
         finally:
             handle.remove()
-        return isinstance(outputs[0], tuple)
+        self._is_tuple = isinstance(outputs[0], tuple)
+        return self._is_tuple
 
     def _until(self, layer: int, given: dict[str, Any], turn: Turn) -> "torch.Tensor":
         """Run a forward up to a layer, and return the residual stream into it, or out of the last layer."""
@@ -205,6 +206,17 @@ class Forward:
         finally:
             handle.remove()
         return reached[0]
+
+
+def _passing(forward: Callable[..., Any], turn: Turn, *, is_tuple: bool) -> Callable[..., Any]:
+    """A forward of a layer that gives the stream as it takes it; calls of other threads go to the layer's own."""
+
+    def passing(hidden_states: "torch.Tensor", *args: Any, **kwargs: Any) -> Any:
+        if not turn.is_passing():
+            return forward(hidden_states, *args, **kwargs)
+        return (hidden_states,) if is_tuple else hidden_states
+
+    return passing
 
 
 def _give_back(module: Any, forward: Any) -> None:

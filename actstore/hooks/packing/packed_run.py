@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-Edit = Callable[["torch.Tensor", int], None]
-"""Edits a value in place: ``edit(value, group)``.
+Edit = Callable[["torch.Tensor", int, slice], None]
+"""Edits a value in place: ``edit(value, group, rows)``.
 
-The values of most hooks come once, [token, ...] over all groups, with group 0. Scores and patterns come group by group,
-[row, head, position, source_position].
+The values of most hooks come once, [token, ...] over all groups, with group 0. Scores and patterns come for some rows
+of a group at a time, [row, head, position, source_position].
 """
+
+_SOURCES_AT_ONCE: Final = 1 << 16
+"""Source positions of rows that attend in one call: their keys and values are joined to those of the recorded run."""
 
 _IN_ATTENTION: Final = {
     "attn.hook_rot_q": "rot_q",
@@ -49,8 +52,8 @@ class Group:
     """Position behind the last one."""
     has_own_keys: bool
     """Whether the rows attend to their own keys and values from ``start`` on; otherwise to the recorded ones only."""
-    sources: "tuple[torch.Tensor, torch.Tensor] | None" = None
-    """Keys and values of all positions up to ``stop`` [row, kv_head, source_position, d_head], if they are known."""
+    known: "tuple[torch.Tensor, torch.Tensor] | None" = None
+    """Own keys and values up to ``stop`` [row, kv_head, position, d_head], if they are known before."""
 
     @property
     def n_rows(self) -> int:
@@ -99,13 +102,22 @@ class PackedRun:
         self._norm = architecture.norm
         self._is_scaled = architecture.attention is None or architecture.attention.is_scaled
         self._sites = [sites_in_layer(architecture, cfg, layer) for layer in range(cfg.n_layers)]
-        self._visible: dict[tuple[int, int, int, bool], torch.Tensor | None] = {}
+        self._visible: list[torch.Tensor | None] = []
+        """True where a position sees another in each layer [1, 1, position, source_position]; None if all see all."""
+        self._sees_all: dict[tuple[int, int, int, int], bool] = {}
         self._groups: Sequence[Group] = ()
         self._edits: Mapping[str, Edit] = {}
-        self._sources_seen: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self._keys_seen: list[tuple[torch.Tensor, torch.Tensor]] | None = None
         self.length = tokens.shape[1]
         self.logits = self._recorded(tokens)
         """Logits of the model [prompt, position, d_vocab]."""
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether no position sees a later one in any layer."""
+        return self.length == 1 or all(
+            visible is not None and not bool(visible.triu(1).any()) for visible in self._visible
+        )
 
     def layer(
         self,
@@ -155,13 +167,16 @@ class PackedRun:
         """
         import torch
 
-        self._sources_seen = []
-        with contextlib.suppress(Finished):
-            self.layer(layer, stream, groups)
-        sources, self._sources_seen = self._sources_seen, None
+        known: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._keys_seen = known
+        try:
+            with contextlib.suppress(Finished):
+                self.layer(layer, stream, groups)
+        finally:
+            self._keys_seen = None
         ends = [
-            Group(group.prompts, group.stop - 1, group.stop, True, its_sources)
-            for group, its_sources in zip(groups, sources, strict=True)
+            Group(group.prompts, group.stop - 1, group.stop, True, its_keys)
+            for group, its_keys in zip(groups, known, strict=True)
         ]
         streams = torch.split(stream, [group.n_tokens for group in groups])
         last = torch.cat(
@@ -181,43 +196,57 @@ class PackedRun:
         import torch
 
         query, key, value = call.query, call.key, call.value
-        for what, rows in (("attn.hook_rot_q", query), ("attn.hook_rot_k", key)):
+        for what, heads in (("attn.hook_rot_q", query), ("attn.hook_rot_k", key)):
             if what in self._edits:
-                self._edits[what](rows[0].transpose(0, 1), 0)
+                self._edits[what](heads[0].transpose(0, 1), 0, slice(None))
         n_heads, n_tokens = query.shape[1:3]
         out = torch.empty(1, n_tokens, n_heads, value.shape[-1], dtype=query.dtype, device=query.device)
         offset = 0
         for number, group in enumerate(self._groups):
             tokens = slice(offset, offset + group.n_tokens)
             offset += group.n_tokens
-
-            def unpacked(packed: "torch.Tensor", group: Group = group, tokens: slice = tokens) -> Any:
-                rows = packed[0, :, tokens]
-                return rows.view(rows.shape[0], group.n_rows, group.n_positions, -1).transpose(0, 1)
-
-            keys, values = group.sources or (
-                self._sources(self.keys[layer], unpacked(key), group),
-                self._sources(self.values[layer], unpacked(value), group),
-            )
-            if self._sources_seen is not None:
-                self._sources_seen.append((keys, values))
-                continue
-            mixed = self._mixed(layer, unpacked(query), keys, values, group, number)
-            out[0, tokens].view(group.n_rows, group.n_positions, n_heads, -1).copy_(mixed.transpose(1, 2))
-        if self._sources_seen is not None:
+            queries, *computed = (_unpacked(packed[0, :, tokens], group) for packed in (query, key, value))
+            own = group.known or (computed[0], computed[1])
+            if self._keys_seen is None:
+                mixed = out[0, tokens].view(group.n_rows, group.n_positions, n_heads, -1)
+                self._attend_group(layer, queries, own, group, number, mixed.transpose(1, 2))
+            else:
+                self._keys_seen.append(own)
+        if self._keys_seen is not None:
             raise Finished
         return out, None
 
-    def _sources(self, recorded: "torch.Tensor", own: "torch.Tensor", group: Group) -> "torch.Tensor":
+    def _attend_group(
+        self,
+        layer: int,
+        queries: "torch.Tensor",
+        own: "tuple[torch.Tensor, torch.Tensor]",
+        group: Group,
+        number: int,
+        out: "torch.Tensor",
+    ) -> None:
+        """Write the mix of values of each row into ``out`` [row, head, position, d_head], some rows at a time."""
+        n_sources = group.stop if group.has_own_keys else self.length
+        n_at_once = max(1, _SOURCES_AT_ONCE // n_sources)
+        for first in range(0, group.n_rows, n_at_once):
+            rows = slice(first, min(first + n_at_once, group.n_rows))
+            keys = self._sources(self.keys[layer], own[0][rows], group, rows)
+            values = self._sources(self.values[layer], own[1][rows], group, rows)
+            out[rows] = self._mixed(layer, queries[rows], keys, values, group, number, rows)
+
+    def _sources(
+        self, recorded: "torch.Tensor", own: "torch.Tensor", group: Group, rows: slice
+    ) -> "torch.Tensor":
         """Keys or values that rows attend to [row, kv_head, source_position, d_head]."""
         import torch
 
-        shared = recorded if not group.has_own_keys else recorded[:, :, : group.start]
-        is_one = len(shared) == 1
-        shared = shared.expand(group.n_rows, -1, -1, -1) if is_one else shared[group.prompts]
+        prompts = group.prompts[rows]
+        n_shared = recorded.shape[2] if not group.has_own_keys else group.stop - own.shape[2]
+        shared = recorded[:, :, :n_shared]
+        shared = shared.expand(len(prompts), -1, -1, -1) if len(shared) == 1 else shared[prompts]
         if not group.has_own_keys:
             return shared
-        return own if group.start == 0 else torch.cat([shared, own], dim=2)
+        return own if n_shared == 0 else torch.cat([shared, own], dim=2)
 
     def _mixed(
         self,
@@ -227,6 +256,7 @@ class PackedRun:
         value: "torch.Tensor",
         group: Group,
         number: int,
+        rows: slice,
     ) -> "torch.Tensor":
         """The mix of values for each head [row, head, position, d_head]."""
         import torch
@@ -236,10 +266,10 @@ class PackedRun:
         if not rule.is_plain or any(edits):
             scores = rule.scores(query, key, slice(None), group.start)
             if edits[0] is not None:
-                edits[0](scores, number)
+                edits[0](scores, number, rows)
             pattern = rule.pattern(scores).to(value.dtype)
             if edits[1] is not None:
-                edits[1](pattern, number)
+                edits[1](pattern, number, rows)
             n_kv_heads = value.shape[1]
             shared = pattern.view(len(pattern), n_kv_heads, -1, pattern.shape[-1])
             return (shared @ value).view(*pattern.shape[:-1], -1)
@@ -254,13 +284,15 @@ class PackedRun:
 
     def _visible_to(self, layer: int, group: Group, key: "torch.Tensor") -> "torch.Tensor | None":
         """True where a position of a group sees another [1, 1, position, source_position]; None if it sees all."""
-        place = (layer, group.start, group.stop, group.has_own_keys)
-        if place not in self._visible:
-            hidden = self._rules[layer].hidden(
-                slice(0, 1), group.n_positions, key.shape[2], key.device, group.start
-            )
-            self._visible[place] = None if hidden is None or not hidden.any() else ~hidden
-        return self._visible[place]
+        visible = self._visible[layer]
+        if visible is None:
+            return None
+        n_sources = key.shape[2]
+        place = (layer, group.start, group.stop, n_sources)
+        part = visible[..., group.start : group.stop, :n_sources]
+        if place not in self._sees_all:
+            self._sees_all[place] = bool(part.all())
+        return None if self._sees_all[place] else part
 
     @contextlib.contextmanager
     def _edited(self, layer: int) -> Iterator[None]:
@@ -278,12 +310,16 @@ class PackedRun:
 
     def _recorded(self, tokens: "torch.Tensor") -> "torch.Tensor":
         def before(_module: Any, args: Any, kwargs: Any) -> None:
+            if not self._turn.is_passing():
+                return
             is_named = not args
             self.streams.append(kwargs["hidden_states"] if is_named else args[0])
             rest = {name: value for name, value in kwargs.items() if name != "hidden_states"}
             self._arguments.append(LayerArguments(args[1:], rest, is_named, self.length))
 
         def after(_module: Any, _args: Any, output: Any) -> None:
+            if not self._turn.is_passing():
+                return
             self.streams.append(output[0] if isinstance(output, tuple) else output)
 
         def attended(call: AttentionCall) -> Result:
@@ -292,7 +328,14 @@ class PackedRun:
                 rule.mask = rule.mask[:1]  # the same in every row, since nothing is padded
             self.keys.append(call.key)
             self.values.append(call.value)
+            hidden = rule.hidden(slice(0, 1), self.length, self.length, call.key.device)
             self._rules.append(rule)
+            visible = None if hidden is None else ~hidden
+            if visible is not None:  # most layers see the same
+                visible = next(
+                    (seen for seen in self._visible if seen is not None and seen.equal(visible)), visible
+                )
+            self._visible.append(visible)
             return call.original(call.query, call.key, call.value)
 
         layers = self._forward.layers
@@ -316,6 +359,11 @@ class PackedRun:
         return handled(handlers, self._turn, is_scaled=self._is_scaled)
 
 
+def _unpacked(packed: "torch.Tensor", group: Group) -> "torch.Tensor":
+    """Queries, keys or values of packed tokens [head, token, d_head] as [row, head, position, d_head]."""
+    return packed.view(packed.shape[0], group.n_rows, group.n_positions, -1).transpose(0, 1)
+
+
 class _Editing:
     """A visitor that calls the edits of packed values."""
 
@@ -327,7 +375,7 @@ class _Editing:
         return True
 
     def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
-        self._edits[name](value[0], 0)
+        self._edits[name](value[0], 0, slice(None))
         return value
 
 
@@ -338,7 +386,7 @@ def packed_run(
     """A context with a recorded run over prompts; no other forward of the model can run in it.
 
     Raises:
-        ModelError: attention of the model cannot be handled, or its mask is no tensor.
+        ModelError: attention of the model cannot be handled, its mask is no tensor, or positions see later ones.
     """
     import torch
 
@@ -348,6 +396,10 @@ def packed_run(
             raise ModelError(
                 f"{len(run.keys)} of the {len(forward.layers)} layers of this {cfg.model_type} model have attention "
                 "that can be handled"
+            )
+        if not run.is_causal:
+            raise ModelError(
+                f"positions of this {cfg.model_type} model see later ones, and packed rows begin where they change"
             )
         if len({stream.device for stream in run.streams}) > 1:
             raise ModelError("the layers of this model lie on several devices, and packed rows need one")

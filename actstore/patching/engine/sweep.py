@@ -262,16 +262,18 @@ class _Wave:
         """The function that puts new values into the values of a hook over packed rows."""
         new, cells = self._cells.new(layer), self._cells
 
-        def edit_pattern(value: "torch.Tensor", number: int) -> None:
+        def edit_pattern(value: "torch.Tensor", number: int, part: slice) -> None:
             piece = pieces[number]
-            live, rows = piece.live, piece.rows
+            live, first = piece.live, piece.rows.start
+            rows = slice(first + part.start, first + part.stop)
             row, position = self._edited(live, rows, piece.stop)
             prompts, numbers = live.prompts[rows][row], live.cells[rows][row]
             heads = slice(None) if cells.heads is None else cells.heads[numbers]
             sources = slice(0, value.shape[-1]) if cells.sources is None else cells.sources[numbers]
-            value[row, heads, position, sources] = new[prompts, heads, position + live.start, sources]
+            changed = new[prompts, heads, position + live.start, sources]
+            value[row, heads, position, sources] = changed.to(value.dtype)  # scores are float32 in any model
 
-        def edit(value: "torch.Tensor", _number: int) -> None:
+        def edit(value: "torch.Tensor", _number: int, _rows: slice) -> None:
             offset = 0
             for piece in pieces:
                 live, rows = piece.live, piece.rows
@@ -295,7 +297,7 @@ class _Wave:
                 places.setdefault(cell, []).append((live, row))
         recorded = self._run.logits[:, self._positions]
         n_cells = max(1, _LOGITS_BYTES // (recorded.numel() * recorded.element_size()))
-        base = measured(metric, recorded, is_in_turn=True)
+        base = measured(metric, recorded.clone(), is_in_turn=True)  # a metric may change its logits
         part = range(self._part.start, self._part.stop)
         numbers = base.repeat(len(part), 1)
         controls = base

@@ -200,6 +200,20 @@ def test_a_model_whose_layers_join_positions_runs_as_whole_rows(tiny_model: Tiny
         patching.grid(model, corrupted, clean, difference, engine="packed rows")
 
 
+@pytest.mark.parametrize(
+    "hook", ["attn_scores", "pattern", "z", "rot_k", "result", "resid_pre", "ln2.hook_scale"]
+)
+def test_a_model_in_bfloat16_runs_as_packed_rows(tiny_model: TinyModel, hook: str) -> None:
+    """Scores are computed in float32 whatever the model is in. The largest logits are about 2."""
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="bfloat16", device="cpu")
+    clean, corrupted = prompts()
+    axes = ("layer", "pos")
+    fast = patching.grid(model, corrupted, clean, difference, hook, axes, engine="packed rows")
+    slow = patching.grid(model, corrupted, clean, difference, hook, axes, engine="whole rows")
+    torch.testing.assert_close(fast.values, slow.values, atol=0.06, rtol=0)
+    assert (fast.difference.abs() > 0).any()
+
+
 def test_functions_on_hooks_are_part_of_every_cell(tiny_model: TinyModel) -> None:
     model = HookedModel.from_pretrained(tiny_model("gpt2"), dtype="float32", device="cpu")
     clean, corrupted = prompts()
