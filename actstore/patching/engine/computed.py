@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from actstore.errors import ModelError
+from actstore.errors import ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.patching.engine.cells import Cells, reach, trimmed
 from actstore.patching.engine.metric import Metric, measured
+from actstore.patching.engine.probe import drift_of_layers
 from actstore.patching.engine.sweep import sweep
 from actstore.patching.engine.whole_rows import whole_rows
 
@@ -65,7 +66,7 @@ def computed(
         progress: called after each part.
 
     Raises:
-        PatchError: the metric gives something else than numbers.
+        PatchError: the metric gives something else than numbers, or there is no such engine.
         ModelError: ``packed rows`` was asked for, and this model cannot be run so.
     """
     return by_engine(
@@ -93,6 +94,8 @@ def by_engine(
     Raises:
         ModelError: ``packed rows`` was asked for, and this model cannot be run so.
     """
+    if engine not in (None, "packed rows", "whole rows"):
+        raise PatchError(f"engine is {engine!r}; choose 'packed rows' or 'whole rows', or leave it out")
     reason = "" if engine == "whole rows" else _why_whole(model)
     if reason and engine == "packed rows":
         raise ModelError(f"this model cannot be run as packed rows: {reason}")
@@ -149,6 +152,7 @@ def _packed(
         corrupted = measured(metric, run.logits[:, list(positions)], is_in_turn=True)
         numbers = corrupted.repeat(len(cells), 1)
         noise = 0.0
+        check_drift(model, drift_of_layers(run))
         for part, swept in sweep(run, cells, changed, metric, positions, max_tokens):
             check_drift(model, swept.drift)
             numbers[part] = swept.numbers
@@ -179,12 +183,13 @@ def _whole(
     corrupted = measured(metric, model(tokens)[:, chosen])
     numbers = corrupted.repeat(len(cells), 1)
     noise = 0.0
-    n_at_once = max(1, max_tokens // tokens.numel())
+    n_at_once = 1
     for part, its_numbers in whole_rows(model, tokens, cells, metric, positions, max_tokens):
         numbers[part] = its_numbers
+        n_at_once = max(n_at_once, part.stop - part.start)
         if progress is not None:
             progress(part.stop, len(cells))
     if len(cells):
-        again = model(tokens.repeat(min(n_at_once, len(cells)), 1))[: len(tokens), chosen]
+        again = model(tokens.repeat(n_at_once, 1))[: len(tokens), chosen]
         noise = float((measured(metric, again) - corrupted).abs().max())
     return Computed(numbers, corrupted, "whole rows", noise, 0)

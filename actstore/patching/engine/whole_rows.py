@@ -1,7 +1,7 @@
 """Cells computed as whole rows: a full forward over every prompt for each cell. Slow, and right for any model."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
@@ -11,6 +11,9 @@ from actstore.patching.engine.metric import Metric, measured
 
 if TYPE_CHECKING:
     import torch
+
+_TOKENS_AT_ONCE: Final = 2048
+"""Tokens of one forward, which gives logits for all of them. More need memory, and are no faster."""
 
 
 def whole_rows(
@@ -29,14 +32,14 @@ def whole_rows(
         cells: what to compute, in ascending order of layers.
         metric: takes logits of ``positions`` [prompt, position, d_vocab].
         positions: positions that the metric sees.
-        max_tokens: tokens of one forward, at least those of one cell.
+        max_tokens: the most tokens of one forward, but at least those of one cell.
 
     Yields:
         (cells, their metric [cell, 1] or [cell, prompt]).
     """
     import torch
 
-    n_at_once = max(1, max_tokens // tokens.numel())
+    n_at_once = max(1, min(max_tokens, _TOKENS_AT_ONCE) // tokens.numel())
     layers = cells.layers.tolist()
     first = 0
     while first < len(layers):
