@@ -24,6 +24,9 @@ PATTERNS: Final = ("attn.hook_attn_scores", "attn.hook_pattern")
 """Leaves with values [prompt, head, position, source_position]."""
 
 
+_BOOLEANS_AT_ONCE: Final = 1 << 24
+
+
 def reach(leaf: str) -> Reach:
     """What an edit of a hook reaches within its layer."""
     if leaf == "hook_resid_pre":
@@ -74,18 +77,19 @@ def trimmed(
     changed = torch.zeros(len(cells), n_prompts, dtype=torch.bool)
     starts = cells.starts.clone()
     for layer in sorted(set(cells.layers.tolist())):
-        numbers = (cells.layers == layer).nonzero()[:, 0]
-        differs = (cells.new(layer) != recorded(layer)).cpu()
-        differs = _by_position(cells, numbers, differs)  # [cell, prompt, position]
-        positions = torch.arange(differs.shape[2])
-        is_edited = (cells.starts[numbers][:, None] <= positions) & (
-            positions < cells.stops[numbers][:, None]
-        )
-        differs = differs & is_edited[:, None]
-        changed[numbers] = differs.any(2)
-        # argmax of booleans gives the first True; cells that change nothing keep their start.
-        first = differs.any(1).int().argmax(1)
-        starts[numbers] = torch.where(changed[numbers].any(1), first, starts[numbers])
+        values_differ = (cells.new(layer) != recorded(layer)).cpu()
+        n_at_once = max(1, _BOOLEANS_AT_ONCE // values_differ[..., 0].numel())
+        for numbers in (cells.layers == layer).nonzero()[:, 0].split(n_at_once):
+            differs = _by_position(cells, numbers, values_differ)  # [cell, prompt, position]
+            positions = torch.arange(differs.shape[2])
+            is_edited = (cells.starts[numbers][:, None] <= positions) & (
+                positions < cells.stops[numbers][:, None]
+            )
+            differs = differs & is_edited[:, None]
+            changed[numbers] = differs.any(2)
+            # argmax of booleans gives the first True; cells that change nothing keep their start.
+            first = differs.any(1).int().argmax(1)
+            starts[numbers] = torch.where(changed[numbers].any(1), first, starts[numbers])
     return replace(cells, starts=starts), changed
 
 
