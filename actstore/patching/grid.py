@@ -211,6 +211,11 @@ def sizes_of(model: HookedModel, leaf: str, axes: Sequence[str], length: int) ->
             f"axes is {list(axes)}; give 'layer' first, then any of {', '.join(sorted(allowed.keys() - {'layer'}))}, "
             f"each once, for {leaf}"
         )
+    for same in (_POSITIONS, _HEADS):
+        if set(same) <= set(axes):
+            raise PatchError(
+                f"axes is {list(axes)}, and {same[0]} and {same[1]} are the same axis; give one of them"
+            )
     return [allowed[axis] for axis in axes]
 
 

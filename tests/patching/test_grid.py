@@ -1,0 +1,48 @@
+"""Arguments of a grid that mean nothing are errors."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from actstore import patching
+from actstore.errors import PatchError
+from actstore.hooks.model import HookedModel
+
+TinyModel = Callable[..., Path]
+
+
+def first_logit(logits: Tensor) -> Tensor:
+    return logits[0, -1, 5]
+
+
+def test_an_engine_that_is_not_there_is_an_error(tiny_model: TinyModel) -> None:
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    ids = torch.arange(2, 7)[None]
+    with pytest.raises(PatchError, match="engine is 'whole'; choose 'packed rows' or 'whole rows'"):
+        patching.grid(model, ids, ids, first_logit, engine="whole")
+
+
+@pytest.mark.parametrize(
+    ("hook", "axes"), [("pattern", ("layer", "pos", "dest_pos")), ("z", ("layer", "head", "head_index"))]
+)
+def test_two_names_of_one_axis_are_an_error(tiny_model: TinyModel, hook: str, axes: tuple[str, ...]) -> None:
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    ids = torch.arange(2, 7)[None]
+    with pytest.raises(PatchError, match=f"{axes[1]} and {axes[2]} are the same axis"):
+        patching.grid(model, ids, ids, first_logit, hook, axes)
+
+
+@pytest.mark.parametrize("hook", ["ln1.hook_scale", "result", "pattern", "ln2.hook_normalized"])
+def test_a_grid_in_inference_mode_is_that_outside(tiny_model: TinyModel, hook: str) -> None:
+    """Values that are computed for a hook alone keep no count of edits there."""
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    corrupted = torch.randint(2, 300, (1, 6), generator=torch.Generator().manual_seed(1))
+    clean = corrupted.flip(1)
+    expected = patching.grid(model, corrupted, clean, first_logit, hook, ("layer",))
+    with torch.inference_mode():
+        for engine in ("packed rows", "whole rows"):
+            result = patching.grid(model, corrupted, clean, first_logit, hook, ("layer",), engine=engine)
+            torch.testing.assert_close(result.values, expected.values, atol=1e-5, rtol=0)
