@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError, PatchError
 from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.hook_points import BY_LEAF, Point
 from actstore.hooks.naming.names import join
-from actstore.patching.engine.cells import PATTERNS
 from actstore.patching.prompts import are_prompts, prompt_ids
 
 if TYPE_CHECKING:
@@ -31,12 +31,14 @@ def clean_values(
 
     Raises:
         HookError: a value is missing.
-        PatchError: there are other prompts or positions than the corrupted ones.
+        PatchError: values have another shape than those of the corrupted prompts.
     """
     names = {layer: join(layer, leaf) for layer in layers}
     tokens = prompts_of(model, clean, shape)
     if tokens is not None:
         _, clean = model.run_with_cache(tokens, names_filter=list(names.values()), return_type=None)
+    point = BY_LEAF[leaf]
+    sizes = model.cfg.shape(point, shape[1])
     values = {}
     missing = []
     for layer, name in names.items():
@@ -47,7 +49,7 @@ def clean_values(
             continue
         except KeyError:
             raise HookError(f"the clean cache does not hold {name}; run it with that hook") from None
-        values[layer] = _shaped(value, name, leaf, shape).to(model.device, model.dtype)
+        values[layer] = _shaped(value, name, point, sizes, shape).to(model.device, model.dtype)
     if missing:
         if len(missing) == 1:
             raise missing[0][1]
@@ -89,14 +91,25 @@ def check_lengths(clean: "torch.Size", corrupted: "torch.Size") -> None:
         )
 
 
-def _shaped(value: "torch.Tensor", name: str, leaf: str, shape: "torch.Size") -> "torch.Tensor":
-    """A value with its axis of prompts, which a cache of one prompt may lack."""
-    axis = 2 if leaf in PATTERNS else 1
-    if value.ndim > axis and value.shape[0] == shape[0] and value.shape[axis] == shape[1]:
+def _shaped(
+    value: "torch.Tensor", name: str, point: Point, sizes: tuple[int, ...], shape: "torch.Size"
+) -> "torch.Tensor":
+    """A value [prompt, position, ...] with its axis of prompts, which a cache of one prompt may lack.
+
+    Args:
+        value: the value of a cache.
+        name: its hook.
+        point: what the hook is.
+        sizes: shape of the value at one position.
+        shape: (prompts, positions) of the corrupted prompts.
+    """
+    whole = list(sizes)
+    whole.insert(point.position_axis - 1, shape[1])
+    if list(value.shape) == [shape[0], *whole]:
         return value
-    if shape[0] == 1 and value.ndim >= axis and value.shape[axis - 1] == shape[1]:
+    if shape[0] == 1 and list(value.shape) == whole:
         return value[None]
     raise PatchError(
-        f"clean values of {name} have shape {list(value.shape)}, and the corrupted prompts are {shape[0]} of "
-        f"{shape[1]} tokens; the clean run needs as many prompts and tokens"
+        f"clean values of {name} have shape {list(value.shape)}, and those of the corrupted prompts, {shape[0]} of "
+        f"{shape[1]} tokens, have {[shape[0], *whole]}; the clean run needs this model, and as many prompts and tokens"
     )

@@ -59,7 +59,8 @@ def test_stores_give_the_grid_of_a_live_cache(tiny_model: TinyModel, s3_url: str
             with pytest.raises(HookError, match="the clean cache lacks 3 of 3 values"):
                 patching.grid(model, corrupted, store.cache([0, 1, 2]), difference, "mlp_out")
             with pytest.raises(
-                PatchError, match=r"have shape \[2, 8, 64\], and the corrupted prompts are 3 of 8"
+                PatchError,
+                match=r"have shape \[2, 8, 64\], and those of the corrupted prompts, 3 of 8 tokens",
             ):
                 patching.grid(model, corrupted, store.cache([0, 1]), difference)
 
@@ -75,3 +76,27 @@ def test_prompts_and_caches_without_an_axis_of_prompts(tiny_model: TinyModel) ->
         torch.testing.assert_close(result.values, expected.values, atol=1e-6, rtol=0)
     assert expected.clean is not None
     assert float(expected.clean) == pytest.approx(float(difference(model(clean))))
+
+
+def test_values_of_another_shape_are_an_error(tiny_model: TinyModel) -> None:
+    """They would be stretched over what they replace without a word."""
+    model = actstore.HookedModel.from_pretrained(tiny_model("gpt2"), dtype="float32", device="cpu")
+    clean, corrupted = torch.arange(2, 14).view(2, 6), torch.arange(12, 24).view(2, 6)
+    _, cache = model.run_with_cache(clean)
+    for hook, axes in (("resid_pre", ("layer",)), ("z", ("layer", "pos")), ("pattern", ("layer", "head"))):
+        narrow = {name: value[..., :1] for name, value in cache.items()}
+        with pytest.raises(PatchError, match=r"have shape .*, 1\], .* the clean run needs this model"):
+            patching.grid(model, corrupted, narrow, difference, hook, axes)
+
+
+def test_values_without_an_axis_of_prompts_where_sizes_are_one(tiny_model: TinyModel) -> None:
+    """One head, and one token: the number of axes tells what is missing, since sizes cannot."""
+    model = actstore.HookedModel.from_pretrained(tiny_model("gpt2", n_head=1), dtype="float32", device="cpu")
+    for length in (1, 4):
+        clean, corrupted = torch.arange(2, 2 + length)[None], torch.arange(9, 9 + length)[None]
+        _, cache = model.run_with_cache(clean)
+        _, bare = model.run_with_cache(clean, remove_batch_dim=True)
+        for hook in ("z", "pattern"):
+            expected = patching.grid(model, corrupted, cache, difference, hook, ("layer", "head"))
+            result = patching.grid(model, corrupted, bare, difference, hook, ("layer", "head"))
+            torch.testing.assert_close(result.values, expected.values, atol=1e-6, rtol=0, msg=hook)
