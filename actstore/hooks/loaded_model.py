@@ -1,7 +1,7 @@
 """A Hugging Face model that is loaded, with TransformerLens' names for its hooks, sizes and weights."""
 
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from actstore.hooks.families.live_config import LiveConfig
 from actstore.hooks.families.model_names import names_of
 from actstore.hooks.families.recognition import architecture
 from actstore.hooks.loading.live_model import checked, device_of
+from actstore.hooks.packing.exactness import check_exact
 from actstore.hooks.packing.packed_run import PackedRun, packed_run
 from actstore.hooks.text.prompts import Prompts
 from actstore.hooks.text.with_text import WithText
@@ -87,15 +88,18 @@ class LoadedModel(WithText):
             self._forward.run(tokens, visitor, hooks, has_logits=False)
         self._check_reached(visitor.waiting)
 
-    def packed_run(self, tokens: "torch.Tensor") -> AbstractContextManager[PackedRun]:
+    @contextmanager
+    def packed_run(self, tokens: "torch.Tensor") -> Iterator[PackedRun]:
         """A context with a recorded forward over ids [prompt, position], for variants that share its prefixes.
 
         Functions on hooks are not called. No other forward of this model can run in the context.
 
         Raises:
-            ModelError: attention of this model cannot be handled.
+            ModelError: packed rows are not exact for this model.
         """
-        return packed_run(self._forward, self.base, self.architecture, self.cfg, tokens)
+        with packed_run(self._forward, self.base, self.architecture, self.cfg, tokens) as run:
+            check_exact(run, self.base, self.cfg.model_type)
+            yield run
 
     @cached_property
     def weights(self) -> Weights:

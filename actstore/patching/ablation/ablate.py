@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from actstore.errors import PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
+from actstore.hooks.packing.exactness import check_drift
 from actstore.patching.ablation.replacement import New, Value, replacement
 from actstore.patching.engine.cells import PATTERNS
-from actstore.patching.engine.computed import Computed, Progress, by_engine, check_drift
+from actstore.patching.engine.computed import Computed, Progress, by_engine
 from actstore.patching.engine.metric import Metric, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
 from actstore.patching.engine.variants import packed, whole
@@ -165,7 +166,7 @@ def _computed(
                 metric,
                 positions,
                 max_tokens=max_tokens,
-                check_drift=lambda drift: check_drift(model, drift),
+                check_drift=lambda drift: check_drift(drift, model.dtype, model.cfg.model_type),
                 progress=progress,
             )
 

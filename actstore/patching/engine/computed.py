@@ -2,25 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from actstore.errors import ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
+from actstore.hooks.packing.exactness import check_drift
 from actstore.patching.engine.cells import Cells, reach, trimmed
 from actstore.patching.engine.metric import Metric, measured
-from actstore.patching.engine.probe import drift_of_layers
 from actstore.patching.engine.sweep import sweep
 from actstore.patching.engine.whole_rows import whole_rows
 
 if TYPE_CHECKING:
     import torch
-
-_DRIFT: Final = {"torch.float32": 1e-3, "torch.float64": 1e-6}
-_DRIFT_OF_HALVES: Final = 0.1
-"""How far unpatched rows may end from the recorded run, as a share of their norm. Rounding stays a hundred times below;
-a model whose layers mix positions outside of attention is far above.
-"""
 
 Progress = Callable[[int, int], None]
 """Called with (cells done, cells in all)."""
@@ -119,23 +113,6 @@ def _why_whole(model: HookedModel) -> str:
     return ""
 
 
-def check_drift(model: HookedModel, drift: float) -> None:
-    """Check that unpatched rows ended where the recorded run did.
-
-    Args:
-        model: the model.
-        drift: their distance, as a share of the norm.
-
-    Raises:
-        ModelError: they did not, so packed rows are not exact for this model.
-    """
-    if not drift <= _DRIFT.get(str(model.dtype), _DRIFT_OF_HALVES):
-        raise ModelError(
-            f"unpatched rows ended {drift:.1g} of their norm away from the whole forward, so layers of this "
-            f"{model.cfg.model_type} model join positions outside of attention"
-        )
-
-
 def _packed(
     model: HookedModel,
     tokens: "torch.Tensor",
@@ -152,9 +129,8 @@ def _packed(
         corrupted = measured(metric, run.logits[:, list(positions)], is_in_turn=True)
         numbers = corrupted.repeat(len(cells), 1)
         noise = 0.0
-        check_drift(model, drift_of_layers(run))
         for part, swept in sweep(run, cells, changed, metric, positions, max_tokens):
-            check_drift(model, swept.drift)
+            check_drift(swept.drift, model.dtype, model.cfg.model_type)
             numbers[part] = swept.numbers
             noise = max(noise, float((swept.controls - corrupted).abs().max()))
             if progress is not None:

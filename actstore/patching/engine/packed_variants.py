@@ -154,7 +154,7 @@ class _Wave:
                     by_leaf.setdefault(edit.leaf, []).append((index, edit))
 
         def edit_of(numbered: list[tuple[int, VariantEdit]]) -> Edit:
-            def put_all(value: "torch.Tensor", _number: int) -> None:
+            def put_all(value: "torch.Tensor", _number: int, _rows: slice) -> None:
                 rows = value.view(-1, self._n_prompts, self._stream.shape[2], *value.shape[1:])
                 for index, edit in numbered:
                     edit.put(rows[index], self._start)

@@ -127,13 +127,13 @@ class _Arriving:
             # The first row has no clean value, and so what it writes is what the others write beside the senders.
             stream = recorded.expand(1 + len(part), *recorded.shape)
 
-            def send(value: "torch.Tensor", _number: int, part: list[int] = part) -> None:
+            def send(value: "torch.Tensor", _number: int, _rows: slice, part: list[int] = part) -> None:
                 rows = self._rows(value)
                 for number, head in senders:
                     if number in part:
                         rows[1 + part.index(number), :, :, head] = clean[:, :, head]
 
-            def keep(value: "torch.Tensor", _number: int) -> None:
+            def keep(value: "torch.Tensor", _number: int, _rows: slice) -> None:
                 written.append(self._rows(value).clone())
                 raise Finished
 
@@ -158,7 +158,11 @@ class _Arriving:
             for leaf in leaves:
 
                 def keep(
-                    value: "torch.Tensor", _number: int, leaf: str = leaf, missing: set[str] = missing
+                    value: "torch.Tensor",
+                    _number: int,
+                    _rows: slice,
+                    leaf: str = leaf,
+                    missing: set[str] = missing,
                 ) -> None:
                     rows = self._rows(value)
                     for receiver, values in kept.items():
@@ -172,7 +176,7 @@ class _Arriving:
                 edits[leaf] = keep
             if "hook_mlp_out" in leaves:
 
-                def freeze(value: "torch.Tensor", _number: int, part: list[int] = part) -> None:
+                def freeze(value: "torch.Tensor", _number: int, _rows: slice, part: list[int] = part) -> None:
                     rows = self._rows(value)
                     frozen = self._corrupted("hook_attn_out", layer)
                     rows[:] = frozen[:, self._start : self._stop]

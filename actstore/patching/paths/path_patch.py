@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
+from actstore.hooks.packing.exactness import check_drift
 from actstore.patching.clean import clean_values
-from actstore.patching.engine.computed import Computed, Progress, by_engine, check_drift
+from actstore.patching.engine.computed import Computed, Progress, by_engine
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
 from actstore.patching.engine.variants import packed, whole
@@ -137,7 +138,7 @@ class _Task:
         stop = max(self.positions) + 1
 
         def check(drift: float) -> None:
-            check_drift(self._model, drift)
+            check_drift(drift, self._model.dtype, self._model.cfg.model_type)
 
         with self._model.packed_run(self._tokens) as run:
             recorded = run.logits[:, self.positions]

@@ -136,7 +136,7 @@ def test_any_prompts_metrics_and_budgets_give_the_same(tiny_model: TinyModel, da
         )
         for budget, engine in ((data.draw(st.integers(1, 100)), "packed rows"), (64, "whole rows"))
     ]
-    torch.testing.assert_close(results[0].values, results[1].values, atol=2e-5, rtol=0)
+    torch.testing.assert_close(results[0].values, results[1].values, atol=2e-5, rtol=5e-6)
 
 
 _MODELS: dict[Path, HookedModel] = {}
