@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError, ModelError
+from actstore.hooks.cache.cached_values import check_computes, needed_model, require, why_not_computed
 from actstore.hooks.cache.components import Components
 from actstore.hooks.cache.decomposition import through
 from actstore.hooks.cache.derived import together
@@ -39,7 +40,7 @@ class ActivationCache(Components):
         import torch
 
         if self.kind != "activations":
-            raise HookError(f"gradients are those of activations, and {self._why_not()}")
+            raise HookError(f"gradients are those of activations, and {why_not_computed(self)}")
         names = set(self.cache_dict if names_filter is None else selected(self.names, names_filter))
         lacking = names - self.cache_dict.keys()
         if lacking:
@@ -103,7 +104,7 @@ class ActivationCache(Components):
         names = [self.names.one(key) for key in keys]
         import torch
 
-        self._require("stack_activation", names)
+        require(self, "stack_activation", names)
         return torch.stack([self[name] for name in names])
 
     def logit_attrs(
@@ -138,7 +139,7 @@ class ActivationCache(Components):
         """
         import torch
 
-        self._model("logit_attrs")
+        needed_model(self, "logit_attrs")
         wide = torch.promote_types(residual_stack.dtype, torch.float32)
         scaled = self.apply_ln_to_stack(
             residual_stack.to(wide),
@@ -175,8 +176,8 @@ class ActivationCache(Components):
         """
         import torch
 
-        self._check_computes("logit_lens")
-        model = self._model("logit_lens")
+        check_computes(self, "logit_lens")
+        model = needed_model(self, "logit_lens")
         if not model.has_head:
             raise ModelError("logit_lens needs the language-model head; load the model with it")
         streams, labels = self.accumulated_resid(layer, incl_mid, pos_slice=pos_slice, return_labels=True)
@@ -189,7 +190,7 @@ class ActivationCache(Components):
 
     def _directions(self, tokens: Any, stack: "torch.Tensor") -> "torch.Tensor":
         """The directions of tokens in a shape that can be multiplied with a stack [part, ..., d_model]."""
-        model = self._model("logit_attrs")
+        model = needed_model(self, "logit_attrs")
         ids = token_ids(model, tokens)
         rows = stack.shape[1:-1]
         if ids.ndim and ids.shape not in (rows, rows[:1]):

@@ -232,22 +232,6 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         is_same = name in way.needs or (self.kind == "gradients" and is_one_stream(name, *way.needs))
         return self.kind == "activations" or is_same
 
-    def _check_computes(self, what: str) -> None:
-        """Refuse to compute from values that may not be activations.
-
-        Raises:
-            HookError: the values are gradients, or their kind is not known.
-        """
-        if self.kind != "activations":
-            raise HookError(f"{what} is computed from activations, and {self._why_not()}")
-
-    def _why_not(self) -> str:
-        if self.kind == "gradients":
-            return "this cache holds gradients"
-        return (
-            "this cache was made by hand, maybe of gradients; say kind='activations' if it holds activations"
-        )
-
     def _between(self, name: str, way: Way) -> set[str]:
         """Edited hooks on the way to a value: a value computed from others lacks the edits."""
         if name in self.cache_dict:
@@ -266,8 +250,8 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
     def _advice(self, name: str) -> str:
         if self.kind != "activations":
             return (
-                f"this cache does not hold {name}, and {self._why_not()}, so it is not computed from other values; add "
-                f"{name} to names_filter of the run"
+                f"this cache does not hold {name}, and {why_not_computed(self)}, so it is not computed from other "
+                f"values; add {name} to names_filter of the run"
             )
         for way in self._derivation.ways(name):
             between = self._between(name, way)
@@ -284,36 +268,60 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             add = f"{name}, or {others}" if lacking else name
         return f"this cache does not hold {name}; add {add} {_WHERE}"
 
-    def _require(self, what: str, names: Iterable[str]) -> None:
-        """Refuse to go on without these values.
-
-        Raises:
-            HookError: some values are neither in the cache nor computable; the message names all of them.
-        """
-        missing: list[str] = []
-        for name in names:
-            if self._way(name) is None:
-                if self.kind != "activations":
-                    raise HookError(f"{what}: {self._advice(name)}")
-                point = point_of(name)
-                too_large = point is not None and point.why_not_stored is not None
-                missing += (self._lacking(name) if too_large else []) or [name]
-        if missing:
-            for name in missing:
-                if "since a function was on" in (advice := self._advice(name)):
-                    raise HookError(advice)
-            listing = _listing(list(dict.fromkeys(missing)), self.names)
-            raise HookError(f"{what} needs {listing}, which this cache does not hold; add them {_WHERE}")
-
     def _weights(self, what: str) -> "Weights":
-        return self._model(what).weights
+        return needed_model(self, what).weights
 
-    def _model(self, what: str) -> LoadedModel:
-        if self.model is None:
-            raise ModelError(
-                f"{what} needs the weights; pass model=HookedModel.from_pretrained(...), or set it as cache.model"
-            )
-        return self.model
+
+def require(cache: CachedValues, what: str, names: Iterable[str]) -> None:
+    """Refuse to go on without these values.
+
+    Raises:
+        HookError: some values are neither in the cache nor computable; the message names all of them.
+    """
+    missing: list[str] = []
+    for name in names:
+        if cache._way(name) is None:
+            if cache.kind != "activations":
+                raise HookError(f"{what}: {cache._advice(name)}")
+            point = point_of(name)
+            too_large = point is not None and point.why_not_stored is not None
+            missing += (cache._lacking(name) if too_large else []) or [name]
+    if missing:
+        for name in missing:
+            if "since a function was on" in (advice := cache._advice(name)):
+                raise HookError(advice)
+        listing = _listing(list(dict.fromkeys(missing)), cache.names)
+        raise HookError(f"{what} needs {listing}, which this cache does not hold; add them {_WHERE}")
+
+
+def check_computes(cache: CachedValues, what: str) -> None:
+    """Refuse to compute from values that may not be activations.
+
+    Raises:
+        HookError: the values are gradients, or their kind is not known.
+    """
+    if cache.kind != "activations":
+        raise HookError(f"{what} is computed from activations, and {why_not_computed(cache)}")
+
+
+def why_not_computed(cache: CachedValues) -> str:
+    """Why nothing is computed from values that may not be activations, as the end of an error message."""
+    if cache.kind == "gradients":
+        return "this cache holds gradients"
+    return "this cache was made by hand, maybe of gradients; say kind='activations' if it holds activations"
+
+
+def needed_model(cache: CachedValues, what: str) -> LoadedModel:
+    """The model of a cache.
+
+    Raises:
+        ModelError: there is none; the message says what needs it.
+    """
+    if cache.model is None:
+        raise ModelError(
+            f"{what} needs the weights; pass model=HookedModel.from_pretrained(...), or set it as cache.model"
+        )
+    return cache.model
 
 
 def _check_model(model: object, cfg: HookedConfig) -> None:

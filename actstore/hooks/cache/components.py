@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError
+from actstore.hooks.cache.cached_values import check_computes, needed_model, require
 from actstore.hooks.cache.decomposition import Decomposition
 from actstore.hooks.cache.derived import head_results, together
 from actstore.hooks.cache.position import PositionSlice, at_positions, indices, is_one
@@ -28,7 +29,7 @@ class Components(Decomposition):
             ModelError: there is no model.
         """
         names = [join(layer, "attn.hook_result") for layer in range(self.cfg.n_layers)]
-        self._require("compute_head_results", names)
+        require(self, "compute_head_results", names)
         self.cache_dict |= {name: self[name] for name in names}
 
     def stack_head_results(
@@ -66,9 +67,9 @@ class Components(Decomposition):
             (fold_value_biases, "fold_value_biases"),
         ):
             if computed:
-                self._check_computes(f"stack_head_results with {option}")
+                check_computes(self, f"stack_head_results with {option}")
         names = [join(index, "attn.hook_result") for index in range(end)]
-        self._require("stack_head_results", [*names, *self._others(end, incl_remainder, apply_ln)])
+        require(self, "stack_head_results", [*names, *self._others(end, incl_remainder, apply_ln)])
         parts = [self._heads(weights, index, pos_slice, fold_value_biases) for index in range(end)]
         labels = [f"L{index}H{head}" for index in range(end) for head in range(self.cfg.n_heads)]
         return self._finish(parts, labels, end, incl_remainder, pos_slice, apply_ln, return_labels)
@@ -107,10 +108,10 @@ class Components(Decomposition):
     ) -> "torch.Tensor":
         """`get_neuron_results`, through the norm before (layer, mlp_input) if given, which needs directions."""
         check_directions(onto, self.cfg.d_model)
-        self._check_computes("get_neuron_results")
+        check_computes(self, "get_neuron_results")
         name = self.names.one(("post", layer))
         weights = self._writing("get_neuron_results", "neurons")
-        self._require("get_neuron_results", [name])
+        require(self, "get_neuron_results", [name])
         post = at_positions(self[name], pos_slice, axis=-2)
         index = int(name.split(".")[1])
         post, weight = together(post, weights.blocks[index].mlp.W_out)
@@ -158,7 +159,7 @@ class Components(Decomposition):
         end = self._end(layer)
         weights = self._writing("stack_neuron_results", "neurons")
         names = [self.names.one(join(index, "mlp.hook_post")) for index in range(end)]
-        self._require("stack_neuron_results", [*names, *self._others(end, incl_remainder, apply_ln)])
+        require(self, "stack_neuron_results", [*names, *self._others(end, incl_remainder, apply_ln)])
         onto = project_output_onto
         norm = (end, False) if apply_ln and onto is not None else None
         parts, labels = [], []
@@ -198,7 +199,7 @@ class Components(Decomposition):
         import torch
 
         what = "get_full_resid_decomposition"
-        self._check_computes(what)
+        check_computes(self, what)
         end = self._end(layer, mlp_input)
         weights = self._writing(what, "heads")
         embeddings = self._embeddings()
@@ -206,7 +207,7 @@ class Components(Decomposition):
         mlps = [self.names.one(join(index, mlp)) for index in range(end)]
         heads = [join(index, "attn.hook_result") for index in range(end + mlp_input)]
         scales = [self._scale(end, mlp_input)] if apply_ln else []
-        self._require(what, [*heads, *mlps, *(name for _, name in embeddings), *scales])
+        require(self, what, [*heads, *mlps, *(name for _, name in embeddings), *scales])
         onto, norm = project_output_onto, (end, mlp_input) if apply_ln else None
         check_directions(onto, self.cfg.d_model)
         parts, labels = [], []
@@ -255,7 +256,7 @@ class Components(Decomposition):
             HookError: a norm comes between them and the stream.
             ModelError: there is no model.
         """
-        model = self._model(what)
+        model = needed_model(self, what)
         if model.architecture.ln1_post is not None:
             raise HookError(
                 f"{what} is not offered for {self.cfg.model_type}: its {parts} do not write to the residual stream "

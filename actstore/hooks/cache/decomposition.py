@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import HookError
-from actstore.hooks.cache.cached_values import CachedValues
+from actstore.hooks.cache.cached_values import CachedValues, check_computes, needed_model, require
 from actstore.hooks.cache.derived import together
 from actstore.hooks.cache.position import PositionSlice, at_positions
 from actstore.hooks.naming.names import join
@@ -62,7 +62,7 @@ class Decomposition(CachedValues):
         norm = (end, mlp_input) if apply_ln and not is_final else None
         stack = self._stack("accumulated_resid", names, pos_slice, norm)
         if apply_ln and is_final:
-            self._check_computes("accumulated_resid with apply_ln")
+            check_computes(self, "accumulated_resid with apply_ln")
             stack = self._final_norm("accumulated_resid with apply_ln", stack)
         return (stack, [label for label, _ in parts]) if return_labels else stack
 
@@ -139,7 +139,7 @@ class Decomposition(CachedValues):
                 positions; or the values may not be activations.
             ModelError: there is no model.
         """
-        self._check_computes("apply_ln_to_stack")
+        check_computes(self, "apply_ln_to_stack")
         end = self._end(layer)
         if recompute_ln and end == self.cfg.n_layers:
             if has_batch_dim:
@@ -172,7 +172,7 @@ class Decomposition(CachedValues):
 
     def _gain(self, end: int, mlp_input: bool, stack: "torch.Tensor") -> "torch.Tensor":
         """The gain of the norm, float32 [d_model]."""
-        weights = self._weights("apply_ln_to_stack, which applies the gain of a norm,")
+        weights = needed_model(self, "apply_ln_to_stack, which applies the gain of a norm,").weights
         if end == self.cfg.n_layers:
             norm = weights.ln_final
         else:
@@ -217,14 +217,14 @@ class Decomposition(CachedValues):
         """The streams of these hooks in one tensor [name, ...], after the norm before (layer, mlp_input) if given."""
         import torch
 
-        self._require(what, [*names, *([] if norm is None else [self._scale(*norm)])])
+        require(self, what, [*names, *([] if norm is None else [self._scale(*norm)])])
         stack = torch.stack([at_positions(self[name], pos_slice, axis=-2) for name in names])
         return stack if norm is None else self.apply_ln_to_stack(stack, *norm, pos_slice)
 
     def _final_norm(self, what: str, stream: "torch.Tensor") -> "torch.Tensor":
         """The stream after the final norm, as the module of the model computes it."""
         self.names.one("ln_final.hook_normalized")
-        model = self._model(what)
+        model = needed_model(self, what)
         assert model.architecture.ln_final is not None
         return through(model.base.get_submodule(model.architecture.ln_final), stream)
 
