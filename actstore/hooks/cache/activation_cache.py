@@ -1,27 +1,37 @@
 """The activations of one forward, from a live run or from a store, with TransformerLens' methods."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from actstore.errors import HookError, ModelError
-from actstore.hooks.cache.cached_values import check_computes, needed_model, require, why_not_computed
-from actstore.hooks.cache.components import Components
-from actstore.hooks.cache.decomposition import through
-from actstore.hooks.cache.derived import together
-from actstore.hooks.cache.directions import residual_directions, token_ids
-from actstore.hooks.cache.position import PositionSlice
-from actstore.hooks.capture.functions import NameFilter, selected
-from actstore.hooks.messages.quoted import quoted
-from actstore.hooks.naming.names import HookName
-from actstore.reason import reason
+from actstore.errors import HookError
+from actstore.hooks.cache.cached_values import CachedValues, check_computes, require
+from actstore.hooks.cache.full_decomposition import all_parts
+from actstore.hooks.cache.gradients import gradients_by_hook
+from actstore.hooks.cache.heads import stack_of_heads
+from actstore.hooks.cache.logits import logit_attributions, logits_of_streams
+from actstore.hooks.cache.neurons import neurons_of_layer, stack_of_neurons
+from actstore.hooks.cache.norms import after_final_norm, parts_after_norm
+from actstore.hooks.cache.position import PositionSlice, at_positions
+from actstore.hooks.cache.stream_names import Place, embedding_hooks, output_hooks, place_before
+from actstore.hooks.cache.stream_parts import accumulated_streams, stack_of_hooks
+from actstore.hooks.capture.functions import NameFilter
+from actstore.hooks.naming.names import HookName, join
 
 if TYPE_CHECKING:
     import torch
 
+Mode = Literal["all", "mlp", "attn"]
 
-class ActivationCache(Components):
+
+class ActivationCache(CachedValues):
     """Hook values [batch, ...]: ``cache["blocks.5.hook_resid_post"]``, ``cache["resid_post", -1]``, ``cache["k6"]``.
 
     ``cache.kind`` says whether they are activations or gradients; see `gradients`.
+
+    Some methods give stacks of parts of the residual stream [part, batch, position, d_model]. In these, ``layer`` is
+    the layer whose input is taken apart, from 0 to the number of layers; that number, None and -1 stand for the
+    unembedding. With ``mlp_input`` it is the input of the MLP of that layer, not of its attention. ``pos_slice``
+    chooses positions, and an integer removes their axis; leave it out if the cache was made with one. With
+    ``return_labels`` the result is (stack, labels).
     """
 
     def gradients(self, of: "torch.Tensor", names_filter: "NameFilter | None" = None) -> "ActivationCache":
@@ -37,43 +47,8 @@ class ActivationCache(Components):
         Raises:
             HookError: a value is not part of the graph of the number, so it has no gradient; or the graph was freed.
         """
-        import torch
-
-        if self.kind != "activations":
-            raise HookError(f"gradients are those of activations, and {why_not_computed(self)}")
-        names = set(self.cache_dict if names_filter is None else selected(self.names, names_filter))
-        lacking = names - self.cache_dict.keys()
-        if lacking:
-            raise HookError(
-                f"this cache does not hold {min(lacking)}, so it has no gradient; add it to the run"
-            )
-        values = {
-            name: value for name, value in self.cache_dict.items() if name in names and value.requires_grad
-        }
-        if not isinstance(of, torch.Tensor) or of.numel() != 1 or not of.requires_grad or not values:
-            raise HookError(
-                f"expected a tensor of one number, computed from a run with grad=True, found {quoted(of)}; run with "
-                "grad=True, and take a mean or a sum of what came out"
-            )
-        try:
-            gradients = torch.autograd.grad(
-                of.sum(), list(values.values()), retain_graph=True, allow_unused=True
-            )
-        except RuntimeError as error:
-            if "second time" not in str(error):
-                raise HookError(f"the gradients cannot be computed: {reason(error)}") from error
-            raise HookError(
-                "the graph of this run has been freed, as backward() and torch.autograd.grad do unless told "
-                "retain_graph=True; run again with grad=True"
-            ) from error
-        for name, gradient in zip(values, gradients, strict=True):
-            if gradient is None:
-                raise HookError(
-                    f"the number was not computed from {name} as this cache holds it, so it has no gradient; leave it "
-                    "out of names_filter, and choose rows or positions after"
-                )
         return ActivationCache(
-            dict(zip(values, gradients, strict=True)),
+            gradients_by_hook(self, of, names_filter),
             self.model,
             self.has_batch_dim,
             names=self.names,
@@ -95,17 +70,256 @@ class ActivationCache(Components):
         Raises:
             HookError: values are missing.
         """
-        end = self._end(layer)
-        if end == 0:
-            raise HookError("there are no layers before layer 0")
-        keys: list[HookName] = [
-            (name, index) if sublayer_type is None else (name, index, sublayer_type) for index in range(end)
-        ]
-        names = [self.names.one(key) for key in keys]
         import torch
 
+        n_layers = place_before(self.names, self.cfg, layer).layer
+        if n_layers == 0:
+            raise HookError("there are no layers before layer 0")
+        keys: list[HookName] = [
+            (name, index) if sublayer_type is None else (name, index, sublayer_type)
+            for index in range(n_layers)
+        ]
+        names = [self.names.one(key) for key in keys]
         require(self, "stack_activation", names)
         return torch.stack([self[name] for name in names])
+
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: PositionSlice = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Any:
+        """The residual stream into each layer up to this one. Labels are ``0_pre``, (``0_mid``,) ..., ``final_post``.
+
+        Args:
+            layer: see the class.
+            incl_mid: include the streams between attention and MLP.
+            apply_ln: apply a norm to the streams. For the unembedding, each goes through the final norm with its own
+                scale, gain and bias; otherwise the norm is that of `apply_ln_to_stack`.
+            pos_slice: see the class.
+            mlp_input: see the class.
+            return_labels: see the class.
+
+        Raises:
+            HookError: values are missing, or the model has no stream between attention and MLP.
+            ModelError: the final norm is needed, and there is no model.
+        """
+        place = place_before(self.names, self.cfg, layer, mlp_input)
+        stack, labels = accumulated_streams(self, place, incl_mid, apply_ln, pos_slice)
+        return (stack, labels) if return_labels else stack
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: Mode = "all",
+        apply_ln: bool = False,
+        pos_slice: PositionSlice = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Any:
+        """What was added to the stream before a layer. Labels are ``embed``, ``pos_embed``, ``0_attn_out``, ...
+
+        Args:
+            layer: see the class.
+            mlp_input: see the class.
+            mode: ``attn`` leaves out what MLPs add, ``mlp`` what attention adds.
+            apply_ln: see `apply_ln_to_stack`.
+            pos_slice: see the class.
+            incl_embeds: include the embeddings. Without them, the parts do not add up to the stream.
+            return_labels: see the class.
+
+        Raises:
+            HookError: values are missing.
+        """
+        if mode not in ("all", "mlp", "attn"):
+            raise HookError(f"mode is {mode!r}; choose 'all', 'mlp' or 'attn'")
+        place = place_before(self.names, self.cfg, layer, mlp_input)
+        parts = embedding_hooks(self.names) if incl_embeds else []
+        parts += output_hooks(self.names, place, attn=mode != "mlp", mlp=mode != "attn")
+        if not parts:
+            raise HookError("nothing has been added to the residual stream before layer 0 but the embeddings")
+        names = [name for _, name in parts]
+        stack = stack_of_hooks(self, "decompose_resid", names, pos_slice, place if apply_ln else None)
+        return (stack, [label for label, _ in parts]) if return_labels else stack
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: "torch.Tensor",
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: PositionSlice = None,
+        batch_slice: PositionSlice = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> "torch.Tensor":
+        """Parts of a stream after the norm before a layer, applied so that they still add up.
+
+        They are centred if the norm is a LayerNorm, divided by the hook_scale of the whole stream, and multiplied by
+        the gain of the norm. So they go with the weights of the model as they are: ``W_U`` after the final norm,
+        ``W_Q[layer]`` and so on before. Their sum lacks only the bias of the norm. TransformerLens leaves the gain out
+        here, and has it in its weights instead, if it has folded them.
+
+        Args:
+            residual_stack: [part, batch, position, d_model] at the chosen positions; or one part without its axis.
+            layer: see the class.
+            mlp_input: apply the norm before the MLP.
+            pos_slice: positions of the stack.
+            batch_slice: rows to choose from the stack.
+            has_batch_dim: whether the stack has a batch axis.
+            recompute_ln: before the unembedding, put each part through the final norm by itself, with its own scale,
+                gain and bias, as for a logit lens. The parts do not add up then. Before a layer it has no effect.
+
+        Raises:
+            HookError: hook_scale is missing, and so is the stream from which it follows; or the stack has other rows or
+                positions; or the values may not be activations.
+            ModelError: there is no model.
+        """
+        check_computes(self, "apply_ln_to_stack")
+        number = place_before(self.names, self.cfg, layer).layer
+        if recompute_ln and number == self.cfg.n_layers:
+            if has_batch_dim:
+                residual_stack = at_positions(residual_stack, batch_slice, axis=1, noun="row")
+            return after_final_norm(self, "apply_ln_to_stack", residual_stack)
+        place = Place(number, mlp_input)
+        return parts_after_norm(self, residual_stack, place, pos_slice, batch_slice, has_batch_dim)
+
+    def compute_head_results(self) -> None:
+        """Put what each head adds to the stream into this cache, as ``attn.hook_result`` of every layer.
+
+        There is no need to: `stack_head_results` computes it when asked for.
+
+        Raises:
+            HookError: values are missing, or may not be activations.
+            ModelError: there is no model.
+        """
+        names = [join(layer, "attn.hook_result") for layer in range(self.cfg.n_layers)]
+        require(self, "compute_head_results", names)
+        self.cache_dict |= {name: self[name] for name in names}
+
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: PositionSlice = None,
+        apply_ln: bool = False,
+        fold_value_biases: bool = False,
+    ) -> Any:
+        """What each head before a layer adds to the stream, from attn.hook_z. Labels are ``L0H0``, ``L0H1``, ...
+
+        Biases of the output projection belong to no head. Those of values, and of the norm before them, are in z and so
+        in what the head adds, since weights are as the model has them. They add the same at every position, as rows of
+        patterns sum to 1. TransformerLens moves them out of the heads if it processes weights, as its
+        ``HookedTransformer`` and ``enable_compatibility_mode`` do: ``fold_value_biases=True`` gives what it gives then.
+
+        Args:
+            layer: see the class.
+            return_labels: see the class.
+            incl_remainder: add a part ``remainder``, which is the stream minus all heads.
+            pos_slice: see the class.
+            apply_ln: see `apply_ln_to_stack`.
+            fold_value_biases: leave ``(ln1.b @ W_V + b_V) @ W_O`` out of each head, and so in the remainder.
+
+        Raises:
+            HookError: values are missing, or heads of this model do not write to the stream.
+            ModelError: there is no model.
+        """
+        end = place_before(self.names, self.cfg, layer).layer
+        stack, labels = stack_of_heads(self, end, incl_remainder, pos_slice, apply_ln, fold_value_biases)
+        return (stack, labels) if return_labels else stack
+
+    def get_neuron_results(
+        self,
+        layer: int,
+        neuron_slice: PositionSlice = None,
+        pos_slice: PositionSlice = None,
+        project_output_onto: "torch.Tensor | None" = None,
+    ) -> "torch.Tensor":
+        """What each neuron of a layer adds to the stream [batch, position, neuron, d_model], from mlp.hook_post.
+
+        The bias of the MLP belongs to no neuron.
+
+        Args:
+            layer: 0 to the last, or -1 for the last.
+            neuron_slice: neurons; an integer removes their axis.
+            pos_slice: see the class.
+            project_output_onto: a direction [d_model] or several [d_model, n], with which each result is multiplied:
+                [batch, position, neuron] or [batch, position, neuron, n]. This takes little memory.
+
+        Raises:
+            HookError: values are missing, or neurons of this layer do not write to the stream.
+            ModelError: there is no model.
+        """
+        return neurons_of_layer(self, layer, neuron_slice, pos_slice, project_output_onto)
+
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: PositionSlice = None,
+        neuron_slice: PositionSlice = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+        project_output_onto: "torch.Tensor | None" = None,
+    ) -> Any:
+        """What each neuron before a layer adds to the stream. Labels are ``L0N0``, ``L0N1``, ...
+
+        This takes d_mlp times the memory of a residual stream for each layer; choose positions or neurons.
+
+        Args:
+            layer: see the class.
+            pos_slice: see the class.
+            neuron_slice: neurons of each layer.
+            return_labels: see the class.
+            incl_remainder: add a part ``remainder``, which is the stream minus all these neurons.
+            apply_ln: see `apply_ln_to_stack`.
+            project_output_onto: see `get_neuron_results`; applied after the norm.
+
+        Raises:
+            HookError: values are missing, or neurons of this model do not write to the stream.
+            ModelError: there is no model.
+        """
+        end = place_before(self.names, self.cfg, layer).layer
+        onto = project_output_onto
+        stack, labels = stack_of_neurons(self, end, pos_slice, neuron_slice, incl_remainder, apply_ln, onto)
+        return (stack, labels) if return_labels else stack
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: PositionSlice = None,
+        return_labels: bool = False,
+        project_output_onto: "torch.Tensor | None" = None,
+        fold_value_biases: bool = False,
+    ) -> Any:
+        """All parts of the stream into a layer: heads, neurons, ``embed``, ``pos_embed``, and ``bias`` for all biases.
+
+        Args:
+            layer: see the class.
+            mlp_input: see the class.
+            expand_neurons: a part for each neuron; otherwise ``0_mlp_out``, ..., which include the biases of the MLPs.
+            apply_ln: see `apply_ln_to_stack`.
+            pos_slice: see the class.
+            return_labels: see the class.
+            project_output_onto: see `get_neuron_results`; applied after the norm.
+            fold_value_biases: put biases of values into ``bias`` and not into heads; see `stack_head_results`.
+
+        Raises:
+            HookError: values are missing, or heads or neurons of this model do not write to the stream.
+            ModelError: there is no model.
+        """
+        check_computes(self, "get_full_resid_decomposition")
+        place = place_before(self.names, self.cfg, layer, mlp_input)
+        onto = project_output_onto
+        stack, labels = all_parts(self, place, expand_neurons, apply_ln, pos_slice, onto, fold_value_biases)
+        return (stack, labels) if return_labels else stack
 
     def logit_attrs(
         self,
@@ -137,20 +351,9 @@ class ActivationCache(Components):
             ModelError: there is no model, or it has no head.
             TokensError: a text is not one token, or an id is not of this model.
         """
-        import torch
-
-        needed_model(self, "logit_attrs")
-        wide = torch.promote_types(residual_stack.dtype, torch.float32)
-        scaled = self.apply_ln_to_stack(
-            residual_stack.to(wide),
-            pos_slice=pos_slice,
-            batch_slice=batch_slice,
-            has_batch_dim=has_batch_dim,
+        return logit_attributions(
+            self, residual_stack, tokens, incorrect_tokens, pos_slice, batch_slice, has_batch_dim
         )
-        directions = self._directions(tokens, scaled)
-        if incorrect_tokens is not None:
-            directions = directions - self._directions(incorrect_tokens, scaled)
-        return (scaled * directions).sum(-1)
 
     def logit_lens(
         self,
@@ -174,31 +377,5 @@ class ActivationCache(Components):
             HookError: values are missing.
             ModelError: there is no model, or it has no head.
         """
-        import torch
-
-        check_computes(self, "logit_lens")
-        model = needed_model(self, "logit_lens")
-        if not model.has_head:
-            raise ModelError("logit_lens needs the language-model head; load the model with it")
-        streams, labels = self.accumulated_resid(layer, incl_mid, pos_slice=pos_slice, return_labels=True)
-        head = model.hf.get_output_embeddings()
-        logits = torch.stack([through(head, self._final_norm("logit_lens", stream)) for stream in streams])
-        cap = self.cfg.output_logits_soft_cap
-        if cap is not None:
-            logits = (logits / cap).tanh() * cap
+        logits, labels = logits_of_streams(self, layer, incl_mid, pos_slice)
         return (logits, labels) if return_labels else logits
-
-    def _directions(self, tokens: Any, stack: "torch.Tensor") -> "torch.Tensor":
-        """The directions of tokens in a shape that can be multiplied with a stack [part, ..., d_model]."""
-        model = needed_model(self, "logit_attrs")
-        ids = token_ids(model, tokens)
-        rows = stack.shape[1:-1]
-        if ids.ndim and ids.shape not in (rows, rows[:1]):
-            raise HookError(
-                f"tokens have shape {list(ids.shape)} and the stack has rows and positions {list(rows)}; give one "
-                "token, one for each row, or one for each row and position"
-            )
-        directions = together(stack, residual_directions(model, ids))[1]
-        if ids.ndim == 1:
-            directions = directions.reshape(len(ids), *[1] * (len(rows) - 1), -1)
-        return directions
