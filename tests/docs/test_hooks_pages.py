@@ -72,14 +72,19 @@ def test_induction(smollm2: Path) -> None:
 
 def test_patching(smollm2: Path) -> None:
     names = run_page("patching.md", smollm2)
-    grid, estimate = names["grid"], names["estimate"]
+    grid, estimates = names["grid"], names["estimates"]
     assert grid[:, :2].abs().max() < 1e-4  # the same tokens in both prompts
     assert grid[0, 5:].abs().max() < 1e-4
     assert (grid[3:24].argmax(1) == 3).all()  # "iffel" up to layer 23
     assert (grid[24:].argmax(1) == 9).all()  # the last word from layer 24 on
     assert names["by_head"].topk(2).indices.tolist() == [4, 5]
-    assert estimate.shape == grid.shape
-    assert not estimate.requires_grad
+    for method in ("atp", "relp"):
+        assert estimates[method]["resid_pre"].values.shape == grid.shape
+        assert not estimates[method]["resid_pre"].values.requires_grad
+    # Cells that were computed are those of the grid.
+    some = names["some"]
+    exact = names["exact"]["mlp_out"].values
+    assert (some.values - exact)[some.is_exact].abs().max() < 1e-3
     assert not any(module._forward_hooks for module in names["model"].hf.modules())
 
 
