@@ -6,16 +6,16 @@ import platform
 from types import ModuleType
 from typing import Any
 
-from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT, Worker, WorkerSpec
-from actstore.extraction.events import SegmentDone
+from actstore.extraction.computing.executor import Computes, Spec
+from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
 
 
 class WorkerActor:
     """Holds a worker, which loads in `start` rather than on creation, so that its errors arrive unchanged."""
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: Spec[Any]) -> None:
         self._spec = spec
-        self._worker: Worker | None = None
+        self._worker: Computes[Any] | None = None
 
     def place(self) -> tuple[str, int]:
         """Return the host and process of this actor. An answer shows that the cluster had room for it."""
@@ -25,8 +25,8 @@ class WorkerActor:
         """Load the model."""
         self._worker = self._spec.start()
 
-    def run(self, index: int) -> SegmentDone:
-        """Compute and commit a segment. A few hundred bytes are sent back, never activations."""
+    def run(self, index: int) -> Any:
+        """Compute a unit of work. Figures are sent back, and the results of patching, but never activations."""
         assert self._worker is not None
         return self._worker.run(index)
 
@@ -39,7 +39,7 @@ class ActorOptions:
     num_gpus: float
 
     @classmethod
-    def choose(cls, ray: ModuleType, spec: WorkerSpec, num_workers: int) -> "ActorOptions":
+    def choose(cls, ray: ModuleType, spec: Spec[Any], num_workers: int) -> "ActorOptions":
         """Reserve a GPU each if there are any or a GPU is named as device; otherwise an equal share of the CPUs."""
         resources = ray.cluster_resources()
         wants_gpu = (spec.device or "").startswith("cuda")
@@ -52,7 +52,7 @@ class ActorOptions:
         return cls(num_cpus=next(fits, 1), num_gpus=0)
 
 
-def make_actor(ray: ModuleType, spec: WorkerSpec, options: ActorOptions) -> Any:
+def make_actor(ray: ModuleType, spec: Spec[Any], options: ActorOptions) -> Any:
     """Start an actor. Ray neither restarts it nor repeats its calls: the driver does, and counts attempts."""
     if options.num_gpus == 0 and spec.n_threads is None:
         spec = dataclasses.replace(spec, n_threads=int(options.num_cpus))

@@ -1,4 +1,7 @@
-"""The ray executor: a pool of workers that compute segment by segment, with a limited number of retries."""
+"""The ray executor: a pool of workers that compute unit by unit, with a limited number of retries.
+
+A unit is a segment of an extraction, or a part of a patching job; both are called segments here.
+"""
 
 import logging
 import math
@@ -17,12 +20,12 @@ from actstore.errors import (
     HookError,
     JobError,
     ModelError,
+    PatchError,
     PlanMismatchError,
     TokensError,
 )
-from actstore.extraction.computing.executor import Resources
-from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
-from actstore.extraction.events import SegmentDone
+from actstore.extraction.computing.executor import Done, Resources, Spec
+from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
 from actstore.reason import reason
 from actstore_workers.actor import ActorOptions, make_actor
 from actstore_workers.cluster import cluster, import_ray
@@ -34,7 +37,7 @@ _log = logging.getLogger("actstore")
 
 MAX_ATTEMPTS = 3
 """The most attempts at one segment, and at starting workers in a row. Preempted workers do not count."""
-_PERMANENT = (BusyError, JobError, ModelError, HookError, PlanMismatchError, TokensError)
+_PERMANENT = (BusyError, JobError, ModelError, HookError, PatchError, PlanMismatchError, TokensError)
 """Errors that every further attempt would raise again."""
 _WAIT_S = 1.0
 _STALL_WARNING_S = 60.0
@@ -48,10 +51,10 @@ def workers_here(resources: Resources) -> int | None:
 
 
 def run(
-    spec: WorkerSpec,
+    spec: Spec[Done],
     pending: Sequence[int],
     resources: Resources,
-    on_segment: Callable[[SegmentDone], None],
+    on_done: Callable[[Done], None],
 ) -> None:
     """Compute all pending segments on Ray; see `actstore.extraction.computing.executor.Executor`.
 
@@ -64,7 +67,7 @@ def run(
     cpus = num_workers if num_workers is not None and num_workers > len(os.sched_getaffinity(0)) else None
     with cluster(resources.ray_address, num_cpus=cpus) as ray:
         size = num_workers or max(1, int(ray.cluster_resources().get("GPU", 0)))
-        _Pool(ray, spec, min(size, len(pending)), pending, on_segment).run()
+        _Pool(ray, spec, min(size, len(pending)), pending, on_done).run()
 
 
 @dataclass(eq=False)
@@ -91,16 +94,16 @@ class _Pool:
     def __init__(
         self,
         ray: ModuleType,
-        spec: WorkerSpec,
+        spec: Spec[Any],
         size: int,
         pending: Sequence[int],
-        on_segment: Callable[[SegmentDone], None],
+        on_done: Callable[[Any], None],
     ) -> None:
         self._ray = ray
         self._spec = spec
         self._options = ActorOptions.choose(ray, spec, size)
         self._pending = deque(pending)
-        self._on_segment = on_segment
+        self._on_done = on_done
         self._attempts: Counter[int] = Counter()
         self._hangs: Counter[int] = Counter()
         """Number of workers that were given up over each segment."""
@@ -186,7 +189,7 @@ class _Pool:
             self._pace.finished(now - slot.silent_since)
             slot.n_running -= 1
             slot.silent_since = slot.last_done = now
-            self._on_segment(result)
+            self._on_done(result)
 
     def _placed(self, slot: _Slot, host: str, pid: int) -> None:
         """Start a worker that the cluster has placed; its time counts from here on."""
@@ -206,7 +209,7 @@ class _Pool:
         for call in calls:
             del self._calls[call]
         self._hangs.update(segments)
-        to_do = f"segments {segments} are given to others" if segments else "another one is started"
+        to_do = f"{self._spec.unit}s {segments} are given to others" if segments else "another one is started"
         known = self._pace.segment if segments else self._pace.start
         _log.warning(
             "%s was silent for %.0f s%s; %s",
@@ -263,7 +266,7 @@ class _Pool:
         self._attempts[index] += 1
         if self._attempts[index] >= MAX_ATTEMPTS:
             raise ExtractError(
-                f"segment {index} failed {MAX_ATTEMPTS} times, so the run is given up; the last time: "
+                f"{self._spec.unit} {index} failed {MAX_ATTEMPTS} times, so the run is given up; the last time: "
                 f"{_described(cause)}"
             ) from cause
 

@@ -1,14 +1,12 @@
-"""Executors, which compute the segments of a run: finding an installed one by its name."""
+"""Executors, which compute the units of work of a run: finding an installed one by its name."""
 
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol, cast
+from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from actstore.errors import JobError
-from actstore.extraction.computing.worker import WorkerSpec
-from actstore.extraction.events import SegmentDone
 
 GROUP = "actstore.executors"
 """Group of the entry points of executors; the package with the ray executor registers it here."""
@@ -22,20 +20,60 @@ class Resources:
     ray_address: str | None = None
 
 
+Done = TypeVar("Done")
+Done_co = TypeVar("Done_co", covariant=True)
+
+
+class Computes(Protocol[Done_co]):
+    """A worker: it holds a model and computes units of work, such as the segments of a run."""
+
+    def run(self, index: int) -> Done_co:
+        """Compute the unit with this number. It is called from several threads at once."""
+        ...
+
+    def stop(self) -> None:
+        """Let calls of `run` that are under way end soon."""
+        ...
+
+    def close(self) -> None:
+        """End the threads of the worker."""
+        ...
+
+
+class Spec(Protocol[Done_co]):
+    """What a worker needs to start on any machine: a frozen dataclass that can be pickled."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    unit: ClassVar[str]
+    """What a unit of work is called in messages, such as ``segment``."""
+
+    @property
+    def device(self) -> str | None: ...
+
+    @property
+    def n_threads(self) -> int | None:
+        """CPU threads of the forward; None leaves torch's choice."""
+        ...
+
+    def start(self) -> Computes[Done_co]:
+        """Load the model."""
+        ...
+
+
 class Executor(Protocol):
-    """A function that computes segments with workers made from a `WorkerSpec`."""
+    """A function that computes units of work with workers made from a `Spec`."""
 
     def __call__(
         self,
-        spec: WorkerSpec,
+        spec: Spec[Done],
         pending: Sequence[int],
         resources: Resources,
-        on_segment: Callable[[SegmentDone], None],
+        on_done: Callable[[Done], None],
     ) -> None:
-        """Compute all pending segments, call ``on_segment`` once for each, and return when all are committed.
+        """Compute all pending units, call ``on_done`` once for each with what `Computes.run` returned, then return.
 
         Raises:
-            ActstoreError: the error of the first segment that failed for good. Segments committed before stay.
+            ActstoreError: the error of the first unit that failed for good. What was done before stays.
         """
         ...
 

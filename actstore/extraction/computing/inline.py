@@ -3,9 +3,8 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from actstore.extraction.computing.executor import Resources
-from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT, WorkerSpec
-from actstore.extraction.events import SegmentDone
+from actstore.extraction.computing.executor import Done, Resources, Spec
+from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
 
 
 def workers_here(_resources: Resources) -> int:
@@ -14,19 +13,19 @@ def workers_here(_resources: Resources) -> int:
 
 
 def run(
-    spec: WorkerSpec,
+    spec: Spec[Done],
     pending: Sequence[int],
     resources: Resources,
-    on_segment: Callable[[SegmentDone], None],
+    on_done: Callable[[Done], None],
 ) -> None:
-    """Compute all pending segments here; see `Executor`."""
+    """Compute all pending units here; see `Executor`."""
     del resources  # one worker, no cluster
     worker = spec.start()
-    threads = ThreadPoolExecutor(SEGMENTS_IN_FLIGHT, thread_name_prefix="segment")
+    threads = ThreadPoolExecutor(SEGMENTS_IN_FLIGHT, thread_name_prefix=spec.unit)
     try:
         futures = [threads.submit(worker.run, index) for index in pending]
         for future in as_completed(futures):
-            on_segment(future.result())
+            on_done(future.result())
     finally:
         # After an error or Ctrl-C: end the forward at its next batch, finish what is being written.
         worker.stop()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,9 @@ class InterruptedRunError(ActstoreError):
 @dataclass(frozen=True)
 class WorkerSpec:
     """What a worker needs to start on any machine: a few strings."""
+
+    unit: ClassVar[str] = "segment"
+    """See `actstore.extraction.computing.executor.Spec`."""
 
     url: str
     """URL of the store, which has the plan and the tokens."""

@@ -1,14 +1,12 @@
 """The job: what a user asks for, in a YAML file or as arguments. Its schema is ``schemas/job.schema.json``."""
 
-import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from actstore.errors import JobError
 from actstore.extraction.planning.job_file import read_fields
-from actstore.reason import reason
+from actstore.extraction.planning.parsing import parsed
 
 SpecialToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "pad", "none"] | None
 PadToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "pad"] | None
@@ -102,25 +100,21 @@ class Job(BaseModel):
         return self.hooks
 
 
+_SPECIAL: Final = "should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none'"
+_EXPECTED: Final = {
+    **dict.fromkeys(("begin_batch_token", "begin_sequence_token", "sequence_separator_token"), _SPECIAL),
+    "pad_token": "should be a token id, 'bos', 'eos', 'sep' or 'pad'",
+    "hooks": "should be hook names or globs: a list, or separated by commas",
+}
+
+
 def parse_job(fields: Mapping[str, Any], where: str = "job") -> Job:
     """Make a job from its fields.
 
     Raises:
         JobError: a field is wrong; the message lists every problem with its location.
     """
-    try:
-        # Through JSON, so that Python, YAML and the schema agree on what a list or an integer is.
-        text = json.dumps(dict(fields), default=_not_json)
-    except (ValueError, RecursionError, TypeError) as error:
-        # A list inside of itself, or nested a thousand deep; a number of a million digits; a key that JSON lacks.
-        raise JobError(f"{where} has a value that no field can have: {reason(error)}") from error
-    try:
-        return Job.model_validate_json(text)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        lines = list({problem["loc"][:1]: _problem(problem) for problem in problems}.values())
-        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
-        raise JobError(f"{where}: {count}: {'; '.join(lines)}") from error
+    return parsed(Job, fields, where, _EXPECTED)
 
 
 def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
@@ -135,31 +129,3 @@ def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
         StorageError: the file cannot be read.
     """
     return parse_job(read_fields(url) | dict(overrides or {}), where=url)
-
-
-def _not_json(value: Any) -> dict[str, str]:
-    """A value that no field accepts, in place of a type that JSON lacks (a date in YAML, a set in Python)."""
-    return {type(value).__name__: str(value)}
-
-
-_KINDS = {"missing": "is required", "extra_forbidden": "is not a field of a job"}
-
-
-def _problem(problem: Any) -> str:
-    """One line about a problem: the field, what is expected, and its value."""
-    if not problem["loc"]:
-        return reason(problem["msg"])
-    field = str(problem["loc"][0])
-    if problem["type"] in _KINDS:
-        return f"{field}: {_KINDS[problem['type']]}"
-    text = problem["msg"][0].lower() + problem["msg"][1:]
-    # pydantic reports what each member of a union expects; this is one sentence for all.
-    if field.endswith("_token"):
-        names = (
-            "'bos', 'eos', 'sep' or 'pad'" if field == "pad_token" else "'bos', 'eos', 'sep', 'pad' or 'none'"
-        )
-        text = f"should be a token id, {names}"
-    elif field == "hooks":
-        text = "should be hook names or globs: a list, or separated by commas"
-    value = repr(problem["input"])
-    return f"{field}: {text}, got {value if len(value) <= 80 else value[:77] + '...'}"
