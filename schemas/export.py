@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
 from actstore.extraction.planning.job import Job
+from actstore.patching.jobs.job import PatchJob
 from actstore.query.server.app import openapi
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import CommitRecord, TokensRecord
@@ -21,6 +22,7 @@ Mode = Literal["validation", "serialization"]
 # there.
 _MODELS: dict[str, tuple[type[BaseModel], str, Mode]] = {
     "job": (Job, "actstore job", "validation"),
+    "patchjob": (PatchJob, "actstore patching job", "validation"),
     "plan": (Plan, "actstore plan, store format 1", "serialization"),
     "tokens": (TokensRecord, "actstore tokens record, store format 1", "serialization"),
     "commit": (CommitRecord, "actstore commit record, store format 1", "serialization"),

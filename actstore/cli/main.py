@@ -23,6 +23,7 @@ _COMMANDS = {
     "extract": "Write the activations of a model over a text to a store.",
     "import": "Write the activations in FOLDER, which another library cached, to a store.",
     "info": "Say what the store at URL holds, and how much of it is committed.",
+    "patch": "Patch a grid for each of many pairs of prompts, and store the metric of every cell.",
     "plan": "Say what an extraction would write, without writing it.",
     "serve": "Serve the stores at URLs, and all stores below --root, over HTTP.",
     "slice": "Print activations of HOOK in the store at URL, or save them.",

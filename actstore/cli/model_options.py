@@ -51,14 +51,17 @@ def _attributes(schema: dict[str, Any], metavar: str | None) -> dict[str, Any]:
     """The arguments of `click.option` for a field. Without the option, the field is left out."""
     kinds = _kinds(schema)
     values = [value for part in _parts(schema) for value in part.get("enum", ())]
-    default = f" Default: {schema['default']}." if isinstance(schema.get("default"), str) else ""
+    given = schema.get("default")
+    shown = ",".join(given) if isinstance(given, list) else given
+    default = "" if shown in (None, False) else f" Default: {shown}."
+    repeated = " Can be repeated." if "list of string" in kinds else ""
     attributes: dict[str, Any] = {
         "default": None,
         "metavar": metavar,
-        "help": schema["description"] + default,
+        "help": schema["description"] + default + repeated,
     }
     if "list of string" in kinds:
-        return attributes | {"multiple": True, "help": f"{schema['description']} Can be repeated."}
+        return attributes | {"multiple": True}
     if "list of integer" in kinds:
         return attributes
     if kinds[0] == "boolean":

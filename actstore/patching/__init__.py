@@ -1,13 +1,10 @@
 """Activation patching: what a model answers if values of one run are put into another.
 
-`grid` patches every cell of a grid and gives a `PatchResult`. The functions of ``transformer_lens.patching`` are here
-under their names. `attribution` estimates grids, and `edge_scores` edges between parts, in two forwards
-and one backward pass.
-`grid` patches every cell of a grid and gives a `PatchResult`, and so does `path_patch` for what parts of the model send
-directly to others. The functions of ``transformer_lens.patching`` are here under their names.
 `grid` patches every cell of a grid and gives a `PatchResult`, and so do `path_patch` for what parts of the model send
-directly to others, and `ablate` for values that say nothing. `loss_recovered` measures an SAE in the place of a value,
-and `steering` adds a direction to one. The functions of ``transformer_lens.patching`` are here under their names.
+directly to others, and `ablate` for values that say nothing. `attribution` estimates grids, and `edge_scores` edges
+between parts, in two forwards and one backward pass. `loss_recovered` measures an SAE in the place of a value, and
+`steering` adds a direction to one. `run_job` makes a grid for each of many pairs of prompts. The functions of
+``transformer_lens.patching`` are here under their names.
 """
 
 from actstore.patching.ablation.ablate import ablate
@@ -45,6 +42,12 @@ from actstore.patching.functions import (
     make_df_from_ranges,
 )
 from actstore.patching.grid import grid
+from actstore.patching.jobs.estimate import JobEstimate, estimate_job
+from actstore.patching.jobs.events import PartDone
+from actstore.patching.jobs.job import PatchJob
+from actstore.patching.jobs.planning import PlannedPatching, plan_job
+from actstore.patching.jobs.report import PatchReport
+from actstore.patching.jobs.run import run_job
 from actstore.patching.loss_recovered import LossRecovered, loss_recovered
 from actstore.patching.paths.direct_path import (
     get_act_patch_direct_path,
@@ -60,12 +63,18 @@ __all__ = [
     "Edge",
     "EdgeScores",
     "Estimate",
+    "JobEstimate",
     "LossRecovered",
+    "PartDone",
+    "PatchJob",
+    "PatchReport",
     "PatchResult",
+    "PlannedPatching",
     "Steering",
     "ablate",
     "attribution",
     "edge_scores",
+    "estimate_job",
     "generic_activation_patch",
     "get_act_patch_attn_head_all_pos_every",
     "get_act_patch_attn_head_by_pos_every",
@@ -98,6 +107,8 @@ __all__ = [
     "loss_recovered",
     "make_df_from_ranges",
     "path_patch",
+    "plan_job",
+    "run_job",
     "steering",
     "steering_vector",
 ]

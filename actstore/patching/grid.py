@@ -5,26 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.errors import HookError, ModelError, PatchError
+from actstore.errors import ModelError
 from actstore.hooks.model import HookedModel
-from actstore.hooks.naming.hook_points import BY_LEAF
-from actstore.hooks.naming.names import split
 from actstore.memory import free_nbytes
 from actstore.patching.clean import clean_values, prompts_of
-from actstore.patching.engine.cells import PATTERNS, Cells
+from actstore.patching.engine.cells import Cells
 from actstore.patching.engine.computed import Computed, Progress, computed
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.prompts import prompt_ids
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
+from actstore.patching.shape import HEADS, NEURON, POSITIONS, leaf_of, sizes_of
 
 if TYPE_CHECKING:
     import torch
 
-_POSITIONS: Final = ("pos", "dest_pos")
-_HEADS: Final = ("head", "head_index")
-_NEURON: Final = "neuron"
-_KV_LEAVES: Final = ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
 _SHARE_OF_MEMORY: Final = 0.125
 _LEAST_TOKENS: Final = 4096
 _MOST_TOKENS: Final = 1 << 20
@@ -67,7 +62,7 @@ def grid(
     """
     began = time.perf_counter()
     tokens = tokens_of(model, corrupted)
-    leaf = leaf_of(model, hook)
+    leaf = leaf_of(model.names, hook)
     new = clean_values(model, clean, leaf, range(model.cfg.n_layers), tokens.shape)
     result = replaced_grid(
         model,
@@ -113,8 +108,8 @@ def replaced_grid(
         The result, with no clean metric.
     """
     began = time.perf_counter()
-    leaf = leaf_of(model, hook)
-    sizes = sizes_of(model, leaf, axes, tokens.shape[1])
+    leaf = leaf_of(model.names, hook)
+    sizes = sizes_of(model.cfg, leaf, axes, tokens.shape[1])
     result = computed(
         model,
         tokens,
@@ -185,40 +180,6 @@ def default_tokens(model: HookedModel) -> int:
     return min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)
 
 
-def leaf_of(model: HookedModel, hook: str) -> str:
-    """The leaf of a hook that is given in shorthand, such as ``z``, or as a leaf, such as ``ln1.hook_scale``."""
-    point = BY_LEAF.get(hook)
-    if point is not None and not point.in_layer:
-        raise HookError(f"{hook} is outside of the layers, and a grid patches hooks of every layer")
-    _, leaf = split(model.names.one((hook, 0) if point is None else f"blocks.0.{hook}"))
-    return leaf
-
-
-def sizes_of(model: HookedModel, leaf: str, axes: Sequence[str], length: int) -> list[int]:
-    """The size of each axis of a grid."""
-    has_heads = bool({"head", "kv_head"} & set(BY_LEAF[leaf].axes))
-    allowed = {"layer": model.cfg.n_layers, "pos": length, "dest_pos": length}
-    if has_heads:
-        n_heads = model.cfg.n_key_value_heads if leaf in _KV_LEAVES else model.cfg.n_heads
-        allowed |= dict.fromkeys(_HEADS, n_heads)
-    if leaf in PATTERNS:
-        allowed["src_pos"] = length
-    if "d_mlp" in BY_LEAF[leaf].axes and model.cfg.d_mlp is not None:
-        allowed[_NEURON] = model.cfg.d_mlp
-    wrong = [axis for axis in axes if axis not in allowed]
-    if wrong or not axes or axes[0] != "layer" or len(set(axes)) != len(axes):
-        raise PatchError(
-            f"axes is {list(axes)}; give 'layer' first, then any of {', '.join(sorted(allowed.keys() - {'layer'}))}, "
-            f"each once, for {leaf}"
-        )
-    for same in (_POSITIONS, _HEADS):
-        if set(same) <= set(axes):
-            raise PatchError(
-                f"axes is {list(axes)}, and {same[0]} and {same[1]} are the same axis; give one of them"
-            )
-    return [allowed[axis] for axis in axes]
-
-
 def cells_of(leaf: str, axes: Sequence[str], sizes: Sequence[int], length: int, new: Any) -> Cells:
     """All cells of a grid, the last axis fastest."""
     import torch
@@ -231,13 +192,13 @@ def cells_of(leaf: str, axes: Sequence[str], sizes: Sequence[int], length: int, 
         )
     )
     layers = columns["layer"]
-    position = next((columns[axis] for axis in _POSITIONS if axis in columns), None)
+    position = next((columns[axis] for axis in POSITIONS if axis in columns), None)
     return Cells(
         leaf=leaf,
         layers=layers,
         starts=torch.zeros_like(layers) if position is None else position,
         stops=torch.full_like(layers, length) if position is None else position + 1,
-        heads=next((columns[axis] for axis in (*_HEADS, _NEURON) if axis in columns), None),
+        heads=next((columns[axis] for axis in (*HEADS, NEURON) if axis in columns), None),
         sources=columns.get("src_pos"),
         new=new,
     )
@@ -255,7 +216,7 @@ def labelled(
 
 
 def _labels(model: HookedModel, axis: str, size: int, tokens: "torch.Tensor") -> tuple[str, ...]:
-    if axis in (*_POSITIONS, "src_pos") and len(tokens) == 1 and model.has_tokenizer:
+    if axis in (*POSITIONS, "src_pos") and len(tokens) == 1 and model.has_tokenizer:
         texts = model.to_str_tokens(tokens[0])
         return tuple(f"{position}: {text}" for position, text in enumerate(texts))
     return tuple(map(str, range(size)))

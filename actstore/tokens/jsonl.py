@@ -29,7 +29,7 @@ class JsonlSource:
         self.files = tuple(file.public for file in files)
         self._located = files
         self.column, self.kind = choose_key(
-            (record for _, record in _records(files[0])), column, files[0].name
+            (record for _, record in records(files[0])), column, files[0].name
         )
 
     def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
@@ -42,7 +42,7 @@ class JsonlSource:
 
     def _values(self) -> Iterator[tuple[str, Any]]:
         for file in self._located:
-            for number, record in _records(file):
+            for number, record in records(file):
                 if self.column not in record:
                     raise TokensError(
                         f"line {number} of {file.name} has no key {self.column}; "
@@ -73,7 +73,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _records(file: LocatedFile) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(file: LocatedFile) -> Iterator[tuple[int, dict[str, Any]]]:
     """The object in each line, with the line number from 1."""
     with reading(file.name), file.open() as stream:
         for number, line in enumerate(lines(stream, file.name, max_nbytes=_MAX_LINE_NBYTES), 1):

@@ -1,6 +1,7 @@
 """The JSON Schema and the Python parser accept and refuse the same examples."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from actstore.errors import ActstoreError, JobError, StorageError
 from actstore.extraction.planning.job import load_job, parse_job
+from actstore.patching.jobs import job as patching_job
 from actstore.store.format.document import Document
 from actstore.store.format.plan import Plan
 from actstore.store.records.commit import CommitRecord, TokensRecord
@@ -25,6 +27,11 @@ DOCUMENTS: dict[str, type[Document]] = {
     "commit": CommitRecord,
     "statistics": RunStatistics,
     "manifest": Manifest,
+}
+
+JOBS: dict[str, Callable[[str], Any]] = {
+    "job": load_job,
+    "patchjob": lambda path: patching_job.job_of(path, {}),
 }
 
 STRICTER_IN_PYTHON = {
@@ -80,6 +87,18 @@ MESSAGES = {
         ": 1 problem: begin_batch_token: should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none', got 'start'"
     ),
     "job-unknown-field.yaml": ": 1 problem: hook: is not a field of a job",
+    "patchjob-axes-a-number.yaml": ": 1 problem: axes: should be names of axes, such as layer,pos: a list",
+    "patchjob-dtype-unknown.yaml": (
+        ": 1 problem: dtype: input should be 'float32', 'bfloat16' or 'float16', got 'float64'"
+    ),
+    "patchjob-max-tokens-null.yaml": ": 1 problem: max_tokens: input should be a valid integer, got None",
+    "patchjob-metric-unknown.yaml": (
+        ": 1 problem: metric: input should be 'logit_difference', 'logit', 'log_probability' or 'probability', "
+        "got 'loss'"
+    ),
+    "patchjob-pairs-missing.yaml": ": 1 problem: pairs: is required",
+    "patchjob-positions-text.yaml": ": 1 problem: positions: should be an integer, or a list of integers, got 'last'",
+    "patchjob-unknown-field.yaml": ": 1 problem: hooks: is not a field of a job",
     "plan-checksum-missing.json": "is damaged: it does not begin with its checksum",
     "plan-checksum-wrong.json": " and its content gives ",
     "plan-compression-unknown.json": "is damaged: request.compression: ",
@@ -150,8 +169,8 @@ def _fits_schema(path: Path) -> bool:
 
 
 def _parse(path: Path) -> Any:
-    if _kind(path) == "job":
-        return load_job(str(path))
+    if _kind(path) in JOBS:
+        return JOBS[_kind(path)](str(path))
     return DOCUMENTS[_kind(path)].from_bytes(path.read_bytes(), path.name)
 
 
@@ -174,7 +193,7 @@ def test_schema_refuses(path: Path) -> None:
 def test_parser_refuses_and_says_where(path: Path) -> None:
     with pytest.raises(ActstoreError) as caught:
         _parse(path)
-    assert isinstance(caught.value, JobError if _kind(path) == "job" else StorageError)
+    assert isinstance(caught.value, JobError if _kind(path) in JOBS else StorageError)
     assert MESSAGES[path.name] in str(caught.value)
     assert path.name in str(caught.value)
 
@@ -183,16 +202,17 @@ def test_every_list_here_is_about_examples_that_exist() -> None:
     names = {path.name for path in INVALID}
     assert MESSAGES.keys() == names
     assert STRICTER_IN_PYTHON.keys() <= names
-    assert {_kind(path) for path in VALID} == {_kind(path) for path in INVALID} == {"job", *DOCUMENTS}
+    assert {_kind(path) for path in VALID} == {_kind(path) for path in INVALID} == {*JOBS, *DOCUMENTS}
 
 
-@pytest.mark.parametrize("path", [path for path in VALID if _kind(path) != "job"], ids=_ids)
+@pytest.mark.parametrize("path", [path for path in VALID if _kind(path) not in JOBS], ids=_ids)
 def test_store_documents_have_one_spelling(path: Path) -> None:
     assert _parse(path).to_bytes() == path.read_bytes()
 
 
-def test_the_schema_knows_every_field_of_a_job() -> None:
-    schema = json.loads((FOLDER / "job.schema.json").read_text(encoding="utf-8"))
-    full = yaml.safe_load((FOLDER / "examples" / "valid" / "job-full.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize(("kind", "parse"), [("job", parse_job), ("patchjob", patching_job.parse_job)])
+def test_the_schema_knows_every_field_of_a_job(kind: str, parse: Callable[[Any], Any]) -> None:
+    schema = json.loads((FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8"))
+    full = yaml.safe_load((FOLDER / "examples" / "valid" / f"{kind}-full.yaml").read_text(encoding="utf-8"))
     assert full.keys() == schema["properties"].keys()
-    assert parse_job(full).model_dump(mode="json") == full
+    assert parse(full).model_dump(mode="json") == full

@@ -16,9 +16,10 @@ from actstore.patching.engine.computed import Computed, Progress, by_engine
 from actstore.patching.engine.metric import Metric, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
 from actstore.patching.engine.variants import packed, whole
-from actstore.patching.grid import default_tokens, leaf_of, replaced_grid, result_of, tokens_of
+from actstore.patching.grid import default_tokens, replaced_grid, result_of, tokens_of
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
+from actstore.patching.shape import leaf_of
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ def ablate(
     """
     began = time.perf_counter()
     ids = tokens_of(model, tokens)
-    leaf = leaf_of(model, hook)
+    leaf = leaf_of(model.names, hook)
     sets = None if together is None else _sets(model, leaf, together)
     layers = (
         range(model.cfg.n_layers) if sets is None else sorted({layer for its in sets for layer, _ in its})

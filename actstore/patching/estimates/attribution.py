@@ -15,7 +15,8 @@ from actstore.patching.estimates.estimate import Estimate
 from actstore.patching.estimates.exact_cells import Chosen, chosen_cells, correlation, recall, subset
 from actstore.patching.estimates.relevance_rules import relevance_rules
 from actstore.patching.estimates.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
-from actstore.patching.grid import cells_of, default_tokens, labelled, leaf_of, sizes_of, tokens_of
+from actstore.patching.grid import cells_of, default_tokens, labelled, tokens_of
+from actstore.patching.shape import leaf_of, sizes_of
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,7 @@ def attribution(
         raise PatchError(f"refine is {refine} and sample {sample}; give numbers of cells from 0 on")
     tokens = tokens_of(model, corrupted)
     chosen = positions_of(positions, tokens.shape[1])
-    leaves = {hook: leaf_of(model, hook) for hook in ([hooks] if isinstance(hooks, str) else hooks)}
+    leaves = {hook: leaf_of(model.names, hook) for hook in ([hooks] if isinstance(hooks, str) else hooks)}
     if not leaves:
         raise HookError("there are no hooks; name at least one")
     grids = {
@@ -154,7 +155,7 @@ class _Grid:
         self.leaf = leaf
         self.axes = axes
         self.tokens = tokens
-        self.sizes = sizes_of(model, leaf, axes, tokens.shape[1])
+        self.sizes = sizes_of(model.cfg, leaf, axes, tokens.shape[1])
 
     def estimated(self, clean: CleanRun, corrupted: CorruptedRun) -> "tuple[torch.Tensor, torch.Tensor]":
         """(estimated difference of each cell, float64 [1 or prompt, cell], whether it replaces anything [cell])."""

@@ -40,7 +40,8 @@ class PatchResult:
     """Largest difference of the unpatched metric between the shapes of batches used. Smaller effects mean nothing."""
     n_skipped: int
     """Cells that change nothing, and so have exactly the metric of the corrupted run."""
-    seconds: float
+    seconds: float | None
+    """Time that it took; None for a mean of results."""
 
     @property
     def effect(self) -> "torch.Tensor":
@@ -126,8 +127,9 @@ class PatchResult:
 
     def __repr__(self) -> str:
         shape = " x ".join(f"{len(axis.labels)} {axis.name}" for axis in self.axes)
+        seconds = "" if self.seconds is None else f"{self.seconds:.2f} s, "
         return (
-            f"<PatchResult {self.hook} of {self.model_name}: {shape}, {self.engine}, {self.seconds:.2f} s, noise floor "
+            f"<PatchResult {self.hook} of {self.model_name}: {shape}, {self.engine}, {seconds}noise floor "
             f"{self.noise_floor:.1g}>"
         )
 

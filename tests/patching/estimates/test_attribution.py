@@ -15,7 +15,7 @@ from actstore.errors import HookError, ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.patching.estimates.relevance_rules import RULES, ratio_of, relevance_rules
-from actstore.patching.grid import leaf_of
+from actstore.patching.shape import leaf_of
 from tests.patching.estimates.plain_models import Plain, gpt2, llama
 
 TinyModel = Callable[..., Path]
@@ -93,7 +93,7 @@ def test_attribution_patching_is_autograd_on_the_plain_model(tiny_model: TinyMod
     results = patching.attribution(model, CORRUPTED, CLEAN, difference, hooks=list(hooks), positions=-1)
     assert [*results] == [*hooks]
     for hook, split in hooks.items():
-        expected = torch.stack([products(join(number, leaf_of(model, hook))) for number in range(3)], 1)
+        expected = torch.stack([products(join(number, leaf_of(model.names, hook))) for number in range(3)], 1)
         expected = expected.view(2, 3, 7, split or 1, -1).sum(-1).view_as(results[hook].values)
         result = results[hook]
         torch.testing.assert_close(result.difference.double(), expected, atol=2e-6, rtol=0, msg=hook)
@@ -135,7 +135,9 @@ def test_coefficients_are_those_of_forwards_that_are_written_out(tiny_model: Tin
                 for (name, value), gradient in zip(values.items(), gradients, strict=True)
             }
             for hook, result in results["relp" if by_rules else "atp"].items():
-                products = torch.stack([expected[join(layer, leaf_of(model, hook))] for layer in range(3)])
+                products = torch.stack(
+                    [expected[join(layer, leaf_of(model.names, hook))] for layer in range(3)]
+                )
                 products = products if hook in ("pre", "post") else products.sum(-1)
                 products = products.detach()
                 scale = float(products.abs().max())
