@@ -11,6 +11,7 @@ from actstore.cli.serve import serve_command
 from actstore.extraction.planning.job import Job
 from actstore.hooks.naming.hook_points import POINTS
 from actstore.loader.arguments import OPTIONS
+from actstore.patching.jobs.job import PatchJob
 
 ROOT: Final = Path(__file__).parents[2]
 
@@ -33,6 +34,17 @@ def test_options_of_a_loader() -> None:
         [f"`{name}`", "" if option.default is ... else f"`{option.default!r}`", option.meaning]
         for name, option in OPTIONS.items()
     ]
+
+
+def test_fields_of_a_patching_job() -> None:
+    rows = table("docs/patch-jobs.md", "| field | default | |")
+    for (name, default, meaning), (field_name, field) in zip(
+        rows, PatchJob.model_fields.items(), strict=True
+    ):
+        value = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        assert name == f"`{field_name}`"
+        assert default == ("" if field.is_required() or value is None else f"`{value}`")
+        assert meaning == field.description
 
 
 def test_tokens_that_packing_puts_in() -> None:

@@ -61,12 +61,13 @@ class PatchReport:
             raise StorageError(f"{where} is damaged; delete it, and run the same command again") from error
 
     def __str__(self) -> str:
+        parts = "1 part" if self.n_parts == 1 else f"{self.n_parts} parts"
         before = f", {self.n_parts_before} of them by earlier runs" if self.n_parts_before else ""
         skipped = f", of which {self.n_skipped:,} change nothing" if self.n_skipped else ""
         engines = "; ".join(f"{n:,} pairs as {engine}" for engine, n in self.engines.items())
         return table(
             {
-                "results": f"{self.url} (complete: {self.n_parts} parts{before})",
+                "results": f"{self.url} (complete: {parts}{before})",
                 "cells": f"{self.n_cells:,} of {self.n_pairs:,} pairs{skipped}",
                 self.metric: f"{self.clean:.4g} clean, {self.corrupted:.4g} corrupted, on average",
                 "engine": f"{engines}; noise floor {self.noise_floor:.1g}",
