@@ -85,6 +85,10 @@ def test_patching(smollm2: Path) -> None:
     some = names["some"]
     exact = names["exact"]["mlp_out"].values
     assert (some.values - exact)[some.is_exact].abs().max() < 1e-3
+    # "MLPs have written the city at 'iffel', and the head moves it by its values."
+    assert names["read"].effect[0, 2] > 0.7
+    assert names["read"].effect.flatten()[[0, 1, 3, 4, 5]].abs().max() < 0.2
+    assert names["means"].values[2] < 0 < 2.9 < names["means"].values[3]
     assert not any(module._forward_hooks for module in names["model"].hf.modules())
 
 
