@@ -52,8 +52,8 @@ class PatchResult:
         """
         if self.clean is None:
             raise PatchError(
-                "the metric of the clean run is not known, since the clean side was a cache, or values were ablated; give "
-                "clean prompts, or use `difference`"
+                "the metric of the clean run is not known, since the clean side was a cache, or values were ablated; "
+                "give clean prompts, or use `difference`"
             )
         whole = self._over_prompts(self.clean - self.corrupted)
         if not bool(whole.all()):
