@@ -296,6 +296,37 @@ def test_direct_paths_are_those_of_transformer_lens(
     assert (every[1, :, 2] != 0).all()
 
 
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt_neo",
+        "gptj",
+        "mistral",
+        "mixtral",
+        "gemma",
+        "gemma3_text",
+        "phi",
+        "phi3",
+        "opt",
+        "qwen2_moe",
+        "qwen3",
+    ],
+)
+def test_two_layers_are_enough_in_other_families(tiny_model: TinyModel, family: str) -> None:
+    """Packed rows run the layers of sender and receiver; whole rows run the model with all else frozen."""
+    model = HookedModel.from_pretrained(tiny_model(family), dtype="float32", device="cpu")
+    senders = [(0, 1), (0, "mlp"), [(0, 2), (1, 0), (1, "mlp")]]
+    receivers = [(1, 3, "q"), (2, 0, "k"), [(2, 1, "v"), (1, "mlp")], (2, "mlp"), "logits"]
+    fast, slow = (
+        patching.path_patch(
+            model, CORRUPTED, CLEAN, difference, senders, receivers, positions=[3, -1], engine=engine
+        )
+        for engine in ("packed rows", "whole rows")
+    )
+    torch.testing.assert_close(fast.values, slow.values, atol=1e-5, rtol=0)
+    assert (slow.difference.abs().amax((0, 1)) > 1e-5).all()
+
+
 def test_functions_on_hooks_are_part_of_paths(tiny_model: TinyModel) -> None:
     model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
     before = patching.path_patch(model, CORRUPTED, CLEAN, difference, [(0, 1)], "q", positions=-1)
