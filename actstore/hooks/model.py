@@ -1,30 +1,25 @@
 """A Hugging Face model with TransformerLens' hooks: run it, keep the values of hooks, and change them on the way."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from actstore.errors import HookError, ModelError, TokensError
+from actstore.errors import HookError
 from actstore.hooks.cache.activation_cache import ActivationCache
+from actstore.hooks.cache.caching_hooks import backward
 from actstore.hooks.cache.directions import residual_directions
-from actstore.hooks.cache.position import PositionSlice, at_positions, indices, is_one
-from actstore.hooks.cache.slicing import is_slice_object
-from actstore.hooks.capture.functions import Keeping, NameFilter, in_forward_order, selected
-from actstore.hooks.capture.hook_point import HookFunction
-from actstore.hooks.capture.visitor import Ending
+from actstore.hooks.cache.position import PositionSlice, at_positions, keeping_axis
+from actstore.hooks.capture.functions import HookPairs, NameFilter, selected
+from actstore.hooks.capture.keeping import Keeping, in_forward_order
 from actstore.hooks.families.recognition import architecture
+from actstore.hooks.generation.generating import GeneratingModel
 from actstore.hooks.loading.adapters import check_inside
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.loading.pretrained import load_config, load_model, load_tokenizer
 from actstore.hooks.loading.transformer_lens_options import TransformerLensOptions, in_own_words
-from actstore.hooks.loss import ReturnType, check_has_loss, next_token_loss, output
-from actstore.hooks.model_checks.left_padding import has_left_padding, ignores_left_padding
+from actstore.hooks.loss import ReturnType
 from actstore.hooks.model_checks.self_check import self_check
-from actstore.hooks.naming.hook_points import is_read_only, point_of
-from actstore.hooks.text.inputs import as_mask
+from actstore.hooks.naming.hook_points import is_read_only, point_of, position_axis
 from actstore.hooks.text.prompts import PaddingSide
-from actstore.hooks.with_saes import WithSaes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class HookedModel(WithSaes):
+class HookedModel(GeneratingModel):
     """Runs an unmodified Hugging Face model, with its own attention kernels and bit-equal values.
 
     Gradients are off unless a call asks for them. PyTorch hooks are on the model only while a method runs. While there
@@ -126,62 +121,87 @@ class HookedModel(WithSaes):
 
     def __call__(
         self,
-        tokens: "str | Sequence[str] | torch.Tensor",
-        *,
+        input: "str | Sequence[str] | torch.Tensor",  # noqa: A002 - TransformerLens' name
         return_type: ReturnType = "logits",
-        stop_at_layer: int | None = None,
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "right",
-        attention_mask: "torch.Tensor | None" = None,
         loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
+        *,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        tokens: "torch.Tensor | None" = None,
+        attention_mask: "torch.Tensor | None" = None,
+        past_kv_cache: Any = None,
         grad: bool = False,
     ) -> Any:
         """Run the model with the functions on its hooks.
 
         Args:
-            tokens: ids [batch, position] or [position], or text.
+            input: ids [batch, position] or [position], or text; with ``start_at_layer`` the residual stream
+                [batch, position, d_model].
             return_type: ``logits`` [batch, position, d_vocab], ``loss`` (mean cross-entropy of the next token),
                 ``both``, or None.
-            stop_at_layer: end before this layer and return the residual stream into it; -1 leaves out the last layer.
-            prepend_bos: begin text with the BOS token; None for the default of this model.
-            padding_side: side on which shorter texts are padded. Padding is masked.
-            attention_mask: [batch, position] for ids that are padded, 0 at padding.
             loss_per_token: return the loss of each token, [batch, position - 1].
+            prepend_bos: begin text with the BOS token; None for the default of this model.
+            padding_side: side on which shorter texts are padded; None for the right. Padding is masked.
+            start_at_layer: start at this layer, whose input stream is given; -1 runs only the last layer, and the
+                number of layers only what follows them.
+            stop_at_layer: end before this layer and return the residual stream into it; -1 leaves out the last layer.
+            tokens: ids [batch, position] for the loss, with ``start_at_layer``.
+            attention_mask: [batch, position] for ids that are padded, 0 at padding.
+            past_kv_cache: a ``transformers.DynamicCache()``, to which keys and values are added; the input are the
+                tokens after those in it. A mask covers both.
             grad: record a graph for gradients with respect to hook values. Without it, the forward runs under
-                ``torch.no_grad``, whatever surrounds the call.
+                ``torch.no_grad``, whatever surrounds the call, unless functions on hooks wait for gradients.
         """
-        ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
-        visitor = Keeping(self._functions, (), copy=lambda _name, value: value, keep_graph=grad)
-        return self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)
+        call = self._asked(
+            input,
+            return_type,
+            loss_per_token,
+            prepend_bos,
+            padding_side,
+            start_at_layer=start_at_layer,
+            stop_at_layer=stop_at_layer,
+            tokens=tokens,
+            attention_mask=attention_mask,
+            past_kv_cache=past_kv_cache,
+            grad=grad,
+        )
+        visitor = Keeping(self._functions, keep_graph=call.has_graph)
+        return call.run(self._forward, visitor)
 
     def run_with_cache(
         self,
-        tokens: "str | Sequence[str] | torch.Tensor",
-        *,
+        input: "str | Sequence[str] | torch.Tensor",  # noqa: A002 - TransformerLens' name
+        *arguments: Any,
         names_filter: NameFilter | None = None,
         device: "str | torch.device | None" = None,
         remove_batch_dim: bool = False,
-        stop_at_layer: int | None = None,
         pos_slice: PositionSlice = None,
-        return_type: ReturnType = "logits",
-        prepend_bos: bool | None = None,
-        padding_side: PaddingSide = "right",
-        attention_mask: "torch.Tensor | None" = None,
-        loss_per_token: bool = False,
-        grad: bool = False,
+        incl_bwd: bool = False,
+        return_cache_object: bool = True,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **keywords: Any,
     ) -> tuple[Any, ActivationCache]:
         """Run the model and keep the values of its hooks.
 
         With ``return_type=None`` and few hooks the forward ends as soon as the last one has its value.
 
         Args:
+            input: ids or text, or the residual stream, as in `__call__`.
+            arguments: those of `__call__` after the input.
             names_filter: a name, names, globs, or a function of the name; None for all hooks.
             device: device that values are copied to; None for the device of the model.
             remove_batch_dim: keep values of a single row without their batch axis.
             pos_slice: positions to keep: an integer, a list, or a (start, stop) pair. Their axis stays, with size 1 for
                 an integer, as in TransformerLens; methods of the cache drop it.
-
-        For the other arguments see `__call__`.
+            incl_bwd: call ``backward()`` on the output, which must be one number, and keep gradients with respect to
+                the values as well, under ``blocks.0.hook_resid_pre_grad`` and so on.
+            return_cache_object: give an `ActivationCache`; otherwise a dictionary by canonical name.
+            reset_hooks_end: only True; nothing of this method stays on the model.
+            clear_contexts: forget what functions have kept in ``hook.ctx``.
+            keywords: those of `__call__`.
 
         Returns:
             (output, cache)
@@ -189,86 +209,75 @@ class HookedModel(WithSaes):
         Raises:
             HookError: a name matches nothing.
         """
-        ids, mask = self._input(tokens, prepend_bos, padding_side, attention_mask)
-        if grad and (pos_slice is not None or device is not None or remove_batch_dim):
+        call = self._asked(input, *arguments, has_graph=incl_bwd, **keywords)
+        grad = keywords.get("grad", False)
+        if not reset_hooks_end:
             raise HookError(
-                "grad=True keeps whole values where they are; leave out pos_slice, device and remove_batch_dim, and "
-                "choose after"
+                "the cache of run_with_cache is filled by its own run; for later runs, give the hooks of "
+                "get_caching_hooks to model.hooks(..., reset_hooks_end=False)"
+            )
+        if grad and (pos_slice is not None or device is not None or remove_batch_dim or incl_bwd):
+            raise HookError(
+                "grad=True keeps whole values where they are, for any gradient; leave out pos_slice, device and "
+                "remove_batch_dim, or incl_bwd, and choose after"
             )
         if device is not None:
             device = usable_device(device)
-        if pos_slice is not None:
-            positions = indices(pos_slice, ids.shape[1], "position")
-            # In TransformerLens, only an integer inside of a Slice removes the axis.
-            pos_slice = positions if is_one(pos_slice) and not is_slice_object(pos_slice) else pos_slice
-        if remove_batch_dim and len(ids) != 1:
-            raise HookError(f"remove_batch_dim needs one row, and there are {len(ids)}")
+        pos_slice = keeping_axis(pos_slice, call.ids.shape[1])
+        if remove_batch_dim and len(call.ids) != 1:
+            raise HookError(f"remove_batch_dim needs one row, and there are {len(call.ids)}")
         wanted = selected(self.names, "*" if names_filter is None else names_filter, is_exact=grad)
         if grad and (names_filter is None or callable(names_filter)):
             wanted = tuple(name for name in wanted if not is_read_only(name))
-        if stop_at_layer is not None:
-            wanted = self._before(stop_at_layer, wanted, is_default=_is_open(names_filter))
+        wanted = call.reached(self.names, wanted, names_filter)
 
         def copy(name: str, value: "torch.Tensor") -> "torch.Tensor":
-            point = point_of(name)  # None for hooks of SAEs, [batch, position, ...]
-            value = at_positions(value, pos_slice, axis=1 if point is None else point.position_axis)
+            value = at_positions(value, pos_slice, axis=position_axis(name))
             if device is not None:
                 return value.to(device, copy=True)
+            point = point_of(name)  # None for hooks of SAEs
             is_own = point is not None and point.is_computed and pos_slice is None
             return value if is_own else value.clone()
 
-        visitor = Keeping(self._functions, wanted, copy=copy, keep_graph=grad)
-        result = self._run(ids, mask, visitor, return_type, stop_at_layer, loss_per_token, grad)
+        visitor = Keeping(self._functions, wanted, copy=copy, keep_graph=call.has_graph)
+        result = call.run(self._forward, visitor)
         self._check_reached(set(wanted) - visitor.values.keys())
-        cache = ActivationCache(
-            in_forward_order(visitor.values, self.names),
-            self,
-            kind="activations",
-            edited=self._functions.names,
-        )
-        return result, cache.remove_batch_dim() if remove_batch_dim else cache
+        values = in_forward_order(visitor.values, self.names)
+        if call.has_graph and not grad:
+            gradients = backward(result, values) if incl_bwd else {}
+            values = {name: copy(name, value.detach()) for name, value in values.items()}
+            values |= {f"{name}_grad": copy(name, gradient) for name, gradient in gradients.items()}
+        cache = ActivationCache(values, self, kind="activations", edited=self._functions.names)
+        if clear_contexts:
+            self.clear_contexts()
+        cache = cache.remove_batch_dim() if remove_batch_dim else cache
+        plain: Any = dict(cache.cache_dict)
+        return result, cache if return_cache_object else plain
 
     def run_with_hooks(
         self,
-        tokens: "str | Sequence[str] | torch.Tensor",
-        *,
-        fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = (),
-        **arguments: Any,
+        input: "str | Sequence[str] | torch.Tensor",  # noqa: A002 - TransformerLens' name
+        *arguments: Any,
+        fwd_hooks: HookPairs = (),
+        bwd_hooks: HookPairs = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **keywords: Any,
     ) -> Any:
         """Run the model with functions on its hooks, for this one call.
 
         Args:
+            input: ids or text, or the residual stream, as in `__call__`.
+            arguments: those of `__call__` after the input.
             fwd_hooks: pairs of names and functions. A function is called as ``function(value, hook=point)`` and returns
                 a new value, or None to keep the value, which it may have edited in place.
-            arguments: see `__call__`.
+            bwd_hooks: the same for gradients with respect to the values; see `hooks`.
+            reset_hooks_end: remove the functions at the end.
+            clear_contexts: forget what they have kept in ``hook.ctx`` then.
+            keywords: those of `__call__`.
         """
-        with self.hooks(fwd_hooks):
-            return self(tokens, **arguments)
-
-    def hooks(
-        self, fwd_hooks: Sequence[tuple[NameFilter, HookFunction]] = ()
-    ) -> AbstractContextManager[None]:
-        """A context with functions on hooks, which are removed at its end, however it ends."""
-        return self._functions.added(fwd_hooks)
-
-    @property
-    def has_functions(self) -> bool:
-        """Whether there are functions on hooks."""
-        return bool(self._functions.names)
-
-    @cached_property
-    def _ignores_left_padding(self) -> bool:
-        # Families in the table pass the mask to attention; other families are tried out.
-        return self.architecture.attention is not None or ignores_left_padding(
-            self._forward, self.cfg, self.device
-        )
-
-    def _check_padding(self, mask: "torch.Tensor") -> None:
-        if has_left_padding(mask) and not self._ignores_left_padding:
-            raise TokensError(
-                f"this {self.cfg.model_type} model computes with padding in front of a row, whatever the mask says; "
-                "pad on the right (padding_side='right')"
-            )
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(input, *arguments, **keywords)
 
     def tokens_to_residual_directions(self, tokens: "str | int | torch.Tensor") -> "torch.Tensor":
         """The columns ``W_U[:, token]`` of tokens: [d_model] for one token, else with the axes of the tokens in front.
@@ -286,80 +295,3 @@ class HookedModel(WithSaes):
         directions = residual_directions(self, tokens)
         # One token gives a vector, as in TransformerLens.
         return directions if directions.numel() > self.cfg.d_model else directions.flatten()
-
-    def loss_fn(
-        self,
-        logits: "torch.Tensor",
-        tokens: "torch.Tensor",
-        attention_mask: "torch.Tensor | None" = None,
-        per_token: bool = False,
-    ) -> "torch.Tensor":
-        """Cross-entropy of each next token in nats: the mean, or that of each [batch, position - 1].
-
-        Args:
-            logits: [batch, position, d_vocab].
-            tokens: ids [batch, position].
-            attention_mask: [batch, position], 0 at padding.
-            per_token: give the loss of each token.
-        """
-        mask = None if attention_mask is None else as_mask(attention_mask, tokens).to(logits.device)
-        return next_token_loss(logits, tokens.to(logits.device), mask, per_token=per_token)
-
-    def _run(
-        self,
-        ids: "torch.Tensor",
-        mask: "torch.Tensor | None",
-        visitor: Keeping,
-        return_type: ReturnType,
-        stop_at_layer: int | None,
-        loss_per_token: bool,
-        grad: bool,
-    ) -> Any:
-        if return_type not in ("logits", "loss", "both", None):
-            raise ModelError(f"return_type is {return_type!r}; choose 'logits', 'loss', 'both' or None")
-        stop = None if stop_at_layer is None else self._layer(stop_at_layer)
-        has_logits = return_type is not None and stop is None
-        if has_logits and not self.has_head:
-            raise ModelError("this model was loaded without its head; choose return_type=None")
-        if has_logits and return_type != "logits":
-            check_has_loss(ids, mask)
-        result = self._forward.run(
-            ids,
-            # Hooks of SAEs are visited with the hooks that they replace.
-            visitor
-            if has_logits or stop is not None
-            else Ending(visitor, visitor.names.intersection(self._names_without_saes)),
-            visitor.names,
-            mask=mask,
-            stop_at_layer=stop,
-            has_logits=has_logits,
-            has_graph=grad,
-        )
-        if not has_logits or result is None:
-            return result
-        return output(result, ids, mask, return_type, per_token=loss_per_token)
-
-    def _layer(self, layer: int) -> int:
-        if not isinstance(layer, int) or isinstance(layer, bool):
-            raise HookError(f"stop_at_layer is {layer!r}; give the number of a layer")
-        number = layer + self.cfg.n_layers if layer < 0 else layer
-        if not 0 <= number <= self.cfg.n_layers:
-            raise HookError(f"stop_at_layer is {layer}; this model has layers 0 to {self.cfg.n_layers - 1}")
-        return number
-
-    def _before(self, stop_at_layer: int, wanted: Sequence[str], *, is_default: bool) -> tuple[str, ...]:
-        """The hooks among these that a forward reaches before a layer; an error if one of them was named and is not."""
-        stop = self._layer(stop_at_layer)
-        reached = self.names.before(stop)
-        missed = [name for name in wanted if name not in reached]
-        if missed and not is_default:
-            raise HookError(
-                f"{missed[0]} comes after stop_at_layer={stop_at_layer}; stop later, or leave it out"
-            )
-        return tuple(name for name in wanted if name in reached)
-
-
-def _is_open(names_filter: NameFilter | None) -> bool:
-    """Whether the filter names no hook in particular, so that hooks after the end of the forward may be left out."""
-    names = [names_filter] if isinstance(names_filter, str) else names_filter
-    return names is None or callable(names) or any(isinstance(name, str) and "*" in name for name in names)

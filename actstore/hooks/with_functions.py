@@ -1,15 +1,22 @@
 """The part of a hooked model that has functions on its hooks, and its hooks and parts as attributes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from actstore.hooks.capture.functions import HookFunctions, NameFilter
+from actstore.hooks.cache.caching_hooks import caching_hooks
+from actstore.hooks.cache.position import PositionSlice
+from actstore.hooks.capture.functions import HookFunctions, HookPairs, NameFilter, selected
 from actstore.hooks.capture.hook_point import Direction, HookFunction, HookPoint
 from actstore.hooks.capture.raw_calls import RawCalls
 from actstore.hooks.loading.transformer_lens_options import PROCESSING, check_unprocessed
 from actstore.hooks.module_methods import ModuleMethods
+from actstore.hooks.naming.hook_points import is_read_only
 from actstore.hooks.parts import Part, block, hook_of, leaves_under, outside
+
+if TYPE_CHECKING:
+    import torch
 
 
 class WithFunctions(ModuleMethods):
@@ -19,6 +26,36 @@ class WithFunctions(ModuleMethods):
         """Wrap a model without running it; arguments are those of `actstore.HookedModel`."""
         super().__init__(model, tokenizer, prepend_bos=prepend_bos)
         self._functions = HookFunctions(self.names, RawCalls(self._inner, self.base))
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: HookPairs = (),
+        bwd_hooks: HookPairs = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[Self]:
+        """A context with functions on hooks, which are removed at its end, however it ends.
+
+        Functions for gradients get the gradient with respect to the value that the forward goes on with. What they
+        return goes further back in its place. Forwards with them record a graph, and call them when gradients are
+        computed, even if they have been removed by then.
+
+        Args:
+            fwd_hooks: pairs of names and functions of the value.
+            bwd_hooks: pairs of names and functions of the gradient.
+            reset_hooks_end: otherwise the functions stay until `reset_hooks`.
+            clear_contexts: forget what the functions have kept in ``hook.ctx`` when they are removed.
+        """
+        with self._functions.added(
+            fwd_hooks, bwd_hooks, stay=not reset_hooks_end, clear_contexts=clear_contexts
+        ):
+            yield self
+
+    @property
+    def has_functions(self) -> bool:
+        """Whether there are functions on hooks, of values or gradients, or SAEs."""
+        return bool(self._functions)
 
     def add_hook(
         self,
@@ -68,6 +105,41 @@ class WithFunctions(ModuleMethods):
         if clear_contexts:
             self.clear_contexts()
         self.remove_all_hook_fns(direction, including_permanent, level)
+
+    def get_caching_hooks(
+        self,
+        names_filter: NameFilter | None = None,
+        incl_bwd: bool = False,
+        device: "str | torch.device | None" = None,
+        remove_batch_dim: bool = False,
+        cache: "dict[str, torch.Tensor] | None" = None,
+        pos_slice: PositionSlice = None,
+    ) -> "tuple[dict[str, torch.Tensor], HookPairs, HookPairs]":
+        """Functions that keep values, for `hooks` and `run_with_hooks`.
+
+        Args:
+            names_filter: which hooks; None for all.
+            incl_bwd: make functions for gradients as well, which keep them under ``blocks.0.hook_resid_pre_grad``.
+            device: where values are kept; None for where they are.
+            remove_batch_dim: keep values of a single row without their batch axis.
+            cache: the dictionary to keep them in; None for a new one.
+            pos_slice: positions to keep, as in `run_with_cache`.
+
+        Returns:
+            (the dictionary that the functions fill, pairs for values, pairs for gradients)
+        """
+        names = selected(self.names, "*" if names_filter is None else names_filter)
+        cache = {} if cache is None else cache
+        options: Any = {"device": device, "remove_batch_dim": remove_batch_dim, "pos_slice": pos_slice}
+        fwd = caching_hooks(names, cache, **options)
+        graded = [name for name in names if not is_read_only(name)] if incl_bwd else []
+        return cache, fwd, caching_hooks(graded, cache, suffix="_grad", **options)
+
+    def add_caching_hooks(self, *arguments: Any, **keywords: Any) -> "dict[str, torch.Tensor]":
+        """Add the functions of `get_caching_hooks` until `reset_hooks`, and return the dictionary that they fill."""
+        cache, fwd, bwd = self.get_caching_hooks(*arguments, **keywords)
+        with self.hooks(fwd, bwd, reset_hooks_end=False):
+            return cache
 
     def remove_all_hook_fns(
         self,

@@ -97,14 +97,23 @@ def test_what_differs_from_transformerlens() -> None:
     torch.testing.assert_close(shares.sum(0) + bias, gap, atol=1e-3, rtol=1e-3)
     theirs_sum = bridge_cache.logit_attrs(bridge_cache.decompose_resid(layer=-1), " lord", " came").sum(0)
     assert (theirs_sum + bias - gap).abs().max() > 0.1
-    assert hasattr(theirs, "generate")
-    assert not hasattr(ours, "generate")
     with pytest.raises(ModelError, match="weights stay as the model has them"):
         ours.enable_compatibility_mode()
-    arguments: list[dict[str, Any]] = [{"bwd_hooks": []}, {"start_at_layer": 1}]
-    for argument in arguments:
-        with pytest.raises(TypeError):
-            ours.run_with_hooks(tokens, **argument)
+    stream = ours(tokens, stop_at_layer=1)
+    torch.testing.assert_close(ours(stream, start_at_layer=1), logits)
+    with pytest.raises(NotImplementedError):
+        theirs(stream, start_at_layer=1)
+    names: Any = {
+        "names_filter": ["blocks.1.hook_resid_mid", "blocks.1.hook_attn_out"],
+        "return_type": "loss",
+    }
+    (_, cache), (_, bridge_cache) = (
+        model.run_with_cache(tokens, incl_bwd=True, **names) for model in (ours, theirs)
+    )
+    mid, attn_out = "blocks.1.hook_resid_mid_grad", "blocks.1.hook_attn_out_grad"
+    torch.testing.assert_close(cache[mid], cache[attn_out])
+    torch.testing.assert_close(cache[attn_out], bridge_cache[attn_out], atol=1e-5, rtol=1e-3)
+    assert not torch.allclose(bridge_cache[mid], bridge_cache[attn_out])
     assert theirs.original_model.config._attn_implementation == "eager"
     assert ours.attention != "eager"
     page = (DOCS / "from-transformerlens.md").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Functions that stay on hooks, and what notebooks set before they add some."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from torch import Tensor
@@ -16,41 +16,76 @@ def llama(tiny_model: TinyModel) -> HookedModel:
     return load(tiny_model("llama"))
 
 
-def test_permanent_functions_stay_until_they_are_named(llama: HookedModel) -> None:
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_permanent_functions_stay_until_they_are_named(
+    llama: HookedModel, direction: Literal["fwd", "bwd"]
+) -> None:
+    other: Literal["fwd", "bwd"] = "bwd" if direction == "fwd" else "fwd"
     calls: list[str] = []
+    point = llama.hook_dict[POST]
 
     def calling(what: str) -> Any:
         return lambda value, hook: calls.append(what)
 
-    llama.add_perma_hook(POST, calling("permanent"))
-    llama.add_hook(POST, calling("plain"))
-    llama.add_hook(POST, calling("level 2"), level=2)
-    llama.add_hook(POST, calling("first"), prepend=True)
-    assert [function.is_permanent for function in llama.hook_dict[POST].fwd_hooks] == [
+    llama.add_perma_hook(POST, calling("permanent"), direction)
+    point.add_hook(calling("plain"), direction)
+    llama.add_hook(POST, calling("level 2"), direction, level=2)
+    llama.add_hook(POST, calling("first"), direction, prepend=True)
+    assert [function.is_permanent for function in getattr(point, f"{direction}_hooks")] == [
         False,
         True,
         False,
         False,
     ]
+    assert repr(point) == f"HookPoint(name={POST!r}, 4 {direction})"
+    assert point.has_hooks(direction, level=2)
+    assert not point.has_hooks(direction, level=3)
+    assert not point.has_hooks(other)
+    assert llama.has_functions
 
     def called() -> list[str]:
         calls.clear()
-        llama(TOKENS)
+        loss = llama(TOKENS, "loss")
+        if loss.requires_grad:
+            loss.backward()
         return list(calls)
 
     assert called() == ["first", "permanent", "plain", "level 2"]
     llama.reset_hooks(level=2)
     assert called() == ["first", "permanent", "plain"]
-    llama.reset_hooks(direction="bwd")
+    llama.reset_hooks(direction=other)
+    point.remove_hooks(other, including_permanent=True)
     assert called() == ["first", "permanent", "plain"]
     llama.reset_hooks()
     assert called() == ["permanent"]
+    assert point.has_hooks()
+    assert not point.has_hooks(including_permanent=False)
     with pytest.raises(HookError, match="a direct call of the Hugging Face model"):
         llama.hf(TOKENS)
-    llama.reset_hooks(including_permanent=True)
+    point.remove_hooks("both", including_permanent=True)
     assert called() == []
+    assert not llama.has_functions
     llama.hf(TOKENS)
     assert not has_hooks(llama)
+
+
+def test_functions_of_both_directions_share_their_hook(llama: HookedModel) -> None:
+    def count(value: Tensor, hook: HookPoint) -> None:
+        hook.ctx["n"] = hook.ctx.get("n", 0) + 1
+
+    with llama.hooks([(POST, count)], [(POST, count)], clear_contexts=True):
+        point = llama.hook_dict[POST]
+        assert (len(point.fwd_hooks), len(point.bwd_hooks)) == (1, 1)
+        llama(TOKENS, "loss").backward()
+        assert point.ctx == {"n": 2}
+    assert point.ctx == {}
+    assert not llama.has_functions
+    with (
+        pytest.raises(HookError, match="matches nothing"),
+        llama.hooks([(POST, count)], [("hook_nothing", count)]),
+    ):
+        pass
+    assert not llama.has_functions
 
 
 def test_contexts_of_functions(llama: HookedModel) -> None:
@@ -68,6 +103,8 @@ def test_contexts_of_functions(llama: HookedModel) -> None:
 def test_a_direction_that_is_none(llama: HookedModel) -> None:
     with pytest.raises(HookError, match="dir is 'forward'; choose 'fwd'"):
         llama.add_hook(POST, lambda value, hook: None, dir="forward")  # type: ignore[arg-type]
+    with pytest.raises(HookError, match="dir is 'both'"):
+        llama.add_hook(POST, lambda value, hook: None, dir="both")  # type: ignore[arg-type]
     with pytest.raises(HookError, match="dir is 'forward'"):
         llama.reset_hooks(direction="forward")  # type: ignore[arg-type]
 

@@ -186,6 +186,82 @@ def test_gradients_of_features(model: HookedModel, tokens: Tensor) -> None:
     torch.testing.assert_close(((up - down) / 2)[0, -1, 7], (gradient * step).sum(), atol=1e-3, rtol=1e-2)
 
 
+def test_functions_for_gradients_of_an_sae_and_of_its_hook(model: HookedModel, tokens: Tensor) -> None:
+    """What a function on features gives back is what the hook sees, and goes further back from there."""
+    sae, name = sae_at(RESID), f"{RESID}.hook_sae_acts_post"
+    earlier = "blocks.0.hook_resid_post"
+    seen: dict[str, Tensor] = {}
+
+    def see(gradient: Tensor, hook: HookPoint) -> None:
+        seen[hook.name] = gradient.clone()
+
+    def run(factor: float, *more: Any) -> dict[str, Tensor]:
+        seen.clear()
+        hooks: list[Any] = [(name, lambda gradient, hook: factor * gradient), *more]
+        with model.hooks(bwd_hooks=[*hooks, ([earlier, RESID, name], see)]):
+            model(tokens, "loss").backward()
+        return dict(seen)
+
+    logits, cache = model.run_with_cache_with_saes(
+        tokens, "loss", saes=[sae], names_filter=[earlier, RESID, name], grad=True
+    )
+    gradients = cache.gradients(logits)
+    with model.saes(sae):
+        plain, tripled = run(1.0), run(3.0)
+        into = f"{RESID}.hook_sae_input"
+        zeroed = run(1.0, (into, lambda gradient, hook: torch.zeros_like(gradient)))
+    assert plain.keys() == {earlier, RESID, name}
+    torch.testing.assert_close(plain[name], gradients[name])
+    torch.testing.assert_close(plain[earlier], gradients[earlier])
+    assert plain[earlier].any()
+    torch.testing.assert_close(tripled[name], plain[name])
+    for before in (RESID, earlier):
+        torch.testing.assert_close(tripled[before], 3 * plain[before])
+        assert not zeroed[before].any()
+
+
+@pytest.mark.parametrize("use_past_kv_cache", [True, False])
+def test_texts_are_generated_with_an_sae(model: HookedModel, tokens: Tensor, use_past_kv_cache: bool) -> None:
+    sae, name = sae_at(RESID), f"{RESID}.hook_sae_acts_post"
+    expected = tokens
+    with model.saes(sae):
+        for _ in range(4):
+            expected = torch.cat([expected, model(expected)[:, -1:].argmax(-1)], dim=1)
+        generated, cache = model.generate(
+            tokens,
+            max_new_tokens=4,
+            do_sample=False,
+            stop_at_eos=False,
+            use_past_kv_cache=use_past_kv_cache,
+            names_filter=[name, RESID],
+        )
+        _, whole = model.run_with_cache(expected, names_filter=[name, RESID])
+    assert torch.equal(generated, expected)
+    assert list(cache) == list(whole)
+    for kept in whole:
+        torch.testing.assert_close(cache[kept], whole[kept], atol=1e-4, rtol=1e-4)
+
+
+def test_a_forward_that_starts_at_a_layer_has_the_saes_behind_it(model: HookedModel, tokens: Tensor) -> None:
+    early, late = sae_at("blocks.0.hook_resid_post"), sae_at(RESID)
+    name = f"{RESID}.hook_sae_acts_post"
+    with model.saes([early, late]):
+        logits, whole = model.run_with_cache(tokens)
+        early.encode = None  # would fail
+        rest, cache = model.run_with_cache(whole["resid_pre", 1], start_at_layer=1)
+        calls: list[int] = []
+        handle = model.layers[3].register_forward_hook(lambda *_: calls.append(1))
+        nothing, few = model.run_with_cache(whole["resid_pre", 1], None, start_at_layer=1, names_filter=name)
+        handle.remove()
+    torch.testing.assert_close(rest, logits)
+    assert "blocks.0.hook_resid_post.hook_sae_acts_post" in whole
+    assert "blocks.0.hook_resid_post.hook_sae_acts_post" not in cache
+    torch.testing.assert_close(cache[name], whole[name])
+    assert nothing is None
+    assert list(few) == [name]
+    assert not calls
+
+
 def test_saes_come_and_go(model: HookedModel, tokens: Tensor) -> None:
     first, second, other = sae_at(RESID), sae_at(RESID, seed=1), sae_at(MLP)
     plain = model(tokens)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["activations", "gradients"]
 
+_GRADIENT = "_grad"
+"""What follows the name of a hook in the name of a gradient that TransformerLens' ``incl_bwd`` keeps."""
 _WHERE = "to names_filter (in a store: to its hooks)"
 
 
@@ -67,10 +69,8 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             _check_model(model, model.cfg if cfg is None else cfg)
             names, cfg = names or model.names, cfg or model.cfg
         _check_model(model, cfg)
-        self.cache_dict = {
-            name if name in names else names.one(name): value for name, value in values.items()
-        }
         self.names = names
+        self.cache_dict = {self._canonical(name): value for name, value in values.items()}
         self.cfg = cfg
         self.model = model
         self.has_batch_dim = has_batch_dim
@@ -86,7 +86,13 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
                 follows. It is a KeyError.
             ModelError: the value needs weights, and the cache has no model.
         """
-        canonical = self.names.one(name)
+        canonical = self._canonical(name)
+        if canonical.endswith(_GRADIENT):
+            if canonical not in self.cache_dict:
+                raise HookError(
+                    f"this cache does not hold {canonical}; run_with_cache keeps it with incl_bwd=True"
+                )
+            return self.cache_dict[canonical]
         way = self._way(canonical)
         if way is None:
             raise HookError(self._advice(canonical))
@@ -94,7 +100,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
 
     def __contains__(self, name: object) -> bool:
         try:
-            return self.names.one(name) in self.cache_dict  # type: ignore[arg-type]
+            return self._canonical(name) in self.cache_dict  # type: ignore[arg-type]
         except HookError:
             return False
 
@@ -164,6 +170,12 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             *(f"  {names:<{width}}  {shape}" for names, shape in rows),
         ]
         return f"<{chr(10).join(lines)}>"
+
+    def _canonical(self, name: HookName) -> str:
+        """The canonical name of a hook, or of the gradient with respect to it (``blocks.0.hook_resid_pre_grad``)."""
+        if isinstance(name, str) and name.endswith(_GRADIENT):
+            return self.names.one(name.removesuffix(_GRADIENT)) + _GRADIENT
+        return name if isinstance(name, str) and name in self.names else self.names.one(name)
 
     @property
     def has_embed(self) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError
-from actstore.hooks.cache.slicing import Slice, unwrapped
+from actstore.hooks.cache.slicing import Slice, is_slice_object, unwrapped
 from actstore.hooks.messages.quoted import quoted
 
 if TYPE_CHECKING:
@@ -35,6 +35,20 @@ def at_positions(
     import torch
 
     return value.index_select(axis, torch.tensor(chosen, device=value.device))
+
+
+def keeping_axis(positions: PositionSlice, size: int) -> PositionSlice:
+    """The same choice as `HookedModel.run_with_cache` takes it: an integer keeps its axis, with size 1.
+
+    In TransformerLens, only an integer inside of a Slice removes the axis.
+
+    Raises:
+        HookError: there is no such position of this number of positions, or none is chosen.
+    """
+    if unwrapped(positions) is None:
+        return None
+    numbers = indices(positions, size, "position")
+    return numbers if is_one(positions) and not is_slice_object(positions) else positions
 
 
 def is_one(chosen: PositionSlice) -> bool:

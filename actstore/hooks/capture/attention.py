@@ -57,7 +57,17 @@ def _visit_rotated(
         return visitor.visit(name, rows).transpose(1, 2)
 
     query = visit(names["rot_q"], query) if "rot_q" in names else query
-    key = visit(names["rot_k"], key) if "rot_k" in names else key
+    if "rot_k" not in names:
+        return query, key
+    # Keys from a cache are those of all positions so far; the new ones are shown.
+    new = key[:, :, -query.shape[-2] :]
+    edited = visit(names["rot_k"], new)
+    if not visitor.edits(names["rot_k"]):
+        return query, key
+    if torch.is_grad_enabled():
+        return query, edited
+    # In place, so that the cache has them for later steps.
+    new.copy_(edited)
     return query, key
 
 

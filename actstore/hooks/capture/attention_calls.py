@@ -30,7 +30,10 @@ class AttentionCall:
     """One call of an attention function."""
 
     query: "torch.Tensor"
-    """Queries, normed and rotated [batch, head, position, d_head]; keys and values have ``kv_head`` in place."""
+    """Queries, normed and rotated [batch, head, position, d_head]; keys and values have ``kv_head`` in place.
+
+    Where there is a cache, keys and values are those of all positions so far, and the memory is that of the cache.
+    """
     key: "torch.Tensor"
     value: "torch.Tensor"
     original: Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], Result]
@@ -145,6 +148,7 @@ class _Asking:
                 sinks=kwargs.get("s_aux"),
                 is_causal=kwargs.get("is_causal", getattr(module, "is_causal", True)),
                 mask=attention_mask,
+                offset=key.shape[-2] - query.shape[-2],
             )
 
         return entry[0](AttentionCall(query, key, value, original, rule))
@@ -165,11 +169,14 @@ def _wrapped_method(module: Any, handler: Handler, turn: Turn, *, is_scaled: boo
 
         def rule() -> AttentionRule:
             local = getattr(module, "bias", None)  # GPT-Neo: which positions a local layer sees
+            n_sources = key.shape[-2]
+            offset = n_sources - query.shape[-2]
             return AttentionRule(
                 scaling=query.shape[-1] ** -0.5 if is_scaled else 1.0,
                 is_causal=True,
                 mask=attention_mask,
-                local=None if local is None else local[:, :, : query.shape[-2], : key.shape[-2]],
+                local=None if local is None else local[:, :, offset:n_sources, :n_sources],
+                offset=offset,
             )
 
         out, pattern = handler(AttentionCall(query, key, value, original, rule))

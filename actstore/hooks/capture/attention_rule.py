@@ -20,7 +20,19 @@ class AttentionRule:
         window: int | None = None,
         sinks: "torch.Tensor | None" = None,
         local: "torch.Tensor | None" = None,
+        offset: int = 0,
     ) -> None:
+        """
+        Args:
+            scaling: what products of queries and keys are multiplied by.
+            is_causal: whether a position sees none after it; None for yes.
+            mask: the mask of the model [rows or 1, 1 or head, query, source_position], or [rows, source_position].
+            softcap: bound of scores; None for none.
+            window: how many positions a position sees, itself included; None for all.
+            sinks: score of the sink of each head.
+            local: True where a position sees the other [1, 1, query, source_position].
+            offset: source position of the first query, which is the number of keys that a cache already held.
+        """
         self.scaling = scaling
         self.softcap = softcap
         self.window = window
@@ -28,6 +40,7 @@ class AttentionRule:
         self.is_causal = is_causal is not False
         self.mask = mask
         self.local = local
+        self.offset = offset
 
     @property
     def is_plain(self) -> bool:
@@ -48,7 +61,7 @@ class AttentionRule:
             query: queries [batch, head, position, d_head].
             key: keys [batch, kv_head, source_position, d_head].
             rows: rows of the batch to compute.
-            first: position of the first query.
+            first: number of the first query among those that attention was called with.
         """
         query, key = query[rows].float(), key[rows].float()
         batch, n_heads, length, _ = query.shape
@@ -74,7 +87,8 @@ class AttentionRule:
         hidden: torch.Tensor | None = None
         if self.mask is None or self.mask.ndim == 2:
             # Without a full mask, the kernel gets is_causal and the window.
-            positions = torch.arange(first, first + length, device=device)
+            begin = self.offset + first
+            positions = torch.arange(begin, begin + length, device=device)
             ahead = torch.arange(n_sources, device=device) - positions[:, None]
             if self.is_causal:
                 hidden = (ahead > 0)[None, None]

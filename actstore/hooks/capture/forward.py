@@ -30,7 +30,7 @@ class Forward:
             cfg: its sizes.
         """
         self._model = model
-        self._base = base
+        self.base = base
         self._architecture = architecture
         layers: Any = base.get_submodule(architecture.layers)
         self.layers = layers
@@ -56,6 +56,7 @@ class Forward:
         start_at_layer: int = 0,
         residual: "torch.Tensor | None" = None,
         stop_at_layer: int | None = None,
+        past: Any = None,
         has_logits: bool = True,
         has_graph: bool = False,
     ) -> "torch.Tensor | None":
@@ -69,41 +70,36 @@ class Forward:
             start_at_layer: the layer to start at; the number of layers runs the final norm and the head alone.
             residual: the stream into that layer [batch, position, d_model], if it is not computed from the tokens.
             stop_at_layer: end before this layer.
+            past: a cache of keys and values of the positions before, which grows by these; ``mask`` covers both.
             has_logits: run the head.
-            has_graph: record a graph for gradients, with the embeddings at its root.
+            has_graph: record a graph for gradients, with the embeddings or the given stream at its root.
 
         Returns:
             Logits [batch, position, d_vocab]; or the residual stream into ``stop_at_layer``; or None.
         """
-        wanted = frozenset(names)
-        sites = {
-            name: site
-            for name, site in self._sites.items()
-            if name in wanted and (residual is None or not self._is_before(start_at_layer, name))
-        }
-        given: dict[str, Any] = {"input_ids": tokens, "use_cache": False}
+        given: dict[str, Any] = {"input_ids": tokens, "use_cache": past is not None}
+        if past is not None:
+            given["past_key_values"] = past
         if mask is not None and not bool(mask.all()):
             given["attention_mask"] = mask
-            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        start = None if residual is None else start_at_layer
         import torch
 
-        with exclusive(self._base) as turn, contextlib.ExitStack() as stack:
-            stack.enter_context(torch.enable_grad() if has_graph else torch.no_grad())
+        grad_mode = torch.enable_grad() if has_graph else torch.no_grad()
+        with (
+            grad_mode,
+            self.watched(visitor, names, batch=tokens.shape[0], start_at_layer=start) as turn,
+            contextlib.ExitStack() as stack,
+        ):
             if has_graph:
                 for embedding in self._embeddings:
-                    stack.callback(embedding.register_forward_hook(_root(turn)).remove)
-            attention = self._architecture.attention
-            stack.enter_context(
-                tapped(
-                    sites,
-                    visitor,
-                    turn,
-                    batch=tokens.shape[0],
-                    norm=self._architecture.norm,
-                    is_scaled=attention is None or attention.is_scaled,
-                )
-            )
+                    # Before the taps, which see the root.
+                    root = embedding.register_forward_hook(_root(turn), prepend=True)
+                    stack.callback(root.remove)
             if residual is not None:
+                if has_graph and not residual.requires_grad:
+                    residual = residual.detach().requires_grad_()
                 stack.enter_context(self._started_at(start_at_layer, residual, turn))
             if stop_at_layer is not None:
                 return self._until(stop_at_layer, given, turn)
@@ -111,8 +107,36 @@ class Forward:
                 if has_logits:
                     logits: torch.Tensor = self._model(**given).logits
                     return logits
-                self._base(**given)
+                self.base(**given)
             return None
+
+    @contextlib.contextmanager
+    def watched(
+        self, visitor: Visitor, names: Iterable[str], *, batch: int, start_at_layer: int | None = None
+    ) -> Iterator[Turn]:
+        """Show the visitor what the calls of the model in this context compute. Other threads wait until it ends.
+
+        Args:
+            visitor: sees the values of the hooks.
+            names: canonical names of the hooks to visit.
+            batch: rows of each call.
+            start_at_layer: the layer before which hooks are not visited; None for none.
+        """
+        reached = self.reached(names, start_at_layer)
+        sites = {name: site for name, site in self._sites.items() if name in reached}
+        attention = self._architecture.attention
+        with (
+            exclusive(self.base) as turn,
+            tapped(
+                sites,
+                visitor,
+                turn,
+                batch=batch,
+                norm=self._architecture.norm,
+                is_scaled=attention is None or attention.is_scaled,
+            ),
+        ):
+            yield turn
 
     def logits(self, tokens: "torch.Tensor") -> "torch.Tensor":
         """Logits of token ids [batch, position]; call it while holding a turn."""
@@ -130,6 +154,19 @@ class Forward:
         with self._started_at(len(self.layers), stream[:, None], turn):
             return self.logits(tokens)[:, 0]
 
+    def reached(self, names: Iterable[str], start_at_layer: int | None = None) -> frozenset[str]:
+        """Those of these hooks that a forward comes to. Those inside of what is inserted at a hook come with it.
+
+        Args:
+            names: canonical names.
+            start_at_layer: the layer before which hooks are not visited; None for none.
+        """
+        return frozenset(
+            name
+            for name in names
+            if name in self._sites and (start_at_layer is None or not self._is_before(start_at_layer, name))
+        )
+
     @staticmethod
     def _is_before(layer: int, name: str) -> bool:
         number = layer_of(name)
@@ -139,7 +176,7 @@ class Forward:
     def _started_at(self, layer: int, residual: "torch.Tensor", turn: Turn) -> Iterator[None]:
         """Put a residual stream in front of a layer, and let the layers before it do nothing."""
         # The base model makes masks and positions as always, so it runs whole, over layers that give what they take.
-        is_tuple = self._gives_tuple(turn)
+        is_tuple = layer > 0 and self._gives_tuple(turn)
 
         def into(_module: Any, args: Any, kwargs: Any) -> Any:
             if not turn.is_passing():
@@ -174,7 +211,7 @@ class Forward:
         handle = self.layers[0].register_forward_hook(after)
         try:
             with contextlib.suppress(Finished), torch.no_grad():
-                self._base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+                self.base(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
         finally:
             handle.remove()
         self._is_tuple = isinstance(outputs[0], tuple)
@@ -202,7 +239,7 @@ class Forward:
             handle = self.layers[-1].register_forward_hook(after)
         try:
             with contextlib.suppress(Finished):
-                self._base(**given)
+                self.base(**given)
         finally:
             handle.remove()
         return reached[0]

@@ -1,11 +1,13 @@
-"""Functions on hooks, and the visitor that calls them and keeps values."""
+"""The functions on the hooks of a model, and which hooks they are on."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from actstore.errors import HookError
+from actstore.hooks.capture.backward import with_functions_for_gradient
+from actstore.hooks.capture.calling import called
 from actstore.hooks.capture.exclusive import in_function
 from actstore.hooks.capture.hook_point import (
     AddedFunction,
@@ -17,8 +19,8 @@ from actstore.hooks.capture.hook_point import (
 from actstore.hooks.capture.inserted import Inserted, Visit
 from actstore.hooks.capture.raw_calls import RawCalls
 from actstore.hooks.messages.quoted import quoted
-from actstore.hooks.naming.names import HookName, HookNames, defaults_of, stored_as
-from actstore.reason import reason
+from actstore.hooks.naming.hook_points import is_read_only
+from actstore.hooks.naming.names import HookName, HookNames, defaults_of
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 
 NameFilter = HookName | Iterable[HookName] | Callable[[str], bool]
 """Names or globs in any spelling, or a function that takes a canonical name and says yes or no."""
+
+HookPairs = Sequence[tuple[NameFilter, HookFunction]]
+"""Functions, each with the hooks that it is to be added to."""
 
 
 def selected(names: HookNames, chosen: NameFilter, *, is_exact: bool = False) -> tuple[str, ...]:
@@ -60,7 +65,7 @@ class HookFunctions:
         self._names = names
         self._raw_calls = raw_calls
         self._changing = threading.Lock()
-        self._functions: dict[str, list[AddedFunction]] = {}
+        self._functions: Mapping[Direction, dict[str, list[AddedFunction]]] = {"fwd": {}, "bwd": {}}
         self._points: dict[str, HookPoint] = {}
         self._inserted: Mapping[str, Inserted] = {}
 
@@ -73,16 +78,22 @@ class HookFunctions:
         """
         with self._changing:
             self._inserted, self._names = dict(inserted), names
-            self._functions = {name: there for name, there in self._functions.items() if name in names}
+            for functions in self._functions.values():
+                for name in set(functions).difference(names):
+                    del functions[name]
             self._points = {name: point for name, point in self._points.items() if name in names}
             self._watch()
 
     def _watch(self) -> None:
         """Refuse direct calls of the model while there is anything that they would skip."""
-        if self._functions or self._inserted:
+        if self:
             self._raw_calls.refuse()
         else:
             self._raw_calls.admit()
+
+    def __bool__(self) -> bool:
+        """Whether there are functions of any direction, or anything is inserted."""
+        return bool(self._inserted) or any(self._functions.values())
 
     @property
     def names_of_model(self) -> HookNames:
@@ -120,30 +131,39 @@ class HookFunctions:
         """
         if not callable(function):
             raise HookError(f"expected a function to add to {quoted(chosen)}, found {quoted(function)}")
-        check_direction(direction)
-        if direction != "fwd":
-            raise HookError(
-                "functions on gradients (dir='bwd') are not offered; run_with_cache(grad=True) and cache.gradients "
-                "give the gradients"
-            )
+        check_direction(direction, is_one=True)
+        names = self._chosen(chosen, direction)
+        self._put(direction, names, AddedFunction(function, is_permanent, level), prepend=prepend)
+        return names
+
+    def _chosen(self, chosen: NameFilter, direction: Direction) -> tuple[str, ...]:
+        """The hooks to add a function to: for gradients, only those that have one."""
         names = selected(self._names, chosen)
-        added = AddedFunction(function, is_permanent, level)
+        if direction == "fwd":
+            return names
+        changeable = tuple(name for name in names if not is_read_only(name))
+        if not changeable:
+            raise HookError(f"{names[0]} has no gradient: it can be read but not changed")
+        return changeable
+
+    def _put(
+        self, direction: Direction, names: Sequence[str], added: AddedFunction, *, prepend: bool = False
+    ) -> None:
         with self._changing:
             for name in names:
-                there = self._functions.setdefault(name, [])
+                there = self._functions[direction].setdefault(name, [])
                 there.insert(0 if prepend else len(there), added)
             self._watch()
-        return names
 
     def on(self, name: str, direction: Direction) -> list[AddedFunction]:
         """The functions on a hook, in the order in which they are called."""
-        return list(self._functions.get(name, ())) if direction == "fwd" else []
+        return list(self._functions[direction].get(name, ()))
 
     def remove(
         self,
         names: Sequence[str] | None = None,
         *,
-        direction: str = "both",
+        direction: Direction | Literal["both"] = "both",
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None:
@@ -156,18 +176,20 @@ class HookFunctions:
             level: remove only functions of this level; None for those of any.
         """
         check_direction(direction)
-        if direction == "bwd":
-            return
+
+        def stays(function: AddedFunction) -> bool:
+            return not including_permanent and (
+                function.is_permanent or level not in (None, function.context_level)
+            )
+
         with self._changing:
-            for name in tuple(self._functions) if names is None else names:
-                kept = [
-                    function
-                    for function in self._functions.pop(name, ())
-                    if not including_permanent
-                    and (function.is_permanent or level not in (None, function.context_level))
-                ]
-                if kept:
-                    self._functions[name] = kept
+            for functions in (
+                self._functions.values() if direction == "both" else [self._functions[direction]]
+            ):
+                for name in tuple(functions) if names is None else names:
+                    kept = [function for function in functions.pop(name, ()) if stays(function)]
+                    if kept:
+                        functions[name] = kept
             self._watch()
 
     def clear_contexts(self) -> None:
@@ -176,45 +198,74 @@ class HookFunctions:
             point.clear_context()
 
     @contextmanager
-    def added(self, pairs: Sequence[tuple[NameFilter, HookFunction]]) -> Iterator[None]:
-        """Add functions for the duration of a context. Functions that were added before stay."""
-        added: list[tuple[str, HookFunction]] = []
-        if not isinstance(pairs, Iterable):
-            raise HookError(f"expected pairs of (name, function), found {quoted(pairs)}")
+    def added(
+        self,
+        fwd_pairs: HookPairs,
+        bwd_pairs: HookPairs = (),
+        *,
+        stay: bool = False,
+        clear_contexts: bool = False,
+    ) -> Iterator[None]:
+        """Add functions for the duration of a context. Functions that were added before stay.
+
+        Args:
+            fwd_pairs: hooks and functions of their values.
+            bwd_pairs: hooks and functions of their gradients.
+            stay: leave the functions there at the end.
+            clear_contexts: when functions are removed, forget what was kept in ``hook.ctx`` of their hooks.
+        """
+        # All are checked before the first is added.
+        added: list[tuple[Direction, tuple[str, ...], AddedFunction]] = [
+            *(("fwd", self._chosen(chosen, "fwd"), function) for chosen, function in _checked(fwd_pairs)),
+            *(("bwd", self._chosen(chosen, "bwd"), function) for chosen, function in _checked(bwd_pairs)),
+        ]
+        for direction, names, function in added:
+            self._put(direction, names, function)
         try:
-            for pair in pairs:
-                if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
-                    raise HookError(f"expected pairs of (name, function), found {quoted(pair)}")
-                chosen, function = pair
-                added += [(name, function) for name in self.add(chosen, function)]
             yield
         finally:
-            with self._changing:
-                for name, function in added:
-                    self._remove(name, function)
-                self._watch()
+            for direction, names, function in () if stay else added:
+                self._take(direction, names, function)
+                for name in names if clear_contexts else ():
+                    self.point(name).clear_context()
 
-    def _remove(self, name: str, function: HookFunction) -> None:
-        """Remove a function from a hook, the last one if it is there several times; `clear` may have removed it."""
-        functions = self._functions.get(name, [])
-        for index in reversed(range(len(functions))):
-            if functions[index].user_hook is function:
-                del functions[index]
-                break
-        if not functions:
-            self._functions.pop(name, None)
+    def _take(self, direction: Direction, names: Sequence[str], added: AddedFunction) -> None:
+        """Remove one function from hooks, unless `remove` has done so."""
+        functions = self._functions[direction]
+        with self._changing:
+            for name in names:
+                kept = [function for function in functions.pop(name, ()) if function is not added]
+                if kept:
+                    functions[name] = kept
+            self._watch()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the hooks whose values a function, or what is inserted, may change."""
-        return (*self._functions, *(name for name in self._inserted if name not in self._functions))
+        return tuple(dict.fromkeys([*self._functions["fwd"], *self._inserted]))
+
+    @property
+    def names_for_gradients(self) -> tuple[str, ...]:
+        """Names of the hooks with functions of their gradients."""
+        return tuple(self._functions["bwd"])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._functions or name in self._inserted
+        """Whether a function, or what is inserted, may change the value of a hook."""
+        return name in self._functions["fwd"] or name in self._inserted
 
     def replaced(self, name: str, value: "torch.Tensor", visit: Visit) -> "torch.Tensor":
-        """The value after the functions of a hook and what is inserted there, whose own hooks are visited."""
-        value = self.call(name, value)
+        """The value after the functions of a hook and what is inserted there, whose own hooks are visited.
+
+        In a graph, functions of its gradient are called when that is computed.
+        """
+        backward = self.on(name, "bwd")
+        if backward:
+            functions = [function.user_hook for function in backward]
+            value = with_functions_for_gradient(
+                functions, self.point(name), value, forward=lambda value: self.call(name, value)
+            )
+        else:
+            value = self.call(name, value)
         inserted = self._inserted.get(name)
         return value if inserted is None else inserted(name, value, visit)
 
@@ -224,82 +275,23 @@ class HookFunctions:
         Raises:
             HookError: a function cannot be called so, or returns anything but None or a tensor of the same shape.
         """
-        import torch
-
-        point = self.point(name)
         for function in self.on(name, "fwd"):
-            try:
-                with in_function():
-                    result: Any = function.user_hook(value, hook=point)
-            except TypeError as error:
-                if "hook" not in str(error) or "argument" not in str(error):
-                    raise
-                raise HookError(
-                    f"the function on {name} cannot be called as function(value, hook=point): {reason(error)}"
-                ) from error
-            if result is None:
-                continue
-            if not isinstance(result, torch.Tensor) or result.shape != value.shape:
-                kind = (
-                    f"shape {tuple(result.shape)}"
-                    if isinstance(result, torch.Tensor)
-                    else type(result).__name__
-                )
-                raise HookError(
-                    f"the function on {name} gave {kind}; give a tensor of shape {tuple(value.shape)}, or None to keep "
-                    "the value"
-                )
-            value = result.to(value)
+            with in_function():
+                result = called(function.user_hook, self.point(name), value)
+            value = value if result is None else result
         return value
 
 
-class Keeping:
-    """A visitor that calls the functions on hooks and keeps copies of the values of chosen hooks."""
+def _checked(pairs: HookPairs) -> Iterator[tuple[NameFilter, AddedFunction]]:
+    """The same pairs, with functions to be added.
 
-    def __init__(
-        self,
-        functions: HookFunctions,
-        wanted: Iterable[str],
-        *,
-        copy: Callable[[str, "torch.Tensor"], "torch.Tensor"],
-        keep_graph: bool,
-    ) -> None:
-        """
-        Args:
-            functions: functions on the hooks of the model.
-            wanted: names of the hooks whose values are kept.
-            copy: takes (name, value) and returns the copy that is kept.
-            keep_graph: keep the values themselves, so that gradients with respect to them can be asked for.
-        """
-        self.values: dict[str, torch.Tensor] = {}
-        self._functions = functions
-        self._wanted = frozenset(wanted)
-        self._copy = copy
-        self._keep_graph = keep_graph
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of all hooks that the forward must visit."""
-        return self._wanted | frozenset(self._functions.names)
-
-    def edits(self, name: str) -> bool:
-        return name in self._functions or (self._keep_graph and name in self._wanted)
-
-    def visit(self, name: str, value: "torch.Tensor") -> "torch.Tensor":
-        if name in self._functions:
-            value = self._functions.replaced(name, value, self.visit)
-        if name in self._wanted:
-            same = self.values.get(stored_as(name))
-            if self._keep_graph:
-                # The very tensor that the forward goes on with, or nothing would flow back to it.
-                self.values[name] = value
-            elif same is not None and name not in self._functions:
-                self.values[name] = same  # the stream out of the layer before is the stream into this one
-            else:
-                self.values[name] = self._copy(name, value)
-        return value
-
-
-def in_forward_order(values: Mapping[str, "torch.Tensor"], names: HookNames) -> dict[str, "torch.Tensor"]:
-    """The same values in the order in which the model has their hooks."""
-    return {name: values[name] for name in names.all if name in values}
+    Raises:
+        HookError: they are no pairs of names and functions.
+    """
+    if not isinstance(pairs, Iterable):
+        raise HookError(f"expected pairs of (name, function), found {quoted(pairs)}")
+    for pair in pairs:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[1]):
+            raise HookError(f"expected pairs of (name, function), found {quoted(pair)}")
+        chosen, function = pair
+        yield chosen, AddedFunction(function)

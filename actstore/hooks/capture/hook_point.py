@@ -54,7 +54,7 @@ class Functions(Protocol):
         self,
         names: Sequence[str],
         *,
-        direction: str = "both",
+        direction: Direction | Literal["both"] = "both",
         including_permanent: bool = False,
         level: int | None = None,
     ) -> None: ...
@@ -156,11 +156,15 @@ class HookPoint:
         return f"HookPoint({', '.join([f'name={self.name!r}', *counts])})"
 
 
-def check_direction(direction: object) -> None:
+def check_direction(direction: object, *, is_one: bool = False) -> None:
     """Refuse a direction that is none.
+
+    Args:
+        direction: the direction.
+        is_one: refuse ``both``, too.
 
     Raises:
         HookError: it is not ``fwd``, ``bwd`` or ``both``.
     """
-    if direction not in ("fwd", "bwd", "both"):
+    if direction not in (("fwd", "bwd") if is_one else ("fwd", "bwd", "both")):
         raise HookError(f"dir is {quoted(direction)}; choose 'fwd' for values or 'bwd' for gradients")

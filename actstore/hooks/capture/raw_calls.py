@@ -53,7 +53,8 @@ class _Refusal:
             return
         raise HookError(
             "there are functions on hooks of this model, and a direct call of the Hugging Face model, such as "
-            "generate, would skip them; call the HookedModel, or leave its context `hooks`, or call reset_hooks() first"
+            "generate, would skip them; call the HookedModel (it has a method generate), or leave its context `hooks`, "
+            "or call reset_hooks() first"
         )
 
     def __deepcopy__(self, _memo: Any) -> "_Refusal":

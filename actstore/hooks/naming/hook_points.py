@@ -194,6 +194,12 @@ def point_of(name: str) -> Point | None:
     return point if point is not None and not point.in_layer else None
 
 
+def position_axis(name: str) -> int:
+    """The axis of positions in the value of a hook; hooks of SAEs are [batch, position, ...]."""
+    point = point_of(name)
+    return 1 if point is None else point.position_axis
+
+
 def is_read_only(name: str) -> bool:
     """Whether functions on this hook can see the value but not change it."""
     point = point_of(name)

@@ -155,14 +155,31 @@ class WithText(ABC):
         """
 
     def _input(
-        self, given: Any, prepend_bos: bool | None, padding_side: PaddingSide, mask: "torch.Tensor | None"
+        self,
+        given: Any,
+        prepend_bos: bool | None,
+        padding_side: PaddingSide,
+        mask: "torch.Tensor | None",
+        *,
+        n_past: int = 0,
     ) -> tuple["torch.Tensor", "torch.Tensor | None"]:
-        """(ids [batch, position], mask or None) on the device of the model."""
+        """(ids [batch, position], mask or None) on the device of the model.
+
+        Args:
+            given: text, texts or ids.
+            prepend_bos: begin text with the BOS token.
+            padding_side: where shorter texts are padded.
+            mask: mask for ids; it begins with those of earlier positions.
+            n_past: number of earlier positions, which are in a cache.
+        """
         import torch
 
+        limit = None if self.cfg.n_ctx is None else self.cfg.n_ctx - n_past
         if isinstance(given, torch.Tensor) or _is_list_of_ids(given):
-            ids = as_token_ids(given, self.cfg.n_ctx)
-            mask = None if mask is None else as_mask(mask, ids)
+            ids = as_token_ids(given, limit)
+            if mask is not None:
+                past = ids.new_zeros(1, n_past).expand(len(ids), -1).to(getattr(mask, "device", ids.device))
+                mask = as_mask(mask, torch.cat([past, ids.to(past.device)], dim=1))
         else:
             if mask is not None:
                 raise TokensError("attention_mask is made from the text; give it only with token ids")
@@ -170,11 +187,14 @@ class WithText(ABC):
             ids, mask = self._text().to_tokens(
                 given, prepend_bos=self._begins(prepend_bos), padding_side=padding_side
             )
-            ids = as_token_ids(ids, self.cfg.n_ctx)
+            ids = as_token_ids(ids, limit)
+            if n_past:
+                mask = torch.cat([mask.new_ones(len(ids), n_past), mask], dim=1)
         if mask is not None:
             self._check_padding(mask)
             mask = mask.to(self.device)
-        return embeddable(ids.to(self.device), mask, self.cfg.d_vocab), mask
+        new = None if mask is None else mask[:, n_past:]
+        return embeddable(ids.to(self.device), new, self.cfg.d_vocab), mask
 
 
 def _is_list_of_ids(given: Any) -> bool:

@@ -153,7 +153,7 @@ def test_what_has_no_gradient_is_said(gpt2: HookedModel) -> None:
         (lambda: cache.gradients(early, ("resid_post", 0)).gradients(early), "this cache holds gradients"),
         (
             lambda: gpt2.run_with_cache(TOKENS, grad=True, remove_batch_dim=True),
-            "leave out pos_slice, device and remove_batch_dim",
+            "leave out pos_slice, device and remove_batch_dim, or incl_bwd",
         ),
     ]
     for call, message in refused:

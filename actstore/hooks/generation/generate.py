@@ -1,0 +1,86 @@
+"""Hugging Face's generation with functions on hooks at every step."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from actstore.errors import HookError
+from actstore.hooks.capture.forward import Forward
+from actstore.hooks.generation.choosing import Choosing
+from actstore.hooks.generation.steps import Steps
+
+if TYPE_CHECKING:
+    import torch
+
+
+def generated(
+    model: Any,
+    forward: Forward,
+    steps: Steps,
+    *,
+    ids: "torch.Tensor",
+    mask: "torch.Tensor",
+    choosing: Choosing,
+    use_cache: bool,
+    is_known: bool,
+    has_values: bool,
+) -> tuple["torch.Tensor", dict[str, "torch.Tensor"]]:
+    """Generate tokens after a prompt.
+
+    Args:
+        model: the model of transformers, with its head.
+        forward: shows what passes the modules of that model.
+        steps: sees the values of each step [batch, position of the step, ...], and may change them. The first step is
+            the whole prompt, each later one a single token; without a cache every step has all positions so far.
+        ids: the prompt [batch, position].
+        mask: [batch, position], 0 at padding, which is on the left.
+        choosing: how tokens are chosen.
+        use_cache: keep keys and values from step to step.
+        is_known: whether the family is in the table, so that its cache is one of keys and values.
+        has_values: whether ``steps`` keeps values, which are then joined to those of all positions of the result.
+
+    Returns:
+        (ids of prompt and new tokens [batch, position], values [batch, position, ...] by hook). At positions after the
+        end of a row, values mean nothing.
+
+    Raises:
+        HookError: values are wanted, and the family is not known.
+    """
+    import torch
+    from transformers import DynamicCache, GenerationConfig
+
+    if has_values and not is_known:
+        raise HookError(
+            "values of a generation are kept only for families whose cache is known; run run_with_cache on its output"
+        )
+    given: dict[str, Any] = {}
+    if use_cache and is_known:
+        # Without the configuration, so that layers with a window keep all keys, and patterns show all positions.
+        given["past_key_values"] = DynamicCache()
+    # A model brings settings of its own, such as sampling or suppressed tokens, which apply where none are given. A
+    # shallow copy without them has the same modules, and leaves the model as it is in other threads.
+    alone = copy.copy(model)
+    alone.generation_config = GenerationConfig()
+    with torch.no_grad(), forward.watched(steps, steps.names, batch=len(ids)):
+        result = alone.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=choosing.config(use_cache=use_cache),
+            logits_processor=choosing.processors(),
+            **given,
+        ).sequences
+        if has_values:
+            # The last token was chosen and never given to the model.
+            past = given.get("past_key_values")
+            mask = torch.cat([mask, mask.new_ones(len(ids), result.shape[1] - ids.shape[1])], dim=1)
+            if past is None:
+                steps.forget()
+            n_new = result.shape[1] if past is None else 1
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            forward.base(
+                input_ids=result[:, -n_new:],
+                attention_mask=mask,
+                position_ids=positions[:, -n_new:],
+                past_key_values=past,
+                use_cache=past is not None,
+            )
+    return result, steps.joined()
