@@ -183,7 +183,7 @@ class WithFunctions(ModuleMethods):
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *self._parts, *leaves_under(self.names, "")]
 
-    # Hooks cost nothing until they are named, so these have nothing to turn on; see `LiveConfig`.
+    # Hooks cost nothing until they are named, so there is little to turn on; see `LiveConfig`.
 
     def set_use_attn_result(self, use_attn_result: bool) -> None:
         """Taken from TransformerLens; ``attn.hook_result`` is always there, when it is named."""
@@ -194,18 +194,14 @@ class WithFunctions(ModuleMethods):
         self.cfg.use_hook_mlp_in = use_hook_mlp_in
 
     def set_use_split_qkv_input(self, use_split_qkv_input: bool) -> None:
-        """Taken from TransformerLens.
-
-        Raises:
-            HookError: it is to be True, and the hooks are not offered.
-        """
+        """Let functions of names select ``hook_q_input`` and its like, too; by name they are always there."""
         self.cfg.use_split_qkv_input = use_split_qkv_input
 
     def set_use_attn_in(self, use_attn_in: bool) -> None:
-        """Taken from TransformerLens.
+        """Let functions of names select ``hook_attn_in``, too; by name it is always there.
 
         Raises:
-            HookError: it is to be True, and the hook is not offered.
+            HookError: it is to be True, and heads of the model share keys.
         """
         self.cfg.use_attn_in = use_attn_in
 

@@ -19,8 +19,8 @@ from actstore.hooks.capture.hook_point import (
 from actstore.hooks.capture.inserted import Inserted, Visit
 from actstore.hooks.capture.raw_calls import RawCalls
 from actstore.hooks.messages.quoted import quoted
-from actstore.hooks.naming.hook_points import is_read_only
-from actstore.hooks.naming.names import HookName, HookNames, defaults_of
+from actstore.hooks.naming.hook_points import is_for_each_head, is_read_only
+from actstore.hooks.naming.names import HookName, HookNames, defaults_of, split
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,8 @@ def selected(names: HookNames, chosen: NameFilter, *, is_exact: bool = False) ->
     """The canonical names that a filter selects, in the order of the forward.
 
     A function that says yes to every hook selects only those captured by default, from which the others are computed;
-    with ``is_exact`` it selects every hook.
+    with ``is_exact`` it selects every hook. Copies of the stream for each head (``hook_q_input``) are selected by a
+    function that selects nothing else, or after `HookedModel.set_use_split_qkv_input` and `set_use_attn_in`.
 
     Raises:
         HookError: a name or glob matches nothing, or the function says no to every hook.
@@ -48,7 +49,11 @@ def selected(names: HookNames, chosen: NameFilter, *, is_exact: bool = False) ->
         matches = {name for name in names.all if chosen(name)}
         if not matches:
             raise HookError("the function that filters hooks says no to every hook of this model")
-        is_default = len(matches) == len(names.all) and not is_exact
+        is_default = len(matches) == len(names.all)
+        copies = {name for name in matches if is_for_each_head(name)}
+        if is_default or copies != matches:
+            matches -= {name for name in copies if is_default or split(name)[1] not in names.switched_on()}
+        is_default = is_default and not is_exact
         return names.ordered(defaults_of(matches) if is_default else matches)
     return names.select(chosen)
 

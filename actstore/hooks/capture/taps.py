@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Any
 from actstore.errors import HookError
 from actstore.hooks.capture.attention import tap
 from actstore.hooks.capture.exclusive import Turn
+from actstore.hooks.capture.head_inputs import for_each_head
 from actstore.hooks.capture.visitor import Visitor, shown
 from actstore.hooks.families.architecture import Norm
-from actstore.hooks.families.site import AnySite, AttentionSite, NormSite, ResultSite, RouterSite, Site
+from actstore.hooks.families.site import (
+    AnySite,
+    AttentionSite,
+    HeadInputSite,
+    NormSite,
+    ResultSite,
+    RouterSite,
+    Site,
+)
 from actstore.hooks.weights.norms import eps_of, normalize
 from actstore.hooks.weights.used_weights import norm as used_norm
 from actstore.hooks.weights.used_weights import projection
@@ -41,7 +50,11 @@ def tapped(
     """
     taps: dict[tuple[nn.Module, str], list[tuple[str, Any]]] = {}
     attention: dict[nn.Module, dict[str, str]] = {}
+    head_inputs: dict[nn.Module, dict[str, HeadInputSite]] = {}
     for name, (root, site) in sites.items():
+        if isinstance(site, HeadInputSite):
+            head_inputs.setdefault(root, {})[name] = site
+            continue
         module = root.get_submodule(site.module)
         if isinstance(site, AttentionSite):
             attention.setdefault(module, {})[site.what] = name
@@ -51,6 +64,9 @@ def tapped(
     places = _Shown(visitor, turn, batch, norm)
     with contextlib.ExitStack() as stack:
         stack.enter_context(tap(attention, visitor, turn, is_scaled=is_scaled))
+        # They change the output of projections, which other taps see then.
+        for layer, copies in head_inputs.items():
+            stack.enter_context(for_each_head(layer, copies, visitor, turn))
         # Values inside of a module before its output, since edits of them change the output.
         for (module, kind), named_sites in sorted(taps.items(), key=lambda item: item[0][1] == "output"):
             stack.callback(places.register(module, kind, named_sites).remove)

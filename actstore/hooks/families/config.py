@@ -1,13 +1,19 @@
 """The sizes of a model under the names of TransformerLens' HookedTransformerConfig."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from actstore.hooks.families.architecture import Architecture
 from actstore.hooks.naming.hook_points import Point
 
 if TYPE_CHECKING:
     import torch
+
+SHARED_KEYS: Final = (
+    "heads of this model share keys and values, so none has an input of its own; hook_q_input, hook_k_input and "
+    "hook_v_input have one for each head of queries, keys and values"
+)
+"""Why a model with grouped queries has no ``hook_attn_in``."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,10 @@ class HookedConfig:
             output_logits_soft_cap=first("final_logit_softcapping"),
             original=config,
         )
+
+    def switched_on(self) -> frozenset[str]:
+        """Leaves of hooks for each head that functions of names select; only a model that is loaded has some."""
+        return frozenset()
 
     def shape(self, point: Point, length: int) -> tuple[int, ...]:
         """Shape of a hook's value at one position, as stores keep it, in rows of ``length`` tokens."""

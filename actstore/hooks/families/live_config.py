@@ -1,28 +1,29 @@
 """The ``cfg`` of a model that is loaded, some of whose fields may be set."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.errors import HookError, ModelError
-from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.config import SHARED_KEYS, HookedConfig
 from actstore.hooks.messages.quoted import quoted
-from actstore.hooks.naming.hook_points import BY_LEAF, UNSUPPORTED
 
 if TYPE_CHECKING:
     import torch
 
-_FLAGS: Final = {
-    "use_attn_result": "attn.hook_result",
-    "use_hook_mlp_in": "hook_mlp_in",
-    "use_split_qkv_input": "hook_q_input",
-    "use_attn_in": "hook_attn_in",
+_FLAGS: Final[Mapping[str, frozenset[str]]] = {
+    "use_attn_result": frozenset(),
+    "use_hook_mlp_in": frozenset(),
+    "use_split_qkv_input": frozenset({"hook_q_input", "hook_k_input", "hook_v_input"}),
+    "use_attn_in": frozenset({"hook_attn_in"}),
 }
-"""Fields by which TransformerLens turns hooks on, and such a hook."""
+"""Fields by which TransformerLens turns hooks on, with the hooks that functions of names select after that."""
 
 
 class LiveConfig(HookedConfig):
     """Sizes, and what notebooks set: ``default_prepend_bos``, and the fields by which TransformerLens turns hooks on.
 
-    Hooks are always there and cost nothing until they are named, so those fields change nothing.
+    Hooks are always there and cost nothing until they are named. So those fields change only what functions of names
+    select: copies of the stream for each head (``hook_q_input``) are left out until they are turned on.
     """
 
     default_prepend_bos: bool | None
@@ -36,16 +37,15 @@ class LiveConfig(HookedConfig):
         """Set a field that may be set.
 
         Raises:
-            HookError: the field turns on hooks that are not offered.
+            HookError: the field turns on a hook that the model cannot have.
             ModelError: the field says what the model is.
         """
         if name == "default_prepend_bos":
             if value not in (True, False):
                 raise ModelError(f"default_prepend_bos is {quoted(value)}; choose True or False")
         elif name in _FLAGS:
-            leaf = _FLAGS[name]
-            if value and leaf not in BY_LEAF:
-                raise HookError(f"{name} turns on {leaf}, which is not offered: {UNSUPPORTED[leaf]}")
+            if value and name == "use_attn_in" and self.n_heads != self.n_key_value_heads:
+                raise HookError(f"{name} turns on hook_attn_in, which does not exist here: {SHARED_KEYS}")
         elif name == "ungroup_grouped_query_attention":
             if value:
                 raise ModelError(
@@ -57,6 +57,10 @@ class LiveConfig(HookedConfig):
                 f"cfg.{name} cannot be set, since cfg says what the model is; change the model, or load another"
             )
         object.__setattr__(self, name, value)
+
+    def switched_on(self) -> frozenset[str]:
+        """Leaves of hooks for each head that functions of names select."""
+        return frozenset(leaf for flag, leaves in _FLAGS.items() if getattr(self, flag) for leaf in leaves)
 
     def follow(self, device: "torch.device", dtype: "torch.dtype") -> None:
         """Take down where the model is now, and in which dtype."""

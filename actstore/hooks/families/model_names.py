@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from actstore.hooks.families.architecture import Architecture
-from actstore.hooks.families.config import HookedConfig
+from actstore.hooks.families.config import SHARED_KEYS, HookedConfig
 from actstore.hooks.families.recognition import architecture
 from actstore.hooks.families.site import AnySite, Site, sites_in_layer, sites_outside
 from actstore.hooks.naming.hook_points import BY_LEAF, POINTS
@@ -36,6 +36,8 @@ def names_of(architecture: Architecture, cfg: HookedConfig) -> HookNames:
     for layer in range(cfg.n_layers):
         reasons = architecture.undefined(cfg.original, layer)
         undefined |= {join(layer, leaf): reason for leaf, reason in reasons.items()}
+        if cfg.n_heads != cfg.n_key_value_heads:
+            undefined.setdefault(join(layer, "hook_attn_in"), SHARED_KEYS)
     aliases = dict(_bridge(architecture, cfg, names)) | dict(_hugging_face(architecture, outside, in_layers))
     known = set(names)
     return HookNames(
@@ -43,6 +45,7 @@ def names_of(architecture: Architecture, cfg: HookedConfig) -> HookNames:
         n_layers=cfg.n_layers,
         aliases={alias: name for alias, name in aliases.items() if name in known},
         undefined=undefined,
+        switched_on=cfg.switched_on,
     )
 
 

@@ -90,7 +90,17 @@ class RouterSite:
     what: Literal["weights", "indices"]
 
 
-AnySite = Site | NormSite | AttentionSite | ResultSite | RouterSite
+@dataclass(frozen=True)
+class HeadInputSite:
+    """The stream before the norm of attention, a copy for each head, which goes into some of its projections."""
+
+    norm: str
+    n_heads: int
+    projections: tuple[Site, ...]
+    """Where the heads of queries, keys or values come out."""
+
+
+AnySite = HeadInputSite | Site | NormSite | AttentionSite | ResultSite | RouterSite
 
 
 def sites_in_layer(architecture: Architecture, cfg: HookedConfig, layer: int) -> Mapping[str, AnySite]:
@@ -105,6 +115,8 @@ def sites_in_layer(architecture: Architecture, cfg: HookedConfig, layer: int) ->
     mlp = architecture.mlp_at(cfg.original, layer)
     if architecture.attention is not None:
         sites |= _attention(architecture.attention, cfg)
+        if architecture.ln1 is not None:
+            sites |= _head_inputs(architecture.ln1, sites, cfg)
         sites["hook_attn_out"] = Site(architecture.ln1_post or architecture.attention.module, "output")
     if mlp is not None:
         sites |= _mlp(mlp, cfg)
@@ -163,6 +175,22 @@ def _attention(attention: Attention, cfg: HookedConfig) -> dict[str, AnySite]:
         "attn.hook_z": Site(below(attention.out), "input", Part(heads=heads)),
         "attn.hook_result": ResultSite(below(attention.out), heads),
     }
+
+
+def _head_inputs(norm: str, sites: Mapping[str, AnySite], cfg: HookedConfig) -> dict[str, AnySite]:
+    def fed(*names: str) -> tuple[Site, ...]:
+        projections = [sites[f"attn.hook_{name}"] for name in names]
+        return tuple(site for site in projections if isinstance(site, Site))
+
+    heads, kv_heads = cfg.n_heads, cfg.n_key_value_heads
+    inputs: dict[str, AnySite] = {
+        "hook_q_input": HeadInputSite(norm, heads, fed("q")),
+        "hook_k_input": HeadInputSite(norm, kv_heads, fed("k")),
+        "hook_v_input": HeadInputSite(norm, kv_heads, fed("v")),
+    }
+    if heads == kv_heads:
+        inputs["hook_attn_in"] = HeadInputSite(norm, heads, fed("q", "k", "v"))
+    return inputs
 
 
 def _mlp(mlp: Mlp, cfg: HookedConfig) -> dict[str, AnySite]:

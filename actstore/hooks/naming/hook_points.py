@@ -33,6 +33,8 @@ class Point:
     """Whether the value is computed for the hook alone, so that no module holds the same memory."""
     is_read_only: bool = False
     """Whether functions can see the value but not change it; it has no gradient either."""
+    is_for_each_head: bool = False
+    """Whether the value is a copy of the stream for each head of attention, so that the input of one can be edited."""
     why_not_stored: str | None = None
     """Why a store does not hold the value, which then exists only in a live run; None where stores hold it."""
 
@@ -54,6 +56,20 @@ _PATTERN = ("head", "position", "source_position")
 _NEURONS = ("position", "d_mlp")
 _SCALE = ("position", "one")
 
+
+def _for_each_head(leaf: str, head: str, meaning: str) -> Point:
+    """A copy of the stream for each head."""
+    return Point(
+        leaf,
+        ("position", head, "d_model"),
+        meaning,
+        is_default=False,
+        is_computed=True,
+        is_for_each_head=True,
+        why_not_stored="it is a copy of hook_resid_pre for each head; it is there to edit the input of one head alone",
+    )
+
+
 POINTS: Final = (
     Point(
         "hook_embed",
@@ -74,6 +90,16 @@ POINTS: Final = (
         _STREAM,
         "residual stream into layer i; for i > 0 stored as `blocks.{i-1}.hook_resid_post`, the same tensor",
         ("hook_in", "ln1.hook_in"),
+    ),
+    _for_each_head("hook_attn_in", "head", "the stream as one head alone sees it, before its norm"),
+    _for_each_head(
+        "hook_q_input", "head", "the stream as the queries of one head alone see it, before their norm"
+    ),
+    _for_each_head(
+        "hook_k_input", "kv_head", "the stream as the keys of one head alone see it, before their norm"
+    ),
+    _for_each_head(
+        "hook_v_input", "kv_head", "the stream as the values of one head alone see it, before their norm"
     ),
     Point("ln1.hook_scale", _SCALE, "what the norm before attention divides by", is_computed=True),
     Point(
@@ -172,11 +198,7 @@ POINTS: Final = (
 
 BY_LEAF: Final[Mapping[str, Point]] = {point.leaf: point for point in POINTS}
 
-UNSUPPORTED: Final[Mapping[str, str]] = dict.fromkeys(
-    ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"),
-    "it is a copy of the residual stream for each head; hook_resid_pre has the value, and attn.hook_q, attn.hook_k and "
-    "attn.hook_v can be edited for each head",
-) | {
+UNSUPPORTED: Final[Mapping[str, str]] = {
     "hook_tokens": "token ids are `store.tokens`, and the input of a live forward",
     "unembed.hook_out": "logits are what a call of the model gives",
     "lm_head": "logits are what a call of the model gives",
@@ -198,6 +220,12 @@ def position_axis(name: str) -> int:
     """The axis of positions in the value of a hook; hooks of SAEs are [batch, position, ...]."""
     point = point_of(name)
     return 1 if point is None else point.position_axis
+
+
+def is_for_each_head(name: str) -> bool:
+    """Whether the value of a hook is a copy of the stream for each head."""
+    point = point_of(name)
+    return point is not None and point.is_for_each_head
 
 
 def is_read_only(name: str) -> bool:

@@ -149,6 +149,7 @@ class HookNames:
         n_layers: int,
         aliases: Mapping[str, str],
         undefined: Mapping[str, str],
+        switched_on: Callable[[], frozenset[str]] = frozenset,
     ) -> None:
         """
         Args:
@@ -156,11 +157,13 @@ class HookNames:
             n_layers: layers of the model.
             aliases: further spellings of whole names, to canonical names.
             undefined: names that this model does not have, with the reason.
+            switched_on: gives the leaves of hooks for each head that a function of the name selects like all others.
         """
         self.all = tuple(names)
         self.n_layers = n_layers
         self._aliases = aliases
         self._undefined = undefined
+        self.switched_on = switched_on
         self._order = {name: index for index, name in enumerate(self.all)}
 
     def extended(self, inner: Mapping[str, Sequence[str]]) -> "HookNames":
@@ -180,7 +183,11 @@ class HookNames:
             for leaf in inner.get(outer, ())
         }
         return HookNames(
-            names, n_layers=self.n_layers, aliases={**self._aliases, **below}, undefined=self._undefined
+            names,
+            n_layers=self.n_layers,
+            aliases={**self._aliases, **below},
+            undefined=self._undefined,
+            switched_on=self.switched_on,
         )
 
     def __contains__(self, name: object) -> bool:

@@ -92,7 +92,7 @@ def test_positions_come_before_heads_in_a_store(fields: Fields) -> None:
         (["blocks.0.attn.hook_result"], "cannot be stored: .* store attn.hook_z"),
         (["blocks.0.hook_mlp_in"], "cannot be stored: it equals hook_resid_mid"),
         (["blocks.0.mlp.hook_expert_indices"], "does not exist in this model: .* no experts"),
-        (["blocks.0.hook_q_input"], "is not offered"),
+        (["blocks.0.hook_q_input"], "cannot be stored: it is a copy of hook_resid_pre"),
     ],
 )
 def test_what_a_store_cannot_hold_is_refused_with_the_reason(

@@ -18,11 +18,12 @@ Add = Callable[[Any, Tensor], contextlib.AbstractContextManager[None]]
 
 
 @contextlib.contextmanager
-def _removing(handle: "torch.utils.hooks.RemovableHandle") -> Iterator[None]:
+def _removing(*handles: "torch.utils.hooks.RemovableHandle") -> Iterator[None]:
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def of_output(path: str, columns: slice = slice(None)) -> Add:
@@ -82,6 +83,40 @@ def of_heads(path: str) -> Add:
 
 
 Norm = Literal["layer", "rms", "rms of Gemma"]
+
+
+def of_head_inputs(norm: str, parts: Mapping[str, tuple[slice, ...]]) -> Add:
+    """Add noise [batch, position, head, d_model] to the stream as single heads see it, before the norm of attention.
+
+    Args:
+        norm: the norm.
+        parts: columns of each head in the outputs of projections.
+    """
+
+    def add(root: nn.Module, noise: Tensor) -> contextlib.AbstractContextManager[None]:
+        streams: list[Tensor] = []
+        module = root.get_submodule(norm)
+
+        def before(_module: Any, args: Any) -> None:
+            streams[:] = [args[0]]
+
+        def after(columns: tuple[slice, ...]) -> Any:
+            def replaced(projection: Any, _args: Any, output: Tensor) -> Tensor:
+                changed = output.clone()
+                for index, place in enumerate(columns):
+                    head = index % noise.shape[2]
+                    own = projection.forward(module.forward(streams[0] + noise[:, :, head]))
+                    changed[..., place] = own[..., place]
+                return changed
+
+            return replaced
+
+        handles = [module.register_forward_pre_hook(before)]
+        for path, columns in parts.items():
+            handles.append(root.get_submodule(path).register_forward_hook(after(columns)))
+        return _removing(*handles)
+
+    return add
 
 
 def of_norm(path: str, kind: Norm, what: Literal["scale", "normalized"]) -> Add:
@@ -262,6 +297,29 @@ def _projections(path: str, out: str) -> dict[str, Add]:
     }
 
 
+def _side_by_side(start: int, n_heads: int) -> tuple[slice, ...]:
+    """The columns of heads of the tiny models, which are 16 wide."""
+    return tuple(slice(start + 16 * head, start + 16 * head + 16) for head in range(n_heads))
+
+
+def _copies(norm: str, places: Mapping[str, tuple[str, tuple[slice, ...]]]) -> dict[str, Add]:
+    """The edits of copies of the stream, from (projection, columns of its heads) of q, k and v."""
+    edits = {f"hook_{name}_input": of_head_inputs(norm, {path: at}) for name, (path, at) in places.items()}
+    if len({len(columns) for _, columns in places.values()}) == 1:
+        whole: dict[str, tuple[slice, ...]] = {}
+        for path, columns in places.values():
+            whole[path] = whole.get(path, ()) + columns
+        edits["hook_attn_in"] = of_head_inputs(norm, whole)
+    return edits
+
+
+def _copies_of(norm: str, path: str, key_heads: int = 4) -> dict[str, Add]:
+    heads = {"q": 4, "k": key_heads, "v": key_heads}
+    return _copies(
+        norm, {name: (f"{path}.{name}_proj", _side_by_side(0, heads[name])) for name in ("q", "k", "v")}
+    )
+
+
 def _heads(out: str) -> dict[str, Add]:
     return {"attn.hook_z": of_input(out), "attn.hook_result": of_heads(out)}
 
@@ -279,6 +337,7 @@ def _llama(
         **_layer(attention_out, mlp_out, "input_layernorm", ln2, kind),
         **_between(attention_out, ln2),
         **_projections("self_attn", "self_attn.o_proj"),
+        **_copies_of("input_layernorm", "self_attn", key_heads=2),
         **_insides("self_attn"),
         **_mlp("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj"),
     }
@@ -301,6 +360,10 @@ FAMILIES: Mapping[str, Family] = {
             "attn.hook_q": of_output("attn.c_attn", slice(_D)),
             "attn.hook_k": of_output("attn.c_attn", slice(_D, 2 * _D)),
             "attn.hook_v": of_output("attn.c_attn", slice(2 * _D, 3 * _D)),
+            **_copies(
+                "ln_1",
+                {name: ("attn.c_attn", _side_by_side(64 * which, 4)) for which, name in enumerate("qkv")},
+            ),
             **_heads("attn.c_proj"),
             **_insides("attn", rotary=False),
             **_mlp("mlp.c_fc", "mlp.c_proj"),
@@ -317,6 +380,7 @@ FAMILIES: Mapping[str, Family] = {
             **_layer("attn", "mlp", "ln_1", "ln_2", "layer"),
             **_between("attn", "ln_2"),
             **_projections("attn.attention", "attn.attention.out_proj"),
+            **_copies_of("ln_1", "attn.attention"),
             "attn.hook_attn_scores": of_own_attention("attn.attention", "scores", is_scaled=False),
             "attn.hook_pattern": of_own_attention("attn.attention", "pattern", is_scaled=False),
             **_mlp("mlp.c_fc", "mlp.c_proj"),
@@ -332,6 +396,7 @@ FAMILIES: Mapping[str, Family] = {
         {
             **_layer("attn", "mlp", "ln_1", None, "layer"),
             **_projections("attn", "attn.out_proj"),
+            **_copies_of("ln_1", "attn"),
             **{
                 f"attn.hook_{name}": of_own_attention("attn", what, is_scaled=True)
                 for name, what in _INSIDES.items()
@@ -348,6 +413,18 @@ FAMILIES: Mapping[str, Family] = {
                 f"attn.hook_{name}": of_one_in_three("attention.query_key_value", which, _HEADS)
                 for which, name in enumerate("qkv")
             },
+            **_copies(
+                "input_layernorm",
+                {
+                    name: (
+                        "attention.query_key_value",
+                        tuple(
+                            slice(16 * (3 * head + which), 16 * (3 * head + which) + 16) for head in range(4)
+                        ),
+                    )
+                    for which, name in enumerate("qkv")
+                },
+            ),
             **_heads("attention.dense"),
             **_insides("attention"),
             **_mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
@@ -366,6 +443,14 @@ FAMILIES: Mapping[str, Family] = {
         "layers",
         {
             **_llama(),
+            **_copies(
+                "input_layernorm",
+                {
+                    "q": ("self_attn.qkv_proj", _side_by_side(0, 4)),
+                    "k": ("self_attn.qkv_proj", _side_by_side(64, 2)),
+                    "v": ("self_attn.qkv_proj", _side_by_side(96, 2)),
+                },
+            ),
             "attn.hook_q": of_output("self_attn.qkv_proj", slice(_D)),
             "attn.hook_k": of_output("self_attn.qkv_proj", slice(_D, _D + _D_KEYS)),
             "attn.hook_v": of_output("self_attn.qkv_proj", slice(_D + _D_KEYS, _D + 2 * _D_KEYS)),
@@ -380,6 +465,7 @@ FAMILIES: Mapping[str, Family] = {
             **_layer("self_attn", "fc2", "self_attn_layer_norm", "final_layer_norm", "layer"),
             **_between("self_attn", "final_layer_norm"),
             **_projections("self_attn", "self_attn.out_proj"),
+            **_copies_of("self_attn_layer_norm", "self_attn"),
             **_insides("self_attn", rotary=False),
             **_mlp("fc1", "fc2"),
         },

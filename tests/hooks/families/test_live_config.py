@@ -1,14 +1,17 @@
 """What may be set in the ``cfg`` of a model."""
 
 import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from actstore.demo import MODEL_PATH
 from actstore.errors import HookError, ModelError
+from actstore.hooks.capture.functions import selected
 from actstore.hooks.model import HookedModel
-from actstore.hooks.naming.hook_points import BY_LEAF
 
 
 @pytest.fixture
@@ -34,11 +37,43 @@ def test_what_the_model_is_cannot_be_set(model: HookedModel) -> None:
         model.cfg.n_ctx = 7  # type: ignore[misc]
     with pytest.raises(ModelError, match="cfg.use_nothing cannot be set"):
         model.cfg.use_nothing = True
-    for flag, leaf in (("use_split_qkv_input", "hook_q_input"), ("use_attn_in", "hook_attn_in")):
-        setattr(model.cfg, flag, False)
-        if leaf not in BY_LEAF:
-            with pytest.raises(HookError, match=f"{flag} turns on {leaf}, which is not offered"):
-                setattr(model.cfg, flag, True)
+
+
+def test_copies_for_each_head_are_turned_on(model: HookedModel, tiny_model: Callable[..., Path]) -> None:
+    """For functions of names, whether by the field or by the method, and with SAEs, too."""
+
+    def queried() -> tuple[str, ...]:
+        return selected(model.names, lambda name: name.startswith("blocks.1.") and "hook_q" in name)
+
+    both = ("blocks.1.hook_q_input", "blocks.1.attn.hook_q")
+    assert queried() == both[1:]
+    model.cfg.use_split_qkv_input = True
+    assert queried() == both
+    with model.saes(Halves()):
+        assert queried() == both
+    model.set_use_split_qkv_input(False)
+    assert queried() == both[1:]
+    assert pickle.loads(pickle.dumps(model.names)).switched_on() == frozenset()
+    shared = HookedModel.from_pretrained(tiny_model("llama", num_key_value_heads=2))
+    shared.set_use_split_qkv_input(True)
+    with pytest.raises(
+        HookError, match="use_attn_in turns on hook_attn_in, which does not exist here: heads"
+    ):
+        shared.set_use_attn_in(True)
+    assert not shared.cfg.use_attn_in
+
+
+class Halves:
+    """Something like an SAE."""
+
+    cfg = SimpleNamespace(hook_name=("resid_post", 1))
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x.relu(), (-x).relu()], -1)
+
+    def decode(self, feature_acts: torch.Tensor) -> torch.Tensor:
+        positive, negative = feature_acts.chunk(2, -1)
+        return (positive - negative) / 2
 
 
 def test_dtypes_are_those_of_torch(model: HookedModel) -> None:

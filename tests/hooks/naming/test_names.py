@@ -155,9 +155,6 @@ def test_the_same_tensor_is_stored_once() -> None:
         ),
         pytest.param("", "matches nothing", id="empty"),
         pytest.param(
-            "blocks.0.hook_q_input", "not offered: it is a copy of the residual stream", id="copies"
-        ),
-        pytest.param(
             "hook_pos_embed", "does not exist in this model: positions .* are rotations", id="rotary"
         ),
         pytest.param(("resid_post",), "is not a hook; give a name, or a pair", id="no pair"),
@@ -172,6 +169,7 @@ def test_a_name_without_a_match_says_why_or_what_comes_nearest(given: Any, messa
     ("model_type", "fields", "leaf", "reason"),
     [
         ("gptj", {}, "hook_resid_mid", "in parallel"),
+        ("llama", {"num_key_value_heads": 2}, "hook_attn_in", "share keys and values"),
         ("gpt_neox", {}, "hook_resid_mid", "in parallel"),
         ("phi", {}, "ln2.hook_scale", "share one norm"),
         ("gpt2", {}, "attn.hook_rot_q", "does not rotate; attn.hook_q is what it takes"),
