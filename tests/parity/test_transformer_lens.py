@@ -59,7 +59,12 @@ def test_every_common_hook_is_equal(tiny_model: Callable[..., Path], variant: st
 
 _NOT_IN_BRIDGE = {
     "attn.hook_result",  # behind a switch there; tests/hooks compares it with z and W_O
-    "hook_mlp_in",  # behind a switch there
+    # Behind switches there.
+    "hook_mlp_in",
+    "hook_attn_in",
+    "hook_q_input",
+    "hook_k_input",
+    "hook_v_input",
     "ln1.hook_out",
     "ln2.hook_out",
     "mlp.hook_expert_weights",

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 _Edited = list[tuple[Site, list[int], "torch.Tensor"]]
 """(projection, its heads whose input is another, the inputs of these heads [batch, position, head, d_model])."""
 
-_NORM = ("ln1.hook_scale", "ln1.hook_normalized", "ln1.hook_out")
-
 
 @contextlib.contextmanager
 def for_each_head(
@@ -35,22 +33,27 @@ def for_each_head(
         turn: the forward that is watched.
 
     Raises:
-        HookError: the visitor edits values inside of the norm, too, which each head would have for itself.
+        HookError: the visitor edits values inside of the norm, too, which each head would have for itself; or both
+            are to have gradients.
     """
-    _check_norm(sites, visitor)
     edited: _Edited = []
+    streams: list[torch.Tensor] = []
     norm = layer.get_submodule(next(iter(sites.values())).norm)
+    inside = [name for name in _in_norm(sites) if visitor.edits(name)]
 
     def before(_module: Any, args: Any) -> None:
         if turn.is_passing():
+            streams[:] = [args[0]]
             edited[:] = _visited(sites, visitor, args[0])
 
     def after(path: str) -> Any:
-        def project(module: "nn.Module", _args: Any, output: "torch.Tensor") -> "torch.Tensor | None":
+        def project(module: "nn.Module", args: Any, output: "torch.Tensor") -> "torch.Tensor | None":
             own = [entry for entry in edited if entry[0].module == path]
             if not own or not turn.is_passing():
                 return None
             with in_function():  # these calls are not part of the forward
+                if inside:
+                    _check_same(norm(streams[0]), args[0], inside[0], next(iter(sites)))
                 return _projected(norm, module, output, own)
 
         return project
@@ -63,16 +66,21 @@ def for_each_head(
         yield
 
 
-def _check_norm(sites: Mapping[str, HeadInputSite], visitor: Visitor) -> None:
-    for name in sites:
-        inside = next(
-            (join(split(name)[0], leaf) for leaf in _NORM if visitor.edits(join(split(name)[0], leaf))), None
+def _in_norm(sites: Mapping[str, HeadInputSite]) -> list[str]:
+    """The hooks in the norm before attention of the layer that these sites are in."""
+    layer, _ = split(next(iter(sites)))
+    return [join(layer, f"ln1.{leaf}") for leaf in ("hook_scale", "hook_normalized", "hook_out")]
+
+
+def _check_same(expected: "torch.Tensor", found: "torch.Tensor", inside: str, name: str) -> None:
+    """Refuse edits of the norm before attention, which heads with an input of their own would not see."""
+    import torch
+
+    if torch.is_grad_enabled() or not torch.equal(expected.view(found.shape), found):
+        raise HookError(
+            f"{name} and {inside} cannot both be edited, or have gradients, in one forward: each head has a norm of "
+            "its own then; leave one of them out"
         )
-        if inside is not None and visitor.edits(name):
-            raise HookError(
-                f"{name} and {inside} cannot both be edited, or have gradients, in one forward: each head has a norm "
-                "of its own then; leave one of them out"
-            )
 
 
 def _visited(sites: Mapping[str, HeadInputSite], visitor: Visitor, stream: "torch.Tensor") -> _Edited:

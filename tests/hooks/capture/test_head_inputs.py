@@ -143,6 +143,13 @@ def test_what_is_refused(gpt2: HookedModel, llama: HookedModel) -> None:
         gpt2.run_with_hooks(TOKENS, fwd_hooks=both)
     with pytest.raises(HookError, match="heads of this model share keys and values"):
         llama.run_with_hooks(TOKENS, fwd_hooks=[(("attn_in", 1), double)])
-    # In different layers they may.
+    with pytest.raises(HookError, match="cannot both be edited, or have gradients"):
+        gpt2.run_with_cache(
+            TOKENS, names_filter=["blocks.1.hook_q_input", "blocks.1.ln1.hook_out"], grad=True
+        )
+    # A function may look at both, and edit both in different layers.
+    with gpt2.hooks([("blocks.1.ln1.hook_out", lambda value, hook: None)]):
+        looked = gpt2.run_with_hooks(TOKENS, fwd_hooks=both[:1])
+    assert torch.equal(looked, gpt2.run_with_hooks(TOKENS, fwd_hooks=both[:1]))
     gpt2.run_with_hooks(TOKENS, fwd_hooks=[(("q_input", 1), double), ("blocks.2.ln1.hook_out", double)])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.hf.modules())
