@@ -226,3 +226,8 @@ def test_functions_on_hooks_are_part_of_every_cell(tiny_model: TinyModel) -> Non
         during = patching.grid(model, corrupted, clean, difference)
     assert during.engine == "whole rows: there are functions on its hooks"
     assert (during.values - before.values).abs().max() > 1e-4
+    with model.hooks(bwd_hooks=[("blocks.2.hook_mlp_out", doubled)]):
+        graded = patching.grid(model, corrupted, clean, difference)
+    assert graded.engine == during.engine
+    torch.testing.assert_close(graded.values, before.values, atol=1e-5, rtol=1e-4)
+    assert not graded.values.requires_grad
