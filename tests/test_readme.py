@@ -187,6 +187,13 @@ assert len(gradients) == 30 and all(gradient.abs().max() > 0 for gradient in gra
 assert torch.equal(outside, model(tokens)) and not torch.equal(inside, outside)
 """
     run(code.replace(name, str(smollm2)) + checks, tmp_path)
+    later = [examples("docs/hooks.md")[title] for title in ("Gradients", "Generation", "A part of a forward")]
+    checks = """
+assert heads.shape[0] == 270 and kept[0].shape == (1, 7, 576)
+assert cache["pattern", 3].shape == (1, 9, 12, 12) == (1, 9, tokens.shape[1], tokens.shape[1])
+assert steered != "The cat sat on" and steered.startswith("The cat sat on")
+"""
+    run("\n".join([code, *later]).replace(name, str(smollm2)) + checks, tmp_path)
 
 
 def test_hooks_page_names_every_family() -> None:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from actstore.errors import TokensError
+from actstore.errors import HookError, TokensError
 from actstore.hooks.call import Call, layer_number
 from actstore.hooks.loss import ReturnType, next_token_loss
 from actstore.hooks.model_checks.left_padding import has_left_padding, ignores_left_padding
+from actstore.hooks.model_checks.skipped_layers import starts_at
 from actstore.hooks.text.inputs import as_mask
 from actstore.hooks.text.prompts import PaddingSide
 from actstore.hooks.text.residual import as_residual, check_past
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 class WithCalls(WithSaes):
     """The arguments of a call, and what belongs to them: padding, streams to start from, the loss."""
+
+    def __init__(self, model: Any, tokenizer: Any = None, *, prepend_bos: bool | None = None) -> None:
+        """Wrap a model without running it; arguments are those of `actstore.HookedModel`."""
+        super().__init__(model, tokenizer, prepend_bos=prepend_bos)
+        self._starts: dict[int, bool] = {}
 
     def input_to_embed(
         self,
@@ -96,6 +102,7 @@ class WithCalls(WithSaes):
                     raise TokensError(
                         f"tokens have shape {list(ids.shape)}, and the stream {list(residual.shape[:2])} positions"
                     )
+            self._check_start(start)
             if attention_mask is not None:
                 mask = as_mask(attention_mask, ids).to(self.device)
                 self._check_padding(mask)
@@ -113,6 +120,17 @@ class WithCalls(WithSaes):
         )
         call.check(has_head=self.has_head, has_tokens=residual is None or tokens is not None)
         return call
+
+    def _check_start(self, layer: int) -> None:
+        # Families in the table hand nothing but the stream from layer to layer; other families are tried out.
+        if layer not in self._starts:
+            is_known = self.architecture.attention is not None or layer == 0
+            self._starts[layer] = is_known or starts_at(self._forward, self.cfg, self.device, layer)
+        if not self._starts[layer]:
+            raise HookError(
+                f"layers of this {self.cfg.model_type} model need more of those before them than the residual stream, "
+                "so a forward cannot start in between; edit hook_resid_pre of that layer in a whole forward"
+            )
 
     @cached_property
     def _ignores_left_padding(self) -> bool:

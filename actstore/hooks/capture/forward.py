@@ -77,12 +77,7 @@ class Forward:
         Returns:
             Logits [batch, position, d_vocab]; or the residual stream into ``stop_at_layer``; or None.
         """
-        given: dict[str, Any] = {"input_ids": tokens, "use_cache": past is not None}
-        if past is not None:
-            given["past_key_values"] = past
-        if mask is not None and not bool(mask.all()):
-            given["attention_mask"] = mask
-            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        given = self._given(tokens, mask, past)
         start = None if residual is None else start_at_layer
         import torch
 
@@ -166,6 +161,21 @@ class Forward:
             for name in names
             if name in self._sites and (start_at_layer is None or not self._is_before(start_at_layer, name))
         )
+
+    def call(self, tokens: "torch.Tensor", mask: "torch.Tensor | None", past: Any) -> None:
+        """Call the model without its head, in a context of `watched`; arguments are those of `run`."""
+        self.base(**self._given(tokens, mask, past))
+
+    @staticmethod
+    def _given(tokens: "torch.Tensor", mask: "torch.Tensor | None", past: Any) -> dict[str, Any]:
+        """The arguments of the model."""
+        given: dict[str, Any] = {"input_ids": tokens, "use_cache": past is not None}
+        if past is not None:
+            given["past_key_values"] = past
+        if mask is not None and not bool(mask.all()):
+            given["attention_mask"] = mask
+            given["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        return given
 
     @staticmethod
     def _is_before(layer: int, name: str) -> bool:

@@ -3,7 +3,6 @@
 import copy
 from typing import TYPE_CHECKING, Any
 
-from actstore.errors import HookError
 from actstore.hooks.capture.forward import Forward
 from actstore.hooks.generation.choosing import Choosing
 from actstore.hooks.generation.steps import Steps
@@ -21,7 +20,6 @@ def generated(
     mask: "torch.Tensor",
     choosing: Choosing,
     use_cache: bool,
-    is_known: bool,
     has_values: bool,
 ) -> tuple["torch.Tensor", dict[str, "torch.Tensor"]]:
     """Generate tokens after a prompt.
@@ -35,25 +33,17 @@ def generated(
         mask: [batch, position], 0 at padding, which is on the left.
         choosing: how tokens are chosen.
         use_cache: keep keys and values from step to step.
-        is_known: whether the family is in the table, so that its cache is one of keys and values.
         has_values: whether ``steps`` keeps values, which are then joined to those of all positions of the result.
 
     Returns:
         (ids of prompt and new tokens [batch, position], values [batch, position, ...] by hook). At positions after the
         end of a row, values mean nothing.
-
-    Raises:
-        HookError: values are wanted, and the family is not known.
     """
     import torch
     from transformers import DynamicCache, GenerationConfig
 
-    if has_values and not is_known:
-        raise HookError(
-            "values of a generation are kept only for families whose cache is known; run run_with_cache on its output"
-        )
     given: dict[str, Any] = {}
-    if use_cache and is_known:
+    if use_cache:
         # Without the configuration, so that layers with a window keep all keys, and patterns show all positions.
         given["past_key_values"] = DynamicCache()
     # A model brings settings of its own, such as sampling or suppressed tokens, which apply where none are given. A
@@ -75,12 +65,5 @@ def generated(
             if past is None:
                 steps.forget()
             n_new = result.shape[1] if past is None else 1
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            forward.base(
-                input_ids=result[:, -n_new:],
-                attention_mask=mask,
-                position_ids=positions[:, -n_new:],
-                past_key_values=past,
-                use_cache=past is not None,
-            )
+            forward.call(result[:, -n_new:], mask, past)
     return result, steps.joined()

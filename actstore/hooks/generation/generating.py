@@ -62,7 +62,8 @@ class GeneratingModel(WithCalls):
             temperature: what logits are divided by before they are sampled from; 0 is greedy.
             freq_penalty: what is subtracted from the divided logit for each time that its token is there, in sampling.
             repetition_penalty: what positive logits of tokens that are there are divided by, and negative multiplied.
-            use_past_kv_cache: keep keys and values from step to step.
+            use_past_kv_cache: keep keys and values from step to step; without effect for families that are not in the
+                table.
             prepend_bos: begin text with the BOS token; None for the default of this model.
             padding_side: shorter texts are always padded on the left.
             return_type: ``str`` for text, ``tokens`` or ``tensor`` for ids [batch, position]; ``input`` for whichever
@@ -78,7 +79,7 @@ class GeneratingModel(WithCalls):
             last token is run for it alone. At positions after the end of a row they mean nothing.
 
         Raises:
-            HookError: a name matches nothing, or the family of the model is not in the table and values are wanted.
+            HookError: a name matches nothing.
             ModelError: the model was loaded without its head.
             TokensError: a setting is out of its range, the rows would be longer than the model is made for, padding is
                 on the right, or there is no EOS token.
@@ -130,8 +131,8 @@ class GeneratingModel(WithCalls):
             ids=ids,
             mask=torch.ones_like(ids) if mask is None else mask,
             choosing=choosing,
-            use_cache=use_past_kv_cache,
-            is_known=self.architecture.attention is not None,
+            # Other families keep other things than keys, and not all of them rightly.
+            use_cache=use_past_kv_cache and self.architecture.attention is not None,
             has_values=has_cache,
         )
         is_text = return_type == "str" or (return_type == "input" and not is_tokens)
