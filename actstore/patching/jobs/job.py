@@ -53,6 +53,11 @@ class PatchJob(BaseModel):
     part_size: Annotated[int, Field(ge=1)] = Field(
         32, description="Pairs in a part, the unit of work and of results."
     )
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None,
+        description="CPU threads of a worker, which decide the last bits. Default: those of this machine, shared by "
+        "its workers.",
+    )
     out: Text = Field(description="Path or URL of the folder of results.")
     executor: Text = Field("inline", description="inline (this process) or ray.")
     num_workers: Annotated[int, Field(ge=1)] | None = Field(

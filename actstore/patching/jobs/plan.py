@@ -41,6 +41,8 @@ class PatchPlan(Document):
     max_tokens: int = Field(ge=1)
     part_size: int = Field(ge=1)
     """Pairs in a part; the last part may have fewer."""
+    threads: int = Field(ge=1)
+    """CPU threads of a worker: sums in another order differ in the last bits."""
     n_pairs: int = Field(ge=1)
     pairs_sha256: str
     """Digest of the token ids of all prompts, and of those answers that the metric reads."""

@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from actstore.errors import PlanMismatchError, StorageError
-from actstore.extraction.computing.executor import Resources
+from actstore.extraction.computing.executor import Resources, workers_here
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.planning.planning import absolute_model, check_device
 from actstore.extraction.report import table
@@ -136,10 +136,13 @@ def plan_job(job: PatchJob | str | None = None, **fields: Any) -> PlannedPatchin
         positions=job.measured_positions,
         max_tokens=job.max_tokens,
         part_size=job.part_size,
+        threads=job.threads or _threads_of(job),
     )
     stored = PatchPlan.read_if_there(blobs, JOB)
     if stored is not None:
-        check_same(blobs, stored, plan)
+        # On another machine, the job goes on with the threads that it began with.
+        same = {} if job.threads else {"threads": stored.threads}
+        check_same(blobs, stored, plan.model_copy(update=same))
     there = set(blobs.names("parts"))
     if stored is None and there:
         raise StorageError(
@@ -171,6 +174,14 @@ def check_same(blobs: Blobs, stored: PatchPlan, asked: PatchPlan) -> None:
             f"{blobs.url} holds the results of another job: {'; '.join(lines)}; choose another out, or run the job it "
             "was made with"
         )
+
+
+def _threads_of(job: PatchJob) -> int:
+    """CPU threads that a worker would have on this machine."""
+    import torch
+
+    n_workers = workers_here(job.executor, Resources(job.num_workers, job.ray_address)) or 1
+    return max(1, torch.get_num_threads() // n_workers)
 
 
 def _rules(job: PatchJob, cfg: HookedConfig) -> PairRules:

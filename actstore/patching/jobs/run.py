@@ -82,7 +82,9 @@ def _computed(blobs: Blobs, planned: PlannedPatching, on_event: OnEvent) -> floa
         blobs.create(part_key(part.part), [part.data])
         on_event(replace(part, data=b""))
 
-    spec = PatchSpec(planned.plan, planned.pairs, absolute_model(job.model), job.revision, device)
+    spec = PatchSpec(
+        planned.plan, planned.pairs, absolute_model(job.model), job.revision, device, planned.plan.threads
+    )
     find_executor(job.executor)(spec, planned.pending, resources, on_part)
     return n_pairs / max(time.perf_counter() - first_started, 1e-9)
 

@@ -35,7 +35,7 @@ class PatchSpec:
     """Branch, tag or commit on the Hub."""
     device: str | None = None
     n_threads: int | None = None
-    """CPU threads; None leaves torch's choice."""
+    """CPU threads; None leaves torch's choice. For parts that are stored, it is that of the plan."""
 
     def start(self) -> "PatchWorker":
         return PatchWorker(self)
@@ -53,6 +53,7 @@ class PatchWorker:
         import torch
 
         self._spec = spec
+        self._threads_before = torch.get_num_threads()
         if spec.n_threads is not None:
             torch.set_num_threads(spec.n_threads)
         if chosen_device(spec.device).startswith("cpu"):
@@ -107,7 +108,10 @@ class PatchWorker:
 
     def close(self) -> None:
         """End the thread."""
+        import torch
+
         self._forward.shutdown(cancel_futures=True)
+        torch.set_num_threads(self._threads_before)
 
 
 def loaded(spec: PatchSpec) -> HookedModel:

@@ -37,6 +37,7 @@ def fields(tiny_model: TinyModel, tmp_path: Path) -> dict[str, Any]:
         "part_size": 3,
         "out": str(tmp_path / "out"),
         "device": "cpu",
+        "threads": 1,
     }
 
 
@@ -173,6 +174,7 @@ def test_an_interrupted_job_goes_on_and_ends_in_the_same_bytes(
         ({"limit": 6}, "n_pairs is 7 there, 6 was asked for; pairs_sha256 is"),
         ({"hook": "z"}, r"hook is hook_resid_pre there, attn\.hook_z was asked for"),
         ({"part_size": 4}, "part_size is 3 there, 4 was asked for"),
+        ({"threads": 2}, "threads is 1 there, 2 was asked for"),
     ],
 )
 def test_the_folder_of_another_job_is_refused(
@@ -215,6 +217,22 @@ def test_what_is_left_of_results_is_not_taken_for_them(fields: dict[str, Any]) -
     Path(fields["out"], "job.json").unlink()
     with pytest.raises(StorageError, match=r"holds parts and no job\.json"):
         patching.run_job(**fields)
+
+
+def test_a_job_goes_on_with_the_threads_that_it_began_with(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever the machine has that continues it; and the process has its own number again afterwards."""
+    before = torch.get_num_threads()
+    fields |= {"threads": before + 1}
+    patching.run_job(**fields | {"out": str(tmp_path / "whole")})
+    patching.run_job(**fields)
+    for name in ("report.json", "parts/00001.parquet", "summary-6.parquet"):
+        Path(fields["out"], name).unlink()
+    during: list[int] = []
+    again = fields | {"threads": None}
+    patching.run_job(**again, on_event=lambda _: during.append(torch.get_num_threads()))
+    assert during == [before + 1]
+    assert torch.get_num_threads() == before
+    assert contents(fields["out"]) == contents(str(tmp_path / "whole"))
 
 
 def test_a_planned_job_takes_only_resources(fields: dict[str, Any]) -> None:
@@ -263,7 +281,11 @@ def test_ray_writes_the_same_bytes_and_runs_parts_of_killed_workers_again(
     ray: ModuleType, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     del ray
-    fields |= {"pairs": write_jsonl(tmp_path / "many.jsonl", random_pairs((9, 6) * 12)), "part_size": 2}
+    fields |= {
+        "pairs": write_jsonl(tmp_path / "many.jsonl", random_pairs((9, 6) * 12)),
+        "part_size": 2,
+        "threads": 2,
+    }
     patching.run_job(**fields | {"out": str(tmp_path / "inline")})
     done: list[int] = []
     killed: list[int] = []
