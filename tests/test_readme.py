@@ -197,7 +197,7 @@ assert steered != "The cat sat on" and steered.startswith("The cat sat on")
 
 
 def test_hooks_page_names_every_family() -> None:
-    from actstore.hooks.families.architecture import ARCHITECTURES
+    from actstore.hooks.families.architectures import ARCHITECTURES
 
     page = (ROOT / "docs/hooks.md").read_text(encoding="utf-8")
     assert all(f"`{family}`" in page for family in ARCHITECTURES)

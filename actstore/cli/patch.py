@@ -28,7 +28,7 @@ def patch_command(job_file: str | None, dry_run: bool, as_json: bool, quiet: boo
     actstore patch --model gpt2 --pairs pairs.jsonl --hook z --axes layer,head --out s3://bucket/heads
     """
     from actstore.cli.patch_progress import PatchProgress
-    from actstore.patching.jobs.estimate import estimate_job
+    from actstore.patching.jobs.duration import estimate_job
     from actstore.patching.jobs.planning import plan_job
     from actstore.patching.jobs.run import run_job
 

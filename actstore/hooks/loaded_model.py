@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.errors import ModelError
 from actstore.hooks.capture.forward import Forward
 from actstore.hooks.capture.visitor import Handing, Sink
-from actstore.hooks.families.architecture import Architecture, base_of
+from actstore.hooks.families.architectures import Architecture, base_of
 from actstore.hooks.families.live_config import LiveConfig
 from actstore.hooks.families.model_names import names_of
 from actstore.hooks.families.recognition import architecture

@@ -11,8 +11,24 @@ from actstore.patching.ablation.ablate import ablate
 from actstore.patching.estimates.attribution import attribution
 from actstore.patching.estimates.edge_result import Edge, EdgeScores
 from actstore.patching.estimates.edge_scores import edge_scores
-from actstore.patching.estimates.estimate import Estimate
-from actstore.patching.functions import (
+from actstore.patching.estimates.grid_estimate import Estimate
+from actstore.patching.grid import grid
+from actstore.patching.jobs.duration import JobEstimate, estimate_job
+from actstore.patching.jobs.events import PartDone
+from actstore.patching.jobs.job import PatchJob
+from actstore.patching.jobs.planning import PlannedPatching, plan_job
+from actstore.patching.jobs.report import PatchReport
+from actstore.patching.jobs.run import run_job
+from actstore.patching.loss_recovered import LossRecovered, loss_recovered
+from actstore.patching.paths.direct_path import (
+    get_act_patch_direct_path,
+    get_act_patch_direct_path_all_sources,
+)
+from actstore.patching.paths.path_patch import path_patch
+from actstore.patching.results.panels import Axis
+from actstore.patching.results.result import PatchResult
+from actstore.patching.steering import Steering, steering, steering_vector
+from actstore.patching.transformer_lens_functions import (
     generic_activation_patch,
     get_act_patch_attn_head_all_pos_every,
     get_act_patch_attn_head_by_pos_every,
@@ -41,22 +57,6 @@ from actstore.patching.functions import (
     layer_pos_patch_setter,
     make_df_from_ranges,
 )
-from actstore.patching.grid import grid
-from actstore.patching.jobs.estimate import JobEstimate, estimate_job
-from actstore.patching.jobs.events import PartDone
-from actstore.patching.jobs.job import PatchJob
-from actstore.patching.jobs.planning import PlannedPatching, plan_job
-from actstore.patching.jobs.report import PatchReport
-from actstore.patching.jobs.run import run_job
-from actstore.patching.loss_recovered import LossRecovered, loss_recovered
-from actstore.patching.paths.direct_path import (
-    get_act_patch_direct_path,
-    get_act_patch_direct_path_all_sources,
-)
-from actstore.patching.paths.path_patch import path_patch
-from actstore.patching.results.panels import Axis
-from actstore.patching.results.result import PatchResult
-from actstore.patching.steering import Steering, steering, steering_vector
 
 __all__ = [
     "Axis",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from actstore.errors import ModelError
 from actstore.hooks.model import HookedModel
 from actstore.memory import free_nbytes
+from actstore.patching.axes import HEADS, NEURON, POSITIONS, leaf_of, sizes_of
 from actstore.patching.clean import clean_values, prompts_of
 from actstore.patching.engine.cells import Cells
 from actstore.patching.engine.computed import Computed, Progress, computed
@@ -15,7 +16,6 @@ from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.prompts import prompt_ids
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
-from actstore.patching.shape import HEADS, NEURON, POSITIONS, leaf_of, sizes_of
 
 if TYPE_CHECKING:
     import torch

@@ -15,9 +15,10 @@ from actstore.storage.fsspec_files import RemoteBlobs
 from actstore.storage.look_first import LookFirst
 from actstore.storage.probing import probe
 from actstore.store.format.layout import ROOT_METADATA
-from actstore.store.records.commit import put, tokens_key
+from actstore.store.records.commit import tokens_key
 from actstore.store.records.manifest import MANIFEST_KEY, shards_key, statistics_key
 from actstore.store.records.seal import seal
+from actstore.store.records.shard_writer import put
 from actstore.testing.blobs import BlobsConformance
 from tests.storage.watched import CHANGES, watched
 from tests.store.arrays import encoded

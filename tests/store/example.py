@@ -21,9 +21,9 @@ from actstore.store.records.commit import (
     commit_key,
     has_golden,
     plan_key,
-    put,
     tokens_key,
 )
+from actstore.store.records.shard_writer import put
 from actstore.store.records.zarr_documents import zarr_documents
 from actstore.store.statistics.moments import has_statistics, recompute
 from actstore.store.statistics.norms import side_by_side

@@ -18,7 +18,7 @@ from actstore.extraction.batches import filled_up
 from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.extraction.computing.heap import keep_large_blocks
 from actstore.extraction.computing.interruptible import interruptible
-from actstore.extraction.computing.segment_writer import SegmentWriter, Values
+from actstore.extraction.computing.segment_commit import SegmentWriter, Values
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.value_checks.golden import Expected, compute_expected, golden, sampled_row

@@ -23,7 +23,8 @@ from actstore.store.format.dtypes import dtype
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.plan import Plan, SourceFileIdentity, TokensIdentity
 from actstore.store.format.shard import encode
-from actstore.store.records.commit import ObjectRecord, TokensRecord, put, tokens_key
+from actstore.store.records.commit import ObjectRecord, TokensRecord, tokens_key
+from actstore.store.records.shard_writer import put
 from actstore.tokens import (
     Packing,
     Rows,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.hooks.capture.exclusive import Turn, exclusive
 from actstore.hooks.capture.taps import tapped
 from actstore.hooks.capture.visitor import Finished, Visitor
-from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.architectures import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.site import AnySite, sites_in_layer, sites_outside
 from actstore.hooks.naming.hook_points import POINTS

@@ -9,7 +9,7 @@ from actstore.hooks.capture.attention import tap
 from actstore.hooks.capture.exclusive import Turn
 from actstore.hooks.capture.head_inputs import for_each_head
 from actstore.hooks.capture.visitor import Visitor, shown
-from actstore.hooks.families.architecture import Norm
+from actstore.hooks.families.architectures import Norm
 from actstore.hooks.families.site import (
     AnySite,
     AttentionSite,

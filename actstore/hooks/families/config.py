@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.architectures import Architecture
 from actstore.hooks.naming.hook_points import Point
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
-from actstore.hooks.families.architecture import ARCHITECTURES, Architecture
+from actstore.hooks.families.architectures import ARCHITECTURES, Architecture
 from actstore.hooks.messages.load_errors import explaining
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def cannot_hook(model_type: str, reason: str) -> ModelError:
     """The error for a family that is not in the table."""
     return ModelError(
         f"models of type {model_type!r} cannot be hooked: {reason}; known types are "
-        f"{', '.join(sorted(ARCHITECTURES))} (actstore/hooks/families/architecture.py says how to add one)"
+        f"{', '.join(sorted(ARCHITECTURES))} (actstore/hooks/families/architectures.py says how to add one)"
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.architectures import Architecture
 from actstore.hooks.families.config import SHARED_KEYS, HookedConfig
 from actstore.hooks.families.recognition import architecture
 from actstore.hooks.families.site import AnySite, Site, sites_in_layer, sites_outside

@@ -3,7 +3,7 @@
 from typing import Any
 
 from actstore.errors import ModelError
-from actstore.hooks.families.architecture import ARCHITECTURES, Architecture
+from actstore.hooks.families.architectures import ARCHITECTURES, Architecture
 from actstore.hooks.families.generic import generic_architecture
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from actstore.hooks.families.architecture import Architecture, Attention, Mlp
+from actstore.hooks.families.architectures import Architecture, Attention, Mlp
 from actstore.hooks.families.config import HookedConfig
 
 if TYPE_CHECKING:

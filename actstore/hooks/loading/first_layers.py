@@ -3,7 +3,7 @@
 import copy
 from typing import TYPE_CHECKING, Any
 
-from actstore.hooks.families.architecture import base_of
+from actstore.hooks.families.architectures import base_of
 
 if TYPE_CHECKING:
     from torch import nn

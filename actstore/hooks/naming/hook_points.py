@@ -5,7 +5,7 @@ first, except where a point says otherwise. The order of the table is that of th
 
 To add a hook point, add it here, to `actstore.hooks.families.site`, which says where in a model its value is found,
 and to docs/hooks.md and schemas/format.md, whose tables a test compares with this one.
-`actstore.hooks.families.architecture` names the points that a family lacks, and `actstore.hooks.capture.taps` takes
+`actstore.hooks.families.architectures` names the points that a family lacks, and `actstore.hooks.capture.taps` takes
 values that no module gives or returns.
 """
 

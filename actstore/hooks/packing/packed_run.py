@@ -13,7 +13,7 @@ from actstore.hooks.capture.exclusive import Turn, exclusive
 from actstore.hooks.capture.forward import Forward
 from actstore.hooks.capture.taps import tapped
 from actstore.hooks.capture.visitor import Finished
-from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.architectures import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.site import AttentionSite, sites_in_layer
 from actstore.hooks.packing.layer_arguments import LayerArguments

@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import ModelError
-from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.architectures import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.site import Part, Site, sites_in_layer
 from actstore.hooks.weights.factored_matrix import FactoredMatrix

@@ -13,7 +13,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import ModelError
-from actstore.hooks.families.architecture import Architecture
+from actstore.hooks.families.architectures import Architecture
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.weights.block_weights import BlockWeights
 from actstore.hooks.weights.factored_matrix import FactoredMatrix

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actstore.hooks.families.architecture import Norm
+from actstore.hooks.families.architectures import Norm
 from actstore.hooks.weights.used_weights import norm as used_norm
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from actstore._version import __version__
 from actstore.errors import HookError, JobError, PlanMismatchError
 from actstore.extraction.claim import claim
 from actstore.extraction.computing.buffers import SegmentBuffers
-from actstore.extraction.computing.segment_writer import SegmentWriter
+from actstore.extraction.computing.segment_commit import SegmentWriter
 from actstore.extraction.planning.differences import differences
 from actstore.extraction.planning.growth import Place
 from actstore.extraction.planning.planning import absolute_model, free_place

@@ -11,6 +11,7 @@ from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.packing.exactness import check_drift
 from actstore.patching.ablation.replacement import New, Value, replacement
+from actstore.patching.axes import leaf_of
 from actstore.patching.engine.cells import PATTERNS
 from actstore.patching.engine.computed import Computed, Progress, by_engine
 from actstore.patching.engine.metric import Metric, positions_of
@@ -19,7 +20,6 @@ from actstore.patching.engine.variants import packed, whole
 from actstore.patching.grid import default_tokens, replaced_grid, result_of, tokens_of
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
-from actstore.patching.shape import leaf_of
 
 if TYPE_CHECKING:
     import torch

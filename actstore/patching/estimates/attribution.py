@@ -8,15 +8,15 @@ from actstore.errors import HookError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.naming.names import join
+from actstore.patching.axes import leaf_of, sizes_of
 from actstore.patching.engine.cells import PATTERNS
 from actstore.patching.engine.computed import Computed, computed
 from actstore.patching.engine.metric import Metric, positions_of
-from actstore.patching.estimates.estimate import Estimate
 from actstore.patching.estimates.exact_cells import Chosen, chosen_cells, correlation, recall, subset
+from actstore.patching.estimates.grid_estimate import Estimate
 from actstore.patching.estimates.relevance_rules import relevance_rules
 from actstore.patching.estimates.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
 from actstore.patching.grid import cells_of, default_tokens, labelled, tokens_of
-from actstore.patching.shape import leaf_of, sizes_of
 
 if TYPE_CHECKING:
     import torch

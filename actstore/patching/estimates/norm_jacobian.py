@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from actstore.hooks.families.architecture import Norm
+from actstore.hooks.families.architectures import Norm
 from actstore.hooks.weights.norms import eps_of, norm_weights, normalize
 
 if TYPE_CHECKING:

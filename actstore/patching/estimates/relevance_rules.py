@@ -20,7 +20,7 @@ from actstore.hooks.weights.norms import eps_of, norm_weights, normalize
 if TYPE_CHECKING:
     import torch
 
-    from actstore.hooks.families.architecture import Norm
+    from actstore.hooks.families.architectures import Norm
 
 Functions = Iterator[tuple[str, HookFunction]]
 """Pairs of (name of a hook, function)."""

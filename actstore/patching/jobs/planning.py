@@ -14,12 +14,12 @@ from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.model_names import hooks_of
 from actstore.hooks.loading.pretrained import load_config, load_tokenizer
 from actstore.hooks.text.prompts import Prompts
+from actstore.patching.axes import leaf_of, sizes_of
 from actstore.patching.jobs.job import PatchJob, job_of
 from actstore.patching.jobs.pairs import Pairs
 from actstore.patching.jobs.plan import JOB, PatchedModel, PatchPlan, differences, part_key
 from actstore.patching.jobs.source import read_pairs
 from actstore.patching.jobs.tokenising import PairRules, tokenised
-from actstore.patching.shape import leaf_of, sizes_of
 from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
 from actstore.storage.opening import open_blobs

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import MissingExtraError, StorageError
+from actstore.patching.axes import sizes_of
 from actstore.patching.jobs.part import FIGURES, Figures
 from actstore.patching.jobs.plan import part_key
 from actstore.patching.jobs.planning import PlannedPatching
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
-from actstore.patching.shape import sizes_of
 from actstore.reason import reason
 
 _SUFFIXES: Final = (".parquet", ".html", ".png")

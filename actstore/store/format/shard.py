@@ -1,7 +1,7 @@
 """The bytes of a shard: its chunks, then the index that makes it valid Zarr v3.
 
 In an uncompressed shard, the chunks are the tensor itself. `encode` makes the bytes, and `put` in
-`actstore.store.records.commit` writes them.
+`actstore.store.records.shard_writer` writes them.
 """
 
 import struct

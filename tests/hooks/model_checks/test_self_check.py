@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from actstore.errors import HookError, ModelError
 from actstore.hooks.families import recognition
-from actstore.hooks.families.architecture import ARCHITECTURES, Architecture, Attention, Mlp
+from actstore.hooks.families.architectures import ARCHITECTURES, Architecture, Attention, Mlp
 from actstore.hooks.model import HookedModel
 
 TinyModel = Callable[..., Path]

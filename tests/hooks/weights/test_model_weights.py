@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
 from actstore.errors import ModelError
-from actstore.hooks.families.architecture import ARCHITECTURES
+from actstore.hooks.families.architectures import ARCHITECTURES
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.weights.model_weights import Weights
 from actstore.hooks.weights.norms import NormWeights

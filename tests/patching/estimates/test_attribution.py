@@ -14,8 +14,8 @@ from actstore import patching
 from actstore.errors import HookError, ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
+from actstore.patching.axes import leaf_of
 from actstore.patching.estimates.relevance_rules import RULES, ratio_of, relevance_rules
-from actstore.patching.shape import leaf_of
 from tests.patching.estimates.plain_models import Plain, gpt2, llama
 
 TinyModel = Callable[..., Path]

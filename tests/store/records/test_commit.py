@@ -15,15 +15,14 @@ from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.shard import crc32c
 from actstore.store.records.commit import (
     CommitRecord,
-    Put,
     commit_key,
     commits_folder,
     committed,
     has_golden,
-    put,
     read_commit,
     read_plan,
 )
+from actstore.store.records.shard_writer import Put, put
 from tests.store.arrays import encoded, random_bits
 from tests.store.example import HOOKS, commit_segment, example_plan, example_values, write_store
 

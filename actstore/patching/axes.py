@@ -1,4 +1,9 @@
-"""The shape of a grid, which follows from the sizes of the model and the length of the prompts."""
+"""The axes of a grid, whose sizes follow from the model and the length of the prompts.
+
+To add an axis, add it here, to `cells_of` and the labels in `actstore.patching.grid`, to `Cells`, and to the edits of
+both engines (`actstore.patching.engine`). A function for one hook and its axes is a line in
+`actstore.patching.transformer_lens_functions`.
+"""
 
 from collections.abc import Sequence
 from typing import Final

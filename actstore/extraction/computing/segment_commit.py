@@ -16,7 +16,8 @@ from actstore.store.format.plan import HookArray, Plan, Segment
 from actstore.store.format.shard import crc32c, encode
 from actstore.store.locking.lease import Lease, lease
 from actstore.store.reading.rows import Rows, Section
-from actstore.store.records.commit import CommitRecord, Put, commit_key, put, read_commit
+from actstore.store.records.commit import CommitRecord, commit_key, read_commit
+from actstore.store.records.shard_writer import Put, put
 from actstore.store.statistics.hook_statistics import HookStatistics
 from actstore.store.statistics.moments import has_statistics, recompute
 from actstore.store.statistics.norms import difference, side_by_side

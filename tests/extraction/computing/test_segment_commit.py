@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from actstore.errors import BusyError, StorageError
-from actstore.extraction.computing.segment_writer import SegmentWriter
+from actstore.extraction.computing.segment_commit import SegmentWriter
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
@@ -23,8 +23,9 @@ from actstore.store.format.shard_reader import decode
 from actstore.store.locking import lease as lease_module
 from actstore.store.locking.lease import LEASES, LeaseRecord, lease
 from actstore.store.locking.turns import Turn, writing
-from actstore.store.records.commit import CommitRecord, Golden, commit_key, put, read_commit
+from actstore.store.records.commit import CommitRecord, Golden, commit_key, read_commit
 from actstore.store.records.seal import seal
+from actstore.store.records.shard_writer import put
 from actstore.store.statistics.moments import recompute
 from actstore.store.statistics.norms import side_by_side
 from tests.storage.watched import CHANGES, watched
