@@ -1,7 +1,7 @@
 """The axes of a grid, whose sizes follow from the model and the length of the prompts.
 
-To add an axis, add it here, to `cells_of` and the labels in `actstore.patching.grid`, to `Cells`, and to the edits of
-both engines (`actstore.patching.engine`). A function for one hook and its axes is a line in
+To add an axis, add it here, to `cells_of` and the labels in `actstore.patching.grid`, and in `actstore.patching.engine`
+to `cells` and to the edits of `sweep` and `whole_rows`. A function for one hook and its axes is a line in
 `actstore.patching.transformer_lens_functions`.
 """
 

@@ -1,7 +1,7 @@
 """Executors, which compute the units of work of a run: finding an installed one by its name.
 
 To add an executor, write a function as `Executor` says (`actstore.extraction.computing.inline` is the shortest), and
-name it in the pyproject.toml of its package, under the entry points ``actstore.executors``.
+name it in the pyproject.toml of its distribution, under the entry points ``actstore.executors``.
 """
 
 import sys
