@@ -2,18 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
+from actstore.patching.engine.bounds import LOGITS_BYTES, TOKENS_AT_ONCE
 from actstore.patching.engine.metric import Metric, measured
 
 if TYPE_CHECKING:
     import torch
-
-_TOKENS_AT_ONCE: Final = 2048
-"""Tokens that go through a layer in one call. More need memory for values within the layer, and are no faster."""
-_LOGITS_BYTES: Final = 64 << 20
-"""Bytes of logits that are made at once; at least those of one variant."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ class _Wave:
     def swept(self, metric: Metric) -> SweptVariants:
         n_layers = len(self._run.streams) - 1
         stop = self._start + self._stream.shape[2]
-        n_at_once = max(1, _TOKENS_AT_ONCE // (self._n_prompts * self._stream.shape[2]))
+        n_at_once = max(1, TOKENS_AT_ONCE // (self._n_prompts * self._stream.shape[2]))
         n_joined = 0
         for layer in range(self._first_layers[0], n_layers):
             n_before = n_joined
@@ -170,7 +166,7 @@ class _Wave:
         recorded = self._run.logits[:, self._positions]
         seen = [number for number, position in enumerate(self._positions) if position >= self._start]
         offsets = [self._positions[number] - self._start for number in seen]
-        n_at_once = max(1, _LOGITS_BYTES // (recorded.numel() * recorded.element_size()))
+        n_at_once = max(1, LOGITS_BYTES // (recorded.numel() * recorded.element_size()))
         numbers = []
         for first in range(0, len(self._edits), n_at_once):
             stream = self._stream[first : first + n_at_once, :, offsets]

@@ -10,16 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
+from actstore.patching.engine.bounds import LOGITS_BYTES, TOKENS_AT_ONCE
 from actstore.patching.engine.cells import PATTERNS, Cells, reach
 from actstore.patching.engine.metric import Metric, measured
 
 if TYPE_CHECKING:
     import torch
 
-_TOKENS_AT_ONCE: Final = 2048
-"""Tokens that go through a layer in one call. More need memory for values within the layer, and are no faster."""
-_LOGITS_BYTES: Final = 64 << 20
-"""Bytes of logits that are made at once; at least those of one cell."""
 _CONTROL: Final = -1
 """Number of the cell that changes nothing, which each wave computes beside the others."""
 
@@ -296,7 +293,7 @@ class _Wave:
             for row, cell in enumerate(live.cells.tolist()):
                 places.setdefault(cell, []).append((live, row))
         recorded = self._run.logits[:, self._positions]
-        n_cells = max(1, _LOGITS_BYTES // (recorded.numel() * recorded.element_size()))
+        n_cells = max(1, LOGITS_BYTES // (recorded.numel() * recorded.element_size()))
         base = measured(metric, recorded.clone(), is_in_turn=True)  # a metric may change its logits
         part = range(self._part.start, self._part.stop)
         numbers = base.repeat(len(part), 1)
@@ -352,7 +349,7 @@ class _Wave:
 def _chunks(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
     """Pieces that go through a layer in one call, cut where they are too large."""
     chunk: list[_Piece] = []
-    room = _TOKENS_AT_ONCE
+    room = TOKENS_AT_ONCE
     for piece in pieces:
         n_positions = piece.stop - piece.live.start
         first = piece.rows.start
@@ -360,7 +357,7 @@ def _chunks(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
             n_rows = min(piece.rows.stop - first, max(1, room // n_positions))
             if chunk and n_rows * n_positions > room:
                 yield chunk
-                chunk, room = [], _TOKENS_AT_ONCE
+                chunk, room = [], TOKENS_AT_ONCE
                 continue
             chunk.append(_Piece(piece.live, slice(first, first + n_rows), piece.stop))
             first += n_rows

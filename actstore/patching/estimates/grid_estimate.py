@@ -26,8 +26,8 @@ class Estimate(PatchResult):
     correlation: float | None
     """Pearson correlation of estimated and exact differences over the cells drawn; None if it is not defined."""
     recall: float | None
-    """Of the tenth of the cells drawn with the largest exact differences, the share that is also in the tenth with the
-    largest estimates. None without cells drawn.
+    """The share of the cells drawn with the largest tenth of exact differences that are also in the tenth with the
+    largest estimates; None if no cells were drawn.
     """
 
     def top(self, n: int) -> "list[tuple[tuple[str, ...], float]]":

@@ -34,7 +34,7 @@ class Receiver:
     layer: int
     """The number of layers for the logits."""
     head: int | None
-    """Of keys and values, the head that a group of queries shares."""
+    """The head; for keys and values, the one that a group of queries shares."""
     what: Literal["q", "k", "v", "mlp", "logits"]
 
     @property

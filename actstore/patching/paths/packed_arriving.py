@@ -7,17 +7,17 @@ makes of the stream. Both run over the positions from the first one on at which 
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from actstore.hooks.capture.visitor import Finished
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
+from actstore.patching.engine.bounds import TOKENS_AT_ONCE
 from actstore.patching.paths.arrived import Arrived, Clean
 from actstore.patching.paths.nodes import Receiver, Sender
 
 if TYPE_CHECKING:
     import torch
 
-_TOKENS_AT_ONCE: Final = 2048
 
 Corrupted = Callable[[str, int], "torch.Tensor"]
 """Gives the value of the corrupted run at a leaf in a layer [prompt, position, ...]."""
@@ -205,7 +205,7 @@ class _Arriving:
         return value.view(-1, self._n_prompts, self._stop - self._start, *value.shape[1:])
 
     def _n_at_once(self) -> int:
-        return max(2, _TOKENS_AT_ONCE // (self._n_prompts * (self._stop - self._start)))
+        return max(2, TOKENS_AT_ONCE // (self._n_prompts * (self._stop - self._start)))
 
     def _check(self, value: "torch.Tensor", recorded: "torch.Tensor") -> None:
         recorded = recorded[:, self._start : self._stop].float()
