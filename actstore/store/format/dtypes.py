@@ -32,6 +32,7 @@ _TYPES: Final = {
         DType("bfloat16", np.dtype("<u2"), "NaN"),
         DType("float16", np.dtype("<f2"), "NaN"),
         DType("float32", np.dtype("<f4"), "NaN"),
+        DType("int8", np.dtype("i1"), -1),
         DType("int32", np.dtype("<i4"), -1),
         DType("int64", np.dtype("<i8"), -1),
     )

@@ -53,6 +53,24 @@ class SourceFileIdentity(Document):
     nbytes: int | None
 
 
+def _is_none(field: object) -> bool:
+    """Whether a field is None. It is then left out, as documents of earlier versions do not have it."""
+    return field is None
+
+
+class ChatIdentity(Document):
+    """How chats are written out as text before they are tokenised."""
+
+    template_sha256: str
+    """SHA-256 of the Jinja template, as UTF-8."""
+    add_generation_prompt: bool
+    """Whether the text ends where the assistant's next message would begin."""
+    tools: JsonValue
+    """Tools that every chat offers, as the template takes them; null for none."""
+    arguments: dict[str, JsonValue]
+    """Further arguments of the template."""
+
+
 class TokensIdentity(Document):
     """The text, and how it is tokenised and packed."""
 
@@ -73,6 +91,16 @@ class TokensIdentity(Document):
     """Rows at the beginning of the text that are left out, since earlier runs of the store have them."""
     seed: int | None
     """Rows are stored in a permutation drawn from this seed; None keeps the order of the source."""
+    chat: ChatIdentity | None = Field(default=None, exclude_if=_is_none)
+    """How chats became text; None if documents are no chats. Chats have the arrays of roles and turns."""
+    keep: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
+    """Columns of the source that are kept beside the tokens, by document."""
+    truncate: Literal["left", "right"] | None = Field(default=None, exclude_if=_is_none)
+    """The end at which documents were cut that are longer than a row; None if there are none. Earlier versions cut
+    at the right without saying so.
+    """
+    positions: str | None = Field(default=None, exclude_if=_is_none)
+    """The positions whose activations are stored, as `actstore.tokens.selection` spells them; None for all."""
 
 
 class HookArray(Document):
@@ -110,6 +138,10 @@ class Request(Document):
     """Compression of activations, chunk by chunk; None stores them as they are in memory."""
     covariance: bool
     """Whether commit records hold second moments."""
+    batching: Literal["length"] | None = Field(default=None, exclude_if=_is_none)
+    """``length``: the sequences of a segment are sorted by length into batches, each as wide as its longest sequence.
+    None: batches in stored order, as wide as the context.
+    """
 
     @model_validator(mode="after")
     def _each_hook_once(self) -> Self:
@@ -147,6 +179,14 @@ class Plan(Document):
     tokens_sha256: str
     """SHA-256 of all stored rows of token ids, little-endian int32, padding included."""
     segment_size: int = Field(ge=1, le=1 << 40)
+    n_slots: Annotated[int, Field(ge=1, le=1 << 24)] | None = Field(default=None, exclude_if=_is_none)
+    """Slots of a sequence, if only some positions are stored: the most that any of its sequences has. None for all."""
+    n_rows: Annotated[int, Field(ge=1, le=1 << 62)] | None = Field(default=None, exclude_if=_is_none)
+    """Number of slots in use in all sequences; None if all positions are stored."""
+    n_truncated: int = Field(default=0, ge=0, le=1 << 62, exclude_if=operator.not_)
+    """Documents that were cut because they are longer than a row."""
+    n_tokens_cut: int = Field(default=0, ge=0, le=1 << 62, exclude_if=operator.not_)
+    """Tokens that were cut off them."""
     norms: bool = Field(default=False, exclude_if=operator.not_)
     """Whether the norms of the rows are stored, too. If not, the field is left out of the document, as in versions that
     stored no norms.
@@ -156,6 +196,13 @@ class Plan(Document):
     def _norms_of_something(self) -> Self:
         if self.norms and not self.norm_hooks:
             raise ValueError("norms are stored, and no hook has any")
+        return self
+
+    @model_validator(mode="after")
+    def _slots_of_positions(self) -> Self:
+        given = {self.request.tokens.positions is None, self.n_slots is None, self.n_rows is None}
+        if len(given) != 1:
+            raise ValueError("positions, n_slots and n_rows are either all given or all left out")
         return self
 
     @model_validator(mode="after")
@@ -193,6 +240,11 @@ class Plan(Document):
         return self.request.tokens.context_length
 
     @property
+    def width(self) -> int:
+        """Entries of a sequence in arrays of activations: its slots, or all positions of the context."""
+        return self.context_length if self.n_slots is None else self.n_slots
+
+    @property
     def hook_names(self) -> tuple[str, ...]:
         return tuple(hook.name for hook in self.request.hooks)
 
@@ -208,17 +260,21 @@ class Plan(Document):
         return (self.segment(index) for index in range(self.n_segments))
 
     def activations(self, hook: HookArray) -> ArrayLayout:
-        """Layout of a hook's array, [n_sequences, context_length, *hook.shape], one shard per segment."""
-        row_nbytes = self.context_length * math.prod(hook.shape) * dtype_of(self.request.dtype).itemsize
+        """Layout of a hook's array, [n_sequences, width, *hook.shape], one shard per segment."""
+        row_nbytes = self.width * math.prod(hook.shape) * dtype_of(self.request.dtype).itemsize
         return ArrayLayout(
             path=self._path(f"acts/{hook.name}"),
-            shape=(self.n_sequences, self.context_length, *hook.shape),
+            shape=(self.n_sequences, self.width, *hook.shape),
             dtype=self.request.dtype,
-            axes=("sequence", "position", *hook.axes),
+            axes=("sequence", self._entry_axis, *hook.axes),
             shard_rows=self.segment_size,
             chunk_rows=dividing_chunk_rows(row_nbytes, self.segment_size),
             compression=self.request.compression,
         )
+
+    @property
+    def _entry_axis(self) -> str:
+        return "position" if self.n_slots is None else "slot"
 
     @property
     def norm_hooks(self) -> tuple[HookArray, ...]:
@@ -226,13 +282,13 @@ class Plan(Document):
         return tuple(hook for hook in self.request.hooks if hook.has_norms)
 
     def norm_array(self) -> ArrayLayout:
-        """Layout of a run's norms, [n_sequences, hooks, context_length], one shard per segment."""
-        inner = (len(self.norm_hooks), self.context_length)
+        """Layout of a run's norms, [n_sequences, hooks, width], one shard per segment."""
+        inner = (len(self.norm_hooks), self.width)
         return ArrayLayout(
             path=self._path(f"norms/{self.run}"),
             shape=(self.n_sequences, *inner),
             dtype="float32",
-            axes=("sequence", "hook", "position"),
+            axes=("sequence", "hook", self._entry_axis),
             shard_rows=self.segment_size,
             chunk_rows=dividing_chunk_rows(math.prod(inner) * 4, self.segment_size, target_nbytes=1 << 18),
             hooks=tuple(hook.name for hook in self.norm_hooks),
@@ -251,23 +307,28 @@ class Plan(Document):
         """Layouts of the arrays that describe the rows, all sharded alike.
 
         They are ``tokens`` [N, L], token ids; ``lengths`` [N], real tokens of each row; ``documents`` and ``offsets``
-        [N, L], the document of a token and its index in it, -1 for tokens that packing inserted.
+        [N, L], the document of a token and its index in it, -1 for tokens that packing inserted. Of chats, ``roles``
+        and ``turns`` [N, L] as well. Where only some positions are stored, ``positions`` [N, n_slots]: the position of
+        each slot, ascending, then -1 for slots that a sequence does not use.
         """
         length = self.context_length
         # 1,024 rows fill whole pages, whatever the size of a row.
         shard_rows = 1024 * max(1, _TOKEN_SHARD_NBYTES // (1024 * length * 8))
 
-        def layout(path: str, dtype: str, inner: tuple[int, ...]) -> ArrayLayout:
+        def layout(path: str, dtype: str, inner: tuple[int, ...], axis: str = "position") -> ArrayLayout:
             row_nbytes = math.prod(inner) * dtype_of(dtype).itemsize
             rows = dividing_chunk_rows(row_nbytes, shard_rows, target_nbytes=1 << 18)
-            axes = ("sequence", "position")[: 1 + len(inner)]
+            axes = ("sequence", axis)[: 1 + len(inner)]
             return ArrayLayout(self._path(path), (self.n_sequences, *inner), dtype, axes, shard_rows, rows)
 
+        chat = self.request.tokens.chat is not None
         return (
             layout("tokens", "int32", (length,)),
             layout("lengths", "int32", ()),
             layout("documents", "int64", (length,)),
             layout("offsets", "int32", (length,)),
+            *((layout("roles", "int8", (length,)), layout("turns", "int32", (length,))) if chat else ()),
+            *((layout("positions", "int32", (self.n_slots,), "slot"),) if self.n_slots else ()),
         )
 
     def token_array(self, name: str) -> ArrayLayout:

@@ -5,6 +5,7 @@ A segment is committed by `actstore.extraction.computing.segment_commit`: first 
 docs/design/002 has the protocol.
 """
 
+import operator
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Final, Literal
@@ -58,6 +59,8 @@ class TokensRecord(Document):
 
     format: Literal[1] = 1
     shards: tuple[ObjectRecord, ...]
+    tables: tuple[ObjectRecord, ...] = Field(default=(), exclude_if=operator.not_)
+    """The Parquet files with the kept columns, in the order of the documents."""
 
 
 class Environment(Document):
