@@ -4,13 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Unpack
 
+from actstore.analysis.alignment import align
 from actstore.errors import LoaderError
 from actstore.facade import Store
 from actstore.hooks.naming.names import HookName
 from actstore.loader.arguments import LoaderArguments
 from actstore.loader.loader import Loader
 from actstore.loader.options import chosen_hooks
-from actstore.loader.pair import PairedLoader, check_order, check_tokens
+from actstore.loader.pair import AlignedLoader, PairedLoader, check_order, check_tokens
 from actstore.opening import open_store
 
 if TYPE_CHECKING:
@@ -59,3 +60,40 @@ def paired(
         loaders.append(Loader(store, own))
         check_order(first, loaders[-1])
     return PairedLoader(loaders)
+
+
+def aligned(
+    first: "tuple[Store | str, Hooks]", other: "tuple[Store | str, Hooks]", **options: Unpack[LoaderArguments]
+) -> AlignedLoader:
+    """A loader over two stores of one text whose tokenizers differ: row i of both is a token that ends at the same
+    character of the same document. For crosscoders and model diffing across families.
+
+    All token ids are decoded when it is made. Tokens without a partner, and those that packing put in, are left out.
+
+    Args:
+        first: a store, or its path or URL, and the hooks to load, as for `Store.loader`.
+        other: the other one.
+        options: as for `Store.loader`, the same for both, without those that drop rows.
+
+    Raises:
+        HookError: a hook is not stored.
+        LoaderError: the stores are not of one text, or an option has an impossible value.
+        NotCommittedError: a row is not committed.
+        StorageError: something cannot be read.
+        TokensError: a tokenizer is missing, or is not the one that made the tokens.
+    """
+    if given := [name for name in ("drop", "seqpos", "max_norm", "mask") if options.get(name) is not None]:
+        raise LoaderError(
+            f"{' and '.join(given)} would drop other rows in each store; leave it out: only aligned tokens are loaded"
+        )
+    if options.get("shuffle", "global") == "window":
+        raise LoaderError(
+            "shuffle='window' depends on the shards of each store; choose shuffle='global' or None for aligned rows"
+        )
+    stores = [open_store(store) if isinstance(store, str) else store for store, _ in (first, other)]
+    alignment = align(*stores)
+    loaders = []
+    for store, (_, hooks), mask in zip(stores, (first, other), alignment.masks, strict=True):
+        own: LoaderArguments = {**options, "mask": mask, "drop": ()}
+        loaders.append(store.loader(hooks, **own))
+    return AlignedLoader(loaders, alignment.n_documents, alignment.n_left_out)

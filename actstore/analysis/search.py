@@ -185,13 +185,13 @@ def _encoded(store: "CommittedStore", text: str) -> list[Ids]:
     from actstore.tokens.tokenizer import encode_documents
 
     texts = [text] if text[:1].isspace() else [text, f" {text}"]
-    needles = encode_documents(_tokenizer_of(store), texts)
+    needles = encode_documents(tokenizer_of(store), texts)
     if not len(needles[0]):
         raise TokensError(f"text is {text!r}, and the tokenizer makes no tokens of it; give a longer text")
     return list({needle.tobytes(): needle for needle in needles if len(needle)}.values())
 
 
-def _tokenizer_of(store: "CommittedStore") -> "PreTrainedTokenizerBase":
+def tokenizer_of(store: "CommittedStore") -> "PreTrainedTokenizerBase":
     from actstore.hooks.families.stored_config import UNKNOWN_MODEL
 
     model = store.plan.request.model

@@ -97,6 +97,46 @@ class PairedLoader(Closing):
             loader.close()
 
 
+class AlignedLoader(PairedLoader):
+    """Like `PairedLoader`, over stores with different tokens of one text: row i of one store and row i of the other end
+    at the same character. Get it from `actstore.pairing.aligned`.
+
+    `rows` gives sequences and positions in the first store, ``loaders[1].rows`` those in the other.
+    """
+
+    def __init__(self, loaders: Sequence[Loader], n_documents: int, n_left_out: int) -> None:
+        """
+        Args:
+            loaders: loaders of as many rows each, in one order.
+            n_documents: documents of which both stores have tokens.
+            n_left_out: documents of these that have no aligned tokens, as their texts differ.
+        """
+        super().__init__(loaders)
+        self.n_documents = n_documents
+        self.n_left_out = n_left_out
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place of the next batch, and the state of each loader, as plain data for JSON."""
+        epoch, k = self._place
+        return {"epoch": epoch, "batch": k, "aligned": [loader.state_dict() for loader in self._loaders]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Like `Loader.load_state_dict`.
+
+        Raises:
+            LoaderError: this is not the state of an aligned loader, or it is one of another order.
+        """
+        states = state.get("aligned")
+        if not isinstance(states, list) or len(states) != len(self._loaders):
+            raise LoaderError(
+                f"{str(state)[:80]} is not the state of an aligned loader; give the result of its state_dict()"
+            )
+        place = {name: state.get(name) for name in ("epoch", "batch")}
+        for loader, of_one in zip(self._loaders, states, strict=True):
+            loader.load_state_dict({**of_one, **place})
+        self._place = self._loaders[0].place
+
+
 def check_tokens(first: CommittedStore, other: CommittedStore) -> None:
     """See that row i of two stores is the same token.
 
@@ -117,7 +157,7 @@ def check_tokens(first: CommittedStore, other: CommittedStore) -> None:
             differ = f"tokens_sha256 {sha256[:12]} and {other_sha256[:12]} over {n_sequences} and {n_others} sequences"
     raise LoaderError(
         f"{first.url} and {other.url} are not over the same tokens: they have {differ}; extract both from one source "
-        "with the same packing, seed and max_tokens"
+        "with the same packing, seed and max_tokens, or align them by characters with actstore.pairing.aligned"
     )
 
 
