@@ -1,5 +1,5 @@
-"""Analysis reads whole stores: it finds matching sequences, and measures how well an order mixes them.
+"""Analysis reads whole stores: top activations, matching sequences, aligned tokens, and how well an order mixes.
 
-Each analysis is a file with functions that take a `CommittedStore` or a `Loader`; `search` reads block by block. What
-an extraction counts on its way, such as norms and moments, is in `actstore.store.statistics`.
+An analysis of rows is a file with a reduction and a function that scans a store with it, as `top_activations` shows;
+`scanning` reads. What an extraction counts on its way is in `actstore.store.statistics`.
 """

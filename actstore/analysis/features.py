@@ -1,0 +1,153 @@
+"""Features: numbers of a row, such as its products with directions, its neurons, or the latents of an SAE."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import JobError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Features(Protocol):
+    """A function of rows, with a name for what it is."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether 0 means that a feature is not there, as with SAEs."""
+        ...
+
+    def __call__(self, rows: "torch.Tensor") -> "torch.Tensor":
+        """Features of rows [n_rows, *shape], float32 [n_rows, n_features] on the CPU."""
+        ...
+
+    def identity(self) -> str:
+        """A text that differs for other features.
+
+        Raises:
+            JobError: nothing can tell them from others.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Products with directions."""
+
+    directions: NDArray[np.float32]
+    """[n_features, d], where d is the product of the hook's shape."""
+    is_sparse: bool = False
+
+    def __call__(self, rows: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        return rows.flatten(1).float() @ torch.from_numpy(self.directions).T
+
+    def identity(self) -> str:
+        return f"directions {self.directions.shape} {hashlib.sha256(self.directions.tobytes()).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Elements of the value itself."""
+
+    neurons: tuple[int, ...]
+    is_sparse: bool = False
+
+    def __call__(self, rows: "torch.Tensor") -> "torch.Tensor":
+        return rows.flatten(1)[:, list(self.neurons)].float()
+
+    def identity(self) -> str:
+        return f"neurons {self.neurons}"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """Latents of an SAE: of any object with ``encode``, such as those of SAELens and dictionary_learning."""
+
+    sae: Any
+    latents: tuple[int, ...] | None = None
+    """The latents that are taken; None for all."""
+    is_sparse: bool = True
+
+    def __call__(self, rows: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        first = next(self.sae.parameters())
+        with torch.no_grad():
+            encoded = self.sae.encode(rows.to(first.device, first.dtype))
+            chosen = encoded if self.latents is None else encoded[..., list(self.latents)]
+            return chosen.float().cpu()  # type: ignore[no-any-return]
+
+    def identity(self) -> str:
+        import torch
+
+        digest = hashlib.sha256()
+        for name, values in sorted(self.sae.state_dict().items()):
+            digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        # What is no weight, such as k, stands in the configuration.
+        config = getattr(self.sae, "cfg", None)
+        return f"{type(self.sae).__name__} {config} {self.latents} {digest.hexdigest()}"
+
+
+@dataclass(frozen=True, eq=False)
+class Computed:
+    """Whatever a function gives."""
+
+    function: "Callable[[torch.Tensor], torch.Tensor]"
+    is_sparse: bool = False
+
+    def __call__(self, rows: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        with torch.no_grad():
+            values = self.function(rows)
+        if values.ndim != 2 or len(values) != len(rows):
+            raise JobError(
+                f"the function gave {list(values.shape)} for {len(rows)} rows; it must give [n_rows, n_features]"
+            )
+        return values.float().cpu()
+
+    def identity(self) -> str:
+        raise JobError(
+            "a function cannot be told from another one, so that a scan of it cannot go on; leave resume out"
+        )
+
+
+def features_of(of: Any, shape: Sequence[int]) -> Features:
+    """Features from what a user gives.
+
+    Args:
+        of: directions [n_features, d] or one [d]; a list of neurons; an SAE (anything with ``encode``); or a function
+            of rows [n_rows, *shape] that gives [n_rows, n_features].
+        shape: shape of the hook at one position.
+
+    Raises:
+        JobError: it is none of these, or does not fit the hook.
+    """
+    size = int(np.prod(shape))
+    if hasattr(of, "encode") and hasattr(of, "parameters"):
+        return Encoded(of)
+    if isinstance(of, Directions | Neurons | Encoded | Computed):
+        return of
+    if callable(of) and not hasattr(of, "__array__"):
+        return Computed(of)
+    values = np.asarray(of.detach().float().cpu() if hasattr(of, "detach") else of)
+    if values.dtype.kind in "iu" and values.ndim <= 1 and values.size:
+        if values.min() < 0 or values.max() >= size:
+            raise JobError(
+                f"neurons reach from {values.min()} to {values.max()}, and the hook has {size} elements"
+            )
+        return Neurons(tuple(np.atleast_1d(values).tolist()))
+    if values.dtype.kind != "f" or values.ndim not in (1, 2) or values.shape[-1] != size or not values.size:
+        raise JobError(
+            f"features are {values.dtype} of shape {values.shape}; give directions [n, {size}], a list of neurons, "
+            "an SAE, or a function"
+        )
+    return Directions(np.ascontiguousarray(np.atleast_2d(values), np.float32))

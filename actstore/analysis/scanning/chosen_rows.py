@@ -1,0 +1,110 @@
+"""Which rows of a store a scan takes."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.errors import JobError
+from actstore.loader.dropping.drop import NONFINITE, PAD, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actstore.store.committed_store import CommittedStore
+
+
+@dataclass(frozen=True)
+class ChosenRows:
+    """The rows of a scan: those of real tokens, without the dropped ones."""
+
+    sequences: NDArray[np.bool_] | None
+    """Sequences that are taken, [n_sequences]; None for all."""
+    tokens: tuple[int, ...]
+    """Token ids whose rows are left out."""
+    positions: NDArray[np.bool_] | None
+    """Positions that are taken, [context_length]; None for all."""
+
+    @classmethod
+    def of(
+        cls,
+        store: "CommittedStore",
+        drop: "Sequence[str | int]" = (),
+        seqpos: "slice | Sequence[int] | None" = None,
+        sequences: Any = None,
+    ) -> "ChosenRows":
+        """Choose rows.
+
+        Args:
+            store: the store that the rows are in.
+            drop: ``bos``, ``eos``, ``sep``, or token ids to leave out.
+            seqpos: positions to take, a slice or a list.
+            sequences: sequences to take: a slice, a list of numbers, or bool [n_sequences]; None for all.
+
+        Raises:
+            JobError: the sequences are not in the store, or there are none.
+            LoaderError: an unknown name, or one that the model has no token for; positions that do not exist.
+        """
+        names = (drop,) if isinstance(drop, str) else tuple(drop)
+        dropped = parse(store, [name for name in names if name not in (PAD, NONFINITE)], seqpos)
+        positions = None
+        if dropped.positions is not None:
+            positions = np.zeros(store.plan.context_length, bool)
+            positions[list(dropped.positions)] = True
+        return cls(_sequences(sequences, store.shape[0]), dropped.tokens, positions)
+
+    def of_block(
+        self, first: int, tokens: NDArray[np.int32], lengths: NDArray[np.int32]
+    ) -> NDArray[np.bool_]:
+        """True where a row is taken, [n_sequences, position] of neighbouring sequences.
+
+        Args:
+            first: number of the first sequence.
+            tokens: token ids of the sequences.
+            lengths: number of real tokens of each.
+        """
+        taken: NDArray[np.bool_] = np.arange(tokens.shape[1]) < lengths[:, None]
+        if self.sequences is not None:
+            taken &= self.sequences[first : first + len(tokens), None]
+        if self.positions is not None:
+            taken &= self.positions
+        for token in self.tokens:
+            taken &= tokens != token
+        return taken
+
+    def identity(self) -> str:
+        """A text that differs for other rows."""
+        digest = hashlib.sha256()
+        for part in (self.sequences, self.positions):
+            digest.update(b"all" if part is None else np.packbits(part).tobytes() + str(len(part)).encode())
+        digest.update(repr(self.tokens).encode())
+        return digest.hexdigest()
+
+
+def _sequences(sequences: Any, n_sequences: int) -> NDArray[np.bool_] | None:
+    if sequences is None:
+        return None
+    if isinstance(sequences, slice):
+        taken = np.zeros(n_sequences, bool)
+        taken[sequences] = True
+    else:
+        given = np.asarray(sequences)
+        if given.dtype == bool and given.shape == (n_sequences,):
+            taken = given.copy()
+        elif given.ndim == 1 and given.dtype.kind in "iu" and given.size:
+            if given.min() < -n_sequences or given.max() >= n_sequences:
+                raise JobError(
+                    f"sequences reach from {given.min()} to {given.max()}, and the store has {n_sequences}"
+                )
+            taken = np.zeros(n_sequences, bool)
+            taken[given] = True
+        else:
+            raise JobError(
+                f"sequences are {given.dtype} of shape {given.shape}; give a slice, a list of numbers, or bool "
+                f"[{n_sequences}]"
+            )
+    if not taken.any():
+        raise JobError("sequences name none of the store; a scan needs one at least")
+    return taken

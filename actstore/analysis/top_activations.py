@@ -1,0 +1,245 @@
+"""The rows of a store with the largest values of each feature, exact."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actstore.analysis.features import Features, features_of
+from actstore.analysis.scanning.block import Block
+from actstore.analysis.scanning.reduction import Arrays
+from actstore.analysis.scanning.scan import OnProgress, scan
+from actstore.errors import JobError
+
+if TYPE_CHECKING:
+    import torch
+
+    from actstore.hooks.naming.names import HookName
+    from actstore.store.committed_store import CommittedStore
+
+Per = Literal["row", "sequence"]
+
+
+@dataclass(frozen=True)
+class TopRows:
+    """Reduction to the k rows of each feature with the largest values. Of equal ones, the first in the store counts."""
+
+    hook: str
+    features: Features
+    k: int
+    per: Per = "row"
+    """``sequence`` takes only the largest row of each sequence."""
+    above: float = -math.inf
+    """Values must be larger than this."""
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return (self.hook,)
+
+    def identity(self) -> str:
+        return f"top {self.hook} {self.k} {self.per} {self.above} {self.features.identity()}"
+
+    def start(self) -> "TopState":
+        return TopState(self)
+
+    def restore(self, arrays: Arrays) -> "TopState":
+        """See `Reduction.restore`."""
+        state = TopState(self)
+        state.values = np.asarray(arrays["values"], np.float32).copy()
+        state.addresses = np.asarray(arrays["addresses"], np.int64).copy()
+        state.n_nan = int(arrays["n_nan"][0])
+        if state.values.shape != state.addresses.shape or state.values.shape[1:] != (self.k,):
+            raise ValueError("the state has another shape")
+        return state
+
+    def finish(self, state: "TopState") -> "TopState":
+        """The state, which is the result."""
+        return state
+
+
+class TopState:
+    """The largest values of each feature so far, descending, and where they are."""
+
+    def __init__(self, reduction: TopRows) -> None:
+        self._of = reduction
+        self.values = np.empty((0, reduction.k), np.float32)
+        """[n_features, k]; -inf where there are fewer. No features before the first row."""
+        self.addresses = np.empty((0, reduction.k), np.int64)
+        """Sequence times width plus entry, [n_features, k]; -1 where there are fewer."""
+        self.n_nan = 0
+        """Values that were NaN, and not ranked."""
+
+    def update(self, block: Block) -> None:
+        """Take the rows of a block."""
+        import torch
+
+        values = block.features(self._of.hook, self._of.features)
+        self._expect(values.shape[1])
+        # A sum is NaN if a value is, and infinite if one is.
+        if not values.sum(dtype=torch.float64).isfinite():
+            is_nan = values.isnan()
+            self.n_nan += int(is_nan.sum())
+            values = values.masked_fill(is_nan, -math.inf)
+        rows = None
+        if self._of.per == "sequence":
+            values, rows = _largest_of_each(values, block.sequences)
+        floor = torch.from_numpy(self.values[:, -1]).clamp(min=self._of.above)
+        candidates = values > floor
+        # More than k of a feature: only those that can be among its first k.
+        if bool((candidates.sum(0) > self._of.k).any()):
+            candidates &= values >= values.topk(min(self._of.k, len(values)), dim=0).values[-1]
+        row, feature = candidates.nonzero(as_tuple=True)
+        found = values[row, feature].numpy()
+        at = row.numpy() if rows is None else rows[row, feature].numpy()
+        self._add(feature.numpy(), found, block.addresses[at])
+
+    def merge(self, other: Self) -> None:
+        """Take the largest values of rows that follow."""
+        if not len(other.values):
+            return
+        self._expect(len(other.values))
+        feature, place = np.nonzero(other.addresses >= 0)
+        self._add(feature, other.values[feature, place], other.addresses[feature, place])
+        self.n_nan += other.n_nan
+
+    def arrays(self) -> Arrays:
+        """All that is known."""
+        return {"values": self.values, "addresses": self.addresses, "n_nan": np.array([self.n_nan])}
+
+    def _expect(self, n_features: int) -> None:
+        if not len(self.values):
+            k = self._of.k
+            self.values = np.full((n_features, k), -math.inf, np.float32)
+            self.addresses = np.full((n_features, k), -1, np.int64)
+
+    def _add(
+        self, feature: NDArray[np.int64], values: NDArray[np.float32], addresses: NDArray[np.int64]
+    ) -> None:
+        """Take some more values, in any order."""
+        if not len(feature):
+            return
+        k = self._of.k
+        touched = np.unique(feature)
+        feature = np.concatenate([np.repeat(touched, k), feature])
+        values = np.concatenate([self.values[touched].reshape(-1), values])
+        addresses = np.concatenate([self.addresses[touched].reshape(-1), addresses])
+        # An empty place has -inf, and must stay behind a row that has it, too.
+        order = np.lexsort((addresses, addresses < 0, -values, feature))
+        feature, values, addresses = feature[order], values[order], addresses[order]
+        starts = np.searchsorted(feature, touched)
+        rank = np.arange(len(feature)) - np.repeat(starts, np.diff(starts, append=len(feature)))
+        best = rank < k
+        self.values[touched] = values[best].reshape(-1, k)
+        self.addresses[touched] = addresses[best].reshape(-1, k)
+
+
+def _largest_of_each(
+    values: "torch.Tensor", sequences: NDArray[np.int64]
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """The largest row of each sequence, the first of equals: values and rows, both [n_sequences, n_features]."""
+    import torch
+
+    starts = np.flatnonzero(np.diff(sequences, prepend=-1))
+    largest, rows = [], []
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(sequences)], strict=True):
+        part = values[start:stop]
+        largest.append(part.amax(0))
+        # `max` of torch gives any of equal ones.
+        rows.append((part == largest[-1]).to(torch.uint8).argmax(0) + start)
+    return torch.stack(largest), torch.stack(rows)
+
+
+@dataclass(frozen=True)
+class TopActivations:
+    """The rows with the largest values of each feature, largest first."""
+
+    hook: str
+    values: NDArray[np.float32]
+    """[n_features, k]; NaN where a feature has fewer rows."""
+    sequences: NDArray[np.int64]
+    """[n_features, k]; -1 where there are fewer."""
+    positions: NDArray[np.int64]
+    """[n_features, k]; -1 where there are fewer."""
+    documents: NDArray[np.int64]
+    """Document of each row's token, [n_features, k]; -1 for tokens that packing put in, and where there are fewer."""
+    n_rows: int
+    """Number of rows that were looked at."""
+    n_not_finite: int
+    """Rows that hold NaN or infinity, and features that came out as NaN. They are not ranked."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def top_activations(
+    store: "CommittedStore",
+    hook: "HookName",
+    of: Any,
+    k: int = 20,
+    *,
+    per: Per = "row",
+    above: float | None = None,
+    drop: Sequence[str | int] = (),
+    seqpos: slice | Sequence[int] | None = None,
+    sequences: Any = None,
+    resume: str | None = None,
+    executor: str = "inline",
+    num_workers: int | None = None,
+    ray_address: str | None = None,
+    on_progress: OnProgress | None = None,
+) -> TopActivations:
+    """Find the rows with the largest values of each feature: exact, in one pass over the store.
+
+    Args:
+        store: the store.
+        hook: a stored hook.
+        of: directions [n_features, d]; a list of neurons; an SAE of SAELens or dictionary_learning, or anything with
+            ``encode``; or a function of rows [n_rows, *shape] that gives [n_rows, n_features].
+        k: rows of each feature.
+        per: ``sequence`` takes only the largest row of each sequence.
+        above: values must be larger than this. None takes any value, or those above 0 of an SAE.
+        drop, seqpos, sequences, resume, executor, num_workers, ray_address, on_progress: as for `scan`.
+
+    Raises:
+        JobError: an argument is not valid.
+        ActstoreError: see `scan`.
+    """
+    if k < 1:
+        raise JobError(f"k is {k}; it must be 1 or more")
+    if per not in ("row", "sequence"):
+        raise JobError(f"per is {per!r}; it can be row or sequence")
+    array = store.array_of(hook)
+    features = features_of(of, array.shape)
+    if above is None:
+        above = 0.0 if features.is_sparse else -math.inf
+    scanned = scan(
+        store,
+        {"top": TopRows(array.name, features, k, per, above)},
+        drop=drop,
+        seqpos=seqpos,
+        sequences=sequences,
+        resume=resume,
+        executor=executor,
+        num_workers=num_workers,
+        ray_address=ray_address,
+        on_progress=on_progress,
+    )
+    top: TopState = scanned.results["top"]
+    is_there = top.addresses >= 0
+    where, entries = np.divmod(top.addresses, store.shape[1])
+    documents = np.full(where.shape, -1, np.int64)
+    rows, inverse = np.unique(where[is_there], return_inverse=True)
+    if len(rows):
+        documents[is_there] = store.documents[rows.tolist()][inverse, entries[is_there]]
+    return TopActivations(
+        hook=array.name,
+        values=np.where(is_there, top.values, np.nan).astype(np.float32),
+        sequences=np.where(is_there, where, -1),
+        positions=np.where(is_there, entries, -1),
+        documents=documents,
+        n_rows=scanned.n_rows,
+        n_not_finite=sum(scanned.n_not_finite.values()) + top.n_nan,
+    )
