@@ -12,6 +12,7 @@ from actstore.store.committed_store import CommittedStore
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from actstore.analysis.search import Matches
     from actstore.hooks.cache.activation_cache import ActivationCache
@@ -127,6 +128,44 @@ class Store(CommittedStore):
         from actstore.analysis.search import search
 
         return search(self, text, tokens, sha, prefix, limit, once)
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer that made the tokens, compared with the hash that the store has of it.
+
+        Raises:
+            TokensError: it is unknown or missing, or is not the same any more.
+        """
+        from actstore.analysis.text import tokenizer_of
+
+        return tokenizer_of(self)
+
+    def text(self, sequence: int, position: int | None = None, *, window: int = 20) -> str:
+        """The text of a sequence without its padding, or around one of its positions.
+
+        Args:
+            sequence: number of the sequence; negative ones count from the end.
+            position: position in it; negative ones count from its last real token. None gives all of it.
+            window: number of tokens on each side of the position.
+
+        Raises:
+            JobError: there is no such sequence or position.
+            NotCommittedError: the tokens of a run are not complete.
+            TokensError: the tokenizer is unknown or missing, or is not the same any more.
+        """
+        from actstore.analysis.text import text_of
+
+        return text_of(self, sequence, position, window)
+
+    def str_tokens(self, sequence: int) -> list[str]:
+        """The text of each token of a sequence without its padding, as TransformerLens' ``to_str_tokens`` gives it.
+
+        Raises:
+            JobError, NotCommittedError, TokensError: as `text` does.
+        """
+        from actstore.analysis.text import str_tokens_of
+
+        return str_tokens_of(self, sequence)
 
     @shows_options
     def loader(self, hooks: "HookName | Sequence[HookName]", **options: Unpack[LoaderArguments]) -> "Loader":

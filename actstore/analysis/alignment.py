@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.search import BLOCK_NBYTES, tokenizer_of
+from actstore.analysis.search import BLOCK_NBYTES
+from actstore.analysis.text import tokenizer_of
 from actstore.errors import LoaderError
 from actstore.store.records.run import runs_with_tokens
 

@@ -2,17 +2,15 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.analysis.text import tokenizer_of
 from actstore.errors import JobError, TokensError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from actstore.store.committed_store import CommittedStore
 
 BLOCK_NBYTES: Final = 1 << 24
@@ -185,40 +183,11 @@ def _encoded(store: "CommittedStore", text: str) -> list[Ids]:
     from actstore.tokens.tokenizer import encode_documents
 
     texts = [text] if text[:1].isspace() else [text, f" {text}"]
-    needles = encode_documents(tokenizer_of(store), texts)
+    try:
+        tokenizer = tokenizer_of(store)
+    except TokensError as error:
+        raise TokensError(f"{error}; give tokens instead of text") from error
+    needles = encode_documents(tokenizer, texts)
     if not len(needles[0]):
         raise TokensError(f"text is {text!r}, and the tokenizer makes no tokens of it; give a longer text")
     return list({needle.tobytes(): needle for needle in needles if len(needle)}.values())
-
-
-def tokenizer_of(store: "CommittedStore") -> "PreTrainedTokenizerBase":
-    from actstore.hooks.families.stored_config import UNKNOWN_MODEL
-
-    model = store.plan.request.model
-    parts = [run.plan.request.tokens for run in store.runs if run.plan.has_own_tokens]
-    hashes = {part.tokenizer_sha256 for part in parts if part.tokenizer_sha256 is not None}
-    names = [part.tokenizer for part in parts if part.tokenizer is not None][:1]
-    problem = "" if names else "it names no tokenizer"
-    # A folder may be relative to another working folder. That of the model is absolute, and the hash decides.
-    if model.model_type != UNKNOWN_MODEL and model.name not in names:
-        names.append(model.name)
-    if len(hashes) > 1:
-        names, problem = [], f"its parts were made with {len(hashes)} tokenizers"
-    for name in names:
-        try:
-            return _tokenizer(name, model.revision if name == model.name else None, *hashes)
-        except TokensError as error:
-            problem += f"{', and ' if problem else ''}{error}"
-    raise TokensError(f"{store.url} cannot be searched for text: {problem}; give tokens instead of text")
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(name: str, revision: str | None, sha256: str | None = None) -> "PreTrainedTokenizerBase":
-    """Load and check a tokenizer once per process. Errors are not cached."""
-    from actstore.tokens.tokenizer import load_tokenizer, tokenizer_sha256
-
-    tokenizer = load_tokenizer(name, revision)
-    loaded_sha256 = tokenizer_sha256(tokenizer)
-    if sha256 not in (None, loaded_sha256):
-        raise TokensError(f"the tokenizer {name} has SHA-256 {loaded_sha256}, that of the store had {sha256}")
-    return tokenizer

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 
 import actstore
 from actstore.analysis import search
+from actstore.analysis import text as text_module
 from actstore.analysis.search import sequence_sha256
 from actstore.errors import JobError, NotCommittedError, StorageError, TokensError
 from actstore.storage.blobs import Blobs
@@ -321,7 +322,7 @@ def test_tokenizer_is_loaded_once(extracted: actstore.Store, monkeypatch: pytest
         return load(name, revision)
 
     monkeypatch.setattr(tokenizer, "load_tokenizer", loading)
-    search._tokenizer.cache_clear()
+    text_module._tokenizer.cache_clear()
     for text in ("the", "you"):
         actstore.open(extracted.url).find(text)
     assert loaded == [extracted.plan.request.tokens.tokenizer]
@@ -336,7 +337,7 @@ def test_tokenizer_that_is_another_one_by_now(tmp_path: Path, tiny_model: TinyMo
     with pytest.raises(TokensError) as caught:
         store.find("the")
     assert str(caught.value).startswith(
-        f"{store.url} cannot be searched for text: the tokenizer {folder} has SHA"
+        f"{store.url} has tokens without a text: the tokenizer {folder} has SHA"
     )
     assert str(caught.value).endswith(f"that of the store had {'0' * 64}; give tokens instead of text")
     assert store.find(tokens=[2]).tolist() == [0]
@@ -366,7 +367,7 @@ def test_store_without_a_known_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokensError) as caught:
         store.find("the")
     assert str(caught.value) == (
-        f"{store.url} cannot be searched for text: it names no tokenizer; give tokens instead of text"
+        f"{store.url} has tokens without a text: it names no tokenizer; give tokens instead of text"
     )
     gone = str(tmp_path / "gone")
     store = store_of(tmp_path / "b", ROW, model={"name": gone}, **none)
