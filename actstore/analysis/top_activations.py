@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -12,6 +12,7 @@ from actstore.analysis.features import Features, features_of
 from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
 from actstore.analysis.scanning.scan import OnProgress, scan
+from actstore.analysis.text import str_tokens_of
 from actstore.errors import JobError
 
 if TYPE_CHECKING:
@@ -153,6 +154,22 @@ def _largest_of_each(
 
 
 @dataclass(frozen=True)
+class Context:
+    """A row of a feature with the tokens around it. Its text shows the row's token in double brackets."""
+
+    tokens: tuple[str, ...]
+    at: int
+    """Place of the row's token in `tokens`."""
+    value: float
+    sequence: int
+    position: int
+
+    def __str__(self) -> str:
+        before, after = "".join(self.tokens[: self.at]), "".join(self.tokens[self.at + 1 :])
+        return f"{before}[[{self.tokens[self.at]}]]{after}"
+
+
+@dataclass(frozen=True)
 class TopActivations:
     """The rows with the largest values of each feature, largest first."""
 
@@ -170,8 +187,38 @@ class TopActivations:
     n_not_finite: int
     """Rows that hold NaN or infinity, and features that came out as NaN. They are not ranked."""
 
+    store: "CommittedStore" = field(repr=False)
+
     def __len__(self) -> int:
         return len(self.values)
+
+    def context(self, feature: int, i: int, *, before: int = 20, after: int = 10) -> "Context":
+        """The text around one of the rows.
+
+        Args:
+            feature: number of the feature, as in ``values``.
+            i: place among its rows, 0 for the largest.
+            before, after: number of tokens on each side.
+
+        Raises:
+            JobError: the feature has no such row.
+            TokensError: the tokenizer is unknown or missing, or is not the same any more.
+        """
+        n_features, k = self.values.shape
+        if not (0 <= feature < n_features and 0 <= i < k) or self.sequences[feature, i] < 0:
+            raise JobError(
+                f"feature {feature} has no row {i}; there are {n_features} features, with up to {k} rows each"
+            )
+        sequence, position = int(self.sequences[feature, i]), int(self.positions[feature, i])
+        tokens = str_tokens_of(self.store, sequence)
+        first = max(0, position - before)
+        return Context(
+            tuple(tokens[first : position + after + 1]),
+            position - first,
+            float(self.values[feature, i]),
+            sequence,
+            position,
+        )
 
 
 def top_activations(
@@ -242,4 +289,5 @@ def top_activations(
         documents=documents,
         n_rows=scanned.n_rows,
         n_not_finite=sum(scanned.n_not_finite.values()) + top.n_nan,
+        store=store,
     )

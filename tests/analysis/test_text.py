@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 import actstore
+from actstore.analysis.top_activations import top_activations
 from actstore.errors import JobError, TokensError
 
 TEXTS = ["The ghost of my father, naïve and 👻.", "x", "Who goes there? Stand, ho!"]
@@ -64,6 +66,25 @@ def test_str_tokens_are_those_of_each_token(store: actstore.Store) -> None:
 def test_places_that_are_not_there(store: actstore.Store, place: Any, says: str) -> None:
     with pytest.raises(JobError, match=says):
         store.text(*place)
+
+
+def test_context_of_a_top_row(store: actstore.Store) -> None:
+    values = store["blocks.0.hook_resid_post"][:].float().numpy()
+    top = top_activations(store, "blocks.0.hook_resid_post", [4], k=2, above=-1e9)
+    real = np.arange(values.shape[1]) < store.lengths[:][:, None]
+    where = np.unravel_index(np.where(real, values[..., 4], -np.inf).argmax(), real.shape)
+    sequence, position = int(where[0]), int(where[1])
+    context = top.context(0, 0, before=3, after=2)
+    tokens = store.str_tokens(sequence)
+    assert context.tokens == tuple(tokens[max(0, position - 3) : position + 3])
+    assert context.tokens[context.at] == tokens[position]
+    assert (context.sequence, context.position) == (sequence, position)
+    assert f"[[{tokens[position]}]]" in str(context)
+    assert context.value == pytest.approx(values[sequence, position, 4])
+    with pytest.raises(
+        JobError, match="feature 1 has no row 0; there are 1 features, with up to 2 rows each"
+    ):
+        top.context(1, 0)
 
 
 def test_tokenizer_that_is_gone(tmp_path: Path) -> None:
