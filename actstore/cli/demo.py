@@ -44,7 +44,7 @@ def demo_command(out: Path) -> None:
             out=str(store_path),
         )
         click.echo(f"{run}\n")
-        progress.start(run.plan.n_sequences, run.plan.context_length)
+        progress.start(run.plan.n_sequences)
         report = extract(run, on_event=progress.on_event)
     click.echo(f"{report}\n")
 

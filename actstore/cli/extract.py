@@ -31,7 +31,7 @@ def extract_command(job_file: str | None, as_json: bool, quiet: bool, **options:
         if not quiet:
             click.echo(f"{run}\n", err=True)
         pending = sum(run.plan.segment(index).n_sequences for index in run.pending)
-        progress.start(pending, run.plan.context_length)
+        progress.start(pending)
         report = extract(
             run,
             # As arguments, they are refused where the executor has no use for them.

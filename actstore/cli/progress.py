@@ -17,7 +17,8 @@ class Progress:
         self._n_sequences = 0
         self._done = 0
         self._nbytes = 0
-        self._length = 0
+        self._n_tokens = 0
+        self._n_rows = 0
 
     def __enter__(self) -> Self:
         self._line.__enter__()
@@ -28,9 +29,9 @@ class Progress:
     ) -> None:
         self._line.__exit__(kind, error, trace)
 
-    def start(self, n_sequences: int, context_length: int) -> None:
+    def start(self, n_sequences: int) -> None:
         """Begin an extraction with so many sequences left to compute."""
-        self._n_sequences, self._length = n_sequences, context_length
+        self._n_sequences = n_sequences
         self._started = time.monotonic()
         self._line.begin("extracting", n_sequences)
 
@@ -49,15 +50,16 @@ class Progress:
             )
         self._done += event.n_sequences
         self._nbytes += event.nbytes
+        self._n_tokens += event.n_tokens
+        self._n_rows += event.n_rows
         seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = (
-            f"{self._done * self._length / seconds:,.0f} tokens/s, {self._nbytes / 1e6 / seconds:,.1f} MB/s"
-        )
+        rate = f"{self._n_tokens / seconds:,.0f} tokens/s, {self._nbytes / 1e6 / seconds:,.1f} MB/s"
+        rows = f", {self._n_rows:,} rows of each hook" if self._n_rows < self._n_tokens else ""
         left = seconds / self._done * max(0, self._n_sequences - self._done)
         share = self._done / max(self._n_sequences, self._done)
         self._line.show(
             rate,
-            f"extracted {share:.0%}: {self._done:,} of {self._n_sequences:,} sequences, {rate}, "
+            f"extracted {share:.0%}: {self._done:,} of {self._n_sequences:,} sequences{rows}, {rate}, "
             f"{clock(left)} left",
             done=self._done,
             last=self._done == self._n_sequences,

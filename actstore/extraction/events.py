@@ -14,7 +14,7 @@ class Tokenised:
     n_sequences: int
     """Number of sequences so far."""
     n_tokens: int
-    """Number of tokens so far, with padding."""
+    """Number of tokens so far, without padding."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,10 @@ class SegmentDone:
     """Time that the model waited before this segment for storage or tokens."""
     seconds_writing: float
     """Time from the end of the forward to the commit, which overlaps the forward of later segments."""
+    n_tokens: int = 0
+    """Number of tokens in the segment, without padding; 0 if another worker had committed it before."""
+    n_rows: int = 0
+    """Number of rows of each hook that were stored: chosen positions, or all tokens."""
     is_new: bool = True
     """Whether this worker computed the segment; False if another process had committed it before."""
     n_retries: int = 0

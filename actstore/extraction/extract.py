@@ -20,6 +20,7 @@ from actstore.extraction.report import Report
 from actstore.store.locking.lease import Lease
 from actstore.store.locking.turns import Turn, lease_tags, writing
 from actstore.store.reading.rows import Rows, Section
+from actstore.store.reading.segment_tokens import TokenReader
 from actstore.store.records.commit import commit_key, read_commits, tokens_key
 from actstore.store.records.manifest import RunStatistics
 from actstore.store.records.run import read_runs
@@ -129,8 +130,8 @@ class _Extraction:
             n_segments=run.plan.n_segments,
             n_segments_before=len(run.committed),
             n_tokens=run.plan.n_tokens,
-            n_tokens_computed=sum(segment.n_sequences for segment in done if segment.is_new)
-            * run.plan.context_length,
+            n_tokens_computed=sum(segment.n_tokens for segment in done),
+            n_rows=run.plan.n_stored_rows,
             nbytes_written=sum(segment.nbytes for segment in done),
             seconds=ended - started,
             seconds_tokenising=0.0 if run.packed is None else run.packed.seconds,
@@ -233,15 +234,12 @@ def _not_finite_of(run: PlannedRun, hook: str, index: int) -> NotFinite:
     blobs, plan = run.blobs, run.plan
     segment = plan.segment(index)
     array = next(array for array in plan.request.hooks if array.name == hook)
-    rows, lengths = (
-        Rows(blobs, [Section(layout, lambda _: True)])[segment.start : segment.stop]
-        for layout in (plan.activations(array), plan.token_array("lengths"))
-    )
+    rows = Rows(blobs, [Section(plan.activations(array), lambda _: True)])[segment.start : segment.stop]
     return not_finite(
         hook,
         rows,
         plan.request.dtype,
-        lengths,
+        TokenReader(blobs, plan)(segment).counts,
         first_sequence=segment.start,
         batch_size=plan.request.batch_size,
     )

@@ -24,7 +24,9 @@ class Report:
     n_tokens: int
     """Number of tokens in the store, without padding."""
     n_tokens_computed: int
-    """Number of tokens that this call computed, with padding."""
+    """Number of tokens that this call computed, without padding."""
+    n_rows: int
+    """Number of rows of each hook in the store: a row for each chosen position, or for each token."""
     nbytes_written: int
     """Bytes of activations that this call wrote."""
     n_retries: int
@@ -73,6 +75,7 @@ class Report:
                     "store": f"{self.url} (complete before: nothing to do)",
                     "tokens": f"{self.n_tokens:,}",
                 }
+                | self._chosen_rows()
                 | self._not_finite_rows()
             )
         before = f", {self.n_segments_before} of them by earlier attempts" if self.n_segments_before else ""
@@ -82,6 +85,7 @@ class Report:
             {
                 "store": f"{self.url} ({run}complete: {self.n_segments} segments{before})",
                 "tokens": f"{self.n_tokens:,} stored, {self.n_tokens_computed:,} computed now",
+                **self._chosen_rows(),
                 "written": f"{self.nbytes_written / 1e6:,.1f} MB of activations{retries}",
                 "rate": f"{self.tokens_per_second:,.0f} tokens/s, {self.nbytes_per_second / 1e6:,.1f} MB/s",
                 "time": f"{self.seconds_tokenising:.1f} s tokenising, {self.seconds_forward:.1f} s in the forward, "
@@ -89,6 +93,10 @@ class Report:
             }
             | self._not_finite_rows()
         )
+
+    def _chosen_rows(self) -> dict[str, str]:
+        """The line about chosen positions; none if all are stored."""
+        return {"rows": f"{self.n_rows:,} of each hook"} if self.n_rows != self.n_tokens else {}
 
     def _not_finite_rows(self) -> dict[str, str]:
         lines = [f"{name}: {tokens}" for name, tokens in self.not_finite.items()]

@@ -3,8 +3,10 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from actstore.errors import ModelError, StorageError
 from actstore.extraction.computing.worker import WorkerSpec, check_weights, load_planned_model
@@ -18,7 +20,8 @@ from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import FIRST_RUN, Plan
 from actstore.store.locking.turns import repairing
 from actstore.store.reading.rows import Rows, Section
-from actstore.store.records.commit import commit_key, plan_key, read_commit, read_plan
+from actstore.store.reading.segment_tokens import TokenReader
+from actstore.store.records.commit import commit_key, plan_key, read_commit
 from actstore.store.verifying.findings import Finding, Verification
 from actstore.store.verifying.repair import repair as remove_damage
 from actstore.store.verifying.verify import Check
@@ -70,7 +73,9 @@ def verify(
                 token_check = check.tokens.get(plan.tokens_of)
                 if token_check is None or not token_check.is_sound:
                     continue  # the model has no tokens to run on
-                rows = _sampled_rows(plan, check.committed[plan.run], n_rows)
+                sizes = token_check.sizes
+                assert sizes is not None  # they are sound
+                rows = _sampled_rows(plan, check.committed[plan.run], n_rows, sizes.counts)
                 spec = WorkerSpec(
                     blobs.url,
                     model or plan.request.model.name,
@@ -140,15 +145,29 @@ def _incomplete(check: Check) -> Iterator[str]:
             )
 
 
-def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int) -> list[int]:
-    """Rows spread over all committed segments; the same at every call."""
-    chosen = np.unique(np.linspace(0, len(committed) - 1, n_rows).round().astype(int)) if committed else ()
-    segments = [plan.segment(sorted(committed)[i]) for i in chosen]
-    rows = {sampled_row(plan.tokens_sha256, segment) for segment in segments}
+def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int, counts: NDArray[Any]) -> list[int]:
+    """Rows with something to compare, spread over all committed segments; the same at every call.
+
+    Args:
+        plan: plan of the run.
+        committed: numbers of its committed segments.
+        n_rows: number of rows, if there are so many.
+        counts: entries in use of each row of the plan, [n_sequences].
+    """
+    segments = [plan.segment(index) for index in sorted(committed)]
+    segments = [segment for segment in segments if counts[segment.start : segment.stop].any()]
+    if not segments:
+        return []
+    chosen = np.unique(np.linspace(0, len(segments) - 1, n_rows).round().astype(int))
+    segments = [segments[index] for index in chosen]
+    rows = {
+        sampled_row(plan.tokens_sha256, segment, counts[segment.start : segment.stop]) for segment in segments
+    }
+    in_use = [segment.start + np.flatnonzero(counts[segment.start : segment.stop]) for segment in segments]
     rng = np.random.default_rng(0)
-    while segments and len(rows) < min(n_rows, sum(segment.n_sequences for segment in segments)):
-        segment = segments[int(rng.integers(len(segments)))]
-        rows.add(int(rng.integers(segment.start, segment.stop)))
+    while len(rows) < min(n_rows, sum(map(len, in_use))):
+        candidates = in_use[int(rng.integers(len(in_use)))]
+        rows.add(int(candidates[int(rng.integers(len(candidates)))]))
     return sorted(rows)
 
 
@@ -171,11 +190,6 @@ def _recompute(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> t
     """
     import torch
 
-    part = read_plan(blobs, plan.tokens_of)
-    assert part is not None
-    tokens, lengths = (
-        Rows(blobs, [Section(part.token_array(name), lambda _: True)]) for name in ("tokens", "lengths")
-    )
     arrays = {
         hook.name: Rows(blobs, [Section(plan.activations(hook), lambda _: True)])
         for hook in plan.request.hooks
@@ -186,8 +200,7 @@ def _recompute(blobs: Blobs, plan: Plan, rows: list[int], spec: WorkerSpec) -> t
             reference,
             plan,
             rows,
-            tokens=tokens,
-            lengths=lengths,
+            tokens=TokenReader(blobs, plan),
             stored=lambda hook, some: arrays[hook][some],
         )
 

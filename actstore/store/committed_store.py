@@ -17,6 +17,7 @@ from actstore.storage.pinned import pinned
 from actstore.store.format.plan import FIRST_RUN, HookArray, Plan
 from actstore.store.reading.activations import Activations
 from actstore.store.reading.checksums import Checksums
+from actstore.store.reading.counts import Counts
 from actstore.store.reading.identity import Identity, check_same, identity_of
 from actstore.store.reading.rows import Rows, Section
 from actstore.store.reading.run_sections import hook_section, norm_section, token_section
@@ -160,8 +161,8 @@ class CommittedStore:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(sequences, positions) of every array."""
-        return sum(part.plan.n_sequences for part in runs_with_tokens(self.runs)), self.plan.context_length
+        """(sequences, entries) of every array of activations: its positions, or its slots if only some are stored."""
+        return sum(part.plan.n_sequences for part in runs_with_tokens(self.runs)), self.plan.width
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -362,6 +363,18 @@ class CommittedStore:
     def offsets(self) -> Rows:
         """Place of each token in its document, int32 [n_sequences, context_length]; -1 for inserted tokens."""
         return self._token_rows("offsets")
+
+    @property
+    def positions(self) -> Rows | None:
+        """Position of each slot, int32 [n_sequences, n_slots], ascending, then -1 for slots that are not in use. None
+        if all positions are stored.
+        """
+        return None if self.plan.n_slots is None else self._token_rows("positions")
+
+    @property
+    def counts(self) -> Counts:
+        """Number of entries of each sequence that are in use, [n_sequences]: its slots in use, or its real tokens."""
+        return Counts(self.lengths, self.positions)
 
     def _token_rows(self, path: str) -> Rows:
         return self._rows([token_section(part, path) for part in runs_with_tokens(self.runs)])

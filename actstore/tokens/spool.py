@@ -1,7 +1,8 @@
 """Packed rows in plain files, read back as memory maps, so that any corpus takes bounded memory."""
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from actstore.errors import StorageError, TokensError
 from actstore.reason import reason
 from actstore.tokens.pack import Rows
+from actstore.tokens.selection.slots import SlotSpool
 
 _FILES = {"tokens": "<i4", "lengths": "<i4", "documents": "<i8", "offsets": "<i4"}
 
@@ -35,6 +37,15 @@ class Spool:
     """Documents with at least one token in a row."""
     sha256: str
     """Hex SHA-256 of tokens.i32, which holds all token rows in packed order."""
+    positions: NDArray[np.int32] | None = None
+    """Chosen positions, [N, n_slots], ascending, then -1; None if all are."""
+    n_rows: int | None = None
+    """Number of chosen positions; None if all are."""
+
+    @property
+    def n_slots(self) -> int | None:
+        """Slots of a sequence for chosen positions; None if all are."""
+        return None if self.positions is None else self.positions.shape[1]
 
     @property
     def n_sequences(self) -> int:
@@ -45,11 +56,20 @@ class Spool:
         return Rows(self.tokens, self.lengths, self.documents, self.offsets)[start:stop]
 
 
-def spool(rows: Iterable[Rows], folder: Path) -> Spool:
+def spool(
+    rows: Iterable[Rows],
+    folder: Path,
+    *,
+    choose: Callable[[Rows], NDArray[np.int32]] | None = None,
+    n_slots: int = 1,
+) -> Spool:
     """Write the blocks that `pack` yields to `folder`, in order, replacing an earlier spool there.
 
     Document numbers must not descend; those of one source do not. Raises TokensError if there is not one row, and
     StorageError if the folder cannot be written.
+
+    `choose` gives the chosen positions of a block, [n, slots], ascending, then -1; None if all are. There are
+    `n_slots` slots, or more if a sequence needs them.
     """
     digest = hashlib.sha256()
     n_sequences = n_tokens = n_documents = length = 0
@@ -62,14 +82,18 @@ def spool(rows: Iterable[Rows], folder: Path) -> Spool:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+            chosen = None if choose is None else stack.enter_context(contextlib.closing(SlotSpool(folder)))
             for block in rows:
                 for name, dtype in _FILES.items():
                     files[name].write(_little_endian(getattr(block, name), dtype))
+                if choose is not None and chosen is not None:
+                    chosen.add(choose(block))
                 digest.update(_little_endian(block.tokens, _FILES["tokens"]))
                 n_sequences, length = n_sequences + len(block), block.tokens.shape[1]
                 n_tokens += int(block.lengths.sum(dtype=np.int64))
                 new, last = _count_after(block.documents, last)
                 n_documents += new
+        positions = chosen.finish(n_slots) if chosen is not None and n_sequences else None
     except TokensError:
         raise
     except OSError as error:
@@ -81,7 +105,14 @@ def spool(rows: Iterable[Rows], folder: Path) -> Spool:
         name: np.memmap(path, np.dtype(_FILES[name]), "r", shape=shapes.get(name, (n_sequences, length)))
         for name, path in paths.items()
     }
-    return Spool(**maps, n_tokens=n_tokens, n_documents=n_documents, sha256=digest.hexdigest())
+    return Spool(
+        **maps,
+        n_tokens=n_tokens,
+        n_documents=n_documents,
+        sha256=digest.hexdigest(),
+        positions=positions,
+        n_rows=None if chosen is None else chosen.n_rows,
+    )
 
 
 def order(n: int, seed: int | None) -> NDArray[np.int64] | None:

@@ -10,6 +10,7 @@ import pytest
 import actstore
 from actstore.extraction.verify import verify
 from actstore.storage.local import LocalBlobs
+from actstore.store.format.batches import batches_of
 from actstore.store.format.shard import crc32c, encode
 from actstore.store.format.shard_reader import decode
 from actstore.store.records.commit import ObjectRecord, commit_key, plan_key, read_commit, tokens_key
@@ -172,7 +173,9 @@ def change_row(url: str) -> None:
     record = read_commit(blobs, plan, 2)
     shard = ObjectRecord(key=SHARD, nbytes=len(data), crc32c=crc32c(data))
     lengths = np.full(16, 32)
-    statistics, own = recompute(hook, rows[:16], plan.request.dtype, lengths, plan.request.batch_size)
+    statistics, own = recompute(
+        hook, rows[:16], plan.request.dtype, lengths, batches_of(plan.request, lengths)
+    )
     of_norms = plan.norm_array()
     side = np.array(decode(of_norms, 2, blobs.read(of_norms.key(2))))
     norms = {name: side[:, number] for number, name in enumerate(of_norms.hooks)} | {HOOK: own}

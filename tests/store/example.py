@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.storage.blobs import Blobs
+from actstore.store.format.batches import batches_of
 from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.plan import HookArray, ModelIdentity, Plan, Request, TokensIdentity
 from actstore.store.format.shard import encode
@@ -136,7 +137,7 @@ def commit_segment(blobs: Blobs, plan: Plan, index: int, values: Columns) -> Com
             values[hook.name][segment.start : segment.stop],
             plan.request.dtype,
             lengths,
-            plan.request.batch_size,
+            batches_of(plan.request, lengths),
         )
         for hook in hooks
         if has_statistics(hook)

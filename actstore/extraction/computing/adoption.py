@@ -11,27 +11,27 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_APART: Final = 0.1
-"""Largest share of tokens that may differ. In a mixture, rounding on other hardware sends some to other experts."""
+"""Largest share of entries that may differ. In a mixture, rounding on other hardware sends some to other experts."""
 
 
 def is_same_computation(
-    hook: str, stored: NDArray[Any], computed: NDArray[Any], lengths: NDArray[Any], dtype: str
+    hook: str, stored: NDArray[Any], computed: NDArray[Any], counts: NDArray[Any], dtype: str
 ) -> bool:
     """Whether two arrays can be of the same model and text, computed on any hardware.
 
     Args:
         hook: canonical name.
-        stored: stored values [n, position, *shape] in the storage type (bfloat16 as uint16).
-        computed: the values that this worker computed, or their bytes [n, position, nbytes].
-        lengths: number of real tokens of each row, [n]; padding does not count.
+        stored: stored values [n, entry, *shape] in the storage type (bfloat16 as uint16).
+        computed: the values that this worker computed, or their bytes [n, entry, nbytes].
+        counts: number of entries in use of each row, [n]; others do not count.
         dtype: the store's name of the dtype.
     """
     n_apart = 0.0
-    for row, length in enumerate(lengths.tolist()):
-        if length:
-            left, right = (_tensor(values[row, :length], dtype) for values in (stored, computed))
-            n_apart += length * share_apart(hook, left, right, dtype=dtype)
-    return n_apart <= _MOST_APART * int(lengths.sum())
+    for row, count in enumerate(counts.tolist()):
+        if count:
+            left, right = (_tensor(values[row, :count], dtype) for values in (stored, computed))
+            n_apart += count * share_apart(hook, left, right, dtype=dtype)
+    return n_apart <= _MOST_APART * int(counts.sum())
 
 
 def _tensor(values: NDArray[Any], dtype: str) -> "torch.Tensor":

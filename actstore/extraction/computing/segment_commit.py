@@ -1,7 +1,7 @@
 """Writing a segment: the shards of all hooks in parallel, then the record that makes them part of the store."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, Final
 
@@ -12,6 +12,7 @@ from actstore.errors import StorageError
 from actstore.extraction.computing.adoption import is_same_computation
 from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
+from actstore.store.format.batches import Batch
 from actstore.store.format.plan import HookArray, Plan, Segment
 from actstore.store.format.shard import crc32c, encode
 from actstore.store.locking.lease import Lease, lease
@@ -60,16 +61,23 @@ class SegmentWriter:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="write")
 
     def write(
-        self, segment: Segment, values: Values, norms: Norms, record: CommitRecord, lengths: NDArray[Any]
+        self,
+        segment: Segment,
+        values: Values,
+        norms: Norms,
+        record: CommitRecord,
+        counts: NDArray[Any],
+        batches: Sequence[Batch],
     ) -> CommitRecord:
         """Write every hook's shard, then that of the norms, then the record.
 
         Args:
             segment: the segment.
             values: rows by hook, in the storage type, padded to whole inner chunks.
-            norms: norms by hook, [n_sequences, L] as they are stored, if the plan has norms.
+            norms: norms by hook, [n_sequences, width] as they are stored, if the plan has norms.
             record: the record without its shards.
-            lengths: number of real tokens of each sequence of the segment.
+            counts: number of entries in use of each sequence of the segment.
+            batches: the batches that the values were computed in.
 
         Returns:
             The record with the shards that are stored.
@@ -86,9 +94,9 @@ class SegmentWriter:
                 # The previous holder of the lease has committed it.
                 return read_commit(self._blobs, self._plan, segment.index)
             puts = self._put_all(segment, held, lambda: self._put(segment, values))
-            adopted = self._adopt(segment, values, lengths, puts)
+            adopted = self._adopt(segment, values, counts, puts)
             again = {
-                name: self._recompute(name, rows, lengths)
+                name: self._recompute(name, rows, counts, batches)
                 for name, rows in adopted.items()
                 if name in record.statistics
             }
@@ -182,7 +190,7 @@ class SegmentWriter:
         )
 
     def _adopt(
-        self, segment: Segment, values: Values, lengths: NDArray[Any], puts: Mapping[str, Put]
+        self, segment: Segment, values: Values, counts: NDArray[Any], puts: Mapping[str, Put]
     ) -> dict[str, NDArray[Any]]:
         """The stored rows of shards that were there before, by hook.
 
@@ -197,7 +205,7 @@ class SegmentWriter:
             layout = self._plan.activations(hook)
             stored = Rows(self._blobs, [Section(layout, lambda _: True)])[segment.start : segment.stop]
             computed = values[hook.name][: segment.n_sequences]
-            if not is_same_computation(hook.name, stored, computed, lengths, layout.dtype):
+            if not is_same_computation(hook.name, stored, computed, counts, layout.dtype):
                 self._fence()  # this process may be the one that must not write
                 raise StorageError(
                     f"{self._blobs.url}/{done.record.key} was there before, and holds other values than this run "
@@ -208,7 +216,7 @@ class SegmentWriter:
         return adopted
 
     def _recompute(
-        self, name: str, rows: NDArray[Any], lengths: NDArray[Any]
+        self, name: str, rows: NDArray[Any], counts: NDArray[Any], batches: Sequence[Batch]
     ) -> tuple[HookStatistics, NDArray[np.float32]]:
         """Statistics and norms of rows that were adopted."""
         hook = next(hook for hook in self._plan.request.hooks if hook.name == name)
@@ -218,7 +226,7 @@ class SegmentWriter:
             hook,
             rows,
             request.dtype,
-            lengths,
-            request.batch_size,
+            counts,
+            batches,
             covariance=request.covariance,
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from actstore._version import __version__
 from actstore.errors import ActstoreError, ExtractError, ModelError, StorageError
-from actstore.extraction.batches import filled_up
+from actstore.extraction.batches import filled_up, stored_entries
 from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.extraction.computing.heap import keep_large_blocks
 from actstore.extraction.computing.interruptible import interruptible
@@ -22,18 +22,19 @@ from actstore.extraction.computing.segment_commit import SegmentWriter, Values
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.value_checks.golden import Expected, compute_expected, golden, sampled_row
+from actstore.extraction.value_checks.plain_forward import positions_first
 from actstore.extraction.value_checks.reference import Reference, reference_for
 from actstore.hooks.loading.pretrained import chosen_device
 from actstore.hooks.model import HookedModel
-from actstore.hooks.naming.hook_points import point_of
 from actstore.hooks.naming.names import layers_needed
 from actstore.reason import reason
 from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs
+from actstore.store.format.batches import Batch, places
 from actstore.store.format.dtypes import dtype
 from actstore.store.format.plan import FIRST_RUN, Plan, Segment
 from actstore.store.locking.turns import Turn
-from actstore.store.reading.rows import Rows, Section
+from actstore.store.reading.segment_tokens import SegmentTokens, TokenReader
 from actstore.store.records.commit import CommitRecord, Environment, Golden, commit_key, has_golden, read_plan
 from actstore.store.statistics.moments import Moments
 from actstore.store.statistics.not_finite import NotFinite, not_finite
@@ -52,7 +53,9 @@ class _Computed:
     record: CommitRecord
     """The record without its shards."""
     norms: Mapping[str, NDArray[np.float32]]
-    """Norms by hook; see `Moments.norms`."""
+    """Norms by hook in stored order, [n_sequences, width]."""
+    places: NDArray[np.int64] | None
+    """Where each sequence is in the buffers; None if in stored order."""
     seconds: float
     """Time in the model."""
     seconds_waiting: float
@@ -132,11 +135,7 @@ class Worker:
             self._forward.shutdown(wait=False)
             raise
         self._device = self._model.device
-        self._tokens, self._lengths = (
-            Rows(self._blobs, [Section(plan.token_array(name), lambda _: True)])
-            for name in ("tokens", "lengths")
-        )
-        self._batch_shape = (plan.request.batch_size, plan.context_length)
+        self._tokens = TokenReader(self._blobs, plan)
         self._moments = Moments(plan.request.hooks, self._device, covariance=plan.request.covariance)
         self._is_checked = False
         self._free: queue.SimpleQueue[SegmentBuffers] = queue.SimpleQueue()
@@ -168,16 +167,17 @@ class Worker:
         with self._first_call_first():
             if self._blobs.head(commit_key(self._plan.run, index)) is not None:
                 return SegmentDone(index, segment.n_sequences, 0, 0.0, 0.0, 0.0, is_new=False)
-            tokens = self._tokens[segment.start : segment.stop]
-            lengths = self._lengths[segment.start : segment.stop]
+            tokens = self._tokens(segment)
             buffers = self._free.get()
-            forward = self._forward.submit(self._compute, segment, tokens, lengths, buffers)
+            forward = self._forward.submit(self._compute, segment, tokens, buffers)
         try:
             computed = forward.result()
             started = time.perf_counter()
-            values = buffers.rows(segment)
-            record = self._writer.write(segment, values, computed.norms, computed.record, lengths)
-            non_finite_tokens = self._not_finite(segment, values, lengths, computed.not_finite)
+            values = buffers.rows(segment, computed.places)
+            record = self._writer.write(
+                segment, values, computed.norms, computed.record, tokens.counts, tokens.batches
+            )
+            non_finite_tokens = self._not_finite(segment, values, tokens.counts, computed.not_finite)
         finally:
             self._free.put(buffers)
         return SegmentDone(
@@ -187,6 +187,8 @@ class Worker:
             computed.seconds,
             computed.seconds_waiting,
             time.perf_counter() - started,
+            n_tokens=record.n_tokens,
+            n_rows=int(tokens.counts.sum()),
             n_retries=self._new_retries(),
             record=None if self._writer.is_conditional else record,
             not_finite=non_finite_tokens,
@@ -207,23 +209,23 @@ class Worker:
             self._first_is_queued.set()
 
     def _not_finite(
-        self, segment: Segment, values: Values, lengths: NDArray[Any], suspects: Collection[str]
+        self, segment: Segment, values: Values, counts: NDArray[Any], suspects: Collection[str]
     ) -> dict[str, NotFinite]:
         """The tokens that are not finite, for each of the suspected hooks that has any."""
         request = self._plan.request
         width = f"<u{dtype(request.dtype).itemsize}"
-        counts = {
+        by_hook = {
             name: not_finite(
                 name,
                 values[name][: segment.n_sequences].view(width),
                 request.dtype,
-                lengths,
+                counts,
                 first_sequence=segment.start,
                 batch_size=request.batch_size,
             )
             for name in suspects
         }
-        return {name: tokens for name, tokens in counts.items() if tokens.n_tokens}
+        return {name: tokens for name, tokens in by_hook.items() if tokens.n_tokens}
 
     def _new_retries(self) -> int:
         """Number of requests to storage that were repeated since the last call of this method."""
@@ -241,38 +243,37 @@ class Worker:
         self._forward.shutdown(cancel_futures=True)
         self._writer.close()
 
-    def _compute(
-        self,
-        segment: Segment,
-        tokens: NDArray[Any],
-        lengths: NDArray[Any],
-        buffers: SegmentBuffers,
-    ) -> "_Computed":
+    def _compute(self, segment: Segment, tokens: SegmentTokens, buffers: SegmentBuffers) -> "_Computed":
         """Run the forwards of all batches of a segment."""
         # In the same turn of the forward: otherwise the next segment would be checked as the first of this worker.
-        of_row = self._expected_of_first(segment, tokens, lengths) if segment.index == 0 else None
+        of_row = self._expected_of_first(segment, tokens) if segment.index == 0 else None
         started = time.perf_counter()
         waiting = started - self._idle_since
         self._moments.reset()
+        place = places(tokens.batches)
         with self._naming(segment):
-            for start in range(0, segment.n_sequences, self._plan.request.batch_size):
+            start = 0
+            for batch in tokens.batches:
                 if self._stopped.is_set():
                     raise InterruptedRunError("the run was asked to stop")
-                self._batch(tokens, lengths, start, buffers)
+                self._batch(tokens, batch, start, buffers)
+                start += len(batch.rows)
             buffers.finish()
             record = CommitRecord(
                 segment=segment.index,
                 n_sequences=segment.n_sequences,
-                n_tokens=int(lengths.sum()),
+                n_tokens=int(tokens.lengths.sum()),
                 shards={},
                 statistics=self._moments.records(),
-                golden=self._check(segment, tokens, lengths, buffers, of_row),
-                environment=self._environment(),
+                golden=self._check(segment, tokens, buffers, place, of_row),
+                environment=self._environment(tokens),
             )
-            norms = self._moments.norms() if self._plan.norms else {}
+            norms = self._moments.norms(self._plan.width) if self._plan.norms else {}
+        if place is not None:
+            norms = {name: hook_norms[place] for name, hook_norms in norms.items()}
         self._idle_since = time.perf_counter()
         suspects = frozenset(self._moments.not_finite_hooks())
-        return _Computed(record, norms, self._idle_since - started, waiting, suspects)
+        return _Computed(record, norms, place, self._idle_since - started, waiting, suspects)
 
     @contextlib.contextmanager
     def _naming(self, segment: Segment) -> Iterator[None]:
@@ -291,39 +292,48 @@ class Worker:
                 f"{self._device}: {reason(error)}" + _advice(error)
             ) from error
 
-    def _expected_of_first(self, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]) -> Expected:
+    def _expected_of_first(self, segment: Segment, tokens: SegmentTokens) -> Expected:
         """Values for the golden sequence of the run's first segment, from a model that shares nothing with this one."""
         import torch
 
         started = time.perf_counter()
+        shape = (self._plan.request.batch_size, self._plan.context_length)
         with self._naming(segment):
-            reference = reference_for(self._spec.model, self._spec.revision, self._model, self._batch_shape)
+            reference = reference_for(self._spec.model, self._spec.revision, self._model, shape)
             try:
-                of_row = self._compute_expected(reference, segment, tokens, lengths)
+                of_row = self._compute_expected(reference, segment, tokens)
             except torch.OutOfMemoryError:  # two models and a forward were too much
                 if reference.kind == "loaded":
                     raise
                 del reference
                 torch.cuda.empty_cache()
-                of_row = self._compute_expected(Reference(self._model, "loaded"), segment, tokens, lengths)
+                of_row = self._compute_expected(Reference(self._model, "loaded"), segment, tokens)
         self._idle_since += time.perf_counter() - started
         return of_row
 
-    def _compute_expected(
-        self, reference: Reference, segment: Segment, tokens: NDArray[Any], lengths: NDArray[Any]
-    ) -> Expected:
-        row = sampled_row(self._plan.tokens_sha256, segment) - segment.start
-        size = self._batch_shape[0]
-        start = row // size * size
-        batch = filled_up(tokens[start : start + size], size)
-        return compute_expected(reference, batch, row - start, int(lengths[row]), self._plan.hook_names)
+    def _sampled(self, segment: Segment, tokens: SegmentTokens) -> int:
+        """The sequence of a segment that is checked, counted within it."""
+        return sampled_row(self._plan.tokens_sha256, segment, tokens.counts) - segment.start
+
+    def _compute_expected(self, reference: Reference, segment: Segment, tokens: SegmentTokens) -> Expected:
+        row = self._sampled(segment, tokens)
+        batch = next(batch for batch in tokens.batches if row in batch.rows)
+        return compute_expected(
+            reference,
+            filled_up(tokens.tokens, batch, self._plan.request.batch_size),
+            batch.rows.tolist().index(row),
+            int(tokens.lengths[row]),
+            self._plan.hook_names,
+            positions=tokens.entries(row),
+            context_length=self._plan.context_length,
+        )
 
     def _check(
         self,
         segment: Segment,
-        tokens: NDArray[Any],
-        lengths: NDArray[Any],
+        tokens: SegmentTokens,
         buffers: SegmentBuffers,
+        place: NDArray[Any] | None,
         of_row: Expected | None,
     ) -> Golden | None:
         """Compare one row with the plain forward, for the first segment of this worker and those that record it.
@@ -335,35 +345,44 @@ class Worker:
         if self._is_checked and not is_recorded:
             return None
         if of_row is None:
-            of_row = self._compute_expected(Reference(self._model, "loaded"), segment, tokens, lengths)
-        sequence = sampled_row(self._plan.tokens_sha256, segment)
-        checked = golden(of_row, buffers.sequence(sequence - segment.start), sequence)
+            of_row = self._compute_expected(Reference(self._model, "loaded"), segment, tokens)
+        row = self._sampled(segment, tokens)
+        captured = buffers.sequence(row if place is None else int(place[row]))
+        checked = golden(of_row, captured, segment.start + row)
         self._is_checked = True
         return checked if is_recorded else None
 
-    def _batch(
-        self, tokens: NDArray[Any], lengths: NDArray[Any], start: int, buffers: SegmentBuffers
-    ) -> None:
+    def _batch(self, tokens: SegmentTokens, batch: Batch, start: int, buffers: SegmentBuffers) -> None:
+        """Run the forward of a batch, whose values go to the buffers from row ``start`` on."""
         import torch
 
-        size = self._plan.request.batch_size
-        batch = tokens[start : start + size]
-        n_sequences = len(batch)
-        rows = torch.from_numpy(filled_up(batch, size)).to(self._device, torch.int64)
-        positions = torch.arange(rows.shape[1], device=self._device)
-        is_real = positions < torch.from_numpy(lengths[start : start + size]).to(self._device)[:, None]
+        plan = self._plan
+        n_sequences = len(batch.rows)
+        n_entries = min(batch.width, plan.width) if tokens.positions is None else plan.width
+        counts = torch.from_numpy(tokens.counts[batch.rows]).to(self._device)
+        is_used = torch.arange(n_entries, device=self._device) < counts[:, None]
+        positions = None
+        if tokens.positions is not None:
+            positions = torch.from_numpy(tokens.positions[batch.rows]).to(self._device, torch.int64)
 
         def take(hook: str, value: "torch.Tensor") -> None:
-            # Stores have the position first, where patterns have heads.
-            point = point_of(hook)
-            assert point is not None
-            value = value.movedim(point.position_axis, 1)
-            buffers.put(hook, start, n_sequences, value)
-            self._moments.add(hook, value[:n_sequences], is_real)
+            # Rows that fill up the batch are left out.
+            value = positions_first(hook, value)[:n_sequences]
+            value = stored_entries(hook, value, positions, plan.context_length)
+            buffers.put(hook, start, n_sequences, value, n_entries)
+            self._moments.add(hook, value, is_used)
 
-        self._model.run(rows, self._plan.hook_names, take)
+        if not tokens.counts[batch.rows].any():
+            for hook in plan.request.hooks:  # nothing of the batch is stored, so nothing is computed
+                shape = (n_sequences, n_entries, *hook.shape)
+                zeros = torch.zeros(shape, dtype=self._model.dtype, device=self._device)
+                buffers.put(hook.name, start, n_sequences, zeros, n_entries)
+                self._moments.add(hook.name, zeros, is_used)
+            return
+        rows = torch.from_numpy(filled_up(tokens.tokens, batch, plan.request.batch_size))
+        self._model.run(rows.to(self._device, torch.int64), plan.hook_names, take)
 
-    def _environment(self) -> Environment:
+    def _environment(self, tokens: SegmentTokens) -> Environment:
         import torch
         import transformers
 
@@ -375,7 +394,7 @@ class Worker:
             transformers=transformers.__version__,
             device=torch.cuda.get_device_name(self._device) if is_gpu else self._device.type,
             attention=self._model.attention,
-            batch=self._batch_shape,
+            batch=(self._plan.request.batch_size, max(batch.width for batch in tokens.batches)),
         )
 
 

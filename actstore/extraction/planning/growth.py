@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from actstore.errors import PlanMismatchError
 from actstore.extraction.planning.differences import OF_A_RUN, differences
 from actstore.store.format.plan import FIRST_RUN, Plan, Request
 from actstore.store.records.run import Run
+
+_OF_A_STORE: Final = frozenset({"tokens.context_length", "tokens.positions"})
+"""Fields of tokens that all runs of a store share."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class Place:
     """The plan with the tokens of a new run that adds hooks; else None."""
     skipped: tuple[Plan, ...] = ()
     """Plans that hold the first sequences of the text of a new run that adds tokens."""
+    n_slots: int | None = None
+    """Slots of a sequence in the store that tokens are added to; None for a new store, and if all positions are stored.
+    """
 
     @property
     def arrays(self) -> tuple[str, ...]:
@@ -60,9 +67,10 @@ def find_place(
     first = runs[0].plan.request
     lines = differences(first, request)
     tokens = {line.split(" is ")[0] for line in lines if line.startswith("tokens.")}
-    others = differences(first, request, but=OF_A_RUN | (tokens - {"tokens.context_length"}))
+    others = differences(first, request, but=OF_A_RUN | (tokens - _OF_A_STORE))
     if append and not others:
-        return Place(name, hooks, skipped=_of_same_text(url, runs, request))
+        skipped = _of_same_text(url, runs, request)
+        return Place(name, hooks, skipped=skipped, n_slots=runs[0].plan.n_slots)
     advice = "Choose another out, or run the job it was made with"
     if not others:
         lines = differences(first, request, but=OF_A_RUN)

@@ -57,6 +57,11 @@ class Job(BaseModel):
         None,
         description="Token that fills sequences of packing: document. Default: pad if there is one, else eos.",
     )
+    positions: Text = Field(
+        "all",
+        description="Positions whose activations are stored: all, last, last:K, A:B as Python slices the tokens of a "
+        "sequence, every:K, sample:K, role:assistant, role:assistant:last, after:TEXT, or column:NAME.",
+    )
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Stop after this many tokens, rounded down to whole sequences."
     )
@@ -104,6 +109,7 @@ _SPECIAL: Final = "should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none'"
 _EXPECTED: Final = {
     **dict.fromkeys(("begin_batch_token", "begin_sequence_token", "sequence_separator_token"), _SPECIAL),
     "pad_token": "should be a token id, 'bos', 'eos', 'sep' or 'pad'",
+    "positions": "should be text such as last or '1:30', in quotes if it is numbers",
     "hooks": "should be hook names or globs: a list, or separated by commas",
 }
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+
 from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.computing.executor import Resources, workers_here
 from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
@@ -97,6 +99,9 @@ class PlannedRun:
             "n_sequences": plan.n_sequences,
             "context_length": plan.context_length,
             "n_tokens": plan.n_tokens,
+            "positions": plan.request.tokens.positions or "all",
+            "n_slots": plan.n_slots,
+            "n_rows": plan.n_stored_rows,
             "nbytes": plan.nbytes,
             "n_objects": plan.n_objects,
             "n_segments": plan.n_segments,
@@ -121,12 +126,23 @@ class PlannedRun:
                 "hooks": f"{len(hooks)}: {hooks[0]}"
                 + (f"{', ' if len(hooks) == 2 else ' ... '}{hooks[-1]}" if len(hooks) > 1 else ""),
                 "tokens": f"{plan.n_tokens:,} in {plan.n_sequences:,} sequences of {plan.context_length}",
+                **self._position_rows(),
                 "size": f"{plan.nbytes / 1e6:,.1f} MB in {plan.n_objects:,} objects",
                 "segments": f"{plan.n_segments:,} of {plan.segment_size} sequences, batches of "
                 f"{plan.request.batch_size}",
                 "memory": f"{self.worker_nbytes / 1e6:,.1f} MB in each worker, besides the model",
             }
         )
+
+    def _position_rows(self) -> dict[str, str]:
+        """The line about chosen positions; none if all are stored."""
+        plan = self.plan
+        if plan.n_slots is None:
+            return {}
+        line = f"{plan.request.tokens.positions}: {plan.n_stored_rows:,} rows of each hook"
+        positions = None if self.packed is None else self.packed.spool.positions
+        n_without = 0 if positions is None else int(np.count_nonzero(positions[:, 0] < 0))
+        return {"positions": line + (f"; {n_without:,} sequences have none" if n_without else "")}
 
 
 def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: Any) -> PlannedRun:
@@ -208,7 +224,7 @@ def _plan_run(
     if place.over is not None:
         hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
         added = request.model_copy(update={"hooks": hooks, "tokens": place.over.request.tokens})
-        size = _segment_size(job, added, place.over.n_sequences)
+        size = _segment_size(job, added, place.over.n_sequences, place.over.n_slots)
         norms = any(hook.has_norms for hook in hooks)
         changes = {"run": place.name, "request": added, "segment_size": size, "norms": norms}
         made = place.over.model_copy(update=changes)
@@ -216,7 +232,8 @@ def _plan_run(
     skip = sum(plan.n_sequences for plan in place.skipped)
     if existing is not None:
         skip = existing.plan.request.tokens.skip_sequences
-    packed = stage.run(on_event, skip_sequences=skip, skipped=place.skipped)
+    n_slots = place.n_slots if existing is None else existing.plan.n_slots
+    packed = stage.run(on_event, skip_sequences=skip, skipped=place.skipped, n_slots=n_slots)
     tokens = request.tokens.model_copy(update={"skip_sequences": skip})
     request = request.model_copy(update={"tokens": tokens})
     made = Plan(
@@ -227,10 +244,15 @@ def _plan_run(
         n_tokens=packed.spool.n_tokens,
         n_documents=packed.spool.n_documents,
         tokens_sha256=packed.sha256(),
-        segment_size=_segment_size(job, request, packed.spool.n_sequences),
+        segment_size=_segment_size(job, request, packed.spool.n_sequences, packed.spool.n_slots),
+        n_slots=packed.spool.n_slots,
+        n_rows=packed.spool.n_rows,
         norms=any(hook.has_norms for hook in request.hooks),
     )
-    if existing is not None and made.tokens_sha256 != existing.plan.tokens_sha256:
+    if existing is not None and (made.tokens_sha256, made.n_rows) != (
+        existing.plan.tokens_sha256,
+        existing.plan.n_rows,
+    ):
         raise PlanMismatchError(
             f"the store at {blobs.url} was planned over other tokens than {job.tokens} gives now; the text has "
             "changed: choose another out, or delete that store"
@@ -275,9 +297,10 @@ def _saved_dtype(config: "PretrainedConfig") -> Any:
     return name
 
 
-def _segment_size(job: Job, request: Request, n_sequences: int) -> int:
+def _segment_size(job: Job, request: Request, n_sequences: int, n_slots: int | None) -> int:
     itemsize = dtype(request.dtype).itemsize
-    row_nbytes = [job.context_length * math.prod(hook.shape) * itemsize for hook in request.hooks]
+    width = job.context_length if n_slots is None else n_slots
+    row_nbytes = [width * math.prod(hook.shape) * itemsize for hook in request.hooks]
     if request.compression is not None:
         check_chunk(max(row_nbytes))
     step = segment_step(row_nbytes, batch_size=request.batch_size)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import PlanMismatchError, StorageError, TokensError
+from actstore.errors import JobError, PlanMismatchError, StorageError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
 from actstore.extraction.planning.job import Job
 from actstore.extraction.planning.special_tokens import needs_tokenizer, special_tokens
@@ -39,6 +39,8 @@ from actstore.tokens import (
     token_documents,
     tokenizer_sha256,
 )
+from actstore.tokens.selection.positions import After, Column, Selection, Sequences, parse_positions, slots
+from actstore.tokens.selection.text_places import TextPlaces
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +56,8 @@ class TokenStage:
     identity: TokensIdentity
     n_embeddings: int
     """Number of ids that the model has embeddings for; ids of the text must be below it."""
+    selection: Selection | None = None
+    """What chooses the positions whose activations are stored; None for all."""
 
     @classmethod
     def of(cls, job: Job, n_embeddings: int) -> "TokenStage":
@@ -61,7 +65,14 @@ class TokenStage:
 
         Raises:
             TokensError: one of them cannot be opened, or the tokenizer or the model lacks a token that packing needs.
+            JobError: the positions are none that can be chosen.
         """
+        selection = parse_positions(job.positions)
+        if isinstance(selection, Column) and job.packing != "document":
+            raise JobError(
+                f"positions {selection} are for packing: document, where a sequence is one document; choose that, or "
+                "other positions"
+            )
         source = open_source(job.tokens, column=job.column, documents=job.documents)
         is_text = source.kind == "text"
         tokenizer = _load_tokenizer(job) if needs_tokenizer(job, is_text=is_text) else None
@@ -93,11 +104,17 @@ class TokenStage:
             max_tokens=job.max_tokens,
             skip_sequences=0,
             seed=job.seed,
+            positions=None if selection is None else str(selection),
         )
-        return cls(source, tokenizer, packing, identity, n_embeddings)
+        return cls(source, tokenizer, packing, identity, n_embeddings, selection)
 
     def run(
-        self, on_event: OnEvent, *, skip_sequences: int = 0, skipped: Sequence[Plan] = ()
+        self,
+        on_event: OnEvent,
+        *,
+        skip_sequences: int = 0,
+        skipped: Sequence[Plan] = (),
+        n_slots: int | None = None,
     ) -> "PackedTokens":
         """Read, tokenise and pack the source into a temporary folder, without its first sequences.
 
@@ -105,10 +122,12 @@ class TokenStage:
             on_event: called with each event of progress.
             skip_sequences: number of first sequences to leave out.
             skipped: plans of the runs that must hold exactly these sequences, if they are known.
+            n_slots: slots of a sequence in the store; None for as many as are needed.
 
         Raises:
-            TokensError: the text is empty or cannot be read, or has ids that the model does not have.
-            PlanMismatchError: the skipped runs hold other sequences.
+            TokensError: the text is empty or cannot be read, or has ids that the model does not have; or not one
+                position is chosen.
+            PlanMismatchError: the skipped runs hold other sequences, or more slots are needed than the store has.
         """
         started = time.perf_counter()
         length = self.packing.context_length
@@ -117,14 +136,19 @@ class TokenStage:
             raise TokensError(
                 f"max_tokens is {self.identity.max_tokens}, which is less than one sequence of {length} tokens"
             )
+        source = self.source
+        if isinstance(self.selection, After):
+            source = TextPlaces(source, self.tokenizer, self.selection.text)
+        choosing = None if self.selection is None else _Choosing(self.selection, source, self.identity.seed)
         folder = Path(tempfile.mkdtemp(prefix="actstore-tokens-"))
 
         def blocks() -> Iterator[Rows]:
-            n_sequences = 0
-            documents = token_documents(self.source, self.tokenizer)
+            n_sequences = n_tokens = 0
+            documents = token_documents(source, self.tokenizer)
             for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.n_embeddings):
                 n_sequences += len(block)
-                on_event(Tokenised(n_sequences, n_sequences * length))
+                n_tokens += int(block.lengths.sum(dtype=np.int64))
+                on_event(Tokenised(n_sequences, n_tokens))
                 yield block
             if skip_sequences >= n_sequences:
                 raise TokensError(
@@ -138,7 +162,8 @@ class TokenStage:
                 _check_skipped(rows, plan, folder)
             if not skipped:
                 deque(rows.take(skip_sequences), maxlen=0)
-            spooled = spool(rows.rest(), folder)
+            spooled = spool(rows.rest(), folder, choose=choosing, n_slots=n_slots or 1)
+            _check_chosen(spooled, self.selection, n_slots)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -149,6 +174,49 @@ class TokenStage:
             shutil.rmtree(folder, ignore_errors=True)
         weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
         return packed
+
+
+@dataclass(frozen=True)
+class _Choosing:
+    """Chooses positions of packed sequences."""
+
+    selection: Selection
+    source: Source
+    seed: int | None
+
+    def __call__(self, rows: Rows) -> NDArray[np.int32]:
+        """The chosen positions, [n, slots], ascending, then -1."""
+        places = self.source if isinstance(self.source, TextPlaces) else None
+        mask = self.selection.mask(
+            Sequences(
+                lengths=rows.lengths,
+                documents=rows.documents,
+                offsets=rows.offsets,
+                starts=None if places is None else places.starts,
+                seed=self.seed or 0,
+            )
+        )
+        if places is not None:
+            places.forget_before(int(rows.documents.max()))  # documents come in order
+        return slots(mask)
+
+
+def _check_chosen(spooled: Spool, selection: Selection | None, n_slots: int | None) -> None:
+    """Check that some positions are chosen, and that the store has slots for them.
+
+    Raises:
+        TokensError: none is.
+        PlanMismatchError: it has too few.
+    """
+    if spooled.n_rows == 0:
+        raise TokensError(
+            f"positions {str(selection)!r} choose no token of any of the {spooled.n_sequences} sequences; choose others"
+        )
+    if n_slots is not None and spooled.n_slots is not None and spooled.n_slots > n_slots:
+        raise PlanMismatchError(
+            f"a sequence of these tokens has {spooled.n_slots} chosen positions, and the store has {n_slots} slots for "
+            "each, which cannot become more; choose another out"
+        )
 
 
 def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.extraction.batches import filled_up
+from actstore.extraction.batches import filled_up, stored_entries
 from actstore.extraction.value_checks.agreement import Deviation, deviation, distances, is_mixture
-from actstore.extraction.value_checks.golden import recompute, recompute_alone
-from actstore.store.format.plan import Plan
+from actstore.extraction.value_checks.golden import entries_of, recompute, recompute_alone
+from actstore.store.format.batches import Batch
+from actstore.store.format.plan import Plan, Segment
+from actstore.store.reading.segment_tokens import SegmentTokens
 
 if TYPE_CHECKING:
     import torch
@@ -22,13 +24,7 @@ _BITS_OF_ANOTHER_MACHINE = 0.5
 _ROUTED_ALIKE = 0.9
 """Share of the positions of a row that must have been sent to the same experts on other hardware."""
 Stored = Callable[[str, Sequence[int]], NDArray[Any]]
-"""Takes (hook name, rows of the plan) and returns stored values [row, context_length, *shape] in the storage type."""
-
-
-class TokenRows(Protocol):
-    """An array of the store, or one in memory, that can be sliced by rows."""
-
-    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+"""Takes (hook name, rows of the plan) and returns stored values [row, entry, *shape] in the storage type."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Mismatch:
     sequence: int
     """Row of the plan."""
     position: int
-    """The position with the largest error."""
+    """The position with the largest error; the slot, where only chosen positions are stored."""
     error: float
     """Distance there, see `actstore.extraction.value_checks.agreement.distances`; infinite if one side alone is finite.
     """
@@ -72,8 +68,7 @@ def deep_check(
     plan: Plan,
     rows: Sequence[int],
     *,
-    tokens: TokenRows,
-    lengths: TokenRows,
+    tokens: Callable[[Segment], SegmentTokens],
     stored: Stored,
 ) -> DeepCheck:
     """Compute rows again, each in the batch that the worker computed it in, and compare them with what is stored.
@@ -88,8 +83,7 @@ def deep_check(
         reference: the model of the plan, in its dtype.
         plan: plan of the run.
         rows: rows of the plan in committed segments, in any order; each is counted once.
-        tokens: int32 [n_sequences, context_length] over the rows of the plan.
-        lengths: int32 [n_sequences], number of real tokens in each row.
+        tokens: reads the tokens of a segment.
         stored: reads the store.
 
     Raises:
@@ -104,23 +98,27 @@ def deep_check(
     largest = dict.fromkeys(hooks, 0.0)
     problems: list[Mismatch] = []
     n_rows = n_bit_equal = 0
-    for start, stop, wanted in _batches(plan, rows):
-        batch = filled_up(tokens[start:stop], plan.request.batch_size)
-        computed = recompute(reference, batch, [row - start for row in wanted], hooks)
+    for segment, of_segment, batch, in_batch in _batches(plan, rows, tokens):
+        wanted = [segment.start + int(batch.rows[place]) for place in in_batch]
+        ids = filled_up(of_segment.tokens, batch, plan.request.batch_size)
+        computed = _entries(plan, of_segment, batch, in_batch, recompute(reference, ids, in_batch, hooks))
         values = {hook: as_tensor(stored(hook, wanted), plan.request.dtype) for hook in hooks}
-        for index, row in enumerate(wanted):
+        for index, (row, place) in enumerate(zip(wanted, in_batch, strict=True)):
             is_other = [
                 hook for hook in hooks if not _has_same_bits(values[hook][index], computed[hook][index])
             ]
             n_bit_equal += not is_other
-            if not is_other:
+            count = int(of_segment.counts[row - segment.start])
+            if not is_other or not count:
                 continue
-            length = int(lengths[row : row + 1][0])
-            alone = recompute_alone(reference, batch[row - start], length, is_other)
+            length = int(of_segment.lengths[row - segment.start])
+            chosen = of_segment.entries(row - segment.start)
+            alone = recompute_alone(reference, ids[place], length, is_other)
             for hook in is_other:
-                real, in_batch = values[hook][index, :length], computed[hook][index, :length].to("cpu")
-                largest[hook] = max(largest[hook], float(distances(real, in_batch).max()))
-                wrong = _deviation(reference, hook, real, in_batch, alone[hook])
+                real, expected = values[hook][index, :count], computed[hook][index, :count].to("cpu")
+                largest[hook] = max(largest[hook], float(distances(real, expected).max()))
+                by_itself = entries_of(hook, alone[hook], chosen, plan.context_length)
+                wrong = _deviation(reference, hook, real, expected, by_itself)
                 if wrong is not None:
                     problems.append(Mismatch(hook, row, wrong.position, wrong.error, wrong.allowed))
         n_rows += len(wanted)
@@ -168,16 +166,40 @@ def as_tensor(values: NDArray[Any], dtype: str) -> "torch.Tensor":
     return torch.from_numpy(np.array(values, order="C").view(np.uint8)).view(real).view(values.shape)
 
 
-def _batches(plan: Plan, rows: Sequence[int]) -> Iterator[tuple[int, int, list[int]]]:
-    """(first row, end, rows to check in it) of each batch; segments are cut into batches from their first row on."""
-    size = plan.request.batch_size
-    by_start: dict[int, list[int]] = {}
+def _batches(
+    plan: Plan, rows: Sequence[int], tokens: Callable[[Segment], SegmentTokens]
+) -> Iterator[tuple[Segment, SegmentTokens, Batch, list[int]]]:
+    """(segment, its tokens, batch, places of rows to check in it) of each batch with such rows."""
+    by_segment: dict[int, set[int]] = {}
     for row in sorted(set(rows)):
-        first = row - row % plan.segment_size
-        by_start.setdefault(first + (row - first) // size * size, []).append(row)
-    for start, wanted in by_start.items():
-        segment = plan.segment(start // plan.segment_size)
-        yield start, min(start + size, segment.stop), wanted
+        index = row // plan.segment_size
+        by_segment.setdefault(index, set()).add(row - plan.segment(index).start)
+    for index, wanted in by_segment.items():
+        segment = plan.segment(index)
+        of_segment = tokens(segment)
+        for batch in of_segment.batches:
+            in_batch = [place for place, row in enumerate(batch.rows.tolist()) if row in wanted]
+            if in_batch:
+                yield segment, of_segment, batch, in_batch
+
+
+def _entries(
+    plan: Plan, of_segment: SegmentTokens, batch: Batch, places: list[int], values: "dict[str, torch.Tensor]"
+) -> "dict[str, torch.Tensor]":
+    """Values [row, position, *shape] of some places of a batch as the store has them, [row, plan.width, *shape]."""
+    import torch
+
+    positions = of_segment.positions
+    chosen = None if positions is None else torch.from_numpy(positions[batch.rows[places]])
+    of_store = {
+        hook: stored_entries(hook, value, chosen, plan.context_length) for hook, value in values.items()
+    }
+    return {
+        hook: torch.cat(
+            [value, value.new_zeros(len(value), plan.width - value.shape[1], *value.shape[2:])], dim=1
+        )
+        for hook, value in of_store.items()
+    }
 
 
 def _has_same_bits(left: "torch.Tensor", right: "torch.Tensor") -> bool:

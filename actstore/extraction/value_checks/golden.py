@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from actstore.errors import ModelError
+from actstore.extraction.batches import stored_entries, with_all_sources
 from actstore.extraction.value_checks.agreement import deviation, is_mixture, relative_error
-from actstore.extraction.value_checks.plain_forward import (
-    is_length_in_rotation,
-    plain_values,
-    with_all_sources,
-)
+from actstore.extraction.value_checks.plain_forward import is_length_in_rotation, plain_values
 from actstore.extraction.value_checks.reference import Kind, Reference
 from actstore.store.format.plan import Segment
 from actstore.store.records.commit import Golden
@@ -21,15 +20,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def sampled_row(tokens_sha256: str, segment: Segment) -> int:
-    """The row of a segment that is checked. It is drawn by a hash, and so the same wherever the segment is computed."""
+def sampled_row(tokens_sha256: str, segment: Segment, counts: "NDArray[Any] | None" = None) -> int:
+    """The row of a segment that is checked. It is drawn by a hash, and so the same wherever the segment is computed.
+
+    Args:
+        tokens_sha256: from the plan.
+        segment: the segment.
+        counts: entries in use of each of its sequences, [n_sequences]; None if all have some. If the row that was drawn
+            has none, the next one that has some takes its place, the first of the segment after the last.
+    """
     digest = hashlib.sha256(f"{tokens_sha256}:{segment.index}".encode()).digest()
-    return segment.start + int.from_bytes(digest[:8], "little") % segment.n_sequences
+    drawn = int.from_bytes(digest[:8], "little") % segment.n_sequences
+    if counts is not None:
+        rows = (drawn + np.arange(segment.n_sequences)) % segment.n_sequences
+        drawn = int(rows[np.argmax(counts[rows] > 0)])
+    return segment.start + drawn
 
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Values of one row in the plain forward, [position, *shape] by hook."""
+    """Values of one row in the plain forward as a store has them, [entry, *shape] by hook."""
 
     in_batch: "Mapping[str, torch.Tensor]"
     """Values in a forward of the batch that the row was captured in; ``alone`` has those of the row alone."""
@@ -37,10 +47,19 @@ class Expected:
     dtype: str
     is_mixture: bool
     reference: Kind
+    entry: str = "position"
+    """What an entry is called: ``position``, or ``slot`` where only chosen positions are stored."""
 
 
 def compute_expected(
-    reference: Reference, tokens: "NDArray[Any]", row: int, length: int, hooks: Sequence[str]
+    reference: Reference,
+    tokens: "NDArray[Any]",
+    row: int,
+    length: int,
+    hooks: Sequence[str],
+    *,
+    positions: "NDArray[Any] | None" = None,
+    context_length: int | None = None,
 ) -> Expected:
     """Compute one row twice, in its batch and alone.
 
@@ -49,19 +68,44 @@ def compute_expected(
 
     Args:
         reference: the model of the plain forward.
-        tokens: int32 [batch, context_length], the batch as the worker runs it.
+        tokens: int32 [batch, width], the batch as the worker runs it.
         row: row of the batch that is checked.
         length: number of its real tokens; the rest is padding.
         hooks: canonical names.
+        positions: positions of the row that are stored, [n]; None for all.
+        context_length: number of sources in patterns and scores of the store; None for the width of the batch.
     """
+    n_sources = context_length or tokens.shape[1]
     in_batch = recompute(reference, tokens, [row], hooks)
+    alone = recompute_alone(reference, tokens[row], length, hooks)
     return Expected(
-        {hook: values[0, :length].cpu() for hook, values in in_batch.items()},
-        recompute_alone(reference, tokens[row], length, hooks),
+        {
+            hook: entries_of(hook, values[0, :length].cpu(), positions, n_sources)
+            for hook, values in in_batch.items()
+        },
+        {hook: entries_of(hook, values, positions, n_sources) for hook, values in alone.items()},
         reference.dtype,
         is_mixture(reference.model.base.config),
         reference.kind,
+        "position" if positions is None else "slot",
     )
+
+
+def entries_of(
+    hook: str, values: "torch.Tensor", positions: "NDArray[Any] | None", context_length: int
+) -> "torch.Tensor":
+    """Entries of one row as a store has them, [entry, *shape], of its values [position, *shape].
+
+    Args:
+        hook: canonical name.
+        values: values at all real positions.
+        positions: positions that are stored; None for all.
+        context_length: number of sources in the store.
+    """
+    import torch
+
+    chosen = None if positions is None else torch.from_numpy(positions.astype("int64"))[None]
+    return stored_entries(hook, values[None], chosen, context_length)[0]
 
 
 def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: int) -> Golden:
@@ -69,7 +113,7 @@ def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: i
 
     Args:
         of_row: values of the plain forward.
-        captured: the row as it goes into the store, [context_length, *shape] by hook.
+        captured: the row as it goes into the store, [entry, *shape] by hook.
         sequence: number of the row in the store.
 
     Raises:
@@ -79,15 +123,19 @@ def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: i
     for hook, values in captured.items():
         alone = of_row.alone[hook]
         real = values[: len(alone)]
+        if not len(alone):  # no sequence of the segment has an entry
+            errors[hook] = 0.0
+            continue
         wrong = deviation(
             hook, real, of_row.in_batch[hook], alone, dtype=of_row.dtype, is_mixture=of_row.is_mixture
         )
         if wrong is not None:
             raise ModelError(
-                f"{hook} of sequence {sequence} was captured {wrong.error:.2g} away at position {wrong.position}, "
-                f"relative to its size, from what the plain Hugging Face forward gives, and {wrong.allowed:.2g} is "
-                f"allowed in {of_row.dtype}; the segment was not committed, for it would be wrong: try another "
-                "device, batch_size or attention implementation, or other versions of torch and transformers"
+                f"{hook} of sequence {sequence} was captured {wrong.error:.2g} away at {of_row.entry} "
+                f"{wrong.position}, relative to its size, from what the plain Hugging Face forward gives, and "
+                f"{wrong.allowed:.2g} is allowed in {of_row.dtype}; the segment was not committed, for it would be "
+                "wrong: try another device, batch_size or attention implementation, or other versions of torch and "
+                "transformers"
             )
         errors[hook] = relative_error(real, alone)
     return Golden(sequence=sequence, errors=errors, reference=of_row.reference)
@@ -96,11 +144,11 @@ def golden(of_row: Expected, captured: "Mapping[str, torch.Tensor]", sequence: i
 def recompute(
     reference: Reference, tokens: "NDArray[Any]", rows: Sequence[int], hooks: Sequence[str]
 ) -> "dict[str, torch.Tensor]":
-    """Values of rows of a batch from the plain forward of that batch, [row, context_length, *shape] by hook.
+    """Values of rows of a batch from the plain forward of that batch, [row, position, *shape] by hook.
 
     Args:
         reference: the model.
-        tokens: int32 [batch, context_length].
+        tokens: int32 [batch, width].
         rows: rows of the batch.
         hooks: canonical names.
     """
@@ -117,7 +165,7 @@ def recompute_alone(
 
     Args:
         reference: the model.
-        tokens: int32 [context_length].
+        tokens: int32 [width].
         length: number of real tokens.
         hooks: canonical names.
     """

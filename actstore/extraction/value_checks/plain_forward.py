@@ -1,7 +1,6 @@
 """Values of hooks from the plain Hugging Face forward of some rows."""
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,18 +54,6 @@ def positions_first(hook: str, value: "torch.Tensor") -> "torch.Tensor":
     point = point_of(hook)
     assert point is not None
     return value.movedim(point.position_axis, 1)
-
-
-def with_all_sources(hook: str, value: "torch.Tensor", context_length: int) -> "torch.Tensor":
-    """Patterns and scores padded to all sources of a row of the store, since no real position sees padding."""
-    import torch
-
-    point = point_of(hook)
-    assert point is not None
-    if "source_position" not in point.axes:
-        return value
-    unseen = -math.inf if point.leaf == "attn.hook_attn_scores" else 0.0
-    return torch.nn.functional.pad(value, (0, context_length - value.shape[-1]), value=unseen)
 
 
 def is_length_in_rotation(config: Any) -> bool:

@@ -33,6 +33,7 @@ from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
 from actstore.storage.opening import open_blobs
 from actstore.storage.probing import probe
+from actstore.store.format.batches import batches_of
 from actstore.store.format.dtypes import dtype as dtype_of
 from actstore.store.format.layout import segment_size
 from actstore.store.format.plan import (
@@ -141,7 +142,9 @@ def _write_segments(
             if segment.index not in done:
                 record, norms = _fill(buffers, rows, plan, segment)
                 lengths = packed.rows("lengths", segment.start, segment.stop)
-                record = writer.write(segment, buffers.rows(segment), norms, record, lengths)
+                record = writer.write(
+                    segment, buffers.rows(segment), norms, record, lengths, batches_of(plan.request, lengths)
+                )
                 if not is_conditional:
                     fence()
                     blobs.create(commit_key(plan.run, segment.index), [record.to_bytes()])
@@ -296,4 +299,4 @@ def _fill(
             batch=(request.batch_size, plan.context_length),
         ),
     )
-    return record, moments.norms()
+    return record, moments.norms(plan.width)

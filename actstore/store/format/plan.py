@@ -245,6 +245,11 @@ class Plan(Document):
         return self.context_length if self.n_slots is None else self.n_slots
 
     @property
+    def n_stored_rows(self) -> int:
+        """Rows of each hook that are in use: chosen positions, or all real tokens."""
+        return self.n_tokens if self.n_rows is None else self.n_rows
+
+    @property
     def hook_names(self) -> tuple[str, ...]:
         return tuple(hook.name for hook in self.request.hooks)
 

@@ -153,13 +153,15 @@ def _contradiction(plan: Plan, over: Plan | None, first: Plan) -> str | None:
         return f"is over the tokens of run {plan.tokens_of}, which is missing"
     if not over.has_own_tokens:
         return f"is over the tokens of run {over.run}, which brings none"
-    for field in ("n_sequences", "n_tokens", "n_documents", "tokens_sha256"):
+    for field in ("n_sequences", "n_tokens", "n_documents", "tokens_sha256", "n_slots", "n_rows"):
         if getattr(plan, field) != getattr(over, field):
             return f"has another {field} than run {over.run}, over whose tokens it is"
     alike = {
         "dtype": (plan.request.dtype, first.request.dtype),
         "model": (plan.request.model.fingerprint, first.request.model.fingerprint),
         "context_length": (plan.context_length, first.context_length),
+        "n_slots": (plan.n_slots, first.n_slots),
+        "positions": (plan.request.tokens.positions, first.request.tokens.positions),
     }
     for field, (here, there) in alike.items():
         if here != there:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.store.format.batches import Batch, places
 from actstore.store.format.plan import HookArray
 from actstore.store.statistics.hook_statistics import HookStatistics
 from actstore.store.statistics.norms import UNSET, rounded
@@ -67,8 +68,8 @@ class Moments:
 
         Args:
             hook_name: The name of a hook.
-            value: The values in the storage type, [n, L, *shape].
-            is_real: False for padding, bool [n, L].
+            value: The values in the storage type, [n, entries, *shape].
+            is_real: False for padding and slots that are not in use, bool [n, entries].
 
         Raises:
             KeyError: there is no such hook.
@@ -86,11 +87,15 @@ class Moments:
         hooks = {name for name, highest in self._highest.items() if not math.isfinite(highest.item())}
         return hooks | {name for name, sums in self._sums.items() if sums.has_not_finite}
 
-    def norms(self) -> dict[str, NDArray[np.float32]]:
-        """The norms of all batches since the last reset as they are stored, [n, L] for each hook that has norms. Waits
-        for the device.
+    def norms(self, width: int) -> dict[str, NDArray[np.float32]]:
+        """The norms of all batches since the last reset as they are stored, [n, width] for each hook that has norms, in
+        the order of the batches. Waits for the device.
+
+        Args:
+            width: entries of a sequence in the store; a batch can have fewer.
         """
-        return {name: sums.stored_norms() for name, sums in self._sums.items() if self._hooks[name].has_norms}
+        named = self._sums.items()
+        return {name: sums.stored_norms(width) for name, sums in named if self._hooks[name].has_norms}
 
     def records(self) -> dict[str, HookStatistics]:
         """The records of all batches since the last reset, by hook name. Waits for the device."""
@@ -105,7 +110,9 @@ class _Sums:
 
         size = math.prod(shape)
         self._norms: list[Tensor] = []
-        self._length = 0
+        """Of all rows of the batches, flat."""
+        self._shapes: list[tuple[int, int]] = []
+        """(sequences, entries) of the batches."""
         self._fetched: NDArray[np.float64] | None = None
         self.has_not_finite = False
         """Known once there is a record."""
@@ -116,7 +123,7 @@ class _Sums:
     def add(self, value: Tensor, is_real: Tensor) -> None:
         import torch
 
-        self._length = value.shape[1]
+        self._shapes.append((value.shape[0], value.shape[1]))
         self._fetched = None
         with torch.inference_mode():
             rows = value.reshape(-1, len(self._total))
@@ -182,9 +189,17 @@ class _Sums:
             self._fetched = torch.cat(self._norms).cpu().numpy() if self._norms else np.empty(0)
         return self._fetched
 
-    def stored_norms(self) -> NDArray[np.float32]:
-        """The norms as they are stored, [n, L]."""
-        return rounded(self._every_norm()).reshape(-1, max(1, self._length))
+    def stored_norms(self, width: int) -> NDArray[np.float32]:
+        """The norms as they are stored, [n, width]."""
+        norms = rounded(self._every_norm())
+        stored = np.full((sum(n for n, _ in self._shapes), width), np.nan, np.float32)
+        sequence = at = 0
+        for n_sequences, n_entries in self._shapes:
+            end = at + n_sequences * n_entries
+            rows = slice(sequence, sequence + n_sequences)
+            stored[rows, :n_entries] = norms[at:end].reshape(n_sequences, n_entries)
+            sequence, at = sequence + n_sequences, end
+        return stored
 
     def record(self) -> HookStatistics:
         norms = self._every_norm()
@@ -201,45 +216,45 @@ def of_rows(
     hook: HookArray,
     rows: NDArray[Any],
     dtype: str,
-    lengths: NDArray[np.integer[Any]],
-    batch_size: int,
+    counts: NDArray[np.integer[Any]],
+    batches: Sequence[Batch],
     *,
     covariance: bool = False,
 ) -> HookStatistics:
-    """The record of stored rows: the first result of `recomputed`."""
-    return recompute(hook, rows, dtype, lengths, batch_size, covariance=covariance)[0]
+    """The record of stored rows: the first result of `recompute`."""
+    return recompute(hook, rows, dtype, counts, batches, covariance=covariance)[0]
 
 
 def recompute(
     hook: HookArray,
     rows: NDArray[Any],
     dtype: str,
-    lengths: NDArray[np.integer[Any]],
-    batch_size: int,
+    counts: NDArray[np.integer[Any]],
+    batches: Sequence[Batch],
     *,
     covariance: bool = False,
 ) -> tuple[HookStatistics, NDArray[np.float32]]:
-    """Compute the record and the norms [n, L] of stored rows on the CPU, in the batches of the extraction.
+    """Compute the record and the norms [n, entries] of stored rows on the CPU, in the batches of the extraction.
 
     Args:
         hook: A hook that has statistics.
-        rows: The values in the storage type (bfloat16 as uint16), [n, L, *shape].
+        rows: The values in the storage type (bfloat16 as uint16), [n, entries, *shape].
         dtype: The name of the type in the store.
-        lengths: The real tokens of each row, [n].
-        batch_size: The rows of a batch.
+        counts: The entries in use of each row, [n].
+        batches: The batches that the rows were computed in.
         covariance: Whether to compute the second moment.
     """
     import torch
 
     sums = _Sums(hook.shape, "cpu", covariance=covariance)
-    is_real = np.arange(rows.shape[1]) < np.asarray(lengths)[:, None]
-    for start in range(0, len(rows), batch_size):
-        batch = slice(start, start + batch_size)
+    is_used = np.arange(rows.shape[1]) < np.asarray(counts)[:, None]
+    for batch in batches:
         # Copied as bytes, for bfloat16: rows can be a mapped file, and tensors are writable.
-        data = torch.from_numpy(np.array(rows[batch], order="C").reshape(-1).view(np.uint8))
+        data = torch.from_numpy(np.array(rows[batch.rows], order="C").reshape(-1).view(np.uint8))
         values = data.view(getattr(torch, dtype)).reshape(-1, *rows.shape[1:])
-        sums.add(values, torch.from_numpy(is_real[batch]))
-    return sums.record(), sums.stored_norms()
+        sums.add(values, torch.from_numpy(is_used[batch.rows]))
+    norms, place = sums.stored_norms(rows.shape[1]), places(batches)
+    return sums.record(), norms if place is None else norms[place]
 
 
 def agree(stored: HookStatistics, recomputed: HookStatistics) -> str | None:

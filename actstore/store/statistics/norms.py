@@ -32,12 +32,12 @@ def steps(norms: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def side_by_side(plan: Plan, segment: int, norms: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-    """The content of the norm shard of a segment, [rows, hooks, L], padded with zeros to whole inner chunks.
+    """The content of the norm shard of a segment, [rows, hooks, width], padded with zeros to whole inner chunks.
 
     Args:
         plan: the plan of a run that stores norms.
         segment: the number of the segment.
-        norms: the norms [n_sequences, L] of the segment, by hook.
+        norms: the norms [n_sequences, width] of the segment, by hook.
     """
     layout = plan.norm_array()
     n_rows = layout.chunks_in(segment) * layout.chunk_rows
@@ -48,7 +48,7 @@ def side_by_side(plan: Plan, segment: int, norms: Mapping[str, NDArray[np.float3
 
 
 def difference(stored: NDArray[np.float32], computed: NDArray[np.float32]) -> str | None:
-    """Return why stored norms [n, L] contradict those computed from the values, or None if they do not."""
+    """Return why stored norms [n, entries] contradict those computed from the values, or None if they do not."""
     apart = np.abs(steps(stored) - steps(computed)) > np.where(np.isnan(computed), 0, MOST_APART)
     if not apart.any():
         return None

@@ -43,21 +43,21 @@ def is_masked_by_design(hook: str) -> bool:
 
 
 def not_finite(
-    hook: str, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], *, first_sequence: int, batch_size: int
+    hook: str, rows: NDArray[Any], dtype: str, counts: NDArray[Any], *, first_sequence: int, batch_size: int
 ) -> NotFinite:
     """Count the tokens with NaN or infinity in stored rows.
 
     Args:
         hook: the name of the hook; -Inf does not count in attention scores.
-        rows: the values in the storage type (bfloat16 as uint16), [n, L, *shape].
+        rows: the values in the storage type (bfloat16 as uint16), [n, entries, *shape].
         dtype: the name of the type in the store.
-        lengths: the real tokens of each row, [n].
+        counts: the entries in use of each row, [n].
         first_sequence: the number of the first row.
         batch_size: the number of rows that are looked at together.
     """
     n_tokens = 0
     sequences: list[int] = []
-    for start, is_wrong in _batches(hook, rows, dtype, lengths, batch_size):
+    for start, is_wrong in _batches(hook, rows, dtype, counts, batch_size):
         n_tokens += int(is_wrong.sum())
         if len(sequences) < FIRST:
             sequences += (first_sequence + start + np.flatnonzero(is_wrong.any(axis=1))).tolist()
@@ -65,12 +65,12 @@ def not_finite(
 
 
 def _batches(
-    hook: str, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], batch_size: int
+    hook: str, rows: NDArray[Any], dtype: str, counts: NDArray[Any], batch_size: int
 ) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Yield the first row of each batch, and whether each of its tokens is not finite, [n, L]."""
+    """Yield the first row of each batch, and whether each of its tokens is not finite, [n, entries]."""
     infinity = _INFINITY[dtype]
     sign = 1 << (8 * rows.itemsize - 1)
-    is_real = np.arange(rows.shape[1]) < lengths[:, None]
+    is_real = np.arange(rows.shape[1]) < counts[:, None]
     for start in range(0, len(rows), batch_size):
         batch = slice(start, start + batch_size)
         bits = rows[batch].view(f"<u{rows.itemsize}")

@@ -128,18 +128,14 @@ def _norms_again(blobs: Blobs, check: Check, finding: Finding, damage: Collectio
     if plan is None or finding.segment is None or not plan.norms:
         return None
     of_tokens = check.tokens.get(plan.tokens_of)
-    if (
-        finding.key != plan.norm_array().key(finding.segment)
-        or of_tokens is None
-        or of_tokens.lengths is None
-    ):
+    if finding.key != plan.norm_array().key(finding.segment) or of_tokens is None or of_tokens.sizes is None:
         return None
     if any(
         (other.run, other.segment) == (finding.run, finding.segment) and other.key != finding.key
         for other in damage
     ):
         return None
-    return restored_norms(blobs, plan, finding.segment, of_tokens.lengths)
+    return restored_norms(blobs, plan, finding.segment, of_tokens.sizes)
 
 
 def _is_stray(finding: Finding) -> bool:

@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import StorageError
+from actstore.store.format.batches import batches_of
 from actstore.store.format.plan import HookArray, Plan
+from actstore.store.format.sizes import Sizes
 from actstore.store.records.commit import CommitRecord, commit_key, has_golden, mismatch
 from actstore.store.statistics.hook_statistics import HookStatistics
 from actstore.store.statistics.moments import agree, has_statistics, recompute
@@ -27,16 +29,14 @@ class CheckedSegment:
     """Whether everything that the record says can be used."""
 
 
-def check_segment(
-    inspection: Inspection, plan: Plan, index: int, lengths: NDArray[Any] | None
-) -> CheckedSegment:
+def check_segment(inspection: Inspection, plan: Plan, index: int, sizes: Sizes | None) -> CheckedSegment:
     """Check the record of a segment and every shard that it names.
 
     Args:
         inspection: collects the findings.
         plan: the plan of the run.
         index: the number of the segment, which has a record.
-        lengths: the real tokens of each row, [n_sequences]; None if they are not known, so that statistics cannot be
+        sizes: how much of each sequence of the plan there is; None if it is not known, so that statistics cannot be
             computed again.
     """
     key = commit_key(plan.run, index)
@@ -48,8 +48,8 @@ def check_segment(
             inspection.report(key, f"is damaged: {problem}", **where)
         return CheckedSegment(index, None, is_sound=False)
     segment = plan.segment(index)
-    here = None if lengths is None else lengths[segment.start : segment.stop]
-    problems = _contradictions(plan, index, record, here)
+    here = None if sizes is None else sizes[segment.start : segment.stop]
+    problems = _contradictions(plan, index, record, None if here is None else here.lengths)
     for problem in problems:
         inspection.report(key, problem, **where)
     is_sound = not problems
@@ -65,7 +65,9 @@ def check_segment(
             continue
         n_not_finite = 0
         if not has_statistics(hook):
-            n_not_finite = count_not_finite(hook, rows, plan.request.dtype, here, plan.request.batch_size)
+            n_not_finite = count_not_finite(
+                hook, rows, plan.request.dtype, here.counts, plan.request.batch_size
+            )
         elif stored is not None and is_sound:
             is_sound &= _is_of_values(inspection, plan, index, hook, stored, norms, rows, here)
             n_not_finite = stored.n_not_finite
@@ -96,10 +98,10 @@ def _contradictions(plan: Plan, index: int, record: CommitRecord, lengths: NDArr
 
 
 def count_not_finite(
-    hook: HookArray, rows: NDArray[Any], dtype: str, lengths: NDArray[Any], batch_size: int
+    hook: HookArray, rows: NDArray[Any], dtype: str, counts: NDArray[Any], batch_size: int
 ) -> int:
     """Number of real tokens with NaN or infinity; -Inf in attention scores masks, and does not count."""
-    tokens = not_finite(hook.name, rows, dtype, lengths, first_sequence=0, batch_size=batch_size)
+    tokens = not_finite(hook.name, rows, dtype, counts, first_sequence=0, batch_size=batch_size)
     return tokens.n_tokens
 
 
@@ -122,16 +124,21 @@ def _is_of_values(
     stored: HookStatistics,
     norms: NDArray[np.float32] | None,
     rows: NDArray[Any],
-    lengths: NDArray[Any],
+    sizes: Sizes,
 ) -> bool:
     """Whether statistics are those of the stored values. Norms that are not are reported, too.
 
     Args:
-        norms: the stored norms, [n, hooks, L]; None if there are none, or they are damaged.
+        norms: the stored norms, [n, hooks, entries]; None if there are none, or they are damaged.
     """
     request = plan.request
     statistics, own_norms = recompute(
-        hook, rows, request.dtype, lengths, request.batch_size, covariance=request.covariance
+        hook,
+        rows,
+        request.dtype,
+        sizes.counts,
+        batches_of(request, sizes.lengths),
+        covariance=request.covariance,
     )
     if norms is not None and hook.has_norms:
         layout = plan.norm_array()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.store.format.plan import Plan
+from actstore.store.format.sizes import Sizes
 from actstore.store.records.commit import TokensRecord, tokens_key
 from actstore.store.verifying.inspection import Inspection
 
@@ -17,8 +18,8 @@ class CheckedTokens:
     """The result of checking the tokens of a run."""
 
     record: TokensRecord
-    lengths: NDArray[Any] | None
-    """The real tokens of each row, [n_sequences]; None if they are damaged."""
+    sizes: Sizes | None
+    """How much of each sequence there is; None if the lengths or the chosen positions are damaged."""
     is_sound: bool
     """Whether the record names the shards of the planned tokens."""
 
@@ -48,9 +49,12 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
         inspection.report(key, "does not name the shards of the token arrays", run=plan.run)
         return None
     shards = iter(record.shards)
-    ids, lengths = hashlib.sha256(), []
+    ids = hashlib.sha256()
+    lengths: dict[int, NDArray[Any]] = {}
+    counts: list[NDArray[Any]] = []
     n_damaged = dict.fromkeys((layout.path for layout in layouts), 0)
     of_ids, of_lengths = plan.token_array("tokens"), plan.token_array("lengths")
+    of_positions = None if plan.n_slots is None else plan.token_array("positions")
     for layout in layouts:
         for index in range(layout.n_shards):
             rows = inspection.shard(layout, index, next(shards), run=plan.run)
@@ -59,7 +63,13 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
             elif layout == of_ids:
                 ids.update(np.ascontiguousarray(rows).data)
             elif layout == of_lengths:
-                lengths.append(rows)
+                lengths[index] = rows
+            elif layout == of_positions:
+                counts.append((rows >= 0).sum(axis=1))
+                problem = position_problem(rows, lengths.get(index))
+                if problem is not None:
+                    inspection.report(layout.key(index), problem, run=plan.run)
+                    n_damaged[layout.path] += 1
     is_other = not n_damaged[of_ids.path] and ids.hexdigest() != plan.tokens_sha256
     if is_other:
         # One hash over all rows cannot tell which of them are wrong.
@@ -68,8 +78,31 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
             inspection.report(of_ids.key(index), problem, run=plan.run)
     checked = None
     if not n_damaged[of_lengths.path]:
-        checked = _checked_lengths(inspection, plan, np.concatenate(lengths))
-    return CheckedTokens(record, checked, is_sound=checked is not None and not is_other)
+        checked = _checked_lengths(inspection, plan, np.concatenate(list(lengths.values())))
+    of_rows = checked
+    if of_positions is not None:
+        of_rows = None
+        if not n_damaged[of_positions.path]:
+            of_rows = _checked_counts(inspection, plan, np.concatenate(counts))
+    sizes = None if checked is None or of_rows is None else Sizes(checked, of_rows)
+    return CheckedTokens(record, sizes, is_sound=sizes is not None and not is_other)
+
+
+def position_problem(positions: NDArray[Any], lengths: NDArray[Any] | None) -> str | None:
+    """Return how chosen positions, [n, slots], cannot be, or None if they can.
+
+    Args:
+        positions: chosen positions.
+        lengths: real tokens of each sequence, [n]; None if they are damaged.
+    """
+    is_used = positions >= 0
+    if positions.min() < -1 or (is_used[:, 1:] & ~is_used[:, :-1]).any():
+        return "holds slots in use behind slots that are not"
+    if (is_used[:, 1:] & (positions[:, 1:] <= positions[:, :-1])).any():
+        return "holds positions that do not ascend"
+    if lengths is not None and (positions >= lengths[:, None]).any():
+        return "holds positions behind the last token of their sequence"
+    return None
 
 
 def length_problem(plan: Plan, lengths: NDArray[Any]) -> str | None:
@@ -88,5 +121,16 @@ def _checked_lengths(inspection: Inspection, plan: Plan, lengths: NDArray[Any]) 
         return lengths
     layout = plan.token_array("lengths")
     for index in range(layout.n_shards):
+        inspection.report(layout.key(index), problem, run=plan.run)
+    return None
+
+
+def _checked_counts(inspection: Inspection, plan: Plan, counts: NDArray[Any]) -> NDArray[Any] | None:
+    n_rows = int(counts.sum(dtype=np.int64))
+    if n_rows == plan.n_rows:
+        return counts
+    layout = plan.token_array("positions")
+    for index in range(layout.n_shards):
+        problem = f"is part of {n_rows} chosen positions where {plan.n_rows} were planned"
         inspection.report(layout.key(index), problem, run=plan.run)
     return None

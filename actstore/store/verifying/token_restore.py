@@ -25,6 +25,7 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
 
     A witness gives the size and checksum of each shard. Without a witness, the plan has the hash of all ids and the sum
     of all lengths, and the tokens of a document must be numbered consecutively in ``documents`` and ``offsets``.
+    Nothing proves chosen positions then.
 
     Args:
         blobs: the storage of the store.
@@ -36,7 +37,7 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
     if witness:
         return {
             record.key: record
-            for layout in (tokens, lengths, documents, offsets)
+            for layout in plan.token_arrays()
             for _, record, _ in _present(blobs, layout)
             if witness.get(record.key) == record
         }

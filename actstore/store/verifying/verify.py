@@ -206,7 +206,7 @@ class Check:
     def _segments(self, plan: Plan) -> RecordSums:
         """Check the committed segments of a run."""
         of_tokens = self.tokens.get(plan.tokens_of)
-        lengths = None if of_tokens is None else of_tokens.lengths
+        sizes = None if of_tokens is None else of_tokens.sizes
         sums = RecordSums(plan)
         if of_tokens is not None and of_tokens.is_sound and plan.has_own_tokens:
             sums.tokens = of_tokens.record
@@ -216,7 +216,7 @@ class Check:
             for start in range(0, len(todo), _SEGMENTS_AT_ONCE):
                 some = todo[start : start + _SEGMENTS_AT_ONCE]
                 for done in threads.map(
-                    lambda index: check_segment(self._inspection, plan, index, lengths), some
+                    lambda index: check_segment(self._inspection, plan, index, sizes), some
                 ):
                     if done.record is not None:
                         vouched.add(done.index)

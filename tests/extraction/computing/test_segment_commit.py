@@ -17,6 +17,7 @@ from actstore.extraction.computing.segment_commit import SegmentWriter
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
 from actstore.storage.opening import open_blobs
+from actstore.store.format.batches import batches_of
 from actstore.store.format.plan import Plan
 from actstore.store.format.shard import crc32c, encode
 from actstore.store.format.shard_reader import decode
@@ -79,7 +80,7 @@ def again(index: int, values: Columns, plan: Plan = PLAN) -> dict[str, Any]:
             values[hook.name][segment.start : segment.stop],
             plan.request.dtype,
             lengths(index),
-            plan.request.batch_size,
+            batches_of(plan.request, lengths(index)),
         )
         for hook in plan.request.hooks
     }
@@ -115,7 +116,8 @@ def write(to: SegmentWriter, index: int, values: Columns = OURS) -> CommitRecord
         golden=Golden(sequence=PLAN.segment(index).start, errors={}),
         environment=ENVIRONMENT,
     )
-    return to.write(PLAN.segment(index), rows(index, values), norms(index, values), record, lengths(index))
+    segment, batches = PLAN.segment(index), batches_of(PLAN.request, lengths(index))
+    return to.write(segment, rows(index, values), norms(index, values), record, lengths(index), batches)
 
 
 def orphan(blobs: Blobs, index: int, hook: str, values: Columns) -> str:

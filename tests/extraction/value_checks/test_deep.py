@@ -15,6 +15,7 @@ import actstore
 from actstore.extraction.value_checks.deep import DeepCheck, as_tensor, deep_check
 from actstore.extraction.value_checks.reference import Reference
 from actstore.hooks.model import HookedModel
+from actstore.store.reading.segment_tokens import TokenReader
 
 TinyModel = Callable[..., Path]
 Change = Callable[[torch.Tensor, int], object]
@@ -44,8 +45,7 @@ class Extracted:
             Reference(model or self.model, "loaded"),
             store.plan,
             rows,
-            tokens=store.tokens,
-            lengths=store.lengths,
+            tokens=TokenReader(store.blobs, store.plan),
             stored=stored or self.stored,
         )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from actstore.store.format.batches import Batch
 from actstore.store.format.plan import HookArray
 from actstore.store.statistics import moments
 from actstore.store.statistics.array_text import encoded
@@ -63,7 +64,12 @@ class Example:
         rows = self.values.view(carrier).numpy()
         rows = rows.view({"bfloat16": "<u2", "float16": "<f2", "float32": "<f4"}[self.dtype])
         rows.flags.writeable = False  # as a mapped file is
-        return of_rows(self.hook, rows, self.dtype, self.lengths, BATCH, covariance=True)
+        return of_rows(self.hook, rows, self.dtype, self.lengths, batches(N, BATCH), covariance=True)
+
+
+def batches(n_rows: int, size: int) -> list[Batch]:
+    """Batches in stored order."""
+    return [Batch(np.arange(n_rows)[start : start + size], LENGTH) for start in range(0, n_rows, size)]
 
 
 def example(hook: HookArray = RESID, dtype: str = "float32", seed: int = 0) -> Example:
@@ -225,7 +231,7 @@ def test_stored_bytes_give_the_same_record(hook: HookArray, dtype: str) -> None:
 def test_bfloat16_bytes_are_read_as_bfloat16() -> None:
     rows = np.array([[[1.5, -2.0]]], dtype=ml_dtypes.bfloat16).view("<u2")
     hook = HookArray(name="two", shape=(2,), axes=("d_model",))
-    record = of_rows(hook, rows, "bfloat16", np.array([1]), 1)
+    record = of_rows(hook, rows, "bfloat16", np.array([1]), batches(1, 1))
     assert (record.sum, record.max_abs, record.max_norm) == (encoded(np.array([1.5, -2.0])), 2.0, 2.5)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from actstore.store.format.batches import Batch
 from actstore.store.format.plan import HookArray, Plan
 from actstore.store.statistics.moments import Moments, recompute
 from actstore.store.statistics.norms import UNSET, difference, rounded, side_by_side
@@ -31,8 +32,9 @@ def test_norms_are_of_the_stored_values_and_nan_for_padding(dtype: str) -> None:
     values = (values * 100).to(getattr(torch, dtype))
     values[0, 1, 1, 3], values[1, 0, 0, 0], values[2, 0] = math.nan, -math.inf, 0
     lengths = np.array([LENGTH, 3, LENGTH, 1, 5])
+    batches = [Batch(np.array([0, 1]), LENGTH), Batch(np.array([4, 2]), LENGTH), Batch(np.array([3]), LENGTH)]
     width = {2: torch.uint16, 4: torch.int32}[values.element_size()]
-    _, norms = recompute(hook, values.view(width).numpy(), dtype, lengths, batch_size=2)
+    _, norms = recompute(hook, values.view(width).numpy(), dtype, lengths, batches)
     exact = np.linalg.norm(values.double().flatten(2).numpy(), axis=2)
     exact[np.arange(LENGTH) >= lengths[:, None]] = math.nan
     assert norms.dtype == np.float32
@@ -49,9 +51,9 @@ def test_norms_are_those_since_the_last_reset() -> None:
     for _ in range(2):
         moments.reset()
         moments.add(HOOKS[0], value, is_real)
-        before = moments.norms()[HOOKS[0]]
+        before = moments.norms(LENGTH)[HOOKS[0]]
         moments.add(HOOKS[0], 2 * value, is_real)
-        norms = moments.norms()[HOOKS[0]]
+        norms = moments.norms(LENGTH)[HOOKS[0]]
         assert norms.shape == (4, LENGTH)
         np.testing.assert_array_equal(norms[:2], before)
         np.testing.assert_array_equal(norms[2:], 2 * before)

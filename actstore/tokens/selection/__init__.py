@@ -1,0 +1,1 @@
+"""Choosing the positions of sequences whose activations are stored."""
