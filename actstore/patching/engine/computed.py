@@ -8,6 +8,7 @@ from actstore.errors import ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.hooks.packing.exactness import check_drift
+from actstore.hooks.packing.foreign_hooks import hooked_by_others
 from actstore.patching.engine.cells import Cells, reach, trimmed
 from actstore.patching.engine.metric import Metric, measured
 from actstore.patching.engine.sweep import sweep
@@ -108,6 +109,9 @@ def _why_whole(model: HookedModel) -> str:
     """Why a model cannot be run as packed rows; empty if it can."""
     if model.has_functions:
         return "there are functions on its hooks"
+    hooked = hooked_by_others(model.hf)
+    if hooked is not None:
+        return f"there is a PyTorch hook on {hooked}, which expects whole prompts"
     if model.architecture.attention is None:
         return f"only the residual stream of a {model.cfg.model_type} model is known"
     return ""

@@ -13,6 +13,7 @@ from actstore.errors import ModelError
 from actstore.hooks.cache.derived import head_results
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
+from actstore.hooks.packing.foreign_hooks import hooked_by_others
 from actstore.patching.engine.metric import Metric, positions_of
 from actstore.patching.estimates.edge_result import EdgeScores
 from actstore.patching.estimates.edges import mask, readers, writers
@@ -54,7 +55,7 @@ def edge_scores(
         HookError: a value of the clean side is missing.
         PatchError: prompts that do not line up, or a metric without a gradient.
         ModelError: the model has no head, its edges are not known, its weights cannot be read, or there are functions
-            on its hooks.
+            on its hooks or PyTorch hooks on its modules.
     """
     import torch
 
@@ -62,6 +63,11 @@ def edge_scores(
     if model.has_functions:
         raise ModelError(
             "there are functions on hooks of this model, and edges are those of the model alone; remove them first"
+        )
+    hooked = hooked_by_others(model.hf)
+    if hooked is not None:
+        raise ModelError(
+            f"there is a PyTorch hook on {hooked}, and edges are those of the model alone; remove it first"
         )
     tokens = tokens_of(model, corrupted)
     chosen = positions_of(positions, tokens.shape[1])

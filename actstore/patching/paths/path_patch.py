@@ -144,9 +144,9 @@ class _Task:
             recorded = run.logits[:, self.positions]
 
             def logits_of(arrived: Arrived, number: int) -> "torch.Tensor":
+                logits = recorded.clone()  # a metric may change its logits
                 if arrived.logits is None:
-                    return recorded
-                logits = recorded.clone()
+                    return logits
                 for index, position in enumerate(self.positions):
                     if position >= arrived.start:
                         logits[:, index] = arrived.logits[number, :, position - arrived.start]

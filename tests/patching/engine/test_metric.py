@@ -40,6 +40,21 @@ def test_a_metric_may_change_its_logits(tiny_model: TinyModel, hook: str) -> Non
     torch.testing.assert_close(result.values, expected.values, atol=1e-5, rtol=0)
 
 
+def test_a_metric_may_change_its_logits_where_nothing_is_sent(tiny_model: TinyModel) -> None:
+    """Paths from senders that are as they were leave the recorded logits to the next cell."""
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    ids = torch.arange(2, 8)[None]
+
+    def in_place(logits: Tensor) -> Tensor:
+        number = logits[0, -1, 5].clone()
+        logits.fill_(100.0)
+        return number
+
+    result = patching.path_patch(model, ids, ids, in_place, "mlps", ["logits"])
+    assert result.engine == "packed rows"
+    assert torch.equal(result.values, result.corrupted.expand(3))
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [

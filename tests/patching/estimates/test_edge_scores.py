@@ -271,6 +271,7 @@ def test_models_whose_edges_are_not_known_are_refused(tiny_model: TinyModel) -> 
     plain: Any = AutoModelForCausalLM.from_pretrained(tiny_model("llama")).eval()
     # Another reader of the stream than the table of families knows.
     layer = plain.model.layers[1]
-    layer.register_forward_hook(lambda _m, args, out: out + 0.3 * args[0].roll(1, -1))
+    forward = layer.forward
+    layer.forward = lambda stream, **others: forward(stream, **others) + 0.3 * stream.roll(1, -1)
     with pytest.raises(ModelError, match="so something else reads it"):
         patching.edge_scores(HookedModel(plain, check=False), CORRUPTED, CLEAN, metric)
