@@ -1,5 +1,6 @@
 """One forward as a user asks for it: which part of the model is run on what, and what is given back."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from actstore.hooks.capture.visitor import Ending
 from actstore.hooks.loss import ReturnType, check_has_loss, output
 from actstore.hooks.messages.quoted import quoted
 from actstore.hooks.naming.names import HookNames
+from actstore.hooks.text.past import filled
 
 if TYPE_CHECKING:
     import torch
@@ -79,18 +81,19 @@ class Call:
         # A forward that fills a cache goes through all layers.
         is_whole = self.has_logits or self.stop is not None or self.past is not None
         start = None if self.residual is None else self.start
-        result = forward.run(
-            self.ids,
-            visitor if is_whole else Ending(visitor, forward.reached(visitor.names, start)),
-            visitor.names,
-            mask=self.mask,
-            start_at_layer=self.start,
-            residual=self.residual,
-            stop_at_layer=self.stop,
-            past=self.past,
-            has_logits=self.has_logits,
-            has_graph=self.has_graph,
-        )
+        with contextlib.nullcontext() if self.past is None else filled(self.past, self.mask):
+            result = forward.run(
+                self.ids,
+                visitor if is_whole else Ending(visitor, forward.reached(visitor.names, start)),
+                visitor.names,
+                mask=self.mask,
+                start_at_layer=self.start,
+                residual=self.residual,
+                stop_at_layer=self.stop,
+                past=self.past,
+                has_logits=self.has_logits,
+                has_graph=self.has_graph,
+            )
         if not self.has_logits or result is None:
             return result
         return output(result, self.ids, self._new_mask, self.return_type, per_token=self.loss_per_token)

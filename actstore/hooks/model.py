@@ -150,7 +150,7 @@ class HookedModel(GeneratingModel):
             tokens: ids [batch, position] for the loss, with ``start_at_layer``.
             attention_mask: [batch, position] for ids that are padded, 0 at padding.
             past_kv_cache: a ``transformers.DynamicCache()``, to which keys and values are added; the input are the
-                tokens after those in it. A mask covers both.
+                tokens after those in it. A mask covers both; without one, padding there stays padding.
             grad: record a graph for gradients with respect to hook values. Without it, the forward runs under
                 ``torch.no_grad``, whatever surrounds the call, unless functions on hooks wait for gradients.
         """

@@ -10,8 +10,9 @@ from actstore.hooks.loss import ReturnType, next_token_loss
 from actstore.hooks.model_checks.left_padding import has_left_padding, ignores_left_padding
 from actstore.hooks.model_checks.skipped_layers import starts_at
 from actstore.hooks.text.inputs import as_mask
+from actstore.hooks.text.past import check_past
 from actstore.hooks.text.prompts import PaddingSide
-from actstore.hooks.text.residual import as_residual, check_past
+from actstore.hooks.text.residual import as_residual
 from actstore.hooks.with_saes import WithSaes
 
 if TYPE_CHECKING:
@@ -86,11 +87,10 @@ class WithCalls(WithSaes):
         if start_at_layer is None:
             if tokens is not None:
                 raise TokensError("tokens go with start_at_layer; otherwise they are the input itself")
-            n_past = 0
             if past_kv_cache is not None:
-                n_past = check_past(past_kv_cache, is_known=self.architecture.attention is not None)
+                check_past(past_kv_cache, is_known=self.architecture.attention is not None)
             ids, mask = self._input(
-                given, prepend_bos, padding_side or "right", attention_mask, n_past=n_past
+                given, prepend_bos, padding_side or "right", attention_mask, past=past_kv_cache
             )
         else:
             residual = as_residual(given, self.cfg.d_model, n_ctx).to(self.device, self.dtype)

@@ -1,5 +1,6 @@
 """Forwards over a part of the model, or after positions in a cache: they give what one forward over all gives."""
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, MistralConfig
 
 from actstore.errors import HookError, TokensError
+from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from tests.parity.families import FAMILIES, VARIANTS
 
@@ -124,6 +126,44 @@ def test_positions_after_those_in_a_cache(tiny_model: TinyModel, variant: str, h
             )
     assert model(TOKENS[:, :1], return_type=None, past_kv_cache=past) is None
     assert past.get_seq_length() == 11
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_in_a_cache_is_masked_in_later_calls(llama: HookedModel, side: Any) -> None:
+    """By ids without a mask, by text, and in a copy of the cache, which is how a cache is kept as it is."""
+    texts, more = ["My lord, I came", "to see your father's funeral, and"], [" it", " all the while"]
+    past = DynamicCache()
+    llama(texts, past_kv_cache=past, padding_side=side)
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    by_ids = llama(ids, past_kv_cache=copy.deepcopy(past))
+    by_text = llama(more, past_kv_cache=past, prepend_bos=False)
+    then = llama(ids, past_kv_cache=past)
+    for row, (text, its_more) in enumerate(zip(texts, more, strict=True)):
+        begin, end = llama.to_tokens(text), llama.to_tokens(its_more, prepend_bos=False)
+        tail = ids[row : row + 1]
+        alone = llama(torch.cat([begin, tail], 1))[0, -3:]
+        torch.testing.assert_close(by_ids[row], alone, atol=1e-5, rtol=1e-4)
+        alone = llama(torch.cat([begin, end, tail], 1))[0, begin.shape[1] :]
+        torch.testing.assert_close(by_text[row, : end.shape[1]], alone[:-3], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(then[row], alone[-3:], atol=1e-5, rtol=1e-4)
+    with pytest.raises(TokensError, match="past_kv_cache has 2 rows, and the tokens have 1; give as many"):
+        llama(ids[:1], past_kv_cache=past)
+
+
+def test_a_call_that_fails_leaves_its_cache_as_it_was(llama: HookedModel) -> None:
+    expected = llama(TOKENS)[:, 4:]
+    empty, filled = DynamicCache(), DynamicCache()
+    llama(TOKENS[:, :4], past_kv_cache=filled)
+
+    def fail(value: Tensor, hook: HookPoint) -> None:
+        raise ZeroDivisionError
+
+    for past, ids in ((empty, TOKENS[:, :4]), (filled, TOKENS[:, 4:])):
+        with pytest.raises(ZeroDivisionError), llama.hooks([(("attn_out", 1), fail)]):
+            llama(ids, past_kv_cache=past)
+    assert filled.get_seq_length() == 4
+    torch.testing.assert_close(llama(TOKENS[:, 4:], past_kv_cache=filled), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(llama(TOKENS, past_kv_cache=empty)[:, 4:], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_what_is_refused(llama: HookedModel) -> None:

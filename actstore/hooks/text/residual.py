@@ -1,4 +1,4 @@
-"""Residual streams and caches of earlier positions as users give them, checked before anything is computed."""
+"""Residual streams as users give them, checked before anything is computed."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -31,29 +31,3 @@ def as_residual(given: Any, d_model: int, n_ctx: int | None) -> "torch.Tensor":
             f"rows of {given.shape[1]} positions are longer than the {n_ctx} this model is made for"
         )
     return given
-
-
-def check_past(given: Any, *, is_known: bool) -> int:
-    """How many positions a cache of keys and values holds.
-
-    Args:
-        given: the cache.
-        is_known: whether the family of the model is in the table.
-
-    Raises:
-        HookError: it is none of Hugging Face, or does not keep all keys; or the family is not known.
-    """
-    from transformers import DynamicCache
-
-    if not isinstance(given, DynamicCache):
-        raise HookError(
-            f"past_kv_cache is {quoted(given)}; give transformers.DynamicCache(), which the call fills, and give it "
-            "again with the tokens that follow"
-        )
-    if not is_known:
-        raise HookError("past_kv_cache is taken only for families whose cache is known")
-    if any(given.is_sliding):
-        raise HookError(
-            "past_kv_cache drops keys outside of a window; give transformers.DynamicCache() without a configuration"
-        )
-    return int(given.get_seq_length())

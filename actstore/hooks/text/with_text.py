@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from actstore.errors import TokensError
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.text.inputs import as_mask, as_token_ids, check_text, embeddable
+from actstore.hooks.text.past import check_rows, with_past
 from actstore.hooks.text.prompts import PaddingSide, Prompts
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class WithText(ABC):
         padding_side: PaddingSide,
         mask: "torch.Tensor | None",
         *,
-        n_past: int = 0,
+        past: Any = None,
     ) -> tuple["torch.Tensor", "torch.Tensor | None"]:
         """(ids [batch, position], mask or None) on the device of the model.
 
@@ -170,16 +171,22 @@ class WithText(ABC):
             prepend_bos: begin text with the BOS token.
             padding_side: where shorter texts are padded.
             mask: mask for ids; it begins with those of earlier positions.
-            n_past: number of earlier positions, which are in a cache.
+            past: a cache of Hugging Face with earlier positions, or None.
         """
         import torch
 
+        n_past = 0 if past is None else int(past.get_seq_length())
         limit = None if self.cfg.n_ctx is None else self.cfg.n_ctx - n_past
         if isinstance(given, torch.Tensor) or _is_list_of_ids(given):
             ids = as_token_ids(given, limit)
+            check_rows(past, n_past, len(ids))
             if mask is not None:
-                past = ids.new_zeros(1, n_past).expand(len(ids), -1).to(getattr(mask, "device", ids.device))
-                mask = as_mask(mask, torch.cat([past, ids.to(past.device)], dim=1))
+                earlier = (
+                    ids.new_zeros(1, n_past).expand(len(ids), -1).to(getattr(mask, "device", ids.device))
+                )
+                mask = as_mask(mask, torch.cat([earlier, ids.to(earlier.device)], dim=1))
+            elif past is not None:
+                mask = with_past(past, n_past, ids, None)
         else:
             if mask is not None:
                 raise TokensError("attention_mask is made from the text; give it only with token ids")
@@ -188,8 +195,9 @@ class WithText(ABC):
                 given, prepend_bos=self._begins(prepend_bos), padding_side=padding_side
             )
             ids = as_token_ids(ids, limit)
-            if n_past:
-                mask = torch.cat([mask.new_ones(len(ids), n_past), mask], dim=1)
+            check_rows(past, n_past, len(ids))
+            if past is not None:
+                mask = with_past(past, n_past, ids, mask)
         if mask is not None:
             self._check_padding(mask)
             mask = mask.to(self.device)
