@@ -24,6 +24,8 @@ class Choosing:
     repetition_penalty: float
     eos_token_ids: Sequence[int]
     """Tokens that end a row; rows that have ended are filled up with the first one."""
+    stop_strings: Sequence[str] = ()
+    """Texts that end a row."""
 
     def __post_init__(self) -> None:
         """Refuse settings that have no meaning.
@@ -50,6 +52,9 @@ class Choosing:
         for name, (value, is_valid, valid) in ranges.items():
             if not is_valid:
                 raise TokensError(f"{name} is {quoted(value)}; choose {valid}")
+        for text in self.stop_strings:
+            if not isinstance(text, str) or not text:
+                raise TokensError(f"stop_strings holds {quoted(text)}; give texts that are not empty")
 
     @property
     def is_greedy(self) -> bool:
@@ -71,25 +76,38 @@ class Choosing:
         eos = list(self.eos_token_ids)
         return GenerationConfig(
             max_new_tokens=self.max_new_tokens,
-            repetition_penalty=float(self.repetition_penalty),
             eos_token_id=eos or None,
             pad_token_id=eos[0] if eos else None,
+            stop_strings=list(self.stop_strings) or None,
             use_cache=use_cache,
             return_dict_in_generate=True,
             **sampling,
         )
 
-    def processors(self) -> list[Any]:
-        """What changes logits [batch, d_vocab] before Hugging Face divides by the temperature."""
-        return [] if self.is_greedy or not self.freq_penalty else [self._fewer_repetitions]
+    def processors(self, mask: "torch.Tensor") -> list[Any]:
+        """What changes logits [batch, d_vocab] before Hugging Face divides by the temperature.
 
-    def _fewer_repetitions(self, ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
-        """Subtract the penalty for each time that a token is there already, as TransformerLens does."""
-        import torch
+        Args:
+            mask: [batch, position] of the prompt, 0 at padding, whose tokens are not there.
+        """
+        has_frequency = bool(self.freq_penalty) and not self.is_greedy
+        if not has_frequency and self.repetition_penalty == 1:
+            return []
 
-        counts = torch.zeros_like(logits).scatter_add_(-1, ids, torch.ones_like(ids, dtype=logits.dtype))
-        # TransformerLens subtracts after it divides.
-        return logits - self.freq_penalty * self.temperature * counts
+        def penalised(ids: "torch.Tensor", logits: "torch.Tensor") -> "torch.Tensor":
+            import torch
+
+            is_there = torch.ones_like(ids, dtype=logits.dtype)
+            is_there[:, : mask.shape[1]] = mask.to(is_there)
+            counts = torch.zeros_like(logits).scatter_add_(-1, ids, is_there)
+            scaled = torch.where(
+                logits < 0, logits * self.repetition_penalty, logits / self.repetition_penalty
+            )
+            logits = torch.where(counts > 0, scaled, logits)
+            # TransformerLens subtracts after it divides.
+            return logits - self.freq_penalty * self.temperature * counts if has_frequency else logits
+
+        return [penalised]
 
 
 def _is_count(value: Any) -> bool:

@@ -1,5 +1,6 @@
 """Hugging Face's generation with functions on hooks at every step."""
 
+import contextlib
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,11 @@ def generated(
     ids: "torch.Tensor",
     mask: "torch.Tensor",
     choosing: Choosing,
+    tokenizer: Any,
     use_cache: bool,
+    has_logits: bool,
     has_values: bool,
-) -> tuple["torch.Tensor", dict[str, "torch.Tensor"]]:
+) -> tuple[Any, dict[str, "torch.Tensor"]]:
     """Generate tokens after a prompt.
 
     Args:
@@ -32,12 +35,14 @@ def generated(
         ids: the prompt [batch, position].
         mask: [batch, position], 0 at padding, which is on the left.
         choosing: how tokens are chosen.
+        tokenizer: what texts that end a row are found with; None if there are none.
         use_cache: keep keys and values from step to step.
+        has_logits: whether the logits of each step are kept.
         has_values: whether ``steps`` keeps values, which are then joined to those of all positions of the result.
 
     Returns:
-        (ids of prompt and new tokens [batch, position], values [batch, position, ...] by hook). At positions after the
-        end of a row, values mean nothing.
+        (Hugging Face's output, with ``sequences``: ids of prompt and new tokens [batch, position]; values [batch,
+        position, ...] by hook). At positions after the end of a row, values mean nothing.
     """
     import torch
     from transformers import DynamicCache, GenerationConfig
@@ -51,19 +56,22 @@ def generated(
     alone = copy.copy(model)
     alone.generation_config = GenerationConfig()
     with torch.no_grad(), forward.watched(steps, steps.names, batch=len(ids)):
-        result = alone.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=choosing.config(use_cache=use_cache),
-            logits_processor=choosing.processors(),
-            **given,
-        ).sequences
+        # Steps without a cache have all positions so far, and the last forward has all of them at once.
+        with contextlib.nullcontext() if use_cache else steps.not_kept():
+            output = alone.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=choosing.config(use_cache=use_cache),
+                logits_processor=choosing.processors(mask),
+                output_logits=has_logits,
+                tokenizer=tokenizer,
+                **given,
+            )
+        output.past_key_values = None
         if has_values:
             # The last token was chosen and never given to the model.
-            past = given.get("past_key_values")
+            result = output.sequences
             mask = torch.cat([mask, mask.new_ones(len(ids), result.shape[1] - ids.shape[1])], dim=1)
-            if past is None:
-                steps.forget()
-            n_new = result.shape[1] if past is None else 1
-            forward.call(result[:, -n_new:], mask, past)
-    return result, steps.joined()
+            n_new = 1 if use_cache else result.shape[1]
+            forward.call(result[:, -n_new:], mask, given.get("past_key_values"))
+    return output, steps.joined()

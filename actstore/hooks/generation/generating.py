@@ -43,6 +43,8 @@ class GeneratingModel(WithCalls):
         return_cache: bool = False,
         names_filter: NameFilter | None = None,
         device: "str | torch.device | None" = None,
+        output_logits: bool = False,
+        stop_strings: str | Sequence[str] | None = None,
     ) -> Any:
         """Generate tokens after a prompt, with the functions on hooks called at every step.
 
@@ -67,12 +69,16 @@ class GeneratingModel(WithCalls):
             prepend_bos: begin text with the BOS token; None for the default of this model.
             padding_side: shorter texts are always padded on the left.
             return_type: ``str`` for text, ``tokens`` or ``tensor`` for ids [batch, position]; ``input`` for whichever
-                was given. The prompt is in it.
+                was given. The prompt is in it. Without effect for ``output_logits``.
             verbose: without effect.
             attention_mask: [batch, position] for ids that are padded on the left, 0 at padding.
             return_cache: give the values of hooks as well, of prompt and new tokens.
             names_filter: which hooks, as in `HookedModel.run_with_cache`; naming some sets ``return_cache``.
             device: where these values are kept; None for the device of the model.
+            output_logits: give Hugging Face's output, with ids as ``sequences``, and ``logits``: those that each new
+                token was chosen from, before any setting changes them, float32 [batch, d_vocab] a step.
+            stop_strings: end a row with the token that completes one of these texts, which stays in it. Rows that have
+                ended are filled up with EOS; without ``stop_at_eos`` they go on until all have.
 
         Returns:
             The output, or (output, cache). Values of a cache are those that the steps had, edits included; only the
@@ -82,7 +88,7 @@ class GeneratingModel(WithCalls):
             HookError: a name matches nothing.
             ModelError: the model was loaded without its head.
             TokensError: a setting is out of its range, the rows would be longer than the model is made for, padding is
-                on the right, or there is no EOS token.
+                on the right, there is no EOS token, or no tokenizer to find texts with.
         """
         import torch
 
@@ -114,6 +120,7 @@ class GeneratingModel(WithCalls):
             freq_penalty,
             repetition_penalty,
             self._eos(eos_token_id) if stop_at_eos else (),
+            [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or ()),
         )
         length, limit = ids.shape[1] + max_new_tokens, self.cfg.n_ctx
         if limit is not None and length > limit:
@@ -124,19 +131,25 @@ class GeneratingModel(WithCalls):
         has_cache = return_cache or names_filter is not None
         wanted = selected(self.names, "*" if names_filter is None else names_filter) if has_cache else ()
         steps = Steps(self._functions, wanted, None if device is None else usable_device(device))
-        result, values = generated(
+        generation, values = generated(
             self._inner,
             self._forward,
             steps,
             ids=ids,
             mask=torch.ones_like(ids) if mask is None else mask,
             choosing=choosing,
+            tokenizer=self.tokenizer if choosing.stop_strings else None,
             # Other families keep other things than keys, and not all of them rightly.
             use_cache=use_past_kv_cache and self.architecture.attention is not None,
+            has_logits=output_logits,
             has_values=has_cache,
         )
-        is_text = return_type == "str" or (return_type == "input" and not is_tokens)
-        output: Any = self._as_text(result, is_one=isinstance(input, str) or is_tokens) if is_text else result
+        output: Any = generation
+        if not output_logits:
+            is_text = return_type == "str" or (return_type == "input" and not is_tokens)
+            output = generation.sequences
+            if is_text:
+                output = self._as_text(output, is_one=isinstance(input, str) or is_tokens)
         if not has_cache:
             return output
         self._check_reached(set(wanted) - values.keys())

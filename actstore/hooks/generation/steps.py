@@ -1,6 +1,7 @@
 """Joining the values of the steps of a generation into those of one forward over all positions."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from actstore.hooks.capture.functions import HookFunctions
@@ -26,14 +27,22 @@ class Steps(Keeping):
         super().__init__(functions, wanted)
         self._device = device
         self._steps: dict[str, list[torch.Tensor]] = {}
+        self._is_keeping = True
 
     def _keep(self, name: str, value: "torch.Tensor") -> None:
+        if not self._is_keeping:
+            return
         copy = value.clone() if self._device is None else value.to(self._device, copy=True)
         self._steps.setdefault(name, []).append(copy)
 
-    def forget(self) -> None:
-        """Forget the steps so far."""
-        self._steps.clear()
+    @contextlib.contextmanager
+    def not_kept(self) -> Iterator[None]:
+        """A context whose steps call the functions alone."""
+        self._is_keeping = False
+        try:
+            yield
+        finally:
+            self._is_keeping = True
 
     def joined(self) -> dict[str, "torch.Tensor"]:
         """The values of all positions [batch, position, ...]."""

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from actstore.errors import HookError, ModelError, TokensError
 from actstore.hooks.capture.hook_point import HookPoint
+from actstore.hooks.generation.steps import Steps
 from actstore.hooks.model import HookedModel
 from tests.parity.families import VARIANTS
 
@@ -197,6 +198,87 @@ def test_rows_end_with_eos(llama: HookedModel) -> None:
     )
     assert alone[0].tolist() == tokens[0, : first + 1].tolist()
     assert cache["resid_post", 0].shape[1] == first + 1
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no-cache"])
+def test_logits_are_those_of_forwards_before_any_setting(
+    tiny_model: TinyModel, family: str, use_cache: bool
+) -> None:
+    """Rows with padding in front, with an edit at every step, and beside a cache of values."""
+    model = load(tiny_model(family))
+    ids, mask = model.to_tokens_and_mask(["My lord, I came", "to see"], padding_side="left")
+    settings: dict[str, Any] = {"top_k": 3, "temperature": 0.5, "repetition_penalty": 2.0}
+    with model.hooks([(("resid_post", 1), lambda value, hook: value * 1.5)]):
+        torch.manual_seed(3)
+        output, cache = model.generate(
+            ids,
+            N_NEW,
+            attention_mask=mask,
+            stop_at_eos=False,
+            output_logits=True,
+            return_type="str",
+            names_filter=("resid_post", 1),
+            use_past_kv_cache=use_cache,
+            **settings,
+        )
+        tokens = output.sequences
+        whole = torch.cat([mask, mask.new_ones(2, N_NEW)], dim=1)
+        logits, kept = model.run_with_cache(tokens, attention_mask=whole, names_filter=("resid_post", 1))
+    assert len(output.logits) == N_NEW
+    assert output.past_key_values is None
+    torch.testing.assert_close(
+        torch.stack(output.logits, 1), logits[:, -N_NEW - 1 : -1], atol=1e-4, rtol=1e-4
+    )
+    real = whole.bool()
+    assert_same(cache["resid_post", 1][real], kept["resid_post", 1][real], family)
+
+
+def test_values_of_steps_without_a_cache_are_not_kept(
+    llama: HookedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step has all positions so far, and only those of the last forward are given."""
+    sizes: list[int] = []
+    keep = Steps._keep
+
+    def counted(self: Steps, name: str, value: Tensor) -> None:
+        keep(self, name, value)
+        sizes.append(sum(step.shape[1] for step in self._steps.get(name, [])))
+
+    monkeypatch.setattr(Steps, "_keep", counted)
+    greedy(llama, use_past_kv_cache=False, names_filter=("resid_post", 0))
+    assert max(sizes) == PROMPT.shape[1] + N_NEW
+
+
+def test_rows_end_with_texts(llama: HookedModel) -> None:
+    """As in Hugging Face alone; a row ends with the token that completes a text, also in the middle of the token."""
+    texts = ["My lord, I came", "to see your father's funeral, and"]
+    ids, mask = llama.to_tokens_and_mask(texts, padding_side="left")
+    free = greedy(llama, ids, attention_mask=mask)[:, -N_NEW:]
+    words = [llama.tokenizer.decode(row[2:4]) for row in free]
+    eos = llama.tokenizer.eos_token_id
+    plain: Any = AutoModelForCausalLM.from_pretrained(llama.hf.name_or_path).eval()
+    for stop in (words[0], [words[0], words[1][:-1] or words[1]]):
+        expected = plain.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=N_NEW,
+            do_sample=False,
+            stop_strings=stop,
+            tokenizer=llama.tokenizer,
+            eos_token_id=eos,
+            pad_token_id=eos,
+        )
+        ended = llama.generate(texts, N_NEW, do_sample=False, stop_strings=stop, return_type="tokens")
+        assert torch.equal(ended, expected)
+        new = ended[0, ids.shape[1] :].tolist()
+        n_own = next(n for n in range(1, N_NEW) if words[0] in llama.tokenizer.decode(free[0, :n]))
+        assert new == free[0, :n_own].tolist() + [eos] * (len(new) - n_own)
+    with pytest.raises(TokensError, match="stop_strings holds ''; give texts that are not empty"):
+        llama.generate(PROMPT, stop_strings=[""])
+    bare = HookedModel(llama.hf, check=False)
+    with pytest.raises(TokensError, match="tokenizer"):
+        bare.generate(PROMPT, stop_at_eos=False, stop_strings="x")
 
 
 def test_settings_of_the_model_do_not_count(tiny_model: TinyModel) -> None:
