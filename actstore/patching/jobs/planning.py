@@ -1,6 +1,6 @@
 """Planning: checking a job against model, pairs and storage before anything is computed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -18,6 +18,7 @@ from actstore.patching.axes import leaf_of, sizes_of
 from actstore.patching.jobs.job import PatchJob, job_of
 from actstore.patching.jobs.pairs import Pairs
 from actstore.patching.jobs.plan import JOB, PatchedModel, PatchPlan, differences, part_key
+from actstore.patching.jobs.report import REPORT
 from actstore.patching.jobs.source import read_pairs
 from actstore.patching.jobs.tokenising import PairRules, tokenised
 from actstore.storage.blobs import Blobs
@@ -138,19 +139,33 @@ def plan_job(job: PatchJob | str | None = None, **fields: Any) -> PlannedPatchin
         part_size=job.part_size,
         threads=job.threads or _threads_of(job),
     )
+    planned = PlannedPatching(job, plan, pairs, cfg, blobs, frozenset(), is_new=True)
     stored = PatchPlan.read_if_there(blobs, JOB)
     if stored is not None:
-        # On another machine, the job goes on with the threads that it began with.
-        same = {} if job.threads else {"threads": stored.threads}
-        check_same(blobs, stored, plan.model_copy(update=same))
-    there = set(blobs.names("parts"))
-    if stored is None and there:
+        return going_on(planned, stored)
+    rest = [*blobs.names("parts"), *({REPORT} & set(blobs.names("")))]
+    if rest:
+        what = "its report" if rest == [REPORT] else "parts"
         raise StorageError(
-            f"{blobs.url} holds parts and no {JOB}, the rest of results that were deleted; choose another out"
+            f"{blobs.url} holds {what} and no {JOB}, the rest of results that were deleted; choose another out"
         )
-    done = frozenset(index for index in range(plan.n_parts) if part_key(index).rpartition("/")[2] in there)
+    return planned
+
+
+def going_on(planned: PlannedPatching, stored: PatchPlan) -> PlannedPatching:
+    """The same job with the plan that its folder holds, and the parts that are there.
+
+    Raises:
+        PlanMismatchError: the folder holds the results of another job.
+    """
+    blobs = planned.blobs
+    # On another machine, the job goes on with the threads that it began with.
+    same = {} if planned.job.threads else {"threads": stored.threads}
+    check_same(blobs, stored, planned.plan.model_copy(update=same))
+    there = set(blobs.names("parts"))
+    done = frozenset(index for index in range(stored.n_parts) if part_key(index).rpartition("/")[2] in there)
     # The folder keeps the plan of its first call, however the same model and pairs are called now.
-    return PlannedPatching(job, stored or plan, pairs, cfg, blobs, done, is_new=stored is None)
+    return replace(planned, plan=stored, done=done, is_new=False)
 
 
 def writable(blobs: Blobs) -> Blobs:

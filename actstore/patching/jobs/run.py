@@ -12,7 +12,7 @@ from actstore.extraction.planning.planning import absolute_model, check_device
 from actstore.patching.jobs.events import OnEvent, PartDone, ignore
 from actstore.patching.jobs.job import PatchJob, job_of
 from actstore.patching.jobs.plan import JOB, PAIRS, PatchPlan, part_key
-from actstore.patching.jobs.planning import PlannedPatching, check_same, plan_job, writable
+from actstore.patching.jobs.planning import PlannedPatching, going_on, plan_job, writable
 from actstore.patching.jobs.report import REPORT, PatchReport
 from actstore.patching.jobs.summary import files_of, summed_up
 from actstore.patching.jobs.worker import PatchSpec
@@ -38,9 +38,11 @@ def run_job(
     planned = _with_resources(job, fields) if isinstance(job, PlannedPatching) else plan_job(job, **fields)
     started = time.perf_counter()
     blobs = writable(planned.blobs)
+    planned = _claimed(blobs, planned)
     if REPORT in blobs.names(""):
         return PatchReport.from_bytes(bytes(blobs.read(REPORT)), f"{blobs.url}/{REPORT}")
-    _claim(blobs, planned)
+    if blobs.head(PAIRS) is None:
+        blobs.create(PAIRS, [planned.pairs.to_parquet()])
     rate = _computed(blobs, planned, on_event)
     return _finished(blobs, planned, rate, started)
 
@@ -52,16 +54,16 @@ def _with_resources(planned: PlannedPatching, fields: dict[str, Any]) -> Planned
     return replace(planned, job=job_of(planned.job, fields))
 
 
-def _claim(blobs: Blobs, planned: PlannedPatching) -> None:
-    """Write the plan, so that any other job is refused from here on, and the pairs.
+def _claimed(blobs: Blobs, planned: PlannedPatching) -> PlannedPatching:
+    """The job as its folder has it, after writing the plan, so that any other job is refused from here on.
 
     Raises:
         PlanMismatchError: another job was first.
     """
-    if not blobs.create(JOB, [planned.plan.to_bytes()]):
-        check_same(blobs, PatchPlan.read(blobs, JOB), planned.plan)
-    if blobs.head(PAIRS) is None:
-        blobs.create(PAIRS, [planned.pairs.to_parquet()])
+    if PatchPlan.read_if_there(blobs, JOB) is None and blobs.create(JOB, [planned.plan.to_bytes()]):
+        return planned
+    # Another process may have begun or gone on since this job was planned.
+    return going_on(planned, PatchPlan.read(blobs, JOB))
 
 
 def _computed(blobs: Blobs, planned: PlannedPatching, on_event: OnEvent) -> float:

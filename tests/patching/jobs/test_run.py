@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -188,8 +189,6 @@ def test_the_folder_of_another_job_is_refused(
 
 
 def test_other_weights_are_another_job(fields: dict[str, Any], tiny_model: TinyModel, tmp_path: Path) -> None:
-    import shutil
-
     planned = patching.plan_job(**fields)
     patching.run_job(planned)
     copy = tmp_path / "model"
@@ -217,6 +216,30 @@ def test_what_is_left_of_results_is_not_taken_for_them(fields: dict[str, Any]) -
     Path(fields["out"], "job.json").unlink()
     with pytest.raises(StorageError, match=r"holds parts and no job\.json"):
         patching.run_job(**fields)
+    shutil.rmtree(Path(fields["out"], "parts"))
+    Path(fields["out"], "report.json").write_text("{}")
+    with pytest.raises(StorageError, match=r"holds its report and no job\.json"):
+        patching.run_job(**fields)
+
+
+def test_what_happens_between_planning_and_running_counts(fields: dict[str, Any]) -> None:
+    """Another process may have run another job in the folder, or this one, with the threads of its machine."""
+    planned = patching.plan_job(**fields)
+    patching.run_job(**fields, limit=2)
+    with pytest.raises(PlanMismatchError, match="n_pairs is 2 there, 7 was asked for"):
+        patching.run_job(planned)
+    shutil.rmtree(fields["out"])
+    other_threads = torch.get_num_threads() + 1
+    planned = patching.plan_job(**fields | {"threads": None})
+    whole = patching.run_job(**fields | {"threads": other_threads})
+    for name in ("report.json", "parts/00001.parquet"):
+        Path(fields["out"], name).unlink()
+    done: list[tuple[int, int]] = []
+    report = patching.run_job(
+        planned, on_event=lambda event: done.append((event.part, torch.get_num_threads()))
+    )
+    assert done == [(1, other_threads)]
+    assert (report.clean, report.n_parts_before) == (whole.clean, 2)
 
 
 def test_a_job_goes_on_with_the_threads_that_it_began_with(fields: dict[str, Any], tmp_path: Path) -> None:
