@@ -1,5 +1,6 @@
 """Heat maps as a picture."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,8 @@ def picture(panels: Panels, path: Path | None) -> Any:
     height = min(2.4 + 0.16 * n_rows, 7.0)
     figure = Figure(figsize=(width * across, height * down), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{panels.title}\n{panels.unit}{', ' if panels.note else ''}{panels.note}", fontsize=10)
+    note = f"{panels.unit}{', ' if panels.note else ''}{panels.note}"
+    figure.suptitle(f"{_plain(panels.title)}\n{_plain(note)}", fontsize=10)
     image: Any = None
     for number in range(n_panels):
         axes = figure.add_subplot(down, across, number + 1)
@@ -44,9 +46,9 @@ def picture(panels: Panels, path: Path | None) -> Any:
             interpolation="nearest",
         )
         if panels.titles:
-            axes.set_title(panels.titles[number], fontsize=8)
-        axes.set_ylabel(panels.rows.name, fontsize=8)
-        axes.set_xlabel(panels.columns.name, fontsize=8)
+            axes.set_title(_plain(panels.titles[number]), fontsize=8)
+        axes.set_ylabel(_plain(panels.rows.name), fontsize=8)
+        axes.set_xlabel(_plain(panels.columns.name), fontsize=8)
         every = -(-n_columns // _MOST_LABELS)
         axes.set_xticks(
             range(0, n_columns, every),
@@ -55,14 +57,26 @@ def picture(panels: Panels, path: Path | None) -> Any:
             ha="right",
             fontsize=7,
         )
-        axes.tick_params(axis="y", labelsize=7)
+        every = -(-n_rows // _MOST_LABELS)
+        axes.set_yticks(
+            range(0, n_rows, every), [_label(label) for label in panels.rows.labels[::every]], fontsize=7
+        )
     figure.colorbar(image, ax=figure.axes, shrink=0.8)
     if path is not None:
-        figure.savefig(path, dpi=150)
+        with warnings.catch_warnings():
+            # No font has the characters of all tokens; the table and the page have them.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(path, dpi=150)
     return figure
 
 
 def _label(text: str) -> str:
-    """A label that is short enough for a tick; a dollar would begin a formula."""
+    """A label that is short enough for a tick."""
     short = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}\N{HORIZONTAL ELLIPSIS}"
-    return short.replace("$", r"\$")
+    return _plain(short)
+
+
+def _plain(text: str) -> str:
+    """A text in one line that is drawn as it is: a dollar would begin a formula, and control characters are shown."""
+    shown = (mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+    return "".join(shown).replace("$", r"\$")

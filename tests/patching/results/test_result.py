@@ -126,6 +126,35 @@ def test_a_picture_has_a_cell_for_each_number(tmp_path: Path) -> None:
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("place", ["rows", "columns", "panels", "model"])
+def test_texts_of_tokens_are_drawn_as_they_are(tmp_path: Path, place: str) -> None:
+    """Two dollars are no formula, a line break does not break the line, and characters without a glyph no rule."""
+    texts = ("0: $^{$", "1: \n\n", "2: \x10\x00", "3: \u65e5$x$")
+    shown = [r"0: $^{$", r"1: \n\n", r"2: \x10\x00", "3: \u65e5$x$"]
+    numbers = ("0", "1", "2", "3")
+    labels = {name: texts if place == name else numbers for name in ("rows", "panels", "columns")}
+    names = {"rows": "sender", "panels": "dest_pos", "columns": "src_pos"}
+    axes = tuple(Axis(names[name], its_labels) for name, its_labels in labels.items())
+    grid = result(
+        torch.randn(4, 4, 4), axes=axes, clean=None, model_name="".join(texts) if place == "model" else "m"
+    )
+    figure = grid.plot(tmp_path / "grid.png")
+    drawn = {
+        "rows": [tick.get_text() for tick in figure.axes[0].get_yticklabels()],
+        "columns": [tick.get_text() for tick in figure.axes[0].get_xticklabels()],
+        "panels": [axes.get_title().removeprefix("dest_pos ") for axes in figure.axes[:4]],
+        "model": [figure.get_suptitle().split("\n")[0].removeprefix("resid_pre of ")],
+    }
+    plain = {name: [text.replace(r"\$", "$") for text in its_texts] for name, its_texts in drawn.items()}
+    expected = {name: list(numbers) for name in names} | {"model": ["m"]}
+    assert plain == expected | {place: ["".join(shown)] if place == "model" else shown}
+
+
+def test_one_row_has_its_label_alone() -> None:
+    figure = result(torch.ones(1, 1), axes=(Axis("sender", ("0.3",)), Axis("pos", ("0",))), clean=None).plot()
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["0.3"]
+
+
 def test_axes_between_become_panels_and_only_the_strongest_are_drawn() -> None:
     values = torch.zeros(2, 30, 4)
     values[0, 17, 2] = 5.0
