@@ -199,10 +199,15 @@ def _threads_of(job: PatchJob) -> int:
     return max(1, torch.get_num_threads() // n_workers)
 
 
-def _rules(job: PatchJob, cfg: HookedConfig) -> PairRules:
+def tokenizer_of(job: PatchJob) -> Prompts | str:
+    """The tokenizer of the model of a job; or the reason why there is none."""
     tokenizer = load_tokenizer(job.model, job.revision)
+    return tokenizer if isinstance(tokenizer, str) else Prompts(tokenizer, prepend_bos=job.prepend_bos)
+
+
+def _rules(job: PatchJob, cfg: HookedConfig) -> PairRules:
     return PairRules(
-        prompts=tokenizer if isinstance(tokenizer, str) else Prompts(tokenizer, prepend_bos=job.prepend_bos),
+        prompts=tokenizer_of(job),
         prepend_bos=job.prepend_bos,
         d_vocab=cfg.d_vocab,
         n_ctx=cfg.n_ctx,

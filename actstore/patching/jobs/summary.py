@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import MissingExtraError, StorageError
-from actstore.patching.axes import sizes_of
+from actstore.hooks.text.prompts import Prompts
+from actstore.patching.axes import POSITIONS, sizes_of
 from actstore.patching.jobs.part import FIGURES, Figures
 from actstore.patching.jobs.plan import part_key
-from actstore.patching.jobs.planning import PlannedPatching
+from actstore.patching.jobs.planning import PlannedPatching, tokenizer_of
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
 from actstore.reason import reason
@@ -30,6 +31,12 @@ class _Sum:
     clean: float = 0.0
     corrupted: float = 0.0
     n_pairs: int = 0
+    tokens: NDArray[np.int32] | None = None
+    """Token that all corrupted prompts have at a position, or -1 [position]; for grids with an axis of positions."""
+
+    def add_prompt(self, ids: NDArray[np.int32]) -> None:
+        """Compare a corrupted prompt [position] with those before it."""
+        self.tokens = ids if self.tokens is None else np.where(self.tokens == ids, ids, -1)
 
 
 @dataclass
@@ -54,6 +61,7 @@ def summed_up(planned: PlannedPatching) -> Summary:
         StorageError: a part is gone, or is damaged.
     """
     plan, lengths = planned.plan, planned.pairs.lengths.tolist()
+    has_positions = bool({*POSITIONS, "src_pos"} & set(plan.axes))
     shapes = [tuple(sizes_of(planned.cfg, plan.hook, plan.axes, length)) for length in lengths]
     sums = {shape: _Sum(np.zeros(shape)) for shape in shapes}
     summary = Summary()
@@ -70,13 +78,17 @@ def summed_up(planned: PlannedPatching) -> Summary:
             total.clean += float(columns["clean"][start])
             total.corrupted += float(columns["corrupted"][start])
             total.n_pairs += 1
+            if has_positions:
+                total.add_prompt(planned.pairs.prompts(pair)[1])
             start = stop
     summary.clean = sum(total.clean for total in sums.values()) / plan.n_pairs
     summary.corrupted = sum(total.corrupted for total in sums.values()) / plan.n_pairs
+    tokenizer = tokenizer_of(planned.job) if has_positions else ""
     length_of = dict(zip(shapes, lengths, strict=True))
     for shape, total in sorted(sums.items()):
         name = "summary" if len(sums) == 1 else f"summary-{length_of[shape]}"
-        summary.means[name] = (_mean(planned, summary.figures, shape, total), total.n_pairs)
+        positions = _positions(total.tokens, tokenizer)
+        summary.means[name] = (_mean(planned, summary.figures, shape, total, positions), total.n_pairs)
     return summary
 
 
@@ -92,15 +104,35 @@ def files_of(result: PatchResult) -> Iterator[tuple[str, bytes]]:
             yield suffix, path.read_bytes()
 
 
-def _mean(planned: PlannedPatching, figures: Figures, shape: tuple[int, ...], total: _Sum) -> PatchResult:
+def _positions(tokens: NDArray[np.int32] | None, tokenizer: Prompts | str) -> tuple[str, ...]:
+    """The label of each position: its number, and the token there if it is known and the same in all prompts."""
+    if tokens is None:
+        return ()
+    if isinstance(tokenizer, str):
+        return tuple(map(str, range(len(tokens))))
+    return tuple(
+        str(position) if token < 0 else f"{position}: {tokenizer.to_str_tokens([token])[0]}"
+        for position, token in enumerate(tokens.tolist())
+    )
+
+
+def _mean(
+    planned: PlannedPatching,
+    figures: Figures,
+    shape: tuple[int, ...],
+    total: _Sum,
+    positions: tuple[str, ...],
+) -> PatchResult:
     import torch
 
     plan = planned.plan
+
+    def labels(name: str, size: int) -> tuple[str, ...]:
+        return positions if name in (*POSITIONS, "src_pos") else tuple(map(str, range(size)))
+
     return PatchResult(
         values=torch.from_numpy((total.values / total.n_pairs).astype(np.float32)),
-        axes=tuple(
-            Axis(name, tuple(map(str, range(size)))) for name, size in zip(plan.axes, shape, strict=True)
-        ),
+        axes=tuple(Axis(name, labels(name, size)) for name, size in zip(plan.axes, shape, strict=True)),
         hook=plan.hook,
         model_name=plan.model.name,
         corrupted=torch.tensor(total.corrupted / total.n_pairs),

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actstore import patching
 from actstore.errors import JobError, ModelError, PlanMismatchError, StorageError
@@ -138,6 +138,33 @@ def test_results_are_those_of_a_grid_for_each_pair(
     assert 0 <= report.noise_floor < 1e-4
     assert report.n_cells == len(all_lines["value"])
     assert report.pairs_per_second > 0
+
+
+def test_positions_of_means_have_the_tokens_that_all_prompts_share(fields: dict[str, Any]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(fields["model"])
+    begin, noun, end = (tokenizer.encode(text) for text in ("My lord <i>", " I came", "$&"))
+    shared = [*begin, 40, *noun, *end]
+    pairs = [
+        {
+            "clean": [*begin, 41, *noun, *end],
+            "corrupted": [*begin, token, *noun, *end],
+            "answer": 5,
+            "wrong": 6,
+        }
+        for token in (50, 51, 52, 50)
+    ]
+    fields |= {"pairs": write_jsonl(Path(fields["pairs"]), pairs)}
+    hooks: list[dict[str, Any]] = [{}, {"hook": "pattern", "axes": "layer,dest_pos,src_pos"}]
+    expected = [f"{position}: {tokenizer.decode(token)}" for position, token in enumerate(shared)]
+    expected[len(begin)] = str(len(begin))  # where the prompts differ
+    for number, more in enumerate(hooks):
+        out = f"{fields['out']}-{number}"
+        patching.run_job(**fields | more | {"out": out})
+        mean = patching.PatchResult.load(Path(out, "summary.parquet"))
+        layers, *positions = mean.axes
+        assert layers.labels == ("0", "1", "2")
+        assert positions
+        assert [list(axis.labels) for axis in positions] == [expected] * len(positions)
 
 
 def test_an_interrupted_job_goes_on_and_ends_in_the_same_bytes(
