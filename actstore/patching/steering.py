@@ -9,6 +9,7 @@ from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import HookName
 from actstore.patching.batches import batches
+from actstore.patching.engine.metric import positions_of
 
 if TYPE_CHECKING:
     import torch
@@ -58,13 +59,11 @@ class Steering:
         step = vector * self.coefficient
         if self.positions is None:
             return value + step
-        chosen = [self.positions] if isinstance(self.positions, int) else self.positions
-        if not isinstance(chosen, slice):
-            length = value.shape[1]
-            wrong = [position for position in chosen if not -length <= position < length]
-            if wrong:
-                raise PatchError(f"positions holds {wrong[0]}; the prompts have positions 0 to {length - 1}")
-            chosen = sorted({position % length for position in chosen})
+        chosen: slice | list[int]
+        if isinstance(self.positions, slice):
+            chosen = self.positions
+        else:
+            chosen = sorted(set(positions_of(self.positions, value.shape[1])))
         steered = value.clone()
         steered[:, chosen] = value[:, chosen] + step
         return steered

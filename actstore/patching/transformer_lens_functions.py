@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from actstore.errors import PatchError
 from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.hook_points import BY_LEAF
+from actstore.patching.axes import leaf_of
 from actstore.patching.engine.metric import Metric
 from actstore.patching.grid import grid
 
@@ -157,7 +159,8 @@ def generic_activation_patch(
     shape: tuple[int, ...]
     if index_df is None:
         assert index_axis_names is not None
-        n_heads = model.cfg.n_key_value_heads if activation_name in ("k", "v") else model.cfg.n_heads
+        is_shared = "kv_head" in BY_LEAF[leaf_of(model.names, activation_name)].axes
+        n_heads = model.cfg.n_key_value_heads if is_shared else model.cfg.n_heads
         length = corrupted_tokens.shape[-1]
         sizes = {"layer": model.cfg.n_layers, **dict.fromkeys(("pos", "src_pos", "dest_pos"), length)}
         sizes |= dict.fromkeys(("head", "head_index"), n_heads)

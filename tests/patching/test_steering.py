@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -105,6 +106,11 @@ def test_what_does_not_fit_is_refused(folder: Path) -> None:
     ]:
         with pytest.raises(PatchError, match=text):
             model.run_with_hooks(TOKENS, fwd_hooks=[patching.steering(vector, hook, 1.0, positions)])
+    whole = model.run_with_hooks(TOKENS, fwd_hooks=[patching.steering(VECTOR, 1, 1.0, 3)])
+    place: Any
+    for place in (np.int64(3), torch.tensor(3), np.array([3, -4, 3])):
+        same = model.run_with_hooks(TOKENS, fwd_hooks=[patching.steering(VECTOR, 1, 1.0, place)])
+        assert torch.equal(same, whole)
     with pytest.raises(PatchError, match="a prompt has 3 tokens"):
         patching.steering_vector(model, TOKENS, TOKENS[:, :3], 1, position=5)
     with pytest.raises(PatchError, match="no value for a position"):

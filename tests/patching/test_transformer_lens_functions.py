@@ -96,6 +96,14 @@ def test_a_setter_of_ones_own(tiny_model: TinyModel, theirs: Any) -> None:
     some = table.iloc[[3, 8]]
     chosen = patching.generic_activation_patch(*arguments[:-1], index_df=some)
     torch.testing.assert_close(chosen, values.flatten()[[3, 8]])
+    # Each hook has its own number of heads.
+    setter = patching.layer_head_vector_patch_setter
+    keys = patching.get_act_patch_attn_head_k_all_pos(model, CORRUPTED, cache, difference)
+    for name in ("k", "rot_k"):
+        by_head = patching.generic_activation_patch(
+            model, CORRUPTED, cache, difference, setter, name, ("layer", "head")
+        )
+        torch.testing.assert_close(by_head, keys, atol=1e-5, rtol=0)
     with pytest.raises(PatchError, match="either index_axis_names"):
         patching.generic_activation_patch(*arguments[:-1])
 

@@ -2,7 +2,7 @@
 
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +119,8 @@ def _sets(
     )
     sets: list[list[tuple[int, int | None]]] = []
     for its in together:
+        if not isinstance(its, Iterable):
+            raise PatchError(f"together holds {its!r}; give lists of (layer, head), or of layers")
         sets.append([])
         for part in its:
             is_head = isinstance(part, tuple)

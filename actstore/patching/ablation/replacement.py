@@ -52,6 +52,36 @@ def replacement(
             raise PatchError("zeros need no source; leave it out, or choose value='mean' or 'resample'")
         return _zeros(model, tokens, leaf, layers)
     names = {layer: join(layer, leaf) for layer in layers}
+    new = _from_source(model, tokens, leaf, names, value, source, by_position=by_position, seed=seed)
+    point = BY_LEAF[leaf]
+    shape = list(model.cfg.shape(point, tokens.shape[1]))
+    shape.insert(point.position_axis - 1, tokens.shape[1])
+
+    def checked(layer: int) -> "torch.Tensor":
+        its_values = new(layer)
+        # One number for many would be spread over them.
+        if list(its_values.shape) != [len(tokens), *shape]:
+            raise PatchError(
+                f"what the source has for {names[layer]} gives values of shape {list(its_values.shape)}, and those of "
+                f"these prompts have {[len(tokens), *shape]}; the source must be of this model"
+            )
+        return its_values
+
+    return checked
+
+
+def _from_source(
+    model: HookedModel,
+    tokens: "torch.Tensor",
+    leaf: str,
+    names: Mapping[int, str],
+    value: Value,
+    source: Any,
+    *,
+    by_position: bool,
+    seed: int,
+) -> New:
+    """Means, or values of other prompts."""
     if value == "mean":
         if leaf in PATTERNS and not by_position:
             raise PatchError(
@@ -97,16 +127,16 @@ def _means(
             raise PatchError("statistics have one mean for all positions; leave out by_position")
         means = {layer: torch.as_tensor(source.stats(name).mean) for layer, name in names.items()}
     elif isinstance(source, Mapping):
-        means = {layer: _value(source, name) for layer, name in names.items()}
-        first = means[next(iter(names))]
-        if first.ndim > _n_axes(leaf):
-            means = {
-                layer: mean.double().mean((0,) if by_position else (0, 1)) for layer, mean in means.items()
-            }
+        means = {
+            layer: _mean_of(torch.as_tensor(_value(source, name)), leaf, by_position=by_position)
+            for layer, name in names.items()
+        }
     else:
         means = _means_of_prompts(model, source, names, by_position)
     wrong = [
-        mean for mean in means.values() if by_position and mean.shape[_position(leaf)] != tokens.shape[1]
+        mean
+        for mean in means.values()
+        if by_position and mean.ndim == _n_axes(leaf) and mean.shape[_position(leaf)] != tokens.shape[1]
     ]
     if wrong:
         raise PatchError(
@@ -120,6 +150,15 @@ def _means(
         return whole.expand(len(tokens), *whole.shape)
 
     return new
+
+
+def _mean_of(value: "torch.Tensor", leaf: str, *, by_position: bool) -> "torch.Tensor":
+    """The mean of a value of a cache, with or without an axis of prompts; a value that is a mean already is kept."""
+    n_more = value.ndim - _n_axes(
+        leaf
+    )  # 1 with an axis of prompts, 0 with one of positions, -1 for one token
+    axes = range(n_more) if by_position else range(n_more + 1)
+    return value.double().mean(tuple(axes)) if n_more >= 0 and len(axes) else value
 
 
 def _means_of_prompts(

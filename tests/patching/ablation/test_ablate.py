@@ -171,6 +171,18 @@ def test_means_and_sequences_of_a_store(model: HookedModel, plain: Plain, fields
         patching.ablate(model, TOKENS, difference, value="resample", source=store)
 
 
+def test_means_of_a_cache_are_those_of_its_positions(model: HookedModel, plain: Plain) -> None:
+    """With an axis of prompts, without one, as means already, and as arrays: each layer by itself."""
+    _, cache = model.run_with_cache(OTHERS[:1], names_filter="blocks.*.attn.hook_z")
+    z = plain.z(OTHERS[:1])
+    first, second, third = cache.keys()
+    source = {first: cache[first], second: cache[second][0], third: cache[third].mean((0, 1)).numpy()}
+    result = patching.ablate(model, TOKENS, difference, value="mean", source=source)
+    for layer in range(N_LAYERS):
+        expected = plain.without([(layer, 2)], lambda layer: z[layer].mean((0, 1)))
+        torch.testing.assert_close(result.values[:, layer, 2], expected, atol=1e-5, rtol=0)
+
+
 def test_drawing_depends_on_the_seed_alone(model: HookedModel) -> None:
     def values(seed: int) -> Tensor:
         return patching.ablate(
@@ -201,6 +213,18 @@ def test_what_does_not_fit_is_refused(model: HookedModel) -> None:
         ({"together": [[(0, 4)]]}, r"holds \(0, 4\); there are layers 0 to 2, and heads 0 to 3"),
         ({"together": [[]]}, "together is empty"),
         ({"together": [["z"]]}, r"give \(layer, head\)"),
+        ({"together": [3]}, r"holds 3; give lists of \(layer, head\)"),
+        *(
+            (
+                {"value": value, "source": of_other},
+                r"gives values of shape \[2, 7, 4, 1\], and those of these",
+            )
+            for value, of_other in (
+                ("mean", {name: torch.zeros(4, 1) for name in cache}),
+                ("mean", {name: torch.zeros(5, 7, 4, 1) for name in cache}),
+                ("resample", {name: torch.zeros(5, 7, 4, 1) for name in cache}),
+            )
+        ),
     ]
     for arguments, text in cases:
         with pytest.raises(PatchError, match=text):
