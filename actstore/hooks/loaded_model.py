@@ -98,7 +98,7 @@ class LoadedModel(WithText):
             ModelError: packed rows are not exact for this model.
         """
         with packed_run(self._forward, self.base, self.architecture, self.cfg, tokens) as run:
-            check_exact(run, self.base, self.cfg.model_type)
+            check_exact(run, self.base)
             yield run
 
     @cached_property

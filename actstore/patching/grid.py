@@ -10,6 +10,7 @@ from actstore.hooks.model import HookedModel
 from actstore.memory import free_nbytes
 from actstore.patching.axes import HEADS, NEURON, POSITIONS, leaf_of, sizes_of
 from actstore.patching.clean import clean_values, prompts_of
+from actstore.patching.engine.bounds import token_nbytes
 from actstore.patching.engine.cells import Cells
 from actstore.patching.engine.computed import Computed, Progress, computed
 from actstore.patching.engine.metric import Metric, measured, positions_of
@@ -110,13 +111,14 @@ def replaced_grid(
     began = time.perf_counter()
     leaf = leaf_of(model.names, hook)
     sizes = sizes_of(model.cfg, leaf, axes, tokens.shape[1])
+    chosen = positions_of(positions, tokens.shape[1])
     result = computed(
         model,
         tokens,
         cells_of(leaf, axes, sizes, tokens.shape[1], new),
         metric,
-        positions_of(positions, tokens.shape[1]),
-        max_tokens=max_tokens or default_tokens(model),
+        chosen,
+        max_tokens=max_tokens or default_tokens(model, len(tokens) * len(chosen)),
         engine=engine,
         progress=progress,
     )
@@ -172,12 +174,18 @@ def tokens_of(model: HookedModel, corrupted: "torch.Tensor | str | Sequence[str]
     return prompt_ids(model, corrupted, "corrupted")
 
 
-def default_tokens(model: HookedModel) -> int:
-    """Tokens whose residual streams take an eighth of the free memory of the model's device."""
-    free = free_nbytes(model.device)
-    # The stream of a token, and about as much again for values within the layer.
-    tokens = int(free * _SHARE_OF_MEMORY) // (2 * model.cfg.d_model * model.dtype.itemsize)
-    return min(max(tokens, _LEAST_TOKENS), _MOST_TOKENS)
+def default_tokens(model: HookedModel, n_logits: int) -> int:
+    """Tokens whose residual streams take an eighth of the free memory of the model's device, beside logits.
+
+    Args:
+        model: the model.
+        n_logits: prompts times positions whose logits a metric is given at once.
+    """
+    itemsize = model.dtype.itemsize
+    # Those of the recorded run, and those of a cell.
+    logits = 2 * n_logits * model.cfg.d_vocab * itemsize
+    room = int(free_nbytes(model.device) * _SHARE_OF_MEMORY) - logits
+    return min(max(room // token_nbytes(model.cfg.d_model, itemsize), _LEAST_TOKENS), _MOST_TOKENS)
 
 
 def cells_of(leaf: str, axes: Sequence[str], sizes: Sequence[int], length: int, new: Any) -> Cells:

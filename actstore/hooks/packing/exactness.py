@@ -7,7 +7,6 @@ from actstore.errors import ModelError
 from actstore.hooks.packing.packed_run import Group, PackedRun
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 _MOST_POSITIONS: Final = 16
@@ -22,7 +21,7 @@ _exact: "Final[WeakSet[nn.Module]]" = WeakSet()
 """Models for which packed rows were exact, so that they are not probed for every run."""
 
 
-def check_exact(run: PackedRun, base: "nn.Module", model_type: str) -> None:
+def check_exact(run: PackedRun, base: "nn.Module") -> None:
     """Probe a model, unless it was found exact before.
 
     Raises:
@@ -30,26 +29,25 @@ def check_exact(run: PackedRun, base: "nn.Module", model_type: str) -> None:
     """
     if base in _exact:
         return
-    check_drift(drift_of_layers(run), run.streams[0].dtype, model_type)
+    check_drift(run, drift_of_layers(run))
     if run.length >= _FEWEST_POSITIONS:
         _exact.add(base)
 
 
-def check_drift(drift: float, dtype: "torch.dtype", model_type: str) -> None:
+def check_drift(run: PackedRun, drift: float) -> None:
     """Check that unpatched rows ended where the recorded run did.
 
     Args:
-        drift: their distance, as a share of the norm.
-        dtype: type of the stream.
-        model_type: the family, for the error.
+        run: the recorded run.
+        drift: their distance from it, as a share of the norm.
 
     Raises:
         ModelError: they did not, so packed rows are not exact for this model.
     """
-    if not drift <= _DRIFT.get(str(dtype), _DRIFT_OF_HALVES):
+    if not drift <= _DRIFT.get(str(run.streams[0].dtype), _DRIFT_OF_HALVES):
         raise ModelError(
             f"unpatched rows ended {drift:.1g} of their norm away from the whole forward, so layers of this "
-            f"{model_type} model join positions outside of attention"
+            f"{run.model_type} model join positions outside of attention"
         )
 
 

@@ -108,6 +108,8 @@ class PackedRun:
         self._groups: Sequence[Group] = ()
         self._edits: Mapping[str, Edit] = {}
         self._keys_seen: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+        self.model_type = cfg.model_type
+        """The family, for errors."""
         self.length = tokens.shape[1]
         self.logits = self._recorded(tokens)
         """Logits of the model [prompt, position, d_vocab]."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from actstore.errors import PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
-from actstore.hooks.packing.exactness import check_drift
 from actstore.patching.ablation.replacement import New, Value, replacement
 from actstore.patching.axes import leaf_of
 from actstore.patching.engine.cells import PATTERNS
@@ -96,9 +95,8 @@ def ablate(
         return replace(result, seconds=time.perf_counter() - began)
     edits = [[_edit(leaf, layer, head, new) for layer, head in its] for its in sets]
     chosen = positions_of(positions, ids.shape[1])
-    computed = _computed(
-        model, ids, edits, metric, chosen, max_tokens or default_tokens(model), engine, progress
-    )
+    max_tokens = max_tokens or default_tokens(model, len(ids) * len(chosen))
+    computed = _computed(model, ids, edits, metric, chosen, max_tokens, engine, progress)
     axis = Axis("set", tuple(", ".join(map(_name, its)) for its in sets))
     return result_of(model, computed, [axis], hook, time.perf_counter() - began)
 
@@ -169,7 +167,6 @@ def _computed(
                 metric,
                 positions,
                 max_tokens=max_tokens,
-                check_drift=lambda drift: check_drift(drift, model.dtype, model.cfg.model_type),
                 progress=progress,
             )
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from actstore.errors import ModelError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
-from actstore.hooks.packing.exactness import check_drift
 from actstore.hooks.packing.foreign_hooks import hooked_by_others
 from actstore.patching.engine.cells import Cells, reach, trimmed
+from actstore.patching.engine.measuring import Measuring
 from actstore.patching.engine.metric import Metric, measured
 from actstore.patching.engine.sweep import sweep
 from actstore.patching.engine.whole_rows import whole_rows
@@ -130,17 +130,14 @@ def _packed(
     recorded = None if is_recorded else _values(model, tokens, cells)
     with model.packed_run(tokens) as run:
         cells, changed = trimmed(cells, recorded or run.streams.__getitem__, len(tokens))
-        corrupted = measured(metric, run.logits[:, list(positions)], is_in_turn=True)
-        numbers = corrupted.repeat(len(cells), 1)
-        noise = 0.0
-        for part, swept in sweep(run, cells, changed, metric, positions, max_tokens):
-            check_drift(swept.drift, model.dtype, model.cfg.model_type)
-            numbers[part] = swept.numbers
-            noise = max(noise, float((swept.controls - corrupted).abs().max()))
+        measuring = Measuring(run, metric, positions, max_tokens)
+        numbers = measuring.corrupted.repeat(len(cells), 1)
+        for part, its_numbers in sweep(run, cells, changed, measuring, max_tokens):
+            numbers[part] = its_numbers
             if progress is not None:
                 progress(part.stop, len(cells))
     n_skipped = int((~changed.any(1)).sum()) if len(cells) else 0
-    return Computed(numbers, corrupted, "packed rows", noise, n_skipped)
+    return Computed(numbers, measuring.corrupted, "packed rows", measuring.noise_floor, n_skipped)
 
 
 def _values(model: HookedModel, tokens: "torch.Tensor", cells: Cells) -> "Callable[[int], torch.Tensor]":

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
-from actstore.patching.engine.bounds import LOGITS_BYTES, TOKENS_AT_ONCE
-from actstore.patching.engine.metric import Metric, measured
+from actstore.patching.engine.bounds import TOKENS_AT_ONCE
+from actstore.patching.engine.measuring import Ends, Measuring
 
 if TYPE_CHECKING:
     import torch
@@ -41,49 +41,39 @@ class VariantEdit:
         edited.copy_(self.value[:, :n_positions])
 
 
-@dataclass(frozen=True)
-class SweptVariants:
-    """What a sweep gives."""
-
-    numbers: "torch.Tensor"
-    """Metric of each variant, float64 [variant, 1] or [variant, prompt]."""
-    controls: "torch.Tensor"
-    """Metric of unpatched rows, computed in the same way, [1] or [prompt]."""
-    drift: float
-    """Largest distance of unpatched rows out of the last layer from the recorded run, as a share of a norm."""
-
-
 def packed_variants(
     run: PackedRun,
     edits: Sequence[Sequence[VariantEdit]],
     numbers: Sequence[int],
-    metric: Metric,
-    positions: list[int],
+    measuring: Measuring,
     max_tokens: int,
-) -> Iterator[tuple[list[int], SweptVariants]]:
+) -> "Iterator[tuple[list[int], torch.Tensor]]":
     """Compute variants in waves of at most ``max_tokens`` tokens.
 
     Args:
         run: the corrupted run.
         edits: the edits of every variant.
         numbers: the variants to compute; each has an edit.
-        metric: takes logits of ``positions`` [prompt, position, d_vocab].
-        positions: positions that the metric sees.
+        measuring: takes the metric of variants.
         max_tokens: tokens on the way at once, at least those of one variant.
 
     Yields:
-        (variants of the wave, what they give).
+        (variants of the wave, their metric, float64 [variant, 1] or [variant, prompt]).
+
+    Raises:
+        ModelError: unpatched rows have not ended where the recorded run did.
     """
     if not numbers:
         return
-    stop = max(positions) + 1
+    stop = max(measuring.positions) + 1
     # All rows begin at one position: where prompts differ, paths differ.
     start = min(edit.start for number in numbers for edit in edits[number])
     ordered = sorted(numbers, key=lambda number: _first_layer(edits[number]))
     n_at_once = max(1, max_tokens // (len(run.streams[0]) * (stop - start)))
     for first in range(0, len(ordered), n_at_once):
         part = ordered[first : first + n_at_once]
-        yield part, _Wave(run, [edits[number] for number in part], start, positions).swept(metric)
+        wave = _Wave(run, [edits[number] for number in part], start, measuring.positions)
+        yield part, wave.swept(measuring)
 
 
 def _first_layer(edits: Sequence[VariantEdit]) -> int:
@@ -109,7 +99,10 @@ class _Wave:
         )
         """Residual stream of each variant [variant, prompt, position, d_model]."""
 
-    def swept(self, metric: Metric) -> SweptVariants:
+    def swept(self, measuring: Measuring) -> "torch.Tensor":
+        """Run all layers, and measure the variants [variant, 1] or [variant, prompt]."""
+        import torch
+
         n_layers = len(self._run.streams) - 1
         stop = self._start + self._stream.shape[2]
         n_at_once = max(1, TOKENS_AT_ONCE // (self._n_prompts * self._stream.shape[2]))
@@ -121,8 +114,8 @@ class _Wave:
             self._stream[n_before:n_joined] = self._run.streams[layer][:, self._start : stop]
             for first in range(0, n_joined, n_at_once):
                 self._advance(layer, slice(first, min(first + n_at_once, n_joined)))
-        numbers = self._measured(metric)
-        return SweptVariants(numbers[1:], numbers[0], self._drift())
+        unpatched, *ends = map(self._ends, self._stream)
+        return torch.stack(list(measuring.numbers(unpatched, ends)))
 
     def _advance(self, layer: int, part: slice) -> None:
         """Run a layer over some of the variants."""
@@ -159,25 +152,9 @@ class _Wave:
 
         return {leaf: edit_of(numbered) for leaf, numbered in by_leaf.items()}
 
-    def _measured(self, metric: Metric) -> "torch.Tensor":
-        """The metric of all variants."""
-        import torch
-
-        recorded = self._run.logits[:, self._positions]
+    def _ends(self, stream: "torch.Tensor") -> Ends:
+        """Where one variant ends, whose stream is [prompt, position, d_model]."""
         seen = [number for number, position in enumerate(self._positions) if position >= self._start]
         offsets = [self._positions[number] - self._start for number in seen]
-        n_at_once = max(1, LOGITS_BYTES // (recorded.numel() * recorded.element_size()))
-        numbers = []
-        for first in range(0, len(self._edits), n_at_once):
-            stream = self._stream[first : first + n_at_once, :, offsets]
-            logits = recorded.expand(len(stream), *recorded.shape).clone()
-            logits[:, :, seen] = self._run.head(stream.flatten(0, 2)).view(*stream.shape[:3], -1)
-            numbers += [measured(metric, its_logits, is_in_turn=True) for its_logits in logits]
-        return torch.stack(numbers)
-
-    def _drift(self) -> float:
-        """How far the first variant, which has no edits, has come from the recorded run."""
-        seen = [position for position in self._positions if position >= self._start]
-        recorded = self._run.streams[-1][:, seen].float()
-        ends = self._stream[0][:, [position - self._start for position in seen]].float()
-        return float(((ends - recorded).norm(dim=-1) / recorded.norm(dim=-1)).max())
+        prompts = [prompt for prompt in range(self._n_prompts) for _ in seen]
+        return Ends(stream[:, offsets].flatten(0, 1), prompts, seen * self._n_prompts)

@@ -10,29 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
-from actstore.patching.engine.bounds import LOGITS_BYTES, TOKENS_AT_ONCE
+from actstore.patching.engine.bounds import TOKENS_AT_ONCE
 from actstore.patching.engine.cells import PATTERNS, Cells, reach
-from actstore.patching.engine.metric import Metric, measured
+from actstore.patching.engine.measuring import Ends, Measuring
 
 if TYPE_CHECKING:
     import torch
 
 _CONTROL: Final = -1
 """Number of the cell that changes nothing, which each wave computes beside the others."""
-
-
-@dataclass(frozen=True)
-class Swept:
-    """What a sweep gives."""
-
-    numbers: "torch.Tensor"
-    """Metric of each cell, float64 [cell, 1] or [cell, prompt]."""
-    controls: "torch.Tensor"
-    """Metric of unpatched rows, computed in the same way, [wave, 1] or [wave, prompt]."""
-    drift: float
-    """Largest distance of unpatched rows out of the last layer from the recorded run, as a share of a norm."""
-    n_tokens: int
-    """Tokens that went through layers, all layers together."""
 
 
 class _Live:
@@ -91,27 +77,28 @@ def sweep(
     run: PackedRun,
     cells: Cells,
     changed: "torch.Tensor",
-    metric: Metric,
-    positions: Sequence[int],
+    measuring: Measuring,
     max_tokens: int,
-) -> Iterator[tuple[slice, Swept]]:
+) -> "Iterator[tuple[slice, torch.Tensor]]":
     """Compute cells in waves of at most ``max_tokens`` tokens.
 
     Args:
         run: the corrupted run.
         cells: what to compute, in ascending order of layers.
         changed: whether a cell changes a prompt [cell, prompt]; other prompts keep their logits.
-        metric: takes logits of ``positions`` [prompt, position, d_vocab].
-        positions: positions that the metric sees.
+        measuring: takes the metric of cells.
         max_tokens: tokens on the way at once, at least those of one cell.
 
     Yields:
-        (cells of the wave, what they give).
+        (cells of the wave, their metric, float64 [cell, 1] or [cell, prompt]).
+
+    Raises:
+        ModelError: unpatched rows have not ended where the recorded run did.
     """
-    stop = max(positions) + 1
+    stop = max(measuring.positions) + 1
     costs = ((stop - cells.starts).clamp(min=0)[:, None] * changed).sum(1)
     for part in _waves(costs, max_tokens):
-        yield part, _Wave(run, cells, changed, part, list(positions)).swept(metric)
+        yield part, _Wave(run, cells, changed, part, measuring.positions).swept(measuring)
 
 
 def _waves(costs: "torch.Tensor", max_tokens: int) -> Iterator[slice]:
@@ -140,7 +127,6 @@ class _Wave:
         self._positions = positions
         self._stop = max(positions) + 1
         self._reach = reach(cells.leaf)
-        self._n_tokens = 0
         indices, prompts = changed[part].nonzero(as_tuple=True)
         numbers = indices + part.start
         is_seen = cells.starts[numbers] < self._stop
@@ -161,8 +147,8 @@ class _Wave:
             n_layers = len(run.streams) - 1
             self._live.append(_Live(start, self._stop, columns, run.streams[0], n_layers))
 
-    def swept(self, metric: Metric) -> Swept:
-        """Run all layers, and measure the cells."""
+    def swept(self, measuring: Measuring) -> "torch.Tensor":
+        """Run all layers, and measure the cells [cell, 1] or [cell, prompt]."""
         n_layers = len(self._run.streams) - 1
         for layer in range(self._first_layer, n_layers):
             pieces = [piece for live in self._live for piece in self._joined_before(live, layer)]
@@ -170,7 +156,7 @@ class _Wave:
                 self._advance(layer, chunk)
             for chunk in _chunks(pieces):
                 self._enter(layer, chunk)
-        return self._measured(metric)
+        return self._measured(measuring)
 
     def _joined_before(self, live: _Live, layer: int) -> list[_Piece]:
         """Let rows join whose edit is in the stream into the layer, and give the others, which enter within it."""
@@ -215,7 +201,6 @@ class _Wave:
         groups = [piece.group(has_own_keys=True) for piece in pieces]
         if layer == len(self._run.streams) - 2 and len(self._positions) == 1:
             # Nobody looks at the other positions behind the last layer.
-            self._n_tokens += sum(group.n_rows for group in groups)
             ends = self._run.layer_at_end(layer, torch.cat(streams), groups)
             for piece, end in zip(pieces, torch.split(ends, [group.n_rows for group in groups]), strict=True):
                 piece.live.stream[piece.rows, -1] = end
@@ -248,7 +233,6 @@ class _Wave:
         import torch
 
         stream = streams[0] if len(streams) == 1 else torch.cat(streams)
-        self._n_tokens += len(stream)
         out = self._run.layer(layer, stream, groups, edits)
         parts = torch.split(out, [group.n_tokens for group in groups])
         return [
@@ -286,64 +270,31 @@ class _Wave:
 
         return edit_pattern if cells.leaf in PATTERNS else edit
 
-    def _measured(self, metric: Metric) -> Swept:
-        """Logits and metric of all cells."""
+    def _measured(self, measuring: Measuring) -> "torch.Tensor":
+        """The metric of all cells."""
         places: dict[int, list[tuple[_Live, int]]] = {}
         for live in self._live:
             for row, cell in enumerate(live.cells.tolist()):
                 places.setdefault(cell, []).append((live, row))
-        recorded = self._run.logits[:, self._positions]
-        n_cells = max(1, LOGITS_BYTES // (recorded.numel() * recorded.element_size()))
-        base = measured(metric, recorded.clone(), is_in_turn=True)  # a metric may change its logits
-        part = range(self._part.start, self._part.stop)
-        numbers = base.repeat(len(part), 1)
-        controls = base
         # Cells that change nothing have no rows, and exactly the metric of the recorded run.
-        moved = [_CONTROL, *(cell for cell in part if cell in places)]
-        for first in range(0, len(moved), n_cells):
-            chunk = moved[first : first + n_cells]
-            logits = self._logits([places[cell] for cell in chunk], recorded)
-            for cell, its_logits in zip(chunk, logits, strict=True):
-                value = measured(metric, its_logits, is_in_turn=True)
-                if cell == _CONTROL:
-                    controls = value
-                else:
-                    numbers[cell - self._part.start] = value
-        return Swept(numbers, controls, self._drift(places[_CONTROL]), self._n_tokens)
+        numbers = measuring.corrupted.repeat(self._part.stop - self._part.start, 1)
+        moved = [cell for cell in range(self._part.start, self._part.stop) if cell in places]
+        ends = (self._ends(places[cell]) for cell in moved)
+        for cell, number in zip(moved, measuring.numbers(self._ends(places[_CONTROL]), ends), strict=True):
+            numbers[cell - self._part.start] = number
+        return numbers
 
-    def _logits(self, places: "list[list[tuple[_Live, int]]]", recorded: "torch.Tensor") -> "torch.Tensor":
-        """Logits of cells [cell, prompt, position, d_vocab]; ``places`` has the rows of each cell."""
+    def _ends(self, places: "list[tuple[_Live, int]]") -> Ends:
+        """Where the rows of one cell end."""
         import torch
 
-        streams, cells, prompts, seen = [], [], [], []
-        for cell, rows in enumerate(places):
-            for live, row in rows:
-                positions = [
-                    (index, position - live.start)
-                    for index, position in enumerate(self._positions)
-                    if position >= live.start
-                ]
-                streams.append(live.stream[row, [offset for _, offset in positions]])
-                cells += [cell] * len(positions)
-                prompts += [int(live.prompts[row])] * len(positions)
-                seen += [index for index, _ in positions]
-        stream = torch.cat(streams)
-        if len(stream) == len(places) * recorded.shape[0] * recorded.shape[1]:
-            logits = recorded.new_empty(len(places), *recorded.shape)
-        else:
-            logits = recorded.expand(len(places), *recorded.shape).clone()
-        logits[cells, prompts, seen] = self._run.head(stream)
-        return logits
-
-    def _drift(self, places: "list[tuple[_Live, int]]") -> float:
-        """How far unpatched rows have come from the recorded run, as the largest share of a norm."""
-        shares = []
+        streams, prompts, seen = [], [], []
         for live, row in places:
-            seen = [position for position in self._positions if position >= live.start]
-            recorded = self._run.streams[-1][int(live.prompts[row]), seen].float()
-            difference = live.stream[row, [position - live.start for position in seen]].float() - recorded
-            shares.append((difference.norm(dim=-1) / recorded.norm(dim=-1)).max())
-        return float(max(shares))
+            its_seen = [number for number, position in enumerate(self._positions) if position >= live.start]
+            streams.append(live.stream[row, [self._positions[number] - live.start for number in its_seen]])
+            prompts += [int(live.prompts[row])] * len(its_seen)
+            seen += its_seen
+        return Ends(torch.cat(streams), prompts, seen)
 
 
 def _chunks(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:

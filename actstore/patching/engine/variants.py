@@ -1,13 +1,15 @@
 """Variants of a run with several edits each, such as the receivers of a path: what each replaces, and by what."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.hooks.packing.packed_run import PackedRun
+from actstore.patching.engine.bounds import tokens_of_forward
 from actstore.patching.engine.computed import Computed, Progress
+from actstore.patching.engine.measuring import Measuring
 from actstore.patching.engine.metric import Metric, measured
 from actstore.patching.engine.packed_variants import VariantEdit, packed_variants
 
@@ -22,7 +24,6 @@ def packed(
     positions: Sequence[int],
     *,
     max_tokens: int,
-    check_drift: Callable[[float], None],
     progress: Progress | None = None,
 ) -> Computed:
     """Compute variants as packed rows.
@@ -33,27 +34,24 @@ def packed(
         metric: takes logits of ``positions`` [prompt, position, d_vocab].
         positions: positions that the metric sees.
         max_tokens: the most tokens that are on the way at once.
-        check_drift: called with the distance of unpatched rows from the recorded run, as a share of their norm.
         progress: called after each part.
 
     Raises:
         PatchError: the metric gives something else than numbers.
+        ModelError: unpatched rows have not ended where the recorded run did.
     """
-    chosen = list(positions)
-    corrupted = measured(metric, run.logits[:, chosen], is_in_turn=True)
-    numbers = corrupted.repeat(len(edits), 1)
+    measuring = Measuring(run, metric, positions, max_tokens)
+    numbers = measuring.corrupted.repeat(len(edits), 1)
     # An edit behind the last position that the metric sees is not seen.
-    moved = [number for number, its in enumerate(edits) if any(edit.start <= max(chosen) for edit in its)]
-    noise = 0.0
+    moved = [number for number, its in enumerate(edits) if any(edit.start <= max(positions) for edit in its)]
     done = 0
-    for part, swept in packed_variants(run, edits, moved, metric, chosen, max_tokens):
-        check_drift(swept.drift)
-        numbers[part] = swept.numbers
-        noise = max(noise, float((swept.controls - corrupted).abs().max()))
+    for part, its_numbers in packed_variants(run, edits, moved, measuring, max_tokens):
+        numbers[part] = its_numbers
         done += len(part)
         if progress is not None:
             progress(done, len(edits))
-    return Computed(numbers, corrupted, "packed rows", noise, len(edits) - len(moved))
+    n_skipped = len(edits) - len(moved)
+    return Computed(numbers, measuring.corrupted, "packed rows", measuring.noise_floor, n_skipped)
 
 
 def whole(
@@ -66,7 +64,7 @@ def whole(
     max_tokens: int,
     progress: Progress | None = None,
 ) -> Computed:
-    """Compute variants as whole rows, several in one forward where they fit into ``max_tokens`` tokens.
+    """Compute variants as whole rows, several in one forward where memory allows it.
 
     Args:
         model: the model; functions on its hooks are called.
@@ -74,7 +72,7 @@ def whole(
         edits: the edits of each variant, made together.
         metric: takes logits of ``positions`` [prompt, position, d_vocab].
         positions: positions that the metric sees.
-        max_tokens: tokens of one forward, at least those of one variant.
+        max_tokens: tokens on the way at once, which bound those of one forward; at least those of one variant.
         progress: called after each part.
 
     Raises:
@@ -86,7 +84,7 @@ def whole(
     corrupted = measured(metric, model(tokens)[:, chosen])
     numbers = corrupted.repeat(len(edits), 1)
     moved = [number for number, its in enumerate(edits) if its]
-    n_at_once = max(1, max_tokens // tokens.numel())
+    n_at_once = max(1, tokens_of_forward(model, max_tokens) // tokens.numel())
     for first in range(0, len(moved), n_at_once):
         part = moved[first : first + n_at_once]
         hooks = list(_functions([edits[number] for number in part], len(tokens)))

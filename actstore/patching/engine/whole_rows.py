@@ -1,19 +1,17 @@
 """Cells computed as whole rows: a full forward over every prompt for each cell. Slow, and right for any model."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
+from actstore.patching.engine.bounds import tokens_of_forward
 from actstore.patching.engine.cells import PATTERNS, Cells
 from actstore.patching.engine.metric import Metric, measured
 
 if TYPE_CHECKING:
     import torch
-
-_TOKENS_AT_ONCE: Final = 2048
-"""Tokens of one forward, which gives logits for all of them. More need memory, and are no faster."""
 
 
 def whole_rows(
@@ -24,7 +22,7 @@ def whole_rows(
     positions: Sequence[int],
     max_tokens: int,
 ) -> Iterator[tuple[slice, "torch.Tensor"]]:
-    """Compute cells, several in one forward where they are of one layer and fit into ``max_tokens`` tokens.
+    """Compute cells, several in one forward where they are of one layer and memory allows it.
 
     Args:
         model: the model; functions on its hooks are called.
@@ -32,14 +30,14 @@ def whole_rows(
         cells: what to compute, in ascending order of layers.
         metric: takes logits of ``positions`` [prompt, position, d_vocab].
         positions: positions that the metric sees.
-        max_tokens: the most tokens of one forward, but at least those of one cell.
+        max_tokens: tokens on the way at once, which bound those of one forward; at least those of one cell.
 
     Yields:
         (cells, their metric [cell, 1] or [cell, prompt]).
     """
     import torch
 
-    n_at_once = max(1, min(max_tokens, _TOKENS_AT_ONCE) // tokens.numel())
+    n_at_once = max(1, tokens_of_forward(model, max_tokens) // tokens.numel())
     layers = cells.layers.tolist()
     first = 0
     while first < len(layers):

@@ -205,7 +205,7 @@ class _Grid:
             subset(cells, chosen.cells),
             metric,
             positions,
-            max_tokens=max_tokens or default_tokens(self.model),
+            max_tokens=max_tokens or default_tokens(self.model, len(self.tokens) * len(positions)),
         )
 
 

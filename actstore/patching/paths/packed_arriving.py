@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from actstore.hooks.capture.visitor import Finished
+from actstore.hooks.packing.exactness import check_drift
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
 from actstore.patching.engine.bounds import TOKENS_AT_ONCE
 from actstore.patching.paths.arrived import Arrived, Clean
@@ -30,7 +31,6 @@ def packed_arriving(
     clean: Clean,
     corrupted: Corrupted,
     stop: int,
-    check_drift: Callable[[float], None],
 ) -> Arrived:
     """Compute what arrives at positions before ``stop``.
 
@@ -42,12 +42,14 @@ def packed_arriving(
         corrupted: gives ``attn.hook_z``, ``hook_attn_out`` and ``hook_mlp_out`` of the layers of senders, and
             ``hook_attn_out`` of MLPs that receive.
         stop: position behind the last one that is needed.
-        check_drift: called with the distance of unpatched rows from the recorded run, as a share of their norm.
+
+    Raises:
+        ModelError: what unpatched rows write is not what was recorded.
     """
     start = min((_start(group, clean, corrupted, stop) for group in groups), default=stop)
     if start == stop:
         return Arrived(stop, {}, None)
-    return _Arriving(run, groups, clean, corrupted, range(start, stop), check_drift).at(receivers)
+    return _Arriving(run, groups, clean, corrupted, range(start, stop)).at(receivers)
 
 
 def _start(group: Sequence[Sender], clean: Clean, corrupted: Corrupted, stop: int) -> int:
@@ -73,13 +75,11 @@ class _Arriving:
         clean: Clean,
         corrupted: Corrupted,
         positions: range,
-        check_drift: Callable[[float], None],
     ) -> None:
         self._run = run
         self._groups = groups
         self._clean = clean
         self._corrupted = corrupted
-        self._check_drift = check_drift
         self._start, self._stop = positions.start, positions.stop
         like = run.streams[0]
         self._n_prompts = len(like)
@@ -209,7 +209,7 @@ class _Arriving:
 
     def _check(self, value: "torch.Tensor", recorded: "torch.Tensor") -> None:
         recorded = recorded[:, self._start : self._stop].float()
-        self._check_drift(float((value.float() - recorded).norm() / recorded.norm().clamp(min=1e-30)))
+        check_drift(self._run, float((value.float() - recorded).norm() / recorded.norm().clamp(min=1e-30)))
 
 
 def _parts(numbers: Sequence[int], size: int) -> list[list[int]]:

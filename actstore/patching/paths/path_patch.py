@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
-from actstore.hooks.packing.exactness import check_drift
 from actstore.patching.clean import clean_values
 from actstore.patching.engine.computed import Computed, Progress, by_engine
 from actstore.patching.engine.metric import Metric, measured, positions_of
@@ -86,7 +85,8 @@ def path_patch(
     task = _Task(
         model, tokens, metric, positions_of(positions, tokens.shape[1]), from_groups, to_groups, clean
     )
-    computed = task.computed(max_tokens or default_tokens(model), engine, progress)
+    max_tokens = max_tokens or default_tokens(model, len(tokens) * len(task.positions))
+    computed = task.computed(max_tokens, engine, progress)
     axes = [axis for axis in (*sender_axes, *receiver_axes) if len(axis.labels) > 1]
     to = receiver_axes[0].labels[0] if len(to_groups) == 1 else "receivers"
     seconds = time.perf_counter() - began
@@ -137,9 +137,6 @@ class _Task:
         corrupted = self._corrupted()
         stop = max(self.positions) + 1
 
-        def check(drift: float) -> None:
-            check_drift(drift, self._model.dtype, self._model.cfg.model_type)
-
         with self._model.packed_run(self._tokens) as run:
             recorded = run.logits[:, self.positions]
 
@@ -154,16 +151,13 @@ class _Task:
 
             parts = []
             for first, groups in self._parts():
-                arrived = packed_arriving(
-                    run, groups, self._every, self._clean, corrupted, stop, check_drift=check
-                )
+                arrived = packed_arriving(run, groups, self._every, self._clean, corrupted, stop)
                 computed = packed(
                     run,
                     self._edits(arrived, groups),
                     self._metric,
                     self.positions,
                     max_tokens=max_tokens,
-                    check_drift=check,
                     progress=self._progress_from(first, progress),
                 )
                 parts.append(self._with_logits(computed, arrived, groups, logits_of, is_in_turn=True))
