@@ -18,19 +18,20 @@ POSITIONS: Final = ("pos", "dest_pos")
 """Axes of the positions whose values are replaced."""
 HEADS: Final = ("head", "head_index")
 NEURON: Final = "neuron"
-_KV_LEAVES: Final = ("attn.hook_k", "attn.hook_v", "attn.hook_rot_k")
 
 
 def leaf_of(names: HookNames, hook: str) -> str:
     """The leaf of a hook that is given in shorthand, such as ``z``, or as a leaf, such as ``ln1.hook_scale``.
 
     Raises:
-        HookError: the model does not have it, or it is outside of the layers.
+        HookError: the model does not have it, it cannot be changed, or it is outside of the layers.
     """
     point = BY_LEAF.get(hook)
     if point is not None and not point.in_layer:
         raise HookError(f"{hook} is outside of the layers, and a grid patches hooks of every layer")
     _, leaf = split(names.one((hook, 0) if point is None else f"blocks.0.{hook}"))
+    if BY_LEAF[leaf].is_read_only:
+        raise HookError(f"{leaf} can be read but not changed; patch the input or the output of the MLP")
     return leaf
 
 
@@ -40,14 +41,13 @@ def sizes_of(cfg: HookedConfig, leaf: str, axes: Sequence[str], length: int) -> 
     Raises:
         PatchError: the hook does not have such axes.
     """
-    has_heads = bool({"head", "kv_head"} & set(BY_LEAF[leaf].axes))
+    own = BY_LEAF[leaf].axes
     allowed = {"layer": cfg.n_layers, "pos": length, "dest_pos": length}
-    if has_heads:
-        n_heads = cfg.n_key_value_heads if leaf in _KV_LEAVES else cfg.n_heads
-        allowed |= dict.fromkeys(HEADS, n_heads)
+    if {"head", "kv_head"} & set(own):
+        allowed |= dict.fromkeys(HEADS, cfg.n_key_value_heads if "kv_head" in own else cfg.n_heads)
     if leaf in PATTERNS:
         allowed["src_pos"] = length
-    if "d_mlp" in BY_LEAF[leaf].axes and cfg.d_mlp is not None:
+    if "d_mlp" in own and cfg.d_mlp is not None:
         allowed[NEURON] = cfg.d_mlp
     wrong = [axis for axis in axes if axis not in allowed]
     if wrong or not axes or axes[0] != "layer" or len(set(axes)) != len(axes):

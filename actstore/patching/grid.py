@@ -12,7 +12,7 @@ from actstore.patching.axes import HEADS, NEURON, POSITIONS, leaf_of, sizes_of
 from actstore.patching.clean import clean_values, prompts_of
 from actstore.patching.engine.bounds import token_nbytes
 from actstore.patching.engine.cells import Cells
-from actstore.patching.engine.computed import Computed, Progress, computed
+from actstore.patching.engine.computed import Computed, Progress, check_engine, computed
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.prompts import prompt_ids
 from actstore.patching.results.panels import Axis
@@ -64,6 +64,10 @@ def grid(
     began = time.perf_counter()
     tokens = tokens_of(model, corrupted)
     leaf = leaf_of(model.names, hook)
+    # What is wrong shows before anything runs.
+    sizes_of(model.cfg, leaf, axes, tokens.shape[1])
+    chosen = positions_of(positions, tokens.shape[1])
+    check_engine(engine)
     new = clean_values(model, clean, leaf, range(model.cfg.n_layers), tokens.shape)
     result = replaced_grid(
         model,
@@ -72,12 +76,11 @@ def grid(
         metric,
         hook,
         axes,
-        positions=positions,
+        positions=chosen,
         max_tokens=max_tokens,
         engine=engine,
         progress=progress,
     )
-    chosen = positions_of(positions, tokens.shape[1])
     known = clean_metric(model, clean, metric, chosen, tokens.shape)
     return replace(result, clean=known, seconds=time.perf_counter() - began)
 

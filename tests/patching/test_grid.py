@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from actstore import patching
-from actstore.errors import PatchError
+from actstore.errors import HookError, PatchError
 from actstore.hooks.model import HookedModel
 
 TinyModel = Callable[..., Path]
@@ -18,11 +19,34 @@ def first_logit(logits: Tensor) -> Tensor:
     return logits[0, -1, 5]
 
 
-def test_an_engine_that_is_not_there_is_an_error(tiny_model: TinyModel) -> None:
-    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "engine": ({"engine": "whole"}, "engine is 'whole'; choose 'packed rows' or 'whole rows'"),
+    "axes": ({"axes": ("layer", "neuron")}, r"axes is \['layer', 'neuron'\]; give 'layer' first"),
+    "positions": ({"positions": 5}, "positions holds 5; the prompts have positions 0 to 4"),
+    "weights of experts": (
+        {"hook": "mlp.hook_expert_weights"},
+        "mlp.hook_expert_weights can be read but not changed; patch the input or the output of the MLP",
+    ),
+    "numbers of experts": ({"hook": "mlp.hook_expert_indices"}, "can be read but not changed"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_wrong_shows_before_a_prompt_runs(tiny_model: TinyModel, kind: str) -> None:
+    model = HookedModel.from_pretrained(tiny_model("mixtral"), dtype="float32", device="cpu")
     ids = torch.arange(2, 7)[None]
-    with pytest.raises(PatchError, match="engine is 'whole'; choose 'packed rows' or 'whole rows'"):
-        patching.grid(model, ids, ids, first_logit, engine="whole")
+    arguments, message = WRONG[kind]
+    forwards: list[object] = []
+    handle = model.base.register_forward_pre_hook(lambda *_: forwards.append(None))
+    calls: list[Callable[[], object]] = [
+        lambda: patching.grid(model, ids, ids, first_logit, **arguments),
+        lambda: patching.ablate(model, ids, first_logit, value="mean", **arguments),
+    ]
+    for call in calls:
+        with pytest.raises((PatchError, HookError), match=message):
+            call()
+    handle.remove()
+    assert not forwards
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,13 @@ values that no module gives or returns.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+Reach = Literal["stream", "keys", "position"]
+"""What of its own layer an edit reaches: the stream that the layer begins with; keys or values, and so all later
+positions; or only the position that is edited.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,8 @@ class Point:
     """Axes after ``batch``. Sizes come from the model, except those of ``position`` and ``source_position``."""
     meaning: str
     """What the value is, as docs/hooks.md says it."""
+    reach: Reach | None = field(kw_only=True)
+    """What an edit reaches; None for hooks outside of layers, and those that cannot be edited."""
     aliases: tuple[str, ...] = ()
     """Spellings of TransformerLens' Bridge that mean the same in every family."""
     in_layer: bool = True
@@ -57,12 +64,13 @@ _NEURONS = ("position", "d_mlp")
 _SCALE = ("position", "one")
 
 
-def _for_each_head(leaf: str, head: str, meaning: str) -> Point:
+def _for_each_head(leaf: str, head: str, meaning: str, reach: Reach) -> Point:
     """A copy of the stream for each head."""
     return Point(
         leaf,
         ("position", head, "d_model"),
         meaning,
+        reach=reach,
         is_default=False,
         is_computed=True,
         is_for_each_head=True,
@@ -77,6 +85,7 @@ POINTS: Final = (
         "token embedding (Gemma: after its scaling)",
         ("embed.hook_out",),
         in_layer=False,
+        reach=None,
     ),
     Point(
         "hook_pos_embed",
@@ -84,56 +93,91 @@ POINTS: Final = (
         "learned position embedding; absent where positions are rotations",
         ("pos_embed.hook_out",),
         in_layer=False,
+        reach=None,
     ),
     Point(
         "hook_resid_pre",
         _STREAM,
         "residual stream into layer i; for i > 0 stored as `blocks.{i-1}.hook_resid_post`, the same tensor",
         ("hook_in", "ln1.hook_in"),
+        reach="stream",
     ),
-    _for_each_head("hook_attn_in", "head", "the stream as one head alone sees it, before its norm"),
+    _for_each_head("hook_attn_in", "head", "the stream as one head alone sees it, before its norm", "keys"),
     _for_each_head(
-        "hook_q_input", "head", "the stream as the queries of one head alone see it, before their norm"
+        "hook_q_input",
+        "head",
+        "the stream as the queries of one head alone see it, before their norm",
+        "position",
     ),
     _for_each_head(
-        "hook_k_input", "kv_head", "the stream as the keys of one head alone see it, before their norm"
+        "hook_k_input",
+        "kv_head",
+        "the stream as the keys of one head alone see it, before their norm",
+        "keys",
     ),
     _for_each_head(
-        "hook_v_input", "kv_head", "the stream as the values of one head alone see it, before their norm"
+        "hook_v_input",
+        "kv_head",
+        "the stream as the values of one head alone see it, before their norm",
+        "keys",
     ),
-    Point("ln1.hook_scale", _SCALE, "what the norm before attention divides by", is_computed=True),
+    Point(
+        "ln1.hook_scale", _SCALE, "what the norm before attention divides by", is_computed=True, reach="keys"
+    ),
     Point(
         "ln1.hook_normalized",
         _STREAM,
         "input of attention before gain and bias of its norm",
         is_computed=True,
+        reach="keys",
     ),
-    Point("ln1.hook_out", _STREAM, "what attention reads"),
-    Point("attn.hook_q", _QUERY, "queries, before any norm and rotation", ("attn.q.hook_out",)),
+    Point("ln1.hook_out", _STREAM, "what attention reads", reach="keys"),
+    Point(
+        "attn.hook_q", _QUERY, "queries, before any norm and rotation", ("attn.q.hook_out",), reach="position"
+    ),
     Point(
         "attn.hook_k",
         _KEY,
         "keys, before any norm and rotation; not repeated for grouped queries",
         ("attn.k.hook_out",),
+        reach="keys",
     ),
-    Point("attn.hook_v", _KEY, "values, not repeated for grouped queries", ("attn.v.hook_out",)),
     Point(
-        "attn.hook_rot_q", _QUERY, "queries as the attention function takes them: after norms and rotation"
+        "attn.hook_v", _KEY, "values, not repeated for grouped queries", ("attn.v.hook_out",), reach="keys"
     ),
-    Point("attn.hook_rot_k", _KEY, "keys as the attention function takes them: after norms and rotation"),
+    Point(
+        "attn.hook_rot_q",
+        _QUERY,
+        "queries as the attention function takes them: after norms and rotation",
+        reach="position",
+    ),
+    Point(
+        "attn.hook_rot_k",
+        _KEY,
+        "keys as the attention function takes them: after norms and rotation",
+        reach="keys",
+    ),
     Point(
         "attn.hook_attn_scores",
         _PATTERN,
         "scaled, softcapped scores; -inf where a position does not see the source",
         is_computed=True,
+        reach="position",
     ),
     Point(
         "attn.hook_pattern",
         _PATTERN,
         "softmax of the scores, in float32; 0 in rows of padding",
         is_computed=True,
+        reach="position",
     ),
-    Point("attn.hook_z", _QUERY, "mix of values, the input of the output projection", ("attn.o.hook_in",)),
+    Point(
+        "attn.hook_z",
+        _QUERY,
+        "mix of values, the input of the output projection",
+        ("attn.o.hook_in",),
+        reach="position",
+    ),
     Point(
         "attn.hook_result",
         ("position", "head", "d_model"),
@@ -141,17 +185,20 @@ POINTS: Final = (
         is_default=False,
         is_computed=True,
         why_not_stored="it is d_model values for each head; store attn.hook_z, from which a cache computes it",
+        reach="position",
     ),
     Point(
         "hook_attn_out",
         _STREAM,
         "what attention adds to the stream (Gemma 2 and 3: after the norm behind it)",
+        reach="position",
     ),
     Point(
         "hook_resid_mid",
         _STREAM,
         "stream between attention and MLP; undefined where the two run in parallel",
         ("ln2.hook_in",),
+        reach="position",
     ),
     Point(
         "hook_mlp_in",
@@ -159,18 +206,30 @@ POINTS: Final = (
         "the stream as the MLP alone sees it, before its norm",
         is_default=False,
         why_not_stored="it equals hook_resid_mid; it is there to edit the input of the MLP alone",
+        reach="position",
     ),
-    Point("ln2.hook_scale", _SCALE, "what the norm before the MLP divides by", is_computed=True),
     Point(
-        "ln2.hook_normalized", _STREAM, "input of the MLP before gain and bias of its norm", is_computed=True
+        "ln2.hook_scale",
+        _SCALE,
+        "what the norm before the MLP divides by",
+        is_computed=True,
+        reach="position",
     ),
-    Point("ln2.hook_out", _STREAM, "what the MLP reads"),
+    Point(
+        "ln2.hook_normalized",
+        _STREAM,
+        "input of the MLP before gain and bias of its norm",
+        is_computed=True,
+        reach="position",
+    ),
+    Point("ln2.hook_out", _STREAM, "what the MLP reads", reach="position"),
     Point(
         "mlp.hook_expert_weights",
         ("position", "expert"),
         "probability of each expert, before the best are chosen",
         is_computed=True,
         is_read_only=True,
+        reach=None,
     ),
     Point(
         "mlp.hook_expert_indices",
@@ -178,21 +237,45 @@ POINTS: Final = (
         "experts that are used, best first",
         is_read_only=True,
         why_not_stored="it holds integers, and a store has one floating-point dtype; store mlp.hook_expert_weights",
+        reach=None,
     ),
-    Point("mlp.hook_pre", _NEURONS, "neurons before the activation function"),
-    Point("mlp.hook_pre_linear", _NEURONS, "the linear factor of gated neurons"),
-    Point("mlp.hook_post", _NEURONS, "neurons, the input of the last projection", ("mlp.out.hook_in",)),
+    Point("mlp.hook_pre", _NEURONS, "neurons before the activation function", reach="position"),
+    Point("mlp.hook_pre_linear", _NEURONS, "the linear factor of gated neurons", reach="position"),
     Point(
-        "hook_mlp_out", _STREAM, "what the MLP adds to the stream (Gemma 2 and 3: after the norm behind it)"
+        "mlp.hook_post",
+        _NEURONS,
+        "neurons, the input of the last projection",
+        ("mlp.out.hook_in",),
+        reach="position",
     ),
-    Point("hook_resid_post", _STREAM, "residual stream out of layer i, before any final norm", ("hook_out",)),
-    Point("ln_final.hook_scale", _SCALE, "what the final norm divides by", in_layer=False, is_computed=True),
+    Point(
+        "hook_mlp_out",
+        _STREAM,
+        "what the MLP adds to the stream (Gemma 2 and 3: after the norm behind it)",
+        reach="position",
+    ),
+    Point(
+        "hook_resid_post",
+        _STREAM,
+        "residual stream out of layer i, before any final norm",
+        ("hook_out",),
+        reach="position",
+    ),
+    Point(
+        "ln_final.hook_scale",
+        _SCALE,
+        "what the final norm divides by",
+        in_layer=False,
+        is_computed=True,
+        reach=None,
+    ),
     Point(
         "ln_final.hook_normalized",
         _STREAM,
         "final residual stream, normed, before gain and bias",
         in_layer=False,
         is_computed=True,
+        reach=None,
     ),
 )
 

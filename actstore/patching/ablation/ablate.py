@@ -10,9 +10,9 @@ from actstore.errors import PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.patching.ablation.replacement import New, Value, replacement
-from actstore.patching.axes import leaf_of
+from actstore.patching.axes import leaf_of, sizes_of
 from actstore.patching.engine.cells import PATTERNS
-from actstore.patching.engine.computed import Computed, Progress, by_engine
+from actstore.patching.engine.computed import Computed, Progress, by_engine, check_engine
 from actstore.patching.engine.metric import Metric, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
 from actstore.patching.engine.variants import packed, whole
@@ -75,6 +75,10 @@ def ablate(
     ids = tokens_of(model, tokens)
     leaf = leaf_of(model.names, hook)
     sets = None if together is None else _sets(model, leaf, together)
+    if sets is None:
+        sizes_of(model.cfg, leaf, axes, ids.shape[1])
+    chosen = positions_of(positions, ids.shape[1])
+    check_engine(engine)
     layers = (
         range(model.cfg.n_layers) if sets is None else sorted({layer for its in sets for layer, _ in its})
     )
@@ -87,14 +91,13 @@ def ablate(
             metric,
             hook,
             axes,
-            positions=positions,
+            positions=chosen,
             max_tokens=max_tokens,
             engine=engine,
             progress=progress,
         )
         return replace(result, seconds=time.perf_counter() - began)
     edits = [[_edit(leaf, layer, head, new) for layer, head in its] for its in sets]
-    chosen = positions_of(positions, ids.shape[1])
     max_tokens = max_tokens or default_tokens(model, len(ids) * len(chosen))
     computed = _computed(model, ids, edits, metric, chosen, max_tokens, engine, progress)
     axis = Axis("set", tuple(", ".join(map(_name, its)) for its in sets))

@@ -2,36 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
+
+from actstore.hooks.naming.hook_points import POINTS
 
 if TYPE_CHECKING:
     import torch
 
-Reach = Literal["stream", "keys", "position"]
-"""What of its own layer an edit reaches: the stream that the layer begins with; keys or values, and so all later
-positions; or only the position that is edited.
-"""
-
-_KEYS: Final = (
-    "ln1.hook_scale",
-    "ln1.hook_normalized",
-    "ln1.hook_out",
-    "attn.hook_k",
-    "attn.hook_v",
-    "attn.hook_rot_k",
-)
-PATTERNS: Final = ("attn.hook_attn_scores", "attn.hook_pattern")
+PATTERNS: Final = tuple(point.leaf for point in POINTS if "source_position" in point.axes)
 """Leaves with values [prompt, head, position, source_position]."""
-
-
 _BOOLEANS_AT_ONCE: Final = 1 << 24
-
-
-def reach(leaf: str) -> Reach:
-    """What an edit of a hook reaches within its layer."""
-    if leaf == "hook_resid_pre":
-        return "stream"
-    return "keys" if leaf in _KEYS else "position"
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from actstore.errors import ModelError, PatchError
 from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.naming.names import join
 from actstore.hooks.packing.foreign_hooks import hooked_by_others
-from actstore.patching.engine.cells import Cells, reach, trimmed
+from actstore.patching.engine.cells import Cells, trimmed
 from actstore.patching.engine.measuring import Measuring
 from actstore.patching.engine.metric import Metric, measured
 from actstore.patching.engine.sweep import sweep
@@ -61,7 +62,7 @@ def computed(
         progress: called after each part.
 
     Raises:
-        PatchError: the metric gives something else than numbers, or there is no such engine.
+        PatchError: the metric gives something else than numbers.
         ModelError: ``packed rows`` was asked for, and this model cannot be run so.
     """
     return by_engine(
@@ -70,6 +71,16 @@ def computed(
         lambda: _packed(model, tokens, cells, metric, positions, max_tokens, progress),
         lambda: _whole(model, tokens, cells, metric, positions, max_tokens, progress),
     )
+
+
+def check_engine(engine: str | None) -> None:
+    """Check the name of an engine.
+
+    Raises:
+        PatchError: there is no such engine.
+    """
+    if engine not in (None, "packed rows", "whole rows"):
+        raise PatchError(f"engine is {engine!r}; choose 'packed rows' or 'whole rows', or leave it out")
 
 
 def by_engine(
@@ -89,8 +100,6 @@ def by_engine(
     Raises:
         ModelError: ``packed rows`` was asked for, and this model cannot be run so.
     """
-    if engine not in (None, "packed rows", "whole rows"):
-        raise PatchError(f"engine is {engine!r}; choose 'packed rows' or 'whole rows', or leave it out")
     reason = "" if engine == "whole rows" else _why_whole(model)
     if reason and engine == "packed rows":
         raise ModelError(f"this model cannot be run as packed rows: {reason}")
@@ -126,7 +135,7 @@ def _packed(
     max_tokens: int,
     progress: Progress | None,
 ) -> Computed:
-    is_recorded = reach(cells.leaf) == "stream"
+    is_recorded = BY_LEAF[cells.leaf].reach == "stream"
     recorded = None if is_recorded else _values(model, tokens, cells)
     with model.packed_run(tokens) as run:
         cells, changed = trimmed(cells, recorded or run.streams.__getitem__, len(tokens))

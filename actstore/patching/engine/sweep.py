@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
 from actstore.patching.engine.bounds import TOKENS_AT_ONCE
-from actstore.patching.engine.cells import PATTERNS, Cells, reach
+from actstore.patching.engine.cells import PATTERNS, Cells
 from actstore.patching.engine.measuring import Ends, Measuring
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class _Wave:
         self._part = part
         self._positions = positions
         self._stop = max(positions) + 1
-        self._reach = reach(cells.leaf)
+        self._reach = BY_LEAF[cells.leaf].reach
         indices, prompts = changed[part].nonzero(as_tuple=True)
         numbers = indices + part.start
         is_seen = cells.starts[numbers] < self._stop

@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from actstore.errors import HookError, PatchError
+from actstore.errors import PatchError
 from actstore.hooks.capture.hook_point import HookFunction
 from actstore.hooks.model import HookedModel
-from actstore.hooks.naming.hook_points import is_read_only
 from actstore.hooks.naming.names import join
 from actstore.patching.clean import clean_values, prompts_of
 from actstore.patching.engine.metric import Metric, measured
@@ -91,17 +90,11 @@ def corrupted_run(
         rules: functions on hooks that change gradients and no values.
 
     Raises:
-        HookError: a hook has no gradient.
         PatchError: the metric gives something else than numbers, or numbers without a gradient.
     """
     import torch
 
     names = list(dict.fromkeys(names))
-    for name in names:
-        if is_read_only(name):
-            raise HookError(
-                f"{name} can be read but has no gradient; choose the input or the output of the MLP"
-            )
     with model.hooks(rules):
         logits, cache = model.run_with_cache(tokens, names_filter=names, grad=True)
     with torch.enable_grad():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.patching.clean import clean_values
-from actstore.patching.engine.computed import Computed, Progress, by_engine
+from actstore.patching.engine.computed import Computed, Progress, by_engine, check_engine
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
 from actstore.patching.engine.variants import packed, whole
@@ -79,6 +79,7 @@ def path_patch(
         ModelError: the model has no head, or cannot be run as ``engine`` asks.
     """
     began = time.perf_counter()
+    check_engine(engine)
     tokens = tokens_of(model, corrupted)
     from_groups, sender_axes = sender_groups(model, senders)
     to_groups, receiver_axes = receiver_groups(model, receivers)

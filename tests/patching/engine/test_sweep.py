@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from actstore import patching
 from actstore.hooks.model import HookedModel
+from actstore.hooks.naming.hook_points import BY_LEAF, POINTS
+from actstore.hooks.naming.names import join, split
 from tests.parity.families import VARIANTS
 
 TinyModel = Callable[..., Path]
@@ -69,6 +71,29 @@ def test_packed_rows_are_whole_rows(tiny_model: TinyModel, variant: str) -> None
             assert fast.engine == "packed rows"
             torch.testing.assert_close(fast.values, slow.values, atol=1e-5, rtol=0, msg=f"{hook} {axes}")
         assert (slow.values - slow.corrupted.view(2, *[1] * len(axes))).abs().max() > 1e-4, hook
+
+
+@pytest.mark.parametrize("variant", ["gpt2", "llama", "gemma2-window", "gptj", "mixtral", "qwen3"])
+def test_every_hook_that_can_be_edited_is_exact(tiny_model: TinyModel, variant: str) -> None:
+    """What an edit reaches within its layer is stated hook by hook, and too little would give other numbers."""
+    family, config = VARIANTS[variant]
+    model = HookedModel.from_pretrained(tiny_model(family, **config), dtype="float32", device="cpu")
+    clean, corrupted = prompts()
+    _, cache = model.run_with_cache(clean, names_filter=[*model.names])
+    leaves = [point.leaf for point in POINTS if point.reach and join(0, point.leaf) in model.names]
+    assert set(leaves) == {
+        leaf
+        for name in model.names
+        if name.startswith("blocks.0.") and "expert" not in (leaf := split(name)[1])
+    }
+    for leaf in leaves:
+        axes = ("layer", "pos", "head") if {"head", "kv_head"} & set(BY_LEAF[leaf].axes) else ("layer", "pos")
+        slow, fast = (
+            patching.grid(model, corrupted, cache, difference, leaf, axes, positions=-1, engine=engine)
+            for engine in ("whole rows", "packed rows")
+        )
+        torch.testing.assert_close(fast.values, slow.values, atol=1e-5, rtol=0, msg=leaf)
+        assert (slow.values - slow.corrupted.view(2, *[1] * len(axes))).abs().max() > 1e-4, leaf
 
 
 @pytest.mark.parametrize("variant", ["gpt2", "llama", "gemma2-window"])

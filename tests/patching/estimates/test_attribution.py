@@ -315,7 +315,7 @@ def test_what_cannot_be_estimated_is_refused(tiny_model: TinyModel) -> None:
         (PatchError, "refine is -1", lambda: estimate(refine=-1)),
         (
             HookError,
-            "can be read but has no gradient",
+            "can be read but not changed; patch the input or the output of the MLP",
             lambda: estimate(mixture, hooks="mlp.hook_expert_weights"),
         ),
     ]
