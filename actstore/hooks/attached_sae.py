@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from actstore.errors import HookError
 from actstore.hooks.capture.inserted import Visit
 from actstore.hooks.messages.quoted import quoted
+from actstore.hooks.naming.hook_points import is_read_only
 from actstore.hooks.naming.names import HookNames
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class AttachedSae:
                 function changes features; None for the setting of the SAE.
 
         Raises:
-            HookError: the model does not have the hook, or the object is no SAE that can be attached.
+            HookError: the model does not have the hook, it cannot be changed, or the object is no SAE that can be
+                attached.
         """
         if not callable(getattr(sae, "encode", None)) or not callable(getattr(sae, "decode", None)):
             raise HookError(f"expected an SAE with the methods encode and decode, found {quoted(sae)}")
@@ -68,6 +70,10 @@ class AttachedSae:
             raise HookError("the SAE does not say where it belongs; set sae.cfg.metadata.hook_name")
         self.reads = names.one(self.given_name)
         self.writes = names.one(_setting(sae, "hook_name_out") or self.given_name)
+        if is_read_only(self.writes):
+            raise HookError(
+                f"{self.writes} can be read but not changed, so nothing can stand in its place; choose another hook"
+            )
         self.use_error_term = bool(
             getattr(sae, "use_error_term", False) if use_error_term is None else use_error_term
         )

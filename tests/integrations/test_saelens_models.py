@@ -1,7 +1,7 @@
 """A hooked model in SAELens' own programs, and SAEs in the forward of a hooked model."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -300,6 +300,13 @@ def test_only_what_is_needed_runs(model: HookedModel, tokens: Tensor) -> None:
     handle.remove()
     assert list(cache) == [name]
     assert not calls
+
+
+def test_a_hook_that_cannot_be_changed_takes_no_sae(tiny_model: Callable[..., Path]) -> None:
+    """Found when it is attached, and not by the first forward."""
+    mixture = HookedModel.from_pretrained(tiny_model("mixtral"), dtype="float32", device="cpu")
+    with pytest.raises(HookError, match="can be read but not changed, so nothing can stand in its place"):
+        mixture.add_sae(sae_at("blocks.1.mlp.hook_expert_weights"))
 
 
 def test_what_cannot_be_attached(model: HookedModel) -> None:
