@@ -1,12 +1,14 @@
-"""Where the values come from that are put into the corrupted run."""
+"""The clean side: where the values come from that are put into the corrupted run, and its metric."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF, Point
 from actstore.hooks.naming.names import join
+from actstore.patching.engine.metric import Metric, measured
 from actstore.patching.prompts import are_prompts, prompt_ids
 
 if TYPE_CHECKING:
@@ -17,14 +19,61 @@ Clean = "ActivationCache | Mapping[str, torch.Tensor] | torch.Tensor | str | Seq
 """A cache, of a live run or of a store (``store.cache(sequences)``); or prompts, as text or ids, which are run once."""
 
 
-def clean_values(
-    model: HookedModel, clean: Any, leaf: str, layers: Sequence[int], shape: "torch.Size"
-) -> "Callable[[int], torch.Tensor]":
-    """The function that gives the clean values of a layer, on the device and in the dtype of the model.
+@dataclass(frozen=True)
+class CleanRun:
+    """Values of the clean run."""
+
+    values: "Mapping[str, Callable[[int], torch.Tensor]]"
+    """For each leaf, the function that gives the values of a layer [prompt, position, ...]."""
+    metric: "torch.Tensor | None"
+    """Its metric, float64 [1] or [prompt]; None where the clean side is a cache."""
+
+    @property
+    def number(self) -> "torch.Tensor | None":
+        """Its metric as results keep it, float32 [] or [prompt]."""
+        return None if self.metric is None else self.metric.float().squeeze()
+
+
+def clean_run(
+    model: HookedModel,
+    clean: Any,
+    leaves: Mapping[str, Sequence[int]],
+    metric: Metric,
+    positions: list[int],
+    shape: "torch.Size",
+) -> CleanRun:
+    """Values of several hooks and the metric, from one forward if the clean side is prompts.
 
     Args:
         model: the model.
         clean: see `Clean`.
+        leaves: the layers whose values are needed, by leaf.
+        metric: takes logits of ``positions``.
+        positions: positions that the metric sees.
+        shape: (prompts, positions) of the corrupted prompts.
+
+    Raises:
+        HookError: a value is missing.
+        PatchError: there are other prompts or positions than the corrupted ones.
+    """
+    tokens = _prompts_of(model, clean, shape)
+    number = None
+    if tokens is not None:
+        names = [join(layer, leaf) for leaf, layers in leaves.items() for layer in layers]
+        logits, clean = model.run_with_cache(tokens, names_filter=names)
+        number = measured(metric, logits[:, positions])
+    values = {leaf: _values(model, clean, leaf, layers, shape) for leaf, layers in leaves.items()}
+    return CleanRun(values, number)
+
+
+def _values(
+    model: HookedModel, cache: Any, leaf: str, layers: Sequence[int], shape: "torch.Size"
+) -> "Callable[[int], torch.Tensor]":
+    """The function that gives the values of a layer of a cache, on the device and in the dtype of the model.
+
+    Args:
+        model: the model.
+        cache: values by name.
         leaf: the hook.
         layers: layers whose values are needed.
         shape: (prompts, positions) of the corrupted prompts.
@@ -34,16 +83,13 @@ def clean_values(
         PatchError: values have another shape than those of the corrupted prompts.
     """
     names = {layer: join(layer, leaf) for layer in layers}
-    tokens = prompts_of(model, clean, shape)
-    if tokens is not None:
-        _, clean = model.run_with_cache(tokens, names_filter=list(names.values()), return_type=None)
     point = BY_LEAF[leaf]
     sizes = model.cfg.shape(point, shape[1])
     values = {}
     missing = []
     for layer, name in names.items():
         try:
-            value = clean[name]
+            value = cache[name]
         except HookError as error:
             missing.append((name, error))
             continue
@@ -60,7 +106,7 @@ def clean_values(
     return values.__getitem__
 
 
-def prompts_of(model: HookedModel, clean: Any, shape: "torch.Size") -> "torch.Tensor | None":
+def _prompts_of(model: HookedModel, clean: Any, shape: "torch.Size") -> "torch.Tensor | None":
     """The clean prompts as ids [prompt, position]; None if the clean side is a cache.
 
     Args:

@@ -9,11 +9,11 @@ from actstore.errors import ModelError
 from actstore.hooks.model import HookedModel
 from actstore.memory import free_nbytes
 from actstore.patching.axes import HEADS, NEURON, POSITIONS, leaf_of, sizes_of
-from actstore.patching.clean import clean_values, prompts_of
+from actstore.patching.clean import clean_run
 from actstore.patching.engine.bounds import token_nbytes
 from actstore.patching.engine.cells import Cells
 from actstore.patching.engine.computed import Computed, Progress, check_engine, computed
-from actstore.patching.engine.metric import Metric, measured, positions_of
+from actstore.patching.engine.metric import Metric, positions_of
 from actstore.patching.prompts import prompt_ids
 from actstore.patching.results.panels import Axis
 from actstore.patching.results.result import PatchResult
@@ -68,11 +68,12 @@ def grid(
     sizes_of(model.cfg, leaf, axes, tokens.shape[1])
     chosen = positions_of(positions, tokens.shape[1])
     check_engine(engine)
-    new = clean_values(model, clean, leaf, range(model.cfg.n_layers), tokens.shape)
+    layers = range(model.cfg.n_layers)
+    clean_side = clean_run(model, clean, {leaf: layers}, metric, chosen, tokens.shape)
     result = replaced_grid(
         model,
         tokens,
-        new,
+        clean_side.values[leaf],
         metric,
         hook,
         axes,
@@ -81,8 +82,7 @@ def grid(
         engine=engine,
         progress=progress,
     )
-    known = clean_metric(model, clean, metric, chosen, tokens.shape)
-    return replace(result, clean=known, seconds=time.perf_counter() - began)
+    return replace(result, clean=clean_side.number, seconds=time.perf_counter() - began)
 
 
 def replaced_grid(
@@ -231,13 +231,3 @@ def _labels(model: HookedModel, axis: str, size: int, tokens: "torch.Tensor") ->
         texts = model.to_str_tokens(tokens[0])
         return tuple(f"{position}: {text}" for position, text in enumerate(texts))
     return tuple(map(str, range(size)))
-
-
-def clean_metric(
-    model: HookedModel, clean: Any, metric: Metric, positions: list[int], shape: "torch.Size"
-) -> "torch.Tensor | None":
-    """The metric of the clean run, if its prompts are known."""
-    tokens = prompts_of(model, clean, shape)
-    if tokens is None:
-        return None
-    return measured(metric, model(tokens)[:, positions]).float().squeeze()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +13,7 @@ from torch import Tensor
 import actstore
 from actstore import patching
 from actstore.errors import HookError, PatchError
+from actstore.patching.results.result import PatchResult
 from tests.query.running import running
 
 TinyModel = Callable[..., Path]
@@ -76,6 +78,34 @@ def test_prompts_and_caches_without_an_axis_of_prompts(tiny_model: TinyModel) ->
         torch.testing.assert_close(result.values, expected.values, atol=1e-6, rtol=0)
     assert expected.clean is not None
     assert float(expected.clean) == pytest.approx(float(difference(model(clean))))
+
+
+@pytest.mark.parametrize("hook", ["resid_pre", "pattern", "result", "paths"])
+def test_clean_prompts_run_once(tiny_model: TinyModel, hook: str) -> None:
+    """For the values and the metric, with the bits of a cache and of a forward that does nothing else."""
+    model = actstore.HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    clean, corrupted = (
+        torch.randint(2, 300, (2, 7), generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    )
+
+    def patched(side: Any) -> PatchResult:
+        if hook == "paths":
+            return patching.path_patch(model, corrupted, side, difference, [(0, 1), (1, "mlp")], "q")
+        return patching.grid(model, corrupted, side, difference, hook, ("layer",))
+
+    _, cache = model.run_with_cache(clean, names_filter=[*model.names])
+    expected, number = patched(cache).values, difference(model(clean))
+    runs: list[bool] = []
+    handle = model.base.register_forward_pre_hook(
+        lambda _module, args, kwargs: runs.append(bool(torch.equal((*args, *kwargs.values())[0], clean))),
+        with_kwargs=True,
+    )
+    result = patched(clean)
+    handle.remove()
+    assert runs.count(True) == 1
+    assert torch.equal(result.values, expected)
+    assert result.clean is not None
+    assert torch.equal(result.clean, number)
 
 
 def test_values_of_another_shape_are_an_error(tiny_model: TinyModel) -> None:

@@ -9,13 +9,14 @@ from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.naming.names import join
 from actstore.patching.axes import leaf_of, sizes_of
+from actstore.patching.clean import CleanRun, clean_run
 from actstore.patching.engine.cells import PATTERNS
 from actstore.patching.engine.computed import Computed, computed
 from actstore.patching.engine.metric import Metric, positions_of
 from actstore.patching.estimates.exact_cells import Chosen, chosen_cells, correlation, recall, subset
 from actstore.patching.estimates.grid_estimate import Estimate
 from actstore.patching.estimates.relevance_rules import relevance_rules
-from actstore.patching.estimates.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
+from actstore.patching.estimates.runs import CorruptedRun, corrupted_run
 from actstore.patching.grid import cells_of, default_tokens, labelled, tokens_of
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def _result(
         hook=hook,
         model_name=its_grid.model.cfg.model_name,
         corrupted=corrupted.metric.float().squeeze(),
-        clean=None if clean.metric is None else clean.metric.float().squeeze(),
+        clean=clean.number,
         engine="estimate" if exact is None else f"estimate, exact cells by {exact.engine}",
         noise_floor=0.0 if exact is None else exact.noise_floor,
         n_skipped=0 if exact is None else exact.n_skipped,

@@ -14,12 +14,13 @@ from actstore.hooks.cache.derived import head_results
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
 from actstore.hooks.packing.foreign_hooks import hooked_by_others
+from actstore.patching.clean import CleanRun, clean_run
 from actstore.patching.engine.metric import Metric, positions_of
 from actstore.patching.estimates.edge_result import EdgeScores
 from actstore.patching.estimates.edges import mask, readers, writers
 from actstore.patching.estimates.norm_jacobian import NormJacobian
 from actstore.patching.estimates.readers import gradients_of_readers, names_of_readers
-from actstore.patching.estimates.runs import CleanRun, CorruptedRun, clean_run, corrupted_run
+from actstore.patching.estimates.runs import CorruptedRun, corrupted_run
 from actstore.patching.grid import tokens_of
 
 if TYPE_CHECKING:

@@ -1,60 +1,16 @@
-"""The two runs behind an estimate: values of the clean one, values and gradients of the corrupted one."""
+"""The run behind an estimate: values and gradients of the corrupted prompts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actstore.errors import PatchError
 from actstore.hooks.capture.hook_point import HookFunction
 from actstore.hooks.model import HookedModel
-from actstore.hooks.naming.names import join
-from actstore.patching.clean import clean_values, prompts_of
 from actstore.patching.engine.metric import Metric, measured
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class CleanRun:
-    """Values of the clean run."""
-
-    values: "Mapping[str, Callable[[int], torch.Tensor]]"
-    """For each leaf, the function that gives the values of a layer [prompt, position, ...]."""
-    metric: "torch.Tensor | None"
-    """Its metric, float64 [1] or [prompt]; None where the clean side is a cache."""
-
-
-def clean_run(
-    model: HookedModel,
-    clean: Any,
-    leaves: Mapping[str, Sequence[int]],
-    metric: Metric,
-    positions: list[int],
-    shape: "torch.Size",
-) -> CleanRun:
-    """Values of several hooks, in one forward if the clean side is prompts.
-
-    Args:
-        model: the model.
-        clean: see `actstore.patching.clean.Clean`.
-        leaves: the layers whose values are needed, by leaf.
-        metric: takes logits of ``positions``.
-        positions: positions that the metric sees.
-        shape: (prompts, positions) of the corrupted prompts.
-
-    Raises:
-        HookError: a value is missing.
-        PatchError: there are other prompts or positions than the corrupted ones.
-    """
-    tokens = prompts_of(model, clean, shape)
-    number = None
-    if tokens is not None:
-        names = [join(layer, leaf) for leaf, layers in leaves.items() for layer in layers]
-        logits, clean = model.run_with_cache(tokens, names_filter=names)
-        number = measured(metric, logits[:, positions])
-    values = {leaf: clean_values(model, clean, leaf, layers, shape) for leaf, layers in leaves.items()}
-    return CleanRun(values, number)
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import join
-from actstore.patching.clean import clean_values
+from actstore.patching.clean import clean_run
 from actstore.patching.engine.computed import Computed, Progress, by_engine, check_engine
 from actstore.patching.engine.metric import Metric, measured, positions_of
 from actstore.patching.engine.packed_variants import VariantEdit
 from actstore.patching.engine.variants import packed, whole
-from actstore.patching.grid import clean_metric, default_tokens, result_of, tokens_of
+from actstore.patching.grid import default_tokens, result_of, tokens_of
 from actstore.patching.paths.arrived import Arrived, Clean
 from actstore.patching.paths.nodes import (
     ReceiverGroups,
@@ -92,7 +92,7 @@ def path_patch(
     to = receiver_axes[0].labels[0] if len(to_groups) == 1 else "receivers"
     seconds = time.perf_counter() - began
     result = result_of(model, computed, axes or receiver_axes, f"direct paths to {to}", seconds)
-    return replace(result, clean=clean_metric(model, clean, metric, task.positions, tokens.shape))
+    return replace(result, clean=task.clean_number)
 
 
 class _Task:
@@ -119,11 +119,10 @@ class _Task:
         heads = sorted({s.layer for group in senders for s in group if s.head is not None})
         mlps = sorted({s.layer for group in senders for s in group if s.head is None})
         self._layers_sending = {"attn.hook_z": heads, "hook_attn_out": heads, "hook_mlp_out": mlps}
-
-        def clean_of(leaf: str, layers: list[int]) -> "Callable[[int], torch.Tensor]":
-            return clean_values(model, clean, leaf, layers, tokens.shape) if layers else _of_no_sender
-
-        self._clean = Clean(clean_of("attn.hook_z", heads), clean_of("hook_mlp_out", mlps))
+        sending = {"attn.hook_z": heads, "hook_mlp_out": mlps}
+        run = clean_run(model, clean, sending, metric, positions, tokens.shape)
+        self._clean = Clean(*(run.values[leaf] for leaf in sending))
+        self.clean_number = run.number
 
     def computed(self, max_tokens: int, engine: str | None, progress: Progress | None) -> Computed:
         """All cells, receivers fastest."""
@@ -262,7 +261,3 @@ def _joined(parts: Sequence[Computed]) -> Computed:
         max(part.noise_floor for part in parts),
         sum(part.n_skipped for part in parts),
     )
-
-
-def _of_no_sender(layer: int) -> "torch.Tensor":
-    raise AssertionError(layer)
