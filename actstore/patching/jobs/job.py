@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from actstore.extraction.planning.execution_fields import Device, Executor, NumWorkers, RayAddress
 from actstore.extraction.planning.job_file import read_fields
 from actstore.extraction.planning.parsing import parsed
 
@@ -59,14 +60,10 @@ class PatchJob(BaseModel):
         "its workers.",
     )
     out: Text = Field(description="Path or URL of the folder of results.")
-    executor: Text = Field("inline", description="inline (this process) or ray.")
-    num_workers: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Workers of the ray executor. Default: one a GPU, or one if there is none."
-    )
-    ray_address: str | None = Field(
-        None, description="Ray cluster to join, such as auto. Default: start one on this machine."
-    )
-    device: str | None = Field(None, description="Device of a worker, such as cuda:0. Default: a GPU if any.")
+    executor: Executor = "inline"
+    num_workers: NumWorkers = None
+    ray_address: RayAddress = None
+    device: Device = None
 
     @property
     def axis_names(self) -> tuple[str, ...]:
