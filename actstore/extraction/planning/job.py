@@ -67,7 +67,7 @@ class Job(BaseModel):
         None, description="Stop after this many tokens, rounded down to whole sequences."
     )
     batch_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Sequences in one forward. Default: about 4,096 tokens."
+        None, description="Sequences in one forward. Default: a power of two, up to 4,096 tokens."
     )
     segment_size: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Sequences in a unit of work and in a shard. Default: shards of about 64 MiB."

@@ -32,7 +32,7 @@ from actstore.store.format.layout import segment_size, segment_step
 from actstore.store.format.plan import FIRST_RUN, RUNS, HookArray, ModelIdentity, Plan, Request
 from actstore.store.locking.turns import refuse_beside_living_repair
 from actstore.store.records.commit import read_plan
-from actstore.store.records.run import read_runs
+from actstore.store.records.run import Run, read_runs
 from actstore.store.statistics.moments import has_statistics
 
 if TYPE_CHECKING:
@@ -170,6 +170,9 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     hooks = stored_hooks(config, job.hook_patterns, job.context_length)
     _check_covariance(job, hooks)
     stage = TokenStage.of(job, embedding_rows(config, job.model))
+    blobs = open_blobs(job.out)
+    refuse_beside_living_repair(blobs)
+    runs = read_runs(blobs)
     request = Request(
         model=ModelIdentity(
             name=absolute_model(job.model),
@@ -182,13 +185,10 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         tokens=stage.identity,
         hooks=hooks,
         dtype=job.dtype or _saved_dtype(config),
-        batch_size=job.batch_size or max(1, _BATCH_TOKENS // job.context_length),
+        batch_size=job.batch_size or _batch_size(job.context_length, runs),
         compression=job.compression,
         covariance=job.covariance,
     )
-    blobs = open_blobs(job.out)
-    refuse_beside_living_repair(blobs)
-    runs = read_runs(blobs)
     if any(run.plan.request.model.is_imported for run in runs):
         raise PlanMismatchError(
             f"the activations at {blobs.url} were imported, and no model's can be put beside them; choose another out, "
@@ -295,6 +295,17 @@ def _saved_dtype(config: "PretrainedConfig") -> Any:
     if name not in ("float32", "float16", "bfloat16"):
         raise JobError(f"the model was saved in {name}, which cannot be stored; choose a dtype")
     return name
+
+
+def _batch_size(context_length: int, runs: Sequence[Run]) -> int:
+    """Sequences in a forward: as in the store, or else a power of two.
+
+    Segments are whole batches and whole pages. A power of two and a page have a small common multiple; with 273
+    sequences in a batch, for instance, a segment could have hundreds of thousands.
+    """
+    if runs:
+        return runs[0].plan.request.batch_size
+    return 1 << max(0, (_BATCH_TOKENS // context_length).bit_length() - 1)
 
 
 def _segment_size(job: Job, request: Request, n_sequences: int, n_slots: int | None) -> int:

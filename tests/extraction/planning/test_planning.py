@@ -102,6 +102,26 @@ def test_more_memory_than_there_is(fields: Fields, monkeypatch: pytest.MonkeyPat
     assert not Path(fields["out"]).exists()
 
 
+@pytest.mark.parametrize("context_length", [2, 15, 20, 31, 100, 127, 128])
+def test_any_length_of_sequences_gives_segments_of_moderate_size(fields: Fields, context_length: int) -> None:
+    # Prompts for patching have odd lengths and all kinds of hooks.
+    hooks = ["blocks.*.hook_resid_post", "blocks.*.attn.hook_pattern", "blocks.*.attn.hook_z"]
+    del fields["batch_size"], fields["segment_size"]
+    changes = {"hooks": hooks, "context_length": context_length, "max_tokens": 2 * context_length}
+    plan = actstore.plan(**fields | changes).plan
+    batch_size = plan.request.batch_size
+    assert batch_size * context_length <= 4096 < 2 * batch_size * context_length
+    assert plan.segment_size <= 4096
+
+
+def test_the_batch_size_of_a_store_is_the_default_of_later_jobs(fields: Fields) -> None:
+    changes = {"batch_size": 3, "segment_size": 48, "max_tokens": 48 * 32}
+    actstore.extract(actstore.plan(**fields | changes))
+    del fields["batch_size"], fields["segment_size"]
+    more = fields | {"hooks": ["blocks.0.hook_attn_out"], "max_tokens": 48 * 32}
+    assert actstore.plan(**more).plan.request.batch_size == 3
+
+
 HERE: Fields = {"executor": "inline"}
 LOCAL_RAY: Fields = {"executor": "ray", "num_workers": 2}
 ELSEWHERE: Fields = {"executor": "ray", "ray_address": "auto"}
