@@ -140,7 +140,7 @@ def _incomplete(check: Check) -> Iterator[str]:
             tokens = plan.request.tokens
             most = "" if tokens.max_tokens is None else f" with max_tokens {tokens.max_tokens}"
             yield (
-                f"run {name} ({', '.join(plan.hook_names)} over {tokens.source}{most}) has {n_done} of "
+                f"run {name} ({plan.hook_listing} over {tokens.source}{most}) has {n_done} of "
                 f"{plan.n_segments} segments"
             )
 

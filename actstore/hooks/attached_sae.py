@@ -100,6 +100,12 @@ class AttachedSae:
         import torch
 
         given = self._ready(read)
+        d_in = _setting(self.sae, "d_in")
+        if isinstance(d_in, int) and d_in != given[0, 0].numel():
+            raise HookError(
+                f"the SAE reads {d_in} numbers, and {self.reads} has {given[0, 0].numel()}; attach it to the hook that "
+                "it was trained on"
+            )
         with ExitStack() as stack:
             for leaf in _MODULES:
                 module = self._module(leaf)

@@ -11,25 +11,44 @@ from typing import Final
 from actstore.errors import HookError, PatchError
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.naming.hook_points import BY_LEAF
-from actstore.hooks.naming.names import HookNames, split
+from actstore.hooks.naming.names import HookNames, long_name, split
 from actstore.patching.engine.cells import PATTERNS
 
 POSITIONS: Final = ("pos", "dest_pos")
 """Axes of the positions whose values are replaced."""
 HEADS: Final = ("head", "head_index")
 NEURON: Final = "neuron"
+_EVERY_LAYER: Final = "blocks.*."
 
 
 def leaf_of(names: HookNames, hook: str) -> str:
-    """The leaf of a hook that is given in shorthand, such as ``z``, or as a leaf, such as ``ln1.hook_scale``.
+    """The leaf of a hook of every layer.
+
+    Args:
+        names: the hooks of the model.
+        hook: its shorthand, such as ``z``, its leaf, such as ``ln1.hook_scale``, or ``blocks.*.`` and the leaf.
 
     Raises:
-        HookError: the model does not have it, it cannot be changed, or it is outside of the layers.
+        HookError: the model does not have it, it cannot be changed, it is outside of the layers, or it names one layer.
     """
-    point = BY_LEAF.get(hook)
+    if not isinstance(hook, str):
+        raise HookError(
+            f"hook is {hook!r}; a grid patches a hook in every layer, so give its name, such as 'z'"
+        )
+    text = hook.removeprefix(_EVERY_LAYER)
+    point = BY_LEAF.get(text)
     if point is not None and not point.in_layer:
         raise HookError(f"{hook} is outside of the layers, and a grid patches hooks of every layer")
-    _, leaf = split(names.one((hook, 0) if point is None else f"blocks.0.{hook}"))
+    if text.startswith("blocks."):
+        _, leaf = split(names.one(text))
+        raise HookError(
+            f"{hook} is the hook of one layer, and a grid patches every layer; give '{_EVERY_LAYER}{leaf}', and choose "
+            "the row of that layer from the result"
+        )
+    in_first = long_name((text, 0), names.n_layers) if point is None else f"blocks.0.{text}"
+    # All layers have the same hooks; a glob explains what is wrong without a layer that nobody has asked for.
+    names.select(in_first.replace("blocks.0.", _EVERY_LAYER, 1))
+    _, leaf = split(names.one(in_first))
     if BY_LEAF[leaf].is_read_only:
         raise HookError(f"{leaf} can be read but not changed; patch the input or the output of the MLP")
     return leaf

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from actstore.errors import HookError, PatchError
+from actstore.hooks.messages.quoted import quoted
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF, Point
 from actstore.hooks.naming.names import join
@@ -80,9 +81,10 @@ def _values(
 
     Raises:
         HookError: a value is missing.
-        PatchError: values have another shape than those of the corrupted prompts.
+        PatchError: values have another shape than those of the corrupted prompts, or it is no cache.
     """
     names = {layer: join(layer, leaf) for layer in layers}
+    _check_cache(cache)
     point = BY_LEAF[leaf]
     sizes = model.cfg.shape(point, shape[1])
     values = {}
@@ -104,6 +106,19 @@ def _values(
             f"run it, or extract, with names_filter='blocks.*.{leaf}'"
         )
     return values.__getitem__
+
+
+def _check_cache(clean: Any) -> None:
+    if callable(getattr(clean, "cache", None)):
+        raise PatchError(
+            "the clean side is a whole store; give those of its sequences that stand against the corrupted prompts, as "
+            "in store.cache([7])"
+        )
+    if not isinstance(clean, Mapping):
+        raise PatchError(
+            f"the clean side is {quoted(clean)}; give prompts as text or token ids, or a cache, of run_with_cache or "
+            "of a store"
+        )
 
 
 def _prompts_of(model: HookedModel, clean: Any, shape: "torch.Size") -> "torch.Tensor | None":

@@ -189,7 +189,11 @@ class _At:
 
     def __init__(self, sae: Any, hook: str) -> None:
         self._sae = sae
-        self.cfg = SimpleNamespace(hook_name=hook)
+        d_in = getattr(getattr(sae, "cfg", None), "d_in", None)
+        self.cfg = SimpleNamespace(hook_name=hook, d_in=d_in)
+
+    def __repr__(self) -> str:
+        return repr(self._sae)
 
     def __getattr__(self, name: str) -> Any:
         # Called only for attributes that are not found otherwise.

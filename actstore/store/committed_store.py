@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import HookError, StorageError
+from actstore.hooks.naming.listing import listing
 from actstore.hooks.naming.names import HookName, forward_order, long_name, stored_as
 from actstore.storage.blobs import BlobReader, Blobs
 from actstore.storage.opening import open_blobs
@@ -315,7 +316,7 @@ class CommittedStore:
             with contextlib.suppress(HookError):
                 name = stored_as(self.names.one(hook))
         if name not in by_name:
-            raise HookError(f"{self.url} does not hold {hook!r}; it holds {', '.join(self.hooks)}")
+            raise HookError(f"{self.url} does not hold {hook!r}; it holds {self._holdings}")
         return by_name[name]
 
     def matching(self, pattern: HookName) -> tuple[str, ...]:
@@ -329,8 +330,13 @@ class CommittedStore:
         chosen = {stored_as(name) for name in self.names.select(pattern)}
         names = tuple(name for name in self._arrays if name in chosen)
         if not names:
-            raise HookError(f"{self.url} does not hold {pattern!r}; it holds {', '.join(self.hooks)}")
+            raise HookError(f"{self.url} does not hold {pattern!r}; it holds {self._holdings}")
         return names
+
+    @property
+    def _holdings(self) -> str:
+        n_layers = self.plan.request.model.n_layers
+        return listing(self.hooks, lambda _: n_layers)
 
     @property
     def names(self) -> "HookNames":

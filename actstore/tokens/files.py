@@ -23,6 +23,7 @@ _FORMATS: Mapping[str, Format] = {
     ".arrow": "arrow",
     ".feather": "arrow",
 }
+PLACES = "a file, a directory, a glob or hf:org/name"
 SUPPORTED = ".txt and .jsonl/.ndjson (also .gz, .zst), .parquet, .arrow, .feather"
 
 
@@ -53,8 +54,10 @@ class LocatedFile:
         return SourceFile(self.name, self.nbytes)
 
 
-def locate(spec: str) -> tuple[LocatedFile, ...]:
+def locate(spec: str, *, supported: str = SUPPORTED, places: str = PLACES) -> tuple[LocatedFile, ...]:
     """The files that `spec` names, at least one, sorted by path, all of one format.
+
+    `supported` and `places` are the suffixes and the kinds of source that errors recommend.
 
     An existing path is taken literally, even with glob characters in its name. Below a directory, files of other
     formats, hidden files and the `cache-*.arrow` files that `datasets` leaves behind are skipped; a glob must match
@@ -75,10 +78,10 @@ def locate(spec: str) -> tuple[LocatedFile, ...]:
         sizes = {path: nbytes for path, nbytes in sizes.items() if _belongs(path)}
         if not sizes:
             holds = f"only others such as {PurePosixPath(others[0]).name}" if others else "no files at all"
-            raise TokensError(f"the directory {spec} holds {holds}; supported are {SUPPORTED}")
+            raise TokensError(f"the directory {spec} holds {holds}; supported are {supported}")
     if not sizes:
-        raise TokensError(f"nothing is found at {spec}; give a file, a directory, a glob or hf:org/name")
-    files = tuple(_located(filesystem, path, sizes[path]) for path in sorted(sizes))
+        raise TokensError(f"nothing is found at {spec}; give {places}")
+    files = tuple(_located(filesystem, path, sizes[path], supported) for path in sorted(sizes))
     other = next((file for file in files if file.format != files[0].format), None)
     if other is not None:
         raise TokensError(
@@ -139,14 +142,14 @@ def _belongs(path: str) -> bool:
     return _format(path) is not None and not name.startswith((".", "_")) and not is_cache
 
 
-def _located(filesystem: Any, path: str, nbytes: int | None) -> LocatedFile:
+def _located(filesystem: Any, path: str, nbytes: int | None, supported: str) -> LocatedFile:
     local = "file" in (
         filesystem.protocol if isinstance(filesystem.protocol, tuple) else (filesystem.protocol,)
     )
     name = path if local else str(filesystem.unstrip_protocol(path))
     file_format = _format(path)
     if file_format is None:
-        raise TokensError(f"{name} has a suffix that is not supported; supported are {SUPPORTED}")
+        raise TokensError(f"{name} has a suffix that is not supported; supported are {supported}")
     return LocatedFile(name, path, nbytes, file_format, filesystem)
 
 

@@ -65,6 +65,10 @@ def test_stores_give_the_grid_of_a_live_cache(tiny_model: TinyModel, s3_url: str
                 match=r"have shape \[2, 8, 64\], and those of the corrupted prompts, 3 of 8 tokens",
             ):
                 patching.grid(model, corrupted, store.cache([0, 1]), difference)
+            with pytest.raises(
+                PatchError, match=r"the clean side is a whole store; .* store\.cache\(\[7\]\)"
+            ):
+                patching.grid(model, corrupted, store, difference)
 
 
 def test_prompts_and_caches_without_an_axis_of_prompts(tiny_model: TinyModel) -> None:

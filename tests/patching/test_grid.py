@@ -70,3 +70,48 @@ def test_a_grid_in_inference_mode_is_that_outside(tiny_model: TinyModel, hook: s
         for engine in ("packed rows", "whole rows"):
             result = patching.grid(model, corrupted, clean, first_logit, hook, ("layer",), engine=engine)
             torch.testing.assert_close(result.values, expected.values, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("hook", "message"),
+    [
+        ("blocks.1.hook_resid_pre", r"is the hook of one layer.* give 'blocks\.\*\.hook_resid_pre'"),
+        ("resid_per", r"hook 'blocks\.\*\.hook_resid_per' matches nothing .* are blocks\.\*\.hook_resid_"),
+        ("hook_embed", "outside of the layers"),
+        ("expert_weights", "has no experts"),
+        (3, "hook is 3; a grid patches a hook in every layer"),
+    ],
+)
+def test_a_hook_that_is_not_one_of_every_layer_is_an_error(
+    tiny_model: TinyModel, hook: str, message: str
+) -> None:
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    ids = torch.arange(2, 7)[None]
+    with pytest.raises(HookError, match=message):
+        patching.grid(model, ids, ids, first_logit, hook)
+
+
+def test_a_name_for_all_layers_is_its_shorthand(tiny_model: TinyModel) -> None:
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    ids = torch.arange(2, 7)[None]
+    by_name = patching.grid(model, ids, ids.flip(1), first_logit, "blocks.*.attn.hook_z", ("layer", "head"))
+    expected = patching.grid(model, ids, ids.flip(1), first_logit, "z", ("layer", "head"))
+    assert torch.equal(by_name.values, expected.values)
+
+
+def test_something_else_than_a_metric_or_a_clean_side_is_an_error(tiny_model: TinyModel) -> None:
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    ids = torch.arange(2, 7)[None]
+    experiments: list[Callable[[Any, Any], object]] = [
+        lambda clean, metric: patching.grid(model, ids, clean, metric),
+        lambda clean, metric: patching.attribution(model, ids, clean, metric, hooks="z"),
+        lambda clean, metric: patching.edge_scores(model, ids, clean, metric),
+        lambda clean, metric: patching.path_patch(model, ids, clean, metric, "heads", "logits"),
+    ]
+    for experiment in experiments:
+        with pytest.raises(PatchError, match="the metric is 'logit'; give a function of logits"):
+            experiment(ids.flip(1), "logit")
+        with pytest.raises(PatchError, match="the clean side is <function first_logit .*; give prompts"):
+            experiment(first_logit, ids.flip(1))
+    with pytest.raises(PatchError, match="the metric is 'logit'"):
+        patching.ablate(model, ids, "logit")  # type: ignore[arg-type]

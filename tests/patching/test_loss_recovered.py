@@ -158,6 +158,13 @@ def test_what_does_not_fit_is_refused(model: HookedModel) -> None:
         patching.loss_recovered(model, TOKENS, Autoencoder(64, None))
     with pytest.raises(HookError, match="encode and decode"):
         patching.loss_recovered(model, TOKENS, SimpleNamespace(cfg=None), HOOK)
+    with pytest.raises(HookError, match="encode and decode, found None"):
+        patching.loss_recovered(model, TOKENS, None, HOOK)  # type: ignore[arg-type]
+    narrow = Autoencoder(16, HOOK)
+    narrow.cfg.d_in = 16
+    for hook in (None, HOOK):
+        with pytest.raises(HookError, match="the SAE reads 16 numbers, and .* has 64"):
+            patching.loss_recovered(model, TOKENS, narrow, hook)
     with pytest.raises(PatchError, match="no token has a loss"):
         patching.loss_recovered(model, TOKENS[:, :1], Autoencoder(64, HOOK))
     with pytest.raises(PatchError, match="no token has a loss"):

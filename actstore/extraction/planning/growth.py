@@ -110,7 +110,7 @@ def _continue_run(url: str, run: Run, runs: Sequence[Run], segment_size: int | N
     if part is not run and not part.has_tokens:
         raise PlanMismatchError(
             f"the tokens of run {part.plan.run} of the store at {url} are not complete; run the job it was made with "
-            f"(hooks {', '.join(part.plan.hook_names)}) first"
+            f"(hooks {part.plan.hook_listing}) first"
         )
     if segment_size not in (None, run.plan.segment_size):
         raise PlanMismatchError(
@@ -140,7 +140,7 @@ def _over_stored_tokens(
     if missing and unfinished:
         raise PlanMismatchError(
             f"run {unfinished[0].plan.run} of the store at {url} is not complete; complete it with the job it was "
-            f"made with (hooks {', '.join(unfinished[0].plan.hook_names)}), then add {', '.join(missing)}"
+            f"made with (hooks {unfinished[0].plan.hook_listing}), then add {', '.join(missing)}"
         )
     if missing:
         return Place(name, missing, over=part.plan)

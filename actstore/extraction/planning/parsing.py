@@ -1,5 +1,6 @@
 """Making a job from its fields: every problem at once, with the field and what it may be."""
 
+import difflib
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ def parsed(kind: type[AnyJob], fields: Mapping[str, Any], where: str, expected: 
         return kind.model_validate_json(text)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        lines = list({problem["loc"][:1]: _problem(problem, expected) for problem in problems}.values())
+        lines = list({problem["loc"][:1]: _problem(problem, expected, kind) for problem in problems}.values())
         count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
         raise JobError(f"{where}: {count}: {'; '.join(lines)}") from error
 
@@ -48,13 +49,18 @@ def _not_json(value: Any) -> dict[str, str]:
 _KINDS = {"missing": "is required", "extra_forbidden": "is not a field of a job"}
 
 
-def _problem(problem: Any, expected: Mapping[str, str]) -> str:
+def _problem(problem: Any, expected: Mapping[str, str], kind: type[BaseModel]) -> str:
     """One line about a problem: the field, what is expected, and its value."""
     if not problem["loc"]:
         return reason(problem["msg"])
     field = str(problem["loc"][0])
     if problem["type"] in _KINDS:
-        return f"{field}: {_KINDS[problem['type']]}"
+        near = (
+            difflib.get_close_matches(field, kind.model_fields)
+            if problem["type"] == "extra_forbidden"
+            else []
+        )
+        return f"{field}: {_KINDS[problem['type']]}" + (f" (the nearest is {near[0]})" if near else "")
     text = expected.get(field) or problem["msg"][0].lower() + problem["msg"][1:]
     value = repr(problem["input"])
     return f"{field}: {text}, got {value if len(value) <= 80 else value[:77] + '...'}"

@@ -2,7 +2,7 @@
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from actstore.errors import HookError, ModelError
@@ -12,6 +12,7 @@ from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.loaded_model import LoadedModel
 from actstore.hooks.loading.device import usable_device
 from actstore.hooks.naming.hook_points import point_of
+from actstore.hooks.naming.listing import listing
 from actstore.hooks.naming.names import HookName, HookNames, join, split
 
 if TYPE_CHECKING:
@@ -349,20 +350,5 @@ def _check_model(model: object, cfg: HookedConfig) -> None:
         raise ModelError(f"these values are of another model than {given.model_name}, which has {what}")
 
 
-def _listing(missing: Sequence[str], names: HookNames) -> str:
-    """A short list of hook names: a glob for a hook of all layers, the ends of long runs."""
-    layers: dict[str, list[int | None]] = defaultdict(list)
-    for name in missing:
-        layer, leaf = split(name)
-        layers[leaf].append(layer)
-    parts: list[str] = []
-    for leaf, its_layers in layers.items():
-        n_all = sum(split(name)[1] == leaf for name in names.all)
-        its_names = [join(layer, leaf) for layer in its_layers]
-        if 1 < len(its_layers) == n_all:
-            parts.append(f"blocks.*.{leaf}")
-        elif len(its_layers) > 4:
-            parts.append(f"{its_names[0]} ... {its_names[-1]} ({len(its_layers)} layers)")
-        else:
-            parts += its_names
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _listing(names: Iterable[str], known: HookNames) -> str:
+    return listing(names, lambda leaf: sum(split(name)[1] == leaf for name in known.all))

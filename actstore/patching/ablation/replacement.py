@@ -144,6 +144,18 @@ def _means(
             f"{tokens.shape[1]}; give prompts of the same length, or leave out by_position"
         )
 
+    sizes = list(model.cfg.shape(BY_LEAF[leaf], tokens.shape[1]))
+    for layer, mean in means.items():
+        # Of a token, or of all positions where these are kept apart.
+        found = list(mean.shape)
+        if by_position:
+            del found[_position(leaf)]
+        if found != sizes:
+            raise PatchError(
+                f"the mean of {names[layer]} has shape {list(mean.shape)}, and the value of this model has {sizes} at "
+                "a position; the source needs the same model"
+            )
+
     def new(layer: int) -> "torch.Tensor":
         mean = means[layer].to(model.device, model.dtype)
         whole = mean if by_position else mean.expand(tokens.shape[1], *mean.shape)
@@ -211,6 +223,7 @@ def _resampled(
         _, cache = model.run_with_cache(rows, names_filter=list(names.values()), return_type=None)
         values = {layer: cache[name] for layer, name in names.items()}
         n_rows = len(rows)
+    sizes = list(model.cfg.shape(BY_LEAF[leaf], length))
     order = torch.randperm(n_rows, generator=generator)
     if source is None:
         if n_prompts < 2:
@@ -229,6 +242,15 @@ def _resampled(
             raise PatchError(
                 f"values of {names[layer]} to resample from have shape {list(value.shape)}, and the prompts have "
                 f"{length} positions; give at least as many, with an axis of prompts"
+            )
+        found = list(value.shape[1:])
+        del found[_position(leaf)]
+        if leaf in PATTERNS:
+            found[-1] = length
+        if found != sizes:
+            raise PatchError(
+                f"values of {names[layer]} to resample from have shape {list(value.shape)}, and those of this model "
+                f"have {sizes} at a position; the source needs the same model"
             )
         taken = value[chosen.to(value.device)]
         taken = taken[..., :length, :length] if leaf in PATTERNS else taken[:, :length]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from actstore.errors import PatchError
 from actstore.hooks.capture.exclusive import in_function
+from actstore.hooks.messages.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +24,14 @@ def measured(metric: Metric, logits: "torch.Tensor", *, is_in_turn: bool = False
         is_in_turn: whether a forward of the model is running, so that the metric cannot run the model.
 
     Raises:
-        PatchError: it does not give one number, or one for each prompt.
+        PatchError: it is no function, or does not give one number, or one for each prompt.
     """
     import torch
 
+    if not callable(metric):
+        raise PatchError(
+            f"the metric is {quoted(metric)}; give a function of logits [prompt, position, d_vocab]"
+        )
     if is_in_turn:
         with in_function():
             result = metric(logits)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.errors import PatchError
 from actstore.hooks.capture.hook_point import HookFunction
@@ -53,9 +53,15 @@ def corrupted_run(
     names = list(dict.fromkeys(names))
     with model.hooks(rules):
         logits, cache = model.run_with_cache(tokens, names_filter=names, grad=True)
+    results = []
+
+    def kept(logits: "torch.Tensor") -> Any:
+        results.append(metric(logits))
+        return results[0]
+
     with torch.enable_grad():
-        result = metric(logits[:, positions])
-    numbers = measured(lambda _logits: result, logits)
+        numbers = measured(kept if callable(metric) else metric, logits[:, positions])
+    result = results[0]
     if not isinstance(result, torch.Tensor) or not result.requires_grad:
         kind = "a tensor without a gradient" if isinstance(result, torch.Tensor) else type(result).__name__
         raise PatchError(

@@ -9,6 +9,7 @@ from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile, locate
 from actstore.tokens.jsonl import records
 
+_SUPPORTED: Final = ".jsonl/.ndjson (also .gz, .zst) and .parquet"
 COLUMNS: Final = ("clean", "corrupted", "answer", "wrong")
 
 
@@ -23,7 +24,7 @@ def read_pairs(source: str, limit: int | None) -> list[tuple[str, dict[str, Any]
         TokensError: a file cannot be read.
         PatchError: the files have another format, or hold no pairs.
     """
-    files = locate(source)
+    files = locate(source, supported=_SUPPORTED, places="a file, a directory or a glob")
     if files[0].format not in ("jsonl", "parquet"):
         raise PatchError(f"{files[0].name} is no file of pairs; give .jsonl or .parquet files")
     pairs = list(islice((pair for file in files for pair in _pairs_in(file)), limit))

@@ -51,7 +51,9 @@ def tokenised(read: Sequence[tuple[str, dict[str, Any]]], rules: PairRules) -> P
         (where, problem), *others = problems
         more = ""
         if others:
-            named = [place for place, _ in others[:_SHOWN]]
+            # "line 4" is enough where the file is that of the first.
+            file = where.partition(" of ")[2]
+            named = [place.removesuffix(f" of {file}") for place, _ in others[:_SHOWN]]
             rest = len(others) - len(named)
             more = f"; {len(problems)} of {len(read)} pairs are wrong, also {', '.join(named)}" + (
                 f" and {rest} more" if rest else ""

@@ -90,6 +90,8 @@ def sender_groups(model: HookedModel, senders: Any) -> tuple[SenderGroups, tuple
         return every, (_numbered("layer", n_layers), _numbered("head", n_heads))
     if senders == "mlps":
         return [[Sender(layer, None)] for layer in range(n_layers)], (_numbered("layer", n_layers),)
+    if isinstance(senders, tuple) and senders and not isinstance(senders[0], tuple | list):
+        senders = [senders]
     groups = _groups(senders, "senders", lambda item: _sender(model, item))
     labels = tuple(" and ".join(map(str, group)) for group in groups)
     return groups, (Axis("sender", labels),)
@@ -118,6 +120,8 @@ def receiver_groups(model: HookedModel, receivers: Any) -> tuple[ReceiverGroups,
         )
     if receivers == "logits":
         receivers = ["logits"]
+    if isinstance(receivers, tuple) and receivers and not isinstance(receivers[0], tuple | list | str):
+        receivers = [receivers]
     groups = _groups(receivers, "receivers", lambda item: _receiver(model, item))
     for group in groups:
         if len(group) > 1 and any(receiver.what == "logits" for receiver in group):
@@ -163,7 +167,13 @@ def _receiver(model: HookedModel, given: Any) -> Receiver:
     head, component = rest
     if component not in _COMPONENTS:
         raise PatchError(f"a receiver is {given!r}; give {expected}")
-    return Receiver(number, _number(head, _n_heads(model, component), "head", given), component)
+    n_heads = _n_heads(model, component)
+    if n_heads < model.cfg.n_heads and isinstance(head, int) and n_heads <= head < model.cfg.n_heads:
+        raise PatchError(
+            f"{given!r} is not in this model, which has heads 0 to {n_heads - 1} of keys and values; number {head} of "
+            f"the queries reads number {head * n_heads // model.cfg.n_heads}"
+        )
+    return Receiver(number, _number(head, n_heads, "head", given), component)
 
 
 def _parts(given: Any, n_parts: int, what: str, expected: str) -> tuple[Any, ...]:

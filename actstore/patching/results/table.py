@@ -60,6 +60,8 @@ def read_table(path: Path) -> dict[str, Any]:
 
     try:
         table = pq.read_table(path)
+    except FileNotFoundError:
+        raise PatchError(f"there is no file {path}") from None
     except (OSError, pa.ArrowInvalid) as error:
         raise PatchError(f"{path} cannot be read as Parquet: {reason(error)}") from error
     metadata = (table.schema.metadata or {}).get(_KEY)

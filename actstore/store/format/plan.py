@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import FailFast, Field, JsonValue, model_validator
 
+from actstore.hooks.naming.listing import listing
 from actstore.store.format.compression import Compression
 from actstore.store.format.document import Document
 from actstore.store.format.dtypes import dtype as dtype_of
@@ -252,6 +253,11 @@ class Plan(Document):
     @property
     def hook_names(self) -> tuple[str, ...]:
         return tuple(hook.name for hook in self.request.hooks)
+
+    @property
+    def hook_listing(self) -> str:
+        """The hooks in few words, for messages."""
+        return listing(self.hook_names, lambda _: self.request.model.n_layers)
 
     @property
     def n_segments(self) -> int:

@@ -34,8 +34,9 @@ class Run:
     def __repr__(self) -> str:
         plan = self.plan
         what = "tokens and hooks" if plan.has_own_tokens else f"hooks over run {plan.tokens_of}"
-        hooks = ", ".join(plan.hook_names)
-        return f"<Run {plan.run}: {what}, {hooks}, {len(self.committed)}/{plan.n_segments} segments>"
+        return (
+            f"<Run {plan.run}: {what}, {plan.hook_listing}, {len(self.committed)}/{plan.n_segments} segments>"
+        )
 
     @property
     def is_complete(self) -> bool:

@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_refused(request_: Request, advice: bool) -> None:
         (
             [begun(FIRST, 0)],
             asking(*B),
-            rf"run 0000 of the store at {URL} is not complete; .* \(hooks {', '.join(A)}\), then add {MLP_OUT}",
+            rf"run 0000 .* \(hooks blocks\.\*\.hook_resid_post and {A[2]}\), then add {MLP_OUT}",
         ),
         (
             [begun(FIRST, 0, 1, 2, has_tokens=False)],

@@ -37,7 +37,7 @@ def test_all_problems_are_told_at_once_with_their_location() -> None:
     for line in (
         "context_length: input should be a valid integer, got 'long'",
         "dtype: input should be 'bfloat16', 'float16' or 'float32', got 'float8'",
-        "modle: is not a field of a job",
+        "modle: is not a field of a job (the nearest is model)",
         "begin_batch_token: should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none', got 'start'",
         "out: is required",
     ):

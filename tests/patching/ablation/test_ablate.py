@@ -199,6 +199,7 @@ def test_drawing_depends_on_the_seed_alone(model: HookedModel) -> None:
 
 def test_what_does_not_fit_is_refused(model: HookedModel) -> None:
     _, cache = model.run_with_cache(OTHERS[:, :5], names_filter="blocks.*.attn.hook_z")
+    other = {f"blocks.{layer}.attn.hook_z": torch.zeros(2, 7, 4, 8) for layer in range(3)}
     cases: list[tuple[dict[str, Any], str]] = [
         ({"value": "median"}, "value is 'median'"),
         ({"hook": "attn_scores"}, "let positions see later ones"),
@@ -208,6 +209,14 @@ def test_what_does_not_fit_is_refused(model: HookedModel) -> None:
         (
             {"value": "mean", "source": cache, "by_position": True},
             "are of 5 positions, and the prompts have 7",
+        ),
+        (
+            {"value": "mean", "source": other},
+            r"mean of blocks\.0\.attn\.hook_z has shape \[4, 8\], .* has \[4, 16\]",
+        ),
+        (
+            {"value": "resample", "source": other},
+            r"shape \[2, 7, 4, 8\], and those of this model have \[4, 16\]",
         ),
         ({"value": "mean", "source": ["a b", "a"], "by_position": True}, "need prompts of one length"),
         ({"together": [[(0, 4)]]}, r"holds \(0, 4\); there are layers 0 to 2, and heads 0 to 3"),

@@ -82,7 +82,7 @@ def test_all_wrong_pairs_are_named(tiny_model: TinyModel, tmp_path: Path) -> Non
         plan(tiny_model, tmp_path, wrong, IDS, *[wrong] * 12)
     message = str(caught.value)
     assert message.startswith("line 1 of ")
-    assert "; 13 of 14 pairs are wrong, also line 3 of " in message
+    assert "; 13 of 14 pairs are wrong, also line 3, line 4, " in message
     assert message.endswith(" and 2 more")
 
 
@@ -107,3 +107,12 @@ def test_files_that_hold_no_pairs(tiny_model: TinyModel, tmp_path: Path) -> None
     (tmp_path / "bad.jsonl").write_text("clean")
     with pytest.raises(TokensError, match="line 1 of .* is not JSON"):
         plan(tiny_model, tmp_path, pairs=str(tmp_path / "bad.jsonl"))
+    table = tmp_path / "pairs.csv"
+    table.write_text("clean,corrupted,answer,wrong")
+    for source, advice in (
+        (table, r"supported are \.jsonl/\.ndjson"),
+        (tmp_path / "none.jsonl", "give a file"),
+    ):
+        with pytest.raises(TokensError, match=advice) as caught:
+            plan(tiny_model, tmp_path, pairs=str(source))
+        assert not any(wrong in str(caught.value) for wrong in (".txt", ".arrow", "hf:"))

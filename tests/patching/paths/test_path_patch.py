@@ -336,13 +336,26 @@ def test_functions_on_hooks_are_part_of_paths(tiny_model: TinyModel) -> None:
     assert (during.values - before.values).abs().max() > 1e-4
 
 
+def test_one_sender_and_one_receiver_need_no_list(tiny_model: TinyModel) -> None:
+    model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    arguments = (model, CORRUPTED, CLEAN, difference)
+    for sender, receiver in (((0, 1), (2, 3, "q")), ((0, "mlp"), (2, "mlp"))):
+        alone = patching.path_patch(*arguments, sender, receiver)
+        assert torch.equal(alone.values, patching.path_patch(*arguments, [sender], [receiver]).values)
+
+
 def test_what_does_not_fit_is_refused(tiny_model: TinyModel) -> None:
     model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
     arguments = (model, CORRUPTED, CLEAN, difference)
     for senders, receivers, text in [
         ([(3, 0)], "q", r"\(3, 0\) is not in this model, which has layers 0 to 2"),
         ([(0, 4)], "q", r"which has heads 0 to 3"),
-        ([(0, 1)], [(1, 2, "k")], r"which has heads 0 to 1"),
+        (
+            [(0, 1)],
+            [(1, 2, "k")],
+            r"has heads 0 to 1 of keys and values; number 2 of the queries reads number 1",
+        ),
+        ([(0, 1)], [(1, 4, "k")], r"which has heads 0 to 1 there"),
         ([(0, 1)], [(1, 2, "z")], r'give \(layer, head, "q"\)'),
         ([(0, 1)], [["logits", (1, 0, "q")]], "give them a cell of their own"),
         ([0], "q", "a sender is 0"),

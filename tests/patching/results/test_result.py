@@ -66,6 +66,8 @@ def test_a_table_is_read_back_and_others_can_read_it(tmp_path: Path, clean: torc
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PatchError, match=r"there is no file .*none\.parquet"):
+        PatchResult.load(tmp_path / "none.parquet")
     path = tmp_path / "other.parquet"
     pq.write_table(pa.table({"value": [1.0]}), path)
     with pytest.raises(PatchError, match="is no result of patching"):
