@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from actstore.errors import HookError, PatchError
 from actstore.hooks.messages.quoted import quoted
@@ -20,6 +20,9 @@ Clean = "ActivationCache | Mapping[str, torch.Tensor] | torch.Tensor | str | Seq
 """A cache, of a live run or of a store (``store.cache(sequences)``); or prompts, as text or ids, which are run once."""
 
 
+_STREAM: Final = "hook_resid_post"
+
+
 @dataclass(frozen=True)
 class CleanRun:
     """Values of the clean run."""
@@ -27,7 +30,7 @@ class CleanRun:
     values: "Mapping[str, Callable[[int], torch.Tensor]]"
     """For each leaf, the function that gives the values of a layer [prompt, position, ...]."""
     metric: "torch.Tensor | None"
-    """Its metric, float64 [1] or [prompt]; None where the clean side is a cache."""
+    """Its metric, float64 [1] or [prompt]; None where it is a cache without the last stream."""
 
     @property
     def number(self) -> "torch.Tensor | None":
@@ -58,12 +61,13 @@ def clean_run(
         PatchError: there are other prompts or positions than the corrupted ones.
     """
     tokens = _prompts_of(model, clean, shape)
-    number = None
     if tokens is not None:
         names = [join(layer, leaf) for leaf, layers in leaves.items() for layer in layers]
         logits, clean = model.run_with_cache(tokens, names_filter=names)
-        number = measured(metric, logits[:, positions])
     values = {leaf: _values(model, clean, leaf, layers, shape) for leaf, layers in leaves.items()}
+    if tokens is None:
+        logits = _cached_logits(model, clean, shape)
+    number = None if logits is None else measured(metric, logits[:, positions])
     return CleanRun(values, number)
 
 
@@ -137,6 +141,23 @@ def _prompts_of(model: HookedModel, clean: Any, shape: "torch.Size") -> "torch.T
     tokens = prompt_ids(model, clean, "clean")
     check_lengths(tokens.shape, shape)
     return tokens
+
+
+def _cached_logits(model: HookedModel, cache: Any, shape: "torch.Size") -> "torch.Tensor | None":
+    """Logits of a clean cache [prompt, position, d_vocab]; None if it lacks the stream out of the last layer.
+
+    Args:
+        model: the model.
+        cache: values by name.
+        shape: (prompts, positions) of the corrupted prompts.
+    """
+    name = join(model.cfg.n_layers - 1, _STREAM)
+    if name not in cache:
+        return None
+    point = BY_LEAF[_STREAM]
+    stream = _shaped(cache[name], name, point, model.cfg.shape(point, shape[1]), shape)
+    logits: torch.Tensor = model(stream.to(model.device, model.dtype), start_at_layer=model.cfg.n_layers)
+    return logits
 
 
 def check_lengths(clean: "torch.Size", corrupted: "torch.Size") -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 import actstore
 from actstore import patching
@@ -46,6 +47,8 @@ def test_stores_give_the_grid_of_a_live_cache(tiny_model: TinyModel, s3_url: str
     _, live = model.run_with_cache(ids)
     corrupted = ids.clone()
     corrupted[:, 3] = 17
+    with torch.no_grad():
+        clean_metric = difference(AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits)
     grids = (("resid_pre", ("layer", "pos")), ("z", ("layer", "pos", "head")))
     expected = {
         hook: patching.grid(model, corrupted, live, difference, hook, axes).values for hook, axes in grids
@@ -57,7 +60,13 @@ def test_stores_give_the_grid_of_a_live_cache(tiny_model: TinyModel, s3_url: str
             for hook, axes in grids:
                 result = patching.grid(model, corrupted, store.cache([0, 1, 2]), difference, hook, axes)
                 assert torch.equal(result.values, expected[hook]), (url, hook)
-                assert result.clean is None
+                # The stores have the stream out of the last layer, from which the logits follow.
+                assert result.clean is not None
+                torch.testing.assert_close(result.clean, clean_metric, atol=1e-5, rtol=1e-5)
+            without = patching.grid(
+                model, corrupted, store.cache([0, 1, 2], names_filter="blocks.*.attn.hook_z"), difference, "z"
+            )
+            assert without.clean is None
             with pytest.raises(HookError, match="the clean cache lacks 3 of 3 values"):
                 patching.grid(model, corrupted, store.cache([0, 1, 2]), difference, "mlp_out")
             with pytest.raises(
@@ -98,12 +107,15 @@ def test_clean_prompts_run_once(tiny_model: TinyModel, hook: str) -> None:
         return patching.grid(model, corrupted, side, difference, hook, ("layer",))
 
     _, cache = model.run_with_cache(clean, names_filter=[*model.names])
-    expected, number = patched(cache).values, difference(model(clean))
+    number = difference(model(clean))
     runs: list[bool] = []
+    # A hook on the model has whole rows computed, of both sides.
     handle = model.base.register_forward_pre_hook(
         lambda _module, args, kwargs: runs.append(bool(torch.equal((*args, *kwargs.values())[0], clean))),
         with_kwargs=True,
     )
+    expected = patched(cache).values
+    runs.clear()
     result = patched(clean)
     handle.remove()
     assert runs.count(True) == 1

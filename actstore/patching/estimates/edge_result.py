@@ -41,7 +41,7 @@ class EdgeScores:
     corrupted: float
     """Metric of the corrupted run, its mean over prompts."""
     clean: float | None
-    """Metric of the clean run; None where the clean side was a cache."""
+    """Metric of the clean run; None where the clean side was a cache without the last stream."""
     seconds: float
 
     @property

@@ -30,23 +30,6 @@ class Estimate(PatchResult):
     largest estimates; None if no cells were drawn.
     """
 
-    def top(self, n: int) -> "list[tuple[tuple[str, ...], float]]":
-        """The ``n`` cells that change the metric most: (label on each axis, difference), largest first."""
-        differences = self.difference.flatten()
-        chosen = differences.abs().argsort(descending=True, stable=True)[:n]
-        shape = tuple(len(axis.labels) for axis in self.axes)
-        cells = []
-        for flat in chosen.tolist():
-            indices, rest = [], flat
-            for size in reversed(shape):
-                rest, index = divmod(rest, size)
-                indices.append(index)
-            labels = tuple(
-                axis.labels[index] for axis, index in zip(self.axes, reversed(indices), strict=True)
-            )
-            cells.append((labels, float(differences[flat])))
-        return cells
-
     def __repr__(self) -> str:
         shape = " x ".join(f"{len(axis.labels)} {axis.name}" for axis in self.axes)
         judged = (

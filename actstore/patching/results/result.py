@@ -52,8 +52,8 @@ class PatchResult:
         """
         if self.clean is None:
             raise PatchError(
-                "the metric of the clean run is not known, since the clean side was a cache, or values were ablated; "
-                "give clean prompts, or use `difference`"
+                "the metric of the clean run is not known, since the clean side was a cache without hook_resid_post of "
+                "the last layer, or values were ablated; give clean prompts or a cache with it, or use `difference`"
             )
         whole = self._over_prompts(self.clean - self.corrupted)
         if not bool(whole.all()):
@@ -66,6 +66,23 @@ class PatchResult:
     def difference(self) -> "torch.Tensor":
         """What each cell adds to the metric of the corrupted run, shaped like ``values``."""
         return self.values - self._over_prompts(self.corrupted)
+
+    def top(self, n: int) -> "list[tuple[tuple[str, ...], float]]":
+        """The ``n`` cells that change the metric most: (label on each axis, difference), largest first."""
+        differences = self.difference.flatten()
+        chosen = differences.abs().argsort(descending=True, stable=True)[:n]
+        shape = tuple(len(axis.labels) for axis in self.axes)
+        cells = []
+        for flat in chosen.tolist():
+            indices, rest = [], flat
+            for size in reversed(shape):
+                rest, index = divmod(rest, size)
+                indices.append(index)
+            labels = tuple(
+                axis.labels[index] for axis, index in zip(self.axes, reversed(indices), strict=True)
+            )
+            cells.append((labels, float(differences[flat])))
+        return cells
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result into a file, whose suffix says what: ``.parquet``, ``.png`` or ``.html``.

@@ -239,7 +239,8 @@ def test_every_cell_refined_is_the_grid(tiny_model: TinyModel) -> None:
         )
         torch.testing.assert_close(result.values, exact.values, atol=1e-5, rtol=0, msg=hook)
         assert result.is_exact.all()
-        assert result.clean is None
+        assert result.clean is not None
+        torch.testing.assert_close(result.clean, difference(model(CLEAN)), atol=1e-5, rtol=0, msg=hook)
         assert result.estimate.isfinite().all()
         error = (result.estimate - result.values).norm() / result.difference.norm()
         assert 0 < float(error) < 1, hook

@@ -50,6 +50,12 @@ def test_effects_are_shares_of_the_way_to_the_clean_run() -> None:
         _ = result(clean=torch.tensor(1.0)).effect
 
 
+def test_the_cells_that_change_most_come_first() -> None:
+    assert result().top(3) == [(("1", LABELS[1]), 3.0), (("0", LABELS[2]), 2.0), (("0", LABELS[1]), 1.0)]
+    assert result(clean=None).top(1) == result().top(1)
+    assert len(result().top(100)) == 6
+
+
 @pytest.mark.parametrize("clean", [torch.tensor(3.0), None])
 def test_a_table_is_read_back_and_others_can_read_it(tmp_path: Path, clean: torch.Tensor | None) -> None:
     original = result(clean=clean)
