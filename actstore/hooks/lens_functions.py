@@ -15,6 +15,7 @@ from actstore.hooks.naming.names import long_name
 from actstore.hooks.prompt_check import check_prompt as test_prompt
 from actstore.hooks.text.concatenated import tokenize_and_concatenate
 from actstore.hooks.text.inputs import as_mask
+from actstore.hooks.text.padding import get_attention_mask
 from actstore.hooks.weights.factored_matrix import FactoredMatrix, SizesError
 
 if TYPE_CHECKING:
@@ -97,32 +98,6 @@ def get_device() -> str:
 def remove_batch_dim(tensor: "torch.Tensor") -> "torch.Tensor":
     """The tensor without its first axis, if that has size 1."""
     return tensor[0] if tensor.shape[0] == 1 else tensor
-
-
-def get_attention_mask(
-    tokenizer: Any, tokens: "torch.Tensor", prepend_bos: bool, padding_side: str | None = None
-) -> "torch.Tensor":
-    """The mask of padded ids [batch, position]: 0 at pad tokens on the side of padding, else 1.
-
-    A text that ends with the pad token looks padded; `HookedModel.to_tokens_and_mask` knows better.
-
-    Args:
-        tokenizer: a tokenizer of Hugging Face; None for a mask of ones.
-        tokens: ids.
-        prepend_bos: whether rows begin with BOS, which may be the pad token as well.
-        padding_side: ``left`` or ``right``; None for that of the tokenizer.
-    """
-    import torch
-
-    mask = torch.ones_like(tokens)
-    if tokenizer is None or tokenizer.pad_token_id is None:
-        return mask
-    is_right = (padding_side or tokenizer.padding_side) == "right"
-    is_padding = get_cumsum_along_dim(tokens != tokenizer.pad_token_id, -1, reverse=is_right) == 0
-    mask[is_padding] = 0
-    if not is_right and prepend_bos and tokenizer.bos_token_id == tokenizer.pad_token_id:
-        mask[torch.arange(len(mask)), is_padding.sum(-1) - 1] = 1
-    return mask
 
 
 def get_cumsum_along_dim(tensor: "torch.Tensor", dim: int, reverse: bool = False) -> "torch.Tensor":

@@ -86,6 +86,7 @@ class HookedModel(GeneratingModel):
             options: arguments of TransformerLens' method of this name, such as ``torch_dtype`` and ``tokenizer``;
                 ``fold_ln`` and the like may be False.
 
+        The tokenizer that comes with the model pads on the right; set ``model.tokenizer.padding_side`` for the left.
         Parameters require no gradients; call ``model.hf.requires_grad_(True)`` to train the model.
 
         Raises:
@@ -112,6 +113,9 @@ class HookedModel(GeneratingModel):
         tokenizer = options.get("tokenizer")
         if tokenizer is None and has_head:
             tokenizer = load_tokenizer(name, revision, trust_remote_code=trust_remote_code)
+        side = options.get("default_padding_side")
+        if side is not None and tokenizer is not None and not isinstance(tokenizer, str):
+            tokenizer.padding_side = side
         return cls(model, tokenizer, prepend_bos=given["prepend_bos"])
 
     @classmethod
@@ -143,7 +147,7 @@ class HookedModel(GeneratingModel):
                 ``both``, or None.
             loss_per_token: return the loss of each token, [batch, position - 1].
             prepend_bos: begin text with the BOS token; None for the default of this model.
-            padding_side: side on which shorter texts are padded; None for the right. Padding is masked.
+            padding_side: side of the padding of shorter texts, which is masked; None for ``tokenizer.padding_side``.
             start_at_layer: start at this layer, whose input stream is given; -1 runs only the last layer, and the
                 number of layers only what follows them.
             stop_at_layer: end before this layer and return the residual stream into it; -1 leaves out the last layer.

@@ -34,7 +34,7 @@ def check_prompt(
         answers = [text if text.startswith(" ") else f" {text}" for text in answers]
     start = model.to_tokens(prompt, prepend_bos=prepend_bos)
     pieces = [model.to_str_tokens(text, prepend_bos=False) for text in answers]
-    ends = model.to_tokens(answers, prepend_bos=False)
+    ends = model.to_tokens(answers, prepend_bos=False, padding_side="right")
     if len(answers) > 1:
         ends = ends[:, :1]
     tokens = torch.cat([start.repeat(len(answers), 1), ends], dim=1)

@@ -39,7 +39,7 @@ class WithCalls(WithSaes):
         Returns:
             (stream [batch, position, d_model], ids [batch, position], None, mask [batch, position] or None)
         """
-        ids, mask = self._input(input, prepend_bos, padding_side or "right", attention_mask)
+        ids, mask = self._input(input, prepend_bos, padding_side, attention_mask)
         stream = self(ids, stop_at_layer=0, attention_mask=mask)
         return stream, ids, None, mask
 
@@ -89,15 +89,13 @@ class WithCalls(WithSaes):
                 raise TokensError("tokens go with start_at_layer; otherwise they are the input itself")
             if past_kv_cache is not None:
                 check_past(past_kv_cache, is_known=self.architecture.attention is not None)
-            ids, mask = self._input(
-                given, prepend_bos, padding_side or "right", attention_mask, past=past_kv_cache
-            )
+            ids, mask = self._input(given, prepend_bos, padding_side, attention_mask, past=past_kv_cache)
         else:
             residual = as_residual(given, self.cfg.d_model, n_ctx).to(self.device, self.dtype)
             if tokens is None:
                 ids = torch.zeros(residual.shape[:2], dtype=torch.int64, device=self.device)
             else:
-                ids = self._input(tokens, None, "right", None)[0]
+                ids = self._input(tokens, None, None, None)[0]
                 if ids.shape != residual.shape[:2]:
                     raise TokensError(
                         f"tokens have shape {list(ids.shape)}, and the stream {list(residual.shape[:2])} positions"

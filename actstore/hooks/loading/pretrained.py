@@ -142,7 +142,7 @@ def chosen_device(device: str | None) -> str:
 
 
 def load_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model; if there is none, the reason as text."""
+    """The tokenizer of a model, which pads on the right; if there is none, the reason as text."""
     from transformers import AutoTokenizer
 
     try:
@@ -154,7 +154,11 @@ def load_tokenizer(name: str, revision: str | None, *, trust_remote_code: bool =
         return one_line(error)
     # Given only a config.json, transformers makes an empty tokenizer that turns any text into nothing.
     has_words = not set(tokenizer.get_vocab()) <= set(tokenizer.get_added_vocab())
-    return tokenizer if has_words else "its folder lacks the files of a tokenizer"
+    if not has_words:
+        return "its folder lacks the files of a tokenizer"
+    # Some are saved to pad on the left, for generation; there the first token would be at another position in each row.
+    tokenizer.padding_side = "right"
+    return tokenizer
 
 
 def _check_loaded(name: str, loaded: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from actstore.errors import ModelError
+from actstore.hooks.messages.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +73,9 @@ def in_own_words(options: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str
             f"n_devices is {given['n_devices']}; spread the model with device_map of transformers, and wrap it: "
             "HookedModel(hf_model, tokenizer)"
         )
-    if given.get("default_padding_side", "right") != "right":
-        raise ModelError(
-            "default_padding_side is always 'right' here; give padding_side='left' to calls of the model and to_tokens"
-        )
+    side = given.get("default_padding_side", "right")
+    if side not in ("left", "right"):
+        raise ModelError(f"default_padding_side is {quoted(side)}; choose 'left' or 'right'")
     arguments = dict(own)
     for theirs, ours in _OTHER_NAMES.items():
         if theirs in given:

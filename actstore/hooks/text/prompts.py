@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from actstore.errors import NoSuchTokenError, TokensError
 from actstore.hooks.messages.quoted import quoted
 from actstore.hooks.text.inputs import check_text, check_unicode
+from actstore.hooks.text.padding import mask_of_left_padding
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,21 @@ class Prompts:
             ids[index, where] = torch.tensor(row)
             mask[index, where] = 1
         return ids, mask
+
+    def mask_of_padding(
+        self, tokens: "torch.Tensor", prepend_bos: bool | None = None
+    ) -> "torch.Tensor | None":
+        """The mask of ids [batch, position] that `to_tokens` has padded on the left, as the tokenizer is set to.
+
+        None where nothing is padded. Padding on the right shows in no value of a token before it.
+        """
+        if self.tokenizer.padding_side != "left":
+            return None
+        pad = self._pad_id()
+        begins = self.prepend_bos if prepend_bos is None else prepend_bos
+        return mask_of_left_padding(
+            tokens, pad, begins_with_pad=begins and self.tokenizer.bos_token_id == pad
+        )
 
     def to_string(
         self, tokens: "torch.Tensor | Sequence[int] | Sequence[torch.Tensor] | int"

@@ -45,18 +45,19 @@ class WithText(ABC):
         self,
         text: str | Sequence[str],
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = "right",
+        padding_side: PaddingSide | None = None,
         move_to_device: bool = True,
         truncate: bool = True,
     ) -> "torch.Tensor":
         """Ids, int64 [batch, position], on the device of the model; shorter rows are padded.
 
-        The model cannot tell padding from tokens: give it the texts, or `to_tokens_and_mask`, if they differ in length.
+        The model tells padding from tokens only if ``tokenizer.padding_side`` is ``left``: give it the texts, or
+        `to_tokens_and_mask`, if they differ in length.
 
         Args:
             text: one text, or several.
             prepend_bos: begin with the BOS token; None for the default of this model.
-            padding_side: where shorter rows are filled up; None for the side that the tokenizer names.
+            padding_side: where shorter rows are filled up; None for ``tokenizer.padding_side``.
             move_to_device: put the ids on the device of the model; otherwise they are on the CPU.
             truncate: cut to the longest row that the model is made for.
         """
@@ -67,7 +68,7 @@ class WithText(ABC):
         self,
         text: str | Sequence[str],
         prepend_bos: bool | None = None,
-        padding_side: PaddingSide | None = "right",
+        padding_side: PaddingSide | None = None,
         truncate: bool = True,
     ) -> tuple["torch.Tensor", "torch.Tensor"]:
         """Ids and attention mask [batch, position] of text, for a call of the model; the mask is 0 at padding.
@@ -159,7 +160,7 @@ class WithText(ABC):
         self,
         given: Any,
         prepend_bos: bool | None,
-        padding_side: PaddingSide,
+        padding_side: PaddingSide | None,
         mask: "torch.Tensor | None",
         *,
         past: Any = None,
@@ -169,7 +170,7 @@ class WithText(ABC):
         Args:
             given: text, texts or ids.
             prepend_bos: begin text with the BOS token.
-            padding_side: where shorter texts are padded.
+            padding_side: where shorter texts are padded; None for ``tokenizer.padding_side``.
             mask: mask for ids; it begins with those of earlier positions.
             past: a cache of Hugging Face with earlier positions, or None.
         """
@@ -185,8 +186,11 @@ class WithText(ABC):
                     ids.new_zeros(1, n_past).expand(len(ids), -1).to(getattr(mask, "device", ids.device))
                 )
                 mask = as_mask(mask, torch.cat([earlier, ids.to(earlier.device)], dim=1))
-            elif past is not None:
-                mask = with_past(past, n_past, ids, None)
+            else:
+                if self._prompts is not None and not n_past:
+                    mask = self._prompts.mask_of_padding(ids, self._begins(None))
+                if past is not None:
+                    mask = with_past(past, n_past, ids, mask)
         else:
             if mask is not None:
                 raise TokensError("attention_mask is made from the text; give it only with token ids")

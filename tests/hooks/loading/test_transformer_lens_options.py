@@ -57,7 +57,7 @@ def test_what_is_honoured() -> None:
         ({"hf_model": "a model"}, r"is wrapped by HookedModel\(hf_model, tokenizer\)"),
         ({"checkpoint_index": 3}, "checkpoints are revisions"),
         ({"n_devices": 2}, "spread the model with device_map"),
-        ({"default_padding_side": "left"}, "give padding_side='left' to calls"),
+        ({"default_padding_side": "both"}, "choose 'left' or 'right'"),
         ({"dtype": "float32", "torch_dtype": "bfloat16"}, "torch_dtype and dtype are the same"),
     ],
     ids=lambda value: str(value)[:40],
