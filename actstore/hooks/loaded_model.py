@@ -16,7 +16,7 @@ from actstore.hooks.families.recognition import architecture
 from actstore.hooks.loading.live_model import checked, device_of
 from actstore.hooks.packing.exactness import check_exact
 from actstore.hooks.packing.packed_run import PackedRun, packed_run
-from actstore.hooks.text.prompts import Prompts
+from actstore.hooks.text.prompts import PaddingSide, Prompts
 from actstore.hooks.text.with_text import WithText
 from actstore.hooks.weights.model_weights import Weights
 
@@ -53,6 +53,22 @@ class LoadedModel(WithText):
         self.names = names_of(self.architecture, self.cfg)
         self.has_head = self.base is not self._inner and self._inner.get_output_embeddings() is not None
         self._forward = Forward(self._inner, self.base, self.architecture, self.cfg)
+
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: PaddingSide | None = None) -> None:
+        """Take another tokenizer for methods that take text.
+
+        Args:
+            tokenizer: a tokenizer of Hugging Face, with the ids of this model.
+            default_padding_side: the side on which it shall pad from now on; None for that which it is set to.
+
+        Text begins with its BOS token if it has one, unless ``cfg.default_prepend_bos`` was set to False before.
+        """
+        had_choice = self._prompts is not None and self._prompts.tokenizer.bos_token_id is not None
+        stays_without = had_choice and self.cfg.default_prepend_bos is False
+        self._prompts = Prompts(tokenizer, prepend_bos=False if stays_without else None)
+        if default_padding_side is not None:
+            tokenizer.padding_side = default_padding_side
+        self.cfg.default_prepend_bos = self._prompts.prepend_bos
 
     @property
     def device(self) -> "torch.device":

@@ -174,6 +174,10 @@ class HookedModel(GeneratingModel):
         visitor = Keeping(self._functions, keep_graph=call.has_graph)
         return call.run(self._forward, visitor)
 
+    def forward(self, *arguments: Any, **keywords: Any) -> Any:
+        """A call of the model, under the name that it has in a module of PyTorch."""
+        return self(*arguments, **keywords)
+
     def run_with_cache(
         self,
         input: "str | Sequence[str] | torch.Tensor",  # noqa: A002 - TransformerLens' name

@@ -18,6 +18,11 @@ class ModuleMethods(LoadedModel):
     training = False
     """A hooked model is always in evaluation mode."""
 
+    @property
+    def original_model(self) -> Any:
+        """The Hugging Face model, ``hf``, under the name that it has in TransformerLens' Bridge."""
+        return self.hf
+
     def to(self, *args: Any, print_details: bool = False, **kwargs: Any) -> Self:
         """Move the model to a device or another dtype, and return this object itself.
 

@@ -1,6 +1,7 @@
 """The parts of a hooked model as attributes: ``model.blocks[3].attn.hook_z``, ``model.unembed.W_U``.
 
-A part has the hooks and the weights under its name, and may be called if a single module of the model computes it.
+A part has the hooks and the weights under its name, and may be called if it is a layer, or a single module of the
+model computes it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,7 @@ from actstore.hooks.capture.functions import HookFunctions
 from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.naming.names import HookNames
 from actstore.hooks.weights.block_weights import AttentionWeights, BlockWeights, MlpWeights
+from actstore.hooks.weights.model_weights import Weights
 from actstore.hooks.weights.norms import NormWeights
 from actstore.hooks.weights.used_weights import placed_for
 
@@ -32,20 +34,20 @@ class Part:
         path: str,
         functions: HookFunctions,
         attributes: Mapping[str, Callable[[], Any]],
-        module: "Callable[[], nn.Module] | None" = None,
+        run: Callable[..., Any] | None = None,
     ) -> None:
         """
         Args:
             path: what the names of its hooks begin with, such as ``blocks.3.attn``.
             functions: the functions on the hooks of the model.
             attributes: its weights and smaller parts, each as a function that gives it.
-            module: gives the module that a call of this part runs; None if it cannot be called.
+            run: what a call of this part does; None if it cannot be called.
         """
         own: Mapping[str, Any] = {
             "_path": path,
             "_functions": functions,
             "_attributes": attributes,
-            "_module": module,
+            "_run": run,
         }
         vars(self).update(own)
 
@@ -63,21 +65,24 @@ class Part:
             "change the modules of model.hf"
         )
 
-    def __call__(self, value: "torch.Tensor") -> "torch.Tensor":
-        """What the module of the model gives for a value; hooks do not see this call.
+    def __call__(self, value: "torch.Tensor", *arguments: Any, **options: Any) -> "torch.Tensor":
+        """What this part of the model gives for a value.
+
+        A layer is run by the model, from ``start_at_layer`` to the next, with the functions on its hooks and the
+        options of a call. The call of another part runs its module, and hooks do not see it.
 
         Args:
-            value: for ``embed`` token ids [batch, position], else the input [..., d_model].
+            value: for ``embed`` and ``pos_embed`` token ids [batch, position], else the input [..., d_model].
+            arguments: for ``pos_embed``: the number of earlier positions, and an attention mask.
+            options: the same by name, ``past_kv_pos_offset`` and ``attention_mask``; or those of the model.
 
         Raises:
             TypeError: no single module of the model computes this part.
         """
-        if self._module is None:
+        if self._run is None:
             raise TypeError(f"{self._path} cannot be called; call the model with functions on its hooks")
-        module = self._module()
-        given = placed_for(module, value) if value.is_floating_point() else value
-        result: torch.Tensor | tuple[torch.Tensor, ...] = module(given)
-        return result[0] if isinstance(result, tuple) else result
+        result: torch.Tensor = self._run(value, *arguments, **options)
+        return result
 
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *self._listed()]
@@ -108,16 +113,33 @@ def leaves_under(names: HookNames, path: str) -> list[str]:
     return [end for end in ends if "." not in end]
 
 
-def block(model: "LoadedModel", functions: HookFunctions, layer: int) -> Part:
-    """A layer, with its attention, MLP and norms."""
+def _by_module(module: "Callable[[], nn.Module]", value: "torch.Tensor") -> "torch.Tensor":
+    """What the module that is there now gives for a value, on its device and in its dtype."""
+    runs = module()
+    given = placed_for(runs, value) if value.is_floating_point() else value
+    result: torch.Tensor | tuple[torch.Tensor, ...] = runs(given)
+    return result[0] if isinstance(result, tuple) else result
+
+
+def block(
+    model: "LoadedModel", functions: HookFunctions, layer: int, run: "Callable[..., torch.Tensor]"
+) -> Part:
+    """A layer, with its attention, MLP and norms.
+
+    Args:
+        model: the model.
+        functions: the functions on its hooks.
+        layer: number of the layer.
+        run: runs the layer over a residual stream.
+    """
     weights, module, family = model.weights.blocks[layer], model.layers[layer], model.architecture
     path = f"blocks.{layer}"
     parts: dict[str, Callable[[], Any]] = {
         "attn": partial(Part, f"{path}.attn", functions, _weights(weights.attn, AttentionWeights))
     }
     mlp = family.mlp_at(model.cfg.original, layer)
-    run = None if mlp is None else partial(module.get_submodule, mlp.module)
-    parts["mlp"] = partial(Part, f"{path}.mlp", functions, _weights(weights.mlp, MlpWeights), run)
+    run_mlp = None if mlp is None else partial(_by_module, partial(module.get_submodule, mlp.module))
+    parts["mlp"] = partial(Part, f"{path}.mlp", functions, _weights(weights.mlp, MlpWeights), run_mlp)
     norms = {name: getattr(family, name) for name in ("ln1", "ln2", "ln1_post", "ln2_post")}
     for name, place in norms.items():
         # Without the norm, its weights say why there is none.
@@ -133,28 +155,49 @@ def block(model: "LoadedModel", functions: HookFunctions, layer: int) -> Part:
                 place,
             )
         )
-    return Part(path, functions, parts)
+    return Part(path, functions, parts, run)
 
 
 def outside(model: "LoadedModel", functions: HookFunctions) -> Mapping[str, Part]:
     """The parts of a model beside its layers."""
     weights, family = model.weights, model.architecture
 
-    def part(name: str, leaves: Iterable[str], module: "Callable[[], nn.Module] | None") -> Part:
-        return Part(name, functions, {leaf: partial(getattr, weights, leaf) for leaf in leaves}, module)
+    def part(name: str, leaves: Iterable[str], run: Callable[..., Any] | None) -> Part:
+        return Part(name, functions, {leaf: partial(getattr, weights, leaf) for leaf in leaves}, run)
 
-    parts = {
-        "embed": part("embed", ["W_E"], partial(model.base.get_submodule, family.embed)),
-        "unembed": part(
-            "unembed", ["W_U", "b_U"], model.hf.get_output_embeddings if model.has_head else None
-        ),
-    }
+    embed = partial(_by_module, partial(model.base.get_submodule, family.embed))
+    unembed = partial(_by_module, model.hf.get_output_embeddings) if model.has_head else None
+    parts = {"embed": part("embed", ["W_E"], embed), "unembed": part("unembed", ["W_U", "b_U"], unembed)}
     if family.pos_embed is not None:
-        parts["pos_embed"] = part("pos_embed", ["W_pos"], None)
+        parts["pos_embed"] = part("pos_embed", ["W_pos"], partial(embedded_positions, weights))
     if family.ln_final is not None:
         given = partial(getattr, weights, "ln_final")
         parts["ln_final"] = _norm("ln_final", functions, given, model.base.get_submodule, family.ln_final)
     return parts
+
+
+def embedded_positions(
+    weights: Weights,
+    tokens: "torch.Tensor",
+    past_kv_pos_offset: int = 0,
+    attention_mask: "torch.Tensor | None" = None,
+) -> "torch.Tensor":
+    """The embeddings of the positions of ids: [batch, position, d_model], 0 at padding.
+
+    Args:
+        weights: the weights of the model.
+        tokens: ids [batch, position].
+        past_kv_pos_offset: number of earlier positions.
+        attention_mask: [batch, position] of earlier positions and these, 0 at padding, which is not counted.
+    """
+    import torch
+
+    if attention_mask is None:
+        attention_mask = tokens.new_ones(len(tokens), past_kv_pos_offset + tokens.shape[1])
+    mask = attention_mask.to(weights.W_pos.device).long()
+    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, past_kv_pos_offset:]
+    embedded: torch.Tensor = weights.W_pos[places] * mask[:, past_kv_pos_offset:, None]
+    return embedded
 
 
 def _norm(
@@ -168,7 +211,7 @@ def _norm(
         path,
         functions,
         {leaf: lambda leaf=leaf: getattr(weights(), leaf) for leaf in _NORM},  # type: ignore[misc]
-        partial(submodule, place),
+        partial(_by_module, partial(submodule, place)),
     )
 
 

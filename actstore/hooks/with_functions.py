@@ -1,8 +1,9 @@
 """The part of a hooked model that has functions on its hooks, and its hooks and parts as attributes."""
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from actstore.hooks.cache.caching_hooks import caching_hooks
@@ -166,7 +167,17 @@ class WithFunctions(ModuleMethods):
     @cached_property
     def blocks(self) -> tuple[Part, ...]:
         """The layers: ``model.blocks[3].attn.hook_z``, ``model.blocks[3].mlp.W_in``, ``model.blocks[3].ln1.w``."""
-        return tuple(block(self, self._functions, layer) for layer in range(self.cfg.n_layers))
+        return tuple(
+            block(self, self._functions, layer, partial(self._run_layer, layer))
+            for layer in range(self.cfg.n_layers)
+        )
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def _run_layer(self, layer: int, stream: "torch.Tensor", **options: Any) -> "torch.Tensor":
+        result: torch.Tensor = self(stream, start_at_layer=layer, stop_at_layer=layer + 1, **options)
+        return result
 
     @cached_property
     def _parts(self) -> Mapping[str, Part]:

@@ -127,9 +127,6 @@ class WithSaes(WithFunctions):
         self._attached = attached
 
     @abstractmethod
-    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    @abstractmethod
     def run_with_cache(self, *args: Any, **kwargs: Any) -> tuple[Any, ActivationCache]: ...
 
     @abstractmethod

@@ -44,6 +44,14 @@ def test_parameters_are_those_of_the_model_itself(tiny_model: TinyModel) -> None
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_names_of_a_module_and_of_the_bridge() -> None:
+    ours, theirs = HookedModel.from_pretrained(MODEL_PATH), boot(MODEL_PATH)
+    assert type(ours.original_model) is type(theirs.original_model)
+    tokens = ours.to_tokens("My lord, I came")
+    assert torch.equal(ours.forward(tokens, return_type="loss"), ours(tokens, "loss"))
+    assert ours.cfg.d_vocab_out == theirs.cfg.d_vocab_out == ours(tokens).shape[-1]
+
+
 def test_weights_come_back(tiny_model: TinyModel) -> None:
     model = load(tiny_model("gpt2"))
     logits, weights = model(TOKENS), {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -62,6 +62,48 @@ def test_a_logit_lens_by_hand(tiny_model: TinyModel) -> None:
     assert torch.equal(model.unembed(model.ln_final(cache["resid_post", -1])), logits)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "phi", "gemma", "opt"])
+def test_a_forward_by_hand(tiny_model: TinyModel, family: str) -> None:
+    """Part by part, as exercises write it, with a function on a hook of one layer."""
+    model = load(tiny_model(family))
+
+    def half(value: Tensor, hook: HookPoint) -> Tensor:
+        return value / 2
+
+    model.blocks[1].attn.hook_z.add_hook(half)
+    expected, cache = model.run_with_cache(TOKENS)
+    stream = cache["resid_pre", 0]
+    if family in ("gpt2", "opt"):
+        torch.testing.assert_close(model.embed(TOKENS) + model.pos_embed(TOKENS), stream)
+    for block in model.blocks:
+        stream = block(stream)
+    torch.testing.assert_close(model.unembed(model.ln_final(stream)), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_embeddings_of_positions(tiny_model: TinyModel, family: str) -> None:
+    """Those that a forward has, after padding and after earlier positions; 0 at padding, as in TransformerLens."""
+    model = load(tiny_model(family))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+    found = model.pos_embed(TOKENS, 0, attention_mask=mask)
+    _, cache = model.run_with_cache(TOKENS, attention_mask=mask, names_filter="hook_pos_embed")
+    real = mask.bool()
+    assert torch.equal(found[real], cache["pos_embed"][real])
+    assert not found[~real].any()
+    later = model.pos_embed(TOKENS[:, 4:], 4, mask)
+    assert torch.equal(later, found[:, 4:])
+    assert torch.equal(model.pos_embed(TOKENS[:, 4:], past_kv_pos_offset=4)[1], model.W_pos[4:6])
+
+
+def test_a_layer_takes_the_options_of_a_call(tiny_model: TinyModel) -> None:
+    model = load(tiny_model("llama"))
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]])
+    _, cache = model.run_with_cache(TOKENS, attention_mask=mask)
+    found = model.blocks[1](cache["resid_pre", 1], attention_mask=mask)
+    torch.testing.assert_close(found[mask.bool()], cache["resid_post", 1][mask.bool()])
+    assert model.blocks[1](cache["resid_pre", 1], grad=True).shape == (2, 6, 64)
+
+
 def test_functions_on_attributes(tiny_model: TinyModel) -> None:
     model = load(tiny_model("llama"))
     plain = model(TOKENS)

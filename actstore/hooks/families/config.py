@@ -103,6 +103,11 @@ class HookedConfig:
             original=config,
         )
 
+    @property
+    def d_vocab_out(self) -> int:
+        """Number of logits: the models here read and write the same tokens."""
+        return self.d_vocab
+
     def switched_on(self) -> frozenset[str]:
         """Leaves of hooks for each head that functions of names select; only a model that is loaded has some."""
         return frozenset()
