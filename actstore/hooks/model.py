@@ -148,6 +148,7 @@ class HookedModel(GeneratingModel):
             loss_per_token: return the loss of each token, [batch, position - 1].
             prepend_bos: begin text with the BOS token; None for the default of this model.
             padding_side: side of the padding of shorter texts, which is masked; None for ``tokenizer.padding_side``.
+                With ``left``, pad tokens in front of ids are masked as well.
             start_at_layer: start at this layer, whose input stream is given; -1 runs only the last layer, and the
                 number of layers only what follows them.
             stop_at_layer: end before this layer and return the residual stream into it; -1 leaves out the last layer.

@@ -166,6 +166,39 @@ def test_a_call_that_fails_leaves_its_cache_as_it_was(llama: HookedModel) -> Non
     torch.testing.assert_close(llama(TOKENS, past_kv_cache=empty)[:, 4:], expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_padding_in_a_cache_stays_masked(tiny_model: TinyModel, family: str) -> None:
+    """Later calls say nothing of padding that an earlier one had, or only of their own tokens."""
+    model = load(tiny_model(family))
+    texts, ends = ["To be, or not to be", "To be"], [" that is", " that is"]
+    new = model.to_tokens(ends, prepend_bos=False)
+    alone = [model(torch.cat([model.to_tokens(text), new[:1]], dim=1))[0, -new.shape[1] :] for text in texts]
+    ids, mask = model.to_tokens_and_mask(texts, padding_side="left")
+
+    def filled(**options: Any) -> DynamicCache:
+        past = DynamicCache()
+        model(ids, past_kv_cache=past, **options)
+        return past
+
+    ways: list[Callable[[], Tensor]] = [
+        lambda: model(new, past_kv_cache=filled(attention_mask=mask)),
+        lambda: model(ends, prepend_bos=False, past_kv_cache=filled(attention_mask=mask)),
+        lambda: model(new, attention_mask=torch.ones_like(new), past_kv_cache=filled(attention_mask=mask)),
+    ]
+    for way in ways:
+        torch.testing.assert_close(way(), torch.stack(alone), atol=1e-4, rtol=1e-4)
+    unmasked = model(new, past_kv_cache=filled())
+    assert not torch.allclose(unmasked[1], alone[1], atol=0.01)
+    # A cache that has been cropped, or went on without this model, and one token at a time.
+    past = filled(attention_mask=mask)
+    model(new, past_kv_cache=past)
+    past.crop(-new.shape[1])
+    for place in range(new.shape[1]):
+        logits = model(new[:, place, None], past_kv_cache=past)
+        expected = torch.stack([row[place] for row in alone])
+        torch.testing.assert_close(logits[:, 0], expected, atol=1e-4, rtol=1e-4)
+
+
 def test_what_is_refused(llama: HookedModel) -> None:
     stream = llama(TOKENS, stop_at_layer=1)
     past = DynamicCache()

@@ -67,7 +67,7 @@ class GeneratingModel(WithCalls):
             use_past_kv_cache: keep keys and values from step to step; without effect for families that are not in the
                 table.
             prepend_bos: begin text with the BOS token; None for the default of this model.
-            padding_side: shorter texts are always padded on the left.
+            padding_side: shorter texts are always padded on the left; ``left`` masks pad tokens in front of ids.
             return_type: ``str`` for text, ``tokens`` or ``tensor`` for ids [batch, position]; ``input`` for whichever
                 was given. The prompt is in it. Without effect for ``output_logits``.
             verbose: without effect.
@@ -106,7 +106,7 @@ class GeneratingModel(WithCalls):
         is_tokens = isinstance(input, torch.Tensor) or (
             isinstance(input, list) and bool(input) and not isinstance(input[0], str)
         )
-        ids, mask = self._input(input, prepend_bos, "left", attention_mask)
+        ids, mask = self._input(input, prepend_bos, padding_side if is_tokens else "left", attention_mask)
         if mask is not None and not bool(mask[:, -1].all()):
             raise TokensError(
                 "new tokens follow the last position, and a row has padding there; pad on the left"

@@ -70,13 +70,25 @@ class Prompts:
         return ids, mask
 
     def mask_of_padding(
-        self, tokens: "torch.Tensor", prepend_bos: bool | None = None
+        self,
+        tokens: "torch.Tensor",
+        *,
+        prepend_bos: bool | None = None,
+        padding_side: PaddingSide | None = None,
     ) -> "torch.Tensor | None":
-        """The mask of ids [batch, position] that `to_tokens` has padded on the left, as the tokenizer is set to.
+        """The mask of ids [batch, position] that `to_tokens` has padded on the left.
 
-        None where nothing is padded. Padding on the right shows in no value of a token before it.
+        Padding on the right is not looked for: it shows in no value of a token before it.
+
+        Args:
+            tokens: ids.
+            prepend_bos: whether rows begin with BOS; None for the default.
+            padding_side: the side of the padding; None for that which the tokenizer is set to.
+
+        Returns:
+            The mask, 0 at padding; None where nothing is padded on the left.
         """
-        if self.tokenizer.padding_side != "left":
+        if (padding_side or self.tokenizer.padding_side) != "left":
             return None
         pad = self._pad_id()
         begins = self.prepend_bos if prepend_bos is None else prepend_bos

@@ -169,9 +169,9 @@ class WithText(ABC):
 
         Args:
             given: text, texts or ids.
-            prepend_bos: begin text with the BOS token.
-            padding_side: where shorter texts are padded; None for ``tokenizer.padding_side``.
-            mask: mask for ids; it begins with those of earlier positions.
+            prepend_bos: begin text with the BOS token; ids that are padded on the left have it.
+            padding_side: where shorter texts are padded, or ids have been; None for ``tokenizer.padding_side``.
+            mask: mask for ids, or for earlier positions and ids.
             past: a cache of Hugging Face with earlier positions, or None.
         """
         import torch
@@ -182,13 +182,16 @@ class WithText(ABC):
             ids = as_token_ids(given, limit)
             check_rows(past, n_past, len(ids))
             if mask is not None:
-                earlier = (
-                    ids.new_zeros(1, n_past).expand(len(ids), -1).to(getattr(mask, "device", ids.device))
-                )
-                mask = as_mask(mask, torch.cat([earlier, ids.to(earlier.device)], dim=1))
+                there = getattr(mask, "device", ids.device)
+                if n_past and getattr(mask, "shape", None) == ids.shape:
+                    mask = with_past(past, n_past, ids.to(there), mask)
+                earlier = ids.new_zeros(1, n_past).expand(len(ids), -1).to(there)
+                mask = as_mask(mask, torch.cat([earlier, ids.to(there)], dim=1))
             else:
                 if self._prompts is not None and not n_past:
-                    mask = self._prompts.mask_of_padding(ids, self._begins(None))
+                    mask = self._prompts.mask_of_padding(
+                        ids, prepend_bos=self._begins(prepend_bos), padding_side=padding_side
+                    )
                 if past is not None:
                     mask = with_past(past, n_past, ids, mask)
         else:

@@ -45,6 +45,27 @@ def test_the_last_position_is_that_of_each_text(
     assert torch.equal(together, torch.stack(ends))
 
 
+def test_the_side_of_one_call(tiny_model: TinyModel) -> None:
+    """Ids that a call says are padded on the left, while the tokenizer pads on the right."""
+    model = load(tiny_model("llama"))
+    model.tokenizer.pad_token = model.tokenizer.bos_token
+    tokens = model.to_tokens(TEXTS, padding_side="left")
+    alone = torch.stack([model(text)[0, -1] for text in TEXTS])
+    torch.testing.assert_close(model(tokens, padding_side="left")[:, -1], alone, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(model(tokens)[:, -1], alone, atol=0.01)
+    stream = model.run_with_cache(tokens, padding_side="left", names_filter=("resid_post", 2))[1][
+        "resid_post", 2
+    ]
+    expected = model.run_with_cache(TEXTS[1])[1]["resid_post", 2][0, -1]
+    torch.testing.assert_close(stream[1, -1], expected, atol=1e-4, rtol=1e-4)
+    bare = model.to_tokens(TEXTS, prepend_bos=False, padding_side="left")
+    alone = torch.stack([model(text, prepend_bos=False)[0, -1] for text in TEXTS])
+    found = model(bare, prepend_bos=False, padding_side="left")[:, -1]
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-4)
+    alone = model.generate(model.to_tokens(TEXTS[1]), 3, False, do_sample=False)[:, -3:]
+    assert torch.equal(model.generate(tokens, 3, False, do_sample=False, padding_side="left")[1:, -3:], alone)
+
+
 def test_a_row_of_nothing_but_the_pad_token_is_run(tiny_model: TinyModel) -> None:
     model = load(tiny_model("llama"), default_padding_side="left", prepend_bos=False)
     model.tokenizer.pad_token = model.tokenizer.eos_token
