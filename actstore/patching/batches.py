@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.errors import PatchError
 from actstore.hooks.model import HookedModel
+from actstore.hooks.text.inputs import is_array_of_ids
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +31,8 @@ def batches(
     """
     import torch
 
+    if is_array_of_ids(prompts):
+        prompts = torch.as_tensor(prompts)
     if isinstance(prompts, torch.Tensor):
         by_length = [prompts[None] if prompts.ndim == 1 else prompts]
     else:

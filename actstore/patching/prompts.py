@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from actstore.errors import PatchError
 from actstore.hooks.model import HookedModel
-from actstore.hooks.text.inputs import as_token_ids, embeddable
+from actstore.hooks.text.inputs import as_token_ids, embeddable, is_array_of_ids
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ def are_prompts(given: Any) -> bool:
     """Whether something is text or token ids, rather than a cache."""
     import torch
 
-    return isinstance(given, torch.Tensor | list | tuple) or are_texts(given)
+    return isinstance(given, torch.Tensor | list | tuple) or is_array_of_ids(given) or are_texts(given)
 
 
 def are_texts(given: Any) -> bool:

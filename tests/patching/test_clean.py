@@ -146,3 +146,22 @@ def test_values_without_an_axis_of_prompts_where_sizes_are_one(tiny_model: TinyM
             expected = patching.grid(model, corrupted, cache, difference, hook, ("layer", "head"))
             result = patching.grid(model, corrupted, bare, difference, hook, ("layer", "head"))
             torch.testing.assert_close(result.values, expected.values, atol=1e-6, rtol=0, msg=hook)
+
+
+def test_tokens_of_a_store_are_prompts_everywhere(tiny_model: TinyModel) -> None:
+    """They are arrays of NumPy, with ids of 32 bits."""
+    model = actstore.HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
+    ids = torch.randint(2, 300, (2, 6), generator=torch.Generator().manual_seed(5))
+    as_stored: Any = ids.numpy().astype("int32")
+    others = ids.flip(1)
+    assert torch.equal(model(as_stored), model(ids))
+    experiments: list[Callable[[Any], Tensor]] = [
+        lambda tokens: model.run_with_cache(tokens)[1]["resid_post", 1],
+        lambda tokens: patching.grid(model, others, tokens, difference).values,
+        lambda tokens: patching.grid(model, tokens, others, difference).values,
+        lambda tokens: patching.ablate(model, others, difference, value="mean", source=tokens).values,
+        lambda tokens: patching.ablate(model, others, difference, value="resample", source=tokens).values,
+        lambda tokens: patching.steering_vector(model, tokens, others, 1),
+    ]
+    for experiment in experiments:
+        assert torch.equal(experiment(as_stored), experiment(ids))

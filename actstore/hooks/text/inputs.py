@@ -3,11 +3,18 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from actstore.errors import TokensError
 from actstore.hooks.messages.quoted import quoted
 
 if TYPE_CHECKING:
     import torch
+
+
+def is_array_of_ids(given: Any) -> bool:
+    """Whether something is an array of NumPy with whole numbers, such as the tokens of a store."""
+    return isinstance(given, np.ndarray) and given.dtype.kind in "iu"
 
 
 def as_token_ids(given: Any, n_ctx: int | None) -> "torch.Tensor":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from actstore.errors import TokensError
 from actstore.hooks.families.config import HookedConfig
-from actstore.hooks.text.inputs import as_mask, as_token_ids, check_text, embeddable
+from actstore.hooks.text.inputs import as_mask, as_token_ids, check_text, embeddable, is_array_of_ids
 from actstore.hooks.text.past import check_rows, with_past
 from actstore.hooks.text.prompts import PaddingSide, Prompts
 
@@ -178,7 +178,7 @@ class WithText(ABC):
 
         n_past = 0 if past is None else int(past.get_seq_length())
         limit = None if self.cfg.n_ctx is None else self.cfg.n_ctx - n_past
-        if isinstance(given, torch.Tensor) or _is_list_of_ids(given):
+        if isinstance(given, torch.Tensor) or is_array_of_ids(given) or _is_list_of_ids(given):
             ids = as_token_ids(given, limit)
             check_rows(past, n_past, len(ids))
             if mask is not None:

@@ -7,6 +7,7 @@ from actstore.errors import HookError, PatchError
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.naming.names import join
+from actstore.hooks.text.inputs import is_array_of_ids
 from actstore.patching.batches import batches
 from actstore.patching.engine.cells import PATTERNS
 
@@ -216,7 +217,7 @@ def _resampled(
         values = {layer: _value(source, name) for layer, name in names.items()}
         n_rows = len(values[next(iter(names))])
     else:
-        prompts = tokens if source is None else source
+        prompts = tokens if source is None else torch.as_tensor(source) if is_array_of_ids(source) else source
         rows = prompts if isinstance(prompts, torch.Tensor) else model.to_tokens(prompts)
         if not isinstance(prompts, torch.Tensor):
             _check_one_length(model, prompts)

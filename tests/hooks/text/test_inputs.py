@@ -160,7 +160,7 @@ def test_int32_ids_are_ids(llama: HookedModel) -> None:
         (["a", None], "expected a text or a list"),
         (b"abc", "found b'abc'"),
         ((1, 2, 3), r"found \(1, 2, 3\)"),
-        (TOKENS.numpy(), r"found ndarray of int64 and shape \(2, 8\)"),
+        (TOKENS.float().numpy(), r"found ndarray of float32 and shape \(2, 8\)"),
         ({"a": "b"}, "found dict; give its input_ids"),
         ("a\ud83d", r"'a\\ud83d' has half a surrogate pair at character 1; mend it"),
         (["a", "\ude00"], "half a surrogate pair at character 0"),
