@@ -4,6 +4,7 @@ Nothing here imports torch; transformers and datasets are imported only where a 
 is opened.
 """
 
+from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.pack import Packing, Rows, pack
 from actstore.tokens.row_stream import RowStream
 from actstore.tokens.source import Source, SourceFile, open_source
@@ -17,6 +18,7 @@ from actstore.tokens.tokenizer import (
 )
 
 __all__ = [
+    "KeptRows",
     "Packing",
     "RowStream",
     "Rows",

@@ -1,6 +1,6 @@
 """Datasets of the Hugging Face Hub, streamed through `datasets`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ from actstore.reason import reason
 from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
 from actstore.tokens.column import Kind, choose_field, chunk_texts, chunk_tokens
 from actstore.tokens.files import SourceFile
-from actstore.tokens.record import choose_key, text_of, tokens_of
+from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.plain_type import check_there
+from actstore.tokens.record import check_keys, choose_key, text_of, tokens_of
 
 PREFIX = "hf:"
 _ROWS = 1024
@@ -53,40 +55,50 @@ class HubSource:
     kind: Kind
     column: str
 
-    def __init__(self, dataset: Any, name: str, column: str | None) -> None:
-        """Open the source; `name` is for messages. Raises TokensError if the dataset cannot be read or lacks the
+    def __init__(self, dataset: Any, name: str, column: str | None, keep: Sequence[str] = ()) -> None:
+        """Open the source; `name` is for messages. Raises TokensError if the dataset cannot be read or lacks a
         column.
         """
         self.files = (SourceFile(name, None),)
+        self.keep = tuple(keep)
         self._dataset = dataset
         if dataset.features is None:
             self.column, self.kind = choose_key(self._read(dataset), column, name)
+            check_keys(self._read(dataset), self.keep, name)
         else:
-            self.column, self.kind = choose_field(dataset.features.arrow_schema, column, name)
+            schema = dataset.features.arrow_schema
+            self.column, self.kind = choose_field(schema, column, name)
+            check_there(self.keep, schema.names, name)
 
-    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
         """Yield batches of documents. Raises TokensError if the dataset cannot be read."""
         name = self.files[0].url
         if self._dataset.features is None:
             # A run of nulls changes the schema of the Arrow table, so records are read one by one.
             if self.kind == "text":
-                return in_batches(text_of(value, where) for where, value in self._values())
-            return in_batches(tokens_of(value, where) for where, value in self._values())
+                return in_batches(text_of(value, where) for where, value in self._values(kept))
+            return in_batches(tokens_of(value, where) for where, value in self._values(kept))
         if self.kind == "text":
-            return in_batches(text for _, chunk in self._chunks() for text in chunk_texts(chunk, name))
-        return in_batches(ids for row, chunk in self._chunks() for ids in chunk_tokens(chunk, name, row))
+            return in_batches(text for _, chunk in self._chunks(kept) for text in chunk_texts(chunk, name))
+        return in_batches(ids for row, chunk in self._chunks(kept) for ids in chunk_tokens(chunk, name, row))
 
-    def _values(self) -> Iterator[tuple[str, Any]]:
+    def _values(self, kept: KeptRows | None) -> Iterator[tuple[str, Any]]:
         for number, record in enumerate(self._read(self._dataset)):
-            yield f"{self.column} in row {number} of {self.files[0].url}", record.get(self.column)
+            where = f"row {number} of {self.files[0].url}"
+            if kept is not None:
+                kept.add_record(record, where)
+            yield f"{self.column} in {where}", record.get(self.column)
 
-    def _chunks(self) -> "Iterator[tuple[int, pa.Array[Any]]]":
+    def _chunks(self, kept: KeptRows | None) -> "Iterator[tuple[int, pa.Array[Any]]]":
         row = 0
-        tables = self._dataset.select_columns([self.column]).with_format("arrow").iter(batch_size=_ROWS)
+        columns = [self.column, *(name for name in self.keep if kept is not None and name != self.column)]
+        tables = self._dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS)
         for table in self._read(tables):
-            for chunk in table.column(self.column).chunks:
-                yield row, chunk
-                row += len(chunk)
+            for batch in table.to_batches():
+                if kept is not None:
+                    kept.add_rows(batch)
+                yield row, batch.column(self.column)
+                row += batch.num_rows
 
     def _read(self, items: Iterable[Any]) -> Iterator[Any]:
         try:
@@ -95,7 +107,7 @@ class HubSource:
             raise TokensError(f"{self.files[0].url} cannot be read: {reason(error)}") from error
 
 
-def open_hub(spec: str, column: str | None) -> HubSource:
+def open_hub(spec: str, column: str | None, keep: Sequence[str] = ()) -> HubSource:
     """Open `hf:org/name[:config][:split]` for streaming.
 
     Raises MissingExtraError without `datasets`, and TokensError if the dataset cannot be opened.
@@ -111,4 +123,4 @@ def open_hub(spec: str, column: str | None) -> HubSource:
         dataset = load_dataset(name.name, name.config, split=name.split, streaming=True)
     except Exception as error:  # network, authorisation and builder errors have no common class
         raise TokensError(f"{spec} cannot be opened: {reason(error)}") from error
-    return HubSource(dataset, str(name), column)
+    return HubSource(dataset, str(name), column, keep)

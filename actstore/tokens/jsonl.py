@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from actstore.errors import TokensError
@@ -11,7 +11,8 @@ from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
 from actstore.tokens.column import Kind
 from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
-from actstore.tokens.record import choose_key, text_of, tokens_of
+from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.record import check_keys, choose_key, text_of, tokens_of
 from actstore.tokens.text import lines
 
 _MAX_LINE_NBYTES: Final = 64 << 20
@@ -24,23 +25,25 @@ class JsonlSource:
     kind: Kind
     column: str
 
-    def __init__(self, files: tuple[LocatedFile, ...], column: str | None) -> None:
-        """Choose the key by the first records. Raises TokensError if they cannot be read or lack it."""
+    def __init__(self, files: tuple[LocatedFile, ...], column: str | None, keep: Sequence[str] = ()) -> None:
+        """Choose the key by the first records. Raises TokensError if they cannot be read, or lack a key."""
         self.files = tuple(file.public for file in files)
+        self.keep = tuple(keep)
         self._located = files
         self.column, self.kind = choose_key(
             (record for _, record in records(files[0])), column, files[0].name
         )
+        check_keys((record for _, record in records(files[0])), self.keep, files[0].name)
 
-    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
         """Yield batches of documents. Raises TokensError, with file and line, for bad JSON, a missing key or a value of
         another type.
         """
         if self.kind == "text":
-            return in_batches(text_of(value, where) for where, value in self._values())
-        return in_batches(tokens_of(value, where) for where, value in self._values())
+            return in_batches(text_of(value, where) for where, value in self._values(kept))
+        return in_batches(tokens_of(value, where) for where, value in self._values(kept))
 
-    def _values(self) -> Iterator[tuple[str, Any]]:
+    def _values(self, kept: KeptRows | None) -> Iterator[tuple[str, Any]]:
         for file in self._located:
             for number, record in records(file):
                 if self.column not in record:
@@ -48,10 +51,14 @@ class JsonlSource:
                         f"line {number} of {file.name} has no key {self.column}; "
                         f"its keys are: {', '.join(record) or 'none'}"
                     )
-                if isinstance(record, _Repeated) and self.column in record.repeated:
-                    raise TokensError(
-                        f"line {number} of {file.name} has the key {self.column} more than once; name each key once"
-                    )
+                repeated = record.repeated if isinstance(record, _Repeated) else frozenset()
+                for name in (self.column, *self.keep):
+                    if name in repeated:
+                        raise TokensError(
+                            f"line {number} of {file.name} has the key {name} more than once; name each key once"
+                        )
+                if kept is not None:
+                    kept.add_record(record, f"line {number} of {file.name}")
                 yield f"{self.column} in line {number} of {file.name}", record[self.column]
 
 

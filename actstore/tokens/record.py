@@ -1,6 +1,6 @@
 """Records without a schema, as in JSON: choosing the key that holds documents, and converting its values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from actstore.errors import TokensError
 from actstore.tokens.batch import TokenIds
 from actstore.tokens.column import Kind, as_int32, choose_column
+from actstore.tokens.keeping.plain_type import check_there
 
 _PEEKED_RECORDS = 1000
 
@@ -37,6 +38,21 @@ def choose_key(records: Iterable[dict[str, Any]], column: str | None, name: str)
         kinds |= unclear
     there: dict[str, Kind | None] = {**dict.fromkeys(unclear), **kinds}
     return choose_column(there, column, name) if there else (column or "text", "text")
+
+
+def check_keys(records: Iterable[dict[str, Any]], keep: Sequence[str], name: str) -> None:
+    """Check that keys to keep are in the first records of file `name`; later, a record may lack one, which is null.
+
+    Raises TokensError that lists the keys of the records.
+    """
+    missing = set(keep)
+    there: dict[str, None] = {}
+    for record in islice(records, _PEEKED_RECORDS if keep else 0):
+        missing -= record.keys()
+        if not missing:
+            return
+        there |= dict.fromkeys(record)
+    check_there([key for key in keep if key in missing], list(there), name)
 
 
 def _kind(value: object) -> Kind | None:

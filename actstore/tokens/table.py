@@ -1,6 +1,6 @@
-"""One column of Parquet and Arrow IPC files (both the file and the stream format), in bounded memory."""
+"""Columns of Parquet and Arrow IPC files (both the file and the stream format), in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import IOBase
 from typing import Any, BinaryIO, cast
 
@@ -12,6 +12,8 @@ from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
 from actstore.tokens.column import Kind, choose_field, chunk_texts, chunk_tokens
 from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
+from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.plain_type import check_same_types, kept_types
 
 _ROWS = 1024
 _MAX_NBYTES = 256 << 20
@@ -28,46 +30,57 @@ class TableSource:
     kind: Kind
     column: str
 
-    def __init__(self, files: tuple[LocatedFile, ...], column: str | None) -> None:
-        """Open the source. Raises TokensError if the first file cannot be read or lacks the column."""
+    def __init__(self, files: tuple[LocatedFile, ...], column: str | None, keep: Sequence[str] = ()) -> None:
+        """Open the source. Raises TokensError if the first file cannot be read or lacks a column."""
         self.files = tuple(file.public for file in files)
+        self.keep = tuple(keep)
         self._located = files
-        self.column, self.kind = choose_field(_schema(files[0]), column, files[0].name)
+        schema = _schema(files[0])
+        self.column, self.kind = choose_field(schema, column, files[0].name)
+        self._types = kept_types(self.keep, schema, files[0].name)
 
-    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
-        """Yield batches of documents. Raises TokensError for a later file that cannot be read or lacks this column."""
+    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+        """Yield batches of documents. Raises TokensError for a later file that cannot be read or lacks a column, or has
+        one of another type.
+        """
         if self.kind == "text":
             return in_batches(
                 text
                 for file in self._located
-                for _, chunk in self._chunks(file)
+                for _, chunk in self._chunks(file, kept)
                 for text in chunk_texts(chunk, file.name)
             )
         return in_batches(
             ids
             for file in self._located
-            for row, chunk in self._chunks(file)
+            for row, chunk in self._chunks(file, kept)
             for ids in chunk_tokens(chunk, file.name, row)
         )
 
-    def _chunks(self, file: LocatedFile) -> "Iterator[tuple[int, pa.Array[Any]]]":
+    def _chunks(self, file: LocatedFile, kept: KeptRows | None) -> "Iterator[tuple[int, pa.Array[Any]]]":
         """The number of the first row of each chunk, and the chunk."""
-        _, kind = choose_field(_schema(file), self.column, file.name)
+        schema = _schema(file)
+        _, kind = choose_field(schema, self.column, file.name)
         if kind != self.kind:
             raise TokensError(
                 f"column {self.column} holds {self.kind} in {self.files[0].url} but {kind} in {file.name}; "
                 "read them as two sources"
             )
+        columns = [self.column]
+        if kept is not None:
+            types = kept_types(self.keep, schema, file.name)
+            check_same_types(self._types, types, self.files[0].url, file.name)
+            columns += [name for name in self.keep if name != self.column]
         row = 0
         with reading(file.name), file.open() as stream:
-            chunks = (
-                _parquet(stream, self.column, file.name)
-                if file.format == "parquet"
-                else _arrow(stream, self.column)
+            batches = (
+                _parquet(stream, columns, file.name) if file.format == "parquet" else _arrow(stream, columns)
             )
-            for chunk in chunks:
-                yield row, chunk
-                row += len(chunk)
+            for batch in batches:
+                if kept is not None:
+                    kept.add_rows(batch)
+                yield row, batch.column(self.column)
+                row += batch.num_rows
 
 
 def _schema(file: LocatedFile) -> pa.Schema:
@@ -75,12 +88,11 @@ def _schema(file: LocatedFile) -> pa.Schema:
         return pq.read_schema(stream) if file.format == "parquet" else _reader(stream, None).schema
 
 
-def _parquet(stream: BinaryIO, column: str, name: str) -> "Iterator[pa.Array[Any]]":
+def _parquet(stream: BinaryIO, columns: Sequence[str], name: str) -> Iterator[pa.RecordBatch]:
     table = pq.ParquetFile(stream)
     for group in range(table.num_row_groups):
-        n_rows = _rows_at_once(table.metadata.row_group(group), column, name)
-        for batch in table.iter_batches(batch_size=n_rows, row_groups=[group], columns=[column]):
-            yield batch.column(column)
+        n_rows = min(_rows_at_once(table.metadata.row_group(group), column, name) for column in columns)
+        yield from table.iter_batches(batch_size=n_rows, row_groups=[group], columns=list(columns))
 
 
 def _rows_at_once(group: pq.RowGroupMetaData, column: str, name: str) -> int:
@@ -107,13 +119,14 @@ def _rows_at_once(group: pq.RowGroupMetaData, column: str, name: str) -> int:
     return max(1, min(_ROWS, _MAX_NBYTES // most))
 
 
-def _arrow(stream: BinaryIO, column: str) -> "Iterator[pa.Array[Any]]":
-    index = _reader(stream, None).schema.get_field_index(column)
+def _arrow(stream: BinaryIO, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    schema = _reader(stream, None).schema
+    fields = [schema.get_field_index(column) for column in columns]
     stream.seek(0)
-    reader = _reader(stream, pa.ipc.IpcReadOptions(included_fields=[index]))
+    reader = _reader(stream, pa.ipc.IpcReadOptions(included_fields=fields))
     for batch in _record_batches(reader):
         for start in range(0, batch.num_rows, _ROWS):
-            yield batch.column(0).slice(start, _ROWS)
+            yield batch.slice(start, _ROWS)
 
 
 def _record_batches(

@@ -7,6 +7,7 @@ from actstore.errors import TokensError
 from actstore.tokens.batch import MAX_DOCUMENT_NBYTES, TextBatch, in_batches
 from actstore.tokens.failure import decode, reading
 from actstore.tokens.files import LocatedFile, probe
+from actstore.tokens.keeping.kept_rows import KeptRows
 
 Unit = Literal["file", "paragraph", "line"]
 
@@ -19,6 +20,7 @@ class TextSource:
 
     kind: Literal["text"] = "text"
     column: None = None
+    keep: tuple[str, ...] = ()
 
     def __init__(self, files: tuple[LocatedFile, ...], documents: Unit) -> None:
         """Open the source. Raises TokensError if the first file cannot be read."""
@@ -27,11 +29,12 @@ class TextSource:
         self._located = files
         self._documents = documents
 
-    def batches(self) -> Iterator[TextBatch]:
-        """Yield batches of documents.
+    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch]:
+        """Yield batches of documents. Text has no columns, so ``kept`` gets nothing.
 
         Raises TokensError for a file that is gone, damaged or not UTF-8, and for a document that is too large.
         """
+        assert kept is None  # `open_source` refuses to keep columns
         return in_batches(text for file in self._located for text in self._read(file))
 
     def _read(self, file: LocatedFile) -> Iterator[str]:

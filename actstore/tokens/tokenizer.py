@@ -10,6 +10,7 @@ import numpy as np
 from actstore.errors import TokensError
 from actstore.reason import reason
 from actstore.tokens.batch import TokenIds
+from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.source import Source
 
 if TYPE_CHECKING:
@@ -101,16 +102,16 @@ def _is_plain_fast(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def token_documents(
-    source: Source, tokenizer: "PreTrainedTokenizerBase | None" = None
+    source: Source, tokenizer: "PreTrainedTokenizerBase | None" = None, kept: KeptRows | None = None
 ) -> Iterator[tuple[int, TokenIds]]:
     """Yield each document's number and token ids, as `pack` takes them. Text is encoded batch by batch; ids pass
-    unchanged.
+    unchanged. `kept` gets the columns that the source keeps.
 
     Raises TokensError for a text source without a tokenizer, and the errors of the source.
     """
     if source.kind == "text" and tokenizer is None:
         raise TokensError(f"{source.files[0].url} holds text, so a tokenizer is needed to make tokens of it")
-    for first, documents in source.batches():
+    for first, documents in source.batches(kept):
         texts = [document for document in documents if isinstance(document, str)]
         encoded = [document for document in documents if not isinstance(document, str)]
         if tokenizer is not None and texts:
