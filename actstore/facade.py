@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.errors import TokensError
 from actstore.hooks.naming.names import HookName, each_name
 from actstore.loader.arguments import LoaderArguments, shows_options
 from actstore.store.committed_store import CommittedStore
+from actstore.store.records.run import runs_with_tokens
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
     from transformers import PreTrainedTokenizerBase
 
@@ -70,6 +73,84 @@ class Store(CommittedStore):
 
     def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
         return {name: self[name][sequences] for name in hooks}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns of the source that the store keeps, such as labels (`keep` of a job)."""
+        return self.kept.names
+
+    @property
+    def rows(self) -> "pa.Table":
+        """The kept columns: an Arrow table with one row for each document of the source, empty documents included.
+
+        Where a store has one part, row `d` is that of document `d` of `documents`. `document_rows` gives the row in
+        every case. The columns are read at the first use, and kept in memory.
+
+        Raises:
+            NotCommittedError: the tokens of a part are not committed.
+            StorageError: a table is damaged or cannot be read.
+            TokensError: the store keeps no columns.
+        """
+        import pyarrow as pa
+
+        return pa.table(self.kept.columns())
+
+    def column(self, name: str) -> "pa.ChunkedArray[Any]":
+        """One of the kept columns, by document, as in `rows`; the others are not unpacked.
+
+        Raises:
+            NotCommittedError, StorageError, TokensError: as for `rows`.
+        """
+        return self.kept.columns([name])[name]
+
+    def document_rows(self, sequences: slice | Sequence[int] = slice(None)) -> NDArray[np.int64]:
+        """The row of `rows` that each token belongs to, int64 [n_sequences, context_length]; -1 for tokens that packing
+        put in, for padding, and for parts of the store that keep no columns.
+
+        Args:
+            sequences: rows of the store.
+
+        Raises:
+            NotCommittedError, StorageError: as for `rows`.
+        """
+        numbers = np.arange(self.shape[0])[sequences]
+        return self.kept.rows_of(self.documents[sequences], numbers)
+
+    def per_sequence(
+        self, name: str, sequences: slice | Sequence[int] = slice(None)
+    ) -> "pa.ChunkedArray[Any]":
+        """A kept column with one value for each sequence, that of its document: labels for probes.
+
+        ``store.per_sequence("label").to_numpy()`` is in the order of ``store[hook][:]``.
+
+        Args:
+            name: column.
+            sequences: rows of the store.
+
+        Raises:
+            NotCommittedError, StorageError: as for `rows`.
+            TokensError: the store does not keep the column, or has sequences of several documents (packing concat).
+        """
+        column = self.column(name)
+        joined = [
+            part.plan.run
+            for part in runs_with_tokens(self.runs)
+            if part.plan.request.tokens.packing == "concat"
+        ]
+        if joined:
+            raise TokensError(
+                f"run {joined[0]} of {self.url} has sequences of several documents (packing concat), so {name} has no "
+                "one value for each; use column and document_rows, or extract with packing: document"
+            )
+        numbers = np.arange(self.shape[0])[sequences]
+        # Packing puts one token in front of a document; whole sequences are read only where that does not suffice.
+        documents = self.documents[sequences, :2].max(axis=1, initial=-1)
+        (others,) = np.nonzero(documents < 0)
+        if len(others):
+            documents[others] = self.documents[numbers[others]].max(axis=1)
+        rows = self.kept.rows_of(documents, numbers)
+        taken: pa.ChunkedArray[Any] = column.take(_or_null(rows))
+        return taken
 
     def find(
         self,
@@ -199,3 +280,10 @@ class Store(CommittedStore):
         from actstore.loader.loader import Loader
 
         return Loader(self, options, rows)
+
+
+def _or_null(rows: NDArray[np.int64]) -> Any:
+    """Numbers of rows as Arrow takes them, with null in the place of -1."""
+    import pyarrow as pa
+
+    return pa.array(rows, mask=rows < 0)

@@ -34,6 +34,7 @@ def _fields(store: Store) -> dict[str, Any]:
             name: {"shape": list(store[name].shape), "dtype": store.plan.request.dtype}
             for name in store.hooks
         },
+        "columns": list(store.columns),
         "plan": store.metadata,
         "runs": [
             {
@@ -44,6 +45,7 @@ def _fields(store: Store) -> dict[str, Any]:
                 "n_segments": run.plan.n_segments,
                 "n_segments_committed": len(run.committed),
                 "compression": run.plan.request.compression,
+                "columns": list(run.plan.request.tokens.keep),
                 "finished": run.finished is not None,
             }
             for run in store.runs
@@ -79,6 +81,8 @@ def _text(store: Store) -> str:
             name if is_one_shape else f"{name:<{width}}  {shape}" for name, shape in shapes.items()
         ),
     }
+    if store.columns:
+        rows["columns"] = f"{', '.join(store.columns)}, kept by document"
     if store.is_complete and store.n_sequences_committed < n:
         rows["holes"] = (
             f"only {store.n_sequences_committed:,} of {n:,} sequences have every hook; see the runs"

@@ -5,7 +5,9 @@ from typing import Any, Final
 from actstore.cli.model_options import given_fields, options_of
 from actstore.extraction.planning.job import Job
 
-job_options: Final = options_of(Job, {"tokens": "SRC", "hooks": "GLOB[,GLOB]", "out": "URL"})
+job_options: Final = options_of(
+    Job, {"tokens": "SRC", "keep": "NAME[,NAME]", "hooks": "GLOB[,GLOB]", "out": "URL"}
+)
 
 
 def job_fields(options: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from actstore.store.reading.activations import Activations
 from actstore.store.reading.checksums import Checksums
 from actstore.store.reading.counts import Counts
 from actstore.store.reading.identity import Identity, check_same, identity_of
+from actstore.store.reading.kept_columns import KeptColumns
 from actstore.store.reading.rows import Rows, Section
 from actstore.store.reading.run_sections import hook_section, norm_section, token_section
 from actstore.store.reading.stored_norms import NormsOfPart, StoredNorms
@@ -97,6 +98,8 @@ class CommittedStore:
         """The storage of the store, which gives only what belongs to these runs."""
         self.checksums = Checksums(self.blobs, runs)
         """Sizes and checksums of the committed shards."""
+        self.kept = KeptColumns(self.blobs, runs)
+        """Columns of the source that were kept beside the tokens."""
         self._activations: dict[str, Activations] = {}
         for computed in ("_arrays", "_statistics"):
             self.__dict__.pop(computed, None)

@@ -27,7 +27,9 @@ _LENGTH = 32
 
 @pytest.fixture(scope="session")
 def make_fields(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> MakeFields:
-    """``make_fields(out, n_segments=6)``: fields of a job with 2 hooks, each segment 2 shards of 128 KiB."""
+    """``make_fields(out, n_segments=6)``: fields of a job with 2 hooks, each segment 2 shards of 128 KiB, and a column
+    that is kept.
+    """
     model = tiny_model("gpt2", n_layer=2)
     folder = tmp_path_factory.mktemp("ids")
 
@@ -37,10 +39,12 @@ def make_fields(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory)
             # The last segment is short, and so is its last batch.
             shape = (n_segments * _ROWS - 5, _LENGTH)
             ids = np.random.default_rng(n_segments).integers(2, 300, shape)
-            pq.write_table(pa.table({"input_ids": ids.tolist()}), path)
+            labels = [f"label {i % 3}" for i in range(len(ids))]
+            pq.write_table(pa.table({"input_ids": ids.tolist(), "label": labels}), path)
         return {
             "model": str(model),
             "tokens": str(path),
+            "keep": "label",
             "hooks": ["blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"],
             "context_length": _LENGTH,
             "batch_size": 8,

@@ -17,6 +17,7 @@ N_SEGMENTS = 3
 N_PARTS = 6
 N_S3_PARTS = 4
 N_SAMPLES = 8
+N_COLUMNS_SAMPLES = 4
 # A step can be absent where threads ran in another order; all but this share must have been reached.
 MAX_MISSED = 0.03
 N_TRIES = 3
@@ -61,6 +62,15 @@ def test_crashes_at_some_steps_of_the_disk(
     fields = make_fields(tmp_path / "store", N_SEGMENTS)
     step = len(disk_points) // N_SAMPLES
     crash_on_disk(disk_points[step // 2 :: step], fields, undisturbed(fields))
+
+
+def test_crashes_while_columns_are_written(
+    disk_points: list[Point], make_fields: MakeFields, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    fields = make_fields(tmp_path / "store", N_SEGMENTS)
+    of_tables = [point for point in disk_points if "/columns" in point.step.name]
+    assert {"mkdir", "fsync", "link"} <= {point.step.call for point in of_tables}
+    crash_on_disk(of_tables[:: len(of_tables) // N_COLUMNS_SAMPLES], fields, undisturbed(fields))
 
 
 @pytest.mark.faults

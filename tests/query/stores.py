@@ -7,6 +7,7 @@ from actstore.storage.blobs import Blobs
 from actstore.store.format.plan import Plan
 from actstore.store.records.seal import seal
 from tests.store.example import LENGTH, N, example_plan, example_values, write_store
+from tests.store.kept import write_kept_store
 from tests.store.runs import ATTN_OUT, MLP_OUT, hooks_run, write_run
 
 WHOLE: Final = "whole.bf16"
@@ -15,6 +16,8 @@ COMPRESSED: Final = "compressed"
 """A sealed store in float32, with lz4."""
 GROWN: Final = "grown"
 """A store of three runs; one added hooks, and one tokens, both unfinished."""
+KEPT: Final = "kept"
+"""A sealed store in float32, of which columns are kept."""
 NAMES: Final = (WHOLE, COMPRESSED, GROWN)
 
 
@@ -27,6 +30,8 @@ def write_all(at: Callable[[str], Blobs]) -> None:
         blobs = at(name)
         write_store(blobs, plan, example_values(plan), range(plan.n_segments))
         seal(blobs)
+    write_kept_store(at(KEPT))
+    seal(at(KEPT))
     blobs = at(GROWN)
     write_run(blobs, example_plan("float16"))
     write_run(blobs, hooks_run("0001", MLP_OUT, ATTN_OUT, over=example_plan("float16")), (0, 2))

@@ -11,15 +11,16 @@ import torch
 
 import actstore
 from actstore.analysis.search import sequence_sha256
-from actstore.errors import ActstoreError, HookError, JobError, LoaderError, NotCommittedError
+from actstore.errors import ActstoreError, HookError, JobError, LoaderError, NotCommittedError, TokensError
 from actstore.facade import Store
 from actstore.loader.batches.batch import Batch
 from actstore.query.client.served_batches import ServedBatches
 from actstore.query.client.served_rows import ServedRows
 from actstore.store.reading.rows import Rows
 from tests.query.running import Running
-from tests.query.stores import COMPRESSED, GROWN, NAMES, WHOLE
+from tests.query.stores import COMPRESSED, GROWN, KEPT, NAMES, WHOLE
 from tests.store.example import HOOKS, LENGTH, N, example_plan, example_values
+from tests.store.kept import KEEP
 
 pytestmark = pytest.mark.s3
 
@@ -99,6 +100,17 @@ def test_what_there_is(name: str, opened: Open, local: Open) -> None:
     assert theirs.matching("blocks.*.hook_resid_post") == ours.matching("blocks.*.hook_resid_post")
     theirs.refresh()
     assert theirs.hooks == ours.hooks
+
+
+def test_kept_columns(opened: Open, local: Open) -> None:
+    ours, theirs = local(KEPT), opened(KEPT)
+    assert theirs.columns == ours.columns == KEEP
+    assert theirs.column("label") == ours.column("label")
+    assert theirs.rows == ours.rows
+    assert theirs.rows.num_rows == 140
+    assert theirs.document_rows([3, 1]).tolist() == ours.document_rows([3, 1]).tolist()
+    with pytest.raises(TokensError, match="keeps no columns"):
+        _ = opened(WHOLE).rows
 
 
 INDICES: Final[tuple[Any, ...]] = (

@@ -67,6 +67,7 @@ MESSAGES = {
     "separated by commas, got 5",
     "job-hooks-empty-list.yaml": ": 1 problem: hooks: should be hook names or globs",
     "job-hooks-empty-name.yaml": ": 1 problem: hooks: should be hook names or globs",
+    "job-keep-a-number.yaml": ": 1 problem: keep: should be names of columns: a list, or separated by commas, got 3",
     "job-max-tokens-zero.yaml": ": 1 problem: max_tokens: input should be greater than or equal to 1, got 0",
     "job-model-empty.yaml": ": 1 problem: model: string should have at least 1 character, got ''",
     "job-model-missing.yaml": ": 1 problem: model: is required",

@@ -52,6 +52,7 @@ def _flat(request: Request) -> dict[str, str]:
     del fields["model"]["config"]
     # Lists of records are one line each.
     fields["hooks"] = ", ".join(hook["name"] for hook in fields["hooks"])
+    fields["tokens"]["keep"] = ", ".join(request.tokens.keep) or "none"
     fields["tokens"]["files"] = ", ".join(
         f"{f['name']} ({f['nbytes']} bytes)" for f in fields["tokens"]["files"]
     )

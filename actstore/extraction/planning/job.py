@@ -31,6 +31,11 @@ class Job(BaseModel):
     documents: Literal["file", "paragraph", "line"] = Field(
         "file", description="What one document is in a .txt file."
     )
+    keep: tuple[Text, ...] | Text | None = Field(
+        None,
+        description="Columns of the source, such as labels, to keep beside the tokens, by document: a list, or "
+        "separated by commas. Default: none.",
+    )
     tokenizer: Text | None = Field(None, description="Hub name or folder. Default: the model's.")
     hooks: Annotated[tuple[Text, ...], Field(min_length=1)] | Text = Field(
         description="Hook names or globs, such as blocks.*.hook_resid_post: a list, or separated by commas."
@@ -96,10 +101,18 @@ class Job(BaseModel):
     device: Device = None
 
     @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """Columns to keep, each once."""
+        names = _parts(self.keep) if isinstance(self.keep, str) else self.keep or ()
+        return tuple(dict.fromkeys(names))
+
+    @property
     def hook_patterns(self) -> tuple[str, ...]:
-        if isinstance(self.hooks, str):
-            return tuple(part.strip() for part in self.hooks.split(","))
-        return self.hooks
+        return _parts(self.hooks) if isinstance(self.hooks, str) else self.hooks
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
 
 
 _SPECIAL: Final = "should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none'"
@@ -108,6 +121,7 @@ _EXPECTED: Final = {
     "pad_token": "should be a token id, 'bos', 'eos', 'sep' or 'pad'",
     "positions": "should be text such as last or '1:30', in quotes if it is numbers",
     "hooks": "should be hook names or globs: a list, or separated by commas",
+    "keep": "should be names of columns: a list, or separated by commas",
 }
 
 

@@ -17,6 +17,7 @@ from actstore.extraction.events import OnEvent, ignore
 from actstore.extraction.fingerprint import fingerprint
 from actstore.extraction.planning.growth import Place, find_place
 from actstore.extraction.planning.job import Job, load_job, parse_job
+from actstore.extraction.planning.kept_tables import check_beside
 from actstore.extraction.planning.stored_hooks import stored_hooks
 from actstore.extraction.planning.tokens_stage import PackedTokens, TokenStage
 from actstore.hooks.loading.embedding_rows import embedding_rows
@@ -75,6 +76,8 @@ class PlannedRun:
     def nbytes_to_write(self) -> int:
         layouts = self.plan.segment_arrays()
         tokens = sum(layout.nbytes for layout in self.plan.token_arrays()) if self.packed else 0
+        if self.packed is not None and self.packed.kept is not None:
+            tokens += self.packed.kept.nbytes
         return tokens + sum(layout.max_shard_nbytes(index) for layout in layouts for index in self.pending)
 
     @property
@@ -196,6 +199,8 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         )
     place = find_place(blobs.url, runs, request, segment_size=job.segment_size, append=job.append)
     run = _plan_run(job, request, blobs, place, stage, on_event)
+    if run.packed is not None and run.packed.kept is not None:
+        check_beside(blobs, runs, run.plan, run.packed.kept)
     _check_space(run)
     check_memory(run, job.executor, resources)
     return run

@@ -6,7 +6,7 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actstore.errors import JobError, PlanMismatchError, StorageError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
 from actstore.extraction.planning.job import Job
+from actstore.extraction.planning.kept_tables import check_types, put_tables
 from actstore.extraction.planning.special_tokens import needs_tokenizer, special_tokens
 from actstore.storage.blobs import Blobs
 from actstore.store.format.dtypes import dtype
@@ -26,6 +27,7 @@ from actstore.store.format.shard import encode
 from actstore.store.records.commit import ObjectRecord, TokensRecord, tokens_key
 from actstore.store.records.shard_writer import put
 from actstore.tokens import (
+    KeptRows,
     Packing,
     Rows,
     RowStream,
@@ -39,6 +41,7 @@ from actstore.tokens import (
     token_documents,
     tokenizer_sha256,
 )
+from actstore.tokens.batch import TokenIds
 from actstore.tokens.selection.positions import After, Column, Selection, Sequences, parse_positions, slots
 from actstore.tokens.selection.text_places import TextPlaces
 
@@ -73,7 +76,7 @@ class TokenStage:
                 f"positions {selection} are for packing: document, where a sequence is one document; choose that, or "
                 "other positions"
             )
-        source = open_source(job.tokens, column=job.column, documents=job.documents)
+        source = open_source(job.tokens, column=job.column, documents=job.documents, keep=job.kept_columns)
         is_text = source.kind == "text"
         tokenizer = _load_tokenizer(job) if needs_tokenizer(job, is_text=is_text) else None
         special = special_tokens(job, tokenizer, is_text=is_text, n_embeddings=n_embeddings)
@@ -104,6 +107,7 @@ class TokenStage:
             max_tokens=job.max_tokens,
             skip_sequences=0,
             seed=job.seed,
+            keep=source.keep,
             positions=None if selection is None else str(selection),
         )
         return cls(source, tokenizer, packing, identity, n_embeddings, selection)
@@ -141,11 +145,15 @@ class TokenStage:
             source = TextPlaces(source, self.tokenizer, self.selection.text)
         choosing = None if self.selection is None else _Choosing(self.selection, source, self.identity.seed)
         folder = Path(tempfile.mkdtemp(prefix="actstore-tokens-"))
+        used = _Used()
+        kept = KeptRows(self.source.keep, folder) if self.source.keep else None
 
         def blocks() -> Iterator[Rows]:
             n_sequences = n_tokens = 0
-            documents = token_documents(source, self.tokenizer)
-            for block in pack(documents, self.packing, max_rows=max_rows, vocab_size=self.n_embeddings):
+            documents = token_documents(source, self.tokenizer, kept)
+            for block in pack(
+                used.count(documents), self.packing, max_rows=max_rows, vocab_size=self.n_embeddings
+            ):
                 n_sequences += len(block)
                 n_tokens += int(block.lengths.sum(dtype=np.int64))
                 on_event(Tokenised(n_sequences, n_tokens))
@@ -164,11 +172,14 @@ class TokenStage:
                 deque(rows.take(skip_sequences), maxlen=0)
             spooled = spool(rows.rest(), folder, choose=choosing, n_slots=n_slots or 1)
             _check_chosen(spooled, self.selection, n_slots)
+            if kept is not None:
+                kept.finish(used.n_documents)
+                check_types(kept.schema)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         permutation = order(spooled.n_sequences, self.identity.seed)
-        packed = PackedTokens(spooled, permutation, time.perf_counter() - started)
+        packed = PackedTokens(spooled, permutation, time.perf_counter() - started, kept)
         if os.name == "posix":
             # Mapped files live on after they are unlinked, and end with the process even when it is killed.
             shutil.rmtree(folder, ignore_errors=True)
@@ -219,6 +230,17 @@ def _check_chosen(spooled: Spool, selection: Selection | None, n_slots: int | No
         )
 
 
+class _Used:
+    """Counts the documents up to the last one that packing took."""
+
+    n_documents = 0
+
+    def count(self, documents: Iterable[tuple[int, TokenIds]]) -> Iterator[tuple[int, TokenIds]]:
+        for number, ids in documents:
+            self.n_documents = number + 1
+            yield number, ids
+
+
 def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:
     """Check that the next rows are those of a run.
 
@@ -252,6 +274,8 @@ class PackedTokens:
     spool: Spool
     permutation: NDArray[np.int64] | None
     seconds: float
+    kept: KeptRows | None = None
+    """Columns of the source, one row for each document."""
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         values: NDArray[Any] = getattr(self.spool, name)
@@ -269,7 +293,7 @@ class PackedTokens:
         return digest.hexdigest()
 
     def store(self, blobs: Blobs, plan: Plan) -> None:
-        """Write the token arrays, then the record that says they are complete.
+        """Write the token arrays and kept columns, then the record that says they are complete.
 
         Raises:
             StorageError: writing failed, or there are other tokens in their place.
@@ -279,7 +303,8 @@ class PackedTokens:
             for layout in plan.token_arrays()
             for shard in range(layout.n_shards)
         ]
-        blobs.create(tokens_key(plan.run), [TokensRecord(shards=tuple(records)).to_bytes()])
+        tables = () if self.kept is None else tuple(put_tables(blobs, plan, self.kept))
+        blobs.create(tokens_key(plan.run), [TokensRecord(shards=tuple(records), tables=tables).to_bytes()])
 
     def _put(self, blobs: Blobs, layout: ArrayLayout, shard: int) -> ObjectRecord:
         start = shard * layout.shard_rows

@@ -82,6 +82,7 @@ class ServedStore(Store):
         self.__dict__.pop("_behind", None)
         if self._direct:
             self.blobs, self.checksums = self._behind.blobs, self._behind.checksums
+            self.kept = self._behind.kept
 
     @cached_property
     def _reachable(self) -> BlobReader | None:

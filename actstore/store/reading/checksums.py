@@ -194,7 +194,7 @@ def _read_table(blobs: BlobReader, run: Run) -> dict[str, _Column]:
         StorageError: the table is not the one that the manifest names.
     """
     # Imported late: the import takes a fifth of a second, and many readers need no checksum.
-    from actstore.store.records.shards_table import from_parquet
+    from actstore.store.records.shards_table import of_plan
 
     assert run.finished is not None
     record: ObjectRecord = run.finished.shards
@@ -206,7 +206,7 @@ def _read_table(blobs: BlobReader, run: Run) -> dict[str, _Column]:
             "--repair`"
         )
     counts = _n_shards(run.plan)
-    table: Any = from_parquet(data, n_rows=sum(counts.values()))
+    table: Any = of_plan(data, run.plan)
     nbytes, checksums = (table[name].to_numpy() for name in ("nbytes", "crc32c"))
     columns, start = {}, 0
     for path, n_shards in counts.items():

@@ -42,6 +42,15 @@ def commit_key(run: str, segment: int) -> str:
     return f"{commits_folder(run)}/{segment:08d}.json"
 
 
+def columns_folder(run: str) -> str:
+    return f"{RUNS}/{run}/columns"
+
+
+def columns_key(run: str, number: int) -> str:
+    """The key of a table of kept columns."""
+    return f"{columns_folder(run)}/{number:08d}.parquet"
+
+
 class ObjectRecord(Document):
     """One object as it is stored."""
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from actstore.errors import StorageError
 from actstore.reason import reason
 from actstore.store.format.plan import Plan
-from actstore.store.records.commit import ObjectRecord, TokensRecord
+from actstore.store.records.commit import ObjectRecord, TokensRecord, columns_folder
 
 _FIELDS: Final[Any] = [
     ("array", pa.string()),
@@ -22,6 +22,8 @@ SHARDS_SCHEMA: Final = pa.schema(_FIELDS)
 """The columns of ``shards.parquet``."""
 
 _ROW_NBYTES: Final = 1024
+_MAX_TABLES: Final = 1 << 16
+"""Tables of kept columns of a run at most: of 64 MiB each, they have 4 TiB."""
 _SLACK_NBYTES: Final = 1 << 20
 """Bytes that a file may have beyond the expected data: more than a row, whose key has some 300 bytes, and all of the
 metadata.
@@ -31,7 +33,8 @@ metadata.
 def shards_table(
     plan: Plan, shards: Mapping[int, Sequence[ObjectRecord]], tokens: TokensRecord | None
 ) -> pa.Table:
-    """The table of every shard of a run: token arrays first, then hooks, then norms, each ordered by number.
+    """The table of every shard of a run: token arrays first, then hooks, then norms, then the tables of kept columns,
+    each ordered by number.
 
     Args:
         plan: the plan of the run.
@@ -49,6 +52,8 @@ def shards_table(
         rows += [(path, i, shard) for (path, i), shard in zip(places, tokens.shards, strict=True)]
     for number, layout in enumerate(plan.segment_arrays()):
         rows += [(layout.path, index, shards[index][number]) for index in sorted(shards)]
+    if tokens is not None:
+        rows += [(columns_folder(plan.run), i, table) for i, table in enumerate(tokens.tables)]
     columns = {
         "array": [path for path, _, _ in rows],
         "shard": [index for _, index, _ in rows],
@@ -66,15 +71,32 @@ def to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def from_parquet(data: bytes, *, n_rows: int) -> pa.Table:
+def of_plan(data: bytes, plan: Plan) -> pa.Table:
+    """Read the table of a finished run. How many tables of kept columns it has, the plan does not say.
+
+    Raises:
+        StorageError: the file is not such a table.
+    """
+    n_shards = sum(layout.n_shards for layout in plan.arrays())
+    has_tables = plan.has_own_tokens and plan.request.tokens.keep
+    return from_parquet(data, n_rows=n_shards, n_more=_MAX_TABLES if has_tables else 0)
+
+
+def from_parquet(data: bytes, *, n_rows: int, n_more: int = 0) -> pa.Table:
     """Read a table with so many rows. Nothing is unpacked if the file claims to hold more.
+
+    Args:
+        data: bytes of the file.
+        n_rows: rows that it has at least.
+        n_more: rows that it may have beside them.
 
     Raises:
         StorageError: the file is not such a table.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
-        if _is_expected(file, n_rows):
+        n_there = file.metadata.num_rows
+        if n_rows <= n_there <= n_rows + n_more and _is_expected(file, n_there):
             # Threads gain nothing for five small columns, and a pyarrow thread that ends while tracemalloc is being
             # stopped crashes Python 3.11.
             return file.read(use_threads=False)

@@ -7,7 +7,15 @@ from typing import Final
 from actstore.errors import StorageError
 from actstore.storage.blobs import Blobs
 from actstore.store.format.plan import Plan
-from actstore.store.records.commit import ObjectRecord, commit_key, commits_folder, plan_key, tokens_key
+from actstore.store.records.commit import (
+    ObjectRecord,
+    columns_folder,
+    columns_key,
+    commit_key,
+    commits_folder,
+    plan_key,
+    tokens_key,
+)
 from actstore.store.records.manifest import (
     MANIFEST_KEY,
     Manifest,
@@ -15,13 +23,14 @@ from actstore.store.records.manifest import (
     statistics_key,
     update_manifest,
 )
-from actstore.store.records.shards_table import from_parquet
+from actstore.store.records.shards_table import of_plan
 from actstore.store.records.zarr_documents import zarr_documents
 from actstore.store.verifying.findings import Finding
 from actstore.store.verifying.norm_restore import restored_norms
 from actstore.store.verifying.token_restore import Proven, proven_tokens, tokens_record
 from actstore.store.verifying.verify import Check
 
+_TABLE: Final = re.compile(r"([0-9]{8})\.parquet")
 _SHARD: Final = re.compile(r"c\.(0|[1-9][0-9]{0,15})(\.0)*")
 
 
@@ -32,8 +41,8 @@ def repair(
     can tell whether those are intact, and an extraction would adopt them. Nobody may write meanwhile.
 
     What can be written again is not removed: a plan from its copy in the manifest, Zarr metadata from the plan, the
-    record of tokens from intact token shards, and norms from intact activations. If a commit record is lost, the shards
-    that the run's table of shards vouches for stay, except norms.
+    record of tokens from intact token shards and tables of kept columns, and norms from intact activations. If a commit
+    record is lost, the shards that the run's table of shards vouches for stay, except norms.
 
     Args:
         blobs: the storage of the store.
@@ -148,9 +157,11 @@ def _is_stray(finding: Finding) -> bool:
 
 
 def _is_token_shard(finding: Finding, plan: Plan | None) -> bool:
-    return plan is not None and any(
-        finding.key.startswith(f"{layout.path}/c.") for layout in plan.token_arrays()
-    )
+    """Whether an object is one that the record of the tokens names, a shard or a table of kept columns."""
+    if plan is None:
+        return False
+    starts = (f"{columns_folder(plan.run)}/", *(f"{layout.path}/c." for layout in plan.token_arrays()))
+    return finding.key.startswith(starts)
 
 
 def _table(blobs: Blobs, check: Check, plan: Plan, damaged: Collection[str]) -> dict[str, ObjectRecord]:
@@ -163,9 +174,8 @@ def _table(blobs: Blobs, check: Check, plan: Plan, damaged: Collection[str]) -> 
     )
     if not is_needed or plan.run not in check.finished or key in damaged:
         return {}
-    n_rows = sum(layout.n_shards for layout in plan.arrays())
     try:
-        table = from_parquet(bytes(blobs.read(key)), n_rows=n_rows)
+        table = of_plan(bytes(blobs.read(key)), plan)
     except StorageError:
         return {}
     columns = (table[name].to_pylist() for name in ("key", "nbytes", "crc32c"))
@@ -179,7 +189,8 @@ def _proven(blobs: Blobs, check: Check, plan: Plan, table: Mapping[str, ObjectRe
     """The proven token shards of a run whose tokens record is missing or not in canonical form."""
     record = check.tokens.get(plan.run)
     if record is not None:
-        return proven_tokens(blobs, plan, {shard.key: shard for shard in record.record.shards})
+        named = (*record.record.shards, *record.record.tables)
+        return proven_tokens(blobs, plan, {blob.key: blob for blob in named})
     return proven_tokens(blobs, plan, table)
 
 
@@ -189,10 +200,19 @@ def _without_record(
     tables: Mapping[str, Mapping[str, ObjectRecord]],
     tokens: Mapping[str, Proven],
 ) -> Iterator[tuple[str, str]]:
-    """Yield the key of each shard that no record vouches for, with the key of the record that could: they were left by
-    killed writers, or their record is damaged.
+    """Yield the key of each shard, and of each table of kept columns, that no record vouches for, with the key of the
+    record that could: they were left by killed writers, or their record is damaged.
     """
     for name, plan in check.plans.items():
+        if plan.has_own_tokens and check.tokens.get(name) is None:
+            proven = tokens.get(name, {})
+            for file in blobs.names(columns_folder(name)):
+                key = f"{columns_folder(name)}/{file}"
+                number = _TABLE.fullmatch(file)
+                if number is None or key != columns_key(name, int(number[1])):
+                    continue
+                if key not in proven and not _is_as_said(blobs, key, tables[name].get(key)):
+                    yield key, tokens_key(name)
         of_segments = plan.segment_arrays()
         layouts = [(layout, check.vouched[name]) for layout in of_segments]
         if plan.has_own_tokens and check.tokens.get(name) is None:

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from actstore.store.format.plan import Plan
 from actstore.store.format.sizes import Sizes
-from actstore.store.records.commit import TokensRecord, tokens_key
+from actstore.store.records.commit import TokensRecord, columns_key, tokens_key
 from actstore.store.verifying.inspection import Inspection
+from actstore.store.verifying.table_check import check_tables
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class CheckedTokens:
 
 
 def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
-    """Check the tokens record of a run and every shard that it names.
+    """Check the tokens record of a run, and every shard and table of kept columns that it names.
 
     Args:
         inspection: collects the findings.
@@ -48,12 +49,19 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
     ):
         inspection.report(key, "does not name the shards of the token arrays", run=plan.run)
         return None
+    tables = tuple(columns_key(plan.run, number) for number in range(len(record.tables)))
+    if tuple(table.key for table in record.tables) != tables or bool(tables) != bool(
+        plan.request.tokens.keep
+    ):
+        inspection.report(key, "does not name the tables of the kept columns", run=plan.run)
+        return None
     shards = iter(record.shards)
+    last_document = -1
     ids = hashlib.sha256()
     lengths: dict[int, NDArray[Any]] = {}
     counts: list[NDArray[Any]] = []
     n_damaged = dict.fromkeys((layout.path for layout in layouts), 0)
-    of_ids, of_lengths = plan.token_array("tokens"), plan.token_array("lengths")
+    of_ids, of_lengths, of_documents = map(plan.token_array, ("tokens", "lengths", "documents"))
     of_positions = None if plan.n_slots is None else plan.token_array("positions")
     for layout in layouts:
         for index in range(layout.n_shards):
@@ -70,12 +78,15 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
                 if problem is not None:
                     inspection.report(layout.key(index), problem, run=plan.run)
                     n_damaged[layout.path] += 1
+            elif layout == of_documents:
+                last_document = max(last_document, int(rows.max()))
     is_other = not n_damaged[of_ids.path] and ids.hexdigest() != plan.tokens_sha256
     if is_other:
         # One hash over all rows cannot tell which of them are wrong.
         for index in range(of_ids.n_shards):
             problem = "is part of other tokens than those of the plan: not each packed row once, in order"
             inspection.report(of_ids.key(index), problem, run=plan.run)
+    check_tables(inspection, plan, record, last_document)
     checked = None
     if not n_damaged[of_lengths.path]:
         checked = _checked_lengths(inspection, plan, np.concatenate(list(lengths.values())))

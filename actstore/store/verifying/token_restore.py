@@ -13,7 +13,7 @@ from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.plan import Plan
 from actstore.store.format.shard import crc32c
 from actstore.store.format.shard_reader import decode
-from actstore.store.records.commit import ObjectRecord, TokensRecord
+from actstore.store.records.commit import ObjectRecord, TokensRecord, columns_folder, columns_key
 from actstore.store.verifying.token_check import length_problem
 
 Proven = dict[str, ObjectRecord]
@@ -21,11 +21,11 @@ Proven = dict[str, ObjectRecord]
 
 
 def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord]) -> Proven:
-    """The token shards that something other than their own record proves to be intact.
+    """The token shards and tables of kept columns that something other than their own record proves to be intact.
 
-    A witness gives the size and checksum of each shard. Without a witness, the plan has the hash of all ids and the sum
-    of all lengths, and the tokens of a document must be numbered consecutively in ``documents`` and ``offsets``.
-    Nothing proves chosen positions then.
+    A witness gives the size and checksum of each of them; nothing else proves a table, or chosen positions. Without a
+    witness, the plan has the hash of all ids and the sum of all lengths, and the tokens of a document must be numbered
+    consecutively in ``documents`` and ``offsets``.
 
     Args:
         blobs: the storage of the store.
@@ -35,12 +35,13 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
     tokens, lengths = plan.token_array("tokens"), plan.token_array("lengths")
     documents, offsets = plan.token_array("documents"), plan.token_array("offsets")
     if witness:
-        return {
+        shards = {
             record.key: record
             for layout in plan.token_arrays()
             for _, record, _ in _present(blobs, layout)
             if witness.get(record.key) == record
         }
+        return shards | _tables(blobs, plan, witness)
     proven = _tokens(blobs, plan, tokens)
     present = {index: (record, rows) for index, record, rows in _present(blobs, lengths)}
     if len(present) != lengths.n_shards:
@@ -59,12 +60,35 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
 
 
 def tokens_record(plan: Plan, proven: Proven) -> TokensRecord | None:
-    """The record of proven shards; None if one of them is not proven."""
+    """The record of proven shards and tables; None if one of them is not proven."""
     layouts = plan.token_arrays()
-    if len(proven) != sum(layout.n_shards for layout in layouts):
+    n_shards = sum(layout.n_shards for layout in layouts)
+    n_tables = len(proven) - n_shards
+    if n_tables < 0 or (n_tables > 0) != bool(plan.request.tokens.keep):
         return None
     keys = [layout.key(index) for layout in layouts for index in range(layout.n_shards)]
-    return TokensRecord(shards=tuple(proven[key] for key in keys))
+    keys += [columns_key(plan.run, number) for number in range(n_tables)]
+    if not all(key in proven for key in keys):
+        return None
+    return TokensRecord(
+        shards=tuple(proven[key] for key in keys[:n_shards]),
+        tables=tuple(proven[key] for key in keys[n_shards:]),
+    )
+
+
+def _tables(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord]) -> Proven:
+    """All tables of kept columns or none: a record that names some of them would seem to be whole."""
+    expected = {
+        key: record for key, record in witness.items() if key.startswith(f"{columns_folder(plan.run)}/")
+    }
+    for key, record in expected.items():
+        try:
+            is_there = record.is_of(blobs.read(key))
+        except StorageError:
+            is_there = False
+        if not is_there:
+            return {}
+    return expected
 
 
 def _tokens(blobs: Blobs, plan: Plan, layout: ArrayLayout) -> Proven:

@@ -7,6 +7,7 @@ from actstore.errors import TokensError
 from actstore.tokens.batch import TextBatch, TokenBatch
 from actstore.tokens.column import Kind
 from actstore.tokens.files import SourceFile
+from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.source import Source
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ class TextPlaces:
     def column(self) -> str | None:
         return self._source.column
 
-    def batches(self) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    @property
+    def keep(self) -> tuple[str, ...]:
+        return self._source.keep
+
+    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
         """The batches of the source, noted before they are given."""
-        for first, documents in self._source.batches():
+        for first, documents in self._source.batches(kept):
             self._note(first, [document for document in documents if isinstance(document, str)])
             yield first, documents  # type: ignore[misc]
 

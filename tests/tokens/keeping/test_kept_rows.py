@@ -23,7 +23,7 @@ def test_records_come_back_as_far_as_they_were_used(tmp_path: Path) -> None:
     for number, record in enumerate(records):
         kept.add_record(record, f"line {number}")
     kept.finish(2500)
-    assert kept.schema == pa.schema([pa.field("id", pa.string()), pa.field("n", pa.float64())])
+    assert kept.schema == pa.table({"id": ["a"], "n": [0.5]}).schema
     (table,) = kept.tables()
     assert table.schema == kept.schema
     assert table.to_pylist() == [{"id": r["id"], "n": r.get("n")} for r in records[:2500]]

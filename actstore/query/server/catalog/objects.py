@@ -11,7 +11,8 @@ from actstore.store.committed_store import CommittedStore
 from actstore.store.format.layout import ArrayLayout
 
 _DOCUMENTS: Final = re.compile(
-    r"_actstore/(manifest\.json|runs/[0-9]{4}/((plan|tokens|statistics)\.json|shards\.parquet|commits/[0-9]{8}\.json))"
+    r"_actstore/(manifest\.json|runs/[0-9]{4}/((plan|tokens|statistics)\.json|shards\.parquet|commits/[0-9]{8}\.json"
+    r"|columns/[0-9]{8}\.parquet))"
 )
 _METADATA: Final = "zarr.json"
 

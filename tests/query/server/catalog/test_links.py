@@ -23,7 +23,7 @@ from actstore.storage.blobs import BlobNotFoundError
 from actstore.storage.local import LocalBlobs
 from tests.query.running import Running, running
 from tests.query.server.admission.test_access import Reply, ask
-from tests.query.stores import COMPRESSED, GROWN, WHOLE
+from tests.query.stores import COMPRESSED, GROWN, KEPT, WHOLE
 from tests.store.example import HOOKS
 
 HOOK: Final = HOOKS[0]
@@ -232,6 +232,7 @@ RECORDS: Final = {
     "plan": (GROWN, "_actstore/runs/0000/plan.json"),
     "commit": (GROWN, "_actstore/runs/0001/commits/00000000.json"),
     "tokens-record": (GROWN, "_actstore/runs/0000/tokens.json"),
+    "columns": (KEPT, "_actstore/runs/0000/columns/00000001.parquet"),
     "metadata": (WHOLE, f"acts/{HOOK}/zarr.json"),
     "root-metadata": (WHOLE, "zarr.json"),
     "shard": (WHOLE, f"acts/{HOOK}/c.0.0.0"),
