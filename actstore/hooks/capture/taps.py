@@ -104,7 +104,7 @@ class _Shown:
                     return (self._passing(output[0], named_sites), *output[1:])
                 return self._passing(output, named_sites)
             if kind == "NormSite":
-                return self._in_norm(module, args[0], named_sites)
+                return self._in_norm(module, args[0], output, named_sites)
             if kind == "ResultSite":
                 return self._in_projection(module, args[0], named_sites)
             return self._in_router(output, named_sites)
@@ -139,18 +139,27 @@ class _Shown:
         return value if value.ndim != 2 else value.view(self._batch, -1, value.shape[-1])
 
     def _in_norm(
-        self, module: Any, value: "torch.Tensor", named_sites: list[tuple[str, NormSite]]
+        self,
+        module: Any,
+        value: "torch.Tensor",
+        output: "torch.Tensor",
+        named_sites: list[tuple[str, NormSite]],
     ) -> "torch.Tensor | None":
-        rows = self._rows(value)
+        import torch
+
         names = {site.what: name for name, site in named_sites}
-        scale, normalized = normalize(rows, eps_of(module), norm=self._norm)
+        scale, normalized = normalize(self._rows(value), eps_of(module), norm=self._norm)
+        is_same = scale.new_ones((), dtype=torch.bool)
         changed = False
         if "scale" in names:
-            new, changed = shown(self._visitor, names["scale"], scale.to(value.dtype, copy=True))
+            rounded, new, changed = self._shown(names["scale"], scale.to(value.dtype, copy=True))
             if changed:
+                is_same = rounded == new
                 normalized = normalized * scale / new.float()
         if "normalized" in names:
-            normalized, is_other = shown(self._visitor, names["normalized"], normalized.to(value.dtype))
+            rounded, normalized, is_other = self._shown(names["normalized"], normalized.to(value.dtype))
+            if is_other:
+                is_same = is_same & (rounded == normalized)
             changed = changed or is_other
         if not changed:
             return None
@@ -159,8 +168,17 @@ class _Shown:
         out = normalized.float() * (1.0 + weight if self._norm == "rms_plus_one" else weight)
         if getattr(used, "bias", None) is not None:
             out = out + used.bias.float()
+        # Where nothing was changed, the output is that of the module, which rounded values would not give. Gradients
+        # are those of what was shown everywhere.
+        own = self._rows(output).float()
+        out = torch.where(is_same, out + (own - out).detach(), out)
         new_value: torch.Tensor = out.to(value.dtype).reshape(value.shape)
         return new_value
+
+    def _shown(self, name: str, value: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor, bool]":
+        """(a value as it is shown, the value as the visitor leaves it, whether that may be another one)."""
+        before = value.detach().clone() if self._visitor.edits(name) else value
+        return before, *shown(self._visitor, name, value)
 
     def _in_projection(
         self, module: Any, z: "torch.Tensor", named_sites: list[tuple[str, ResultSite]]

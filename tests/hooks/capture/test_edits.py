@@ -56,6 +56,42 @@ def test_logits_are_those_of_hugging_face_with_the_same_edit(tiny_model: TinyMod
     assert (expected - plain(TOKENS).logits).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2", "gpt_neox"])
+@pytest.mark.parametrize("hook", ["blocks.1.ln1.hook_scale", "blocks.1.ln2.hook_normalized"])
+def test_an_edit_of_a_norm_in_bfloat16_rounds_no_other_position(
+    tiny_model: TinyModel, name: str, hook: str
+) -> None:
+    """Positions before the edit keep the bits of the plain model; the edited one has what the norm makes of it."""
+    folder = str(tiny_model(name))
+    model = HookedModel.from_pretrained(folder, dtype="bfloat16", device="cpu")
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        expected = plain(TOKENS, use_cache=False).logits
+    out = hook.replace("hook_scale", "hook_out").replace("hook_normalized", "hook_out")
+    _, before = model.run_with_cache(TOKENS, names_filter=[hook, out])
+    factor = (
+        0.5 if hook.endswith("scale") else 2.0
+    )  # both make what the norm gives twice as large, without its bias
+
+    def edit(value: Tensor, hook: HookPoint) -> None:
+        value[:, 4] *= factor
+
+    with model.hooks([(hook, edit)]), torch.no_grad():
+        logits, after = model.run_with_cache(TOKENS, names_filter=[hook, out])
+    assert torch.equal(logits[:, :4], expected[:, :4])
+    assert not torch.equal(logits[:, 4], expected[:, 4])
+    others = [position for position in range(10) if position != 4]
+    assert torch.equal(after[out][:, others], before[out][:, others])
+    module = model.base.get_submodule(f"{FAMILIES[name].layers}.1")
+    bias = 0.0
+    if name in ("gpt2", "gpt_neox"):
+        which = {"ln1": ("ln_1", "input_layernorm"), "ln2": ("ln_2", "post_attention_layernorm")}
+        (norm,) = (getattr(module, part) for part in which[hook.split(".")[2]] if hasattr(module, part))
+        bias = norm.bias.float()
+    twice = 2 * (before[out][:, 4].float() - bias) + bias
+    torch.testing.assert_close(after[out][:, 4].float(), twice, atol=0.02, rtol=2**-7)
+
+
 def _named(family: Family) -> dict[str, tuple[str, Any]]:
     """(module that the edit is below, edit) by hook."""
     edits = {hook: ("", add) for hook, add in family.outside.items()}
