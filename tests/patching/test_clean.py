@@ -103,11 +103,12 @@ def test_clean_prompts_run_once(tiny_model: TinyModel, hook: str) -> None:
 
     def patched(side: Any) -> PatchResult:
         if hook == "paths":
-            return patching.path_patch(model, corrupted, side, difference, [(0, 1), (1, "mlp")], "q")
-        return patching.grid(model, corrupted, side, difference, hook, ("layer",))
+            senders = [(0, 1), (1, "mlp")]
+            return patching.path_patch(model, corrupted, side, difference, senders, "q", positions=[1, 4])
+        return patching.grid(model, corrupted, side, difference, hook, ("layer",), positions=[1, 4])
 
     _, cache = model.run_with_cache(clean, names_filter=[*model.names])
-    number = difference(model(clean))
+    number = difference(model(clean)[:, :5])
     runs: list[bool] = []
     # A hook on the model has whole rows computed, of both sides.
     handle = model.base.register_forward_pre_hook(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
-from actstore.patching.engine.bounds import TOKENS_AT_ONCE
+from actstore.patching.engine.bounds import tokens_at_once
 from actstore.patching.engine.measuring import Ends, Measuring
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ class _Wave:
 
         n_layers = len(self._run.streams) - 1
         stop = self._start + self._stream.shape[2]
-        n_at_once = max(1, TOKENS_AT_ONCE // (self._n_prompts * self._stream.shape[2]))
+        n_at_once = max(1, tokens_at_once(self._stream.device) // self._stream[0, ..., 0].numel())
         n_joined = 0
         for layer in range(self._first_layers[0], n_layers):
             n_before = n_joined

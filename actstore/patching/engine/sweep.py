@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
-from actstore.patching.engine.bounds import TOKENS_AT_ONCE
+from actstore.patching.engine.bounds import tokens_at_once
 from actstore.patching.engine.cells import PATTERNS, Cells
 from actstore.patching.engine.measuring import Ends, Measuring
 
@@ -300,8 +300,11 @@ class _Wave:
 
 def _chunks(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
     """Pieces that go through a layer in one call, cut where they are too large."""
+    if not pieces:
+        return
     chunk: list[_Piece] = []
-    room = TOKENS_AT_ONCE
+    n_at_once = tokens_at_once(pieces[0].live.stream.device)
+    room = n_at_once
     for piece in pieces:
         n_positions = piece.stop - piece.live.start
         first = piece.rows.start
@@ -309,7 +312,7 @@ def _chunks(pieces: Sequence[_Piece]) -> Iterator[list[_Piece]]:
             n_rows = min(piece.rows.stop - first, max(1, room // n_positions))
             if chunk and n_rows * n_positions > room:
                 yield chunk
-                chunk, room = [], TOKENS_AT_ONCE
+                chunk, room = [], n_at_once
                 continue
             chunk.append(_Piece(piece.live, slice(first, first + n_rows), piece.stop))
             first += n_rows

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from actstore.hooks.capture.visitor import Finished
 from actstore.hooks.packing.exactness import check_drift
 from actstore.hooks.packing.packed_run import Edit, Group, PackedRun
-from actstore.patching.engine.bounds import TOKENS_AT_ONCE
+from actstore.patching.engine.bounds import tokens_at_once
 from actstore.patching.paths.arrived import Arrived, Clean
 from actstore.patching.paths.nodes import Receiver, Sender
 
@@ -205,7 +205,7 @@ class _Arriving:
         return value.view(-1, self._n_prompts, self._stop - self._start, *value.shape[1:])
 
     def _n_at_once(self) -> int:
-        return max(2, TOKENS_AT_ONCE // (self._n_prompts * (self._stop - self._start)))
+        return max(2, tokens_at_once(self._added.device) // (self._n_prompts * (self._stop - self._start)))
 
     def _check(self, value: "torch.Tensor", recorded: "torch.Tensor") -> None:
         recorded = recorded[:, self._start : self._stop].float()

@@ -21,7 +21,7 @@ def test_tokens_of_a_forward_have_a_bound(
     """Logits of a large budget would not fit; and no forward, the one for noise included, has more than the cells of a
     layer.
     """
-    monkeypatch.setattr(bounds, "TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(bounds, "_TOKENS_ON_CPU", at_once)
     model = HookedModel.from_pretrained(tiny_model("llama"), dtype="float32", device="cpu")
     corrupted = torch.randint(2, 300, (2, 6), generator=torch.Generator().manual_seed(1))
     sizes: list[int] = []
