@@ -108,6 +108,11 @@ class HookedConfig:
         """Number of logits: the models here read and write the same tokens."""
         return self.d_vocab
 
+    @property
+    def attn_only(self) -> bool:
+        """Whether layers have no MLP; False here. TransformerLens' own `ActivationCache` asks for it."""
+        return False
+
     def switched_on(self) -> frozenset[str]:
         """Leaves of hooks for each head that functions of names select; only a model that is loaded has some."""
         return frozenset()

@@ -80,3 +80,22 @@ def test_dtypes_are_those_of_torch(model: HookedModel) -> None:
     assert model.cfg.dtype == torch.float32
     assert torch.float32 == model.cfg.dtype
     assert pickle.loads(pickle.dumps(model.cfg)).dtype is torch.float32
+
+
+def test_a_cache_of_transformerlens_reads_it(model: HookedModel) -> None:
+    """Notebooks put gradients that functions have kept into TransformerLens' own class, with this model."""
+    from transformer_lens import ActivationCache
+
+    _, cache = model.run_with_cache("My lord, I came", "loss", incl_bwd=True)
+    for suffix in ("", "_grad"):
+        kept = {name.removesuffix(suffix): value for name, value in cache.items() if name.endswith(suffix)}
+        parts = ActivationCache(kept, model).decompose_resid(layer=-1)
+        names = [
+            f"blocks.{layer}.hook_{end}"
+            for layer in range(model.cfg.n_layers)
+            for end in ("attn_out", "mlp_out")
+        ]
+        expected = torch.stack(
+            [cache[f"{name}{suffix}"] for name in ("hook_embed", "hook_pos_embed", *names)]
+        )
+        assert torch.equal(parts, expected)
