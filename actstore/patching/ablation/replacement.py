@@ -53,22 +53,7 @@ def replacement(
             raise PatchError("zeros need no source; leave it out, or choose value='mean' or 'resample'")
         return _zeros(model, tokens, leaf, layers)
     names = {layer: join(layer, leaf) for layer in layers}
-    new = _from_source(model, tokens, leaf, names, value, source, by_position=by_position, seed=seed)
-    point = BY_LEAF[leaf]
-    shape = list(model.cfg.shape(point, tokens.shape[1]))
-    shape.insert(point.position_axis - 1, tokens.shape[1])
-
-    def checked(layer: int) -> "torch.Tensor":
-        its_values = new(layer)
-        # One number for many would be spread over them.
-        if list(its_values.shape) != [len(tokens), *shape]:
-            raise PatchError(
-                f"what the source has for {names[layer]} gives values of shape {list(its_values.shape)}, and those of "
-                f"these prompts have {[len(tokens), *shape]}; the source must be of this model"
-            )
-        return its_values
-
-    return checked
+    return _from_source(model, tokens, leaf, names, value, source, by_position=by_position, seed=seed)
 
 
 def _from_source(

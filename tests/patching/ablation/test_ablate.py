@@ -224,14 +224,11 @@ def test_what_does_not_fit_is_refused(model: HookedModel) -> None:
         ({"together": [["z"]]}, r"give \(layer, head\)"),
         ({"together": [3]}, r"holds 3; give lists of \(layer, head\)"),
         *(
-            (
-                {"value": value, "source": of_other},
-                r"gives values of shape \[2, 7, 4, 1\], and those of these",
-            )
-            for value, of_other in (
-                ("mean", {name: torch.zeros(4, 1) for name in cache}),
-                ("mean", {name: torch.zeros(5, 7, 4, 1) for name in cache}),
-                ("resample", {name: torch.zeros(5, 7, 4, 1) for name in cache}),
+            ({"value": value, "source": {name: torch.zeros(*shape, 4, 1) for name in cache}}, says)
+            for value, shape, says in (
+                ("mean", (), r"mean of .* has shape \[4, 1\], .* has \[4, 16\]"),
+                ("mean", (5, 7), r"mean of .* has shape \[4, 1\], .* has \[4, 16\]"),
+                ("resample", (5, 7), r"shape \[5, 7, 4, 1\], and those of this model have \[4, 16\]"),
             )
         ),
     ]
