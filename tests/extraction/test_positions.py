@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import actstore
 from actstore.errors import JobError, PlanMismatchError, TokensError
+from actstore.extraction.claim import claim
+from actstore.extraction.computing.worker import WorkerSpec
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.commit import read_commit
 
@@ -33,7 +37,9 @@ def prompts(n: int = 61) -> list[list[int]]:
 def job(tiny_model: TinyModel, tmp_path: Path) -> Fields:
     """A job over the prompts in float32, without positions."""
     source = tmp_path / "prompts.jsonl"
-    source.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in prompts()))
+    # Empty documents have no sequence.
+    documents = [*prompts()[:5], [], *prompts()[5:]]
+    source.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in documents))
     return {
         "model": str(tiny_model("llama")),
         "tokens": str(source),
@@ -44,6 +50,13 @@ def job(tiny_model: TinyModel, tmp_path: Path) -> Fields:
         "batch_size": 8,
         "out": str(tmp_path / "store"),
     }
+
+
+@cache
+def plain_model(folder: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 def alone(job: Fields, ids: list[int]) -> dict[str, torch.Tensor]:
@@ -61,7 +74,8 @@ def alone(job: Fields, ids: list[int]) -> dict[str, torch.Tensor]:
     }
 
 
-SELECTIONS: dict[str, Callable[[int], list[int]]] = {
+SELECTIONS: dict[str, Callable[[int], list[int]] | None] = {
+    "sample:3": None,
     "last": lambda n: [n - 1],
     "last:3": lambda n: list(range(n))[-3:],
     "2:-1": lambda n: list(range(n))[2:-1],
@@ -74,10 +88,15 @@ def test_stored_rows_are_those_of_each_prompt_alone(job: Fields, positions: str)
     run = actstore.plan(**job, positions=positions)
     report = actstore.extract(run)
     store = actstore.open(job["out"])
-    expected = [SELECTIONS[positions](len(ids)) for ids in prompts()]
+    assert store.positions is not None
+    choose = SELECTIONS[positions]
+    if choose is None:
+        expected = [[position for position in row if position >= 0] for row in store.positions[:].tolist()]
+        assert [len(row) for row in expected] == [min(3, len(ids)) for ids in prompts()]
+    else:
+        expected = [choose(len(ids)) for ids in prompts()]
     n_slots = max(map(len, expected))
     n_rows = sum(map(len, expected))
-    assert store.positions is not None
     assert store.positions[:].tolist() == [row + [-1] * (n_slots - len(row)) for row in expected]
     assert store.counts[:].tolist() == [len(row) for row in expected]
     assert store.counts[5] == len(expected[5])
@@ -115,6 +134,60 @@ def test_stored_rows_are_those_of_each_prompt_alone(job: Fields, positions: str)
     np.testing.assert_allclose(statistics.mean, every.double().mean(0).numpy(), rtol=1e-6, atol=1e-9)
     verified = actstore.verify(job["out"], deep=True)
     assert not verified.findings
+
+
+def test_whole_prompts_are_those_of_each_prompt_alone(job: Fields) -> None:
+    """Without chosen positions, batches are sorted just so; behind the width of a batch are zeros."""
+    actstore.extract(actstore.plan(**job))
+    store = actstore.open(job["out"])
+    assert store.positions is None
+    assert store.counts[:].tolist() == store.lengths[:].tolist() == [len(ids) for ids in prompts()]
+    for row, ids in enumerate(prompts()):
+        values = alone(job, ids)
+        for hook in (HOOKS[0], HOOKS[1], PATTERN):
+            torch.testing.assert_close(store[hook][row, : len(ids)], values[hook], atol=2e-5, rtol=1e-4)
+    shortest = min(range(61), key=lambda row: len(prompts()[row]))
+    for hook in HOOKS:
+        assert not store[hook][shortest, 8:].any()
+    assert not actstore.verify(job["out"], deep=True).findings
+
+
+def test_forwards_are_as_wide_as_they_need_to_be(job: Fields) -> None:
+    run = actstore.plan(**job | {"hooks": HOOKS[:2], "positions": "last"})
+    claim(run.blobs, run.plan)
+    assert run.packed is not None
+    run.packed.store(run.blobs, run.plan)
+    worker = WorkerSpec(job["out"], job["model"]).start()
+    seen: list[tuple[int, ...]] = []
+    worker._model.base.get_input_embeddings().register_forward_pre_hook(  # type: ignore[operator]
+        lambda _module, args: seen.append(tuple(args[0].shape))
+    )
+    done = worker.run(0)
+    worker.close()
+    lengths = sorted(map(len, prompts()), reverse=True)
+    widths = [-(-lengths[start] // 8) * 8 for start in range(0, 61, 8)]
+    assert seen == [(8, width) for width in widths]
+    assert set(widths) == {8, 16, 24}
+    assert (done.n_tokens, done.n_rows) == (sum(lengths), 61)
+    assert read_commit(run.blobs, run.plan, 0).environment.batch == (8, 24)
+
+
+def test_a_store_that_was_begun_in_stored_order_is_completed_so(job: Fields) -> None:
+    """Earlier versions did not sort sequences into batches."""
+    job |= {"hooks": HOOKS[:2], "segment_size": 16}
+    run = actstore.plan(**job)
+    request = run.plan.request.model_copy(update={"batching": None})
+    actstore.extract(replace(run, plan=run.plan.model_copy(update={"request": request})))
+    whole = _files(job["out"])
+    assert b"batching" not in whole["_actstore/runs/0000/plan.json"]
+    root = Path(job["out"])
+    for name in ("manifest.json", "runs/0000/commits/00000001.json"):
+        (root / "_actstore" / name).unlink()
+    for shard in root.glob("*/*/c.1.*"):
+        shard.unlink()
+    actstore.extract(actstore.plan(**job))
+    assert _files(job["out"]) == whole
+    assert not actstore.verify(job["out"], deep=True).findings
 
 
 def test_slots_take_their_bytes_and_no_more(job: Fields) -> None:

@@ -69,6 +69,20 @@ def test_killed_workers_are_replaced(ray: ModuleType, fields: Fields, tmp_path: 
     assert files(fields["out"]) == files(inline)
 
 
+def test_prompts_of_different_lengths_are_stored_in_the_same_bytes(
+    ray: ModuleType, fields: Fields, tmp_path: Path
+) -> None:
+    """Batches that are sorted by length depend on the segment alone, not on who computes it or when."""
+    del ray
+    fields |= {"documents": "line", "packing": "document", "pad_token": "eos", "positions": "last:2"}
+    fields |= {"max_tokens": 150 * 32}
+    inline = tmp_path / "inline"
+    actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
+    actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2)
+    assert len(set(actstore.open(fields["out"]).lengths[:].tolist())) > 5
+    assert files(fields["out"]) == files(inline)
+
+
 def test_segments_of_a_stopped_worker_are_given_to_others(
     ray: ModuleType, fields: Fields, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,8 +8,9 @@ from actstore.store.format.plan import Plan, Request
 
 # Fields that may differ between two runs of one plan: they spell something, but do not decide what it is.
 _SPELLINGS: Final = frozenset({"model.name", "model.revision", "tokens.source", "tokens.tokenizer"})
-# This field follows from what is in the store; a job does not know it.
-_DERIVED: Final = "tokens.skip_sequences"
+# These fields follow from what is in the store; a job does not know them. Earlier versions made batches in stored
+# order.
+_DERIVED: Final = frozenset({"tokens.skip_sequences", "batching"})
 OF_A_RUN: Final = frozenset({"hooks", "compression", "covariance"})
 """Fields that may differ between two runs over the same tokens."""
 
@@ -33,7 +34,7 @@ def differences(stored: Request, asked: Request, *, but: Collection[str] = ()) -
         f"{name} is {there.get(name)} in the store, {here.get(name)} was asked for"
         for name in sorted(there.keys() | here.keys())
         if name not in _SPELLINGS
-        and name != _DERIVED
+        and name not in _DERIVED
         and name not in but
         and there.get(name) != here.get(name)
     ]

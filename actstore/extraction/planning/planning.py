@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -40,6 +40,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _BATCH_TOKENS = 4096
+_SEGMENT_TOKENS = 1 << 18
+"""About the most tokens of a segment. Where few positions of each sequence are stored, it is this that keeps a segment
+small enough to be lost: a minute of a small model on two cores, some seconds on a GPU.
+"""
+_SORTED_BATCHES = 32
+"""Batches that a segment should have where they are sorted by length: the lengths in a batch then differ by a thirtieth
+of those in the segment.
+"""
 _MAX_COVARIANCE_NBYTES = 256 << 20
 
 
@@ -83,11 +91,11 @@ class PlannedRun:
     @property
     def worker_nbytes(self) -> int:
         """Memory that a worker holds for activations on their way to storage."""
-        segment = sum(
-            layout.shard_rows * layout.row_nbytes
-            for layout in (self.plan.activations(hook) for hook in self.plan.request.hooks)
-        )
-        return segment * min(SEGMENTS_IN_FLIGHT, self.plan.n_segments)
+        layouts = [self.plan.activations(hook) for hook in self.plan.request.hooks]
+        segments = [layout.shard_rows * layout.row_nbytes for layout in layouts]
+        # One more array of a segment while it is brought from the order of its batches into that of the store.
+        sorting = max(segments) if self.plan.request.batching else 0
+        return sum(segments) * min(SEGMENTS_IN_FLIGHT, self.plan.n_segments) + sorting
 
     def to_dict(self) -> dict[str, Any]:
         """The summary that is printed, as plain data."""
@@ -191,6 +199,8 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         batch_size=job.batch_size or _batch_size(job.context_length, runs),
         compression=job.compression,
         covariance=job.covariance,
+        # Packed text fills its sequences.
+        batching="length" if job.packing == "document" else None,
     )
     if any(run.plan.request.model.is_imported for run in runs):
         raise PlanMismatchError(
@@ -229,7 +239,7 @@ def _plan_run(
     if place.over is not None:
         hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
         added = request.model_copy(update={"hooks": hooks, "tokens": place.over.request.tokens})
-        size = _segment_size(job, added, place.over.n_sequences, place.over.n_slots)
+        size = _segment_size(job, added, place.over)
         norms = any(hook.has_norms for hook in hooks)
         changes = {"run": place.name, "request": added, "segment_size": size, "norms": norms}
         made = place.over.model_copy(update=changes)
@@ -249,7 +259,7 @@ def _plan_run(
         n_tokens=packed.spool.n_tokens,
         n_documents=packed.spool.n_documents,
         tokens_sha256=packed.sha256(),
-        segment_size=_segment_size(job, request, packed.spool.n_sequences, packed.spool.n_slots),
+        segment_size=_segment_size(job, request, packed.spool),
         n_slots=packed.spool.n_slots,
         n_rows=packed.spool.n_rows,
         norms=any(hook.has_norms for hook in request.hooks),
@@ -313,15 +323,34 @@ def _batch_size(context_length: int, runs: Sequence[Run]) -> int:
     return 1 << max(0, (_BATCH_TOKENS // context_length).bit_length() - 1)
 
 
-def _segment_size(job: Job, request: Request, n_sequences: int, n_slots: int | None) -> int:
+class _Sequences(Protocol):
+    """What the size of a segment depends on: the sequences of a plan, or of a spool."""
+
+    @property
+    def n_sequences(self) -> int: ...
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def n_slots(self) -> int | None: ...
+
+
+def _segment_size(job: Job, request: Request, sequences: _Sequences) -> int:
     itemsize = dtype(request.dtype).itemsize
-    width = job.context_length if n_slots is None else n_slots
+    width = job.context_length if sequences.n_slots is None else sequences.n_slots
     row_nbytes = [width * math.prod(hook.shape) * itemsize for hook in request.hooks]
     if request.compression is not None:
         check_chunk(max(row_nbytes))
     step = segment_step(row_nbytes, batch_size=request.batch_size)
     if job.segment_size is None:
-        return segment_size(row_nbytes, n_sequences=n_sequences, batch_size=request.batch_size)
+        return segment_size(
+            row_nbytes,
+            n_sequences=sequences.n_sequences,
+            batch_size=request.batch_size,
+            most_sequences=max(1, _SEGMENT_TOKENS * sequences.n_sequences // sequences.n_tokens),
+            least_batches=1 if request.batching is None else _SORTED_BATCHES,
+        )
     if job.segment_size % step:
         raise JobError(
             f"segment_size {job.segment_size} must be a multiple of {step} (whole batches of "

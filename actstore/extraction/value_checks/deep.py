@@ -178,9 +178,11 @@ def _batches(
         segment = plan.segment(index)
         of_segment = tokens(segment)
         for batch in of_segment.batches:
-            in_batch = [place for place, row in enumerate(batch.rows.tolist()) if row in wanted]
+            numbers = batch.rows.tolist()
+            in_batch = [place for place, row in enumerate(numbers) if row in wanted]
             if in_batch:
-                yield segment, of_segment, batch, in_batch
+                # In stored order, so that neighbours are read together.
+                yield segment, of_segment, batch, sorted(in_batch, key=numbers.__getitem__)
 
 
 def _entries(

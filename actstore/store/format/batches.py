@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from actstore.store.format.plan import Request
 
-WIDTH_STEP: Final = 16
+WIDTH_STEP: Final = 8
 """Widths are multiples of it, so that forwards have few shapes."""
 
 
@@ -26,18 +26,27 @@ class Batch:
 def batches_of(request: Request, lengths: NDArray[Any]) -> list[Batch]:
     """The batches of a segment, in the order in which they are computed.
 
-    They follow from the plan and the lengths alone, so everybody makes the same ones.
+    They follow from the plan and the lengths alone, so everybody makes the same ones. Sequences are sorted by length
+    where the plan says so, the longest first: then it is the shortest ones that have a batch to fill up.
 
     Args:
         request: request of the plan.
         lengths: real tokens of each sequence of the segment, [n].
     """
-    order = np.arange(len(lengths))
-    size = request.batch_size
-    return [
-        Batch(order[start : start + size], request.tokens.context_length)
-        for start in range(0, len(order), size)
-    ]
+    size, widest = request.batch_size, request.tokens.context_length
+    if request.batching is None:
+        return [
+            Batch(np.arange(start, min(start + size, len(lengths))), widest)
+            for start in range(0, len(lengths), size)
+        ]
+    order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    batches = []
+    for start in range(0, len(order), size):
+        longest = int(lengths[order[start]])
+        batches.append(
+            Batch(order[start : start + size], min(-(-longest // WIDTH_STEP) * WIDTH_STEP, widest))
+        )
+    return batches
 
 
 def places(batches: Sequence[Batch]) -> NDArray[np.int64] | None:

@@ -184,16 +184,31 @@ def segment_size(
     shard_nbytes: int = 64 << 20,
     segment_nbytes: int = 1 << 30,
     min_segments: int = 16,
+    most_sequences: int | None = None,
+    least_batches: int = 1,
 ) -> int:
     """Number of sequences in a segment, the unit of work, of commit and of loss.
 
     The widest hook's shard is close to ``shard_nbytes``, all hooks together stay under ``segment_nbytes`` (a worker
     holds three segments in memory), and a small run still has about ``min_segments`` units to distribute and to resume
     from. A segment consists of whole batches, whole inner chunks and whole pages.
+
+    Args:
+        row_nbytes: bytes of a sequence of each hook.
+        n_sequences: sequences of the run.
+        batch_size: sequences of a batch.
+        shard_nbytes, segment_nbytes: about the most bytes of a shard, and of all of a segment.
+        min_segments: about the least number of segments.
+        most_sequences: about the most sequences, however few bytes they have; None for no limit.
+        least_batches: batches that a segment should have, even if there are fewer than ``min_segments`` segments then.
     """
     step = segment_step(row_nbytes, batch_size=batch_size)
     wanted = min(shard_nbytes // max(row_nbytes), segment_nbytes // sum(row_nbytes))
-    wanted = min(wanted, math.ceil(n_sequences / min_segments))
+    if most_sequences is not None:
+        wanted = min(wanted, most_sequences)
+    wanted = min(wanted, max(math.ceil(n_sequences / min_segments), least_batches * batch_size))
+    if wanted > n_sequences:
+        return math.ceil(n_sequences / step) * step
     return max(1, wanted // step) * step
 
 

@@ -134,14 +134,14 @@ class Request(Document):
     hooks: Annotated[tuple[HookArray, ...], FailFast()] = Field(min_length=1)
     dtype: Literal["bfloat16", "float16", "float32"]
     batch_size: int = Field(ge=1, le=1 << 24)
-    """Sequences in one forward. The last batch is filled up, so that every forward has the same shape."""
+    """Sequences in one forward. The last batch of a segment is filled up, so that it has as many as all others."""
     compression: Compression | None
     """Compression of activations, chunk by chunk; None stores them as they are in memory."""
     covariance: bool
     """Whether commit records hold second moments."""
     batching: Literal["length"] | None = Field(default=None, exclude_if=_is_none)
-    """``length``: the sequences of a segment are sorted by length into batches, each as wide as its longest sequence.
-    None: batches in stored order, as wide as the context.
+    """``length``: the sequences of a segment are sorted by length into batches, each about as wide as its longest
+    sequence; see `actstore.store.format.batches`. None: batches in stored order, as wide as the context.
     """
 
     @model_validator(mode="after")

@@ -86,7 +86,7 @@ class Environment(Document):
     attention: str
     """Attention kernel: ``sdpa``, ``flash_attention_2``, ``eager``, ..."""
     batch: tuple[Count, Count]
-    """Sequences and positions of every forward."""
+    """Sequences and positions of the widest forward of the segment."""
 
 
 def _is_none(field: object) -> bool:

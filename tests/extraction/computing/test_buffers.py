@@ -59,3 +59,22 @@ def test_values_lie_where_they_were_put(buffers: SegmentBuffers) -> None:
     rows = buffers.rows(Segment(0, 0, 7))[A].view(np.float32)
     assert [row.mean() for row in rows[:8]] == [1, 1, 1, 1, 2, 2, 2, 0]
     assert torch.equal(buffers.sequence(5)[A], second[0])
+
+
+def test_behind_a_narrow_batch_are_zeros_whatever_was_there(buffers: SegmentBuffers) -> None:
+    buffers.put(A, 0, 4, value())
+    buffers.put(A, 0, 4, value(length=3), 3)
+    rows = buffers.rows(Segment(0, 0, 4))[A].view(np.float32)
+    assert rows[:4, :3].all()
+    assert not rows[:4, 3:].any()
+    with pytest.raises(
+        ModelError, match=r"came out as torch.float32 \(8, 16\) a sequence, planned was .* \(3, 16\)"
+    ):
+        buffers.put(A, 0, 4, value(), 3)
+
+
+def test_rows_come_out_in_stored_order(buffers: SegmentBuffers) -> None:
+    for number in range(4):
+        buffers.put(A, number, 1, (number + 1) * value())
+    rows = buffers.rows(Segment(0, 0, 4), np.array([2, 0, 3, 1]))[A].view(np.float32)
+    assert [row.mean() for row in rows[:4]] == [3, 1, 4, 2]

@@ -127,10 +127,11 @@ def damaged(extracted: Extracted, row: int, change: Change) -> DeepCheck:
 
     def stored(hook: str, rows: Sequence[int]) -> NDArray[Any]:
         values = extracted.stored(hook, rows)
-        if hook == STREAM:
-            tensor = as_tensor(values[0], extracted.store.plan.request.dtype)
+        if hook == STREAM and row in rows:
+            place = rows.index(row)
+            tensor = as_tensor(values[place], extracted.store.plan.request.dtype)
             change(tensor, length)
-            values[0] = tensor.view(torch.uint8).numpy().view(values.dtype)
+            values[place] = tensor.view(torch.uint8).numpy().view(values.dtype)
         return values
 
     return extracted.check([row, row + 1], stored)
