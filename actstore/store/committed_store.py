@@ -1,6 +1,7 @@
 """A store, open for reading."""
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property, reduce
@@ -19,6 +20,7 @@ from actstore.store.format.plan import FIRST_RUN, HookArray, Plan
 from actstore.store.reading.activations import Activations
 from actstore.store.reading.checksums import Checksums
 from actstore.store.reading.counts import Counts
+from actstore.store.reading.entries import Entries
 from actstore.store.reading.identity import Identity, check_same, identity_of
 from actstore.store.reading.kept_columns import KeptColumns
 from actstore.store.reading.rows import Rows, Section
@@ -233,7 +235,9 @@ class CommittedStore:
             parts = runs_with_tokens(self.runs)
             rows = self._rows([hook_section(self.runs, part, array) for part in parts])
             norms = StoredNorms(array.name, self.shape, [self._norms(part, array) for part in parts])
-            self._activations[array.name] = Activations(array.name, rows, norms, self._open_zarr)
+            self._activations[array.name] = Activations(
+                array.name, rows, norms, self.entries, self._open_zarr
+            )
         return self._activations[array.name]
 
     def _rows(self, sections: list[Section]) -> Rows:
@@ -383,7 +387,27 @@ class CommittedStore:
     @property
     def counts(self) -> Counts:
         """Number of entries of each sequence that are in use, [n_sequences]: its slots in use, or its real tokens."""
-        return Counts(self.lengths, self.positions)
+        return self.entries.counts
+
+    @property
+    def entries(self) -> Entries:
+        """What the second axis of all activations is: positions, or slots."""
+        plans = [part.plan for part in runs_with_tokens(self.runs)]
+        n_rows = sum(plan.n_tokens if plan.n_rows is None else plan.n_rows for plan in plans)
+        is_full = n_rows == math.prod(self.shape)
+        return Entries(self.plan.context_length, self.lengths, self.positions, is_full=is_full)
+
+    def is_stored(self, sequences: Any, positions: Any) -> NDArray[np.bool_]:
+        """Whether activations are stored of positions, as of those that `actstore.Store.locate` finds, [n].
+
+        Args:
+            sequences: sequence of each position, [n], from 0 on.
+            positions: positions, [n]; negative ones count from the last real token of the sequence back.
+        """
+        numbers, wanted = np.broadcast_arrays(
+            np.atleast_1d(np.asarray(sequences, np.int64)), np.atleast_1d(np.asarray(positions, np.int64))
+        )
+        return self.entries.find(numbers, wanted) >= 0
 
     def _token_rows(self, path: str) -> Rows:
         return self._rows([token_section(part, path) for part in runs_with_tokens(self.runs)])
@@ -420,9 +444,10 @@ class CommittedStore:
 
     def __repr__(self) -> str:
         model = self.plan.request.model.name
-        n, length = self.shape
+        n, width = self.shape
         state = "complete" if self.is_complete else f"{self.n_committed}/{self.n_segments} segments"
-        what = f"{model}, {len(self.hooks)} hooks, {n} x {length} tokens, {state}"
+        unit = "tokens" if self.plan.n_slots is None else f"slots ({self.plan.request.tokens.positions})"
+        what = f"{model}, {len(self.hooks)} hooks, {n} x {width} {unit}, {state}"
         return f"<actstore.Store {self.url}: {what}>"
 
 

@@ -17,6 +17,7 @@ from actstore.query.selection import Indices, text_of
 from actstore.query.wire import DTYPE, RAW, SHAPE
 from actstore.storage.blobs import BlobReader
 from actstore.store.reading.checksums import Checksums
+from actstore.store.reading.read_all import read_all
 from actstore.store.reading.row_index import RowIndex
 from actstore.store.reading.rows import Rows, Section
 from actstore.store.reading.sections import Piece
@@ -93,6 +94,18 @@ class ServedRows(Rows):
         with ThreadPoolExecutor(min(_REQUESTS, len(starts)), thread_name_prefix="served") as threads:
             for done in [threads.submit(unless_failed, start) for start in starts]:
                 done.result()
+
+    def gather(self, sequences: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[Any]:
+        """Implements `Rows.gather`: one request for all sequences that are wanted at one entry."""
+        values = np.empty((len(sequences), *self.shape[2:]), self.storage)
+        order = np.lexsort((sequences, entries))
+        edges = np.flatnonzero(np.diff(entries[order])) + 1
+
+        def take(part: NDArray[np.int64]) -> None:
+            values[part] = self[sequences[part], int(entries[part[0]])]
+
+        read_all(take, (part for part in np.split(order, edges) if len(part)), _REQUESTS)
+        return values
 
     def _read_part(self, rows: Indices, inner: tuple[Indices, ...], out: NDArray[np.uint8]) -> None:
         where = f"{self._server.url}/hooks/{self._name}"

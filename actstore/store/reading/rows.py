@@ -1,11 +1,8 @@
 """Rows of one array, as NumPy arrays in the storage type."""
 
-import itertools
 import math
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +16,9 @@ from actstore.store.format.dtypes import dtype
 from actstore.store.format.layout import ArrayLayout, RowRange
 from actstore.store.format.shard_reader import CompressedShards
 from actstore.store.reading.checksums import Checksums
+from actstore.store.reading.read_all import read_all
 from actstore.store.reading.row_index import RowIndex, Selection
+from actstore.store.reading.scattered import ScatteredRead, scattered_reads
 from actstore.store.reading.sections import PIECE_NBYTES, Piece, Section, Sections
 from actstore.store.reading.whole_shards import WholeShards
 
@@ -31,6 +30,10 @@ _FEW: Final = 64
 """Number of rows up to which only the requested positions of each row are read from remote storage."""
 _REQUEST_NBYTES: Final = 1 << 20
 """A request to remote storage takes about as long as reading so many bytes more."""
+_LOCAL_GAP: Final = 1 << 14
+"""Unwanted bytes between two entries of a local file up to which they are read together."""
+_GATHERED_NBYTES: Final = 1 << 26
+"""Bytes of compressed sequences from which entries are gathered together."""
 _LARGE: Final = 1 << 27
 """Before more than so many bytes of memory are taken, a check looks whether storage has the rows."""
 _MAX_NBYTES: Final = 1 << 62
@@ -187,6 +190,57 @@ class Rows:
         """
         return self._read(RowIndex.parse(key, self.shape), out, n_requests)
 
+    def gather(self, sequences: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[Any]:
+        """Read single entries that lie anywhere, in the storage type: ``array[sequences, entries]`` of NumPy.
+
+        Neighbours are read together, so that each byte is read once.
+
+        Args:
+            sequences: sequence of each entry, [n], from 0 on.
+            entries: number of each entry along the second axis, [n], from 0 on.
+
+        Raises:
+            NotCommittedError: the segment of a row is not committed.
+            StorageError: a shard is damaged or cannot be read.
+        """
+        values = np.empty((len(sequences), *self.shape[2:]), self.storage)
+        if not values.size:
+            return values
+        if any(reader is not None for reader in self._compressed):
+            self._gather_whole(sequences, entries, values)
+            return values
+        flat = values.reshape(len(values), -1).view(np.uint8)
+        gap = _LOCAL_GAP if self._is_local else _REQUEST_NBYTES
+        reads = list(scattered_reads(self.layouts, sequences, entries, gap_nbytes=gap))
+        for shard in {(read.section, read.shard): read for read in reads}.values():
+            self._check_committed(shard.section, RowRange(shard.shard, 0, 1, shard.first_row))
+        self.check_first_use(sorted({(read.section, read.shard) for read in reads}))
+
+        def take(read: ScatteredRead) -> None:
+            key = self.sections[read.section].layout.key(read.shard)
+            try:
+                data = np.frombuffer(self.blobs.read(key, read.start, read.nbytes), np.uint8)
+            except BlobNotFoundError as error:
+                raise _missing(self.blobs, key) from error
+            flat[read.wanted] = data.reshape(-1, flat.shape[1])[read.at]
+
+        read_all(take, reads, 1 if self._is_local else min(_REQUESTS, len(reads)))
+        return values
+
+    def _gather_whole(
+        self, sequences: NDArray[np.int64], entries: NDArray[np.int64], values: NDArray[Any]
+    ) -> None:
+        """Gather from whole sequences, some at a time, as compressed ones can only be read whole."""
+        unique, inverse = np.unique(sequences, return_inverse=True)
+        step = max(1, _GATHERED_NBYTES // self.layouts[0].row_nbytes)
+        order = np.argsort(inverse, kind="stable")
+        for start in range(0, len(unique), step):
+            whole = self[unique[start : start + step]]
+            here = order[
+                np.searchsorted(inverse[order], start) : np.searchsorted(inverse[order], start + step)
+            ]
+            values[here] = whole[inverse[here] - start, entries[here]]
+
     def as_stored(self, rows: range) -> Bytes | None:
         """Bytes of neighbouring whole rows, as they lie in a file; many bytes are not copied.
 
@@ -321,7 +375,7 @@ class Rows:
             n_threads = min(os.cpu_count() or 1, _READERS)
         else:
             n_threads = 1
-        _read_all(read, self._places.pieces(index.rows, max_rows), n_threads)
+        read_all(read, self._places.pieces(index.rows, max_rows), n_threads)
 
     def _reads_ranges(self, index: RowIndex) -> bool:
         """Whether to read a part of each row rather than whole rows."""
@@ -373,35 +427,3 @@ def _missing(blobs: BlobReader, key: str) -> BlobNotFoundError:
 
 def _bytes_of(values: NDArray[Any]) -> NDArray[np.uint8]:
     return values.reshape(-1).view(np.uint8)
-
-
-def _read_all(read: Callable[[Piece], None], pieces: Iterable[Piece], n_threads: int) -> None:
-    """Read all pieces; the first error ends it.
-
-    Threads are made for each call, since a forked process would wait for idle ones that it does not have.
-    """
-    todo = iter(pieces)
-    begun = list(itertools.islice(todo, n_threads))
-    todo = itertools.chain(begun, todo)
-    if len(begun) <= 1:
-        for piece in todo:
-            read(piece)
-        return
-    lock = threading.Lock()
-    failed = threading.Event()
-
-    def work() -> None:
-        while not failed.is_set():
-            with lock:
-                piece = next(todo, None)
-            if piece is None:
-                return
-            try:
-                read(piece)
-            except BaseException:
-                failed.set()
-                raise
-
-    with ThreadPoolExecutor(len(begun), thread_name_prefix="rows") as threads:
-        for done in [threads.submit(work) for _ in begun]:
-            done.result()
