@@ -196,7 +196,7 @@ def test_interrupted_while_hooks_are_added(
         store[B][16]
     for hooks, message in (
         ([B], f"hooks is {C}, {B} in the store, {B} was asked for"),
-        ([WIDE], rf"run 0001 of the store .* is not complete; .* \(hooks {C}, {B}\), then add {WIDE}"),
+        ([WIDE], rf"run 0001 of the store .* is not complete; .* \(hooks {C} and {B}\), then add {WIDE}"),
     ):
         with pytest.raises(PlanMismatchError, match=message):
             actstore.plan(**job | {"hooks": hooks})
