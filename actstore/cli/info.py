@@ -7,6 +7,7 @@ import click
 
 from actstore.facade import Store
 from actstore.opening import open_store
+from actstore.store.format.plan import ChatIdentity
 from actstore.store.records.run import Run
 
 
@@ -74,6 +75,7 @@ def _text(store: Store) -> str:
         f"{tokens.source}",
         "packing": tokens.packing
         + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else ""),
+        **({} if tokens.chat is None else {"chats": _chats(tokens.chat)}),
         "size": f"{'at most ' if compressed else ''}{store.nbytes / 1e6:,.1f} MB",
         "arrays": (f"{[n, *first.shape[1:]]} " if is_one_shape else "")
         + f"{first.dtype}, {first.shard_rows} sequences a shard{compressed}",
@@ -90,6 +92,17 @@ def _text(store: Store) -> str:
     if len(store.runs) > 1:
         rows["runs"] = "\n".join(_line(run) for run in store.runs)
     return table(rows)
+
+
+def _chats(chat: ChatIdentity) -> str:
+    """How chats became text, in one line."""
+    given = [
+        f"template {chat.template_sha256[:12]}",
+        "with a prompt for generation" if chat.add_generation_prompt else "",
+        f"{len(chat.tools)} tools" if isinstance(chat.tools, list) else "",
+        ", ".join(f"{name} = {json.dumps(value)}" for name, value in chat.arguments.items()),
+    ]
+    return "messages with roles and turns; " + ", ".join(filter(None, given))
 
 
 def _line(run: Run) -> str:

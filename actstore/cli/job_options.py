@@ -5,9 +5,16 @@ from typing import Any, Final
 from actstore.cli.model_options import given_fields, options_of
 from actstore.extraction.planning.job import Job
 
-job_options: Final = options_of(
-    Job, {"tokens": "SRC", "keep": "NAME[,NAME]", "hooks": "GLOB[,GLOB]", "out": "URL"}
-)
+_METAVARS: Final = {
+    "tokens": "SRC",
+    "chat_template": "FILE",
+    "tools": "FILE",
+    "chat_template_arguments": "JSON",
+    "keep": "NAME[,NAME]",
+    "hooks": "GLOB[,GLOB]",
+    "out": "URL",
+}
+job_options: Final = options_of(Job, _METAVARS)
 
 
 def job_fields(options: dict[str, Any]) -> dict[str, Any]:

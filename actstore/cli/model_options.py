@@ -1,5 +1,6 @@
 """Options of commands that are the fields of a job: one for each field, with its meaning as help."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,11 +77,21 @@ def _value(schema: dict[str, Any], given: Any) -> Any:
     kinds = _kinds(schema)
     if "list of string" in kinds:
         return ",".join(given)
+    if kinds[0] == "object":
+        return _parsed(given)
     if "list of integer" in kinds:
         numbers = [_number(part.strip()) for part in given.split(",")]
         return numbers if len(numbers) > 1 else numbers[0]
     # A token is an id or a name.
     return int(given) if kinds[0] == "integer" and str(given).isdecimal() else given
+
+
+def _parsed(text: str) -> Any:
+    """A value in JSON; other text is left to the check of the job."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _number(text: str) -> int | str:

@@ -52,8 +52,9 @@ class ReadArguments(TypedDict, total=False):
     drop: Annotated[
         Sequence[str | int],
         Option(
-            "Rows to leave out: `bos`, `eos`, `sep`, `pad`, or token ids; `nonfinite`, rows with NaN or infinity in "
-            "one of the hooks, for which the segments that have any are read.",
+            "Rows to leave out: `bos`, `eos`, `sep`, `pad`, or token ids; of chats, the roles `template`, `system`, "
+            "`user`, `assistant`, `tool`; `nonfinite`, rows with NaN or infinity in one of the hooks, for which the "
+            "segments that have any are read.",
             (),
         ),
     ]

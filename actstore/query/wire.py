@@ -27,14 +27,15 @@ SAFETENSORS_DTYPES: Final = {
     "float16": "F16",
     "float32": "F32",
     "float64": "F64",
+    "int8": "I8",
     "int32": "I32",
     "int64": "I64",
 }
 """Names of the types in safetensors."""
 PROBLEM: Final = "application/problem+json"
 
-TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets")
-"""Arrays that describe the sequences; requests can name them like hooks."""
+TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets", "roles", "turns")
+"""Arrays that describe the sequences; requests can name them like hooks. Only stores of chats have the last two."""
 
 SEQUENCES, POSITIONS, TOKENS = "sequences", "positions", "tokens"
 """Tensors beside the hooks in a batch: where each row comes from."""

@@ -14,7 +14,9 @@ PARTIAL: Final = "_actstore/partial"
 _NOTE: Final = ".elsewhere"
 """Suffix of notes in that folder. A note holds the path, below the root, of a partial file in another folder."""
 _SUFFIX: Final = ".partial"
-_FOLDERS: Final = frozenset({"_actstore", "acts", "documents", "lengths", "offsets", "parts", "tokens"})
+_FOLDERS: Final = frozenset(
+    {"_actstore", "acts", "documents", "lengths", "norms", "offsets", "parts", "roles", "tokens", "turns"}
+)
 """Names of all folders that a store has in its root."""
 
 

@@ -378,6 +378,26 @@ class CommittedStore:
         return self._token_rows("offsets")
 
     @property
+    def roles(self) -> Rows:
+        """Role of each token of chats, int8 [n_sequences, context_length]: 0 template, 1 system, 2 user, 3 assistant,
+        4 tool, -1 padding.
+
+        Raises:
+            HookError: the store holds no chats.
+        """
+        return self._chat_rows("roles")
+
+    @property
+    def turns(self) -> Rows:
+        """Number of the message of each token of chats, int32 [n_sequences, context_length]; -1 for what the template
+        writes itself, and for padding.
+
+        Raises:
+            HookError: the store holds no chats.
+        """
+        return self._chat_rows("turns")
+
+    @property
     def positions(self) -> Rows | None:
         """Position of each slot, int32 [n_sequences, n_slots], ascending, then -1 for slots that are not in use. None
         if all positions are stored.
@@ -408,6 +428,15 @@ class CommittedStore:
             np.atleast_1d(np.asarray(sequences, np.int64)), np.atleast_1d(np.asarray(positions, np.int64))
         )
         return self.entries.find(numbers, wanted) >= 0
+
+    def _chat_rows(self, path: str) -> Rows:
+        for part in runs_with_tokens(self.runs):
+            if part.plan.request.tokens.chat is None:
+                raise HookError(
+                    f"{self.url} holds {part.plan.request.tokens.source}, which are no chats, so its tokens have no "
+                    f"{path}; extract from a column of chats (messages) to have them"
+                )
+        return self._token_rows(path)
 
     def _token_rows(self, path: str) -> Rows:
         return self._rows([token_section(part, path) for part in runs_with_tokens(self.runs)])

@@ -7,7 +7,7 @@ is opened.
 from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.pack import Packing, Rows, pack
 from actstore.tokens.row_stream import RowStream
-from actstore.tokens.source import Source, SourceFile, open_source
+from actstore.tokens.source import Source, SourceFile, chats_of, open_source
 from actstore.tokens.spool import Spool, order, spool
 from actstore.tokens.tokenizer import (
     encode_documents,
@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "SourceFile",
     "Spool",
+    "chats_of",
     "encode_documents",
     "load_tokenizer",
     "open_source",

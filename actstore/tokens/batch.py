@@ -1,13 +1,13 @@
 """Grouping documents in batches that keep a tokenizer's threads busy and bound memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 TokenIds = NDArray[np.int32]
-Document = TypeVar("Document", str, TokenIds)
+Document = TypeVar("Document", bound=Sized)
 
 TextBatch = tuple[int, list[str]]
 TokenBatch = tuple[int, list[TokenIds]]

@@ -10,23 +10,28 @@ from numpy.typing import NDArray
 
 from actstore.errors import TokensError
 from actstore.tokens.batch import MAX_DOCUMENT_NBYTES, TokenIds
+from actstore.tokens.chats.chat import Chat, chat_of
 
-Kind = Literal["text", "tokens"]
-"""The kind of documents: strings, or token ids."""
+Kind = Literal["text", "tokens", "chats"]
+"""The kind of documents: strings, token ids, or lists of messages."""
 
 # In order of preference: text that is tokenised already is used as it is.
-_DEFAULTS: tuple[tuple[str, Kind], ...] = (("input_ids", "tokens"), ("tokens", "tokens"), ("text", "text"))
+_DEFAULTS: tuple[tuple[str, Kind], ...] = (
+    ("input_ids", "tokens"),
+    ("tokens", "tokens"),
+    ("text", "text"),
+    ("messages", "chats"),
+)
 _INT32_MAX = 2**31 - 1
 
 
 def choose_column(
     kinds: Mapping[str, Kind | None], column: str | None, name: str, *, types: Mapping[str, str] | None = None
 ) -> tuple[str, Kind]:
-    """Return the column to read and its kind, out of `kinds` (None: neither strings nor lists of integers) in file
-    `name`.
+    """Return the column to read and its kind, out of `kinds` (None: no documents) in file `name`.
 
-    It is `column` if given, else the first of input_ids, tokens (lists of integers) and text (strings). Raises
-    TokensError that lists the columns of the file.
+    It is `column` if given, else the first of input_ids, tokens (lists of integers), text (strings) and messages
+    (chats). Raises TokensError that lists the columns of the file.
     """
     there = ", ".join(f"{key} ({types[key]})" if types else key for key in kinds) or "none at all"
     if column is None:
@@ -34,7 +39,7 @@ def choose_column(
             if kinds.get(default) == wanted:
                 return default, wanted
         raise TokensError(
-            f"{name} has no column input_ids or tokens (lists of integers) nor text (strings); "
+            f"{name} has no column input_ids or tokens (lists of integers), text (strings) or messages (chats); "
             f"name one of its columns: {there}"
         )
     if column not in kinds:
@@ -42,7 +47,7 @@ def choose_column(
     kind = kinds[column]
     if kind is None:
         raise TokensError(
-            f"column {column} of {name} holds neither strings nor lists of integers; its columns are: {there}"
+            f"column {column} of {name} holds neither strings nor lists of integers nor chats; its columns are: {there}"
         )
     return column, kind
 
@@ -64,7 +69,9 @@ def _kind(type_: pa.DataType) -> Kind | None:
     if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
         return "text"
     if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):
-        return "tokens" if types.is_integer(type_.value_type) else None
+        of = type_.value_type
+        is_chat = types.is_struct(of) and of.get_field_index("role") >= 0
+        return "tokens" if types.is_integer(of) else "chats" if is_chat else None
     return None
 
 
@@ -108,6 +115,20 @@ def chunk_tokens(chunk: "pa.Array[Any]", name: str, first_row: int) -> Iterator[
             f"but token ids are 0 to {_INT32_MAX}"
         )
     return (ids[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True))
+
+
+def chunk_chats(chunk: "pa.Array[Any]", name: str, first_row: int) -> Iterator[Chat]:
+    """The chats of a chunk, null as empty; `first_row` is the number of its first row in the file.
+
+    Raises TokensError for bytes that are not UTF-8, and for what is no list of messages.
+    """
+    try:
+        values = chunk.to_pylist()
+    except UnicodeDecodeError as error:
+        raise TokensError(
+            f"{name} holds a string that is not UTF-8; write the column again as UTF-8"
+        ) from error
+    return (chat_of(value, f"row {row} of {name}") for row, value in enumerate(values, first_row))
 
 
 def as_int32(ids: NDArray[Any]) -> TokenIds | None:

@@ -9,7 +9,8 @@ import pyarrow as pa
 from actstore.errors import MissingExtraError, TokensError
 from actstore.reason import reason
 from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
-from actstore.tokens.column import Kind, choose_field, chunk_texts, chunk_tokens
+from actstore.tokens.chats.chat import ChatBatch, chat_of
+from actstore.tokens.column import Kind, choose_field, chunk_chats, chunk_texts, chunk_tokens
 from actstore.tokens.files import SourceFile
 from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.keeping.plain_type import check_there
@@ -70,16 +71,24 @@ class HubSource:
             self.column, self.kind = choose_field(schema, column, name)
             check_there(self.keep, schema.names, name)
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    def batches(
+        self, kept: KeptRows | None = None
+    ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield batches of documents. Raises TokensError if the dataset cannot be read."""
         name = self.files[0].url
         if self._dataset.features is None:
             # A run of nulls changes the schema of the Arrow table, so records are read one by one.
             if self.kind == "text":
                 return in_batches(text_of(value, where) for where, value in self._values(kept))
+            if self.kind == "chats":
+                return in_batches(chat_of(value, where) for where, value in self._values(kept))
             return in_batches(tokens_of(value, where) for where, value in self._values(kept))
         if self.kind == "text":
             return in_batches(text for _, chunk in self._chunks(kept) for text in chunk_texts(chunk, name))
+        if self.kind == "chats":
+            return in_batches(
+                chat for row, chunk in self._chunks(kept) for chat in chunk_chats(chunk, name, row)
+            )
         return in_batches(ids for row, chunk in self._chunks(kept) for ids in chunk_tokens(chunk, name, row))
 
     def _values(self, kept: KeptRows | None) -> Iterator[tuple[str, Any]]:

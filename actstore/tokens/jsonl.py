@@ -8,6 +8,7 @@ from typing import Any, Final
 from actstore.errors import TokensError
 from actstore.reason import reason
 from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
+from actstore.tokens.chats.chat import ChatBatch, chat_of
 from actstore.tokens.column import Kind
 from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
@@ -20,7 +21,7 @@ _MAX_LINE_NBYTES: Final = 64 << 20
 
 
 class JsonlSource:
-    """The values of one key as documents: strings, or lists of token ids. A null is an empty document."""
+    """The values of one key as documents: strings, lists of token ids, or chats. A null is an empty document."""
 
     kind: Kind
     column: str
@@ -35,12 +36,16 @@ class JsonlSource:
         )
         check_keys((record for _, record in records(files[0])), self.keep, files[0].name)
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    def batches(
+        self, kept: KeptRows | None = None
+    ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield batches of documents. Raises TokensError, with file and line, for bad JSON, a missing key or a value of
         another type.
         """
         if self.kind == "text":
             return in_batches(text_of(value, where) for where, value in self._values(kept))
+        if self.kind == "chats":
+            return in_batches(chat_of(value, where) for where, value in self._values(kept))
         return in_batches(tokens_of(value, where) for where, value in self._values(kept))
 
     def _values(self, kept: KeptRows | None) -> Iterator[tuple[str, Any]]:

@@ -66,12 +66,23 @@ class Rows:
     """Number of the document a token came from, [n, L]; -1 for inserted tokens and padding."""
     offsets: NDArray[np.int32]
     """Index of a token within its document's tokens, [n, L]; -1 for inserted tokens and padding."""
+    roles: NDArray[np.int8] | None = None
+    """Role of each token of chats, [n, L]; -1 for padding. None if documents are no chats."""
+    turns: NDArray[np.int32] | None = None
+    """Number of the message of each token of chats, [n, L]; -1 for what is of none. None if documents are no chats."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: slice) -> "Rows":
-        return Rows(self.tokens[rows], self.lengths[rows], self.documents[rows], self.offsets[rows])
+        return Rows(
+            self.tokens[rows],
+            self.lengths[rows],
+            self.documents[rows],
+            self.offsets[rows],
+            None if self.roles is None else self.roles[rows],
+            None if self.turns is None else self.turns[rows],
+        )
 
 
 @dataclass

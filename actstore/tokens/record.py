@@ -19,7 +19,7 @@ def choose_key(records: Iterable[dict[str, Any]], column: str | None, name: str)
 
     Raises TokensError that lists the keys of the records.
     """
-    wanted = {column} if column is not None else {"input_ids", "tokens", "text"}
+    wanted = {column} if column is not None else {"input_ids", "tokens", "text", "messages"}
     kinds: dict[str, Kind | None] = {}
     unclear: dict[str, Kind] = {}  # null or [] so far, with the kind to assume if no other value comes
     for record in islice(records, _PEEKED_RECORDS):
@@ -27,7 +27,8 @@ def choose_key(records: Iterable[dict[str, Any]], column: str | None, name: str)
             if key in kinds:
                 continue
             if value is None or value == []:
-                guess: Kind = "tokens" if value == [] or key in ("input_ids", "tokens") else "text"
+                is_ids = value == [] or key in ("input_ids", "tokens")
+                guess: Kind = "chats" if key == "messages" else "tokens" if is_ids else "text"
                 unclear.setdefault(key, guess)
             else:
                 kinds[key] = _kind(value)
@@ -58,8 +59,10 @@ def check_keys(records: Iterable[dict[str, Any]], keep: Sequence[str], name: str
 def _kind(value: object) -> Kind | None:
     if isinstance(value, str):
         return "text"
-    integers = isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
-    return "tokens" if integers else None
+    if not isinstance(value, list) or not value:
+        return None
+    is_chat = isinstance(value[0], dict) and "role" in value[0]
+    return "tokens" if all(type(item) is int for item in value) else "chats" if is_chat else None
 
 
 def text_of(value: object, where: str) -> str:

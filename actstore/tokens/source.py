@@ -1,10 +1,11 @@
 """Sources of documents: files of text or tables at any fsspec URL, or a Hugging Face Hub dataset."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, get_args
+from typing import Protocol, cast, get_args
 
 from actstore.errors import TokensError
 from actstore.tokens.batch import TextBatch, TokenBatch
+from actstore.tokens.chats.chat import ChatBatch
 from actstore.tokens.column import Kind
 from actstore.tokens.files import SourceFile, locate
 from actstore.tokens.hub import PREFIX, open_hub
@@ -13,7 +14,7 @@ from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.table import TableSource
 from actstore.tokens.text import TextSource, Unit
 
-__all__ = ["Source", "SourceFile", "open_source"]
+__all__ = ["Source", "SourceFile", "chats_of", "open_source"]
 
 
 class Source(Protocol):
@@ -21,7 +22,7 @@ class Source(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """Whether documents are strings or token ids already."""
+        """Whether documents are strings, token ids already, or chats."""
 
     @property
     def files(self) -> tuple[SourceFile, ...]:
@@ -35,7 +36,9 @@ class Source(Protocol):
     def keep(self) -> tuple[str, ...]:
         """Columns that can be kept beside the documents."""
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    def batches(
+        self, kept: KeptRows | None = None
+    ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield the number of a batch's first document and its documents, from document 0 on, in bounded memory.
 
         Each call reads the source again. ``kept`` gets the row of each document, of the columns `keep`, before the
@@ -43,18 +46,45 @@ class Source(Protocol):
         """
 
 
+def chats_of(source: Source, kept: KeptRows | None = None) -> Iterator[ChatBatch]:
+    """The batches of a source of chats; `kept` gets the columns that the source keeps. Raises the errors of the
+    source.
+    """
+    if source.kind != "chats":
+        raise TokensError(f"{source.files[0].url} holds {source.kind}, not chats")
+    return cast(Iterator[ChatBatch], source.batches(kept))
+
+
 def open_source(
-    spec: str, *, column: str | None = None, documents: Unit = "file", keep: Sequence[str] = ()
+    spec: str,
+    *,
+    column: str | None = None,
+    documents: Unit = "file",
+    keep: Sequence[str] = (),
+    chat: bool | None = None,
 ) -> Source:
     """Open a path, fsspec URL, glob, directory or `hf:org/name[:config][:split]`; almost nothing is read yet.
 
-    `column` defaults to the first of input_ids, tokens (lists of integers) and text. `documents` says what
-    one document is in .txt files: the file, each paragraph (blank lines between), or each line. `keep` names columns
-    that are kept beside the documents.
+    `column` defaults to the first of input_ids, tokens (lists of integers), text and messages (chats). `documents` says
+    what one document is in .txt files: the file, each paragraph (blank lines between), or each line. `keep` names
+    columns that are kept beside the documents. `chat` says that documents must be chats, by default those of the column
+    messages, or that they must not.
 
-    Raises TokensError if nothing is there, the format is not supported or the first file lacks a column, and
-    MissingExtraError if a package for the protocol or the hub is not installed.
+    Raises TokensError if nothing is there, the format is not supported or the first file lacks a column, or if there
+    are chats where none are wanted or none where they are, and MissingExtraError if a package for the protocol or the
+    hub is not installed.
     """
+    source = _opened(spec, "messages" if chat and column is None else column, documents, keep)
+    if chat is not None and chat != (source.kind == "chats"):
+        what = f"column {source.column} of {spec}" if source.column else spec
+        raise TokensError(
+            f"{what} holds {source.kind}, and chat is {str(chat).lower()}; name a column with "
+            + ("lists of messages, each with role and content" if chat else "text or token ids")
+        )
+    return source
+
+
+def _opened(spec: str, column: str | None, documents: Unit, keep: Sequence[str]) -> Source:
     if documents not in get_args(Unit):
         raise TokensError(f"documents is {documents!r}; choose file, paragraph or line")
     if spec.startswith(PREFIX) and not spec.startswith("hf://"):

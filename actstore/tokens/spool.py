@@ -17,6 +17,7 @@ from actstore.tokens.pack import Rows
 from actstore.tokens.selection.slots import SlotSpool
 
 _FILES = {"tokens": "<i4", "lengths": "<i4", "documents": "<i8", "offsets": "<i4"}
+_CHAT_FILES = {"roles": "<i1", "turns": "<i4"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Spool:
     """Chosen positions, [N, n_slots], ascending, then -1; None if all are."""
     n_rows: int | None = None
     """Number of chosen positions; None if all are."""
+    roles: NDArray[np.int8] | None = None
+    """Roles in chats, [N, L], in roles.i8; None if documents are no chats."""
+    turns: NDArray[np.int32] | None = None
+    """Numbers of messages in chats, [N, L], in turns.i32; None if documents are no chats."""
 
     @property
     def n_slots(self) -> int | None:
@@ -53,13 +58,16 @@ class Spool:
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows start to stop - 1 in stored order, as views of the maps."""
-        return Rows(self.tokens, self.lengths, self.documents, self.offsets)[start:stop]
+        return Rows(self.tokens, self.lengths, self.documents, self.offsets, self.roles, self.turns)[
+            start:stop
+        ]
 
 
 def spool(
     rows: Iterable[Rows],
     folder: Path,
     *,
+    has_roles: bool = False,
     choose: Callable[[Rows], NDArray[np.int32]] | None = None,
     n_slots: int = 1,
 ) -> Spool:
@@ -68,23 +76,21 @@ def spool(
     Document numbers must not descend; those of one source do not. Raises TokensError if there is not one row, and
     StorageError if the folder cannot be written.
 
-    `choose` gives the chosen positions of a block, [n, slots], ascending, then -1; None if all are. There are
-    `n_slots` slots, or more if a sequence needs them.
+    `has_roles` says that the blocks have roles and turns. `choose` gives the chosen positions of a block, [n, slots],
+    ascending, then -1; None if all are. There are `n_slots` slots, or more if a sequence needs them.
     """
     digest = hashlib.sha256()
     n_sequences = n_tokens = n_documents = length = 0
     last = -1
-    paths = {
-        name: folder / f"{name}.{dtype[1:].replace('4', '32').replace('8', '64')}"
-        for name, dtype in _FILES.items()
-    }
+    types = _FILES | (_CHAT_FILES if has_roles else {})
+    paths = {name: folder / f"{name}.i{8 * np.dtype(dtype).itemsize}" for name, dtype in types.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
             chosen = None if choose is None else stack.enter_context(contextlib.closing(SlotSpool(folder)))
             for block in rows:
-                for name, dtype in _FILES.items():
+                for name, dtype in types.items():
                     files[name].write(_little_endian(getattr(block, name), dtype))
                 if choose is not None and chosen is not None:
                     chosen.add(choose(block))
@@ -102,7 +108,7 @@ def spool(
         raise TokensError("there is nothing to spool: the source packs to 0 rows; give more text")
     shapes = {"lengths": (n_sequences,)}
     maps = {
-        name: np.memmap(path, np.dtype(_FILES[name]), "r", shape=shapes.get(name, (n_sequences, length)))
+        name: np.memmap(path, np.dtype(types[name]), "r", shape=shapes.get(name, (n_sequences, length)))
         for name, path in paths.items()
     }
     return Spool(

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 
 from actstore.errors import TokensError
 from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
-from actstore.tokens.column import Kind, choose_field, chunk_texts, chunk_tokens
+from actstore.tokens.chats.chat import ChatBatch
+from actstore.tokens.column import Kind, choose_field, chunk_chats, chunk_texts, chunk_tokens
 from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
 from actstore.tokens.keeping.kept_rows import KeptRows
@@ -25,7 +26,7 @@ _FILE_MAGIC = b"ARROW1"
 
 
 class TableSource:
-    """The values of one column as documents: strings, or lists of token ids. A null is an empty document."""
+    """The values of one column as documents: strings, lists of token ids, or chats. A null is an empty document."""
 
     kind: Kind
     column: str
@@ -39,7 +40,9 @@ class TableSource:
         self.column, self.kind = choose_field(schema, column, files[0].name)
         self._types = kept_types(self.keep, schema, files[0].name)
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    def batches(
+        self, kept: KeptRows | None = None
+    ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield batches of documents. Raises TokensError for a later file that cannot be read or lacks a column, or has
         one of another type.
         """
@@ -49,6 +52,13 @@ class TableSource:
                 for file in self._located
                 for _, chunk in self._chunks(file, kept)
                 for text in chunk_texts(chunk, file.name)
+            )
+        if self.kind == "chats":
+            return in_batches(
+                chat
+                for file in self._located
+                for row, chunk in self._chunks(file, kept)
+                for chat in chunk_chats(chunk, file.name, row)
             )
         return in_batches(
             ids

@@ -113,7 +113,7 @@ def token_documents(
         raise TokensError(f"{source.files[0].url} holds text, so a tokenizer is needed to make tokens of it")
     for first, documents in source.batches(kept):
         texts = [document for document in documents if isinstance(document, str)]
-        encoded = [document for document in documents if not isinstance(document, str)]
+        encoded = [document for document in documents if isinstance(document, np.ndarray)]
         if tokenizer is not None and texts:
             encoded = encode_documents(tokenizer, texts)
         yield from enumerate(encoded, first)

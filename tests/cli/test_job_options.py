@@ -49,8 +49,11 @@ def test_each_option_sets_its_field(name: str) -> None:
         "compression": "zstd",
         "context_length": 16,
     }
-    if name in ("covariance", "append", "strict"):
-        value, args = True, [f"--{name}"]
+    value: Any
+    if name in ("covariance", "append", "strict", "chat", "add_generation_prompt"):
+        value, args = True, [f"--{name.replace('_', '-')}"]
+    elif name == "chat_template_arguments":
+        value, args = {"enable_thinking": False}, ["--chat-template-arguments", '{"enable_thinking": false}']
     else:
         kind = Job.model_json_schema()["properties"][name].get("anyOf", [{}])[0].get("type")
         is_number = kind == "integer" or name == "context_length"
@@ -58,6 +61,10 @@ def test_each_option_sets_its_field(name: str) -> None:
         args = [f"--{name.replace('_', '-')}", str(value)]
     assert parsed(*args) == {name: value}
     assert getattr(parse_job(required | parsed(*args)), name) == value
+
+
+def test_chats_can_be_ruled_out() -> None:
+    assert parsed("--no-chat") == {"chat": False}
 
 
 def test_hooks_can_be_repeated_and_token_names_are_text() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 
 from actstore.errors import MissingExtraError, TokensError
@@ -43,7 +44,9 @@ def read(source: HubSource) -> list[Any]:
     documents: list[Any] = []
     for first, batch in source.batches():
         assert first == len(documents)
-        documents += [document if isinstance(document, str) else document.tolist() for document in batch]
+        documents += [
+            document.tolist() if isinstance(document, np.ndarray) else document for document in batch
+        ]
     return documents
 
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 
@@ -31,7 +32,9 @@ def read(spec: str, column: str | None = None) -> list[Any]:
     documents: list[Any] = []
     for first, batch in open_source(spec, column=column).batches():
         assert first == len(documents)
-        documents += [document if isinstance(document, str) else document.tolist() for document in batch]
+        documents += [
+            document.tolist() if isinstance(document, np.ndarray) else document for document in batch
+        ]
     return documents
 
 

@@ -58,6 +58,7 @@ def read(spec: str, column: str | None = None) -> list[Any]:
                 documents.append(document)
             else:
                 assert source.kind == "tokens"
+                assert isinstance(document, np.ndarray)
                 assert document.dtype == np.int32
                 documents.append(document.tolist())
     return documents
@@ -133,7 +134,7 @@ def test_the_column_chosen_by_default(tmp_path: Path, columns: dict[str, Any], c
         (
             {"n": [1]},
             "n",
-            r"column n of .*a.parquet holds neither strings nor lists of integers; .* n \(int64\)",
+            r"column n of .*a.parquet holds neither strings nor lists of integers nor chats; .* n \(int64\)",
         ),
     ],
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from actstore.extraction.planning.execution_fields import Device, Executor, NumWorkers, RayAddress
 from actstore.extraction.planning.job_file import read_fields
@@ -26,7 +26,27 @@ class Job(BaseModel):
         "or hf:org/name[:config][:split]."
     )
     column: str | None = Field(
-        None, description="Column of a table. Default: input_ids or tokens if there, else text."
+        None,
+        description="Column of a table. Default: input_ids or tokens if there, else text, else messages.",
+    )
+    chat: bool | None = Field(
+        None,
+        description="Whether documents are chats: lists of messages, each with role and content. "
+        "Default: if there is a column messages, and none of text or token ids.",
+    )
+    chat_template: Text | None = Field(
+        None,
+        description="Path or URL of a Jinja file that writes chats as text. Default: the tokenizer's template.",
+    )
+    add_generation_prompt: bool = Field(
+        False, description="End the text of a chat where the assistant's next message would begin."
+    )
+    tools: Text | tuple[dict[str, JsonValue], ...] | None = Field(
+        None,
+        description="Tools that every chat offers: path or URL of a JSON file with a list, or the list itself.",
+    )
+    chat_template_arguments: dict[str, JsonValue] | None = Field(
+        None, description="Further arguments of the chat template, such as {enable_thinking: false}."
     )
     documents: Literal["file", "paragraph", "line"] = Field(
         "file", description="What one document is in a .txt file."
@@ -45,10 +65,10 @@ class Job(BaseModel):
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="To compute and to store in. Default: the dtype the model was saved in."
     )
-    packing: Literal["concat", "document"] = Field(
-        "concat",
+    packing: Literal["concat", "document"] | None = Field(
+        None,
         description="concat: documents one after another, cut into full rows, as SAELens does. "
-        "document: one document a row, truncated or padded.",
+        "document: one document a row, truncated or padded. Default: document for chats, else concat.",
     )
     begin_batch_token: SpecialToken = Field(
         None, description="Token each row begins with. Default: bos for text, none for token ids."
@@ -57,7 +77,8 @@ class Job(BaseModel):
         None, description="Token each document begins with. Default: none."
     )
     sequence_separator_token: SpecialToken = Field(
-        None, description="Token between two documents of a row. Default: bos for text, none for token ids."
+        None,
+        description="Token between two documents of a row. Default: bos for text, none for token ids.",
     )
     pad_token: PadToken = Field(
         None,
@@ -119,6 +140,8 @@ _SPECIAL: Final = "should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none'"
 _EXPECTED: Final = {
     **dict.fromkeys(("begin_batch_token", "begin_sequence_token", "sequence_separator_token"), _SPECIAL),
     "pad_token": "should be a token id, 'bos', 'eos', 'sep' or 'pad'",
+    "tools": "should be the path or URL of a JSON file, or a list of objects",
+    "chat_template_arguments": 'should be an object, such as {"enable_thinking": false}',
     "positions": "should be text such as last or '1:30', in quotes if it is numbers",
     "hooks": "should be hook names or globs: a list, or separated by commas",
     "keep": "should be names of columns: a list, or separated by commas",

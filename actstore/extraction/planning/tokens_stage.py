@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import JobError, PlanMismatchError, StorageError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
+from actstore.extraction.planning.chat_settings import identity_of, refuse_chat_settings, template_of
 from actstore.extraction.planning.job import Job
 from actstore.extraction.planning.kept_tables import check_types, put_tables
 from actstore.extraction.planning.special_tokens import needs_tokenizer, special_tokens
@@ -33,6 +34,7 @@ from actstore.tokens import (
     RowStream,
     Source,
     Spool,
+    chats_of,
     load_tokenizer,
     open_source,
     order,
@@ -42,6 +44,9 @@ from actstore.tokens import (
     tokenizer_sha256,
 )
 from actstore.tokens.batch import TokenIds
+from actstore.tokens.chats.labelled_rows import ChatPacking
+from actstore.tokens.chats.renderer import Renderer
+from actstore.tokens.chats.template import ChatTemplate
 from actstore.tokens.selection.positions import After, Column, Selection, Sequences, parse_positions, slots
 from actstore.tokens.selection.text_places import TextPlaces
 
@@ -61,24 +66,37 @@ class TokenStage:
     """Number of ids that the model has embeddings for; ids of the text must be below it."""
     selection: Selection | None = None
     """What chooses the positions whose activations are stored; None for all."""
+    template: ChatTemplate | None = None
+    """The template of chats; None if documents are no chats."""
 
     @classmethod
     def of(cls, job: Job, n_embeddings: int) -> "TokenStage":
         """Open the source and the tokenizer of a job.
 
         Raises:
-            TokensError: one of them cannot be opened, or the tokenizer or the model lacks a token that packing needs.
             JobError: the positions are none that can be chosen.
+            JobError, StorageError: the chat template cannot be read, or is for no chats.
+            TokensError: one of them cannot be opened, or the tokenizer or the model lacks a token that packing needs.
         """
         selection = parse_positions(job.positions)
+        source = open_source(
+            job.tokens, column=job.column, documents=job.documents, keep=job.kept_columns, chat=job.chat
+        )
+        is_text, is_chat = source.kind == "text", source.kind == "chats"
+        job = job.model_copy(update={"packing": job.packing or ("document" if is_chat else "concat")})
+        assert job.packing is not None
         if isinstance(selection, Column) and job.packing != "document":
             raise JobError(
                 f"positions {selection} are for packing: document, where a sequence is one document; choose that, or "
                 "other positions"
             )
-        source = open_source(job.tokens, column=job.column, documents=job.documents, keep=job.kept_columns)
-        is_text = source.kind == "text"
-        tokenizer = _load_tokenizer(job) if needs_tokenizer(job, is_text=is_text) else None
+        tokenizer = _load_tokenizer(job) if is_chat or needs_tokenizer(job, is_text=is_text) else None
+        template = None
+        if is_chat:
+            assert tokenizer is not None
+            template = template_of(job, tokenizer)
+        else:
+            refuse_chat_settings(job)
         special = special_tokens(job, tokenizer, is_text=is_text, n_embeddings=n_embeddings)
         packing = Packing(
             mode=job.packing,
@@ -107,10 +125,11 @@ class TokenStage:
             max_tokens=job.max_tokens,
             skip_sequences=0,
             seed=job.seed,
+            chat=None if template is None else identity_of(template),
             keep=source.keep,
             positions=None if selection is None else str(selection),
         )
-        return cls(source, tokenizer, packing, identity, n_embeddings, selection)
+        return cls(source, tokenizer, packing, identity, n_embeddings, selection, template)
 
     def run(
         self,
@@ -150,10 +169,7 @@ class TokenStage:
 
         def blocks() -> Iterator[Rows]:
             n_sequences = n_tokens = 0
-            documents = token_documents(source, self.tokenizer, kept)
-            for block in pack(
-                used.count(documents), self.packing, max_rows=max_rows, vocab_size=self.n_embeddings
-            ):
+            for block in self._packed(source, used, kept, max_rows):
                 n_sequences += len(block)
                 n_tokens += int(block.lengths.sum(dtype=np.int64))
                 on_event(Tokenised(n_sequences, n_tokens))
@@ -170,7 +186,13 @@ class TokenStage:
                 _check_skipped(rows, plan, folder)
             if not skipped:
                 deque(rows.take(skip_sequences), maxlen=0)
-            spooled = spool(rows.rest(), folder, choose=choosing, n_slots=n_slots or 1)
+            spooled = spool(
+                rows.rest(),
+                folder,
+                has_roles=self.template is not None,
+                choose=choosing,
+                n_slots=n_slots or 1,
+            )
             _check_chosen(spooled, self.selection, n_slots)
             if kept is not None:
                 kept.finish(used.n_documents)
@@ -185,6 +207,19 @@ class TokenStage:
             shutil.rmtree(folder, ignore_errors=True)
         weakref.finalize(packed, shutil.rmtree, folder, ignore_errors=True)
         return packed
+
+    def _packed(
+        self, source: Source, used: "_Used", kept: KeptRows | None, max_rows: int | None
+    ) -> Iterator[Rows]:
+        limits: Any = {"max_rows": max_rows, "vocab_size": self.n_embeddings}
+        if self.template is None:
+            documents = token_documents(source, self.tokenizer, kept)
+            yield from pack(used.count(documents), self.packing, **limits)
+            return
+        assert self.tokenizer is not None
+        with Renderer(self.template) as render:
+            chats = ChatPacking(chats_of(source, kept), self.tokenizer, render)
+            yield from chats.labelled(pack(used.count(chats.documents()), self.packing, **limits))
 
 
 @dataclass(frozen=True)
@@ -203,6 +238,7 @@ class _Choosing:
                 lengths=rows.lengths,
                 documents=rows.documents,
                 offsets=rows.offsets,
+                roles=rows.roles,
                 starts=None if places is None else places.starts,
                 seed=self.seed or 0,
             )

@@ -101,8 +101,13 @@ def finding_nbytes(store: "CommittedStore", drop: Drop, hooks: Sequence[str]) ->
     """Bytes that it takes to find the rows that are not dropped, block by block, and to keep the result."""
     n_rows = math.prod(store.shape)
     itemsize = store[hooks[0]].rows.storage.itemsize
-    # Token ids and masks; values, and values in float64 for a norm.
-    n_blocks = 2 + 2 * drop.is_nonfinite_dropped + (1 + 8 // itemsize) * (drop.max_norm is not None)
+    # Token ids and masks; roles; values, and values in float64 for a norm.
+    n_blocks = (
+        2
+        + bool(drop.roles)
+        + 2 * drop.is_nonfinite_dropped
+        + (1 + 8 // itemsize) * (drop.max_norm is not None)
+    )
     least_nbytes = 8 * max(array.layouts[0].row_nbytes for array in (store[hook].rows for hook in hooks))
     return int(_MARKED_NBYTES * n_rows) + n_blocks * max(BLOCK_NBYTES, least_nbytes)
 

@@ -14,6 +14,7 @@ from actstore.loader.dropping.norm_limit import BLOCK_NBYTES, NormLimit
 from actstore.loader.dropping.valid_rows import AllRows, MarkedRows, SamePositions, ValidRows
 from actstore.store.statistics.moments import has_statistics
 from actstore.store.statistics.not_finite import is_masked_by_design
+from actstore.tokens.chats.chat import ROLES
 
 if TYPE_CHECKING:
     from actstore.store.committed_store import CommittedStore
@@ -30,6 +31,8 @@ class Drop:
 
     tokens: tuple[int, ...] = ()
     """Token ids whose rows are dropped."""
+    roles: tuple[str, ...] = ()
+    """Roles in chats whose rows are dropped, ascending by number."""
     is_padding_dropped: bool = False
     """Whether to drop positions behind the end of their sequence, whatever token they hold."""
     is_nonfinite_dropped: bool = False
@@ -45,7 +48,7 @@ class Drop:
     def looks_at_rows(self) -> bool:
         """Whether rows have to be looked at one by one, rather than counted by position."""
         is_by_value = self.is_nonfinite_dropped or self.max_norm is not None or self.mask is not None
-        return bool(self.tokens) or self.is_padding_dropped or is_by_value
+        return bool(self.tokens or self.roles) or self.is_padding_dropped or is_by_value
 
 
 def parse(
@@ -60,25 +63,31 @@ def parse(
     Args:
         store: the store that the rows are in.
         drop: ``bos``, ``eos``, ``sep``, ``pad``, ``nonfinite``, or token ids; padding that is not finite is dropped by
-            ``pad`` alone.
+            ``pad`` alone. Of chats also ``template``, ``system``, ``user``, ``assistant`` and ``tool``.
         seqpos: positions to keep, counted as in a list.
         max_norm: see `Drop`.
         mask: [n_sequences, context_length] or [n_sequences], True where rows are kept.
 
     Raises:
-        LoaderError: an unknown name, or one that the model has no token for; positions that do not exist; a mask of
-            another shape or type.
+        LoaderError: an unknown name, or one that the model has no token for, or a role where there are no chats;
+            positions that do not exist; a mask of another shape or type.
     """
     drop = _named(drop)
+    roles = tuple(role for role in ROLES if role in drop)
+    if roles and store.plan.request.tokens.chat is None:
+        raise LoaderError(
+            f"drop names {roles[0]!r}, and {store.url} holds no chats; roles are known of chats only"
+        )
     tokens: list[int] = []
     for one in drop:
         if hasattr(one, "__index__") and not isinstance(one, bool):
             tokens.append(operator.index(one))
-        elif one not in (PAD, NONFINITE):
+        elif one not in (PAD, NONFINITE, *ROLES):
             tokens += _ids(store, one)
     length = store.shape[1]
     return Drop(
         tokens=tuple(sorted(set(tokens))),
+        roles=roles,
         is_padding_dropped=PAD in drop,
         is_nonfinite_dropped=NONFINITE in drop,
         positions=None if seqpos is None else _positions(seqpos, length),
@@ -98,7 +107,8 @@ def _named(drop: Any) -> tuple[Any, ...]:
 
 def _ids(store: "CommittedStore", name: Any) -> list[int]:
     if not isinstance(name, str) or name not in _SPECIAL:
-        known = ", ".join(repr(one) for one in (*_SPECIAL, PAD, NONFINITE))
+        roles = ROLES if store.plan.request.tokens.chat is not None else ()
+        known = ", ".join(repr(one) for one in (*_SPECIAL, PAD, NONFINITE, *roles))
         raise LoaderError(f"drop names {name!r}; it can be {known}, or token ids")
     configured = store.plan.request.model.config.get(_SPECIAL[name])
     ids = configured if isinstance(configured, list) else [configured]
@@ -158,7 +168,7 @@ def valid_rows(
         by_position[list(drop.positions)] = True
     not_finite = _not_finite_sequences(store, hooks) if drop.is_nonfinite_dropped else {}
     kept: ValidRows
-    by_token = drop.tokens or drop.is_padding_dropped or not_finite
+    by_token = drop.tokens or drop.roles or drop.is_padding_dropped or not_finite
     if by_token or drop.max_norm is not None or drop.mask is not None:
         masks = _masks(store, drop, hooks[0], not_finite, by_position)
         kept = MarkedRows(n_sequences * length, masks if watch is None else watch(masks))
@@ -212,6 +222,10 @@ def _masks(
             ids = tokens[rows]
             for token in drop.tokens:
                 mask &= ids != token
+        if drop.roles:
+            roles = store.roles[rows]
+            for role in drop.roles:
+                mask &= roles != ROLES[role]
         for name, is_looked_at in not_finite.items():
             some = np.flatnonzero(is_looked_at[rows])
             if len(some):

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 _MAX_HEADER: Final = 1 << 12
 _MAX_ENTRY: Final = 1 << 10
 """Bytes of the header, without and for each tensor, at most."""
-_ITEMSIZES: Final = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8, "int32": 4, "int64": 8}
+_ITEMSIZES: Final = {
+    "bfloat16": 2,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    "int8": 1,
+    "int32": 4,
+    "int64": 8,
+}
 
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 """Type and shape of tensors by name."""

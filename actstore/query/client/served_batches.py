@@ -366,7 +366,11 @@ def _runs(keys: list[Key]) -> Iterator[list[Key]]:
 def _query(options: LoaderOptions) -> dict[str, Any]:
     drop = options.drop
     named = {PAD: drop.is_padding_dropped, NONFINITE: drop.is_nonfinite_dropped}
-    tokens = [*map(str, drop.tokens), *(name for name, is_dropped in named.items() if is_dropped)]
+    tokens = [
+        *map(str, drop.tokens),
+        *drop.roles,
+        *(name for name, is_dropped in named.items() if is_dropped),
+    ]
     query: dict[str, Any] = {
         "hook": list(options.hooks),
         **{name: getattr(options, name) for name in OPTIONS_AS_THEY_ARE},

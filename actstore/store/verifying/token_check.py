@@ -1,17 +1,20 @@
 """Checking the token arrays of a run: they must hold each packed row once, as planned."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.store.format.layout import ArrayLayout
 from actstore.store.format.plan import Plan
 from actstore.store.format.sizes import Sizes
-from actstore.store.records.commit import TokensRecord, columns_key, tokens_key
+from actstore.store.records.commit import ObjectRecord, TokensRecord, columns_key, tokens_key
 from actstore.store.verifying.inspection import Inspection
 from actstore.store.verifying.table_check import check_tables
+from actstore.tokens.chats.chat import NO_TURN, PADDING, ROLES, TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
     ):
         inspection.report(key, "does not name the tables of the kept columns", run=plan.run)
         return None
-    shards = iter(record.shards)
+    records = {shard.key: shard for shard in record.shards}
     last_document = -1
     ids = hashlib.sha256()
     lengths: dict[int, NDArray[Any]] = {}
@@ -63,9 +66,10 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
     n_damaged = dict.fromkeys((layout.path for layout in layouts), 0)
     of_ids, of_lengths, of_documents = map(plan.token_array, ("tokens", "lengths", "documents"))
     of_positions = None if plan.n_slots is None else plan.token_array("positions")
+    of_chats = chat_layouts(plan)
     for layout in layouts:
-        for index in range(layout.n_shards):
-            rows = inspection.shard(layout, index, next(shards), run=plan.run)
+        for index in range(layout.n_shards if layout not in of_chats else 0):
+            rows = inspection.shard(layout, index, records[layout.key(index)], run=plan.run)
             if rows is None:
                 n_damaged[layout.path] += 1
             elif layout == of_ids:
@@ -90,6 +94,8 @@ def check_tokens(inspection: Inspection, plan: Plan) -> CheckedTokens | None:
     checked = None
     if not n_damaged[of_lengths.path]:
         checked = _checked_lengths(inspection, plan, np.concatenate(list(lengths.values())))
+    if of_chats:
+        _check_chats(inspection, plan, records, checked)
     of_rows = checked
     if of_positions is not None:
         of_rows = None
@@ -113,6 +119,47 @@ def position_problem(positions: NDArray[Any], lengths: NDArray[Any] | None) -> s
         return "holds positions that do not ascend"
     if lengths is not None and (positions >= lengths[:, None]).any():
         return "holds positions behind the last token of their sequence"
+    return None
+
+
+def chat_layouts(plan: Plan) -> tuple[ArrayLayout, ...]:
+    """The arrays of roles and turns; none if documents are no chats."""
+    if plan.request.tokens.chat is None:
+        return ()
+    return plan.token_array("roles"), plan.token_array("turns")
+
+
+def _check_chats(
+    inspection: Inspection, plan: Plan, records: Mapping[str, ObjectRecord], lengths: NDArray[Any] | None
+) -> None:
+    """Check every shard of roles and turns, and that what they say goes together."""
+    of_roles, of_turns = chat_layouts(plan)
+    for index in range(of_roles.n_shards):
+        roles, turns = (
+            inspection.shard(layout, index, records[layout.key(index)], run=plan.run)
+            for layout in (of_roles, of_turns)
+        )
+        if roles is None or turns is None or lengths is None:
+            continue
+        start = index * of_roles.shard_rows
+        problem = role_problem(roles, turns, lengths[start : start + len(roles)])
+        if problem is not None:
+            inspection.report(of_roles.key(index), problem, run=plan.run)
+
+
+def role_problem(roles: NDArray[Any], turns: NDArray[Any], lengths: NDArray[Any]) -> str | None:
+    """Return how roles and turns, [n, context_length], contradict each other or the lengths, [n], or None."""
+    if roles.min() < PADDING or roles.max() > max(ROLES.values()):
+        return f"holds roles that are not between {PADDING} and {max(ROLES.values())}"
+    is_padding = np.arange(roles.shape[1]) >= lengths[:, None]
+    if ((roles == PADDING) != is_padding).any():
+        return "has the role of padding elsewhere than behind the end of a sequence"
+    if ((turns >= 0) != (roles > TEMPLATE)).any() or turns.min() < NO_TURN:
+        return "has tokens with the role of a message and no message, or the reverse"
+    # Within a message, the role does not change; another document has messages of its own.
+    is_same = (turns[:, 1:] == turns[:, :-1]) & (turns[:, 1:] >= 0)
+    if (is_same & (roles[:, 1:] != roles[:, :-1])).any():
+        return "gives neighbouring tokens of one message different roles"
     return None
 
 

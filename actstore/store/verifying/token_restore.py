@@ -23,17 +23,15 @@ Proven = dict[str, ObjectRecord]
 def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord]) -> Proven:
     """The token shards and tables of kept columns that something other than their own record proves to be intact.
 
-    A witness gives the size and checksum of each of them; nothing else proves a table, or chosen positions. Without a
-    witness, the plan has the hash of all ids and the sum of all lengths, and the tokens of a document must be numbered
-    consecutively in ``documents`` and ``offsets``.
+    A witness gives the size and checksum of each of them. Without a witness, the plan has the hash of all ids and the
+    sum of all lengths, and the tokens of a document must be numbered consecutively in ``documents`` and ``offsets``.
+    Nothing but a witness can prove a table, chosen positions, or roles and turns.
 
     Args:
         blobs: the storage of the store.
         plan: the plan of a run that brings tokens.
         witness: the shards by key, from a source that was checked; empty if there is none.
     """
-    tokens, lengths = plan.token_array("tokens"), plan.token_array("lengths")
-    documents, offsets = plan.token_array("documents"), plan.token_array("offsets")
     if witness:
         shards = {
             record.key: record
@@ -42,6 +40,8 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
             if witness.get(record.key) == record
         }
         return shards | _tables(blobs, plan, witness)
+    tokens, lengths = plan.token_array("tokens"), plan.token_array("lengths")
+    documents, offsets = plan.token_array("documents"), plan.token_array("offsets")
     proven = _tokens(blobs, plan, tokens)
     present = {index: (record, rows) for index, record, rows in _present(blobs, lengths)}
     if len(present) != lengths.n_shards:

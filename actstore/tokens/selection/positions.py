@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError, TokensError
+from actstore.tokens.chats.chat import ROLES
 
-ROLES: Final = {"system": 1, "user": 2, "assistant": 3, "tool": 4}
-"""The numbers of roles in the array of roles."""
 _FORMS: Final = (
     "all, last, last:K, A:B, every:K, sample:K, role:NAME, role:NAME:last, after:TEXT or column:NAME"
 )
@@ -108,7 +107,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Role:
-    """``role:NAME``: what one role says in a chat; with ``:last``, the last token of that in each sequence."""
+    """``role:NAME``: the tokens of one role in a chat; with ``:last``, the last of them in each sequence."""
 
     name: str
     is_last: bool

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from actstore.errors import TokensError
-from actstore.tokens.batch import TextBatch, TokenBatch
+from actstore.tokens.batch import TextBatch
 from actstore.tokens.column import Kind
 from actstore.tokens.files import SourceFile
 from actstore.tokens.keeping.kept_rows import KeptRows
@@ -25,11 +25,12 @@ class TextPlaces:
             text: text to find, in each document the last place with it.
 
         Raises:
-            TokensError: the source has token ids, or the tokenizer does not say which characters a token stands for.
+            TokensError: the source has no text, or the tokenizer does not say which characters a token stands for.
         """
         if source.kind != "text" or tokenizer is None:
             raise TokensError(
-                f"positions 'after:{text}' need text, and {source.files[0].url} has token ids; choose other positions"
+                f"positions 'after:{text}' need text, and {source.files[0].url} has "
+                f"{'chats' if source.kind == 'chats' else 'token ids'}; choose other positions"
             )
         if not tokenizer.is_fast:
             raise TokensError(
@@ -60,7 +61,7 @@ class TextPlaces:
     def keep(self) -> tuple[str, ...]:
         return self._source.keep
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch] | Iterator[TokenBatch]:
+    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch]:
         """The batches of the source, noted before they are given."""
         for first, documents in self._source.batches(kept):
             self._note(first, [document for document in documents if isinstance(document, str)])

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from actstore.errors import TokensError
-from actstore.tokens import KeptRows, Source, open_source
+from actstore.tokens import KeptRows, Source, chats_of, open_source
 from actstore.tokens.hub import HubSource
 
 N = 5000
@@ -85,6 +85,40 @@ def test_files(tmp_path: Path, spool: Path, suffix: str, keep: tuple[str, ...]) 
     source = open_source(str(tmp_path), keep=keep)
     assert kept_of(source, spool) == expected(keep)
     assert [first for first, _ in source.batches()][:1] == [0]  # without rows, as before
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_files_of_chats(tmp_path: Path, spool: Path, suffix: str) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"turn {i}"}] if i % 5 else [], "id": i}
+        for i in range(1700)
+    ]
+    WRITERS[suffix](rows[:900], tmp_path / f"a{suffix}")
+    WRITERS[suffix](rows[900:], tmp_path / f"b{suffix}")
+    check_chats(open_source(str(tmp_path), keep=("messages", "id")), spool, rows)
+
+
+@pytest.mark.parametrize("has_features", [True, False])
+def test_hub_chats(tmp_path: Path, has_features: bool) -> None:
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": f"turn {i}"}] if i % 5 else [], "id": i}
+        for i in range(1700)
+    ]
+    dataset = (
+        datasets.Dataset.from_list(rows).to_iterable_dataset()
+        if has_features
+        else datasets.IterableDataset.from_generator(lambda: iter(rows))
+    )
+    check_chats(HubSource(dataset, "hf:a/b", None, ("messages", "id")), tmp_path, rows)
+
+
+def check_chats(source: Source, folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Check that chats and kept rows are those that were written, row for row."""
+    kept = KeptRows(source.keep, folder)
+    chats = [list(chat.messages) for _, batch in chats_of(source, kept) for chat in batch]
+    kept.finish(len(chats))
+    assert chats == [row["messages"] for row in rows]
+    assert [row for table in kept.tables() for row in table.to_pylist()] == rows
 
 
 def features() -> datasets.Features:

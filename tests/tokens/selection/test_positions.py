@@ -25,6 +25,7 @@ CANONICAL = {
     "every:4": "every:4",
     "sample:2": "sample:2",
     "role:tool": "role:tool",
+    "role:template:last": "role:template:last",
     "role:assistant:last": "role:assistant:last",
     "after:Answer: ": "after:Answer: ",
     "column:spots": "column:spots",

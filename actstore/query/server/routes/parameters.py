@@ -24,10 +24,13 @@ HookPath = Annotated[
     Path(
         min_length=1,
         max_length=200,
-        description="A hook, in any spelling without `/`; or `tokens`, `lengths`, `documents`, `offsets`.",
+        description="A hook, in any spelling without `/`; or `tokens`, `lengths`, `documents`, "
+        "`offsets`, of chats also `roles`, `turns`.",
     ),
 ]
-Dropped = Annotated[str, Field(pattern=r"^(bos|eos|sep|pad|nonfinite|-?[0-9]{1,9})$")]
+Dropped = Annotated[
+    str, Field(pattern=r"^(bos|eos|sep|pad|nonfinite|template|system|user|assistant|tool|-?[0-9]{1,9})$")
+]
 
 
 class SliceQuery(BaseModel):

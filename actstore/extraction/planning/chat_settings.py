@@ -1,0 +1,90 @@
+"""What a job says of chats: the template, and what it is given besides the messages."""
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from actstore.errors import JobError, StorageError
+from actstore.extraction.planning.job import Job
+from actstore.reason import reason
+from actstore.storage.opening import open_blobs
+from actstore.store.format.plan import ChatIdentity
+from actstore.tokens.chats.template import ChatTemplate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_FIELDS: Final = ("chat_template", "add_generation_prompt", "tools", "chat_template_arguments")
+_MAX_NBYTES: Final = 1 << 20
+"""Largest file of a template or of tools. The largest templates of known models are a twentieth of it."""
+
+
+def refuse_chat_settings(job: Job) -> None:
+    """Check that a job over documents that are no chats says nothing of chats.
+
+    Raises:
+        JobError: it does, and it would mean nothing.
+    """
+    given = [name for name in _FIELDS if getattr(job, name) not in (None, False)]
+    if given:
+        raise JobError(
+            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for chats, and {job.tokens} holds none: name a "
+            "column with lists of messages (--column), or leave it out"
+        )
+
+
+def template_of(job: Job, tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
+    """The template of a job over chats.
+
+    Raises:
+        JobError: a file that it names is too large, or is not what it should be.
+        StorageError: a file cannot be read.
+        TokensError: no template is given, and the tokenizer has none.
+    """
+    text = None
+    if job.chat_template is not None:
+        data = _read(job.chat_template, "chat_template")
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise JobError(f"chat_template {job.chat_template} is not UTF-8; give a text file") from error
+    return ChatTemplate.of(
+        tokenizer,
+        text,
+        add_generation_prompt=job.add_generation_prompt,
+        tools=_tools(job),
+        arguments=job.chat_template_arguments,
+    )
+
+
+def identity_of(template: ChatTemplate) -> ChatIdentity:
+    """What the plan says of a template."""
+    return ChatIdentity(
+        template_sha256=template.sha256,
+        add_generation_prompt=template.add_generation_prompt,
+        tools=None if template.tools is None else [dict(tool) for tool in template.tools],
+        arguments=dict(template.arguments),
+    )
+
+
+def _tools(job: Job) -> list[dict[str, Any]] | None:
+    if job.tools is None or not isinstance(job.tools, str):
+        return None if job.tools is None else [dict(tool) for tool in job.tools]
+    try:
+        tools = json.loads(_read(job.tools, "tools"))
+    except (ValueError, RecursionError) as error:
+        raise JobError(f"tools {job.tools} is not JSON: {reason(error)}") from error
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise JobError(f"tools {job.tools} must hold a list of objects, as templates take them")
+    return tools
+
+
+def _read(url: str, field: str) -> bytes:
+    folder, slash, name = url.rpartition("/")
+    try:
+        blobs = open_blobs(folder or slash or ".")
+        info = blobs.head(name)
+        if info is not None and info.nbytes > _MAX_NBYTES:
+            raise JobError(f"{field} {url} has {info.nbytes:,} bytes, and {_MAX_NBYTES:,} are the most")
+        return bytes(blobs.read(name, 0, None if info is None else info.nbytes))
+    except StorageError as error:
+        raise StorageError(f"{field} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Chats: lists of messages, written out as text by a chat template, with the role and the message of each token."""
