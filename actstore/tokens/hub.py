@@ -12,8 +12,8 @@ from actstore.tokens.batch import TextBatch, TokenBatch, in_batches
 from actstore.tokens.chats.chat import ChatBatch, chat_of
 from actstore.tokens.column import Kind, choose_field, chunk_chats, chunk_texts, chunk_tokens
 from actstore.tokens.files import SourceFile
-from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.keeping.plain_type import check_there
+from actstore.tokens.keeping.row_taker import RowTaker
 from actstore.tokens.record import check_keys, choose_key, text_of, tokens_of
 
 PREFIX = "hf:"
@@ -72,7 +72,7 @@ class HubSource:
             check_there(self.keep, schema.names, name)
 
     def batches(
-        self, kept: KeptRows | None = None
+        self, kept: RowTaker | None = None
     ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield batches of documents. Raises TokensError if the dataset cannot be read."""
         name = self.files[0].url
@@ -91,14 +91,14 @@ class HubSource:
             )
         return in_batches(ids for row, chunk in self._chunks(kept) for ids in chunk_tokens(chunk, name, row))
 
-    def _values(self, kept: KeptRows | None) -> Iterator[tuple[str, Any]]:
+    def _values(self, kept: RowTaker | None) -> Iterator[tuple[str, Any]]:
         for number, record in enumerate(self._read(self._dataset)):
             where = f"row {number} of {self.files[0].url}"
             if kept is not None:
                 kept.add_record(record, where)
             yield f"{self.column} in {where}", record.get(self.column)
 
-    def _chunks(self, kept: KeptRows | None) -> "Iterator[tuple[int, pa.Array[Any]]]":
+    def _chunks(self, kept: RowTaker | None) -> "Iterator[tuple[int, pa.Array[Any]]]":
         row = 0
         columns = [self.column, *(name for name in self.keep if kept is not None and name != self.column)]
         tables = self._dataset.select_columns(columns).with_format("arrow").iter(batch_size=_ROWS)

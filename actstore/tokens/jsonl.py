@@ -12,7 +12,7 @@ from actstore.tokens.chats.chat import ChatBatch, chat_of
 from actstore.tokens.column import Kind
 from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
-from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.row_taker import RowTaker
 from actstore.tokens.record import check_keys, choose_key, text_of, tokens_of
 from actstore.tokens.text import lines
 
@@ -37,7 +37,7 @@ class JsonlSource:
         check_keys((record for _, record in records(files[0])), self.keep, files[0].name)
 
     def batches(
-        self, kept: KeptRows | None = None
+        self, kept: RowTaker | None = None
     ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield batches of documents. Raises TokensError, with file and line, for bad JSON, a missing key or a value of
         another type.
@@ -48,7 +48,7 @@ class JsonlSource:
             return in_batches(chat_of(value, where) for where, value in self._values(kept))
         return in_batches(tokens_of(value, where) for where, value in self._values(kept))
 
-    def _values(self, kept: KeptRows | None) -> Iterator[tuple[str, Any]]:
+    def _values(self, kept: RowTaker | None) -> Iterator[tuple[str, Any]]:
         for file in self._located:
             for number, record in records(file):
                 if self.column not in record:

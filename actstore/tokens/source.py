@@ -10,7 +10,7 @@ from actstore.tokens.column import Kind
 from actstore.tokens.files import SourceFile, locate
 from actstore.tokens.hub import PREFIX, open_hub
 from actstore.tokens.jsonl import JsonlSource
-from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.row_taker import RowTaker
 from actstore.tokens.table import TableSource
 from actstore.tokens.text import TextSource, Unit
 
@@ -34,10 +34,10 @@ class Source(Protocol):
 
     @property
     def keep(self) -> tuple[str, ...]:
-        """Columns that can be kept beside the documents."""
+        """Columns that are read beside the documents."""
 
     def batches(
-        self, kept: KeptRows | None = None
+        self, kept: RowTaker | None = None
     ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield the number of a batch's first document and its documents, from document 0 on, in bounded memory.
 
@@ -46,7 +46,7 @@ class Source(Protocol):
         """
 
 
-def chats_of(source: Source, kept: KeptRows | None = None) -> Iterator[ChatBatch]:
+def chats_of(source: Source, kept: RowTaker | None = None) -> Iterator[ChatBatch]:
     """The batches of a source of chats; `kept` gets the columns that the source keeps. Raises the errors of the
     source.
     """
@@ -67,7 +67,7 @@ def open_source(
 
     `column` defaults to the first of input_ids, tokens (lists of integers), text and messages (chats). `documents` says
     what one document is in .txt files: the file, each paragraph (blank lines between), or each line. `keep` names
-    columns that are kept beside the documents. `chat` says that documents must be chats, by default those of the column
+    columns that are read beside the documents. `chat` says that documents must be chats, by default those of the column
     messages, or that they must not.
 
     Raises TokensError if nothing is there, the format is not supported or the first file lacks a column, or if there
@@ -97,8 +97,8 @@ def _opened(spec: str, column: str | None, documents: Unit, keep: Sequence[str])
             )
         if keep:
             raise TokensError(
-                f"keep names the columns {', '.join(keep)}, but {files[0].name} is plain text without columns; leave "
-                "keep out, or write the text as .jsonl or .parquet with these columns"
+                f"the columns {', '.join(keep)} are to be kept or to choose positions by, but {files[0].name} is plain "
+                "text without columns; leave them out, or write the text as .jsonl or .parquet with these columns"
             )
         return TextSource(files, documents)
     if documents != "file":

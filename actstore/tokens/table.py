@@ -13,8 +13,8 @@ from actstore.tokens.chats.chat import ChatBatch
 from actstore.tokens.column import Kind, choose_field, chunk_chats, chunk_texts, chunk_tokens
 from actstore.tokens.failure import reading
 from actstore.tokens.files import LocatedFile
-from actstore.tokens.keeping.kept_rows import KeptRows
 from actstore.tokens.keeping.plain_type import check_same_types, kept_types
+from actstore.tokens.keeping.row_taker import RowTaker
 
 _ROWS = 1024
 _MAX_NBYTES = 256 << 20
@@ -41,7 +41,7 @@ class TableSource:
         self._types = kept_types(self.keep, schema, files[0].name)
 
     def batches(
-        self, kept: KeptRows | None = None
+        self, kept: RowTaker | None = None
     ) -> Iterator[TextBatch] | Iterator[TokenBatch] | Iterator[ChatBatch]:
         """Yield batches of documents. Raises TokensError for a later file that cannot be read or lacks a column, or has
         one of another type.
@@ -67,7 +67,7 @@ class TableSource:
             for ids in chunk_tokens(chunk, file.name, row)
         )
 
-    def _chunks(self, file: LocatedFile, kept: KeptRows | None) -> "Iterator[tuple[int, pa.Array[Any]]]":
+    def _chunks(self, file: LocatedFile, kept: RowTaker | None) -> "Iterator[tuple[int, pa.Array[Any]]]":
         """The number of the first row of each chunk, and the chunk."""
         schema = _schema(file)
         _, kind = choose_field(schema, self.column, file.name)

@@ -7,7 +7,7 @@ from actstore.errors import TokensError
 from actstore.tokens.batch import MAX_DOCUMENT_NBYTES, TextBatch, in_batches
 from actstore.tokens.failure import decode, reading
 from actstore.tokens.files import LocatedFile, probe
-from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.row_taker import RowTaker
 
 Unit = Literal["file", "paragraph", "line"]
 
@@ -29,7 +29,7 @@ class TextSource:
         self._located = files
         self._documents = documents
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch]:
+    def batches(self, kept: RowTaker | None = None) -> Iterator[TextBatch]:
         """Yield batches of documents. Text has no columns, so ``kept`` gets nothing.
 
         Raises TokensError for a file that is gone, damaged or not UTF-8, and for a document that is too large.

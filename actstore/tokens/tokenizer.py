@@ -10,7 +10,7 @@ import numpy as np
 from actstore.errors import TokensError
 from actstore.reason import reason
 from actstore.tokens.batch import TokenIds
-from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.row_taker import RowTaker
 from actstore.tokens.source import Source
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _is_plain_fast(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def token_documents(
-    source: Source, tokenizer: "PreTrainedTokenizerBase | None" = None, kept: KeptRows | None = None
+    source: Source, tokenizer: "PreTrainedTokenizerBase | None" = None, kept: RowTaker | None = None
 ) -> Iterator[tuple[int, TokenIds]]:
     """Yield each document's number and token ids, as `pack` takes them. Text is encoded batch by batch; ids pass
     unchanged. `kept` gets the columns that the source keeps.

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -256,6 +258,53 @@ def test_behind_a_text(fields: Fields, tmp_path: Path) -> None:
         positions = store.positions[row][:count]
         texts.append(tokenizer.decode(store.tokens[row][positions]))
     assert [text.strip() for text in texts] == ["the rest", "", "more"]
+
+
+@pytest.mark.parametrize("keep", [None, ["spots", "id"]], ids=str)
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_positions_that_a_column_lists(
+    job: Fields, tmp_path: Path, suffix: str, keep: list[str] | None
+) -> None:
+    spots = [
+        [0, -1] if i % 3 == 0 else None if i % 3 == 1 else [len(ids) // 2] for i, ids in enumerate(prompts())
+    ]
+    source = tmp_path / f"listed{suffix}"
+    table = pa.table({"input_ids": prompts(), "spots": spots, "id": [f"d{i}" for i in range(61)]})
+    if suffix == ".parquet":
+        pq.write_table(table, source)
+    else:
+        source.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    fields = job | {"tokens": str(source), "hooks": HOOKS[:2], "positions": "column:spots", "keep": keep}
+    actstore.extract(actstore.plan(**fields))
+    store = actstore.open(job["out"])
+    expected = [
+        sorted({0, len(ids) - 1} if i % 3 == 0 else set() if i % 3 == 1 else {len(ids) // 2})
+        for i, ids in enumerate(prompts())
+    ]
+    assert store.positions is not None
+    assert store.positions[:].tolist() == [row + [-1] * (2 - len(row)) for row in expected]
+    row = next(row for row, kept in enumerate(expected) if len(kept) == 2)
+    values = alone(job, prompts()[row])[HOOKS[1]][expected[row]]
+    torch.testing.assert_close(store[HOOKS[1]][row], values, atol=2e-5, rtol=1e-4)
+    assert store.columns == tuple(keep or ())
+    if keep:
+        assert store.column("spots").to_pylist() == spots
+    assert not actstore.verify(job["out"]).findings
+
+
+def test_a_column_that_lists_no_positions(job: Fields, tmp_path: Path) -> None:
+    fields = job | {"tokens": str(tmp_path / "listed.jsonl"), "positions": "column:spots"}
+    for wrong in (3, "last", [1.0], [True], [None]):
+        rows = [{"input_ids": [3, 4], "spots": [0]}, {"input_ids": [3, 4], "spots": wrong}]
+        Path(fields["tokens"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(
+            TokensError, match="^column spots has no list of positions for document 1; give whole"
+        ):
+            actstore.plan(**fields)
+    with pytest.raises(TokensError, match=r"has no column spot; its columns are: input_ids, spots"):
+        actstore.plan(**fields | {"positions": "column:spot"})
+    with pytest.raises(JobError, match="^positions column:spots are for packing: document"):
+        actstore.plan(**fields | {"packing": None})
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(job: Fields, tmp_path: Path) -> None:

@@ -47,6 +47,8 @@ from actstore.tokens.batch import TokenIds
 from actstore.tokens.chats.labelled_rows import ChatPacking
 from actstore.tokens.chats.renderer import Renderer
 from actstore.tokens.chats.template import ChatTemplate
+from actstore.tokens.keeping.row_taker import RowTaker
+from actstore.tokens.selection.listed_positions import ListedPositions
 from actstore.tokens.selection.positions import After, Column, Selection, Sequences, parse_positions, slots
 from actstore.tokens.selection.text_places import TextPlaces
 
@@ -79,8 +81,11 @@ class TokenStage:
             TokensError: one of them cannot be opened, or the tokenizer or the model lacks a token that packing needs.
         """
         selection = parse_positions(job.positions)
+        beside = dict.fromkeys(
+            (*job.kept_columns, *([selection.name] if isinstance(selection, Column) else []))
+        )
         source = open_source(
-            job.tokens, column=job.column, documents=job.documents, keep=job.kept_columns, chat=job.chat
+            job.tokens, column=job.column, documents=job.documents, keep=tuple(beside), chat=job.chat
         )
         is_text, is_chat = source.kind == "text", source.kind == "chats"
         job = job.model_copy(update={"packing": job.packing or ("document" if is_chat else "concat")})
@@ -126,7 +131,7 @@ class TokenStage:
             skip_sequences=0,
             seed=job.seed,
             chat=None if template is None else identity_of(template),
-            keep=source.keep,
+            keep=job.kept_columns,
             positions=None if selection is None else str(selection),
         )
         return cls(source, tokenizer, packing, identity, n_embeddings, selection, template)
@@ -162,14 +167,20 @@ class TokenStage:
         source = self.source
         if isinstance(self.selection, After):
             source = TextPlaces(source, self.tokenizer, self.selection.text)
-        choosing = None if self.selection is None else _Choosing(self.selection, source, self.identity.seed)
         folder = Path(tempfile.mkdtemp(prefix="actstore-tokens-"))
         used = _Used()
-        kept = KeptRows(self.source.keep, folder) if self.source.keep else None
+        kept = KeptRows(self.identity.keep, folder) if self.identity.keep else None
+        listed = (
+            None if not isinstance(self.selection, Column) else ListedPositions(self.selection.name, kept)
+        )
+        choosing = None
+        if self.selection is not None:
+            places = source if isinstance(source, TextPlaces) else None
+            choosing = _Choosing(self.selection, places, listed, self.identity.seed)
 
         def blocks() -> Iterator[Rows]:
             n_sequences = n_tokens = 0
-            for block in self._packed(source, used, kept, max_rows):
+            for block in self._packed(source, used, kept if listed is None else listed, max_rows):
                 n_sequences += len(block)
                 n_tokens += int(block.lengths.sum(dtype=np.int64))
                 on_event(Tokenised(n_sequences, n_tokens))
@@ -209,7 +220,7 @@ class TokenStage:
         return packed
 
     def _packed(
-        self, source: Source, used: "_Used", kept: KeptRows | None, max_rows: int | None
+        self, source: Source, used: "_Used", kept: RowTaker | None, max_rows: int | None
     ) -> Iterator[Rows]:
         limits: Any = {"max_rows": max_rows, "vocab_size": self.n_embeddings}
         if self.template is None:
@@ -227,24 +238,26 @@ class _Choosing:
     """Chooses positions of packed sequences."""
 
     selection: Selection
-    source: Source
+    places: TextPlaces | None
+    listed: ListedPositions | None
     seed: int | None
 
     def __call__(self, rows: Rows) -> NDArray[np.int32]:
         """The chosen positions, [n, slots], ascending, then -1."""
-        places = self.source if isinstance(self.source, TextPlaces) else None
         mask = self.selection.mask(
             Sequences(
                 lengths=rows.lengths,
                 documents=rows.documents,
                 offsets=rows.offsets,
                 roles=rows.roles,
-                starts=None if places is None else places.starts,
+                starts=None if self.places is None else self.places.starts,
+                listed=None if self.listed is None else self.listed.listed,
                 seed=self.seed or 0,
             )
         )
-        if places is not None:
-            places.forget_before(int(rows.documents.max()))  # documents come in order
+        for noted in (self.places, self.listed):
+            if noted is not None:
+                noted.forget_before(int(rows.documents.max()))  # documents come in order
         return slots(mask)
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from actstore.tokens.batch import in_batches
 from actstore.tokens.chats.chat import ChatBatch, chat_of
-from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.row_taker import RowTaker
 
 
 class ChatList:
@@ -29,7 +29,7 @@ class ChatList:
         """
         self._chats = [chat_of(chat, f"tokens[{number}]") for number, chat in enumerate(chats)]
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[ChatBatch]:
+    def batches(self, kept: RowTaker | None = None) -> Iterator[ChatBatch]:
         """Yield the number of a batch's first chat, and its chats. There are no columns to keep."""
         assert kept is None  # `keep` is empty
         return in_batches(self._chats)

@@ -40,7 +40,7 @@ def check_there(names: Iterable[str], there: Sequence[str], where: str) -> None:
     """
     for name in names:
         if name not in there:
-            raise TokensError(f"{where} has no column {name} to keep; its columns are: {', '.join(there)}")
+            raise TokensError(f"{where} has no column {name}; its columns are: {', '.join(there)}")
         if (n := there.count(name)) > 1:
             raise TokensError(f"{where} has {n} columns named {name}; give each a name of its own")
 

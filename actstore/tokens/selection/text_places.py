@@ -7,7 +7,7 @@ from actstore.errors import TokensError
 from actstore.tokens.batch import TextBatch
 from actstore.tokens.column import Kind
 from actstore.tokens.files import SourceFile
-from actstore.tokens.keeping.kept_rows import KeptRows
+from actstore.tokens.keeping.row_taker import RowTaker
 from actstore.tokens.source import Source
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class TextPlaces:
     def keep(self) -> tuple[str, ...]:
         return self._source.keep
 
-    def batches(self, kept: KeptRows | None = None) -> Iterator[TextBatch]:
+    def batches(self, kept: RowTaker | None = None) -> Iterator[TextBatch]:
         """The batches of the source, noted before they are given."""
         for first, documents in self._source.batches(kept):
             self._note(first, [document for document in documents if isinstance(document, str)])

@@ -153,22 +153,20 @@ def test_hub_without_the_column(has_features: bool) -> None:
     dataset = datasets.IterableDataset.from_generator(
         lambda: iter(ROWS[:3]), features=features() if has_features else None
     )
-    with pytest.raises(TokensError, match="hf:a/b has no column lable to keep; its columns are: text, label"):
+    with pytest.raises(TokensError, match="hf:a/b has no column lable; its columns are: text, label"):
         HubSource(dataset, "hf:a/b", "text", ("id", "lable"))
 
 
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_a_column_that_is_not_there(tmp_path: Path, suffix: str) -> None:
     WRITERS[suffix](ROWS[:3], tmp_path / f"a{suffix}")
-    with pytest.raises(
-        TokensError, match=f"a{suffix} has no column lable to keep; its columns are: text, label"
-    ):
+    with pytest.raises(TokensError, match=f"a{suffix} has no column lable; its columns are: text, label"):
         open_source(str(tmp_path), keep=("lable",))
 
 
 def test_plain_text_has_no_columns(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(TokensError, match=r"keep names the columns label, but .*a.txt is plain text"):
+    with pytest.raises(TokensError, match=r"the columns label are to be kept .*, but .*a.txt is plain text"):
         open_source(str(tmp_path), keep=("label",))
 
 
