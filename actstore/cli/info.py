@@ -43,6 +43,8 @@ def _fields(store: Store) -> dict[str, Any]:
                 "tokens_of": run.plan.tokens_of,
                 "hooks": list(run.plan.hook_names),
                 "n_sequences": run.plan.n_sequences,
+                "n_truncated": run.plan.n_truncated,
+                "n_tokens_cut": run.plan.n_tokens_cut,
                 "n_segments": run.plan.n_segments,
                 "n_segments_committed": len(run.committed),
                 "compression": run.plan.request.compression,
@@ -55,7 +57,7 @@ def _fields(store: Store) -> dict[str, Any]:
 
 
 def _text(store: Store) -> str:
-    from actstore.extraction.report import table
+    from actstore.extraction.report import cut, table
 
     plan = store.plan
     request = plan.request
@@ -66,6 +68,11 @@ def _text(store: Store) -> str:
     shapes = {name: list(store[name].shape) for name in store.hooks}
     is_one_shape = len({tuple(shape) for shape in shapes.values()}) == 1
     width = max(len(name) for name in shapes)
+    parts = [run.plan for run in store.runs if run.plan.has_own_tokens]
+    n_truncated, n_tokens_cut = (
+        sum(part.n_truncated for part in parts),
+        sum(part.n_tokens_cut for part in parts),
+    )
     compressed = f", {request.compression}" if request.compression else ""
     rows = {
         "store": f"{store.url} ({state}: {store.n_committed} of {store.n_segments} segments)",
@@ -74,7 +81,8 @@ def _text(store: Store) -> str:
         "tokens": f"{store.n_tokens:,} in {n:,} sequences of {length}, from {plan.n_documents:,} documents of "
         f"{tokens.source}",
         "packing": tokens.packing
-        + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else ""),
+        + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else "")
+        + (f", {cut(n_truncated, n_tokens_cut)} cut at the {tokens.truncate}" if n_truncated else ""),
         **({} if tokens.chat is None else {"chats": _chats(tokens.chat)}),
         "size": f"{'at most ' if compressed else ''}{store.nbytes / 1e6:,.1f} MB",
         "arrays": (f"{[n, *first.shape[1:]]} " if is_one_shape else "")

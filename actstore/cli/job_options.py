@@ -12,6 +12,7 @@ _METAVARS: Final = {
     "chat_template_arguments": "JSON",
     "keep": "NAME[,NAME]",
     "hooks": "GLOB[,GLOB]",
+    "context_length": "N|auto",
     "out": "URL",
 }
 job_options: Final = options_of(Job, _METAVARS)

@@ -51,7 +51,11 @@ def _kinds(schema: dict[str, Any]) -> list[str]:
 def _attributes(schema: dict[str, Any], metavar: str | None) -> dict[str, Any]:
     """The arguments of `click.option` for a field. Without the option, the field is left out."""
     kinds = _kinds(schema)
-    values = [value for part in _parts(schema) for value in part.get("enum", ())]
+    values = [
+        value
+        for part in _parts(schema)
+        for value in part.get("enum", [part["const"]] if "const" in part else ())
+    ]
     given = schema.get("default")
     shown = ",".join(given) if isinstance(given, list) else given
     default = "" if shown in (None, False) else f" Default: {shown}."
@@ -68,7 +72,7 @@ def _attributes(schema: dict[str, Any], metavar: str | None) -> dict[str, Any]:
     if kinds[0] == "boolean":
         return attributes | {"is_flag": True}
     if kinds[0] == "integer":
-        return attributes | ({"metavar": "|".join(("ID", *values))} if values else {"type": int})
+        return attributes | ({"metavar": metavar or "|".join(("ID", *values))} if values else {"type": int})
     return attributes | ({"type": click.Choice(values)} if values else {})
 
 

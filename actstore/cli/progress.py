@@ -38,7 +38,8 @@ class Progress:
     def on_event(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Tokenised):
-            self._line.show(f"{event.n_tokens:,} tokens", f"tokenised {event.n_tokens:,} tokens")
+            cut = f", {event.n_truncated:,} documents cut" if event.n_truncated else ""
+            self._line.show(f"{event.n_tokens:,} tokens{cut}", f"tokenised {event.n_tokens:,} tokens{cut}")
         else:
             self._segment(event)
 

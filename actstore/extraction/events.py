@@ -15,6 +15,8 @@ class Tokenised:
     """Number of sequences so far."""
     n_tokens: int
     """Number of tokens so far, without padding."""
+    n_truncated: int = 0
+    """Number of documents so far that were cut."""
 
 
 @dataclass(frozen=True)

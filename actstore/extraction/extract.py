@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import replace
 from functools import reduce
-from typing import Final
+from typing import Any, Final
 
 from actstore.errors import IncompleteError, JobError, PlanMismatchError
 from actstore.extraction.claim import claim
@@ -13,8 +13,10 @@ from actstore.extraction.computing.executor import Resources
 from actstore.extraction.computing.executor import executor as find_executor
 from actstore.extraction.computing.worker import WorkerSpec
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
+from actstore.extraction.planning.devices import check_device
 from actstore.extraction.planning.job import Job
-from actstore.extraction.planning.planning import PlannedRun, absolute_model, check_device, check_memory
+from actstore.extraction.planning.job_model import absolute_model
+from actstore.extraction.planning.planning import PlannedRun, check_memory, plan_job
 from actstore.extraction.planning.planning import plan as make_plan
 from actstore.extraction.report import Report
 from actstore.store.locking.lease import Lease
@@ -33,13 +35,14 @@ _PLACED_WITHIN: Final = 256
 
 
 def extract(
-    run: PlannedRun | Job | str,
+    run: PlannedRun | Job | str | None = None,
     *,
     executor: str | None = None,
     num_workers: int | None = None,
     ray_address: str | None = None,
     device: str | None = None,
     on_event: OnEvent = ignore,
+    **fields: Any,
 ) -> Report:
     """Compute and commit every segment that the store does not have yet.
 
@@ -47,9 +50,11 @@ def extract(
     back from storage that the run is complete.
 
     Args:
-        run: result of `actstore.plan`, or a job, or the path or URL of a job file.
+        run: result of `actstore.plan`, or a job, or the path or URL of a job file; None if all fields are given as
+            keywords.
         executor, num_workers, ray_address, device: fields of `Job`, which take precedence over those of the job.
         on_event: called with each event of progress.
+        fields: other fields of a job, as `actstore.plan` takes them.
 
     Raises:
         BusyError: the store is being repaired; run again after that.
@@ -57,7 +62,18 @@ def extract(
         ActstoreError: anything else that is wrong, in one sentence. What is committed stays.
     """
     if not isinstance(run, PlannedRun):
-        run = make_plan(run, on_event=on_event)
+        where = {
+            "executor": executor,
+            "num_workers": num_workers,
+            "ray_address": ray_address,
+            "device": device,
+        }
+        fields |= {name: value for name, value in where.items() if value is not None}
+        run = make_plan(run, on_event=on_event, **fields)
+    elif fields:
+        raise JobError(
+            f"{', '.join(fields)} cannot be given with a planned run, which has all that a job has; give it to plan"
+        )
     job = run.job
     name = executor or job.executor
     if num_workers is not None and num_workers < 1:
@@ -67,7 +83,10 @@ def extract(
         raise JobError(
             f"{given}, and executor inline is this one process; choose executor ray, or leave it out"
         )
+    run.given.check_executor(name)
     resources = Resources(num_workers or job.num_workers, ray_address or job.ray_address)
+    if run.given.model is not None:
+        run.given.model.check_device(device)
     device = check_device(device or job.device, name, resources)
     check_memory(run, name, resources)
     report = _Extraction(run, name, resources, device, on_event).run()
@@ -139,6 +158,8 @@ class _Extraction:
             seconds_waiting=sum(segment.seconds_waiting for segment in done),
             n_retries=blobs.n_retries - n_retries_before + sum(segment.n_retries for segment in done),
             seconds_running=max(0.0, self._last_committed - self._first_started),
+            n_truncated=run.plan.n_truncated,
+            n_tokens_cut=run.plan.n_tokens_cut,
             not_finite=self._not_finite(run, statistics),
         )
 
@@ -184,15 +205,17 @@ class _Extraction:
             self._done[segment.segment] = replace(segment, record=None)
             self._on_event(self._done[segment.segment])
 
+        live = run.given.model
         spec = WorkerSpec(
             blobs.url,
             absolute_model(job.model),
             job.revision,
-            self._device,
+            self._device if live is None else live.device,
             run=plan.run,
             is_strict=job.strict,
             is_conditional=run.is_conditional,
             turn=Turn.of(held),
+            live=None if live is None else live.hooked,
         )
         self._execute(spec, run.pending, self._resources, on_segment)
 
@@ -269,7 +292,7 @@ def _following(run: PlannedRun) -> PlannedRun | None:
     if all(other.finished is not None for other in read_runs(run.blobs)):
         return None
     try:
-        following = make_plan(run.job)
+        following = plan_job(run.job, run.given)
     except PlanMismatchError:
         return None
     is_other = following.plan.run != run.plan.run

@@ -40,6 +40,10 @@ class Report:
     """Time in which the model waited for storage, summed over workers."""
     seconds_running: float
     """Wall time from the start of the first segment to the last commit, without start-up and closing."""
+    n_truncated: int = 0
+    """Number of documents in the store that were cut, since they are longer than a sequence."""
+    n_tokens_cut: int = 0
+    """Number of tokens that were cut off them."""
 
     not_finite: Mapping[str, NotFinite] = field(default_factory=dict)
     """Tokens of the whole run with NaN or infinity, for each hook that has any, as the model computed them. Attention
@@ -76,6 +80,7 @@ class Report:
                     "tokens": f"{self.n_tokens:,}",
                 }
                 | self._chosen_rows()
+                | self._cut_rows()
                 | self._not_finite_rows()
             )
         before = f", {self.n_segments_before} of them by earlier attempts" if self.n_segments_before else ""
@@ -86,6 +91,7 @@ class Report:
                 "store": f"{self.url} ({run}complete: {self.n_segments} segments{before})",
                 "tokens": f"{self.n_tokens:,} stored, {self.n_tokens_computed:,} computed now",
                 **self._chosen_rows(),
+                **self._cut_rows(),
                 "written": f"{self.nbytes_written / 1e6:,.1f} MB of activations{retries}",
                 "rate": f"{self.tokens_per_second:,.0f} tokens/s, {self.nbytes_per_second / 1e6:,.1f} MB/s",
                 "time": f"{self.seconds_tokenising:.1f} s tokenising, {self.seconds_forward:.1f} s in the forward, "
@@ -98,11 +104,21 @@ class Report:
         """The line about chosen positions; none if all are stored."""
         return {"rows": f"{self.n_rows:,} of each hook"} if self.n_rows != self.n_tokens else {}
 
+    def _cut_rows(self) -> dict[str, str]:
+        return {"cut": cut(self.n_truncated, self.n_tokens_cut)} if self.n_truncated else {}
+
     def _not_finite_rows(self) -> dict[str, str]:
         lines = [f"{name}: {tokens}" for name, tokens in self.not_finite.items()]
         if len(lines) > _SHOWN:
             lines[_SHOWN:] = [f"and {len(lines) - _SHOWN} more hooks"]
         return {"NaN or infinity": "\n".join(lines)} if lines else {}
+
+
+def cut(n_truncated: int, n_tokens_cut: int) -> str:
+    """A line about documents that were cut."""
+    documents = "1 document" if n_truncated == 1 else f"{n_truncated:,} documents"
+    tokens = "1 token" if n_tokens_cut == 1 else f"{n_tokens_cut:,} tokens"
+    return f"{tokens} of {documents}"
 
 
 def table(rows: Mapping[str, str]) -> str:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from actstore.errors import ModelError, StorageError
 from actstore.extraction.computing.worker import WorkerSpec, check_weights, load_planned_model
+from actstore.extraction.live_model import LiveModel
 from actstore.extraction.value_checks.deep import DeepCheck, deep_check
 from actstore.extraction.value_checks.golden import sampled_row
 from actstore.extraction.value_checks.older_versions import doubt
 from actstore.extraction.value_checks.reference import Kind, Reference, whole_model
 from actstore.hooks.loading.pretrained import chosen_device
+from actstore.hooks.model import HookedModel
 from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import FIRST_RUN, Plan
@@ -33,7 +35,7 @@ def verify(
     deep: bool = False,
     repair: bool = False,
     n_rows: int = 16,
-    model: str | None = None,
+    model: str | HookedModel | None = None,
     revision: str | None = None,
     device: str | None = None,
     on_object: Callable[[int], None] = lambda _nbytes: None,
@@ -46,7 +48,8 @@ def verify(
         repair: write damaged parts again that follow from the rest of the store, and remove the others, so that the
             next extraction computes exactly those again. This is refused while somebody writes to the store.
         n_rows: number of sequences of each run to run again.
-        model: path of the model on this machine, if it has changed; its weights must be those of the plan.
+        model: path of the model on this machine, if it has changed, or the model itself; its weights must be those of
+            the plan.
         revision: branch, tag or commit on the Hub.
         device: device to run the model on.
         on_object: called with the size of each object that was read.
@@ -57,6 +60,8 @@ def verify(
         ModelError: the model cannot be loaded, or has other weights than the plan; or, with ``deep``, is not known.
     """
     started = time.perf_counter()
+    live = LiveModel(model).hooked if isinstance(model, HookedModel) else None
+    folder = None if isinstance(model, HookedModel) else model
     blobs = open_blobs(str(url))
     check = Check(blobs, on_object)
     with contextlib.ExitStack() as stack:
@@ -78,9 +83,10 @@ def verify(
                 rows = _sampled_rows(plan, check.committed[plan.run], n_rows, sizes.counts)
                 spec = WorkerSpec(
                     blobs.url,
-                    model or plan.request.model.name,
+                    folder or plan.request.model.name,
                     revision or plan.request.model.revision,
                     device,
+                    live=live,
                 )
                 wrong, kind = _recompute(blobs, plan, rows, spec)
                 findings += wrong
@@ -172,9 +178,11 @@ def _sampled_rows(plan: Plan, committed: Sequence[int], n_rows: int, counts: NDA
 
 
 def _whole(plan: Plan, spec: WorkerSpec) -> Reference | None:
-    """The whole model, loaded by transformers alone; None if memory is short."""
+    """The whole model, loaded by transformers alone; None if memory is short, or the model is in memory already."""
     import torch
 
+    if spec.live is not None:
+        return None  # no file has its weights
     check_weights(plan, spec)
     dtype: torch.dtype = getattr(torch, plan.request.dtype)
     batch = (plan.request.batch_size, plan.context_length)

@@ -5,7 +5,8 @@ is opened.
 """
 
 from actstore.tokens.keeping.kept_rows import KeptRows
-from actstore.tokens.pack import Packing, Rows, pack
+from actstore.tokens.memory.opening import MemorySource, open_memory
+from actstore.tokens.pack import Packing, Rows, opening_token, pack
 from actstore.tokens.row_stream import RowStream
 from actstore.tokens.source import Source, SourceFile, chats_of, open_source
 from actstore.tokens.spool import Spool, order, spool
@@ -19,6 +20,7 @@ from actstore.tokens.tokenizer import (
 
 __all__ = [
     "KeptRows",
+    "MemorySource",
     "Packing",
     "RowStream",
     "Rows",
@@ -28,7 +30,9 @@ __all__ = [
     "chats_of",
     "encode_documents",
     "load_tokenizer",
+    "open_memory",
     "open_source",
+    "opening_token",
     "order",
     "pack",
     "special_id",

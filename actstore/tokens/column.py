@@ -54,7 +54,7 @@ def choose_column(
 
 def choose_field(schema: pa.Schema, column: str | None, name: str) -> tuple[str, Kind]:
     """Like `choose_column`, for an Arrow schema."""
-    kinds = {field.name: _kind(field.type) for field in schema}
+    kinds = {field.name: kind_of_type(field.type) for field in schema}
     types = {field.name: str(field.type) for field in schema}
     chosen, kind = choose_column(kinds, column, name, types=types)
     if (n := schema.names.count(chosen)) > 1:
@@ -62,10 +62,11 @@ def choose_field(schema: pa.Schema, column: str | None, name: str) -> tuple[str,
     return chosen, kind
 
 
-def _kind(type_: pa.DataType) -> Kind | None:
+def kind_of_type(type_: pa.DataType) -> Kind | None:
+    """The kind of documents that values of an Arrow type are; None for no kind."""
     types = pa.types
     if types.is_dictionary(type_):
-        return "text" if _kind(type_.value_type) == "text" else None
+        return "text" if kind_of_type(type_.value_type) == "text" else None
     if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
         return "text"
     if types.is_list(type_) or types.is_large_list(type_) or types.is_fixed_size_list(type_):

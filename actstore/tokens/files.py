@@ -80,7 +80,7 @@ def locate(spec: str, *, supported: str = SUPPORTED, places: str = PLACES) -> tu
             holds = f"only others such as {PurePosixPath(others[0]).name}" if others else "no files at all"
             raise TokensError(f"the directory {spec} holds {holds}; supported are {supported}")
     if not sizes:
-        raise TokensError(f"nothing is found at {spec}; give {places}")
+        raise TokensError(f"nothing is found at {spec}; give {places}{prompt_hint(spec)}")
     files = tuple(_located(filesystem, path, sizes[path], supported) for path in sorted(sizes))
     other = next((file for file in files if file.format != files[0].format), None)
     if other is not None:
@@ -89,6 +89,14 @@ def locate(spec: str, *, supported: str = SUPPORTED, places: str = PLACES) -> tu
             "give a glob that matches one format"
         )
     return files
+
+
+def prompt_hint(spec: str) -> str:
+    """Advice for text that was given where a path belongs."""
+    if not any(character.isspace() for character in spec) and any(sign in spec for sign in "/.:*"):
+        return ""
+    shown = spec if len(spec) <= 40 else f"{spec[:37]}..."
+    return f"; if it is a prompt, give a list in Python: tokens=[{shown!r}]"
 
 
 def _filesystem(spec: str) -> tuple[Any, str]:

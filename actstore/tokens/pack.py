@@ -11,6 +11,8 @@ from actstore.errors import TokensError
 from actstore.tokens.batch import TokenIds
 
 Mode = Literal["concat", "document"]
+Cut = Literal["left", "right"]
+"""The end of a document that is cut off."""
 
 BLOCK_TOKENS = 1 << 20
 _MAX_LENGTH = 2**31 - 1
@@ -21,8 +23,8 @@ class Packing:
     """How documents become rows.
 
     "concat" joins documents and cuts rows from them, token for token as SAELens 6.54 does: a document continues in the
-    next row, and the ragged tail of the source is dropped. "document" puts one document in a row, cuts it to fit and
-    pads it on the right.
+    next row, and the ragged tail of the source is dropped. "document" puts one document in a row and pads it on the
+    right; one that is longer than a row is an error, unless `truncate` says where to cut it.
     """
 
     mode: Mode = "concat"
@@ -36,6 +38,14 @@ class Packing:
     """Token id put before each document that does not begin a row, unless what follows begins with it."""
     pad: int | None = None
     """Token id that fills the rows of mode "document", which needs it; mode "concat" has nothing to pad."""
+    truncate: Cut | None = None
+    """The end at which mode "document" cuts a document that is longer than a row; None to refuse it."""
+    kept: int | None = None
+    """Token id that stays in front of a document that begins with it, when the document is cut at the left: BOS."""
+    keeps_empty: bool = False
+    """Whether mode "document" makes a row of an empty document, too."""
+    always_begins: bool = False
+    """Whether mode "document" puts its token even before a document that begins with it, as `HookedModel` does."""
 
     def __post_init__(self) -> None:
         """Raise TokensError if no row could be made this way."""
@@ -48,6 +58,11 @@ class Packing:
         prefixed = self.begin_batch is not None or (
             self.mode == "document" and self.begin_sequence is not None
         )
+        if self.truncate is not None and self.mode != "document":
+            raise TokensError(
+                "truncate is for documents that have a row each, and packing concat cuts nothing off; leave truncate "
+                "out, or choose packing: document"
+            )
         if self.context_length == 1 and prefixed:
             raise TokensError(
                 "context_length is 1, which the token at the start of each row would fill; choose 2 or more"
@@ -66,6 +81,8 @@ class Rows:
     """Number of the document a token came from, [n, L]; -1 for inserted tokens and padding."""
     offsets: NDArray[np.int32]
     """Index of a token within its document's tokens, [n, L]; -1 for inserted tokens and padding."""
+    cut: NDArray[np.int32]
+    """Number of tokens of each row's document that were cut off, [n]."""
     roles: NDArray[np.int8] | None = None
     """Role of each token of chats, [n, L]; -1 for padding. None if documents are no chats."""
     turns: NDArray[np.int32] | None = None
@@ -80,6 +97,7 @@ class Rows:
             self.lengths[rows],
             self.documents[rows],
             self.offsets[rows],
+            self.cut[rows],
             None if self.roles is None else self.roles[rows],
             None if self.turns is None else self.turns[rows],
         )
@@ -103,6 +121,7 @@ class _Block:
             np.full(n_rows, length, np.int32),
             np.full(shape, -1, np.int64),
             np.full(shape, -1, np.int32),
+            np.zeros(n_rows, np.int32),
         )
         self.position = 0
         self.end = n_rows * length
@@ -148,10 +167,11 @@ def pack(
     max_rows: int | None = None,
     vocab_size: int | None = None,
 ) -> Iterator[Rows]:
-    """Pack numbered documents (ids [n_tokens]) into blocks of about a million tokens; empty documents are skipped.
+    """Pack numbered documents (ids [n_tokens]) into blocks of about a million tokens; empty documents are skipped,
+    unless `packing` keeps them.
 
     Stops reading documents once `max_rows` rows are made. Raises TokensError for a token id that is negative or not
-    below `vocab_size`, and, at the end, if not one row came out.
+    below `vocab_size`, and, at the end, if not one row came out, or documents were too long that may not be cut.
     """
     if max_rows is not None and max_rows < 1:
         raise TokensError(f"max_rows is {max_rows}; it must be 1 or more, or None for all rows")
@@ -162,7 +182,8 @@ def _packed(
     documents: Iterable[tuple[int, TokenIds]], packing: Packing, max_rows: int | None, vocab_size: int | None
 ) -> Iterator[Rows]:
     seen = _Seen()
-    checked = _checked(documents, vocab_size, seen)
+    keeps_empty = packing.mode == "document" and packing.keeps_empty
+    checked = _checked(documents, vocab_size, seen, keeps_empty=keeps_empty)
     n_rows = 0
     for rows in (_concat if packing.mode == "concat" else _one_per_row)(checked, packing, max_rows):
         n_rows += len(rows)
@@ -178,14 +199,16 @@ def _packed(
 
 
 def _checked(
-    documents: Iterable[tuple[int, TokenIds]], vocab_size: int | None, seen: _Seen
+    documents: Iterable[tuple[int, TokenIds]], vocab_size: int | None, seen: _Seen, *, keeps_empty: bool
 ) -> Iterator[tuple[int, TokenIds]]:
-    """The documents that hold tokens, as int32, with ids checked against the vocabulary."""
+    """The documents that hold tokens, or all, as int32, with ids checked against the vocabulary."""
     limit = 2**31 if vocab_size is None else vocab_size
     for number, ids in documents:
         seen.documents += 1
         n = len(ids)
         if n == 0:
+            if keeps_empty:
+                yield number, ids
             continue
         if n > _MAX_LENGTH:
             raise TokensError(
@@ -283,24 +306,69 @@ def _one_per_row(
 ) -> Iterator[Rows]:
     length, pad = packing.context_length, packing.pad
     assert pad is not None  # Packing checks this
-    opener = packing.begin_batch if packing.begin_sequence is None else packing.begin_sequence
     sizes = _block_sizes(packing, max_rows)
     block, row = _Block(next(sizes), length, fill=pad), 0
+    n_documents = n_too_long = longest = 0
     for number, ids in documents:
+        opener = opening_token(number, ids, packing)
+        size = len(ids) + (opener is not None)
+        n_documents += 1
+        if size > length:
+            n_too_long, longest = n_too_long + 1, max(longest, size)
+            if packing.truncate is None:
+                continue  # all are counted before they are refused
         block.position = row * length
-        inserted = 0
-        if opener is not None and ids[0] != opener:
-            block.insert(opener)
-            inserted = 1
-        taken = min(len(ids), length - inserted)
-        block.write(number, ids, 0, taken)
-        block.rows.lengths[row] = inserted + taken
+        _write_document(block, row, number, ids, opener, packing)
         row += 1
         if row == len(block.rows):
             yield block.rows
-            size = next(sizes, 0)
-            if not size:
-                return
-            block, row = _Block(size, length, fill=pad), 0
+            row, n_rows = 0, next(sizes, 0)
+            if not n_rows:
+                break
+            block = _Block(n_rows, length, fill=pad)
+    if n_too_long and packing.truncate is None:
+        raise TokensError(
+            f"{n_too_long:,} of {n_documents:,} documents do not fit in a sequence of {length} tokens, and the longest "
+            f"needs {longest:,}; choose truncate: left or right (--truncate) to cut them at that end, or a larger "
+            "context_length"
+        )
     if row:
         yield block.rows[:row]
+
+
+def opening_token(number: int, ids: TokenIds, packing: Packing) -> int | None:
+    """The token that mode "document" puts before a document; None for none.
+
+    Raises TokensError if nothing would be in the row.
+    """
+    opener = packing.begin_batch if packing.begin_sequence is None else packing.begin_sequence
+    if len(ids) == 0:
+        if opener is None:
+            raise TokensError(
+                f"document {number} is empty, and no token is put before it; leave it out, or choose "
+                "begin_batch_token='bos' if the tokenizer has a BOS token"
+            )
+        return opener
+    return None if ids[0] == opener and not packing.always_begins else opener
+
+
+def _write_document(
+    block: _Block, row: int, number: int, ids: TokenIds, opener: int | None, packing: Packing
+) -> None:
+    """Write one document into the row at the block's position, cut to fit."""
+    begin = block.position
+    if opener is not None:
+        block.insert(opener)
+    room = packing.context_length - (block.position - begin)
+    n_cut = max(0, len(ids) - room)
+    if n_cut and packing.truncate == "left":
+        if opener is None and ids[0] == packing.kept:
+            block.write(number, ids, 0, 1)
+            room -= 1
+        block.write(number, ids, len(ids) - room, room)
+    else:
+        block.write(number, ids, 0, len(ids) - n_cut)
+    if not len(ids):
+        block.rows.documents[row, 0] = number  # else no token would say whose row this is
+    block.rows.lengths[row] = block.position - begin
+    block.rows.cut[row] = n_cut

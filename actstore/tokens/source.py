@@ -11,6 +11,7 @@ from actstore.tokens.files import SourceFile, locate
 from actstore.tokens.hub import PREFIX, open_hub
 from actstore.tokens.jsonl import JsonlSource
 from actstore.tokens.keeping.row_taker import RowTaker
+from actstore.tokens.memory.opening import PREFIX as PREFIX_IN_MEMORY
 from actstore.tokens.table import TableSource
 from actstore.tokens.text import TextSource, Unit
 
@@ -74,6 +75,11 @@ def open_source(
     are chats where none are wanted or none where they are, and MissingExtraError if a package for the protocol or the
     hub is not installed.
     """
+    if spec.startswith(PREFIX_IN_MEMORY) and not spec.startswith(f"{PREFIX_IN_MEMORY}//"):
+        raise TokensError(
+            f"{spec} stands for prompts that were given in memory, and no file has them; give the same prompts again, "
+            "from Python"
+        )
     source = _opened(spec, "messages" if chat and column is None else column, documents, keep)
     if chat is not None and chat != (source.kind == "chats"):
         what = f"column {source.column} of {spec}" if source.column else spec

@@ -38,6 +38,10 @@ class Spool:
     """Documents with at least one token in a row."""
     sha256: str
     """Hex SHA-256 of tokens.i32, which holds all token rows in packed order."""
+    n_truncated: int = 0
+    """Documents that were cut."""
+    n_tokens_cut: int = 0
+    """Tokens that were cut off them."""
     positions: NDArray[np.int32] | None = None
     """Chosen positions, [N, n_slots], ascending, then -1; None if all are."""
     n_rows: int | None = None
@@ -55,12 +59,6 @@ class Spool:
     @property
     def n_sequences(self) -> int:
         return len(self.tokens)
-
-    def rows(self, start: int, stop: int) -> Rows:
-        """Rows start to stop - 1 in stored order, as views of the maps."""
-        return Rows(self.tokens, self.lengths, self.documents, self.offsets, self.roles, self.turns)[
-            start:stop
-        ]
 
 
 def spool(
@@ -80,7 +78,7 @@ def spool(
     ascending, then -1; None if all are. There are `n_slots` slots, or more if a sequence needs them.
     """
     digest = hashlib.sha256()
-    n_sequences = n_tokens = n_documents = length = 0
+    n_sequences = n_tokens = n_documents = n_truncated = n_tokens_cut = length = 0
     last = -1
     types = _FILES | (_CHAT_FILES if has_roles else {})
     paths = {name: folder / f"{name}.i{8 * np.dtype(dtype).itemsize}" for name, dtype in types.items()}
@@ -99,6 +97,8 @@ def spool(
                 n_tokens += int(block.lengths.sum(dtype=np.int64))
                 new, last = _count_after(block.documents, last)
                 n_documents += new
+                n_truncated += int(np.count_nonzero(block.cut))
+                n_tokens_cut += int(block.cut.sum(dtype=np.int64))
         positions = chosen.finish(n_slots) if chosen is not None and n_sequences else None
     except TokensError:
         raise
@@ -118,6 +118,8 @@ def spool(
         sha256=digest.hexdigest(),
         positions=positions,
         n_rows=None if chosen is None else chosen.n_rows,
+        n_truncated=n_truncated,
+        n_tokens_cut=n_tokens_cut,
     )
 
 

@@ -73,7 +73,7 @@ def test_problems_of_a_job_come_all_at_once() -> None:
     assert done.stderr.splitlines() == [
         (
             "error: job: 4 problems: tokens: is required; hooks: is required; "
-            "context_length: input should be greater than or equal to 1, got 0; out: is required"
+            "context_length: should be a number of tokens, 1 or more, or 'auto', got 0; out: is required"
         )
     ]
 

@@ -41,15 +41,24 @@ def test_options_that_are_not_given_are_left_to_the_job() -> None:
 
 @pytest.mark.parametrize("name", Job.model_fields)
 def test_each_option_sets_its_field(name: str) -> None:
-    required = {"model": "m", "tokens": "t", "hooks": "*.hook_resid_post", "context_length": 8, "out": "o"}
+    required: dict[str, Any] = {
+        "model": "m",
+        "tokens": "t",
+        "hooks": "*.hook_resid_post",
+        "context_length": 8,
+        "out": "o",
+    }
     values: dict[str, Any] = {
         "documents": "line",
         "dtype": "float16",
         "packing": "document",
         "compression": "zstd",
         "context_length": 16,
+        "truncate": "left",
     }
     value: Any
+    if name == "truncate":
+        required["packing"] = "document"
     if name in ("covariance", "append", "strict", "chat", "add_generation_prompt"):
         value, args = True, [f"--{name.replace('_', '-')}"]
     elif name == "chat_template_arguments":

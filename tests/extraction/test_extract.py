@@ -350,7 +350,7 @@ def test_rows_in_the_order_of_a_seed_hold_the_same_sequences(fields: Fields, tmp
 
 
 def test_one_document_a_row(fields: Fields) -> None:
-    fields |= {"packing": "document", "max_tokens": 40 * 32}
+    fields |= {"packing": "document", "truncate": "right", "max_tokens": 40 * 32}
     actstore.extract(actstore.plan(**fields))
     store = actstore.open(fields["out"])
     lengths = store.lengths[:]

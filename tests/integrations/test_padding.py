@@ -36,6 +36,7 @@ def padded(tmp_path_factory: pytest.TempPathFactory, tiny_model: TinyModel, text
         context_length=64,
         max_tokens=40 * 64,
         packing="document",
+        truncate="right",
         begin_batch_token="eos",
         out=str(out),
     )

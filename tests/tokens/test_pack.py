@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def together(blocks: Iterator[Rows]) -> Rows:
         np.concatenate([rows.lengths for rows in parts]),
         np.concatenate([rows.documents for rows in parts]),
         np.concatenate([rows.offsets for rows in parts]),
+        np.concatenate([rows.cut for rows in parts]),
     )
 
 
@@ -70,6 +72,7 @@ def packed(documents: list[Ids], packing: Packing, **options: Any) -> Rows:
             np.empty(0, np.int32),
             np.empty(shape, np.int64),
             np.empty(shape, np.int32),
+            np.empty(0, np.int32),
         )
 
 
@@ -169,7 +172,12 @@ def test_document_rows(
     saelens: Any, length: int, begin_batch: int | None, begin_sequence: int | None
 ) -> None:
     packing = Packing(
-        mode="document", context_length=length, begin_batch=begin_batch, begin_sequence=begin_sequence, pad=99
+        mode="document",
+        context_length=length,
+        begin_batch=begin_batch,
+        begin_sequence=begin_sequence,
+        pad=99,
+        truncate="right",
     )
     opener = begin_batch if begin_sequence is None else begin_sequence
     documents = random_documents(np.random.default_rng(length), length, 60)
@@ -189,11 +197,61 @@ def test_document_rows(
 def test_document_rows_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(pack.__globals__, "BLOCK_TOKENS", 8)
     documents = [np.arange(n, dtype=np.int32) for n in (1, 2, 0, 9, 4)]
-    blocks = list(pack(enumerate(documents), Packing(mode="document", context_length=4, pad=99)))
+    packing = Packing(mode="document", context_length=4, pad=99, truncate="right")
+    blocks = list(pack(enumerate(documents), packing))
     assert [len(rows) for rows in blocks] == [2, 2]
     rows = together(iter(blocks))
     assert rows.tokens.tolist() == [[0, 99, 99, 99], [0, 1, 99, 99], [0, 1, 2, 3], [0, 1, 2, 3]]
     assert rows.documents[:, 0].tolist() == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("opener", [None, 1])
+@pytest.mark.parametrize("truncate", ["left", "right"])
+def test_a_document_is_cut_at_the_end_that_is_named(truncate: Any, opener: int | None) -> None:
+    length = 5
+    packing = Packing(
+        mode="document", context_length=length, begin_batch=opener, pad=99, truncate=truncate, kept=1
+    )
+    documents = [np.arange(2, 2 + n, dtype=np.int32) for n in (1, 4, 5, 6, 40)]
+    documents += [np.array([1, *ids], np.int32) for ids in documents]  # with a BOS token of their own
+    rows = packed(documents, packing)
+    n_cut = 0
+    for row, ids in enumerate(documents):
+        begin = ids[:1].tolist() if ids[0] == 1 else [] if opener is None else [opener]
+        rest = ids[int(ids[0] == 1) :].tolist()
+        room = length - len(begin)
+        kept = rest[:room] if truncate == "right" else rest[max(0, len(rest) - room) :]
+        wanted = begin + kept
+        assert rows.tokens[row].tolist() == wanted + [99] * (length - len(wanted))
+        assert rows.lengths[row] == len(wanted)
+        assert rows.cut[row] == len(rest) - len(kept)
+        n_cut += len(rest) > room
+    assert np.count_nonzero(rows.cut) == n_cut > 0
+    assert_provenance(rows, documents, packing)
+
+
+def test_documents_that_may_not_be_cut_are_all_counted_before_they_are_refused() -> None:
+    packing = Packing(mode="document", context_length=4, begin_batch=1, pad=0)
+    documents = [np.full(n, 5, np.int32) for n in (3, 4, 0, 2, 90, 4)]
+    message = (
+        "3 of 5 documents do not fit in a sequence of 4 tokens, and the longest needs 91; choose truncate: left or "
+        "right"
+    )
+    with pytest.raises(TokensError, match=message):
+        list(pack(enumerate(documents), packing))
+
+
+def test_a_prompt_has_a_row_even_if_it_is_empty() -> None:
+    packing = Packing(mode="document", context_length=4, begin_batch=1, pad=9, keeps_empty=True)
+    documents = [np.array(ids, np.int32) for ids in ([5], [], [1, 6], [])]
+    rows = packed(documents, packing)
+    assert rows.tokens.tolist() == [[1, 5, 9, 9], [1, 9, 9, 9], [1, 6, 9, 9], [1, 9, 9, 9]]
+    assert rows.lengths.tolist() == [2, 1, 2, 1]
+    assert rows.documents[:, 0].tolist() == [-1, 1, 2, 3]
+    doubled = packed(documents, replace(packing, always_begins=True))
+    assert doubled.tokens[2].tolist() == [1, 1, 6, 9]
+    with pytest.raises(TokensError, match="document 1 is empty, and no token is put before it"):
+        list(pack(enumerate(documents), replace(packing, begin_batch=None)))
 
 
 @pytest.mark.parametrize("mode", ["concat", "document"])
@@ -202,7 +260,8 @@ def test_max_rows_are_the_first_rows_and_no_more_documents_are_read(
 ) -> None:
     monkeypatch.setitem(pack.__globals__, "BLOCK_TOKENS", 4 * 10)
     documents = random_documents(np.random.default_rng(3), 10, 200)
-    packing = Packing(mode=mode, context_length=10, begin_batch=0, separator=0, pad=0)
+    cut: Any = "right" if mode == "document" else None
+    packing = Packing(mode=mode, context_length=10, begin_batch=0, separator=0, pad=0, truncate=cut)
     everything = packed(documents, packing)
     for n in (1, 4, 7, 8):
         read: list[int] = []

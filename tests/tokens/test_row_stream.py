@@ -13,7 +13,7 @@ def blocks(sizes: list[int]) -> Iterator[Rows]:
     first = 0
     for size in sizes:
         numbers = np.arange(first, first + size, dtype=np.int32)[:, None]
-        yield Rows(numbers, numbers[:, 0], numbers.astype(np.int64), numbers)
+        yield Rows(numbers, numbers[:, 0], numbers.astype(np.int64), numbers, numbers[:, 0])
         first += size
 
 

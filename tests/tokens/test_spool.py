@@ -41,18 +41,8 @@ def test_holds_every_block_in_order(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_are_a_slice_in_stored_order(tmp_path: Path) -> None:
-    spooled = spool(pack(enumerate(DOCUMENTS), PACKING), tmp_path)
-    rows = spooled.rows(2, 5)
-    assert len(rows) == 3
-    np.testing.assert_array_equal(rows.tokens, spooled.tokens[2:5])
-    np.testing.assert_array_equal(rows.lengths, spooled.lengths[2:5])
-    np.testing.assert_array_equal(rows.documents, spooled.documents[2:5])
-    np.testing.assert_array_equal(rows.offsets, spooled.offsets[2:5])
-
-
 def test_padding_is_not_counted_as_tokens(tmp_path: Path) -> None:
-    packing = Packing(mode="document", context_length=4, pad=0)
+    packing = Packing(mode="document", context_length=4, pad=0, truncate="left")
     spooled = spool(pack(enumerate(DOCUMENTS), packing), tmp_path)
     assert spooled.lengths.tolist() == [4, 3, 4, 1, 1, 4]
     assert (spooled.n_sequences, spooled.n_tokens, spooled.n_documents) == (6, 17, 6)

@@ -21,6 +21,7 @@ from actstore.extraction.computing.interruptible import interruptible
 from actstore.extraction.computing.segment_commit import SegmentWriter, Values
 from actstore.extraction.events import SegmentDone
 from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.live_model import memory_fingerprint
 from actstore.extraction.value_checks.golden import Expected, compute_expected, golden, sampled_row
 from actstore.extraction.value_checks.plain_forward import positions_first
 from actstore.extraction.value_checks.reference import Reference, reference_for
@@ -70,7 +71,7 @@ class InterruptedRunError(ActstoreError):
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What a worker needs to start on any machine: a few strings."""
+    """What a worker needs to start on any machine: a few strings; or, in this process, the model itself."""
 
     unit: ClassVar[str] = "segment"
     """See `actstore.extraction.computing.executor.Spec`."""
@@ -92,6 +93,8 @@ class WorkerSpec:
     """Whether storage refuses to create a key twice; if not, the caller of the worker commits."""
     turn: Turn | None = None
     """Turn of the caller of the worker. Once it is over, nothing more is committed."""
+    live: HookedModel | None = None
+    """The model itself, if it is in the memory of this process; ``model`` is then only its name."""
 
     def start(self) -> "Worker":
         return Worker(self)
@@ -297,9 +300,8 @@ class Worker:
         import torch
 
         started = time.perf_counter()
-        shape = (self._plan.request.batch_size, self._plan.context_length)
         with self._naming(segment):
-            reference = reference_for(self._spec.model, self._spec.revision, self._model, shape)
+            reference = self._reference()
             try:
                 of_row = self._compute_expected(reference, segment, tokens)
             except torch.OutOfMemoryError:  # two models and a forward were too much
@@ -310,6 +312,12 @@ class Worker:
                 of_row = self._compute_expected(Reference(self._model, "loaded"), segment, tokens)
         self._idle_since += time.perf_counter() - started
         return of_row
+
+    def _reference(self) -> Reference:
+        if self._spec.live is not None:  # no file has its weights
+            return Reference(self._model, "loaded")
+        shape = (self._plan.request.batch_size, self._plan.context_length)
+        return reference_for(self._spec.model, self._spec.revision, self._model, shape)
 
     def _sampled(self, segment: Segment, tokens: SegmentTokens) -> int:
         """The sequence of a segment that is checked, counted within it."""
@@ -405,6 +413,8 @@ def load_planned_model(plan: Plan, spec: WorkerSpec) -> HookedModel:
         ModelError: the model cannot be loaded, or its weights are not the planned ones.
     """
     check_weights(plan, spec)
+    if spec.live is not None:
+        return spec.live
     return HookedModel.from_pretrained(
         spec.model,
         dtype=plan.request.dtype,
@@ -422,7 +432,20 @@ def check_weights(plan: Plan, spec: WorkerSpec) -> None:
         ModelError: the weights are others.
     """
     planned = plan.request.model.fingerprint
-    actual = fingerprint(spec.model, spec.revision)
+    if spec.live is not None:
+        actual = memory_fingerprint(spec.live)
+    elif plan.request.model.was_in_memory:
+        whole = HookedModel.from_pretrained(
+            spec.model, dtype=plan.request.dtype, device=spec.device, revision=spec.revision
+        )
+        actual = memory_fingerprint(whole)
+    else:
+        actual = fingerprint(spec.model, spec.revision)
+    if actual != planned and plan.request.model.was_in_memory:
+        raise ModelError(
+            f"the plan was made with a model in memory whose weights are {planned}, and those of {spec.model} are "
+            f"{actual}; give that model, or the folder that it was saved to"
+        )
     if actual != planned:
         raise ModelError(
             f"the weights of {spec.model} on this machine are {actual}, the plan was made with {planned}; use the same "

@@ -5,9 +5,11 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from actstore.errors import JobError
 from actstore.extraction.planning.execution_fields import Device, Executor, NumWorkers, RayAddress
 from actstore.extraction.planning.job_file import read_fields
 from actstore.extraction.planning.parsing import parsed
+from actstore.tokens.files import prompt_hint
 
 SpecialToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "pad", "none"] | None
 PadToken = Annotated[int, Field(ge=0)] | Literal["bos", "eos", "sep", "pad"] | None
@@ -60,7 +62,10 @@ class Job(BaseModel):
     hooks: Annotated[tuple[Text, ...], Field(min_length=1)] | Text = Field(
         description="Hook names or globs, such as blocks.*.hook_resid_post: a list, or separated by commas."
     )
-    context_length: Annotated[int, Field(ge=1)] = Field(description="Tokens in a stored sequence.")
+    context_length: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Tokens in a stored sequence; auto, of packing: document, is the longest document.",
+    )
     out: Text = Field(description="Path or URL of the store.")
     dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         None, description="To compute and to store in. Default: the dtype the model was saved in."
@@ -68,7 +73,11 @@ class Job(BaseModel):
     packing: Literal["concat", "document"] | None = Field(
         None,
         description="concat: documents one after another, cut into full rows, as SAELens does. "
-        "document: one document a row, truncated or padded. Default: document for chats, else concat.",
+        "document: one document a row, padded. Default: document for chats, else concat.",
+    )
+    truncate: Literal["left", "right"] | None = Field(
+        None,
+        description="Where packing: document cuts documents that are longer than a row. Default: they are refused.",
     )
     begin_batch_token: SpecialToken = Field(
         None, description="Token each row begins with. Default: bos for text, none for token ids."
@@ -136,10 +145,12 @@ def _parts(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
+_LENGTH: Final = "should be a number of tokens, 1 or more, or 'auto'"
 _SPECIAL: Final = "should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none'"
 _EXPECTED: Final = {
     **dict.fromkeys(("begin_batch_token", "begin_sequence_token", "sequence_separator_token"), _SPECIAL),
     "pad_token": "should be a token id, 'bos', 'eos', 'sep' or 'pad'",
+    "context_length": _LENGTH,
     "tools": "should be the path or URL of a JSON file, or a list of objects",
     "chat_template_arguments": 'should be an object, such as {"enable_thinking": false}',
     "positions": "should be text such as last or '1:30', in quotes if it is numbers",
@@ -154,18 +165,42 @@ def parse_job(fields: Mapping[str, Any], where: str = "job") -> Job:
     Raises:
         JobError: a field is wrong; the message lists every problem with its location.
     """
-    return parsed(Job, fields, where, _EXPECTED)
+    job = parsed(Job, fields, where, _EXPECTED)
+    if job.packing is not None:
+        check_packing(job, where)
+    return job
 
 
-def load_job(url: str, overrides: Mapping[str, Any] | None = None) -> Job:
+def check_packing(job: Job, where: str = "job") -> None:
+    """Check the fields that need packing: document. It is called again once the source tells what the packing is.
+
+    Raises:
+        JobError: one of them is given, or one is missing, for packing: concat.
+    """
+    if job.packing == "concat" and job.context_length == "auto":
+        raise JobError(
+            f"{where}: 1 problem: context_length: is required, as packing: concat joins documents and cuts rows of "
+            f"this many tokens from them{prompt_hint(job.tokens)}"
+        )
+    if job.packing == "concat" and job.truncate is not None:
+        raise JobError(
+            f"{where}: 1 problem: truncate: is for packing: document; packing: concat goes on with a document in "
+            "the next row"
+        )
+
+
+def load_job(
+    url: str, overrides: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None
+) -> Job:
     """Read a job from a YAML or JSON file.
 
     Args:
         url: path or fsspec URL of the file.
         overrides: fields that take precedence over the file's.
+        defaults: fields over which the file's take precedence.
 
     Raises:
         JobError: the file holds no job, or a field is wrong; the message lists every problem with its location.
         StorageError: the file cannot be read.
     """
-    return parse_job(read_fields(url) | dict(overrides or {}), where=url)
+    return parse_job(dict(defaults or {}) | read_fields(url) | dict(overrides or {}), where=url)

@@ -1,12 +1,9 @@
 """Planning: checking and counting everything before anything is computed or stored."""
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -14,14 +11,13 @@ from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.computing.executor import Resources, workers_here
 from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
 from actstore.extraction.events import OnEvent, ignore
-from actstore.extraction.fingerprint import fingerprint
+from actstore.extraction.planning.devices import check_device
+from actstore.extraction.planning.given import Given, taken
 from actstore.extraction.planning.growth import Place, find_place
 from actstore.extraction.planning.job import Job, load_job, parse_job
+from actstore.extraction.planning.job_model import JobModel
 from actstore.extraction.planning.kept_tables import check_beside
-from actstore.extraction.planning.stored_hooks import stored_hooks
 from actstore.extraction.planning.tokens_stage import PackedTokens, TokenStage
-from actstore.hooks.loading.embedding_rows import embedding_rows
-from actstore.hooks.loading.pretrained import load_config
 from actstore.memory import total_nbytes
 from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
@@ -30,14 +26,18 @@ from actstore.storage.probing import probe
 from actstore.store.format.compression import check_chunk
 from actstore.store.format.dtypes import dtype
 from actstore.store.format.layout import segment_size, segment_step
-from actstore.store.format.plan import FIRST_RUN, RUNS, HookArray, ModelIdentity, Plan, Request
+from actstore.store.format.plan import (
+    FIRST_RUN,
+    MAX_CONTEXT,
+    RUNS,
+    HookArray,
+    Plan,
+    Request,
+)
 from actstore.store.locking.turns import refuse_beside_living_repair
 from actstore.store.records.commit import read_plan
 from actstore.store.records.run import Run, read_runs
 from actstore.store.statistics.moments import has_statistics
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
 
 _BATCH_TOKENS = 4096
 _SEGMENT_TOKENS = 1 << 18
@@ -71,6 +71,8 @@ class PlannedRun:
     """Whether the run is in the manifest, so that there is nothing to do."""
     is_conditional: bool = True
     """Whether storage refuses to create a key twice; if not, only this process commits."""
+    given: Given = field(default_factory=Given)
+    """Objects in memory that fields of the job stand for."""
 
     def __repr__(self) -> str:
         return f"<PlannedRun {self.blobs.url}: {len(self.pending)} of {self.plan.n_segments} segments to do>"
@@ -113,6 +115,8 @@ class PlannedRun:
             "positions": plan.request.tokens.positions or "all",
             "n_slots": plan.n_slots,
             "n_rows": plan.n_stored_rows,
+            "n_truncated": plan.n_truncated,
+            "n_tokens_cut": plan.n_tokens_cut,
             "nbytes": plan.nbytes,
             "n_objects": plan.n_objects,
             "n_segments": plan.n_segments,
@@ -124,7 +128,7 @@ class PlannedRun:
         }
 
     def __str__(self) -> str:
-        from actstore.extraction.report import table
+        from actstore.extraction.report import cut, table
 
         plan = self.plan
         done = f"{len(self.committed)} of {plan.n_segments} segments are committed"
@@ -138,6 +142,7 @@ class PlannedRun:
                 + (f"{', ' if len(hooks) == 2 else ' ... '}{hooks[-1]}" if len(hooks) > 1 else ""),
                 "tokens": f"{plan.n_tokens:,} in {plan.n_sequences:,} sequences of {plan.context_length}",
                 **self._position_rows(),
+                **({"cut": cut(plan.n_truncated, plan.n_tokens_cut)} if plan.n_truncated else {}),
                 "size": f"{plan.nbytes / 1e6:,.1f} MB in {plan.n_objects:,} objects",
                 "segments": f"{plan.n_segments:,} of {plan.segment_size} sequences, batches of "
                 f"{plan.request.batch_size}",
@@ -165,42 +170,53 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
     Args:
         job: a job, or the path or URL of a YAML file; None if all fields are given as keywords.
         on_event: called with each event of progress.
-        fields: fields of a job, which take precedence over those of the file.
+        fields: fields of a job, which take precedence over those of the file. In their place it takes objects:
+            ``tokens`` can be prompts in memory (see `actstore.tokens.memory.opening.open_memory`), each of which gets a
+            sequence of its own; ``model`` a `HookedModel` or a model of transformers, for the inline executor;
+            ``tokenizer`` a tokenizer; ``dtype`` one of torch; ``hooks`` can have pairs such as ``("resid_post", 5)``.
 
     Raises:
         JobError, ModelError, HookError, TokensError, StorageError: something is wrong; the message says what.
         BusyError: the store at ``out`` is being repaired.
         PlanMismatchError: the store at ``out`` is of another plan; the differences are named.
     """
-    job = _job(job, fields)
+    return plan_job(*_parsed(job, fields), on_event)
+
+
+def plan_job(job: Job, given: Given, on_event: OnEvent = ignore) -> PlannedRun:
+    """`plan` for a job whose fields are parsed, with the objects in memory that some of them stand for."""
     open_blobs(job.out)  # refuses a wrong URL before anything is loaded
     resources = Resources(job.num_workers, job.ray_address)
+    given.check_executor(job.executor)
+    if given.model is not None:
+        given.model.check_device(job.device)
     check_device(job.device, job.executor, resources)
-    config = load_config(job.model, revision=job.revision)
-    _check_context(job, config)
-    hooks = stored_hooks(config, job.hook_patterns, job.context_length)
+    model = JobModel(job, given.model)
+    stage = None
+    if job.context_length == "auto":
+        model.hooks(1)  # what is wrong with them is said before all text is read
+        stage = _fitted(job, model, given)
+        job = job.model_copy(update={"context_length": stage.packing.context_length})
+    length = job.context_length
+    assert isinstance(length, int)
+    model.check_context(length)
+    hooks = model.hooks(length)
     _check_covariance(job, hooks)
-    stage = TokenStage.of(job, embedding_rows(config, job.model))
+    if stage is None:
+        stage = _stage(job, model, given, length)
     blobs = open_blobs(job.out)
     refuse_beside_living_repair(blobs)
     runs = read_runs(blobs)
     request = Request(
-        model=ModelIdentity(
-            name=absolute_model(job.model),
-            revision=job.revision,
-            fingerprint=fingerprint(job.model, job.revision),
-            model_type=config.model_type,
-            n_layers=config.num_hidden_layers,
-            config=json.loads(config.to_json_string()),
-        ),
+        model=model.identity(),
         tokens=stage.identity,
         hooks=hooks,
-        dtype=job.dtype or _saved_dtype(config),
-        batch_size=job.batch_size or _batch_size(job.context_length, runs),
+        dtype=model.dtype,
+        batch_size=_batch_size(job, length, given, runs),
         compression=job.compression,
         covariance=job.covariance,
         # Packed text fills its sequences.
-        batching="length" if job.packing == "document" else None,
+        batching="length" if stage.identity.packing == "document" else None,
     )
     if any(run.plan.request.model.is_imported for run in runs):
         raise PlanMismatchError(
@@ -213,7 +229,44 @@ def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: 
         check_beside(blobs, runs, run.plan, run.packed.kept)
     _check_space(run)
     check_memory(run, job.executor, resources)
-    return run
+    return replace(run, given=given)
+
+
+def _stage(job: Job, model: JobModel, given: Given, context_length: int) -> TokenStage:
+    return TokenStage.of(job, model.n_embeddings, given, context_length=context_length, bos=model.bos)
+
+
+def _fitted(job: Job, model: JobModel, given: Given) -> TokenStage:
+    """The token stage with rows as long as the longest document; prompts that the store has already are not measured
+    again.
+    """
+    limit = model.n_positions or MAX_CONTEXT
+    stage = _stage(job, model, given, limit)
+    runs = read_runs(open_blobs(job.out))
+    for run in runs:
+        tokens = run.plan.request.tokens
+        is_whole = run.plan.n_truncated == 0 or tokens.context_length == limit
+        if given.tokens is not None and tokens.files == stage.identity.files and is_whole:
+            return stage.of_length(tokens.context_length)
+    at_least = runs[0].plan.context_length if runs else 1
+    return stage.fitted(job.model, at_least)
+
+
+def _batch_size(job: Job, context_length: int, given: Given, runs: Sequence[Run]) -> int:
+    """Sequences in a forward: as the job says, as in the store, or else a power of two, so that pages are soon filled.
+
+    Segments are whole batches and whole pages. A power of two and a page have a small common multiple; with 273
+    sequences in a batch, for instance, a segment could have hundreds of thousands.
+    """
+    if job.batch_size is not None:
+        return job.batch_size
+    if runs:
+        return runs[0].plan.request.batch_size
+    usual = 1 << max(0, (_BATCH_TOKENS // context_length).bit_length() - 1)
+    if given.tokens is None:
+        return usual
+    # Every forward has a whole batch, and prompts may be few.
+    return min(usual, 1 << (given.tokens.n_documents - 1).bit_length())
 
 
 def _plan_run(
@@ -262,6 +315,8 @@ def _plan_run(
         segment_size=_segment_size(job, request, packed.spool),
         n_slots=packed.spool.n_slots,
         n_rows=packed.spool.n_rows,
+        n_truncated=packed.spool.n_truncated,
+        n_tokens_cut=packed.spool.n_tokens_cut,
         norms=any(hook.has_norms for hook in request.hooks),
     )
     if existing is not None and (made.tokens_sha256, made.n_rows) != (
@@ -277,11 +332,12 @@ def _plan_run(
     return PlannedRun(job, plan, blobs, packed, done, is_new=existing is None, is_conditional=is_conditional)
 
 
-def _job(job: Job | str | None, fields: Mapping[str, Any]) -> Job:
-    given = {name: str(value) if isinstance(value, Path) else value for name, value in fields.items()}
-    if isinstance(job, Job):
-        return parse_job(job.model_dump() | given) if given else job
-    return parse_job(given) if job is None else load_job(str(job), given)
+def _parsed(job: Job | str | None, fields: Mapping[str, Any]) -> tuple[Job, Given]:
+    plain, given = taken(fields)
+    defaults = {} if given.tokens is None else {"packing": "document"}
+    if job is not None and not isinstance(job, Job):
+        return load_job(str(job), plain, defaults), given  # a path can be a Path
+    return parse_job(defaults | ({} if job is None else job.model_dump(exclude_unset=True)) | plain), given
 
 
 def _check_covariance(job: Job, hooks: Sequence[HookArray]) -> None:
@@ -294,33 +350,6 @@ def _check_covariance(job: Job, hooks: Sequence[HookArray]) -> None:
             f"{_MAX_COVARIANCE_NBYTES / 1e6:,.0f} MB are the most; choose fewer or narrower hooks, "
             "or leave covariance out"
         )
-
-
-def _check_context(job: Job, config: "PretrainedConfig") -> None:
-    longest = getattr(config, "max_position_embeddings", None)
-    if longest is not None and job.context_length > longest:
-        raise JobError(
-            f"context_length {job.context_length} is longer than the {longest} positions of {job.model}; "
-            f"choose {longest} or less"
-        )
-
-
-def _saved_dtype(config: "PretrainedConfig") -> Any:
-    name = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-    if name not in ("float32", "float16", "bfloat16"):
-        raise JobError(f"the model was saved in {name}, which cannot be stored; choose a dtype")
-    return name
-
-
-def _batch_size(context_length: int, runs: Sequence[Run]) -> int:
-    """Sequences in a forward: as in the store, or else a power of two.
-
-    Segments are whole batches and whole pages. A power of two and a page have a small common multiple; with 273
-    sequences in a batch, for instance, a segment could have hundreds of thousands.
-    """
-    if runs:
-        return runs[0].plan.request.batch_size
-    return 1 << max(0, (_BATCH_TOKENS // context_length).bit_length() - 1)
 
 
 class _Sequences(Protocol):
@@ -338,7 +367,7 @@ class _Sequences(Protocol):
 
 def _segment_size(job: Job, request: Request, sequences: _Sequences) -> int:
     itemsize = dtype(request.dtype).itemsize
-    width = job.context_length if sequences.n_slots is None else sequences.n_slots
+    width = request.tokens.context_length if sequences.n_slots is None else sequences.n_slots
     row_nbytes = [width * math.prod(hook.shape) * itemsize for hook in request.hooks]
     if request.compression is not None:
         check_chunk(max(row_nbytes))
@@ -357,62 +386,6 @@ def _segment_size(job: Job, request: Request, sequences: _Sequences) -> int:
             f"{request.batch_size} and whole 4 KiB pages); choose {math.ceil(job.segment_size / step) * step}"
         )
     return job.segment_size
-
-
-def absolute_model(model: str) -> str:
-    """The absolute path of a model in a folder, for processes in other working directories; a Hub name unchanged."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
-def check_device(name: str | None, executor: str, resources: Resources) -> str | None:
-    """Check the name of a device, and return it. Where workers run on this machine, it must have the device.
-
-    Raises:
-        JobError: torch does not know the device, or this machine does not have it; or there is no such executor.
-    """
-    n_workers = workers_here(executor, resources)
-    if name is None:
-        return None
-    if not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", name):
-        raise JobError(f"device {name!r} is not known; choose cpu, cuda, or one of several such as cuda:0")
-    kind, _, number = name.partition(":")
-    if executor == "ray" and kind == "cuda" and int(number or 0):
-        raise JobError(
-            f"device {name!r} was asked for, and Ray gives each worker a GPU of its own, which it sees as the only "
-            "one; choose cuda"
-        )
-    if kind == "cpu" or n_workers is None:
-        return name
-    n_devices = _n_devices(kind)
-    if not n_devices:
-        raise JobError(
-            f"device {name!r} was asked for, and torch finds no {_DEVICES[kind]} on this machine; choose cpu, or the "
-            "ray executor and the address of a cluster that has it"
-        )
-    if int(number or 0) >= n_devices:
-        raise JobError(
-            f"device {name!r} was asked for, and this machine has {n_devices} of them, from {kind}:0 on; choose one "
-            "of these"
-        )
-    if kind == "cuda" and n_workers > n_devices:
-        raise JobError(
-            f"{n_workers} workers with a GPU each were asked for, and this machine has {n_devices}; choose a smaller "
-            "num_workers, or the address of a cluster that has them"
-        )
-    return name
-
-
-_DEVICES: Final = {"cuda": "GPU", "mps": "GPU of Apple", "xpu": "GPU of Intel"}
-
-
-def _n_devices(kind: str) -> int:
-    import torch
-
-    if kind == "cuda":
-        return torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "mps":
-        return int(torch.backends.mps.is_available())
-    return torch.xpu.device_count() if torch.xpu.is_available() else 0
 
 
 def free_place(blobs: Blobs, place: Place) -> Place:

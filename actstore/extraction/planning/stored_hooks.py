@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from actstore.errors import HookError
+from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.model_names import hooks_of
 from actstore.hooks.naming.hook_points import point_of
-from actstore.hooks.naming.names import stored_as
+from actstore.hooks.naming.names import HookNames, stored_as
 from actstore.store.format.plan import HookArray
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ def stored_hooks(
         HookError: a pattern selects nothing, or only what a store cannot hold.
     """
     names, cfg = hooks_of(config)
+    return selected_hooks(names, cfg, patterns, context_length)
+
+
+def selected_hooks(
+    names: HookNames, cfg: HookedConfig, patterns: Sequence[str], context_length: int
+) -> tuple[HookArray, ...]:
+    """The same for a model with these names and sizes."""
     chosen: set[str] = set()
     for pattern in patterns:
         matches = names.select(pattern)

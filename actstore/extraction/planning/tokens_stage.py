@@ -7,9 +7,9 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from actstore.errors import JobError, PlanMismatchError, StorageError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
 from actstore.extraction.planning.chat_settings import identity_of, refuse_chat_settings, template_of
-from actstore.extraction.planning.job import Job
+from actstore.extraction.planning.given import Given
+from actstore.extraction.planning.job import Job, check_packing
 from actstore.extraction.planning.kept_tables import check_types, put_tables
 from actstore.extraction.planning.special_tokens import needs_tokenizer, special_tokens
 from actstore.storage.blobs import Blobs
@@ -37,6 +38,7 @@ from actstore.tokens import (
     chats_of,
     load_tokenizer,
     open_source,
+    opening_token,
     order,
     pack,
     spool,
@@ -47,6 +49,7 @@ from actstore.tokens.batch import TokenIds
 from actstore.tokens.chats.labelled_rows import ChatPacking
 from actstore.tokens.chats.renderer import Renderer
 from actstore.tokens.chats.template import ChatTemplate
+from actstore.tokens.chats.token_roles import chat_tokens
 from actstore.tokens.keeping.row_taker import RowTaker
 from actstore.tokens.selection.listed_positions import ListedPositions
 from actstore.tokens.selection.positions import After, Column, Selection, Sequences, parse_positions, slots
@@ -72,8 +75,17 @@ class TokenStage:
     """The template of chats; None if documents are no chats."""
 
     @classmethod
-    def of(cls, job: Job, n_embeddings: int) -> "TokenStage":
+    def of(
+        cls, job: Job, n_embeddings: int, given: Given, *, context_length: int, bos: int | None = None
+    ) -> "TokenStage":
         """Open the source and the tokenizer of a job.
+
+        Args:
+            job: the job.
+            n_embeddings: number of ids that the model has embeddings for.
+            given: tokens and tokenizer in memory, if any.
+            context_length: tokens in a row.
+            bos: the BOS token of the model, for a source that needs no tokenizer.
 
         Raises:
             JobError: the positions are none that can be chosen.
@@ -84,32 +96,45 @@ class TokenStage:
         beside = dict.fromkeys(
             (*job.kept_columns, *([selection.name] if isinstance(selection, Column) else []))
         )
-        source = open_source(
-            job.tokens, column=job.column, documents=job.documents, keep=tuple(beside), chat=job.chat
-        )
-        is_text, is_chat = source.kind == "text", source.kind == "chats"
+        source: Source
+        if given.tokens is not None:
+            source = given.tokens.keeping(tuple(beside))
+        else:
+            source = open_source(
+                job.tokens, column=job.column, documents=job.documents, keep=tuple(beside), chat=job.chat
+            )
+        is_text, is_chat, is_file = source.kind == "text", source.kind == "chats", given.tokens is None
         job = job.model_copy(update={"packing": job.packing or ("document" if is_chat else "concat")})
         assert job.packing is not None
+        check_packing(job)
         if isinstance(selection, Column) and job.packing != "document":
             raise JobError(
                 f"positions {selection} are for packing: document, where a sequence is one document; choose that, or "
                 "other positions"
             )
-        tokenizer = _load_tokenizer(job) if is_chat or needs_tokenizer(job, is_text=is_text) else None
+        is_needed = is_chat or needs_tokenizer(job, is_text=is_text, is_file=is_file)
+        tokenizer = _load_tokenizer(job, given) if is_needed else given.tokenizer
         template = None
         if is_chat:
             assert tokenizer is not None
             template = template_of(job, tokenizer)
         else:
             refuse_chat_settings(job)
-        special = special_tokens(job, tokenizer, is_text=is_text, n_embeddings=n_embeddings)
+        default: Literal["bos", "none"] = "bos" if is_text else "none"
+        if not is_file and not (given.prepends_bos and getattr(tokenizer, "bos_token_id", None) is not None):
+            default = "none"
+        special = special_tokens(job, tokenizer, default=default, n_embeddings=n_embeddings, is_file=is_file)
         packing = Packing(
             mode=job.packing,
-            context_length=job.context_length,
+            context_length=context_length,
             begin_batch=special.begin_batch,
             begin_sequence=special.begin_sequence,
             separator=special.separator,
             pad=special.pad,
+            truncate=job.truncate,
+            kept=bos if tokenizer is None else tokenizer.bos_token_id,
+            keeps_empty=not is_file,
+            always_begins=not is_file and is_text,
         )
         identity = TokensIdentity(
             source=job.tokens,
@@ -122,7 +147,7 @@ class TokenStage:
             tokenizer=None if tokenizer is None else job.tokenizer or job.model,
             tokenizer_sha256=None if tokenizer is None else tokenizer_sha256(tokenizer),
             packing=job.packing,
-            context_length=job.context_length,
+            context_length=context_length,
             begin_batch_token=packing.begin_batch,
             begin_sequence_token=packing.begin_sequence,
             separator_token=packing.separator,
@@ -132,9 +157,57 @@ class TokenStage:
             seed=job.seed,
             chat=None if template is None else identity_of(template),
             keep=job.kept_columns,
+            truncate=job.truncate,
             positions=None if selection is None else str(selection),
         )
         return cls(source, tokenizer, packing, identity, n_embeddings, selection, template)
+
+    def fitted(self, model: str, at_least: int) -> "TokenStage":
+        """The same with rows as long as the longest document, or ``at_least``, and at most as long as they are now.
+
+        All documents are read and tokenised for it.
+
+        Args:
+            model: name of the model, whose positions are the longest row.
+            at_least: least tokens of a row.
+
+        Raises:
+            TokensError: the source cannot be read, or documents are longer that may not be cut.
+        """
+        limit = self.packing.context_length
+        n_documents = n_too_long = longest = 0
+        for number, ids in self._documents():
+            if len(ids) or self.packing.keeps_empty:
+                size = len(ids) + (opening_token(number, ids, self.packing) is not None)
+                n_documents, n_too_long = n_documents + 1, n_too_long + (size > limit)
+                longest = max(longest, size)
+        if n_too_long and self.packing.truncate is None:
+            raise TokensError(
+                f"{n_too_long:,} of {n_documents:,} documents are longer than the {limit:,} positions of {model}, and "
+                f"the longest needs {longest:,}; choose truncate: left or right (--truncate) to cut them at that end, "
+                "or split them"
+            )
+        # The token that a row begins with leaves room for one more, even if all documents are empty.
+        return self.of_length(min(max(longest, at_least, 2), limit))
+
+    def _documents(self) -> Iterator[tuple[int, TokenIds]]:
+        """The token ids of all documents, with their numbers."""
+        if self.template is None:
+            yield from token_documents(self.source, self.tokenizer)
+            return
+        assert self.tokenizer is not None
+        with Renderer(self.template) as render:
+            for first, chats in chats_of(self.source):
+                tokens = chat_tokens(chats, first, self.tokenizer, render)
+                yield from ((number, chat.ids) for number, chat in enumerate(tokens, first))
+
+    def of_length(self, context_length: int) -> "TokenStage":
+        """The same with rows of another length."""
+        return replace(
+            self,
+            packing=replace(self.packing, context_length=context_length),
+            identity=self.identity.model_copy(update={"context_length": context_length}),
+        )
 
     def run(
         self,
@@ -179,11 +252,12 @@ class TokenStage:
             choosing = _Choosing(self.selection, places, listed, self.identity.seed)
 
         def blocks() -> Iterator[Rows]:
-            n_sequences = n_tokens = 0
+            n_sequences = n_tokens = n_truncated = 0
             for block in self._packed(source, used, kept if listed is None else listed, max_rows):
                 n_sequences += len(block)
                 n_tokens += int(block.lengths.sum(dtype=np.int64))
-                on_event(Tokenised(n_sequences, n_tokens))
+                n_truncated += int(np.count_nonzero(block.cut))
+                on_event(Tokenised(n_sequences, n_tokens, n_truncated))
                 yield block
             if skip_sequences >= n_sequences:
                 raise TokensError(
@@ -311,7 +385,15 @@ def _check_skipped(rows: RowStream, plan: Plan, folder: Path) -> None:
         )
 
 
-def _load_tokenizer(job: Job) -> "PreTrainedTokenizerBase":
+def _load_tokenizer(job: Job, given: Given) -> "PreTrainedTokenizerBase":
+    if given.tokenizer is not None:
+        found: PreTrainedTokenizerBase = given.tokenizer
+        return found
+    if given.model is not None and job.tokenizer is None:
+        raise TokensError(
+            "the model in memory has no tokenizer, and this job needs one; give tokenizer=, or token ids and an id as "
+            "pad_token"
+        )
     # The revision is the model's, and means nothing in another repository.
     return load_tokenizer(job.model, job.revision) if job.tokenizer is None else load_tokenizer(job.tokenizer)
 

@@ -19,7 +19,8 @@ from actstore.extraction.computing.buffers import SegmentBuffers
 from actstore.extraction.computing.segment_commit import SegmentWriter
 from actstore.extraction.planning.differences import differences
 from actstore.extraction.planning.growth import Place
-from actstore.extraction.planning.planning import absolute_model, free_place
+from actstore.extraction.planning.job_model import absolute_model
+from actstore.extraction.planning.planning import free_place
 from actstore.extraction.planning.stored_hooks import stored_hooks
 from actstore.extraction.planning.tokens_stage import PackedTokens
 from actstore.facade import Store
@@ -167,6 +168,7 @@ def _packed(rows: CachedRows) -> PackedTokens:
                 np.full(shape[0], length, np.int32),
                 np.broadcast_to(np.arange(start, stop)[:, None], shape),
                 np.broadcast_to(np.arange(length, dtype=np.int32), shape),
+                np.zeros(shape[0], np.int32),
             )
 
     folder = Path(tempfile.mkdtemp(prefix="actstore-tokens-"))

@@ -3,7 +3,7 @@
 import time
 from dataclasses import dataclass
 
-from actstore.extraction.planning.planning import absolute_model
+from actstore.extraction.planning.job_model import absolute_model
 from actstore.patching.jobs.part import Figures, batches, patched
 from actstore.patching.jobs.planning import PlannedPatching
 from actstore.patching.jobs.worker import PatchSpec, loaded

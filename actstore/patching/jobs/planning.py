@@ -8,7 +8,8 @@ from typing import Any
 from actstore.errors import PlanMismatchError, StorageError
 from actstore.extraction.computing.executor import Resources, workers_here
 from actstore.extraction.fingerprint import fingerprint
-from actstore.extraction.planning.planning import absolute_model, check_device
+from actstore.extraction.planning.devices import check_device
+from actstore.extraction.planning.job_model import absolute_model
 from actstore.extraction.report import table
 from actstore.hooks.families.config import HookedConfig
 from actstore.hooks.families.model_names import hooks_of

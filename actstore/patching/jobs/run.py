@@ -8,7 +8,8 @@ from typing import Any
 from actstore.errors import JobError
 from actstore.extraction.computing.executor import Resources
 from actstore.extraction.computing.executor import executor as find_executor
-from actstore.extraction.planning.planning import absolute_model, check_device
+from actstore.extraction.planning.devices import check_device
+from actstore.extraction.planning.job_model import absolute_model
 from actstore.patching.jobs.events import OnEvent, PartDone, ignore
 from actstore.patching.jobs.job import PatchJob, job_of
 from actstore.patching.jobs.plan import JOB, PAIRS, PatchPlan, part_key

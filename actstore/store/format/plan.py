@@ -19,8 +19,12 @@ RUNS = "_actstore/runs"
 FIRST_RUN = "0000"
 IMPORTED = "imported:"
 """Prefix of the fingerprint of values that were not computed but imported."""
+IN_MEMORY = "memory:"
+"""Prefix of the fingerprint of weights that were in memory and in no file."""
 
 RunName = Annotated[str, Field(pattern=r"^[0-9]{4}$")]
+MAX_CONTEXT = 1 << 24
+"""Most positions of a sequence."""
 _TOKEN_SHARD_NBYTES = 16 << 20
 """Bytes of a token shard, as part of the format: readers compute the layout of the token arrays from the plan alone."""
 
@@ -33,8 +37,8 @@ class ModelIdentity(Document):
     revision: str | None
     """The requested branch, tag or commit on the Hub. The fingerprint says which commit that was."""
     fingerprint: str
-    """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder; ``imported:<source>:<id>`` if no model
-    was run.
+    """``hub:<commit>``, or ``crc32c:<config and weight files>`` for a folder; ``memory:<weights>`` for a model that was
+    given in memory; ``imported:<source>:<id>`` if no model was run.
     """
     model_type: str
     n_layers: int = Field(ge=1, le=10_000)
@@ -45,6 +49,11 @@ class ModelIdentity(Document):
     def is_imported(self) -> bool:
         """Whether the values were imported, so that they cannot be compared with any weights."""
         return self.fingerprint.startswith(IMPORTED)
+
+    @property
+    def was_in_memory(self) -> bool:
+        """Whether the model was given in memory, so that no file is known to have its weights."""
+        return self.fingerprint.startswith(IN_MEMORY)
 
 
 class SourceFileIdentity(Document):
@@ -82,7 +91,7 @@ class TokensIdentity(Document):
     tokenizer: str | None
     tokenizer_sha256: str | None
     packing: Literal["concat", "document"]
-    context_length: int = Field(ge=1, le=1 << 24)
+    context_length: int = Field(ge=1, le=MAX_CONTEXT)
     begin_batch_token: int | None
     begin_sequence_token: int | None
     separator_token: int | None
@@ -97,7 +106,7 @@ class TokensIdentity(Document):
     keep: tuple[str, ...] = Field(default=(), exclude_if=operator.not_)
     """Columns of the source that are kept beside the tokens, by document."""
     truncate: Literal["left", "right"] | None = Field(default=None, exclude_if=_is_none)
-    """The end at which documents were cut that are longer than a row; None if there are none. Earlier versions cut
+    """The end at which documents that are longer than a row are cut; None if there must be none. Earlier versions cut
     at the right without saying so.
     """
     positions: str | None = Field(default=None, exclude_if=_is_none)

@@ -154,7 +154,16 @@ def _contradiction(plan: Plan, over: Plan | None, first: Plan) -> str | None:
         return f"is over the tokens of run {plan.tokens_of}, which is missing"
     if not over.has_own_tokens:
         return f"is over the tokens of run {over.run}, which brings none"
-    for field in ("n_sequences", "n_tokens", "n_documents", "tokens_sha256", "n_slots", "n_rows"):
+    for field in (
+        "n_sequences",
+        "n_tokens",
+        "n_documents",
+        "n_truncated",
+        "n_tokens_cut",
+        "tokens_sha256",
+        "n_slots",
+        "n_rows",
+    ):
         if getattr(plan, field) != getattr(over, field):
             return f"has another {field} than run {over.run}, over whose tokens it is"
     alike = {

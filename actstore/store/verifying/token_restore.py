@@ -51,10 +51,12 @@ def proven_tokens(blobs: Blobs, plan: Plan, witness: Mapping[str, ObjectRecord])
         return proven
     proven |= {record.key: record for record, _ in present.values()}
     names = blobs.sizes(offsets.path)
+    are_cut_left = plan.request.tokens.truncate == "left"
     for index, record, rows in _present(blobs, documents):
         other = _shard(blobs, offsets, index) if _name(offsets, index) in names else None
         start = index * documents.shard_rows
-        if other is not None and counts_on(rows, other[1], all_lengths[start : start + len(rows)]):
+        of_shard = all_lengths[start : start + len(rows)]
+        if other is not None and counts_on(rows, other[1], of_shard, are_cut_left=are_cut_left):
             proven |= {record.key: record, other[0].key: other[0]}
     return proven
 
@@ -127,16 +129,25 @@ def _name(layout: ArrayLayout, index: int) -> str:
     return layout.key(index).removeprefix(f"{layout.path}/")
 
 
-def counts_on(documents: NDArray[Any], offsets: NDArray[Any], lengths: NDArray[Any]) -> bool:
+def counts_on(
+    documents: NDArray[Any], offsets: NDArray[Any], lengths: NDArray[Any], *, are_cut_left: bool = False
+) -> bool:
     """Whether rows [n, L] are a possible origin of tokens: neighbouring tokens are consecutive in a document, or the
-    last of one document and the first of a later one.
+    last of one document and the first of a later one. Cut at the left, a document keeps its own BOS token in front.
     """
-    is_put = documents == -1
+    # The token put before an empty document stands for the document.
+    is_put = offsets == -1
+    is_of_empty = is_put & (documents >= 0)
+    if is_of_empty[:, 1:].any() or (is_of_empty[:, 0] & (lengths != 1)).any():
+        return False
     is_padding = np.arange(documents.shape[1]) >= lengths[:, None]
-    if (is_put != (offsets == -1)).any() or documents.min() < -1 or offsets.min() < -1:
+    if (~is_put & (documents == -1)).any() or documents.min() < -1 or offsets.min() < -1:
         return False
     if not is_put[is_padding].all():
         return False
     follows = (documents[:, 1:] == documents[:, :-1]) & (offsets[:, 1:] == offsets[:, :-1] + 1)
+    if are_cut_left:
+        is_kept = (documents[:, 1:2] == documents[:, :1]) & (offsets[:, :1] == 0) & (offsets[:, 1:2] > 0)
+        follows[:, :1] |= is_kept
     begins = (documents[:, 1:] > documents[:, :-1]) & (offsets[:, 1:] == 0)
     return bool((follows | begins | is_put[:, 1:] | is_put[:, :-1]).all())

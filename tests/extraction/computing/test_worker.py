@@ -236,7 +236,7 @@ def test_the_folder_of_the_user_stays(fields: Fields) -> None:
 
 def test_what_a_worker_records_is_what_it_stores(fields: Fields) -> None:
     """Statistics are those of each segment's real tokens only, even where the last batch is filled up."""
-    fields |= {"packing": "document", "pad_token": "eos"}
+    fields |= {"packing": "document", "truncate": "right", "pad_token": "eos"}
     run = actstore.plan(**fields)
     claim(run.blobs, run.plan)
     assert run.packed is not None

@@ -35,7 +35,7 @@ def test_all_problems_are_told_at_once_with_their_location() -> None:
     text = str(caught.value)
     assert text.startswith("job.yaml: 5 problems: ")
     for line in (
-        "context_length: input should be a valid integer, got 'long'",
+        "context_length: should be a number of tokens, 1 or more, or 'auto', got 'long'",
         "dtype: input should be 'bfloat16', 'float16' or 'float32', got 'float8'",
         "modle: is not a field of a job (the nearest is model)",
         "begin_batch_token: should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none', got 'start'",

@@ -61,6 +61,7 @@ def extracted(
             tokens=str(text_file),
             documents="line",
             packing="document",
+            truncate="right",
             hooks=list(HOOKS),
             context_length=LENGTH,
             max_tokens=2400,

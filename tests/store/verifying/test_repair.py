@@ -242,7 +242,13 @@ PACKINGS = {
     "no tokens put in": Packing(context_length=7),
     "all tokens put in": Packing(context_length=7, begin_batch=1, begin_sequence=2, separator=3),
     "same token everywhere": Packing(context_length=7, begin_batch=1, begin_sequence=1, separator=1),
-    "one document a row": Packing(mode="document", context_length=7, begin_sequence=2, pad=0),
+    "one document a row": Packing(
+        mode="document", context_length=7, begin_sequence=2, pad=0, truncate="right"
+    ),
+    "cut at the left": Packing(mode="document", context_length=7, pad=0, truncate="left", kept=1),
+    "empty documents": Packing(
+        mode="document", context_length=7, begin_batch=2, pad=0, truncate="left", keeps_empty=True
+    ),
 }
 
 
@@ -251,9 +257,26 @@ def test_tokens_as_they_are_packed_count_on(packing: Packing) -> None:
     rng = np.random.default_rng(0)
     documents = [rng.integers(0, 5, size=n, dtype=np.int32) for n in rng.integers(0, 20, size=60)]
     (rows,) = pack(enumerate(documents), packing)
-    assert counts_on(rows.documents, rows.offsets, rows.lengths)
+    cut = {"are_cut_left": packing.truncate == "left"}
+    assert counts_on(rows.documents, rows.offsets, rows.lengths, **cut)
     order = rng.permutation(len(rows))
-    assert counts_on(rows.documents[order], rows.offsets[order], rows.lengths[order])
+    assert counts_on(rows.documents[order], rows.offsets[order], rows.lengths[order], **cut)
+
+
+def test_only_documents_that_were_cut_at_the_left_leave_tokens_out() -> None:
+    documents, lengths = np.zeros((1, 4), np.int64), np.array([4], np.int32)
+    assert counts_on(documents, np.array([[0, 5, 6, 7]]), lengths, are_cut_left=True)
+    assert not counts_on(documents, np.array([[0, 5, 6, 7]]), lengths)
+    assert not counts_on(documents, np.array([[0, 5, 6, 8]]), lengths, are_cut_left=True)
+    assert not counts_on(documents, np.array([[1, 5, 6, 7]]), lengths, are_cut_left=True)
+
+
+def test_the_token_before_an_empty_document_is_alone() -> None:
+    offsets = np.full((1, 3), -1)
+    alone, with_others = np.array([[4, -1, -1]]), np.array([[4, 4, -1]])
+    assert counts_on(alone, offsets, np.array([1]))
+    assert not counts_on(alone, offsets, np.array([2]))
+    assert not counts_on(with_others, offsets, np.array([2]))
 
 
 @pytest.mark.parametrize("name", ["a\\b.json", "folder/x", "00000001.json/x"])
