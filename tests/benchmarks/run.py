@@ -19,6 +19,7 @@ from tests.benchmarks import (
     bench_loader_s3,
     bench_open,
     bench_patching,
+    bench_prompts,
     bench_query,
     bench_s3,
     bench_slow,
@@ -49,6 +50,7 @@ def main(chosen: list[str]) -> int:
             "loader": lambda: [*bench_loader.run(folder), *bench_loader_s3.run(folder)],
             "query": lambda: bench_query.run(folder),
             "forward": lambda: bench_forward.run(model, folder),
+            "prompts": lambda: bench_prompts.run(model, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),
                 *bench_hooks_memory.run(bench_hooks_memory.on_cpu(model)),
