@@ -371,9 +371,11 @@ def test_tokens_are_added_where_the_store_has_slots_for_them(job: Fields, tmp_pa
     assert store.positions is not None
     assert store.positions[61].tolist() == [2, 3, -1, -1]
     assert not actstore.verify(job["out"], deep=True).findings
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"input_ids": [3, 4, 5, 6, 7]}) + "\n")
     for positions in ("last", "all"):
         with pytest.raises(PlanMismatchError, match="tokens.positions is 2:6 in the store"):
-            actstore.plan(**job | {"tokens": str(more), "positions": positions}, append=True)
+            actstore.plan(**job | {"tokens": str(other), "positions": positions}, append=True)
 
 
 def test_tokens_that_need_more_slots_are_refused(job: Fields, tmp_path: Path) -> None:
