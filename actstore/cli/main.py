@@ -22,6 +22,7 @@ _COMMANDS = {
     "export": "Write HOOK of the store at URL to a new FOLDER, in the form of another library.",
     "extract": "Write the activations of a model over a text to a store.",
     "import": "Write the activations in FOLDER, which another library cached, to a store.",
+    "generate": "Sample continuations of prompts, and write them with their tokens to a file.",
     "info": "Say what the store at URL holds, and how much of it is committed.",
     "patch": "Patch a grid for each of many pairs of prompts, and store the metric of every cell.",
     "plan": "Say what an extraction would write, without writing it.",

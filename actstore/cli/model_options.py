@@ -71,6 +71,8 @@ def _attributes(schema: dict[str, Any], metavar: str | None) -> dict[str, Any]:
         return attributes
     if kinds[0] == "boolean":
         return attributes | {"is_flag": True}
+    if kinds[0] == "number":
+        return attributes | {"type": float}
     if kinds[0] == "integer":
         return attributes | ({"metavar": metavar or "|".join(("ID", *values))} if values else {"type": int})
     return attributes | ({"type": click.Choice(values)} if values else {})

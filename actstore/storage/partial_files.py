@@ -15,7 +15,19 @@ _NOTE: Final = ".elsewhere"
 """Suffix of notes in that folder. A note holds the path, below the root, of a partial file in another folder."""
 _SUFFIX: Final = ".partial"
 _FOLDERS: Final = frozenset(
-    {"_actstore", "acts", "documents", "lengths", "norms", "offsets", "parts", "roles", "tokens", "turns"}
+    {
+        "_actstore",
+        "acts",
+        "documents",
+        "lengths",
+        "norms",
+        "offsets",
+        "parts",
+        "positions",
+        "roles",
+        "tokens",
+        "turns",
+    }
 )
 """Names of all folders that a store has in its root."""
 

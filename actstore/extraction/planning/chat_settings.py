@@ -1,10 +1,10 @@
 """What a job says of chats: the template, and what it is given besides the messages."""
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from actstore.errors import JobError, StorageError
-from actstore.extraction.planning.job import Job
 from actstore.reason import reason
 from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import ChatIdentity
@@ -18,21 +18,34 @@ _MAX_NBYTES: Final = 1 << 20
 """Largest file of a template or of tools. The largest templates of known models are a twentieth of it."""
 
 
-def refuse_chat_settings(job: Job) -> None:
-    """Check that a job over documents that are no chats says nothing of chats.
+class ChatSettings(Protocol):
+    """The fields of a job that are about chats."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def tools(self) -> str | Sequence[Mapping[str, Any]] | None: ...
+    @property
+    def chat_template_arguments(self) -> Mapping[str, Any] | None: ...
+
+
+def refuse_chat_settings(job: ChatSettings, source: str) -> None:
+    """Check that a job over documents that are no chats, from this source, says nothing of chats.
 
     Raises:
         JobError: it does, and it would mean nothing.
     """
-    given = [name for name in _FIELDS if getattr(job, name) not in (None, False)]
+    given = [name for name in _FIELDS if getattr(job, name, None) not in (None, False)]
     if given:
         raise JobError(
-            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for chats, and {job.tokens} holds none: name a "
+            f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for chats, and {source} holds none: name a "
             "column with lists of messages (--column), or leave it out"
         )
 
 
-def template_of(job: Job, tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
+def template_of(
+    job: ChatSettings, tokenizer: "PreTrainedTokenizerBase", *, add_generation_prompt: bool
+) -> ChatTemplate:
     """The template of a job over chats.
 
     Raises:
@@ -50,7 +63,7 @@ def template_of(job: Job, tokenizer: "PreTrainedTokenizerBase") -> ChatTemplate:
     return ChatTemplate.of(
         tokenizer,
         text,
-        add_generation_prompt=job.add_generation_prompt,
+        add_generation_prompt=add_generation_prompt,
         tools=_tools(job),
         arguments=job.chat_template_arguments,
     )
@@ -66,7 +79,7 @@ def identity_of(template: ChatTemplate) -> ChatIdentity:
     )
 
 
-def _tools(job: Job) -> list[dict[str, Any]] | None:
+def _tools(job: ChatSettings) -> list[dict[str, Any]] | None:
     if job.tools is None or not isinstance(job.tools, str):
         return None if job.tools is None else [dict(tool) for tool in job.tools]
     try:

@@ -117,9 +117,9 @@ class TokenStage:
         template = None
         if is_chat:
             assert tokenizer is not None
-            template = template_of(job, tokenizer)
+            template = template_of(job, tokenizer, add_generation_prompt=job.add_generation_prompt)
         else:
-            refuse_chat_settings(job)
+            refuse_chat_settings(job, job.tokens)
         default: Literal["bos", "none"] = "bos" if is_text else "none"
         if not is_file and not (given.prepends_bos and getattr(tokenizer, "bos_token_id", None) is not None):
             default = "none"
