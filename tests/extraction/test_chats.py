@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 
 import actstore
+from actstore.cli.main import cli
 from actstore.errors import HookError, JobError, TokensError
 from actstore.storage.local import LocalBlobs
 from actstore.store.format.shard import crc32c, encode
@@ -97,6 +99,15 @@ def test_the_plan_says_how_chats_became_text(store: actstore.Store) -> None:
     assert (chat.add_generation_prompt, chat.tools, chat.arguments) == (False, None, {})
     assert store.plan.request.tokens.packing == "document"
     assert store.plan.request.tokens.begin_batch_token is None
+
+
+def test_info_says_that_they_are_chats(store: actstore.Store) -> None:
+    done = CliRunner().invoke(cli, ["info", store.url])
+    (line,) = [line for line in done.output.splitlines() if line.startswith("chats")]
+    assert store.plan.request.tokens.chat is not None
+    assert line.endswith(
+        f"messages with roles and turns; template {store.plan.request.tokens.chat.template_sha256[:12]}"
+    )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "save_to_disk"])
