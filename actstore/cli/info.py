@@ -8,7 +8,7 @@ import click
 from actstore.facade import Store
 from actstore.opening import open_store
 from actstore.store.format.plan import ChatIdentity
-from actstore.store.records.run import Run
+from actstore.store.records.run import Run, runs_with_tokens
 
 
 @click.command("info")
@@ -62,7 +62,7 @@ def _text(store: Store) -> str:
     plan = store.plan
     request = plan.request
     tokens = request.tokens
-    n, length = store.shape
+    n = store.shape[0]
     state = "complete" if store.is_complete else "not complete"
     first = plan.activations(request.hooks[0])
     shapes = {name: list(store[name].shape) for name in store.hooks}
@@ -78,8 +78,8 @@ def _text(store: Store) -> str:
         "store": f"{store.url} ({state}: {store.n_committed} of {store.n_segments} segments)",
         "model": f"{request.model.name} ({request.model.model_type}, {request.model.n_layers} layers, "
         f"{request.model.fingerprint})",
-        "tokens": f"{store.n_tokens:,} in {n:,} sequences of {length}, from {plan.n_documents:,} documents of "
-        f"{tokens.source}",
+        "tokens": f"{store.n_tokens:,} in {n:,} sequences of {plan.context_length}, from "
+        f"{plan.n_documents:,} documents of {tokens.source}",
         "packing": tokens.packing
         + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else "")
         + (f", {cut(n_truncated, n_tokens_cut)} cut at the {tokens.truncate}" if n_truncated else ""),
@@ -91,6 +91,11 @@ def _text(store: Store) -> str:
             name if is_one_shape else f"{name:<{width}}  {shape}" for name, shape in shapes.items()
         ),
     }
+    if tokens.positions is not None:
+        n_rows = sum(part.plan.n_stored_rows for part in runs_with_tokens(store.runs))
+        rows["positions"] = (
+            f"{tokens.positions}: {n_rows:,} rows of each hook, in {plan.n_slots} slots a sequence"
+        )
     if store.columns:
         rows["columns"] = f"{', '.join(store.columns)}, kept by document"
     if store.is_complete and store.n_sequences_committed < n:

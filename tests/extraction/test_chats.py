@@ -179,6 +179,12 @@ def test_positions_of_a_role_are_where_the_array_of_roles_has_it(
     assert some.column("id").to_pylist() == [0, 1, 2, 3]
     assert some.per_sequence("id").to_pylist() == some.documents[:, 0].tolist()
     assert not actstore.verify(some.url, deep=True).findings
+    shown = " ".join(CliRunner().invoke(cli, ["info", some.url], catch_exceptions=False).output.split())
+    assert f"tokens {store.n_tokens} in 3 sequences of {LENGTH}, from 3 documents" in shown
+    assert "chats messages with roles and turns; template " in shown
+    n_rows = sum(some.counts[:].tolist())
+    assert f"positions {positions}: {n_rows} rows of each hook, in {some.shape[1]} slots a sequence" in shown
+    assert "columns id, kept by document" in shown
 
 
 @pytest.mark.parametrize("damaged", ["roles/c.0.0", "turns/c.0.0", "positions/c.0.0"])
