@@ -68,6 +68,11 @@ def align(first: "CommittedStore", other: "CommittedStore") -> Alignment:
         TokensError: a tokenizer is missing, or is not the one that made the tokens.
     """
     stores = (first, other)
+    for store in stores:
+        if store.positions is not None:
+            raise LoaderError(
+                f"{store.url} has only chosen positions; align stores of all positions (extract without --positions)"
+            )
     tokenizers = [_fast(store) for store in stores]
     masks = tuple(np.zeros(store.shape, bool) for store in stores)
     flat = [mask.reshape(-1) for mask in masks]

@@ -68,7 +68,7 @@ class ReadArguments(TypedDict, total=False):
         ),
     ]
     mask: Annotated[
-        Any, Option("Bool [n_sequences, context_length] or [n_sequences], True for rows to keep.", None)
+        Any, Option("Bool [n_sequences, positions] (or slots) or [n_sequences], True for rows to keep.", None)
     ]
     epochs: Annotated[int | None, Option("How often every row comes; None for no end.", 1)]
     drop_last: Annotated[

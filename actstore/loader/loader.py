@@ -125,8 +125,9 @@ class Loader(Closing):
         return made
 
     def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and positions of the rows of any batch, both [n_rows]. Nothing is read."""
-        return self._make.places(epoch, k)
+        """Sequences and positions of the rows of any batch, both [n_rows]. No activations are read."""
+        sequences, entries = self._make.places(epoch, k)
+        return sequences, self.store.entries.positions_at(sequences, entries)
 
     def __iter__(self) -> Self:
         return self

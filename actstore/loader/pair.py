@@ -1,7 +1,7 @@
 """Several loaders, over stores of the same tokens and under one permutation, that go on together."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from actstore.loader.batches.batch import Batch, Values
 from actstore.loader.loader import Loader
 from actstore.loader.metrics import Metrics
 from actstore.store.committed_store import CommittedStore
+
+_BLOCK: Final = 1 << 22
+"""Positions that are compared together."""
 
 
 class PairedLoader(Closing):
@@ -50,7 +53,7 @@ class PairedLoader(Closing):
         return tuple(loader.batch(k, epoch) for loader in self._loaders)
 
     def rows(self, k: int, epoch: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and positions of the rows of any batch, both [n_rows]. Nothing is read."""
+        """Sequences and positions of the rows of any batch, both [n_rows]. No activations are read."""
         return self._loaders[0].rows(k, epoch)
 
     def __iter__(self) -> Self:
@@ -144,10 +147,11 @@ def check_tokens(first: CommittedStore, other: CommittedStore) -> None:
         LoaderError: it is not, or may not be.
     """
     if first.shape != other.shape:
-        differ = f"shapes {first.shape} and {other.shape}, of sequences and positions"
+        differ = f"shapes {first.shape} and {other.shape}, of sequences and positions (or slots)"
     else:
         ours, theirs = _tokens(first), _tokens(other)
         if ours == theirs:
+            _check_positions(first, other)
             return
         if len(ours) != len(theirs):
             differ = f"their tokens from {len(ours)} and {len(theirs)} runs"
@@ -159,6 +163,26 @@ def check_tokens(first: CommittedStore, other: CommittedStore) -> None:
         f"{first.url} and {other.url} are not over the same tokens: they have {differ}; extract both from one source "
         "with the same packing, seed and max_tokens, or align them by characters with actstore.pairing.aligned"
     )
+
+
+def _check_positions(first: CommittedStore, other: CommittedStore) -> None:
+    """See that two stores over the same tokens have the same of their positions.
+
+    Raises:
+        LoaderError: they do not.
+    """
+    ours, theirs = first.positions, other.positions
+    is_same = (ours is None) == (theirs is None)
+    if is_same and ours is not None and theirs is not None:
+        step = max(1, _BLOCK // ours.shape[1])
+        spans = (slice(start, start + step) for start in range(0, len(ours), step))
+        is_same = all(np.array_equal(ours[span], theirs[span]) for span in spans)
+    if not is_same:
+        chosen = [store.plan.request.tokens.positions or "all" for store in (first, other)]
+        raise LoaderError(
+            f"{first.url} and {other.url} have different positions of the same tokens ({chosen[0]} and {chosen[1]}); "
+            "extract both with the same positions"
+        )
 
 
 def _tokens(store: CommittedStore) -> list[tuple[str, int]]:

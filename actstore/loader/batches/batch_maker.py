@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _TOKENS: Final = "tokens"
 """Token ids are gathered as if they were a hook of this name."""
+_POSITIONS: Final = "positions"
+"""So are the positions of slots."""
 
 
 @runtime_checkable
@@ -83,9 +85,12 @@ class BatchMaker:
         arrays = {hook: store[hook].rows for hook in options.hooks}
         if options.provenance:
             arrays[_TOKENS] = store.tokens
+            if store.positions is not None:
+                arrays[_POSITIONS] = store.positions
         self._arrays = {name: self._cached(rows) for name, rows in arrays.items()}
         self._dtypes = {hook: store[hook].dtype for hook in options.hooks}
-        self._length = store.shape[1]
+        self._width = store.shape[1]
+        self._length = store.plan.context_length
         if rows is None or rows.n_rows != math.prod(store.shape):  # the store can have grown since
             rows = valid_rows(store, options.drop, options.hooks)
         self.rows = rows
@@ -130,15 +135,15 @@ class BatchMaker:
         options = self.options
         if options.shuffle == "global":
             return GlobalShuffle(self.rows.n_valid, options.seed)
-        edges = self._edges * self._length
+        edges = self._edges * self._width
         starts, stored = self.rows.rank(edges), np.diff(edges)
         if options.shuffle == "window":
             return WindowShuffle(starts, stored, options.seed, options.window_rows)
         return InOrder(starts, stored)
 
     def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and positions of the rows of a batch; nothing is read."""
-        return np.divmod(self._numbers(epoch, self.batches[k]), self._length)
+        """Sequences and entries of the rows of a batch; nothing is read."""
+        return np.divmod(self._numbers(epoch, self.batches[k]), self._width)
 
     def _numbers(self, epoch: int, places: range) -> NDArray[np.int64]:
         return self.rows.select(self._order(epoch, np.arange(places.start, places.stop)))
@@ -194,14 +199,23 @@ class BatchMaker:
             return values
         import torch
 
-        sequences, positions = np.divmod(numbers, self._length)
-        ids = torch.empty(len(numbers), 1, dtype=torch.int32)
-        if len(numbers):
-            self._sources[_TOKENS].gather(numbers, ids.view(torch.uint8))
-        origin = [torch.from_numpy(sequences), torch.from_numpy(positions), ids[:, 0].long()]
+        sequences, positions = np.divmod(numbers, self._width)
+        if _POSITIONS in self._arrays:
+            positions = self._integers(_POSITIONS, numbers).numpy()
+        ids = self._integers(_TOKENS, sequences * self._length + positions)
+        origin = [torch.from_numpy(sequences), torch.from_numpy(positions), ids]
         if self._transfer is not None:
             origin = [self._transfer(column, column.dtype) for column in origin]
         return Batch(values, *origin)
+
+    def _integers(self, name: str, numbers: NDArray[np.int64]) -> "torch.Tensor":
+        """Rows of an array of int32, int64 [n_rows]."""
+        import torch
+
+        integers = torch.empty(len(numbers), 1, dtype=torch.int32)
+        if len(numbers):
+            self._sources[name].gather(numbers, integers.view(torch.uint8))
+        return integers[:, 0].long()
 
     def _windows(self, epoch: int, places: range) -> tuple[tuple[Window, ...], Window | None]:
         """The windows that the places are in, and the window after them."""
@@ -295,7 +309,8 @@ class BatchMaker:
     def _identify(self) -> dict[str, Any]:
         options = self.options
         tokens = [run.plan.tokens_sha256 for run in self.store.runs if run.plan.has_own_tokens]
-        return {
+        chosen = self.store.plan.request.tokens.positions
+        return ({} if chosen is None else {"positions": chosen}) | {
             "tokens": hashlib.sha256("".join(tokens).encode()).hexdigest(),
             "n_rows": self.rows.n_valid,
             "rows": self.rows.checksum,

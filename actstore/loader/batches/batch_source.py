@@ -54,7 +54,7 @@ class BatchSource(Protocol):
         """
 
     def places(self, epoch: int, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sequences and positions of the rows of a batch. No row is read."""
+        """Sequences and entries of the rows of a batch. No row is read."""
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides which rows are in batch k, except the ranks."""

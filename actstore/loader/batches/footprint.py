@@ -25,7 +25,7 @@ _NUMBERS_NBYTES: Final = 64
 computing them.
 """
 _ORIGIN_NBYTES: Final = 8 + 8 + 8 + 4
-"""Bytes per row with provenance: sequence, position, token, and the token as stored."""
+"""Bytes per row with provenance: sequence, position, token, and the position or token as stored."""
 _COPIED_NBYTES: Final = 2 * COPIED_NBYTES
 """Bytes for rows that are being converted and for rows that are being copied from a window."""
 
@@ -116,6 +116,8 @@ def _arrays(store: "CommittedStore", options: LoaderOptions) -> Iterator[tuple[s
     yield from ((hook, store[hook].rows) for hook in options.hooks)
     if options.provenance:
         yield "tokens", store.tokens
+        if store.positions is not None:
+            yield "positions", store.positions
 
 
 def _width(array: Rows) -> int:

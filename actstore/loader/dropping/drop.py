@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from actstore.errors import LoaderError
 from actstore.loader.dropping.norm_limit import BLOCK_NBYTES, NormLimit
 from actstore.loader.dropping.valid_rows import AllRows, MarkedRows, SamePositions, ValidRows
+from actstore.store.reading.entries import Entries
 from actstore.store.statistics.moments import has_statistics
 from actstore.store.statistics.not_finite import is_masked_by_design
 from actstore.tokens.chats.chat import ROLES
@@ -42,11 +43,16 @@ class Drop:
     max_norm: float | None = None
     """Largest Euclidean norm, in the first hook of the loader, of a row that is kept."""
     mask: NDArray[np.bool_] | None = None
-    """True where a row is kept, [n_sequences, context_length]."""
+    """True where a row is kept, [n_sequences, entries]."""
 
-    @property
-    def looks_at_rows(self) -> bool:
-        """Whether rows have to be looked at one by one, rather than counted by position."""
+    def looks_at_rows(self, entries: Entries) -> bool:
+        """Whether rows have to be looked at one by one, rather than counted by position.
+
+        Args:
+            entries: entries of the store.
+        """
+        if entries.are_slots and (self.positions is not None or not entries.is_full):
+            return True  # sequences have different positions
         is_by_value = self.is_nonfinite_dropped or self.max_norm is not None or self.mask is not None
         return bool(self.tokens or self.roles) or self.is_padding_dropped or is_by_value
 
@@ -64,9 +70,9 @@ def parse(
         store: the store that the rows are in.
         drop: ``bos``, ``eos``, ``sep``, ``pad``, ``nonfinite``, or token ids; padding that is not finite is dropped by
             ``pad`` alone. Of chats also ``template``, ``system``, ``user``, ``assistant`` and ``tool``.
-        seqpos: positions to keep, counted as in a list.
+        seqpos: positions to keep, counted as in a list of all positions of the context.
         max_norm: see `Drop`.
-        mask: [n_sequences, context_length] or [n_sequences], True where rows are kept.
+        mask: [n_sequences, entries] or [n_sequences], True where rows are kept.
 
     Raises:
         LoaderError: an unknown name, or one that the model has no token for, or a role where there are no chats;
@@ -84,7 +90,7 @@ def parse(
             tokens.append(operator.index(one))
         elif one not in (PAD, NONFINITE, *ROLES):
             tokens += _ids(store, one)
-    length = store.shape[1]
+    length = store.plan.context_length
     return Drop(
         tokens=tuple(sorted(set(tokens))),
         roles=roles,
@@ -144,11 +150,12 @@ def _mask(mask: Any, shape: tuple[int, int]) -> NDArray[np.bool_]:
 def valid_rows(
     store: "CommittedStore", drop: Drop, hooks: Sequence[str], *, watch: Watch | None = None
 ) -> ValidRows:
-    """The rows that are not dropped.
+    """The rows that are not dropped. Slots that are not in use are no rows.
 
-    Positions alone are known without a read. To drop tokens, all token ids of the store are read, in pieces; to drop by
-    norm, all norms of the hook, or all its values where norms are not stored; to drop rows that are not finite, the
-    segments of each hook that have any.
+    Where all positions are stored, positions alone are known without a read. To drop tokens, all token ids of the store
+    are read, in pieces; to drop by norm, all norms of the hook, or all its values where norms are not stored; to drop
+    rows that are not finite, the segments of each hook that have any. Where only chosen positions are stored, all of
+    these are read to drop by position, or if sequences have different numbers of them.
 
     Args:
         store: the store that the rows are in.
@@ -161,19 +168,21 @@ def valid_rows(
         NotCommittedError: what must be read is not committed.
         StorageError: it cannot be read.
     """
-    n_sequences, length = store.shape
-    by_position = np.ones(length, bool)
+    n_sequences, width = store.shape
+    entries = store.entries
+    by_position = np.ones(store.plan.context_length, bool)
     if drop.positions is not None:
         by_position[:] = False
         by_position[list(drop.positions)] = True
     not_finite = _not_finite_sequences(store, hooks) if drop.is_nonfinite_dropped else {}
     kept: ValidRows
-    by_token = drop.tokens or drop.roles or drop.is_padding_dropped or not_finite
-    if by_token or drop.max_norm is not None or drop.mask is not None:
-        masks = _masks(store, drop, hooks[0], not_finite, by_position)
-        kept = MarkedRows(n_sequences * length, masks if watch is None else watch(masks))
+    by_token = drop.tokens or drop.roles or (drop.is_padding_dropped and not entries.are_slots) or not_finite
+    by_slot = entries.are_slots and not (entries.is_full and by_position.all())
+    if by_token or by_slot or drop.max_norm is not None or drop.mask is not None:
+        masks = _masks(store, entries, drop, hooks[0], not_finite, by_position)
+        kept = MarkedRows(n_sequences * width, masks if watch is None else watch(masks))
     elif by_position.all():
-        kept = AllRows(n_sequences * length)
+        kept = AllRows(n_sequences * width)
     else:
         kept = SamePositions(n_sequences, by_position)
     if not kept.n_valid:
@@ -198,32 +207,37 @@ def _not_finite_sequences(store: "CommittedStore", hooks: Sequence[str]) -> dict
 
 def _masks(
     store: "CommittedStore",
+    entries: Entries,
     drop: Drop,
     hook: str,
     not_finite: Mapping[str, NDArray[np.bool_]],
     by_position: NDArray[np.bool_],
 ) -> Iterator[NDArray[np.bool_]]:
-    n_sequences, length = store.shape
+    n_sequences, length = store.shape[0], store.plan.context_length
     limit = None if drop.max_norm is None else NormLimit(store, hook, drop.max_norm)
     largest = max((store[name].nbytes for name in not_finite), default=0)
     row_nbytes = largest // max(1, n_sequences) + 1 if not_finite else length * 4
     step = max(1, BLOCK_NBYTES // row_nbytes)
     if limit is not None:
         step = min(step, limit.n_at_once)
-    tokens, lengths = store.tokens, store.lengths
+    tokens, counts = store.tokens, entries.counts
     for start in range(0, n_sequences, step):
         rows = slice(start, min(start + step, n_sequences))
-        mask = np.tile(by_position, (rows.stop - start, 1))
+        if entries.are_slots:
+            positions = entries.positions(rows)
+            mask = by_position[positions] & (positions >= 0)
+        else:
+            mask = np.tile(by_position, (rows.stop - start, 1))
+            if drop.is_padding_dropped:
+                mask &= entries.in_use(rows)
         if drop.mask is not None:
             mask &= drop.mask[rows]
-        if drop.is_padding_dropped:
-            mask &= np.arange(length) < lengths[rows][:, None]
         if drop.tokens:
-            ids = tokens[rows]
+            ids = entries.of_tokens(tokens, rows)
             for token in drop.tokens:
                 mask &= ids != token
         if drop.roles:
-            roles = store.roles[rows]
+            roles = entries.of_tokens(store.roles, rows)
             for role in drop.roles:
                 mask &= roles != ROLES[role]
         for name, is_looked_at in not_finite.items():
@@ -231,7 +245,7 @@ def _masks(
             if len(some):
                 # Statistics do not count padding, so a segment whose only such rows are padding is not read; nor is
                 # padding here.
-                is_padding = np.arange(length) >= lengths[rows][some][:, None]
+                is_padding = np.arange(entries.width) >= counts[rows][some][:, None]
                 mask[some] &= is_padding | _is_finite(store, name, start + some)
         if limit is not None:
             limit.apply(rows, mask)
@@ -239,7 +253,7 @@ def _masks(
 
 
 def _is_finite(store: "CommittedStore", hook: str, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Whether all elements of a row are finite, [n, L]. Attention scores may hold -Inf, which masks."""
+    """Whether all elements of a row are finite, [n, entries]. Attention scores may hold -Inf, which masks."""
     values = store[hook][rows].flatten(2)
     is_finite = values.isfinite()
     if is_masked_by_design(hook):

@@ -29,7 +29,7 @@ class NormLimit:
 
     def __init__(self, store: "CommittedStore", hook: str, max_norm: float) -> None:
         self._acts = store[hook]
-        self._lengths = store.lengths
+        self._counts = store.entries.counts
         self._max_norm = max_norm
         acts_nbytes = self._acts.nbytes // max(1, len(self._acts)) + 1
         self._acts_step = max(1, BLOCK_NBYTES // acts_nbytes)
@@ -46,7 +46,7 @@ class NormLimit:
 
         Args:
             rows: neighbouring sequences.
-            mask: True where a row is kept, [n, context_length]; changed in place. Rows that are False already are not
+            mask: True where a row is kept, [n, entries]; changed in place. Rows that are False already are not
                 read.
         """
         for start, stop, has_norms in self._blocks(rows.start, rows.stop):
@@ -76,7 +76,7 @@ class NormLimit:
         is_nan = np.isnan(norms)
         if is_nan.any():
             # Padding has no stored norm, and its values may be wanted all the same.
-            is_unsure |= is_nan & (np.arange(norms.shape[1]) >= self._lengths[start:stop][:, None])
+            is_unsure |= is_nan & (np.arange(norms.shape[1]) >= self._counts[start:stop][:, None])
         is_unsure &= mask
         sequences = np.flatnonzero(is_unsure.any(axis=1))
         for first in range(0, len(sequences), self._acts_step):

@@ -87,7 +87,8 @@ def _options(request: Request, store: CommittedStore, query: BatchQuery) -> Load
         LoaderError: an option is not valid.
     """
     settings = state_of(request).settings
-    positions = None if query.seqpos == ":" else list(parse_axis(query.seqpos, store.shape[1], "seqpos"))
+    length = store.plan.context_length
+    positions = None if query.seqpos == ":" else list(parse_axis(query.seqpos, length, "seqpos"))
     return options_of(
         store,
         query.hook[0] if len(query.hook) == 1 else query.hook,

@@ -42,7 +42,7 @@ class KnownRows:
             Problem: finding them takes more memory than a client may have.
         """
         drop = options.drop
-        if not drop.looks_at_rows:
+        if not drop.looks_at_rows(store.entries):
             return None
         hooks = options.hooks if drop.is_nonfinite_dropped else options.hooks[:1]
         key = (id(store), drop, hooks)
