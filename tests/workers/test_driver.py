@@ -75,7 +75,7 @@ def test_prompts_of_different_lengths_are_stored_in_the_same_bytes(
     """Batches that are sorted by length depend on the segment alone, not on who computes it or when."""
     del ray
     fields |= {"documents": "line", "packing": "document", "pad_token": "eos", "positions": "last:2"}
-    fields |= {"max_tokens": 150 * 32}
+    fields |= {"max_tokens": 150 * 32, "truncate": "right"}
     inline = tmp_path / "inline"
     actstore.extract(actstore.plan(**fields | {"out": str(inline)}))
     actstore.extract(actstore.plan(**fields), executor="ray", num_workers=2)

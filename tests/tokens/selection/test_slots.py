@@ -13,7 +13,7 @@ from actstore.tokens.selection import slots as module
 from actstore.tokens.selection.positions import Sequences, parse_positions, slots
 
 L = 12
-PACKING = Packing(mode="document", context_length=L, begin_batch=0, pad=1)
+PACKING = Packing(mode="document", context_length=L, begin_batch=0, pad=1, truncate="right")
 
 
 @pytest.fixture(autouse=True, scope="module")
