@@ -43,6 +43,9 @@ class Store(CommittedStore):
     ) -> "ActivationCache":
         """The stored values of some sequences, as `HookedModel.run_with_cache` gives them for the same tokens.
 
+        Where only chosen positions are stored, values have slots in the place of positions, also in what methods of
+        the cache compute, and for their ``pos_slice``. ``cache.positions`` says which position each slot holds.
+
         Args:
             sequences: rows of the store.
             names_filter: hooks to read: names, globs, or a function of the name; None for all that are stored.
@@ -52,6 +55,8 @@ class Store(CommittedStore):
             HookError: a hook is not stored.
             NotCommittedError: a row is not committed.
         """
+        import torch
+
         from actstore.hooks.cache.activation_cache import ActivationCache
         from actstore.hooks.naming.hook_points import point_of
 
@@ -69,7 +74,10 @@ class Store(CommittedStore):
             point = point_of(name)
             axis = 1 if point is None else point.position_axis
             values[name] = value.movedim(1, axis)
-        return ActivationCache(values, model, names=names, cfg=cfg, kind="activations")
+        positions = (
+            None if self.positions is None else torch.from_numpy(self.positions[rows].astype(np.int64))
+        )
+        return ActivationCache(values, model, names=names, cfg=cfg, kind="activations", positions=positions)
 
     def _several(self, hooks: Sequence[str], sequences: slice | Sequence[int]) -> "dict[str, torch.Tensor]":
         return {name: self[name][sequences] for name in hooks}

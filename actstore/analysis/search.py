@@ -93,7 +93,7 @@ def search(
 def _with_ids(
     store: "CommittedStore", needles: list[Ids], is_prefix: bool, look: Callable[[int], None] | None
 ) -> Iterator[Matches]:
-    length, lengths = store.shape[1], store.lengths
+    length, lengths = store.tokens.shape[1], store.lengths
     needles = [needle for needle in needles if len(needle) <= length]
     for first, block in _read(store, look) if needles else ():
         candidates = [(needle, _starts(block, needle, is_prefix)) for needle in needles]
@@ -125,7 +125,7 @@ def _with_sha(store: "CommittedStore", sha: Any, look: Callable[[int], None] | N
 
 def _read(store: "CommittedStore", look: Callable[[int], None] | None) -> Iterator[tuple[int, Ids]]:
     """Yield the first row and the token ids [n_rows, length] of each block; they are valid until the next block."""
-    (n_sequences, length), rows = store.shape, store.tokens
+    (n_sequences, length), rows = store.tokens.shape, store.tokens
     step = min(max(1, BLOCK_NBYTES // (4 * length)), n_sequences)
     # Reading into reused memory is much faster than into new memory.
     memory = np.empty((step, length), rows.storage)

@@ -277,15 +277,16 @@ def top_activations(
     top: TopState = scanned.results["top"]
     is_there = top.addresses >= 0
     where, entries = np.divmod(top.addresses, store.shape[1])
-    documents = np.full(where.shape, -1, np.int64)
+    positions, documents = (np.full(where.shape, -1, np.int64) for _ in range(2))
     rows, inverse = np.unique(where[is_there], return_inverse=True)
     if len(rows):
-        documents[is_there] = store.documents[rows.tolist()][inverse, entries[is_there]]
+        positions[is_there] = store.entries.positions(rows)[inverse, entries[is_there]]
+        documents[is_there] = store.documents[rows.tolist()][inverse, positions[is_there]]
     return TopActivations(
         hook=array.name,
         values=np.where(is_there, top.values, np.nan).astype(np.float32),
         sequences=np.where(is_there, where, -1),
-        positions=np.where(is_there, entries, -1),
+        positions=positions,
         documents=documents,
         n_rows=scanned.n_rows,
         n_not_finite=sum(scanned.n_not_finite.values()) + top.n_nan,

@@ -27,6 +27,8 @@ def _fields(store: Store) -> dict[str, Any]:
         "n_segments": store.n_segments,
         "n_segments_committed": store.n_committed,
         "n_sequences": store.shape[0],
+        "context_length": store.plan.context_length,
+        "positions": store.plan.request.tokens.positions or "all",
         "n_sequences_committed": store.n_sequences_committed,
         "n_tokens": store.n_tokens,
         "nbytes": store.nbytes,

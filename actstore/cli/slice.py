@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import JobError
+from actstore.facade import Store
 from actstore.opening import open_store
 from actstore.storage.urls import local_path
 from actstore.store.reading.activations import Activations
@@ -38,7 +40,15 @@ class Slice(click.ParamType[slice]):
 @click.argument("url")
 @click.argument("hook")
 @click.option("--seq", type=Slice(), default="0:1", show_default=True, help="Sequences.")
-@click.option("--pos", type=Slice(), default=":", show_default=True, help="Positions.")
+@click.option(
+    "--pos",
+    type=Slice(),
+    default=":",
+    show_default=True,
+    help="Positions of the context, padding included; -1 is the last position of the longest sequences. --last takes "
+    "the last token of each.",
+)
+@click.option("--last", is_flag=True, help="The last token of each sequence whose activations are stored.")
 @click.option(
     "--format",
     "form",
@@ -46,11 +56,16 @@ class Slice(click.ParamType[slice]):
     help="Format. Default: by the suffix of -o, else text. npy has no bfloat16; it is saved as float32, exactly.",
 )
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
-def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str | None, output: Path | None) -> None:
+def slice_command(
+    url: str, hook: str, seq: slice, pos: slice, last: bool, form: str | None, output: Path | None
+) -> None:
     """Print activations of HOOK in the store at URL, or save them.
 
-    safetensors files also hold the token ids of the rows.
+    safetensors files also hold the token ids and positions of the rows. Where only chosen positions are stored, rows
+    are those of them that --pos selects; to be saved, they must be as many in all sequences.
     """
+    if last and pos != slice(None):
+        raise JobError("--last and --pos both say which positions; give one of them")
     output = None if output is None else local_path(output, "the output")
     if output is not None and not output.absolute().parent.is_dir():
         raise JobError(
@@ -59,21 +74,22 @@ def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str | None,
     form = form or {".npy": "npy", ".safetensors": "safetensors"}.get(output.suffix if output else "", "text")
     store = open_store(url)
     acts = store[hook]
-    values = acts.numpy((seq, pos))
-    if 0 in values.shape:
-        n, length = store.shape
-        raise JobError(f"the slice is empty; the store has sequences 0:{n} and positions 0:{length}")
-    tokens = store.tokens[seq, pos]
-    if form == "text":
-        text = _text(
-            acts.hook, values, tokens, np.arange(store.shape[0])[seq], np.arange(store.shape[1])[pos]
+    rows = _last_rows(store, seq) if last else _rows(store, seq, pos)
+    if not len(rows.sequences):
+        n, length = store.tokens.shape
+        stored = (
+            "" if store.positions is None else f" of which {store.plan.request.tokens.positions} are stored"
         )
+        raise JobError(f"the slice is empty; the store has sequences 0:{n} and positions 0:{length}{stored}")
+    if form == "text":
+        text = _text(acts, rows)
         if output is None:
             click.echo(text)
         else:
             output.write_text(text + "\n", encoding="utf-8")
         return
-    data = _npy(values) if form == "npy" else _safetensors(acts, seq, pos, tokens)
+    rows.check_even()
+    data = _npy(acts, rows) if form == "npy" else _safetensors(acts, rows)
     if output is not None:
         output.write_bytes(data)
     elif sys.stdout.isatty():
@@ -82,29 +98,106 @@ def slice_command(url: str, hook: str, seq: slice, pos: slice, form: str | None,
         sys.stdout.buffer.write(data)
 
 
-def _text(
-    hook: str, values: NDArray[Any], tokens: NDArray[Any], sequences: NDArray[Any], positions: NDArray[Any]
-) -> str:
-    """One line per position: its place, its token, the norm of its vector and the first values."""
-    lines = [f"{hook} {list(values.shape)} {values.dtype}", "  seq   pos  token        norm  values"]
-    for i, sequence in enumerate(sequences):
-        for j, position in enumerate(positions):
-            vector = values[i, j].astype(np.float32).reshape(-1)
-            shown = " ".join(f"{value:9.4f}" for value in vector[:6]) + (" ..." if vector.size > 6 else "")
-            norm = float(np.linalg.norm(vector.astype(np.float64)))
-            lines.append(f"{sequence:5d} {position:5d} {tokens[i, j]:6d}  {norm:10.3f}  {shown}")
+@dataclass(frozen=True)
+class _Rows:
+    """Rows in the order of the store, all of the same sequence together."""
+
+    sequences: NDArray[np.int64]
+    """[n_rows]."""
+    entries: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    """Rows of each of the sequences, [n_sequences]."""
+
+    def check_even(self) -> None:
+        """
+        Raises:
+            JobError: sequences have different numbers of rows, which no array has.
+        """
+        if (self.counts != self.counts[0]).any():
+            raise JobError(
+                f"the sequences have {self.counts.min()} to {self.counts.max()} rows each, and an array has equally "
+                "many; choose others with --seq and --pos, or --last, or print them"
+            )
+
+    def values(self, acts: Activations) -> NDArray[Any]:
+        """Their values, [n_rows, *shape of the hook]."""
+        values = acts.rows.gather(self.sequences, self.entries)
+        if acts.rows.dtype == "bfloat16":
+            import ml_dtypes
+
+            return values.view(ml_dtypes.bfloat16)
+        return values
+
+
+def _rows(store: Store, seq: slice, pos: slice) -> _Rows:
+    """Rows of a range of sequences and positions."""
+    sequences = np.arange(store.shape[0])[seq]
+    wanted = np.arange(store.plan.context_length)[pos]
+    positions = store.entries.positions(sequences)
+    if store.positions is None:
+        entries = np.tile(wanted, (len(sequences), 1))
+        is_taken = np.ones(entries.shape, bool)
+    else:
+        is_taken = np.isin(positions, wanted) & (positions >= 0)
+        entries = np.tile(np.arange(store.shape[1]), (len(sequences), 1))
+    row, column = np.nonzero(is_taken)
+    return _of_places(store, sequences, row, entries[row, column], is_taken.sum(axis=1))
+
+
+def _last_rows(store: Store, seq: slice) -> _Rows:
+    """The last row of each sequence of a range that has any."""
+    sequences = np.arange(store.shape[0])[seq]
+    counts = store.counts[sequences].astype(np.int64)
+    (row,) = np.nonzero(counts)
+    return _of_places(store, sequences, row, counts[row] - 1, np.minimum(counts, 1)[row])
+
+
+def _of_places(
+    store: Store,
+    sequences: NDArray[np.int64],
+    row: NDArray[np.int64],
+    entries: NDArray[np.int64],
+    counts: NDArray[np.int64],
+) -> _Rows:
+    numbers = sequences[row]
+    positions = store.entries.positions_at(numbers, entries)
+    tokens = store.tokens.gather(numbers, positions).astype(np.int64)
+    return _Rows(numbers, entries, positions, tokens, counts)
+
+
+def _text(acts: Activations, rows: _Rows) -> str:
+    """One line per row: its place, its token, the norm of its vector and the first values."""
+    values = rows.values(acts)
+    n_each = rows.counts.max(initial=0)
+    shape = [len(rows.counts), int(n_each), *values.shape[1:]]
+    lines = [f"{acts.hook} {shape} {values.dtype}", "  seq   pos  token        norm  values"]
+    for value, sequence, position, token in zip(
+        values, rows.sequences, rows.positions, rows.tokens, strict=True
+    ):
+        vector = value.astype(np.float32).reshape(-1)
+        shown = " ".join(f"{number:9.4f}" for number in vector[:6]) + (" ..." if vector.size > 6 else "")
+        norm = float(np.linalg.norm(vector.astype(np.float64)))
+        lines.append(f"{sequence:5d} {position:5d} {token:6d}  {norm:10.3f}  {shown}")
     return "\n".join(lines)
 
 
-def _npy(values: NDArray[Any]) -> bytes:
+def _npy(acts: Activations, rows: _Rows) -> bytes:
+    values = rows.values(acts)
     buffer = io.BytesIO()
     wide = values.astype(np.float32) if values.dtype.name == "bfloat16" else values
-    np.save(buffer, wide, allow_pickle=False)
+    np.save(buffer, wide.reshape(len(rows.counts), -1, *values.shape[1:]), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _safetensors(acts: Activations, seq: slice, pos: slice, tokens: NDArray[Any]) -> bytes:
+def _safetensors(acts: Activations, rows: _Rows) -> bytes:
     import torch
     from safetensors.torch import save
 
-    return save({acts.hook: acts[seq, pos], "tokens": torch.from_numpy(tokens)})
+    shape = (len(rows.counts), -1)
+    values = torch.from_numpy(acts.rows.gather(rows.sequences, rows.entries)).view(acts.dtype)
+    tokens, positions = (
+        torch.from_numpy(some).view(*shape) for some in (rows.tokens.astype(np.int32), rows.positions)
+    )
+    return save({acts.hook: values.view(*shape, *values.shape[1:]), "tokens": tokens, "positions": positions})

@@ -123,6 +123,20 @@ def _check_cache(clean: Any) -> None:
             f"the clean side is {quoted(clean)}; give prompts as text or token ids, or a cache, of run_with_cache or "
             "of a store"
         )
+    check_all_positions(clean)
+
+
+def check_all_positions(cache: Any) -> None:
+    """Check that a cache has all positions of its prompts.
+
+    Raises:
+        PatchError: it is of a store of chosen positions.
+    """
+    if getattr(cache, "positions", None) is not None:
+        raise PatchError(
+            "the cache is of a store of chosen positions, and patching needs all positions of a prompt; extract them "
+            "without --positions, or give the prompts"
+        )
 
 
 def _prompts_of(model: HookedModel, clean: Any, shape: "torch.Size") -> "torch.Tensor | None":

@@ -115,7 +115,9 @@ class Select(RequestBody):
     """Parts of several hooks: the same sequences, positions and elements of each."""
 
     hooks: Annotated[list[Hook], Field(min_length=1, max_length=1000)]
-    """Names or globs; also ``tokens``, ``lengths``, ``documents`` and ``offsets``, of chats ``roles`` and ``turns``."""
+    """Names or globs; also ``tokens``, ``lengths``, ``documents`` and ``offsets``, of chats ``roles`` and ``turns``, of
+    chosen positions ``positions``.
+    """
     sequences: Axis | Numbers = ":"
     """A slice or numbers as text, or a list of numbers."""
     positions: Axis | Numbers = ":"

@@ -34,8 +34,10 @@ SAFETENSORS_DTYPES: Final = {
 """Names of the types in safetensors."""
 PROBLEM: Final = "application/problem+json"
 
-TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets", "roles", "turns")
-"""Arrays that describe the sequences; requests can name them like hooks. Only stores of chats have the last two."""
+TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets", "roles", "turns", "positions")
+"""Arrays that describe the sequences; requests can name them like hooks. Only stores of chats have roles and turns, only
+those of chosen positions have positions.
+"""
 
 SEQUENCES, POSITIONS, TOKENS = "sequences", "positions", "tokens"
 """Tensors beside the hooks in a batch: where each row comes from."""

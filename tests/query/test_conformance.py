@@ -18,7 +18,7 @@ from actstore.query.client.served_batches import ServedBatches
 from actstore.query.client.served_rows import ServedRows
 from actstore.store.reading.rows import Rows
 from tests.query.running import Running
-from tests.query.stores import COMPRESSED, GROWN, KEPT, NAMES, WHOLE
+from tests.query.stores import COMPRESSED, GROWN, KEPT, NAMES, SLOTS, TEXT, WHOLE
 from tests.store.example import HOOKS, LENGTH, N, example_plan, example_values
 from tests.store.kept import KEEP
 
@@ -111,6 +111,44 @@ def test_kept_columns(opened: Open, local: Open) -> None:
     assert theirs.document_rows([3, 1]).tolist() == ours.document_rows([3, 1]).tolist()
     with pytest.raises(TokensError, match="keeps no columns"):
         _ = opened(WHOLE).rows
+
+
+def test_rows_at_positions(opened: Open, local: Open) -> None:
+    whole, some = opened(WHOLE), opened(SLOTS)
+    rng = np.random.default_rng(0)
+    sequences, positions = rng.integers(0, N, 40), rng.integers(0, LENGTH, 40)
+    expected = example_values(example_plan("bfloat16"))[RESID][sequences, positions]
+    assert bits(whole[RESID].at(sequences, positions)) == bits(expected)
+    assert bits(whole[RESID].last()) == bits(local(WHOLE)[RESID].last())
+    chosen = [(i, p) for i, row in enumerate(TEXT.chosen) for p in row]
+    sequences, positions = map(np.array, zip(*chosen, strict=True))
+    assert bits(some[RESID].at(sequences, positions)) == bits(TEXT.values[RESID][sequences, positions])
+    assert some.positions is not None
+    assert bits(some.positions[:]) == bits(TEXT.positions)
+    assert some.counts[:].tolist() == [len(row) for row in TEXT.chosen]
+    assert whole.positions is None
+    with pytest.raises(IndexError, match="is not stored: the store has its positions"):
+        some[RESID].at([next(i for i, row in enumerate(TEXT.chosen) if 0 not in row)], [0])
+    found = some.locate(tokens=TEXT.tokens[3, :1])
+    assert bits(found.positions) == bits(local(SLOTS).locate(tokens=TEXT.tokens[3, :1]).positions)
+
+
+def test_batches_of_chosen_positions(opened: Open, local: Open) -> None:
+    for options in ({}, {"seqpos": slice(1, 5)}, {"drop": [2, 3]}):
+        ours, theirs = (
+            from_(SLOTS).loader(
+                RESID, batch_size=8, shuffle="window", window_rows=32, epochs=1, provenance=True, **options
+            )
+            for from_ in (local, opened)
+        )
+        for k, (expected, given) in enumerate(zip(ours, theirs, strict=True)):
+            assert isinstance(expected, Batch)
+            assert isinstance(given, Batch)
+            for field in ("values", "sequences", "positions", "tokens"):
+                assert bits(getattr(given, field)) == bits(getattr(expected, field)), field
+            assert [bits(rows) for rows in theirs.rows(k)] == [bits(rows) for rows in ours.rows(k)]
+            places = expected.sequences.numpy(), expected.positions.numpy()
+            assert bits(expected.values) == bits(TEXT.values[RESID][places])
 
 
 INDICES: Final[tuple[Any, ...]] = (

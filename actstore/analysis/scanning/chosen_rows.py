@@ -56,20 +56,21 @@ class ChosenRows:
         return cls(_sequences(sequences, store.shape[0]), dropped.tokens, positions)
 
     def of_block(
-        self, first: int, tokens: NDArray[np.int32], lengths: NDArray[np.int32]
+        self, first: int, tokens: NDArray[np.int32], positions: NDArray[np.int32], in_use: NDArray[np.bool_]
     ) -> NDArray[np.bool_]:
-        """True where a row is taken, [n_sequences, position] of neighbouring sequences.
+        """True where a row is taken, [n_sequences, entries] of neighbouring sequences.
 
         Args:
             first: number of the first sequence.
-            tokens: token ids of the sequences.
-            lengths: number of real tokens of each.
+            tokens: token id of each entry, [n_sequences, entries].
+            positions: its position.
+            in_use: whether it is in use.
         """
-        taken: NDArray[np.bool_] = np.arange(tokens.shape[1]) < lengths[:, None]
+        taken = in_use.copy()
         if self.sequences is not None:
             taken &= self.sequences[first : first + len(tokens), None]
         if self.positions is not None:
-            taken &= self.positions
+            taken &= self.positions[positions]
         for token in self.tokens:
             taken &= tokens != token
         return taken

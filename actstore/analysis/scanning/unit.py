@@ -153,8 +153,9 @@ class ScanWorker:
 
     def _block(self, sequences: range) -> Block:
         store, span = self._spec.store, slice(sequences.start, sequences.stop)
-        tokens, lengths = store.tokens[span], store.lengths[span]
-        taken = self._spec.rows.of_block(sequences.start, tokens, lengths)
+        entries = store.entries
+        tokens, positions = entries.of_tokens(store.tokens, span), entries.positions(span)
+        taken = self._spec.rows.of_block(sequences.start, tokens, positions, entries.in_use(span))
         counts: dict[str, int] = {}
         read: dict[str, torch.Tensor] = {}
         for hook, suspects in self._suspects.items():
@@ -177,8 +178,8 @@ class ScanWorker:
             width=width,
             addresses=places + sequences.start * width,
             tokens=tokens.reshape(-1)[places],
-            documents=store.documents[span].reshape(-1)[places],
-            positions=(places % width).astype(np.int32),
+            documents=entries.of_tokens(store.documents, span).reshape(-1)[places],
+            positions=positions.reshape(-1)[places],
             n_not_finite=counts,
             read=partial(_cached, {}, values),
         )

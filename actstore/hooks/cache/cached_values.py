@@ -45,6 +45,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         cfg: HookedConfig | None = None,
         kind: Kind | None = None,
         edited: Iterable[str] = (),
+        positions: "torch.Tensor | None" = None,
     ) -> None:
         """
         Args:
@@ -57,6 +58,8 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
                 from gradients would be wrong.
             edited: hooks whose values functions may have changed. Values after them in their layer are not computed
                 from values before them.
+            positions: where the values are of some positions only: the position of each, [row, slot], -1 for slots
+                that are not in use; None if they are of all.
 
         Raises:
             HookError: the model does not have one of the hooks.
@@ -77,6 +80,10 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         self.has_batch_dim = has_batch_dim
         self.kind = kind
         self._edited = frozenset(edited)
+        self.positions = positions
+        """The position of each slot, int64 [row, slot], -1 for slots that are not in use, whose values are zeros. The
+        values have slots in the place of positions then. None if they are of all positions.
+        """
         self._derivation = Derivation(names, cfg, self._weights)
 
     def __getitem__(self, name: HookName) -> "torch.Tensor":
@@ -120,8 +127,14 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
 
         torch.set_grad_enabled(mode)
 
-    def _with(self, values: Mapping[str, "torch.Tensor"], *, has_batch_dim: bool | None = None) -> Self:
-        """A cache of other values of the same run."""
+    def _with(
+        self,
+        values: Mapping[str, "torch.Tensor"],
+        *,
+        has_batch_dim: bool | None = None,
+        positions: "torch.Tensor | None" = None,
+    ) -> Self:
+        """A cache of other values of the same run, at the same positions unless others are given."""
         return type(self)(
             values,
             self.model,
@@ -130,6 +143,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             cfg=self.cfg,
             kind=self.kind,
             edited=self._edited,
+            positions=self.positions if positions is None else positions,
         )
 
     def __copy__(self) -> Self:
@@ -144,7 +158,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
         return {**vars(self), "model": None, "_derivation": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update({"positions": None} | dict(state))  # saved by earlier versions without it
         self._derivation = Derivation(self.names, self.cfg, self._weights)
 
     # A mapping would compare tensors, which have no truth value.
@@ -207,6 +221,7 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             if rows != 1:
                 raise HookError(f"remove_batch_dim needs one row, and there are {rows}")
             self.cache_dict = {name: value[0] for name, value in self.cache_dict.items()}
+            self.positions = None if self.positions is None else self.positions[0]
             self.has_batch_dim = False
         return self
 
@@ -222,7 +237,10 @@ class CachedValues(Mapping[str, "torch.Tensor"]):
             name: at_positions(value, batch_slice, axis=0, noun="row")
             for name, value in self.cache_dict.items()
         }
-        return self._with(rows, has_batch_dim=not is_one(batch_slice))
+        positions = self.positions
+        if positions is not None:
+            positions = at_positions(positions, batch_slice, axis=0, noun="row")
+        return self._with(rows, has_batch_dim=not is_one(batch_slice), positions=positions)
 
     def _rows(self) -> int:
         return next((value.shape[0] for value in self.cache_dict.values()), 1)

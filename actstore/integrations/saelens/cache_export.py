@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from actstore.errors import StorageError
+from actstore.errors import JobError, StorageError
 from actstore.facade import Store
 from actstore.hooks.naming.names import HookName
 from actstore.integrations.saelens.installed import check_installed
@@ -35,8 +35,9 @@ def export_cache(
     """Write all rows of one hook as a cache of SAELens: float32, with the token ids, in the order of the store.
 
     The cache has the size of the values in float32; writing takes a few times 16 MB of memory. In SAELens, set
-    ``hook_name`` to the stored name of the hook and ``context_size`` to that of the store. The file that makes the
-    folder readable is written last.
+    ``hook_name`` to the stored name of the hook and ``context_size`` to that of the store. Of a store of chosen
+    positions, ``context_size`` is the number of slots, all of which must be in use. The file that makes the folder
+    readable is written last.
 
     Args:
         store: an open store, or its path or URL.
@@ -49,6 +50,7 @@ def export_cache(
 
     Raises:
         HookError: the hook is not stored.
+        JobError: sequences have different numbers of chosen positions.
         MissingExtraError: SAELens' packages are not installed.
         NotCommittedError: a row is not committed.
         StorageError: the store cannot be read, or the folder cannot be written or is not empty.
@@ -57,6 +59,11 @@ def export_cache(
     opened = store if isinstance(store, Store) else open_store(str(store))
     acts = opened[hook]
     acts.rows.check_committed()
+    if opened.positions is not None and not opened.entries.is_full:
+        raise JobError(
+            f"sequences of {opened.url} have different numbers of chosen positions, and those of a cache of SAELens "
+            "have equally many rows; train on the store itself with actstore.integrations.saelens"
+        )
     where = local_path(folder, "the folder of the cache")
     try:
         where.mkdir(parents=True, exist_ok=True)
@@ -118,7 +125,8 @@ def _tables(store: Store, acts: Activations, starts: range, stop: int, features:
         values = acts[start:end].float().reshape(-1).numpy()
         rows = pa.ListArray.from_arrays(_offsets(n * length, d_in), pa.array(values))
         storage = pa.ListArray.from_arrays(_offsets(n, length), rows)
-        ids = pa.array(store.tokens[start:end].reshape(-1).astype(np.int32, copy=False))
+        tokens = store.entries.of_tokens(store.tokens, slice(start, end))
+        ids = pa.array(tokens.reshape(-1).astype(np.int32, copy=False))
         columns = {
             acts.hook: pa.ExtensionArray.from_storage(kind, storage),
             "token_ids": pa.FixedSizeListArray.from_arrays(ids, length),

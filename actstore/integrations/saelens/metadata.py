@@ -32,6 +32,7 @@ def metadata(loader: Loader, hook: str) -> dict[str, Any]:
             "positions": drop.positions and list(drop.positions),
             "max_norm": drop.max_norm,
             "has_mask": drop.mask is not None,
+            "stored_positions": tokens.positions or "all",
             **loader.state_dict()["order"],
         },
     }

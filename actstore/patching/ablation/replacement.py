@@ -9,6 +9,7 @@ from actstore.hooks.naming.hook_points import BY_LEAF
 from actstore.hooks.naming.names import join
 from actstore.hooks.text.inputs import is_array_of_ids
 from actstore.patching.batches import batches
+from actstore.patching.clean import check_all_positions
 from actstore.patching.engine.cells import PATTERNS
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _means(
             raise PatchError("statistics have one mean for all positions; leave out by_position")
         means = {layer: torch.as_tensor(source.stats(name).mean) for layer, name in names.items()}
     elif isinstance(source, Mapping):
+        check_all_positions(source)
         means = {
             layer: _mean_of(torch.as_tensor(_value(source, name)), leaf, by_position=by_position)
             for layer, name in names.items()
@@ -199,6 +201,7 @@ def _resampled(
             "resampling takes sequences of a store as store.cache([0, 1, 2]), since it needs their values"
         )
     if isinstance(source, Mapping):
+        check_all_positions(source)
         values = {layer: _value(source, name) for layer, name in names.items()}
         n_rows = len(values[next(iter(names))])
     else:

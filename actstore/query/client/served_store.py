@@ -163,7 +163,9 @@ class ServedStore(Store):
         # A server gives no more than that, whatever the limit.
         n_values = 2 * min(most, _MAX_MATCHES) + 2
         document = self.server.document(MatchList, "/prompts", query, most_values=n_values)
-        matches = answers.matches_of(document, self.shape, most, f"{self.server.url}/prompts", once=once)
+        matches = answers.matches_of(
+            document, (self.shape[0], self.plan.context_length), most, f"{self.server.url}/prompts", once=once
+        )
         if limit is None and len(document.sequences) == _MAX_MATCHES:
             raise JobError(
                 f"there are more than {_MAX_MATCHES} places; give a limit, or look for something rarer"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Path, Query
 from pydantic import BaseModel, ConfigDict, Field
 
-from actstore.errors import JobError
+from actstore.errors import HookError, JobError
 from actstore.loader.arguments import OPTIONS
 from actstore.query.cut import Cut
 from actstore.query.documents import Axis, Hook, Inner, Select
@@ -25,7 +25,7 @@ HookPath = Annotated[
         min_length=1,
         max_length=200,
         description="A hook, in any spelling without `/`; or `tokens`, `lengths`, `documents`, "
-        "`offsets`, of chats also `roles`, `turns`.",
+        "`offsets`, of chats also `roles`, `turns`, of chosen positions `positions`.",
     ),
 ]
 Dropped = Annotated[
@@ -41,7 +41,9 @@ class SliceQuery(BaseModel):
     seq: Axis = ":"
     """Sequences: a slice, a number, or numbers joined by commas, as in Python."""
     pos: Axis = ":"
-    """Positions: a slice, a number, or numbers joined by commas, as in Python."""
+    """Positions, or slots where only chosen positions are stored: a slice, a number, or numbers joined by commas, as in
+    Python.
+    """
     inner: Inner | None = None
     """A slice or a number for each of the axes behind the positions, joined by commas."""
     format: Format | None = None
@@ -88,7 +90,9 @@ def array(store: CommittedStore, name: str) -> tuple[str, Rows]:
         HookError: the store does not hold it.
     """
     if name in TOKEN_ARRAYS:
-        tokens: Rows = getattr(store, name)
+        tokens: Rows | None = getattr(store, name)
+        if tokens is None:
+            raise HookError(f"{store.url} has all positions of its sequences, so it has no array positions")
         return name, tokens
     acts = store[name]
     return acts.hook, acts.rows

@@ -1,5 +1,6 @@
 """Route of searches over tokens."""
 
+import math
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Request
@@ -52,7 +53,7 @@ async def find_prompts(
     searched = await run_in_threadpool(store_of, request, store)
 
     def find(look: Look | None) -> bytes:
-        n_most = min(query.limit, searched.shape[0] * searched.shape[1])
+        n_most = min(query.limit, math.prod(searched.tokens.shape))
         held = hold(request, n_most * _MATCH_NBYTES + 4 * min(BLOCK_NBYTES, searched.tokens.nbytes))
         try:
             return _search(searched, query, look)
