@@ -31,7 +31,7 @@ from actstore.facade import Store
 from actstore.integrations.torch_dataset import ActivationDataset
 from tests.commands import FORKS, start_server
 from tests.query.running import Running, running
-from tests.query.stores import COMPRESSED, GROWN, NAMES, WHOLE
+from tests.query.stores import COMPRESSED, GROWN, NAMES, SLOTS, TEXT, WHOLE
 from tests.query.test_conformance import bits, flat
 from tests.store.example import HOOKS, LENGTH, N
 
@@ -227,6 +227,19 @@ def test_json(served: Running, local: dict[str, Store]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_slots_are_called_slots(served: Running) -> None:
+    answer = json.loads(ask(slice_url(served, store=SLOTS, seq="2:4", pos="0:2", format="json")).body)
+    assert (answer["positions"], answer["slots"]) == (None, [0, 1])
+    assert answer["shape"] == [2, 2, 16]
+    positions = json.loads(ask(slice_url(served, "positions", SLOTS, seq="2:4", format="json")).body)
+    assert positions["values"] == TEXT.positions[2:4].tolist()
+    table = pa.ipc.open_stream(ask(slice_url(served, store=SLOTS, seq="2:4", format="arrow")).body).read_all()
+    assert table.schema.names[:2] == ["sequence", "slot"]
+    refused = ask(slice_url(served, "positions", WHOLE))
+    assert refused.status == 404
+    assert "has all positions of its sequences" in json.loads(refused.body)["detail"]
+
+
 def test_a_pipeline_of_the_shell(served: Running, local: dict[str, Store]) -> None:
     program = (
         "import sys, numpy; "

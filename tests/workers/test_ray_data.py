@@ -16,6 +16,7 @@ from actstore.storage.local import LocalBlobs
 from tests.docs.test_training_pages import DOCS, RAY, run_page
 from tests.store.example import HOOKS, LENGTH, SEGMENT, N, example_plan, write_store
 from tests.store.runs import MLP_OUT, hooks_run, tokens_run, write_run
+from tests.store.slots import ragged, ragged_plan, write_ragged
 
 pytestmark = [
     pytest.mark.ray,
@@ -63,6 +64,20 @@ def rows_of(dataset: Any) -> dict[str, NDArray[Any]]:
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     order = np.lexsort((columns["position"], columns["sequence"]))
     return {name: column[order] for name, column in columns.items()}
+
+
+def test_rows_of_chosen_positions(ray: ModuleType, tmp_path: Path) -> None:
+    from actstore_workers.ray_data import read_activations
+
+    text = ragged([5, 1, 8, 3, 6, 8], [[0, 4], [], [1, 2, 7], [2], [0, 2, 4], [7]], 8)
+    blobs = LocalBlobs(tmp_path)
+    write_ragged(blobs, text, ragged_plan(text, is_chosen=True))
+    columns = rows_of(read_activations(blobs.url, A))
+    places = [(i, p) for i, row in enumerate(text.chosen) for p in row]
+    assert list(zip(columns["sequence"], columns["position"], strict=True)) == places
+    sequences, positions = map(list, zip(*places, strict=True))
+    np.testing.assert_array_equal(columns["token"], text.tokens[sequences, positions])
+    np.testing.assert_array_equal(columns[A], text.values[A][sequences, positions])
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])

@@ -46,9 +46,10 @@ def read_activations(
     """The committed rows of a store, one row per token, with one read task for each group of segments.
 
     The columns are ``sequence`` int64, ``position`` int32, ``token`` int32, and each hook by its name, a tensor of the
-    hook's shape at one position. Rows are in stored order; sequences that are not committed for all of the hooks are
-    left out. A task holds one block of at most ``block_nbytes``, or of one sequence if that is more, once as stored and
-    once as returned; Ray may hold several blocks in its object store.
+    hook's shape at one position. Rows are in stored order; where only chosen positions are stored, they are those.
+    Sequences that are not committed for all of the hooks are left out. A task holds one block of at most
+    ``block_nbytes``, or of one sequence if that is more, once as stored and once as returned; Ray may hold several
+    blocks in its object store.
 
     Args:
         url: path or URL of the store; workers must be able to read it, too.
@@ -98,7 +99,8 @@ class ActivationsDatasource(Datasource):  # type: ignore[misc]
     def __init__(self, store: Store, spec: ReadSpec) -> None:
         super().__init__()
         self._spec = spec
-        self._length = store.shape[1]
+        self._width = store.shape[1]
+        self._drops = drops(store, spec)
         n_values = sum(math.prod(store[hook].shape[2:]) for hook in spec.hooks)
         self._row_nbytes = _PLACE_NBYTES + n_values * np.dtype(spec.dtype).itemsize
         self._segments = committed_segments(store, spec.hooks)
@@ -113,7 +115,7 @@ class ActivationsDatasource(Datasource):  # type: ignore[misc]
 
     def estimate_inmemory_data_size(self) -> int:
         """Approximate bytes of all rows."""
-        return sum(len(segment) for segment in self._segments) * self._length * self._row_nbytes
+        return sum(len(segment) for segment in self._segments) * self._width * self._row_nbytes
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
@@ -125,10 +127,10 @@ class ActivationsDatasource(Datasource):  # type: ignore[misc]
         tasks = []
         for first, end in itertools.pairwise(edges):
             segments = self._segments[first:end]
-            n_rows = sum(len(segment) for segment in segments) * self._length
+            n_rows = sum(len(segment) for segment in segments) * self._width
             metadata = BlockMetadata(
                 # How many rows remain without padding is not known before they are read.
-                num_rows=None if self._spec.drop_padding else n_rows,
+                num_rows=None if self._drops else n_rows,
                 size_bytes=n_rows * self._row_nbytes,
                 exec_stats=None,
                 input_files=None,
@@ -136,6 +138,11 @@ class ActivationsDatasource(Datasource):  # type: ignore[misc]
             read = partial(_read, self._spec, segments)
             tasks.append(ReadTask(read, metadata, per_task_row_limit=per_task_row_limit))
         return tasks
+
+
+def drops(store: Store, spec: ReadSpec) -> bool:
+    """Whether entries are left out: padding where that is asked for, and slots that are not in use."""
+    return spec.drop_padding or (store.entries.are_slots and not store.entries.is_full)
 
 
 def committed_segments(store: Store, hooks: Sequence[str]) -> list[range]:
@@ -156,29 +163,29 @@ def committed_segments(store: Store, hooks: Sequence[str]) -> list[range]:
 
 def _read(spec: ReadSpec, segments: Sequence[range]) -> Iterator[Block]:
     store = open_store(spec.url)
-    length = store.shape[1]
+    width = store.shape[1]
     n_values = sum(math.prod(store[hook].shape[2:]) for hook in spec.hooks)
     row_nbytes = _PLACE_NBYTES + n_values * np.dtype(spec.dtype).itemsize
-    step = max(1, spec.block_nbytes // (length * row_nbytes))
+    step = max(1, spec.block_nbytes // (width * row_nbytes))
     for segment in segments:
         for start in range(segment.start, segment.stop, step):
             yield _block(store, spec, slice(start, min(start + step, segment.stop)))
 
 
 def _block(store: Store, spec: ReadSpec, rows: slice) -> Block:
-    length = store.shape[1]
+    entries, width = store.entries, store.shape[1]
     n_sequences = rows.stop - rows.start
     columns: dict[str, NDArray[Any]] = {
-        "sequence": np.repeat(np.arange(rows.start, rows.stop), length),
-        "position": np.tile(np.arange(length, dtype=np.int32), n_sequences),
-        "token": store.tokens[rows].reshape(-1).astype(np.int32, copy=False),
+        "sequence": np.repeat(np.arange(rows.start, rows.stop), width),
+        "position": entries.positions(rows).reshape(-1),
+        "token": entries.of_tokens(store.tokens, rows).reshape(-1).astype(np.int32, copy=False),
     }
     for hook in spec.hooks:
         acts = store[hook]
         values = acts.rows[rows] if spec.dtype == "uint16" else acts.numpy(rows)
-        columns[hook] = values.astype(spec.dtype, copy=False).reshape(n_sequences * length, *acts.shape[2:])
-    if spec.drop_padding:
-        is_real = (np.arange(length) < store.lengths[rows][:, None]).reshape(-1)
+        columns[hook] = values.astype(spec.dtype, copy=False).reshape(n_sequences * width, *acts.shape[2:])
+    if drops(store, spec):
+        is_real = entries.in_use(rows).reshape(-1)
         if not is_real.all():
             columns = {name: column[is_real] for name, column in columns.items()}
     return BlockAccessor.batch_to_block(columns)

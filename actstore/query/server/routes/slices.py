@@ -48,6 +48,7 @@ _ARRAY: Final[dict[str, Any]] = {
         "shape": _NUMBERS,
         "sequences": _NUMBERS,
         "positions": {"anyOf": [_NUMBERS, {"type": "null"}]},
+        "slots": {**_NUMBERS, "description": "In the place of positions, where only chosen ones are stored."},
         "values": {
             "type": "array",
             "description": "Nested like the axes; NaN and infinities are strings.",

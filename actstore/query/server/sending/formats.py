@@ -144,17 +144,17 @@ def _values(cut: Cut) -> NDArray[Any]:
 
 
 def _arrow(cut: Cut) -> pa.Buffer:
-    """An Arrow stream with a row for each sequence and position: their numbers, and the values as a list."""
+    """An Arrow stream with a row for each sequence and position, or slot: their numbers, and the values as a list."""
     if 0 in cut.shape[2:]:
         raise JobError("inner is empty, and Arrow has no values without elements; ask for some")
     values = _values(cut)
     sequences = np.asarray(cut.sequences, np.int64)
     columns: dict[str, Any] = {"sequence": sequences}
     if cut.inner:
-        positions = np.asarray(cut.inner[0], np.int64)
+        entries = np.asarray(cut.inner[0], np.int64)
         columns = {
-            "sequence": np.repeat(sequences, len(positions)),
-            "position": np.tile(positions, len(sequences)),
+            "sequence": np.repeat(sequences, len(entries)),
+            cut.stored.axes[1]: np.tile(entries, len(sequences)),
         }
     flat = pa.array(values.reshape(-1))
     width = int(np.prod(cut.shape[2:], dtype=np.int64))
@@ -180,12 +180,15 @@ def _arrow(cut: Cut) -> pa.Buffer:
 
 def _json(cut: Cut) -> bytes:
     values = _values(cut)
+    entries = np.asarray(cut.inner[0]).tolist() if cut.inner else None
+    are_slots = bool(cut.inner) and cut.stored.axes[1] == "slot"
     fields = {
         "name": cut.name,
         "dtype": cut.dtype,
         "shape": list(cut.shape),
         "sequences": np.asarray(cut.sequences).tolist(),
-        "positions": np.asarray(cut.inner[0]).tolist() if cut.inner else None,
+        "positions": None if are_slots else entries,
+        **({"slots": entries} if are_slots else {}),
         "values": _with_strings(values.tolist()) if values.dtype.kind == "f" else values.tolist(),
     }
     return json.dumps(fields, allow_nan=False).encode()
