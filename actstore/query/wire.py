@@ -35,8 +35,8 @@ SAFETENSORS_DTYPES: Final = {
 PROBLEM: Final = "application/problem+json"
 
 TOKEN_ARRAYS: Final = ("tokens", "lengths", "documents", "offsets", "roles", "turns", "positions")
-"""Arrays that describe the sequences; requests can name them like hooks. Only stores of chats have roles and turns, only
-those of chosen positions have positions.
+"""Arrays that describe the sequences; requests can name them like hooks. Only stores of chats have roles and turns, and
+only those of chosen positions have positions.
 """
 
 SEQUENCES, POSITIONS, TOKENS = "sequences", "positions", "tokens"
