@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.errors import TokensError
-from actstore.extraction.planning.chat_settings import refuse_chat_settings, template_of
+from actstore.extraction.planning.tokenising.chat_settings import refuse_chat_settings, template_of
 from actstore.generating.job import GenerationJob
 from actstore.tokens import Source, chats_of, open_source, token_documents
 from actstore.tokens.batch import TokenIds

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +16,15 @@ from actstore.extraction.planning.given import Given, taken
 from actstore.extraction.planning.growth import Place, find_place
 from actstore.extraction.planning.job import Job, load_job, parse_job
 from actstore.extraction.planning.job_model import JobModel
-from actstore.extraction.planning.kept_tables import check_beside
-from actstore.extraction.planning.tokens_stage import PackedTokens, TokenStage
+from actstore.extraction.planning.tokenising.kept_tables import check_beside
+from actstore.extraction.planning.tokenising.packed_tokens import PackedTokens
+from actstore.extraction.planning.tokenising.tokens_stage import TokenStage
+from actstore.extraction.planning.work_sizes import chosen_batch_size, chosen_segment_size
 from actstore.memory import total_nbytes
 from actstore.storage.blobs import Blobs
 from actstore.storage.look_first import LookFirst
 from actstore.storage.opening import open_blobs
 from actstore.storage.probing import probe
-from actstore.store.format.compression import check_chunk
-from actstore.store.format.dtypes import dtype
-from actstore.store.format.layout import segment_size, segment_step
 from actstore.store.format.plan import (
     FIRST_RUN,
     MAX_CONTEXT,
@@ -36,18 +35,9 @@ from actstore.store.format.plan import (
 )
 from actstore.store.locking.turns import refuse_beside_living_repair
 from actstore.store.records.commit import read_plan
-from actstore.store.records.run import Run, read_runs
+from actstore.store.records.run import read_runs
 from actstore.store.statistics.moments import has_statistics
 
-_BATCH_TOKENS = 4096
-_SEGMENT_TOKENS = 1 << 18
-"""About the most tokens of a segment. Where few positions of each sequence are stored, it is this that keeps a segment
-small enough to be lost: a minute of a small model on two cores, some seconds on a GPU.
-"""
-_SORTED_BATCHES = 32
-"""Batches that a segment should have where they are sorted by length: the lengths in a batch then differ by a thirtieth
-of those in the segment.
-"""
 _MAX_COVARIANCE_NBYTES = 256 << 20
 
 
@@ -212,7 +202,7 @@ def plan_job(job: Job, given: Given, on_event: OnEvent = ignore) -> PlannedRun:
         tokens=stage.identity,
         hooks=hooks,
         dtype=model.dtype,
-        batch_size=_batch_size(job, length, given, runs),
+        batch_size=chosen_batch_size(job, length, given, runs),
         compression=job.compression,
         covariance=job.covariance,
         # Packed text fills its sequences.
@@ -252,23 +242,6 @@ def _fitted(job: Job, model: JobModel, given: Given) -> TokenStage:
     return stage.fitted(job.model, at_least)
 
 
-def _batch_size(job: Job, context_length: int, given: Given, runs: Sequence[Run]) -> int:
-    """Sequences in a forward: as the job says, as in the store, or else a power of two, so that pages are soon filled.
-
-    Segments are whole batches and whole pages. A power of two and a page have a small common multiple; with 273
-    sequences in a batch, for instance, a segment could have hundreds of thousands.
-    """
-    if job.batch_size is not None:
-        return job.batch_size
-    if runs:
-        return runs[0].plan.request.batch_size
-    usual = 1 << max(0, (_BATCH_TOKENS // context_length).bit_length() - 1)
-    if given.tokens is None:
-        return usual
-    # Every forward has a whole batch, and prompts may be few.
-    return min(usual, 1 << (given.tokens.n_documents - 1).bit_length())
-
-
 def _plan_run(
     job: Job, request: Request, blobs: Blobs, place: Place, stage: TokenStage, on_event: OnEvent
 ) -> PlannedRun:
@@ -292,7 +265,7 @@ def _plan_run(
     if place.over is not None:
         hooks = tuple(hook for hook in request.hooks if hook.name in place.hooks)
         added = request.model_copy(update={"hooks": hooks, "tokens": place.over.request.tokens})
-        size = _segment_size(job, added, place.over)
+        size = chosen_segment_size(job, added, place.over)
         norms = any(hook.has_norms for hook in hooks)
         changes = {"run": place.name, "request": added, "segment_size": size, "norms": norms}
         made = place.over.model_copy(update=changes)
@@ -312,7 +285,7 @@ def _plan_run(
         n_tokens=packed.spool.n_tokens,
         n_documents=packed.spool.n_documents,
         tokens_sha256=packed.sha256(),
-        segment_size=_segment_size(job, request, packed.spool),
+        segment_size=chosen_segment_size(job, request, packed.spool),
         n_slots=packed.spool.n_slots,
         n_rows=packed.spool.n_rows,
         n_truncated=packed.spool.n_truncated,
@@ -350,42 +323,6 @@ def _check_covariance(job: Job, hooks: Sequence[HookArray]) -> None:
             f"{_MAX_COVARIANCE_NBYTES / 1e6:,.0f} MB are the most; choose fewer or narrower hooks, "
             "or leave covariance out"
         )
-
-
-class _Sequences(Protocol):
-    """What the size of a segment depends on: the sequences of a plan, or of a spool."""
-
-    @property
-    def n_sequences(self) -> int: ...
-
-    @property
-    def n_tokens(self) -> int: ...
-
-    @property
-    def n_slots(self) -> int | None: ...
-
-
-def _segment_size(job: Job, request: Request, sequences: _Sequences) -> int:
-    itemsize = dtype(request.dtype).itemsize
-    width = request.tokens.context_length if sequences.n_slots is None else sequences.n_slots
-    row_nbytes = [width * math.prod(hook.shape) * itemsize for hook in request.hooks]
-    if request.compression is not None:
-        check_chunk(max(row_nbytes))
-    step = segment_step(row_nbytes, batch_size=request.batch_size)
-    if job.segment_size is None:
-        return segment_size(
-            row_nbytes,
-            n_sequences=sequences.n_sequences,
-            batch_size=request.batch_size,
-            most_sequences=max(1, _SEGMENT_TOKENS * sequences.n_sequences // sequences.n_tokens),
-            least_batches=1 if request.batching is None else _SORTED_BATCHES,
-        )
-    if job.segment_size % step:
-        raise JobError(
-            f"segment_size {job.segment_size} must be a multiple of {step} (whole batches of "
-            f"{request.batch_size} and whole 4 KiB pages); choose {math.ceil(job.segment_size / step) * step}"
-        )
-    return job.segment_size
 
 
 def free_place(blobs: Blobs, place: Place) -> Place:

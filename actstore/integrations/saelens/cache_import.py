@@ -22,7 +22,7 @@ from actstore.extraction.planning.growth import Place
 from actstore.extraction.planning.job_model import absolute_model
 from actstore.extraction.planning.planning import free_place
 from actstore.extraction.planning.stored_hooks import stored_hooks
-from actstore.extraction.planning.tokens_stage import PackedTokens
+from actstore.extraction.planning.tokenising.packed_tokens import PackedTokens
 from actstore.facade import Store
 from actstore.hooks.families.stored_config import UNKNOWN_MODEL
 from actstore.hooks.loading.pretrained import load_config

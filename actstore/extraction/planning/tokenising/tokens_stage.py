@@ -12,29 +12,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from actstore.errors import JobError, PlanMismatchError, StorageError, TokensError
+from actstore.errors import JobError, PlanMismatchError, TokensError
 from actstore.extraction.events import OnEvent, Tokenised
-from actstore.extraction.planning.chat_settings import identity_of, refuse_chat_settings, template_of
 from actstore.extraction.planning.given import Given
 from actstore.extraction.planning.job import Job, check_packing
-from actstore.extraction.planning.kept_tables import check_types, put_tables
-from actstore.extraction.planning.special_tokens import needs_tokenizer, special_tokens
-from actstore.storage.blobs import Blobs
-from actstore.store.format.dtypes import dtype
-from actstore.store.format.layout import ArrayLayout
+from actstore.extraction.planning.tokenising.chat_settings import (
+    identity_of,
+    refuse_chat_settings,
+    template_of,
+)
+from actstore.extraction.planning.tokenising.chosen_slots import ChosenSlots, check_chosen
+from actstore.extraction.planning.tokenising.kept_tables import check_types
+from actstore.extraction.planning.tokenising.packed_tokens import PackedTokens
+from actstore.extraction.planning.tokenising.special_tokens import needs_tokenizer, special_tokens
 from actstore.store.format.plan import Plan, SourceFileIdentity, TokensIdentity
-from actstore.store.format.shard import encode
-from actstore.store.records.commit import ObjectRecord, TokensRecord, tokens_key
-from actstore.store.records.shard_writer import put
 from actstore.tokens import (
     KeptRows,
     Packing,
     Rows,
     RowStream,
     Source,
-    Spool,
     chats_of,
     load_tokenizer,
     open_source,
@@ -52,7 +50,7 @@ from actstore.tokens.chats.template import ChatTemplate
 from actstore.tokens.chats.token_roles import chat_tokens
 from actstore.tokens.keeping.row_taker import RowTaker
 from actstore.tokens.selection.listed_positions import ListedPositions
-from actstore.tokens.selection.positions import After, Column, Selection, Sequences, parse_positions, slots
+from actstore.tokens.selection.positions import After, Column, Selection, parse_positions
 from actstore.tokens.selection.text_places import TextPlaces
 
 if TYPE_CHECKING:
@@ -249,7 +247,7 @@ class TokenStage:
         choosing = None
         if self.selection is not None:
             places = source if isinstance(source, TextPlaces) else None
-            choosing = _Choosing(self.selection, places, listed, self.identity.seed)
+            choosing = ChosenSlots(self.selection, places, listed, self.identity.seed)
 
         def blocks() -> Iterator[Rows]:
             n_sequences = n_tokens = n_truncated = 0
@@ -278,7 +276,7 @@ class TokenStage:
                 choose=choosing,
                 n_slots=n_slots or 1,
             )
-            _check_chosen(spooled, self.selection, n_slots)
+            check_chosen(spooled, self.selection, n_slots)
             if kept is not None:
                 kept.finish(used.n_documents)
                 check_types(kept.schema)
@@ -305,52 +303,6 @@ class TokenStage:
         with Renderer(self.template) as render:
             chats = ChatPacking(chats_of(source, kept), self.tokenizer, render)
             yield from chats.labelled(pack(used.count(chats.documents()), self.packing, **limits))
-
-
-@dataclass(frozen=True)
-class _Choosing:
-    """Chooses positions of packed sequences."""
-
-    selection: Selection
-    places: TextPlaces | None
-    listed: ListedPositions | None
-    seed: int | None
-
-    def __call__(self, rows: Rows) -> NDArray[np.int32]:
-        """The chosen positions, [n, slots], ascending, then -1."""
-        mask = self.selection.mask(
-            Sequences(
-                lengths=rows.lengths,
-                documents=rows.documents,
-                offsets=rows.offsets,
-                roles=rows.roles,
-                starts=None if self.places is None else self.places.starts,
-                listed=None if self.listed is None else self.listed.listed,
-                seed=self.seed or 0,
-            )
-        )
-        for noted in (self.places, self.listed):
-            if noted is not None:
-                noted.forget_before(int(rows.documents.max()))  # documents come in order
-        return slots(mask)
-
-
-def _check_chosen(spooled: Spool, selection: Selection | None, n_slots: int | None) -> None:
-    """Check that some positions are chosen, and that the store has slots for them.
-
-    Raises:
-        TokensError: none is.
-        PlanMismatchError: it has too few.
-    """
-    if spooled.n_rows == 0:
-        raise TokensError(
-            f"positions {str(selection)!r} choose no token of any of the {spooled.n_sequences} sequences; choose others"
-        )
-    if n_slots is not None and spooled.n_slots is not None and spooled.n_slots > n_slots:
-        raise PlanMismatchError(
-            f"a sequence of these tokens has {spooled.n_slots} chosen positions, and the store has {n_slots} slots for "
-            "each, which cannot become more; choose another out"
-        )
 
 
 class _Used:
@@ -396,60 +348,3 @@ def _load_tokenizer(job: Job, given: Given) -> "PreTrainedTokenizerBase":
         )
     # The revision is the model's, and means nothing in another repository.
     return load_tokenizer(job.model, job.revision) if job.tokenizer is None else load_tokenizer(job.tokenizer)
-
-
-@dataclass(frozen=True)
-class PackedTokens:
-    """All rows of a store in stored order. The files of its spool are deleted with this object."""
-
-    spool: Spool
-    permutation: NDArray[np.int64] | None
-    seconds: float
-    kept: KeptRows | None = None
-    """Columns of the source, one row for each document."""
-
-    def rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        values: NDArray[Any] = getattr(self.spool, name)
-        return values[start:stop] if self.permutation is None else values[self.permutation[start:stop]]
-
-    def sha256(self) -> str:
-        """The SHA-256 of all token rows in stored order, as little-endian int32."""
-        if self.permutation is None:
-            return self.spool.sha256
-        import hashlib
-
-        digest = hashlib.sha256()
-        for start in range(0, self.spool.n_sequences, 4096):
-            digest.update(np.ascontiguousarray(self.rows("tokens", start, start + 4096), "<i4").data)
-        return digest.hexdigest()
-
-    def store(self, blobs: Blobs, plan: Plan) -> None:
-        """Write the token arrays and kept columns, then the record that says they are complete.
-
-        Raises:
-            StorageError: writing failed, or there are other tokens in their place.
-        """
-        records = [
-            self._put(blobs, layout, shard)
-            for layout in plan.token_arrays()
-            for shard in range(layout.n_shards)
-        ]
-        tables = () if self.kept is None else tuple(put_tables(blobs, plan, self.kept))
-        blobs.create(tokens_key(plan.run), [TokensRecord(shards=tuple(records), tables=tables).to_bytes()])
-
-    def _put(self, blobs: Blobs, layout: ArrayLayout, shard: int) -> ObjectRecord:
-        start = shard * layout.shard_rows
-        name = layout.path.rsplit("/", 1)[-1]
-        rows = self.rows(name, start, start + layout.rows_in(shard))
-        stored = np.zeros(
-            (layout.chunks_in(shard) * layout.chunk_rows, *layout.shape[1:]), dtype(layout.dtype).storage
-        )
-        stored[: len(rows)] = rows
-        encoded = encode(layout, shard, stored)
-        record = put(blobs, layout, shard, encoded).record
-        if record.crc32c != encoded.crc32c:
-            raise StorageError(
-                f"{blobs.url}/{record.key} holds other tokens than this plan; the store is damaged: run "
-                f"`actstore verify {blobs.url} --repair`, then the same command again"
-            )
-        return record
