@@ -56,7 +56,7 @@ class MemorySource:
         self.files = (SourceFile(self.url, nbytes),)
 
     def keeping(self, names: tuple[str, ...]) -> Self:
-        """The same source, of whose table some columns are read beside the documents.
+        """The same source, of whose table some columns are read beside the documents, and are part of what it is.
 
         Raises:
             TokensError: there is no such column, or no table.
@@ -71,6 +71,12 @@ class MemorySource:
         self._table.check_columns(names)
         source = copy.copy(self)
         source.keep = names
+        digest = hashlib.sha256(f"{self.url}\0{json.dumps(names)}".encode())
+        for value in self._table.values(names):
+            digest.update(repr(value).encode(errors="surrogatepass") + b"\0")
+        # Other labels are another source, or a store would keep those that it has.
+        source.url = f"{PREFIX}{digest.hexdigest()}"
+        source.files = (SourceFile(source.url, self.files[0].nbytes),)
         return source
 
     def batches(

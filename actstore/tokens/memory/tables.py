@@ -95,6 +95,11 @@ class Table:
                 n_rows += batch.num_rows
             yield document
 
+    def values(self, names: Sequence[str]) -> Iterator[Any]:
+        """The values of some columns, row by row, as Python has them."""
+        for batch in self._rows(names):
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
     def _rows(self, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """The rows of some columns. Libraries cut columns into chunks in their own ways, so these are cut again."""
         chunks = [self._chunks(name) for name in names]
