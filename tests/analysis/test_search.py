@@ -36,6 +36,7 @@ from tests.store.example import (
     write_array,
     write_store,
 )
+from tests.store.slots import ragged, ragged_plan, write_ragged
 
 Part = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]
 """Token ids [n, L], lengths [n] and documents [n, L]."""
@@ -141,6 +142,19 @@ def test_ids_are_found_where_a_search_by_hand_finds_them(
         assert store.find(tokens=needle, prefix=prefix).tolist() == sequences
         assert places(store.locate(tokens=needle, prefix=prefix, limit=limit)) == expected[:limit]
         assert store.find(tokens=needle, prefix=prefix, limit=limit).tolist() == sequences[:limit]
+
+
+def test_stores_of_chosen_positions_are_searched_whole(local: LocalBlobs) -> None:
+    """Their arrays of activations are narrower than their sequences."""
+    text = ragged([5, 8, 3], [[4], [0], [1]], 8)
+    write_ragged(local, text, ragged_plan(text, is_chosen=True))
+    store = actstore.open(local.url)
+    needle = text.tokens[1, 5:8].tolist()
+    expected = by_hand([(text.tokens, text.lengths, text.documents)], needle)
+    assert places(store.locate(tokens=needle)) == expected
+    assert (1, 5) in expected
+    sha = sequence_sha256(text.tokens[2, :3])
+    assert store.find(sha=sha).tolist() == [2]
 
 
 def test_ids_at_the_ends_of_a_block(tmp_path: Path) -> None:
