@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -210,6 +211,32 @@ def test_the_same_prompts_go_on_and_others_are_refused(plain: Plain, tmp_path: P
     assert store.shape[0] == len(PROMPTS) + 1
     with_hook = extract(plain, tmp_path / "s", PROMPTS, hooks=[*HOOKS, "blocks.1.hook_resid_post"])
     assert with_hook.run == "0002"
+
+
+@pytest.mark.parametrize("column", ["keep", "positions"])
+@pytest.mark.parametrize("append", [False, True])
+def test_the_same_prompts_with_other_columns_are_others(
+    plain: Plain, tmp_path: Path, column: str, append: bool
+) -> None:
+    """Labels and listed positions are part of what is stored, so none is left out for being beside known prompts."""
+    before, after = ([0, 1, 0], [0, 1, 1]) if column == "keep" else ([[0], [1], [0]], [[0], [1], [1]])
+    fields: dict[str, Any] = {"keep": ["x"]} if column == "keep" else {"positions": "column:x"}
+    table = {"text": ["Ha! Ha!", "Who's there?", "My lord"]}
+    extract(plain, tmp_path / "s", pd.DataFrame(table | {"x": before}), **fields)
+    same = extract(plain, tmp_path / "s", pa.table(table | {"x": before}), **fields)
+    assert "nothing to do" in str(same), "the same values in a table of another library"
+    if append:
+        extract(plain, tmp_path / "s", pd.DataFrame(table | {"x": after}), append=True, **fields)
+    else:
+        with pytest.raises(PlanMismatchError, match=r"tokens.files is memory:"):
+            extract(plain, tmp_path / "s", pd.DataFrame(table | {"x": after}), **fields)
+    store = actstore.open(str(tmp_path / "s"))
+    if column == "keep":
+        stored = store.per_sequence("x").to_pylist()
+    else:
+        assert store.positions is not None
+        stored = store.positions[:].tolist()
+    assert stored == [*before, *(after if append else [])]
 
 
 def _extract_and_die(folder: str, out: str) -> None:

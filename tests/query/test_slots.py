@@ -64,6 +64,6 @@ def test_plain_http_tells_the_position_of_each_slot(served: Running) -> None:
 def test_a_store_of_all_positions_has_no_array_of_them(served: Running) -> None:
     reply = httpx.get(f"{served.url}/v1/stores/whole/hooks/positions/slice?seq=0&format=json")
     assert (reply.status_code, reply.json()["type"]) == (404, "urn:actstore:problem:hook")
-    assert "stores all positions" in reply.json()["detail"]
+    assert "has all positions" in reply.json()["detail"]
     with pytest.raises(HookError):
         _ = served.store("whole")["positions"]

@@ -96,7 +96,8 @@ class TokenStage:
         )
         source: Source
         if given.tokens is not None:
-            source = given.tokens.keeping(tuple(beside))
+            in_memory = given.tokens.keeping(tuple(beside))
+            source, job = in_memory, job.model_copy(update={"tokens": in_memory.url})
         else:
             source = open_source(
                 job.tokens, column=job.column, documents=job.documents, keep=tuple(beside), chat=job.chat
