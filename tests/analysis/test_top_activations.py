@@ -10,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import actstore
 from actstore.analysis import scanning
 from actstore.analysis.top_activations import top_activations
 from actstore.errors import JobError
+from actstore.storage.local import LocalBlobs
 from tests.analysis.stores import HOOK, D, store_of
+from tests.store.slots import ragged, ragged_plan, write_ragged
 
 Values = NDArray[np.float32]
 
@@ -59,6 +62,33 @@ def test_same_as_a_stable_sort(data: st.DataObject, tmp_path_factory: pytest.Tem
         np.where(top.sequences < 0, -1, top.sequences * 8 + top.positions), addresses
     )
     assert top.n_rows == taken.sum()
+
+
+def test_rows_of_chosen_positions_are_those_that_were_written(tmp_path: Path) -> None:
+    """Their arrays are narrower than their sequences: values, positions and documents must be of the same tokens."""
+    chosen = [[0, 4], [], [1, 2, 7], [2], [0, 2, 4], [7]]
+    text = ragged([5, 1, 8, 3, 6, 8], chosen, 8)
+    blobs = LocalBlobs(tmp_path)
+    write_ragged(blobs, text, ragged_plan(text, is_chosen=True))
+    store = actstore.open(blobs.url)
+    values = text.values[HOOK].reshape(6, 8, -1)[..., :3]
+    for seqpos, sequences in ((None, None), ([2, 4, 7], None), (slice(1, None), [0, 2])):
+        taken = np.zeros((6, 8), bool)
+        for i, row in enumerate(chosen):
+            taken[i, row] = True
+        allowed = np.zeros((6, 8), bool)
+        allowed[:, slice(None) if seqpos is None else seqpos] = True
+        taken &= allowed
+        if sequences is not None:
+            taken[[i for i in range(6) if i not in sequences]] = False
+        top = top_activations(store, HOOK, [0, 1, 2], 4, seqpos=seqpos, sequences=sequences)
+        found, addresses = expected(values, 4, "row", taken)
+        np.testing.assert_array_equal(top.values, found)
+        np.testing.assert_array_equal(
+            np.where(top.sequences < 0, -1, top.sequences * 8 + top.positions), addresses
+        )
+        np.testing.assert_array_equal(top.documents, top.sequences, "each sequence is one document")
+        assert top.n_rows == taken.sum()
 
 
 @pytest.fixture
