@@ -1,6 +1,7 @@
 """actstore: cache the activations of language models once, as Zarr v3 on disk or S3, and read them everywhere.
 
-``plan`` counts what a job will write, ``extract`` writes it, ``open`` reads it.
+``plan`` counts what a job will write, ``extract`` writes it, ``open`` reads it. ``activations`` does what is needed of
+these for prompts.
 """
 
 from importlib import import_module
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.weights.factored_matrix import FactoredMatrix
     from actstore.opening import open_store as open  # noqa: A004 - actstore.open is its name
+    from actstore.recall.activations import activations
     from actstore.store.reading.activations import Activations
     from actstore.store.statistics.hook_statistics import Statistics
     from actstore.store.verifying.findings import Verification
@@ -36,6 +38,7 @@ __all__ = [
     "Store",
     "Verification",
     "__version__",
+    "activations",
     "extract",
     "open",
     "plan",
@@ -55,6 +58,7 @@ _HOMES = {
     "Statistics": ("actstore.store.statistics.hook_statistics", "Statistics"),
     "Store": ("actstore.facade", "Store"),
     "Verification": ("actstore.store.verifying.findings", "Verification"),
+    "activations": ("actstore.recall.activations", "activations"),
     "extract": ("actstore.extraction.extract", "extract"),
     "open": ("actstore.opening", "open_store"),
     "plan": ("actstore.extraction.planning.planning", "plan"),

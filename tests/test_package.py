@@ -18,7 +18,8 @@ def test_public_names() -> None:
     assert actstore.__all__ == sorted(actstore.__all__)
     assert set(actstore.__all__) == {
         "ActivationCache", "Activations", "FactoredMatrix", "HookedModel", "Job", "PlannedRun", "Report",
-        "Statistics", "Store", "Verification", "__version__", "extract", "open", "plan", "utils", "verify",
+        "Statistics", "Store", "Verification", "__version__", "activations", "extract", "open", "plan", "utils",
+        "verify",
     }  # fmt: skip
     for name in actstore.__all__:
         assert getattr(actstore, name) is not None

@@ -21,6 +21,7 @@ from tests.benchmarks import (
     bench_patching,
     bench_prompts,
     bench_query,
+    bench_recall,
     bench_s3,
     bench_slow,
     bench_storage,
@@ -51,6 +52,7 @@ def main(chosen: list[str]) -> int:
             "query": lambda: bench_query.run(folder),
             "forward": lambda: bench_forward.run(model, folder),
             "prompts": lambda: bench_prompts.run(model, folder),
+            "recall": lambda: bench_recall.run(model, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),
                 *bench_hooks_memory.run(bench_hooks_memory.on_cpu(model)),
