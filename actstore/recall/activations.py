@@ -75,15 +75,17 @@ def activations(
 
     Raises:
         HookError, ModelError: there is no such hook or model, or a store cannot hold it.
+        JobError: an option is not valid.
         TokensError: there are no prompts, or one is empty or too long.
         PlanMismatchError: the store is of another model or dtype, or of chosen positions.
         ActstoreError: the store cannot be read or written, or the computation fails.
     """
     url = str(store)
     fields, given = taken({"model": model, "hooks": hooks, "dtype": dtype})
-    job = parse_job(
-        fields | {"tokens": PREFIX, "out": url, "packing": "document", "append": True}, where="activations"
-    )
+    fields |= {"tokens": PREFIX, "out": url, "packing": "document", "append": True, "batch_size": batch_size}
+    if context_length is not None:
+        fields["context_length"] = context_length
+    job = parse_job(fields, where="activations")
     blobs = open_blobs(url)
     asked = _Asked.of(job, given, tokens)
     for _ in range(_MOST_ROUNDS):

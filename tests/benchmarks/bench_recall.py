@@ -61,7 +61,7 @@ def run(model: Path, folder: Path, *, turns: int = 3) -> list[Result]:
             f"activations, all in the store: {what}",
             "prompts/s",
             read["hits"],
-            (Against("store.cache of these rows, of an open store", read["cache"], 0.1),),
+            (Against("store.cache of these rows, of an open store", read["cache"], 0.5),),
         ),
         Speed(
             f"activations, none in the store: {what}",

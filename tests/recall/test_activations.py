@@ -280,6 +280,20 @@ def test_hooks_and_models_that_are_none(counted: Counted, here: str) -> None:
     assert not Path(here).exists()
 
 
+@pytest.mark.parametrize("option", ["batch_size", "context_length"])
+def test_sizes_are_those_of_the_first_call(counted: Counted, here: str, option: str) -> None:
+    sizes: dict[str, Any] = {option: 0}
+    with pytest.raises(JobError, match=f"activations: 1 problem: {option}"):
+        actstore.activations(counted.model, PROMPTS, HOOKS, here, **sizes)
+    assert not Path(here).exists()
+    sizes = {option: 32}
+    for prompts in (PROMPTS[:2], PROMPTS):
+        actstore.activations(counted.model, prompts, HOOKS, here, **sizes)
+    for run in actstore.open(here).runs:
+        found = {"batch_size": run.plan.request.batch_size, "context_length": run.plan.context_length}
+        assert found == {"batch_size": 8, "context_length": 64} | sizes
+
+
 def test_a_store_of_extract_is_read_and_added_to(counted: Counted, plain: Plain, here: str) -> None:
     actstore.extract(model=counted.model, tokens=PROMPTS[:2], hooks=HOOKS, out=here)
     before = counted.n_forwards
