@@ -24,7 +24,10 @@ _FORMATS: Mapping[str, Format] = {
     ".feather": "arrow",
 }
 PLACES = "a file, a directory, a glob or hf:org/name"
-SUPPORTED = ".txt and .jsonl/.ndjson (also .gz, .zst), .parquet, .arrow, .feather"
+SUPPORTED = (
+    ".txt and .jsonl/.ndjson (also .gz, .zst), .parquet, .arrow, .feather; read others with pandas, and give the table "
+    "in Python"
+)
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,16 @@ def test_the_same_prompts_with_other_columns_are_others(
     assert stored == [*before, *(after if append else [])]
 
 
+def test_longer_prompts_that_a_store_has_no_room_for(plain: Plain, tmp_path: Path) -> None:
+    extract(plain, tmp_path / "s", ["Ha!"])
+    with pytest.raises(PlanMismatchError) as caught:
+        extract(plain, tmp_path / "s", PROMPTS, append=True)
+    message = str(caught.value)
+    assert "tokens.context_length is" in message
+    assert "shorten what is to be added, or choose another out, and a context_length there" in message
+    assert "tokens.files" not in message, "other prompts are what append is for"
+
+
 def _extract_and_die(folder: str, out: str) -> None:
     def die(event: Event) -> None:
         if isinstance(event, SegmentDone):

@@ -65,7 +65,10 @@ def test_a_url_keeps_its_protocol() -> None:
         ("", "the token source is an empty string; give a file"),
         ("{}/no.txt", "nothing is found at .*no.txt; give a file, a directory, a glob or hf:org/name"),
         ("{}/no*.txt", r"nothing is found at .*no\*.txt"),
-        ("{}/sub/a.csv", r"sub/a.csv has a suffix that is not supported; supported are .txt and .jsonl"),
+        (
+            "{}/sub/a.csv",
+            r"a.csv has a suffix that is not supported; supported are .txt and .jsonl.*; read others with pandas",
+        ),
         ("{}/a.parquet.gz", "a.parquet.gz has a suffix that is not supported"),
         ("{}/.gz", ".gz has a suffix that is not supported"),
         ("{}/sub/*", "sub/a.csv has a suffix that is not supported"),

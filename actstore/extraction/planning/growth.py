@@ -75,6 +75,13 @@ def find_place(
     if not others:
         lines = differences(first, request, but=OF_A_RUN)
         advice += "; to add these tokens to the store as a further run, give --append"
+    elif append:
+        lines = others
+        if any(line.startswith("tokens.context_length ") for line in others):
+            advice = (
+                "All runs of a store have sequences of one length: shorten what is to be added, or choose another out, "
+                "and a context_length there (--context-length) that leaves room for it"
+            )
     raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(lines)}. {advice}")
 
 

@@ -95,7 +95,7 @@ class Entries:
         if len(entries) and entries.min() < 0:
             raise IndexError(
                 f"no position of sequence {sequences[entries.argmin()]} is stored; leave sequences out whose "
-                "store.counts are 0"
+                "store.counts are 0: acts.last(numpy.flatnonzero(store.counts[:]))"
             )
         return entries
 

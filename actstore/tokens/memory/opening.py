@@ -119,6 +119,8 @@ def _opened(given: Any, column: str | None, max_documents: int | None) -> Memory
         return _of_stream(given, column, max_documents)
     if column is not None:
         raise TokensError(f"column {column} is requested, but {_described(given)} has no columns")
+    if is_array(given) and given.ndim == 1 and getattr(given.dtype, "kind", "") in "OUT":
+        given = given.tolist()  # texts, or rows of several lengths
     if is_array(given):
         return MemorySource(lambda: rows_of(given, "tokens"), "tokens")
     if hasattr(given, "keys") and "input_ids" in given:

@@ -44,6 +44,7 @@ TEXT_FORMS: dict[str, Any] = {
     "list": list,
     "tuple": tuple,
     "generator": iter,
+    "array of objects": lambda texts: np.array(texts, object),
     "array of text": lambda texts: pa.chunked_array([pa.array(texts[:2]), pa.array(texts[2:])]),
     "pandas": lambda texts: pd.DataFrame({"label": range(len(texts)), "text": texts}),
     "pandas of objects": lambda texts: pd.DataFrame(
@@ -120,6 +121,16 @@ def test_the_name_of_a_source_is_the_hash_that_the_format_defines(texts: list[st
     assert source.url == f"memory:{digest.hexdigest()}"
     assert source.files[0].nbytes == sum(len(text.encode()) for text in texts)
     assert open_memory([*texts, ""]).url != source.url
+
+
+def test_numpy_arrays_of_texts_and_of_rows_of_several_lengths() -> None:
+    """What ``frame["text"].to_numpy()`` gives."""
+    assert documents(open_memory(np.array(["My lord", "Ha!"]))) == ["My lord", "Ha!"]
+    rows = np.empty(2, object)
+    rows[:] = [[5, 6, 7], [8]]
+    assert documents(open_memory(rows)) == [[5, 6, 7], [8]]
+    with pytest.raises(TokensError, match=r"prompt 1 is None; leave it out"):
+        open_memory(np.array(["My lord", None], object))
 
 
 def test_the_hash_of_ids() -> None:
