@@ -22,6 +22,11 @@ _DEFAULTS: tuple[tuple[str, Kind], ...] = (
     ("text", "text"),
     ("messages", "chats"),
 )
+_HOLDINGS: dict[Kind, str] = {
+    "text": "strings",
+    "tokens": "lists of integers",
+    "chats": "chats (lists of messages, each with role and content)",
+}
 _INT32_MAX = 2**31 - 1
 
 
@@ -38,6 +43,13 @@ def choose_column(
         for default, wanted in _DEFAULTS:
             if kinds.get(default) == wanted:
                 return default, wanted
+        unfit = next((pair for pair in _DEFAULTS if pair[0] in kinds), None)
+        if unfit is not None:
+            default, wanted = unfit
+            raise TokensError(
+                f"column {default} of {name} does not hold {_HOLDINGS[wanted]}; mend it, or name a column of text, of "
+                f"token ids or of chats (--column): {there}"
+            )
         raise TokensError(
             f"{name} has no column input_ids or tokens (lists of integers), text (strings) or messages (chats); "
             f"name one of its columns: {there}"

@@ -81,6 +81,8 @@ def test_an_empty_file_has_no_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "column", "message"),
     [
+        ({"messages": "hi"}, None, "column messages of .*a.jsonl does not hold chats .*role and content"),
+        ({"text": 3, "body": "a"}, None, r"column text of .*a.jsonl does not hold strings; .*: text, body"),
         ({"body": "a", "n": 1}, None, "a.jsonl has no column input_ids or tokens .*: body, n"),
         ({"body": "a"}, "txt", "a.jsonl has no column txt; its columns are: body"),
         ({"n": 1}, "n", "column n of .*a.jsonl holds neither strings nor lists of integers"),

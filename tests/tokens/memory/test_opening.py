@@ -229,7 +229,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         pd.DataFrame({"prompt": ["a"]}),
         "no column input_ids or tokens .* text .*: prompt \\(",
     ),
-    "column of numbers": (pa.table({"text": [1, 2]}), "no column input_ids"),
+    "column of numbers": (pa.table({"text": [1, 2]}), "column text of .* does not hold strings; mend it"),
     "several types": (pd.DataFrame({"text": ["a"] * 1500 + [5]}), "column text of .* several types"),
     "columns of one name": (
         pd.DataFrame([["a", "b"]], columns=["text", "text"]),
