@@ -20,7 +20,7 @@ LAYERS: Final = (7, 15, 22, 29)
 """The last one of SmolLM2 among them, so that no side can end its forward earlier."""
 CONTEXT: Final = 128
 BATCH: Final = 32
-_N_PROMPTS: Final = 2000
+_N_PROMPTS: Final = 500
 
 
 def _prompts(n: int) -> list[list[int]]:
