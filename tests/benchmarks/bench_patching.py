@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -149,16 +150,15 @@ def _products(model: HookedModel, act: Callable[[], object]) -> Callable[[], Non
     """A function that runs the matrix products of an act, with the same sizes and weights, and nothing else."""
     calls: list[tuple[torch.nn.Linear, int]] = []
 
-    def before(module: Any, args: Any) -> None:
-        calls.append((module, args[0].numel() // args[0].shape[-1]))
+    forward = torch.nn.Linear.forward
 
-    linears = [module for module in model.hf.modules() if isinstance(module, torch.nn.Linear)]
-    handles = [module.register_forward_pre_hook(before) for module in linears]
-    try:
+    def counted(module: torch.nn.Linear, values: Tensor) -> Tensor:
+        calls.append((module, values.numel() // values.shape[-1]))
+        return forward(module, values)
+
+    # A PyTorch hook on a module would have whole rows computed.
+    with mock.patch.object(torch.nn.Linear, "forward", counted):
         act()
-    finally:
-        for handle in handles:
-            handle.remove()
     inputs = {
         (n_rows, module.in_features): torch.randn(n_rows, module.in_features) for module, n_rows in calls
     }
