@@ -1,14 +1,12 @@
 """Progress of a generation on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from types import TracebackType
-from typing import Self
 
-from actstore.cli.live_line import LiveLine, clock
+from actstore.cli.live_line import LiveLine, OnLine, clock
 from actstore.generating.run import PartDone
 
 
-class GenerateProgress:
+class GenerateProgress(OnLine):
     """Shows events. Use it as a context manager, and pass `on_event` to the library."""
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -16,15 +14,6 @@ class GenerateProgress:
         self._done = 0
         self._n_tokens = 0
         self._started = 0.0
-
-    def __enter__(self) -> Self:
-        self._line.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._line.__exit__(kind, error, trace)
 
     def on_event(self, event: PartDone) -> None:
         """Show one event."""

@@ -1,14 +1,12 @@
 """Progress of an extraction on stderr: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from types import TracebackType
-from typing import Self
 
-from actstore.cli.live_line import LiveLine, clock
+from actstore.cli.live_line import LiveLine, OnLine, clock
 from actstore.extraction.events import Event, SegmentDone, Tokenised
 
 
-class Progress:
+class Progress(OnLine):
     """Shows events. Use it as a context manager, and pass `on_event` to the library."""
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -19,15 +17,6 @@ class Progress:
         self._nbytes = 0
         self._n_tokens = 0
         self._n_rows = 0
-
-    def __enter__(self) -> Self:
-        self._line.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._line.__exit__(kind, error, trace)
 
     def start(self, n_sequences: int) -> None:
         """Begin an extraction with so many sequences left to compute."""
