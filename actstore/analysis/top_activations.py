@@ -1,9 +1,8 @@
 """The rows of a store with the largest values of each feature, exact."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from actstore.analysis.features import Features, features_of
 from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
-from actstore.analysis.scanning.scan import OnProgress, scan
+from actstore.analysis.scanning.scan import ScanOptions, scan
 from actstore.analysis.text import str_tokens_of
 from actstore.errors import JobError
 
@@ -229,14 +228,7 @@ def top_activations(
     *,
     per: Per = "row",
     above: float | None = None,
-    drop: Sequence[str | int] = (),
-    seqpos: slice | Sequence[int] | None = None,
-    sequences: Any = None,
-    resume: str | None = None,
-    executor: str = "inline",
-    num_workers: int | None = None,
-    ray_address: str | None = None,
-    on_progress: OnProgress | None = None,
+    **options: Unpack[ScanOptions],
 ) -> TopActivations:
     """Find the rows with the largest values of each feature: exact, in one pass over the store.
 
@@ -248,7 +240,7 @@ def top_activations(
         k: rows of each feature.
         per: ``sequence`` takes only the largest row of each sequence.
         above: values must be larger than this. None takes any value, or those above 0 of an SAE.
-        drop, seqpos, sequences, resume, executor, num_workers, ray_address, on_progress: as for `scan`.
+        options: which rows, how to resume, where to compute, and how to show progress: see `scan`.
 
     Raises:
         JobError: an argument is not valid.
@@ -262,18 +254,7 @@ def top_activations(
     features = features_of(of, array.shape)
     if above is None:
         above = 0.0 if features.is_sparse else -math.inf
-    scanned = scan(
-        store,
-        {"top": TopRows(array.name, features, k, per, above)},
-        drop=drop,
-        seqpos=seqpos,
-        sequences=sequences,
-        resume=resume,
-        executor=executor,
-        num_workers=num_workers,
-        ray_address=ray_address,
-        on_progress=on_progress,
-    )
+    scanned = scan(store, {"top": TopRows(array.name, features, k, per, above)}, **options)
     top: TopState = scanned.results["top"]
     is_there = top.addresses >= 0
     where, entries = np.divmod(top.addresses, store.shape[1])

@@ -1,4 +1,5 @@
-"""The command line, with one file per command. Heavy imports happen inside the commands.
+"""The command line. Heavy imports happen inside the commands.
 
-To add a command ``name``, write ``name_command`` in a file of that name, and add a line to the table in `main`.
+To add a command ``name``, write ``name_command`` in a file of that name, in `commands` or `analysing`, and add a line
+to the table in `main`.
 """

@@ -35,6 +35,8 @@ _COMMANDS = {
 """The first sentence of what each command says of itself, here so that ``--help`` imports none of them."""
 _MODULES = {"import": "import_cache"}
 """Modules of the commands whose name cannot be the name of a module."""
+_ANALYSES = ("stats",)
+"""Commands whose modules are in `actstore.cli.analysing`; the others are in `actstore.cli.commands`."""
 
 
 class _Terminated(BaseException):
@@ -53,7 +55,8 @@ class LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         name = _MODULES.get(cmd_name, cmd_name.replace("-", "_"))
-        command = getattr(import_module(f"actstore.cli.{name}"), f"{name}_command")
+        room = "analysing" if cmd_name in _ANALYSES else "commands"
+        command = getattr(import_module(f"actstore.cli.{room}.{name}"), f"{name}_command")
         assert isinstance(command, click.Command)
         return command
 

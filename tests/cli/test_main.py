@@ -9,9 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from actstore.cli import info
+from actstore.cli.commands import info
+from actstore.cli.commands.verify import DAMAGED
 from actstore.cli.main import _COMMANDS, RESUMABLE, cli, run
-from actstore.cli.verify import DAMAGED
 from actstore.facade import Store
 from actstore.opening import open_store
 from actstore.storage.local import LocalBlobs

@@ -6,8 +6,8 @@ from typing import Final
 
 import click
 
-from actstore.cli.byte_size import byte_size
-from actstore.cli.serve import serve_command
+from actstore.cli.commands.serve import serve_command
+from actstore.cli.options.byte_size import byte_size
 from actstore.extraction.planning.job import Job
 from actstore.hooks.naming.hook_points import POINTS
 from actstore.loader.arguments import OPTIONS

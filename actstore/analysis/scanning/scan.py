@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -38,6 +38,19 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+class ScanOptions(TypedDict, total=False):
+    """The keyword arguments of `scan`, for analyses that pass them on."""
+
+    drop: Sequence[str | int]
+    seqpos: slice | Sequence[int] | None
+    sequences: Any
+    resume: str | None
+    executor: str
+    num_workers: int | None
+    ray_address: str | None
+    on_progress: OnProgress | None
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import click
 
-from actstore.cli.byte_size import byte_size
-from actstore.cli.loader_options import loader_option
+from actstore.cli.options.byte_size import byte_size
+from actstore.cli.options.loader_options import loader_option
 from actstore.errors import JobError, MissingExtraError
 from actstore.query.server.connections.room import ConnectionLimits
 from actstore.query.server.settings import Settings

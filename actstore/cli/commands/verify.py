@@ -51,7 +51,7 @@ def verify_command(
 
     Exit code 0: whole and complete; 3: damaged; 75: nothing is damaged, and the extraction is not complete.
     """
-    from actstore.cli.byte_progress import ByteProgress
+    from actstore.cli.showing.byte_progress import ByteProgress
     from actstore.extraction.verify import verify
 
     progress = ByteProgress("verified", _nbytes(url))

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from actstore.cli.job_options import job_fields, job_options
+from actstore.cli.options.job_options import job_fields, job_options
 
 
 @click.command("plan")
@@ -16,7 +16,7 @@ def plan_command(job_file: str | None, as_json: bool, **options: Any) -> None:
 
     Takes what `actstore extract` takes. The text is read and tokenised, so that the figures are exact.
     """
-    from actstore.cli.progress import Progress
+    from actstore.cli.showing.progress import Progress
     from actstore.extraction.planning.planning import plan
 
     with Progress() as progress:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from actstore.cli.job_options import job_fields, job_options
+from actstore.cli.options.job_options import job_fields, job_options
 
 
 @click.command("extract")
@@ -22,7 +22,7 @@ def extract_command(job_file: str | None, as_json: bool, quiet: bool, **options:
     actstore extract --model gpt2 --tokens corpus.jsonl --hooks 'blocks.*.hook_resid_post' \\
         --context-length 128 --out s3://bucket/run
     """
-    from actstore.cli.progress import Progress
+    from actstore.cli.showing.progress import Progress
     from actstore.extraction.extract import extract
     from actstore.extraction.planning.planning import plan
 

@@ -2,7 +2,7 @@
 
 import time
 
-from actstore.cli.live_line import LiveLine, OnLine, clock
+from actstore.cli.showing.live_line import LiveLine, OnLine, clock
 from actstore.extraction.events import Event, SegmentDone, Tokenised
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.image import imread
 
 import actstore
-from actstore.cli.demo import residual_norms
+from actstore.cli.commands.demo import residual_norms
 from tests.commands import command as run_command
 from tests.commands import command_here
 

@@ -4,7 +4,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from actstore.cli.byte_size import byte_size
+from actstore.cli.options.byte_size import byte_size
 
 
 def _run(value: str, minimum: int = 1) -> Result:

@@ -7,7 +7,7 @@ from typing import Self
 
 import click
 
-from actstore.cli.live_line import LiveLine, clock
+from actstore.cli.showing.live_line import LiveLine, clock
 from actstore.patching.jobs.events import PartDone
 
 

@@ -26,7 +26,7 @@ _TOKENS_SHOWN = 32
 )
 def demo_command(out: Path) -> None:
     """Extract from a bundled model, read the store, and draw a picture."""
-    from actstore.cli.progress import Progress
+    from actstore.cli.showing.progress import Progress
     from actstore.extraction.extract import extract
     from actstore.extraction.planning.planning import plan
     from actstore.opening import open_store

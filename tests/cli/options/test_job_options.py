@@ -5,9 +5,9 @@ from typing import Any
 import click
 import pytest
 
-from actstore.cli.extract import extract_command
-from actstore.cli.job_options import job_fields, job_options
-from actstore.cli.plan import plan_command
+from actstore.cli.commands.extract import extract_command
+from actstore.cli.commands.plan import plan_command
+from actstore.cli.options.job_options import job_fields, job_options
 from actstore.extraction.planning.job import Job, parse_job
 
 

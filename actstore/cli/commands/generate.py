@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from actstore.cli.model_options import given_fields, options_of
+from actstore.cli.options.model_options import given_fields, options_of
 from actstore.generating.job import GenerationJob
 
 _METAVARS: Final = {
@@ -42,7 +42,7 @@ def generate_command(
     actstore generate --model Qwen/Qwen3-0.6B --prompts chats.jsonl --n 4 --out answers.jsonl \\
         --capture runs/answers --hooks blocks.14.hook_resid_post
     """
-    from actstore.cli.generate_progress import GenerateProgress
+    from actstore.cli.showing.generate_progress import GenerateProgress
     from actstore.generating.job import job_of
     from actstore.generating.run import generate
 
@@ -62,7 +62,7 @@ def generate_command(
 
 def _capture(job: GenerationJob, url: str, hooks: str, longest: int, quiet: bool) -> Any:
     """Extract the activations over the generated tokens, as they were."""
-    from actstore.cli.progress import Progress
+    from actstore.cli.showing.progress import Progress
     from actstore.extraction.extract import extract
     from actstore.extraction.planning.planning import plan
     from actstore.tokens import load_tokenizer

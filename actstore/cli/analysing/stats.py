@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from actstore.cli.loader_options import loader_option
+from actstore.cli.options.loader_options import loader_option
 from actstore.errors import HookError, NotCommittedError
 from actstore.facade import Store
 from actstore.loader.arguments import OPTIONS, SHUFFLES

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from actstore import patching
-from actstore.cli.patch import patch_command
+from actstore.cli.commands.patch import patch_command
 from actstore.patching.jobs.job import PatchJob, parse_job
 from tests.commands import Command, command_here
 from tests.patching.jobs.pairs_file import random_pairs, write_jsonl
@@ -102,7 +102,7 @@ def test_options_of_several_values() -> None:
     given: dict[str, Any] = {}
 
     def keep(job_file: str | None, **options: Any) -> None:
-        from actstore.cli.model_options import given_fields
+        from actstore.cli.options.model_options import given_fields
 
         given.update(given_fields(PatchJob, options))
 

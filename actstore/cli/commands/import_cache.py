@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from actstore.cli.byte_progress import ByteProgress
+from actstore.cli.showing.byte_progress import ByteProgress
 
 
 @click.command("import")

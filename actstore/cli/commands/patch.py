@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import click
 
-from actstore.cli.model_options import given_fields, options_of
+from actstore.cli.options.model_options import given_fields, options_of
 from actstore.patching.jobs.job import PatchJob
 
 _METAVARS: Final = {"pairs": "SRC", "axes": "AXIS[,AXIS]", "positions": "N[,N]", "out": "URL"}
@@ -27,7 +27,7 @@ def patch_command(job_file: str | None, dry_run: bool, as_json: bool, quiet: boo
     \b
     actstore patch --model gpt2 --pairs pairs.jsonl --hook z --axes layer,head --out s3://bucket/heads
     """
-    from actstore.cli.patch_progress import PatchProgress
+    from actstore.cli.showing.patch_progress import PatchProgress
     from actstore.patching.jobs.duration import estimate_job
     from actstore.patching.jobs.planning import plan_job
     from actstore.patching.jobs.run import run_job

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from actstore.cli.byte_progress import ByteProgress
+from actstore.cli.showing.byte_progress import ByteProgress
 from actstore.opening import open_store
 
 

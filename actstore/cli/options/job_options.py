@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from actstore.cli.model_options import given_fields, options_of
+from actstore.cli.options.model_options import given_fields, options_of
 from actstore.extraction.planning.job import Job
 
 _METAVARS: Final = {

@@ -1,0 +1,1 @@
+"""Commands that analyse a store, one file a command."""

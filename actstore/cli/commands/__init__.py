@@ -1,0 +1,1 @@
+"""Commands that make, move, check and serve stores, one file a command."""
