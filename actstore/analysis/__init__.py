@@ -3,3 +3,32 @@
 An analysis of rows is a file with a reduction and a function that scans a store with it, as `top_activations` shows;
 `scanning` reads. What an extraction counts on its way is in `actstore.store.statistics`.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actstore.analysis.scanning.scan import Scanned, scan
+    from actstore.analysis.top_activations import TopActivations, top_activations
+
+__all__ = ["Scanned", "TopActivations", "scan", "top_activations"]
+
+# Imported on first use, so that one analysis does not import what the others need.
+_HOMES = {
+    "Scanned": "actstore.analysis.scanning.scan",
+    "TopActivations": "actstore.analysis.top_activations",
+    "scan": "actstore.analysis.scanning.scan",
+    "top_activations": "actstore.analysis.top_activations",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'actstore.analysis' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
