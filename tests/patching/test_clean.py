@@ -1,5 +1,6 @@
 """Where clean values come from makes no difference: a live cache, prompts, a store on disk, on S3, or over HTTP."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,20 @@ def test_stores_give_the_grid_of_a_live_cache(tiny_model: TinyModel, s3_url: str
         clean_metric = difference(AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits)
     grids = (("resid_pre", ("layer", "pos")), ("z", ("layer", "pos", "head")))
     expected = {
-        hook: patching.grid(model, corrupted, live, difference, hook, axes).values for hook, axes in grids
+        (hook, positions): patching.grid(
+            model, corrupted, live, difference, hook, axes, positions=positions
+        ).values
+        for hook, axes in grids
+        for positions in (None, -1)
     }
     with running(tmp_path, "--root", str(tmp_path / "stores")) as server:
         for url in (str(tmp_path / "stores" / "run"), s3_url, f"{server.url}/v1/stores/run"):
             store = actstore.open(url)
             assert store.tokens[:].tolist() == ids.tolist()
-            for hook, axes in grids:
-                result = patching.grid(model, corrupted, store.cache([0, 1, 2]), difference, hook, axes)
-                assert torch.equal(result.values, expected[hook]), (url, hook)
+            for (hook, axes), positions in itertools.product(grids, (None, -1)):
+                cache = store.cache([0, 1, 2])
+                result = patching.grid(model, corrupted, cache, difference, hook, axes, positions=positions)
+                assert torch.equal(result.values, expected[hook, positions]), (url, hook, positions)
                 # The stores have the stream out of the last layer, from which the logits follow.
                 assert result.clean is not None
                 torch.testing.assert_close(result.clean, clean_metric, atol=1e-5, rtol=1e-5)
