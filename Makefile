@@ -48,7 +48,7 @@ check: $(VENV)/.dev  ## Lint, types, and which package imports which
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(VENV)/.dev  ## The benchmark table, into tests/benchmarks/RESULTS.md; ROWS="loader query" prints a part
+bench: $(VENV)/.dev  ## The benchmark table, into tests/benchmarks/RESULTS.md; ROWS="loader query" measures a part
 	$(BIN)/python -m tests.benchmarks.run $(ROWS)
 
 clean:

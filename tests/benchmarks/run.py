@@ -28,13 +28,13 @@ from tests.benchmarks import (
     bench_store,
 )
 from tests.benchmarks.measure import Result, tables
-from tests.benchmarks.results import section, write
+from tests.benchmarks.results import section, write, write_rows
 from tests.pretrained import smollm2
 
 
 def main(chosen: list[str]) -> int:
-    """Run all benchmarks and write RESULTS.md, or run and print the named ones. A missed target is marked, and is no
-    error; returns 2 if a name is unknown.
+    """Run all benchmarks and write this machine's section of RESULTS.md, or the named ones and write their rows. A
+    missed target is marked, and is no error; returns 2 if a name is unknown.
     """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     logging.disable(logging.WARNING)
@@ -71,7 +71,7 @@ def main(chosen: list[str]) -> int:
             results += new
         text = section(results, folder)
     print(text)
-    if not chosen:
+    if not chosen or not write_rows(tables(results), chosen):
         write(text)
     return 0
 
