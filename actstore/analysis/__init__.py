@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actstore.analysis.scanning.scan import Scanned, scan
-    from actstore.analysis.top_activations import TopActivations, top_activations
+    from actstore.analysis.top.result import TopActivations
+    from actstore.analysis.top_activations import top_activations
 
 __all__ = ["Scanned", "TopActivations", "scan", "top_activations"]
 
 # Imported on first use, so that one analysis does not import what the others need.
 _HOMES = {
     "Scanned": "actstore.analysis.scanning.scan",
-    "TopActivations": "actstore.analysis.top_activations",
+    "TopActivations": "actstore.analysis.top.result",
     "scan": "actstore.analysis.scanning.scan",
     "top_activations": "actstore.analysis.top_activations",
 }

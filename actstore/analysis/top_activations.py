@@ -1,7 +1,7 @@
 """The rows of a store with the largest values of each feature, exact."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
 
 import numpy as np
@@ -11,7 +11,7 @@ from actstore.analysis.features import Features, features_of
 from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
 from actstore.analysis.scanning.scan import ScanOptions, scan
-from actstore.analysis.text import str_tokens_of
+from actstore.analysis.top.result import TopActivations
 from actstore.errors import JobError
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from actstore.hooks.naming.names import HookName
     from actstore.store.committed_store import CommittedStore
+
+__all__ = ["Per", "TopActivations", "TopRows", "TopState", "top_activations"]
 
 Per = Literal["row", "sequence"]
 
@@ -150,74 +152,6 @@ def _largest_of_each(
         # `max` of torch gives any of equal ones.
         rows.append((part == largest[-1]).to(torch.uint8).argmax(0) + start)
     return torch.stack(largest), torch.stack(rows)
-
-
-@dataclass(frozen=True)
-class Context:
-    """A row of a feature with the tokens around it. Its text shows the row's token in double brackets."""
-
-    tokens: tuple[str, ...]
-    at: int
-    """Place of the row's token in `tokens`."""
-    value: float
-    sequence: int
-    position: int
-
-    def __str__(self) -> str:
-        before, after = "".join(self.tokens[: self.at]), "".join(self.tokens[self.at + 1 :])
-        return f"{before}[[{self.tokens[self.at]}]]{after}"
-
-
-@dataclass(frozen=True)
-class TopActivations:
-    """The rows with the largest values of each feature, largest first."""
-
-    hook: str
-    values: NDArray[np.float32]
-    """[n_features, k]; NaN where a feature has fewer rows."""
-    sequences: NDArray[np.int64]
-    """[n_features, k]; -1 where there are fewer."""
-    positions: NDArray[np.int64]
-    """[n_features, k]; -1 where there are fewer."""
-    documents: NDArray[np.int64]
-    """Document of each row's token, [n_features, k]; -1 for tokens that packing put in, and where there are fewer."""
-    n_rows: int
-    """Number of rows that were looked at."""
-    n_not_finite: int
-    """Rows that hold NaN or infinity, and features that came out as NaN. They are not ranked."""
-
-    store: "CommittedStore" = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def context(self, feature: int, i: int, *, before: int = 20, after: int = 10) -> "Context":
-        """The text around one of the rows.
-
-        Args:
-            feature: number of the feature, as in ``values``.
-            i: place among its rows, 0 for the largest.
-            before, after: number of tokens on each side.
-
-        Raises:
-            JobError: the feature has no such row.
-            TokensError: the tokenizer is unknown or missing, or is not the same any more.
-        """
-        n_features, k = self.values.shape
-        if not (0 <= feature < n_features and 0 <= i < k) or self.sequences[feature, i] < 0:
-            raise JobError(
-                f"feature {feature} has no row {i}; there are {n_features} features, with up to {k} rows each"
-            )
-        sequence, position = int(self.sequences[feature, i]), int(self.positions[feature, i])
-        tokens = str_tokens_of(self.store, sequence)
-        first = max(0, position - before)
-        return Context(
-            tuple(tokens[first : position + after + 1]),
-            position - first,
-            float(self.values[feature, i]),
-            sequence,
-            position,
-        )
 
 
 def top_activations(

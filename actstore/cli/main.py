@@ -29,13 +29,14 @@ _COMMANDS = {
     "serve": "Serve the stores at URLs, and all stores below --root, over HTTP.",
     "slice": "Print activations of HOOK in the store at URL, or save them.",
     "stats": "Print statistics of HOOKS in the store at URL, or of all its hooks.",
+    "top": "Print the rows with the largest values of each feature in the store at URL, with the text around them.",
     "train-sae": "Train a sparse autoencoder on HOOK of the store at URL, for SAELens.",
     "verify": "Check every byte of the store at URL, and repair what is damaged with --repair.",
 }
 """The first sentence of what each command says of itself, here so that ``--help`` imports none of them."""
 _MODULES = {"import": "import_cache"}
 """Modules of the commands whose name cannot be the name of a module."""
-_ANALYSES = ("stats",)
+_ANALYSES = ("stats", "top")
 """Commands whose modules are in `actstore.cli.analysing`; the others are in `actstore.cli.commands`."""
 
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load as load_safetensors
 
 import actstore
+from actstore import analysis
 from actstore.errors import HookError, LoaderError
 from tests.query.running import Running, running
 
@@ -82,3 +83,16 @@ def test_loaders_leave_out_roles(folder: Path, served: Running, place: str) -> N
     )
     with pytest.raises(LoaderError, match="drop names 'assistant', and .* holds no chats"):
         actstore.open(str(folder / "text")).loader(HOOK, batch_size=1, drop="assistant")
+
+
+@pytest.mark.parametrize("place", ["local", "remote"])
+def test_analyses_leave_out_roles(folder: Path, served: Running, place: str) -> None:
+    local = actstore.open(str(folder / "chats"))
+    store: Any = local if place == "local" else served.store("chats", direct=False)
+    wanted = local.roles[:] == 3
+    top = analysis.top_activations(store, HOOK, [2], k=int(wanted.sum()) + 5, drop=["template", "user"])
+    assert top.n_rows == wanted.sum()
+    found = {(int(s), int(p)) for s, p in zip(top.sequences[0], top.positions[0], strict=True) if s >= 0}
+    assert found == set(map(tuple, np.argwhere(wanted).tolist()))
+    with pytest.raises(LoaderError, match="drop names 'assistant', and .* holds no chats"):
+        analysis.top_activations(actstore.open(str(folder / "text")), HOOK, [2], drop=["assistant"])

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from actstore.errors import JobError
 from actstore.loader.dropping.drop import NONFINITE, PAD, parse
+from actstore.tokens.chats.chat import ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,8 @@ class ChosenRows:
     """Token ids whose rows are left out."""
     positions: NDArray[np.bool_] | None
     """Positions that are taken, [context_length]; None for all."""
+    roles: tuple[int, ...] = ()
+    """Numbers of the roles in chats whose rows are left out."""
 
     @classmethod
     def of(
@@ -39,13 +42,14 @@ class ChosenRows:
 
         Args:
             store: the store that the rows are in.
-            drop: ``bos``, ``eos``, ``sep``, or token ids to leave out.
+            drop: ``bos``, ``eos``, ``sep``, token ids, or roles in chats to leave out.
             seqpos: positions to take, a slice or a list.
             sequences: sequences to take: a slice, a list of numbers, or bool [n_sequences]; None for all.
 
         Raises:
             JobError: the sequences are not in the store, or there are none.
-            LoaderError: an unknown name, or one that the model has no token for; positions that do not exist.
+            LoaderError: an unknown name, one that the model has no token for, or a role where there are no chats;
+                positions that do not exist.
         """
         names = (drop,) if isinstance(drop, str) else tuple(drop)
         dropped = parse(store, [name for name in names if name not in (PAD, NONFINITE)], seqpos)
@@ -53,10 +57,16 @@ class ChosenRows:
         if dropped.positions is not None:
             positions = np.zeros(store.plan.context_length, bool)
             positions[list(dropped.positions)] = True
-        return cls(_sequences(sequences, store.shape[0]), dropped.tokens, positions)
+        roles = tuple(ROLES[role] for role in dropped.roles)
+        return cls(_sequences(sequences, store.shape[0]), dropped.tokens, positions, roles)
 
     def of_block(
-        self, first: int, tokens: NDArray[np.int32], positions: NDArray[np.int32], in_use: NDArray[np.bool_]
+        self,
+        first: int,
+        tokens: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        in_use: NDArray[np.bool_],
+        roles: NDArray[np.int8] | None,
     ) -> NDArray[np.bool_]:
         """True where a row is taken, [n_sequences, entries] of neighbouring sequences.
 
@@ -65,6 +75,7 @@ class ChosenRows:
             tokens: token id of each entry, [n_sequences, entries].
             positions: its position.
             in_use: whether it is in use.
+            roles: role of its token; None where no role is left out.
         """
         taken = in_use.copy()
         if self.sequences is not None:
@@ -73,6 +84,8 @@ class ChosenRows:
             taken &= self.positions[positions]
         for token in self.tokens:
             taken &= tokens != token
+        for role in self.roles:
+            taken &= roles != role
         return taken
 
     def identity(self) -> str:
@@ -80,7 +93,7 @@ class ChosenRows:
         digest = hashlib.sha256()
         for part in (self.sequences, self.positions):
             digest.update(b"all" if part is None else np.packbits(part).tobytes() + str(len(part)).encode())
-        digest.update(repr(self.tokens).encode())
+        digest.update(repr((self.tokens, self.roles)).encode())
         return digest.hexdigest()
 
 

@@ -115,7 +115,8 @@ def scan(
     Args:
         store: the store; rows that are committed later do not count.
         reductions: what to make of the rows, by a name of your choice.
-        drop: ``bos``, ``eos``, ``sep``, or token ids whose rows are left out.
+        drop: ``bos``, ``eos``, ``sep``, or token ids whose rows are left out; of chats also ``template``, ``system``,
+            ``user``, ``assistant`` and ``tool``.
         seqpos: positions to take, a slice or a list; None for all.
         sequences: sequences to take: a slice, a list of numbers, or bool [n_sequences]; None for all.
         resume: folder or URL where finished units are kept. The same scan goes on from them; other scans do not

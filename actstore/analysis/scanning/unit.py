@@ -155,7 +155,9 @@ class ScanWorker:
         store, span = self._spec.store, slice(sequences.start, sequences.stop)
         entries = store.entries
         tokens, positions = entries.of_tokens(store.tokens, span), entries.positions(span)
-        taken = self._spec.rows.of_block(sequences.start, tokens, positions, entries.in_use(span))
+        chosen = self._spec.rows
+        roles = entries.of_tokens(store.roles, span) if chosen.roles else None
+        taken = chosen.of_block(sequences.start, tokens, positions, entries.in_use(span), roles)
         counts: dict[str, int] = {}
         read: dict[str, torch.Tensor] = {}
         for hook, suspects in self._suspects.items():

@@ -10,30 +10,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.cli.options.ranges import Slice
 from actstore.errors import JobError
 from actstore.facade import Store
 from actstore.opening import open_store
 from actstore.storage.urls import local_path
 from actstore.store.reading.activations import Activations
-
-
-class Slice(click.ParamType[slice]):
-    """A range of sequences or positions in Python's slice notation; a number is a slice of one."""
-
-    name = "A:B"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> slice:
-        if isinstance(value, slice):
-            return value
-        try:
-            parts = [int(part) if part else None for part in str(value).split(":")]
-        except ValueError:
-            parts = []
-        if len(parts) == 1 and parts[0] is not None:
-            return slice(parts[0], parts[0] + 1 or None)
-        if len(parts) in (2, 3) and parts[2:] != [0]:
-            return slice(*parts)
-        return self.fail(f"{value!r} is not a range; write A:B, A: or :B, or one number", param, ctx)
 
 
 @click.command("slice")

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from actstore.cli.commands.slice import Slice
 from actstore.cli.main import RESUMABLE
 from actstore.cli.options.byte_size import byte_size
 from actstore.cli.options.loader_options import loader_option
+from actstore.cli.options.ranges import Slice
 from actstore.loader.arguments import SHUFFLES, ReadArguments
 from actstore.opening import open_store
 

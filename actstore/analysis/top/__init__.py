@@ -1,0 +1,1 @@
+"""Rows that were found, with their text, as tables and as pages."""
