@@ -126,7 +126,7 @@ def scan(
 
     Raises:
         HookError: a hook is not stored.
-        JobError, LoaderError: the choice of rows, or a resource, is not valid.
+        JobError, LoaderError: the choice of rows, or a resource, is not valid; or the scan cannot be resumed.
         NotCommittedError: rows are not committed.
         StorageError: something cannot be read or written.
         StoreReplacedError: another store came in the place of this one while it was read.
@@ -144,6 +144,7 @@ def scan(
     blobs = None if resume is None else open_blobs(resume)
     folder, finished = "", dict[int, UnitDone]()
     if blobs is not None:
+        _check_identity(store)
         folder = folder_of(str(store.identity), [one.identity() for one in chosen], rows.identity())
         finished = _finished(blobs, folder, chosen, units)
     n_sequences = 0
@@ -184,6 +185,19 @@ def scan(
         n_units_before=len(finished),
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_identity(store: "CommittedStore") -> None:
+    """Check that the store can be told from all others, so that kept states are not taken for those of another one.
+
+    Raises:
+        JobError: it cannot.
+    """
+    if any(run.endswith("~") for run in store.identity):
+        raise JobError(
+            f"{store.url} is not finished, so that over HTTP nothing tells it from another store with the same plan; "
+            "finish it, open its storage itself, or leave resume out"
+        )
 
 
 def _with_counts(unit: UnitDone) -> bytes:
