@@ -8,16 +8,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actstore.analysis.describing.by_token import ByToken, by_token
+    from actstore.analysis.describing.co_occurrence import CoOccurrence, co_occurrence
+    from actstore.analysis.describing.logit_lens import LogitLens, logit_lens
     from actstore.analysis.scanning.scan import Scanned, scan
     from actstore.analysis.top.result import TopActivations
     from actstore.analysis.top_activations import top_activations
 
-__all__ = ["Scanned", "TopActivations", "scan", "top_activations"]
+__all__ = [
+    "ByToken",
+    "CoOccurrence",
+    "LogitLens",
+    "Scanned",
+    "TopActivations",
+    "by_token",
+    "co_occurrence",
+    "logit_lens",
+    "scan",
+    "top_activations",
+]
 
 # Imported on first use, so that one analysis does not import what the others need.
 _HOMES = {
+    "ByToken": "actstore.analysis.describing.by_token",
+    "CoOccurrence": "actstore.analysis.describing.co_occurrence",
+    "LogitLens": "actstore.analysis.describing.logit_lens",
     "Scanned": "actstore.analysis.scanning.scan",
     "TopActivations": "actstore.analysis.top.result",
+    "by_token": "actstore.analysis.describing.by_token",
+    "co_occurrence": "actstore.analysis.describing.co_occurrence",
+    "logit_lens": "actstore.analysis.describing.logit_lens",
     "scan": "actstore.analysis.scanning.scan",
     "top_activations": "actstore.analysis.top_activations",
 }

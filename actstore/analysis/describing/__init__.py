@@ -1,0 +1,1 @@
+"""What features go with: each other, token ids, and logits."""
