@@ -11,18 +11,27 @@ if TYPE_CHECKING:
     from actstore.analysis.describing.by_token import ByToken, by_token
     from actstore.analysis.describing.co_occurrence import CoOccurrence, co_occurrence
     from actstore.analysis.describing.logit_lens import LogitLens, logit_lens
+    from actstore.analysis.feature_activations.activation_examples import (
+        ActivationExamples,
+        activation_examples,
+    )
+    from actstore.analysis.feature_activations.statistics import FeatureStatistics, feature_statistics
     from actstore.analysis.scanning.scan import Scanned, scan
     from actstore.analysis.top.result import TopActivations
     from actstore.analysis.top_activations import top_activations
 
 __all__ = [
+    "ActivationExamples",
     "ByToken",
     "CoOccurrence",
+    "FeatureStatistics",
     "LogitLens",
     "Scanned",
     "TopActivations",
+    "activation_examples",
     "by_token",
     "co_occurrence",
+    "feature_statistics",
     "logit_lens",
     "scan",
     "top_activations",
@@ -30,13 +39,17 @@ __all__ = [
 
 # Imported on first use, so that one analysis does not import what the others need.
 _HOMES = {
+    "ActivationExamples": "actstore.analysis.feature_activations.activation_examples",
     "ByToken": "actstore.analysis.describing.by_token",
     "CoOccurrence": "actstore.analysis.describing.co_occurrence",
+    "FeatureStatistics": "actstore.analysis.feature_activations.statistics",
     "LogitLens": "actstore.analysis.describing.logit_lens",
     "Scanned": "actstore.analysis.scanning.scan",
     "TopActivations": "actstore.analysis.top.result",
+    "activation_examples": "actstore.analysis.feature_activations.activation_examples",
     "by_token": "actstore.analysis.describing.by_token",
     "co_occurrence": "actstore.analysis.describing.co_occurrence",
+    "feature_statistics": "actstore.analysis.feature_activations.statistics",
     "logit_lens": "actstore.analysis.describing.logit_lens",
     "scan": "actstore.analysis.scanning.scan",
     "top_activations": "actstore.analysis.top_activations",

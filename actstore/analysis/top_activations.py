@@ -87,7 +87,7 @@ class TopState:
             values = values.masked_fill(is_nan, -math.inf)
         rows = None
         if self._of.per == "sequence":
-            values, rows = _largest_of_each(values, block.sequences)
+            values, rows = largest_of_each(values, block.sequences)
         floor = torch.from_numpy(self.values[:, -1]).clamp(min=self._of.above)
         candidates = values > floor
         # More than k of a feature: only those that can be among its first k.
@@ -138,7 +138,7 @@ class TopState:
         self.addresses[touched] = addresses[best].reshape(-1, k)
 
 
-def _largest_of_each(
+def largest_of_each(
     values: "torch.Tensor", sequences: NDArray[np.int64]
 ) -> "tuple[torch.Tensor, torch.Tensor]":
     """The largest row of each sequence, the first of equals: values and rows, both [n_sequences, n_features]."""
