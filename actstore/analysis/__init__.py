@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actstore.analysis.dashboards.dashboard import Dashboard, dashboard
     from actstore.analysis.describing.by_token import ByToken, by_token
     from actstore.analysis.describing.co_occurrence import CoOccurrence, co_occurrence
     from actstore.analysis.describing.logit_lens import LogitLens, logit_lens
@@ -24,6 +25,7 @@ __all__ = [
     "ActivationExamples",
     "ByToken",
     "CoOccurrence",
+    "Dashboard",
     "FeatureStatistics",
     "LogitLens",
     "Scanned",
@@ -31,6 +33,7 @@ __all__ = [
     "activation_examples",
     "by_token",
     "co_occurrence",
+    "dashboard",
     "feature_statistics",
     "logit_lens",
     "scan",
@@ -42,6 +45,7 @@ _HOMES = {
     "ActivationExamples": "actstore.analysis.feature_activations.activation_examples",
     "ByToken": "actstore.analysis.describing.by_token",
     "CoOccurrence": "actstore.analysis.describing.co_occurrence",
+    "Dashboard": "actstore.analysis.dashboards.dashboard",
     "FeatureStatistics": "actstore.analysis.feature_activations.statistics",
     "LogitLens": "actstore.analysis.describing.logit_lens",
     "Scanned": "actstore.analysis.scanning.scan",
@@ -49,6 +53,7 @@ _HOMES = {
     "activation_examples": "actstore.analysis.feature_activations.activation_examples",
     "by_token": "actstore.analysis.describing.by_token",
     "co_occurrence": "actstore.analysis.describing.co_occurrence",
+    "dashboard": "actstore.analysis.dashboards.dashboard",
     "feature_statistics": "actstore.analysis.feature_activations.statistics",
     "logit_lens": "actstore.analysis.describing.logit_lens",
     "scan": "actstore.analysis.scanning.scan",

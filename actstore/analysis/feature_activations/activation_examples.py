@@ -41,6 +41,7 @@ class ActivationExamples:
     """
     before: int
     """Positions in front of the row."""
+    n_intervals: int
     widths: NDArray[np.float64]
     """Width of an interval of each feature, a power of two, [n_features]; 0 if no value is above 0."""
     starts: NDArray[np.int64] = field(repr=False)
@@ -77,6 +78,7 @@ class ActivationExamples:
             positions=store.entries.positions_at(sequences, entries),
             windows=state.windows[order],
             before=reduction.before,
+            n_intervals=reduction.n_intervals,
             widths=width_of(state.exponents, reduction.n_intervals),
             starts=np.searchsorted(feature, np.arange(n_features + 1)),
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.feature_activations.binning import width_of
+from actstore.analysis.feature_activations.binning import widened, width_of
 from actstore.analysis.feature_activations.distribution import N_BINS, Distribution, DistributionState
 from actstore.analysis.features import features_of
 from actstore.analysis.scanning.scan import ScanOptions, scan
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 class Histogram:
     """How often the values of a feature are in bins of equal width; values of exactly 0 are in none.
 
-    The width is a power of two, another one for positive and for negative values, such that the largest value of each
-    sign is in one of the bins 33 to 64.
+    The width is a power of two such that there are 33 to 64 bins on the side of 0 that reaches further.
     """
 
     counts: NDArray[np.int64]
@@ -65,12 +64,12 @@ class FeatureStatistics:
 
     def histogram(self, feature: int) -> Histogram:
         """The histogram of a feature, from its smallest value to its largest."""
-        widths = width_of(self.exponents[feature], N_BINS)
-        used = [int(np.max(np.flatnonzero(one), initial=-1)) + 1 for one in self.counts[feature]]
-        positive, negative = (one[:n] for one, n in zip(self.counts[feature], used, strict=True))
-        below = -np.arange(used[1], 0, -1) * widths[1]
-        above = np.arange(used[0] + 1) * widths[0]
-        return Histogram(np.concatenate([negative[::-1], positive]), np.concatenate([below, above]))
+        exponent = self.exponents[feature].max()
+        # Bins of the side that reaches less far are put together, until they are as wide as the others.
+        counts = widened(self.counts[feature], exponent - self.exponents[feature])
+        positive, negative = (one[: int(np.max(np.flatnonzero(one), initial=-1)) + 1] for one in counts)
+        edges = np.arange(-len(negative), len(positive) + 1) * width_of(exponent, N_BINS)
+        return Histogram(np.concatenate([negative[::-1], positive]), edges)
 
     @classmethod
     def of(

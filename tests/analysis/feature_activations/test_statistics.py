@@ -46,12 +46,14 @@ def expect_same(found: analysis.FeatureStatistics, values: Values, above: float 
             expected[histogram.edges.tolist().index(0)] -= (column == 0).sum()
         assert histogram.counts.tolist() == expected
         assert histogram.counts.sum() == (column != 0).sum()
-        for sign in (1, -1):
-            n_bins = (sign * histogram.edges > 0).sum()
-            if (sign * column).max() > 0:
-                assert 33 <= n_bins <= 64, "the largest value is in the upper half of 64 bins"
-            else:
-                assert n_bins == 0
+        reach = max(-histogram.edges[0], histogram.edges[-1])
+        assert len(set(np.diff(histogram.edges))) <= 1
+        if column.any():
+            assert 33 <= reach / np.diff(histogram.edges)[0] <= 64
+            assert histogram.counts[0] or column.min() >= 0
+            assert histogram.counts[-1] or column.max() <= 0
+        else:
+            assert reach == 0
 
 
 @settings(max_examples=40, deadline=None)

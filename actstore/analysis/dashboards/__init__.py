@@ -1,0 +1,1 @@
+"""Dashboards: what features are active on, as a folder of pages and tables, made in one pass over a store."""
