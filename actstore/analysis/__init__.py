@@ -17,17 +17,21 @@ if TYPE_CHECKING:
         activation_examples,
     )
     from actstore.analysis.feature_activations.statistics import FeatureStatistics, feature_statistics
+    from actstore.analysis.geometry.principal.pca import pca
+    from actstore.analysis.geometry.principal.pca_result import PCA, PCAs
     from actstore.analysis.scanning.scan import Scanned, scan
     from actstore.analysis.top.result import TopActivations
     from actstore.analysis.top_activations import top_activations
 
 __all__ = [
+    "PCA",
     "ActivationExamples",
     "ByToken",
     "CoOccurrence",
     "Dashboard",
     "FeatureStatistics",
     "LogitLens",
+    "PCAs",
     "Scanned",
     "TopActivations",
     "activation_examples",
@@ -36,6 +40,7 @@ __all__ = [
     "dashboard",
     "feature_statistics",
     "logit_lens",
+    "pca",
     "scan",
     "top_activations",
 ]
@@ -48,6 +53,8 @@ _HOMES = {
     "Dashboard": "actstore.analysis.dashboards.dashboard",
     "FeatureStatistics": "actstore.analysis.feature_activations.statistics",
     "LogitLens": "actstore.analysis.describing.logit_lens",
+    "PCA": "actstore.analysis.geometry.principal.pca_result",
+    "PCAs": "actstore.analysis.geometry.principal.pca_result",
     "Scanned": "actstore.analysis.scanning.scan",
     "TopActivations": "actstore.analysis.top.result",
     "activation_examples": "actstore.analysis.feature_activations.activation_examples",
@@ -56,6 +63,7 @@ _HOMES = {
     "dashboard": "actstore.analysis.dashboards.dashboard",
     "feature_statistics": "actstore.analysis.feature_activations.statistics",
     "logit_lens": "actstore.analysis.describing.logit_lens",
+    "pca": "actstore.analysis.geometry.principal.pca",
     "scan": "actstore.analysis.scanning.scan",
     "top_activations": "actstore.analysis.top_activations",
 }

@@ -25,6 +25,7 @@ _COMMANDS = {
     "generate": "Sample continuations of prompts, and write them with their tokens to a file.",
     "info": "Say what the store at URL holds, and how much of it is committed.",
     "patch": "Patch a grid for each of many pairs of prompts, and store the metric of every cell.",
+    "pca": "Find the principal components of hooks of the store at URL, and draw rows along them.",
     "plan": "Say what an extraction would write, without writing it.",
     "serve": "Serve the stores at URLs, and all stores below --root, over HTTP.",
     "slice": "Print activations of HOOK in the store at URL, or save them.",
@@ -36,7 +37,7 @@ _COMMANDS = {
 """The first sentence of what each command says of itself, here so that ``--help`` imports none of them."""
 _MODULES = {"import": "import_cache"}
 """Modules of the commands whose name cannot be the name of a module."""
-_ANALYSES = ("stats", "top")
+_ANALYSES = ("pca", "stats", "top")
 """Commands whose modules are in `actstore.cli.analysing`; the others are in `actstore.cli.commands`."""
 
 

@@ -9,13 +9,14 @@ from pydantic import BaseModel
 
 
 def options_of(
-    job: type[BaseModel], metavars: Mapping[str, str]
+    job: type[BaseModel], metavars: Mapping[str, str], *, is_file_option: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of a job, and the argument of its file, to a click command.
+    """Add the options of a job, and its file, to a click command.
 
     Args:
         job: the model of the job.
         metavars: what stands for a value in the help, by field.
+        is_file_option: whether the file is given as ``--job``, for commands whose argument is another one.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -24,7 +25,16 @@ def options_of(
             is_either = _kinds(schema)[0] == "boolean" and schema.get("default") is None
             flags = f"{flag}/--no-{flag[2:]}" if is_either else flag
             command = click.option(flags, **_attributes(schema, metavars.get(name)))(command)
-        return click.argument("job_file", metavar="[JOB.yaml]", required=False)(command)
+        if is_file_option:
+            of_file = click.option(
+                "--job",
+                "job_file",
+                metavar="JOB.yaml",
+                help="File with the same fields; options take precedence.",
+            )
+        else:
+            of_file = click.argument("job_file", metavar="[JOB.yaml]", required=False)
+        return of_file(command)
 
     return decorate
 

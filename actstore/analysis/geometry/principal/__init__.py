@@ -1,0 +1,1 @@
+"""Principal components: computing, keeping and drawing them."""
