@@ -1,21 +1,21 @@
 """How much of the loss of a model stays if a sparse autoencoder stands in the place of a value."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.errors import PatchError
 from actstore.hooks.attached_sae import AttachedSae, Autoencoder
-from actstore.hooks.capture.hook_point import HookPoint
 from actstore.hooks.model import HookedModel
 from actstore.hooks.naming.names import HookName
 from actstore.patching.batches import batches
+from actstore.patching.losses_with_saes import LossesWithSaes, TokenBatch, Totals
 
 if TYPE_CHECKING:
     import torch
 
 _SPECIAL: Final = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id")
+_ONLY: Final = "sae"
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class LossRecovered:
     """Loss with zeros in its place."""
     loss_mean: float
     """Loss with the mean of the value in its place."""
+    kl_with_sae: float
+    """Mean Kullback-Leibler divergence of the predictions with the SAE from those of the model, in nats."""
+    kl_zero: float
+    """The same with zeros."""
     l0: float
     """Mean number of features of a token that are not 0."""
     n_tokens: int
@@ -46,8 +50,13 @@ class LossRecovered:
         return _share(self.loss_zero, self.loss_with_sae, self.loss)
 
     @property
+    def kl_recovered(self) -> float:
+        """The same of the divergence, which the model itself has 0 of; SAELens' ``kl_div_score``."""
+        return _share(self.kl_zero, self.kl_with_sae, 0.0)
+
+    @property
     def recovered_from_mean(self) -> float:
-        """The same, from the loss of the mean."""
+        """The loss recovered, from the loss of the mean."""
         return _share(self.loss_mean, self.loss_with_sae, self.loss)
 
 
@@ -78,113 +87,39 @@ def loss_recovered(
         PatchError: no token has a loss.
     """
     special = _special(model) if exclude is None else list(exclude)
-    given: Any = sae if hook is None else _At(sae, model.names.one(hook))
+    given: Any = sae if hook is None else At(sae, model.names.one(hook))
     writes = AttachedSae(given, model.names).writes
-    task = _Task(model, given, writes, special)
-    every = [ids for ids in batches(model, tokens, max_tokens) if ids.shape[1] > 1]
-    mean = task.mean(every)
-    totals = _Totals()
-    for ids in every:
-        task.add(ids, mean, totals)
-    if not totals.n_tokens:
-        raise PatchError("no token has a loss; give rows of two tokens or more that are not excluded")
-    losses = {name: value / totals.n_tokens for name, value in totals.losses.items()}
+    every = [_without(ids, special) for ids in batches(model, tokens, max_tokens) if ids.shape[1] > 1]
+    totals = LossesWithSaes(model, {_ONLY: given}, writes).totals(every)
+    return recovered_of(totals, _ONLY, writes)
+
+
+def recovered_of(totals: Totals, name: str, writes: str) -> LossRecovered:
+    """The figures of the SAE of this name."""
+    losses = {one: value / totals.n_tokens for one, value in totals.losses.items()}
+    divergences = {one: value / totals.n_predictions for one, value in totals.divergences.items()}
     return LossRecovered(
-        writes,
-        losses["model"],
-        losses["sae"],
-        losses["zero"],
-        losses["mean"],
-        totals.n_features / totals.n_encoded,
-        totals.n_tokens,
+        hook=writes,
+        loss=losses["model"],
+        loss_with_sae=losses[name],
+        loss_zero=losses["zero"],
+        loss_mean=losses["mean"],
+        kl_with_sae=divergences[name],
+        kl_zero=divergences["zero"],
+        l0=totals.n_features[name] / totals.n_predictions,
+        n_tokens=totals.n_tokens,
     )
 
 
-@dataclass
-class _Totals:
-    """Sums over tokens."""
+def _without(ids: "torch.Tensor", special: Sequence[int]) -> TokenBatch:
+    """Tokens of which the excluded ones are neither read nor counted."""
+    import torch
 
-    losses: dict[str, float] = field(default_factory=dict)
-    n_tokens: int = 0
-    n_features: int = 0
-    n_encoded: int = 0
+    is_read = ~torch.isin(ids, torch.tensor(special, dtype=ids.dtype, device=ids.device))
+    return TokenBatch(ids, is_read, is_read)
 
 
-class _Task:
-    """One SAE at one hook."""
-
-    def __init__(self, model: HookedModel, sae: Autoencoder, writes: str, special: Sequence[int]) -> None:
-        self._model = model
-        self._sae = sae
-        self._writes = writes
-        self._special = special
-
-    def mean(self, every: "Sequence[torch.Tensor]") -> "torch.Tensor | None":
-        """The mean of the value over all tokens that the SAE reads; None if there are none."""
-        total: torch.Tensor | None = None
-        count = 0
-        for ids in every:
-            is_read = self._is_read(ids)
-            _, cache = self._model.run_with_cache(ids, names_filter=self._writes, return_type=None)
-            part = cache[self._writes][is_read].double().sum(0)
-            total = part if total is None else total + part
-            count += int(is_read.sum())
-        return None if total is None or not count else total / count
-
-    def add(self, ids: "torch.Tensor", mean: "torch.Tensor | None", totals: _Totals) -> None:
-        """Add the losses and features of a batch."""
-        import torch
-
-        is_read = self._is_read(ids)
-        if mean is None or not bool(is_read[:, :-1].any()):
-            return
-
-        def put(new: "torch.Tensor") -> Callable[..., "torch.Tensor"]:
-            def replaced(value: "torch.Tensor", /, *, hook: HookPoint) -> "torch.Tensor":
-                del hook
-                return new.to(value).expand_as(value)
-
-            return replaced
-
-        def run(functions: Sequence[tuple[str, Any]]) -> "torch.Tensor":
-            losses: torch.Tensor = self._model.run_with_hooks(
-                ids, fwd_hooks=functions, return_type="loss", loss_per_token=True
-            )
-            return losses
-
-        def count(features: "torch.Tensor", /, *, hook: HookPoint) -> None:
-            del hook
-            totals.n_features += int((features.to(ids.device) != 0)[is_read].sum())
-
-        def keep_unread(error: "torch.Tensor", /, *, hook: HookPoint) -> "torch.Tensor":
-            del hook
-            return error.masked_fill(is_read.view(*is_read.shape, *[1] * (error.ndim - 2)), 0.0)
-
-        is_whole = bool(is_read.all())
-        functions: list[tuple[str, Any]] = [(f"{self._writes}.hook_sae_acts_post", count)]
-        if not is_whole:
-            functions.append((f"{self._writes}.hook_sae_error", keep_unread))
-        with self._model.saes(self._sae, use_error_term=not is_whole):
-            with_sae = run(functions)
-        losses: Mapping[str, torch.Tensor] = {
-            "model": run([]),
-            "sae": with_sae,
-            "zero": run([(self._writes, put(torch.zeros_like(mean)))]),
-            "mean": run([(self._writes, put(mean))]),
-        }
-        for name, values in losses.items():
-            totals.losses[name] = totals.losses.get(name, 0.0) + float(values[is_read[:, :-1]].double().sum())
-        totals.n_tokens += int(is_read[:, :-1].sum())
-        totals.n_encoded += int(is_read.sum())
-
-    def _is_read(self, ids: "torch.Tensor") -> "torch.Tensor":
-        """Whether each token is read by the SAE [row, position]."""
-        import torch
-
-        return ~torch.isin(ids, torch.tensor(self._special, dtype=ids.dtype, device=ids.device))
-
-
-class _At:
+class At:
     """An SAE at a hook that its configuration does not name."""
 
     def __init__(self, sae: Any, hook: str) -> None:

@@ -51,7 +51,7 @@ def model(folder: Path) -> HookedModel:
 
 
 def by_hand(folder: Path, sae: Any, excluded: tuple[int, ...]) -> tuple[dict[str, float], float, int]:
-    """Losses by what stands at the output of layer 1, L0, and the number of losses."""
+    """Losses by what stands at the output of layer 1, and divergences; L0, and the number of losses."""
     plain: Any = AutoModelForCausalLM.from_pretrained(folder).eval()
     is_read = torch.ones_like(TOKENS, dtype=torch.bool)
     for number in excluded:
@@ -62,15 +62,19 @@ def by_hand(folder: Path, sae: Any, excluded: tuple[int, ...]) -> tuple[dict[str
         spliced = torch.where(is_read[..., None], sae.decode(features), stream)
         new = {"model": stream, "sae": spliced, "zero": torch.zeros_like(stream)}
         new["mean"] = stream[is_read].mean(0).expand_as(stream)
-        losses = {}
+        losses, predictions = {}, {}
         for name, value in new.items():
             handle = plain.model.layers[1].register_forward_hook(lambda _m, _a, _out, value=value: value)
             logits = plain(TOKENS).logits
             handle.remove()
+            predictions[name] = logits.double().softmax(-1)
             each = torch.nn.functional.cross_entropy(
                 logits[:, :-1].transpose(1, 2), TOKENS[:, 1:], reduction="none"
             )
             losses[name] = float(each[is_read[:, :-1]].mean())
+    for name in ("sae", "zero"):
+        ratio = (predictions["model"] / predictions[name]).log()
+        losses[f"kl {name}"] = float((predictions["model"] * ratio).sum(-1)[is_read].mean())
     return losses, float((features != 0).sum(-1)[is_read].double().mean()), int(is_read[:, :-1].sum())
 
 
@@ -87,7 +91,8 @@ def test_losses_are_those_of_a_plain_model(
     ]
     for result in results:
         found = {"model": result.loss, "sae": result.loss_with_sae, "zero": result.loss_zero}
-        assert found | {"mean": result.loss_mean} == pytest.approx(losses, abs=1e-5)
+        found |= {"mean": result.loss_mean, "kl sae": result.kl_with_sae, "kl zero": result.kl_zero}
+        assert found == pytest.approx(losses, abs=1e-5)
         assert result.l0 == pytest.approx(l0)
         assert (result.n_tokens, result.hook) == (n_tokens, HOOK)
         share = (losses["zero"] - losses["sae"]) / (losses["zero"] - losses["model"])
@@ -140,6 +145,7 @@ def test_figures_are_those_of_sae_lens(model: HookedModel) -> None:
         batch_size_prompts=5,
         n_eval_reconstruction_batches=1,
         compute_ce_loss=True,
+        compute_kl=True,
         n_eval_sparsity_variance_batches=1,
         compute_sparsity_metrics=True,
     )
@@ -150,6 +156,10 @@ def test_figures_are_those_of_sae_lens(model: HookedModel) -> None:
     assert result.loss == pytest.approx(figures["ce_loss_without_sae"], abs=1e-5)
     assert result.loss_with_sae == pytest.approx(figures["ce_loss_with_sae"], abs=1e-5)
     assert result.loss_zero == pytest.approx(figures["ce_loss_with_ablation"], abs=1e-5)
+    figures = theirs["model_behavior_preservation"]
+    assert result.kl_with_sae == pytest.approx(figures["kl_div_with_sae"], rel=1e-3)
+    assert result.kl_zero == pytest.approx(figures["kl_div_with_ablation"], rel=1e-3)
+    assert result.kl_recovered == pytest.approx(figures["kl_div_score"], abs=1e-3)
     assert result.l0 == pytest.approx(theirs["sparsity"]["l0"], rel=1e-4)
 
 
