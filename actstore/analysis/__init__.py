@@ -1,4 +1,5 @@
-"""Analysis reads whole stores: top activations, matching sequences, aligned tokens, and how well an order mixes.
+"""Analysis reads whole stores: top activations, how good SAEs are, matching sequences, aligned tokens, and how well an
+order mixes.
 
 An analysis of rows is a file with a reduction and a function that scans a store with it, as `top_activations` shows;
 `scanning` reads. What an extraction counts on its way is in `actstore.store.statistics`.
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from actstore.analysis.feature_activations.statistics import FeatureStatistics, feature_statistics
     from actstore.analysis.geometry.principal.pca import pca
     from actstore.analysis.geometry.principal.pca_result import PCA, PCAs
+    from actstore.analysis.sae_evaluation.evaluate import evaluate_sae
+    from actstore.analysis.sae_evaluation.held_out import held_out_rows
+    from actstore.analysis.sae_evaluation.result import SaeEvaluation
     from actstore.analysis.scanning.scan import Scanned, scan
     from actstore.analysis.top.result import TopActivations
     from actstore.analysis.top_activations import top_activations
@@ -32,13 +36,16 @@ __all__ = [
     "FeatureStatistics",
     "LogitLens",
     "PCAs",
+    "SaeEvaluation",
     "Scanned",
     "TopActivations",
     "activation_examples",
     "by_token",
     "co_occurrence",
     "dashboard",
+    "evaluate_sae",
     "feature_statistics",
+    "held_out_rows",
     "logit_lens",
     "pca",
     "scan",
@@ -55,13 +62,16 @@ _HOMES = {
     "LogitLens": "actstore.analysis.describing.logit_lens",
     "PCA": "actstore.analysis.geometry.principal.pca_result",
     "PCAs": "actstore.analysis.geometry.principal.pca_result",
+    "SaeEvaluation": "actstore.analysis.sae_evaluation.result",
     "Scanned": "actstore.analysis.scanning.scan",
     "TopActivations": "actstore.analysis.top.result",
     "activation_examples": "actstore.analysis.feature_activations.activation_examples",
     "by_token": "actstore.analysis.describing.by_token",
     "co_occurrence": "actstore.analysis.describing.co_occurrence",
     "dashboard": "actstore.analysis.dashboards.dashboard",
+    "evaluate_sae": "actstore.analysis.sae_evaluation.evaluate",
     "feature_statistics": "actstore.analysis.feature_activations.statistics",
+    "held_out_rows": "actstore.analysis.sae_evaluation.held_out",
     "logit_lens": "actstore.analysis.describing.logit_lens",
     "pca": "actstore.analysis.geometry.principal.pca",
     "scan": "actstore.analysis.scanning.scan",

@@ -1,0 +1,96 @@
+"""An SAE that is evaluated: what it makes of rows, whichever library it is from."""
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from actstore.analysis.features import Encoded
+from actstore.errors import JobError
+from actstore.reason import reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+_STATEFUL: Final = ("layer_norm", "constant_norm_rescale")
+"""Normalisations of SAELens for which ``encode`` leaves in the object what ``decode`` needs."""
+_TURN: Final = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedSae:
+    """A named SAE that fits a hook."""
+
+    name: str
+    sae: Any
+    """Any object with ``encode`` and ``decode``."""
+    shape: tuple[int, ...]
+    """Shape of the hook at one position."""
+    d_sae: int
+    n_samples: int | None = None
+    """Rows that it was trained on, if it is a checkpoint that says so."""
+
+    @classmethod
+    def of(cls, name: str, sae: Any, shape: "Sequence[int]", n_samples: int | None = None) -> "EvaluatedSae":
+        """Take an SAE, and try it with a row of zeros.
+
+        Raises:
+            JobError: it has no ``encode`` and ``decode``, or does not fit the hook.
+        """
+        import torch
+
+        if not callable(getattr(sae, "encode", None)) or not callable(getattr(sae, "decode", None)):
+            raise JobError(f"{name} is {type(sae).__name__}; give an SAE, which has encode and decode")
+        untried = cls(name, sae, tuple(shape), 0, n_samples)
+        zeros = torch.zeros(2, *shape)
+        try:
+            features, rebuilt = untried(zeros)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise JobError(
+                f"{name} does not take rows of shape {list(shape)}: {reason(error)}; choose the hook that it was "
+                "trained on"
+            ) from error
+        if features.ndim != 2 or rebuilt.shape != zeros.flatten(1).shape:
+            raise JobError(
+                f"{name} makes features {list(features.shape)} and values {list(rebuilt.shape)} of two rows of shape "
+                f"{list(shape)}; an SAE makes [2, d_sae] and [2, {zeros[0].numel()}]"
+            )
+        return cls(name, sae, tuple(shape), features.shape[1], n_samples)
+
+    def __call__(self, rows: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
+        """Features [n_rows, d_sae] and rebuilt rows [n_rows, d], d the product of `shape`, in the type of the SAE.
+
+        Args:
+            rows: [n_rows, *shape].
+        """
+        import torch
+
+        if not getattr(self.sae, "hook_z_reshaping_mode", False):
+            rows = rows.flatten(1)
+        weight = next(iter(self.sae.parameters()), None) if hasattr(self.sae, "parameters") else None
+        rows = rows.float() if weight is None else rows.to(weight.device, weight.dtype)
+        with torch.no_grad():
+            if getattr(getattr(self.sae, "cfg", None), "normalize_activations", None) in _STATEFUL:
+                with _TURN:
+                    features = self.sae.encode(rows)
+                    rebuilt = self.sae.decode(features)
+            else:
+                features = self.sae.encode(rows)
+                rebuilt = self.sae.decode(features)
+        if features.is_sparse:
+            features = features.to_dense()
+        return features, rebuilt.flatten(1)
+
+    def identity(self) -> str:
+        """A text that differs for other SAEs.
+
+        Raises:
+            JobError: nothing can tell it from others.
+        """
+        if not hasattr(self.sae, "state_dict"):
+            raise JobError(
+                f"{self.name} is {type(self.sae).__name__}, which has no weights to tell it from others, so that an "
+                "evaluation cannot go on; leave resume out"
+            )
+        return Encoded(self.sae).identity()
