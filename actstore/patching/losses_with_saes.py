@@ -44,11 +44,11 @@ class Totals:
 class LossesWithSaes:
     """Runs a model with nothing, zeros, the mean, and each SAE in the place of a value."""
 
-    def __init__(self, model: HookedModel, saes: Mapping[Any, Autoencoder], writes: str) -> None:
+    def __init__(self, model: HookedModel, saes: Mapping[str, Autoencoder], writes: str) -> None:
         """
         Args:
             model: the model.
-            saes: SAEs that say where they belong, by name.
+            saes: SAEs that say where they belong, by a name that is not ``model``, ``zero`` or ``mean``.
             writes: the hook that they write to.
         """
         self._model = model

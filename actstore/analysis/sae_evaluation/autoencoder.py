@@ -59,28 +59,34 @@ class EvaluatedSae:
         return cls(name, sae, tuple(shape), features.shape[1], n_samples)
 
     def __call__(self, rows: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
-        """Features [n_rows, d_sae] and rebuilt rows [n_rows, d], d the product of `shape`, in the type of the SAE.
+        """Features and rebuilt rows, as `encode` and `decode` give them; for several threads at once."""
+        if getattr(getattr(self.sae, "cfg", None), "normalize_activations", None) in _STATEFUL:
+            with _TURN:
+                features = self.encode(rows)
+                return features, self.decode(features)
+        features = self.encode(rows)
+        return features, self.decode(features)
 
-        Args:
-            rows: [n_rows, *shape].
-        """
+    def encode(self, rows: "torch.Tensor") -> "torch.Tensor":
+        """Features [n_rows, d_sae] of rows [n_rows, *shape], in the type of the SAE."""
         import torch
 
         if not getattr(self.sae, "hook_z_reshaping_mode", False):
             rows = rows.flatten(1)
         weight = next(iter(self.sae.parameters()), None) if hasattr(self.sae, "parameters") else None
-        rows = rows.float() if weight is None else rows.to(weight.device, weight.dtype)
         with torch.no_grad():
-            if getattr(getattr(self.sae, "cfg", None), "normalize_activations", None) in _STATEFUL:
-                with _TURN:
-                    features = self.sae.encode(rows)
-                    rebuilt = self.sae.decode(features)
-            else:
-                features = self.sae.encode(rows)
-                rebuilt = self.sae.decode(features)
-        if features.is_sparse:
-            features = features.to_dense()
-        return features, rebuilt.flatten(1)
+            features: torch.Tensor = self.sae.encode(
+                rows.float() if weight is None else rows.to(weight.device, weight.dtype)
+            )
+        return features.to_dense() if features.is_sparse else features
+
+    def decode(self, features: "torch.Tensor") -> "torch.Tensor":
+        """Rebuilt rows [n_rows, d], where d is the product of `shape`, of features that `encode` gave."""
+        import torch
+
+        with torch.no_grad():
+            rebuilt: torch.Tensor = self.sae.decode(features)
+        return rebuilt.flatten(1)
 
     def identity(self) -> str:
         """A text that differs for other SAEs.

@@ -1,6 +1,8 @@
 """`evaluate_sae`: figures of any number of SAEs, in one pass over a store."""
 
 import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from actstore.analysis.sae_evaluation.figures import figures_of
@@ -8,11 +10,15 @@ from actstore.analysis.sae_evaluation.held_out import ByDocument, ByMask, HeldOu
 from actstore.analysis.sae_evaluation.result import SaeEvaluation
 from actstore.analysis.sae_evaluation.saes import saes_of
 from actstore.analysis.sae_evaluation.sums import Evaluation, EvaluationState
+from actstore.analysis.scanning.chosen_rows import ChosenRows
 from actstore.analysis.scanning.scan import ScanOptions, scan
 from actstore.errors import JobError
 
 if TYPE_CHECKING:
+    from actstore.analysis.sae_evaluation.losses import LossProgress
+    from actstore.hooks.model import HookedModel
     from actstore.hooks.naming.names import HookName
+    from actstore.patching.loss_recovered import LossRecovered
     from actstore.store.committed_store import CommittedStore
 
 
@@ -24,6 +30,9 @@ def evaluate_sae(
     held_out: Any = None,
     seed: int = 0,
     dense_above: float = 0.1,
+    model: "HookedModel | str | Path | None" = None,
+    n_sequences: int = 64,
+    on_loss_progress: "Callable[[LossProgress], None] | None" = None,
     **options: Unpack[ScanOptions],
 ) -> SaeEvaluation:
     """Measure sparse autoencoders on the rows of a store, all of them in one pass.
@@ -41,10 +50,15 @@ def evaluate_sae(
             positions] (or slots) or [n_sequences]. None for all rows.
         seed: seed of the documents that are drawn.
         dense_above: density above which a feature is called dense.
+        model: the model of the store, or its name or folder, for the loss with each SAE in the place of the value: at
+            the rows that are measured, and counted there. None leaves that out.
+        n_sequences: stored sequences that the model reads, drawn with the seed; all if fewer have such rows.
+        on_loss_progress: called after each batch of the model.
         options: which rows, how to resume, where to compute, and how to show progress: see `scan`.
 
     Raises:
-        JobError: an argument is not valid, an SAE does not fit the hook, or no row is left.
+        JobError: an argument is not valid, an SAE does not fit the hook, no row is left, or the model is another one
+            than that of the store.
         MissingExtraError: SAELens is needed and not installed.
         ActstoreError: see `scan`.
     """
@@ -52,6 +66,24 @@ def evaluate_sae(
     array = store.array_of(hook)
     rows = _held_out(held_out, seed, store)
     evaluated = saes_of(saes, array.shape)
+    losses: Sequence[LossRecovered | None] = [None] * len(evaluated)
+    if model is not None:  # first, since it tells soonest what is wrong
+        from actstore.analysis.sae_evaluation.losses import losses_with_saes
+
+        chosen = ChosenRows.of(
+            store, options.get("drop", ()), options.get("seqpos"), options.get("sequences")
+        )
+        losses = losses_with_saes(
+            model,
+            store,
+            array.name,
+            evaluated,
+            chosen,
+            rows,
+            n_sequences=n_sequences,
+            seed=seed,
+            on_progress=on_loss_progress,
+        )
     reduction = Evaluation(array.name, evaluated, rows)
     scanned = scan(store, {"sums": reduction}, **options)
     state: EvaluationState = scanned.results["sums"]
@@ -60,7 +92,7 @@ def evaluate_sae(
         raise JobError(f"no held-out row of {store.url} is left; hold out more of them, or drop fewer")
     return SaeEvaluation(
         hook=array.name,
-        saes=tuple(figures_of(state, i, sae, dense_above, None) for i, sae in enumerate(evaluated)),
+        saes=tuple(figures_of(state, i, sae, dense_above, losses[i]) for i, sae in enumerate(evaluated)),
         n_rows=n_rows,
         n_not_finite=sum(scanned.n_not_finite.values()),
         store_url=store.url,

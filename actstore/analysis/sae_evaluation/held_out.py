@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from actstore.errors import JobError
 
 if TYPE_CHECKING:
-    from actstore.analysis.scanning.block import Block
     from actstore.store.committed_store import CommittedStore
 
 _TOKENS_AT_ONCE: Final = 1 << 22
@@ -19,8 +18,13 @@ _TOKENS_AT_ONCE: Final = 1 << 22
 class HeldOut(Protocol):
     """Which rows of a store are held out."""
 
-    def __call__(self, block: "Block") -> NDArray[np.bool_]:
-        """Whether each row of a block is held out, [n_rows]."""
+    def __call__(self, documents: NDArray[np.int64], addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether rows are held out, [n_rows].
+
+        Args:
+            documents: number of the document of each row, -1 for tokens that packing put in.
+            addresses: ``sequence * width + entry`` of each row.
+        """
         ...
 
     def identity(self) -> str:
@@ -43,8 +47,9 @@ class ByDocument:
         if not 0 <= self.seed < 1 << 64:
             raise JobError(f"the seed is {self.seed}; it must be 0 to 2^64 - 1")
 
-    def __call__(self, block: "Block") -> NDArray[np.bool_]:
-        return self.of(block.documents)
+    def __call__(self, documents: NDArray[np.int64], addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
+        del addresses
+        return self.of(documents)
 
     def of(self, documents: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether documents with these numbers are held out; tokens that packing put in (-1) are not."""
@@ -81,8 +86,9 @@ class ByMask:
             raise JobError("held_out is False everywhere; an evaluation needs one row at least")
         return cls(np.broadcast_to(given[:, None] if given.ndim == 1 else given, (n_sequences, width)))
 
-    def __call__(self, block: "Block") -> NDArray[np.bool_]:
-        sequences, entries = np.divmod(block.addresses, block.width)
+    def __call__(self, documents: NDArray[np.int64], addresses: NDArray[np.int64]) -> NDArray[np.bool_]:
+        del documents
+        sequences, entries = np.divmod(addresses, self.mask.shape[1])
         held_out: NDArray[np.bool_] = self.mask[sequences, entries]
         return held_out
 

@@ -82,7 +82,7 @@ class EvaluationState:
 
         values = block.values(self._of.hook)
         if self._of.held_out is not None:
-            taken = self._of.held_out(block)
+            taken = self._of.held_out(block.documents, block.addresses)
             if not taken.any():
                 return
             if not taken.all():
