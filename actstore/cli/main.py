@@ -19,6 +19,7 @@ writing to. Running the same command again continues it.
 
 _COMMANDS = {
     "demo": "Extract from a bundled model, read the store, and draw a picture.",
+    "evaluate-sae": "Measure SAEs on the rows of the store at URL: explained variance, L0, dead features and more.",
     "export": "Write HOOK of the store at URL to a new FOLDER, in the form of another library.",
     "extract": "Write the activations of a model over a text to a store.",
     "import": "Write the activations in FOLDER, which another library cached, to a store.",
@@ -37,7 +38,7 @@ _COMMANDS = {
 """The first sentence of what each command says of itself, here so that ``--help`` imports none of them."""
 _MODULES = {"import": "import_cache"}
 """Modules of the commands whose name cannot be the name of a module."""
-_ANALYSES = ("pca", "stats", "top")
+_ANALYSES = ("evaluate-sae", "pca", "stats", "top")
 """Commands whose modules are in `actstore.cli.analysing`; the others are in `actstore.cli.commands`."""
 
 

@@ -1,6 +1,7 @@
 """The figures of all SAEs of an evaluation, as tables and as a picture."""
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     import pandas
 
 _KEY: Final = b"actstore.sae_evaluation"
+_ABOUT: Final = ("hook", "n_rows", "n_not_finite", "store_url")
+_COUNTS: Final = ("n_samples", "d_sae", "n_rows", "n_dead", "n_dense", "n_tokens")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,6 +57,17 @@ class SaeEvaluation:
                 return one
         raise JobError(f"no SAE has the name {which}; there are {', '.join(one.name for one in self.saes)}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON takes it: figures that are not finite are None, and dead features are listed."""
+        about = {name: getattr(self, name) for name in (*_ABOUT, "seconds")}
+        return about | {
+            "saes": [
+                {name: _plain(value) for name, value in one.to_dict().items()}
+                | {"dead_features": one.dead_features.tolist()}
+                for one in self.saes
+            ]
+        }
+
     def to_pandas(self) -> "pandas.DataFrame":
         """One row an SAE: the figures of `SaeFigures.to_dict`.
 
@@ -82,7 +96,7 @@ class SaeEvaluation:
         for name in ("dead_features", "dense_features"):
             table[name] = pa.array([getattr(one, name) for one in self.saes], pa.list_(pa.int32()))
         table["density"] = pa.array([one.density for one in self.saes], pa.list_(pa.float64()))
-        about = {name: getattr(self, name) for name in ("hook", "n_rows", "n_not_finite", "store_url")}
+        about = {name: getattr(self, name) for name in _ABOUT}
         written = pa.table(table).replace_schema_metadata({_KEY: json.dumps(about).encode()})
         pq.write_table(written, Path(path))
 
@@ -110,4 +124,5 @@ class SaeEvaluation:
         return f"SAEs of {self.hook}, {self.n_rows:,} rows{left_out}"
 
 
-_COUNTS: Final = ("n_samples", "d_sae", "n_rows", "n_dead", "n_dense", "n_tokens")
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
