@@ -7,11 +7,19 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from actstore.errors import JobError
+from actstore.extraction.planning.job import column_names
 from actstore.extraction.planning.job_file import read_fields
 from actstore.extraction.planning.parsing import parsed
 
 Text = Annotated[str, Field(min_length=1)]
 SUFFIXES: Final = (".jsonl", ".parquet")
+SAMPLING: Final = ("temperature", "top_p", "top_k", "max_new_tokens", "engine")
+"""Fields that say what continuations are drawn by. They are columns of the file, too."""
+COLUMNS: Final = (
+    *("prompt", "completion", "messages", "input_ids", "roles", "turns", "n_prompt_tokens", "finish"),
+    *("prompt_number", "sample", "seed", "model", "revision", *SAMPLING),
+)
+"""Columns of the file; ``messages`` only of chats."""
 
 
 class GenerationJob(BaseModel):
@@ -52,6 +60,11 @@ class GenerationJob(BaseModel):
     chat_template_arguments: dict[str, JsonValue] | None = Field(
         None, description="Further arguments of the chat template, such as {enable_thinking: false}."
     )
+    keep: tuple[Text, ...] | Text | None = Field(
+        None,
+        description="Columns of the prompts, such as labels, to repeat in the file beside each continuation: a list, "
+        "or separated by commas. Default: none.",
+    )
     n: Annotated[int, Field(ge=1, le=100_000)] = Field(1, description="Continuations of each prompt.")
     max_new_tokens: Annotated[int, Field(ge=1, le=1 << 20)] = Field(
         128, description="The most tokens of a continuation."
@@ -80,16 +93,19 @@ class GenerationJob(BaseModel):
     )
 
     @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """Columns of the prompts to keep, each once."""
+        return column_names(self.keep)
+
+    @property
     def sampling(self) -> dict[str, Any]:
         """What the continuations are drawn by, as it is written beside each."""
-        return {
-            name: getattr(self, name)
-            for name in ("temperature", "top_p", "top_k", "max_new_tokens", "engine")
-        }
+        return {name: getattr(self, name) for name in SAMPLING}
 
 
 _EXPECTED: Final = {
     "tools": "should be the path or URL of a JSON file, or a list of objects",
+    "keep": "should be names of columns: a list, or separated by commas",
     "chat_template_arguments": 'should be an object, such as {"enable_thinking": false}',
 }
 
@@ -111,5 +127,11 @@ def job_of(job: GenerationJob | str | None, fields: Mapping[str, Any]) -> Genera
     if Path(parsed_job.out).suffix not in SUFFIXES:
         raise JobError(
             f"out is {parsed_job.out}; generated text is written to a file .jsonl or .parquet: name one"
+        )
+    taken = [name for name in parsed_job.kept_columns if name in COLUMNS]
+    if taken:
+        raise JobError(
+            f"keep names {taken[0]}, and generated text has a column of its own of that name; rename the column of the "
+            "prompts"
         )
     return parsed_job

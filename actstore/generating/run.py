@@ -16,11 +16,11 @@ from actstore.extraction.report import table
 from actstore.generating.engine import Continuation, Engine
 from actstore.generating.job import GenerationJob, job_of
 from actstore.generating.parts import Parts
-from actstore.generating.prompts import Given, Prompt, read_prompts, sha256_of
+from actstore.generating.prompts import Prompt, read_prompts, sha256_of
 from actstore.hooks.loading.embedding_rows import embedding_rows
 from actstore.hooks.loading.pretrained import load_config
 from actstore.tokens import load_tokenizer
-from actstore.tokens.chats.chat import ROLES, TEMPLATE
+from actstore.tokens.chats.chat import NO_TURN, ROLES, TEMPLATE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,7 +76,7 @@ def generate(
     job: GenerationJob | str | None = None,
     *,
     on_event: Callable[[PartDone], None] | None = None,
-    given: Given | None = None,
+    given: Any = None,
     **fields: Any,
 ) -> GenerationReport:
     """Continue prompts, and write the continuations with their tokens, roles and seeds to a file.
@@ -87,7 +87,8 @@ def generate(
     Args:
         job: a job, or the path or URL of a YAML file; None if all fields are given as keywords.
         on_event: called with each event of progress.
-        given: prompts in memory, texts or chats, instead of the field ``prompts``.
+        given: prompts in memory, instead of the field ``prompts``: texts, token ids, chats or a table, as
+            `actstore.extract` takes them.
         fields: fields of a job, which take precedence over those of the file.
 
     Raises:
@@ -109,10 +110,11 @@ def generate(
         )
     n = len(prompts) * job.n
     plan = {
-        "format": 1,
+        "format": 2,  # 1 had no turns
         "model": fingerprint(job.model, job.revision),
         "dtype": job.dtype,
         "prompts_sha256": sha256_of(prompts),
+        "keep": list(job.kept_columns),
         "n": job.n,
         "seed": job.seed,
         "batch_size": job.batch_size,
@@ -169,16 +171,17 @@ def _rows(
     for (prompt, sample), seed, continuation in zip(places, seeds, made, strict=True):
         row = _row(tokenizer, prompts[prompt], continuation)
         model = {"model": job.model, "revision": job.revision}
-        yield row | {"prompt_number": prompt, "sample": sample, "seed": seed} | model | job.sampling
+        place = {"prompt_number": prompt, "sample": sample, "seed": seed}
+        yield row | place | model | job.sampling | dict(prompts[prompt].columns)
 
 
 def _row(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, continuation: Continuation) -> dict[str, Any]:
     text = str(tokenizer.decode(continuation.ids, skip_special_tokens=True))
     roles = np.full(len(continuation.ids), _ASSISTANT, np.int8)
+    turns = np.full(len(continuation.ids), prompt.next_turn, np.int32)
     if continuation.finish == "stop":
-        roles[-1:] = (
-            TEMPLATE  # the token that ends a message belongs to no message, as in a chat that is rendered
-        )
+        # The token that ends a message belongs to no message, as in a chat that is rendered.
+        roles[-1:], turns[-1:] = TEMPLATE, NO_TURN
     shown = prompt.text if prompt.text is not None else str(tokenizer.decode(prompt.ids))
     row: dict[str, Any] = {"prompt": shown, "completion": text}
     if prompt.messages is not None:
@@ -186,6 +189,7 @@ def _row(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, continuation: Con
     return row | {
         "input_ids": [*prompt.ids.tolist(), *continuation.ids.tolist()],
         "roles": [*prompt.roles.tolist(), *roles.tolist()],
+        "turns": [*prompt.turns.tolist(), *turns.tolist()],
         "n_prompt_tokens": len(prompt.ids),
         "finish": continuation.finish,
     }

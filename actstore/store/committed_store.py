@@ -383,7 +383,7 @@ class CommittedStore:
         4 tool, -1 padding.
 
         Raises:
-            HookError: the store holds no chats.
+            HookError: the tokens of the store have no roles.
         """
         return self._chat_rows("roles")
 
@@ -393,7 +393,7 @@ class CommittedStore:
         writes itself, and for padding.
 
         Raises:
-            HookError: the store holds no chats.
+            HookError: the tokens of the store have no roles.
         """
         return self._chat_rows("turns")
 
@@ -431,10 +431,10 @@ class CommittedStore:
 
     def _chat_rows(self, path: str) -> Rows:
         for part in runs_with_tokens(self.runs):
-            if part.plan.request.tokens.chat is None:
+            if not part.plan.request.tokens.has_roles:
                 raise HookError(
                     f"{self.url} holds {part.plan.request.tokens.source}, which are no chats, so its tokens have no "
-                    f"{path}; extract from a column of chats (messages) to have them"
+                    f"{path}; extract from a column of chats (messages), or with token_roles, to have them"
                 )
         return self._token_rows(path)
 

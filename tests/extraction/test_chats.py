@@ -273,7 +273,7 @@ def test_a_prompt_for_generation_tools_and_arguments_reach_the_template(
         ({"tokens": "text.txt", "chat": True, "chat_template": None}, TokensError, "plain text without columns"),
         ({"positions": "after:friend"}, TokensError, "'after:friend' need text, and .*chats.jsonl has chats; choose"),
         ({"tokens": "text.txt", "chat_template": None, "context_length": 2, "positions": "role:user"}, JobError,
-         "^positions role:user need chats, and these documents are none; choose other"),
+         "^positions role:user need chats, or token ids with token_roles, and these documents"),
     ],
 )  # fmt: skip
 def test_settings_that_do_not_fit_are_refused(

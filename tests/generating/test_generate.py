@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -20,6 +21,7 @@ from actstore.generating.run import generate, seed_of
 from actstore.generating.seeded import SeededSampling
 
 PROMPTS = ["Who goes there?", "Enter the ghost", "A", "I am thy father's spirit, doomed for a certain term"]
+HOOK = "blocks.1.hook_resid_post"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
 TEMPLATE += "{% if add_generation_prompt %}<a>{% endif %}"
 
@@ -61,6 +63,7 @@ def test_greedy_continuations_are_those_of_hugging_face(own: tuple[Any, Any], fi
         assert row["n_prompt_tokens"] == n
         assert row["finish"] == ("stop" if made[-1] == 1 else "length")
         assert row["roles"] == [2] * n + [0 if token == 1 else 3 for token in made[n:]]
+        assert row["turns"] == [0] * n + [-1 if token == 1 else 1 for token in made[n:]]
         assert row["completion"] == tokenizer.decode(made[n:], skip_special_tokens=True)
 
 
@@ -159,49 +162,173 @@ def test_parquet_holds_the_same(fields: dict[str, Any], tmp_path: Path) -> None:
     assert pq.read_table(table["out"]).to_pylist() == rows_of(fields["out"])
 
 
+def during_generation(own: tuple[Any, Any], ids: list[int]) -> tuple[list[int], torch.Tensor]:
+    """(the ids of a greedy generation, the output of layer 1 at all but the last of them, for which nothing was
+    computed), as hooks of torch see it.
+    """
+    hugging_face, _ = own
+    seen: list[torch.Tensor] = []
+    hook = hugging_face.model.layers[1].register_forward_hook(
+        lambda module, args, output: seen.append(output[0] if isinstance(output, tuple) else output)
+    )
+    try:
+        made = hugging_face.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.int64),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=1,
+            pad_token_id=1,
+        )[0].tolist()
+    finally:
+        hook.remove()
+    computed = torch.cat(seen, 1)[0]
+    assert computed.shape[0] == len(made) - 1
+    return made, computed
+
+
+def command(fields: dict[str, Any], *more: str) -> dict[str, Any]:
+    """Run ``actstore generate`` with these fields, greedily, and return its report."""
+    options = [text for name, value in fields.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    arguments = ["generate", *options, "--temperature", "0", "--json", "--quiet", *more]
+    done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
 def test_captured_activations_are_those_of_the_generation(
     own: tuple[Any, Any], fields: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    options = ["--prompts", str(tmp_path / "prompts.txt"), "--documents", "line", "--temperature", "0"]
-    for name, value in fields.items():
-        options += [f"--{name.replace('_', '-')}", str(value)]
-    capture = [
-        "--capture",
-        str(tmp_path / "store"),
-        "--hooks",
-        "blocks.1.hook_resid_post",
-        "--json",
-        "--quiet",
-    ]
-    done = CliRunner().invoke(cli, ["generate", *options, *capture], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["capture"]["n_tokens"] > 0
-    store = actstore.open(str(tmp_path / "store"))
-    hugging_face, tokenizer = own
+    prompts = {"prompts": tmp_path / "prompts.txt", "documents": "line"}
+    url = str(tmp_path / "store")
+    report = command(fields | prompts, "--capture", url, "--hooks", HOOK)
+    assert report["capture"]["n_tokens"] > 0
+    store = actstore.open(url)
     for row, prompt in enumerate(PROMPTS):
-        seen: list[torch.Tensor] = []
-        hook = hugging_face.model.layers[1].register_forward_hook(
-            lambda module, args, output, seen=seen: seen.append(
-                output[0] if isinstance(output, tuple) else output
-            )
-        )
-        try:
-            ids = hugging_face.generate(
-                **tokenizer(prompt, return_tensors="pt"),
-                max_new_tokens=12,
-                do_sample=False,
-                eos_token_id=1,
-                pad_token_id=1,
-            )[0]
-        finally:
-            hook.remove()
-        assert store.lengths[row] == len(ids)
-        assert store.tokens[row, : len(ids)].tolist() == ids.tolist()
-        computed = torch.cat(seen, 1)[0]  # of all but the last token, which nothing was computed for
-        assert computed.shape[0] == len(ids) - 1
+        given = own[1](prompt)["input_ids"]
+        ids, computed = during_generation(own, given)
+        n = len(ids)
+        assert store.lengths[row] == n
+        assert store.tokens[row, :n].tolist() == ids
+        torch.testing.assert_close(store[HOOK][row, : n - 1], computed, rtol=1e-4, atol=1e-5)
+        # The prompt is the user's, and the answer the assistant's, but for the token that ends it.
+        is_end = [token == 1 for token in ids[len(given) :]]
+        assert store.roles[row, :n].tolist() == [2] * len(given) + [0 if end else 3 for end in is_end]
+        assert store.turns[row, :n].tolist() == [0] * len(given) + [-1 if end else 1 for end in is_end]
+
+
+CHATS = [
+    [{"role": "user", "content": "Who goes there?"}],
+    [
+        {"role": "system", "content": "Be brief"},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+        {"role": "user", "content": "Speak"},
+    ],
+    [{"role": "user", "content": "A"}],
+]
+NUMBERS = {"system": 1, "user": 2, "assistant": 3}
+
+
+@pytest.mark.parametrize("positions", ["all", "role:assistant", "last"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_capture_of_chats_has_their_roles_columns_and_positions(
+    own: tuple[Any, Any], fields: dict[str, Any], tmp_path: Path, positions: str, suffix: str
+) -> None:
+    tokenizer = own[1]
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    labelled = [
+        {"messages": chat, "label": number % 2, "id": f"c{number}"} for number, chat in enumerate(CHATS)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    asked = fields | {
+        "prompts": tmp_path / "chats.jsonl",
+        "chat_template": tmp_path / "t.jinja",
+        "keep": "label,id",
+        "n": 2,
+        "seed": 3,
+        "out": tmp_path / f"out{suffix}",
+    }
+    url = str(tmp_path / "store")
+    command(asked, "--capture", url, "--hooks", HOOK, "--positions", positions)
+    store = actstore.open(url)
+    assert store.shape[0] == 2 * len(CHATS)
+    for row in range(store.shape[0]):
+        number, sample = divmod(row, 2)
+        chat = CHATS[number]
+        prompt = tokenizer.apply_chat_template(
+            chat, chat_template=TEMPLATE, add_generation_prompt=True, tokenize=True
+        )["input_ids"]
+        ids, computed = during_generation(own, prompt)
+        n = len(ids)
+        assert store.tokens[row, :n].tolist() == ids
+        roles, turns = store.roles[row, :n], store.turns[row, :n]
+        for turn, message in enumerate(chat):
+            assert tokenizer.decode(np.array(ids)[turns == turn]) == message["content"]
+            assert set(roles[turns == turn]) == {NUMBERS[message["role"]]}
+        said = [at for at in range(len(prompt), n) if ids[at] != 1]
+        assert np.flatnonzero(turns == len(chat)).tolist() == said
+        assert set(roles[said]) <= {3}
+        assert ((roles == 0) == (turns == -1)).all()
+        chosen = {
+            "all": list(range(n)),
+            "role:assistant": np.flatnonzero(roles == 3).tolist(),
+            "last": [n - 1],
+        }[positions]
+        if positions != "all":
+            assert store.positions is not None
+            assert store.positions[row, : len(chosen)].tolist() == chosen
+            assert store.counts[row] == len(chosen)
+        entries = [entry for entry, at in enumerate(chosen) if at < n - 1]
         torch.testing.assert_close(
-            store["blocks.1.hook_resid_post"][row, : len(ids) - 1], computed, rtol=1e-4, atol=1e-5
+            store[HOOK][row, entries],
+            computed[[chosen[entry] for entry in entries]],
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        values = {name: store.per_sequence(name)[row].as_py() for name in store.columns}
+        assert values == {
+            "label": number % 2,
+            "id": f"c{number}",
+            "prompt_number": number,
+            "sample": sample,
+            "seed": seed_of(3, number, sample),
+            "finish": "stop" if ids[-1] == 1 else "length",
+            "n_prompt_tokens": len(prompt),
+            "temperature": 0,
+            "top_p": 1,
+            "top_k": None,
+            "max_new_tokens": 12,
+            "engine": "hf",
+        }
+    assert actstore.verify(url).findings == ()
+
+
+def test_prompts_of_any_kind_keep_their_columns(fields: dict[str, Any], tmp_path: Path) -> None:
+    made = {}
+    table = pa.table({"text": PROMPTS, "label": [1, 0, None, 1], "tags": [["x"], [], None, ["y", "z"]]})
+    pq.write_table(table, tmp_path / "prompts.parquet")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    sources: dict[str, dict[str, Any]] = {
+        "memory": {"given": table},
+        "parquet": {"prompts": str(tmp_path / "prompts.parquet")},
+        "jsonl": {"prompts": str(tmp_path / "prompts.jsonl")},
+    }
+    for name, prompts in sources.items():
+        changed = fields | {"out": str(tmp_path / f"{name}.jsonl")}
+        generate(keep=["label", "tags"], n=2, **prompts, **changed)
+        made[name] = rows_of(changed["out"])
+    assert made["memory"] == made["parquet"] == made["jsonl"]
+    assert [row["label"] for row in made["jsonl"]] == [1, 1, 0, 0, None, None, 1, 1]
+    assert [row["tags"] for row in made["jsonl"]][-1] == ["y", "z"]
+    with pytest.raises(PlanMismatchError, match="prompts_sha256 is"):
+        generate(
+            keep=["label", "tags"],
+            n=2,
+            given=table.set_column(1, "label", pa.array([1, 0, 0, 1])),
+            **fields | {"out": str(tmp_path / "memory.jsonl")},
         )
 
 
@@ -211,9 +338,20 @@ def test_captured_activations_are_those_of_the_generation(
         ({"out": "text.txt"}, JobError, "written to a file .jsonl or .parquet"),
         ({"max_new_tokens": 127}, JobError, "has 128 positions; choose fewer"),
         ({"temperature": -1}, JobError, "temperature: input should be greater than or equal to 0"),
-        ({"given": []}, TokensError, "prompts in memory holds no prompts"),
+        ({"given": []}, TokensError, "tokens is a list without any prompt"),
         ({"given": ["a", ""]}, TokensError, "prompt 1 of prompts in memory is empty"),
         ({"given": ["a"], "tools": [{}]}, JobError, "tools is for chats"),
+        (
+            {"keep": "seed"},
+            JobError,
+            "keep names seed, and generated text has a column of its own of that name",
+        ),
+        ({"keep": "label"}, TokensError, "columns label are to be kept .* the prompts are in no table"),
+        (
+            {"given": pa.table({"text": ["a"], "day": pa.array([0], pa.date32())}), "keep": "day"},
+            TokensError,
+            "day in prompt 0 is a date, which cannot be kept",
+        ),
         ({"engine": "vllm"}, MissingExtraError, r"pip install 'actstore\[vllm\]'"),
     ],
 )

@@ -23,12 +23,18 @@ _METAVARS: Final = {
     "--capture", metavar="URL", help="Then extract the activations of --hooks over the tokens to a store."
 )
 @click.option("--hooks", metavar="GLOB[,GLOB]", multiple=True, help="Hooks for --capture. Can be repeated.")
+@click.option(
+    "--positions",
+    metavar="WHICH",
+    help="Positions for --capture to store, such as last or role:assistant. Default: all.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 def generate_command(
     job_file: str | None,
     capture: str | None,
     hooks: tuple[str, ...],
+    positions: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -40,7 +46,7 @@ def generate_command(
 
     \b
     actstore generate --model Qwen/Qwen3-0.6B --prompts chats.jsonl --n 4 --out answers.jsonl \\
-        --capture runs/answers --hooks blocks.14.hook_resid_post
+        --capture runs/answers --hooks blocks.14.hook_resid_post --positions role:assistant
     """
     from actstore.cli.showing.generate_progress import GenerateProgress
     from actstore.generating.job import job_of
@@ -48,41 +54,31 @@ def generate_command(
 
     if (capture is None) != (not hooks):
         raise click.UsageError("--capture and --hooks go together: where to store activations, and which.")
+    if positions is not None and capture is None:
+        raise click.UsageError("--positions is for --capture: it says which activations are stored.")
     job = job_of(job_file, given_fields(GenerationJob, options))
     with GenerateProgress(quiet=quiet) as progress:
         report = generate(job, on_event=progress.on_event)
     found: dict[str, Any] = report.to_dict()
     text = str(report)
     if capture is not None:
-        captured = _capture(job, capture, ",".join(hooks), report.longest, quiet)
+        captured = _capture(
+            job, capture, ",".join(hooks), positions or "all", longest=report.longest, quiet=quiet
+        )
         found["capture"] = captured.to_dict()
         text += f"\n\n{captured}"
     click.echo(json.dumps(found, indent=2) if as_json else text)
 
 
-def _capture(job: GenerationJob, url: str, hooks: str, longest: int, quiet: bool) -> Any:
+def _capture(job: GenerationJob, url: str, hooks: str, positions: str, *, longest: int, quiet: bool) -> Any:
     """Extract the activations over the generated tokens, as they were."""
     from actstore.cli.showing.progress import Progress
     from actstore.extraction.extract import extract
-    from actstore.extraction.planning.planning import plan
-    from actstore.tokens import load_tokenizer
+    from actstore.generating.capture import plan_capture
 
-    tokenizer = load_tokenizer(job.model, job.revision)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with Progress(quiet=quiet) as progress:
-        run = plan(
-            model=job.model,
-            revision=job.revision,
-            dtype=job.dtype,
-            device=job.device,
-            tokens=job.out,
-            column="input_ids",
-            packing="document",
-            pad_token=0 if pad is None else pad,
-            hooks=hooks,
-            context_length=longest,
-            out=url,
-            on_event=progress.on_event,
+        run = plan_capture(
+            job, longest=longest, hooks=hooks, out=url, positions=positions, on_event=progress.on_event
         )
         pending = sum(run.plan.segment(index).n_sequences for index in run.pending)
         progress.start(pending)

@@ -86,6 +86,7 @@ def _text(store: Store) -> str:
         + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else "")
         + (f", {cut(n_truncated, n_tokens_cut)} cut at the {tokens.truncate}" if n_truncated else ""),
         **({} if tokens.chat is None else {"chats": _chats(tokens.chat)}),
+        **({"chats": "token ids with roles and turns"} if tokens.token_roles else {}),
         "size": f"{'at most ' if compressed else ''}{store.nbytes / 1e6:,.1f} MB",
         "arrays": (f"{[n, *first.shape[1:]]} " if is_one_shape else "")
         + f"{first.dtype}, {first.shard_rows} sequences a shard{compressed}",

@@ -1,6 +1,6 @@
 """The job: what a user asks for, in a YAML file or as arguments. Its schema is ``schemas/job.schema.json``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -57,6 +57,11 @@ class Job(BaseModel):
         None,
         description="Columns of the source, such as labels, to keep beside the tokens, by document: a list, or "
         "separated by commas. Default: none.",
+    )
+    token_roles: bool = Field(
+        False,
+        description="Take the role and the message of each token from the columns roles and turns of a source of token "
+        "ids, as actstore generate writes them.",
     )
     tokenizer: Text | None = Field(None, description="Hub name or folder. Default: the model's.")
     hooks: Annotated[tuple[Text, ...], Field(min_length=1)] | Text = Field(
@@ -133,12 +138,16 @@ class Job(BaseModel):
     @property
     def kept_columns(self) -> tuple[str, ...]:
         """Columns to keep, each once."""
-        names = _parts(self.keep) if isinstance(self.keep, str) else self.keep or ()
-        return tuple(dict.fromkeys(names))
+        return column_names(self.keep)
 
     @property
     def hook_patterns(self) -> tuple[str, ...]:
         return _parts(self.hooks) if isinstance(self.hooks, str) else self.hooks
+
+
+def column_names(keep: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Names of columns, each once, of a list or of text with commas."""
+    return tuple(dict.fromkeys(_parts(keep) if isinstance(keep, str) else keep or ()))
 
 
 def _parts(text: str) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def parse(
     """
     drop = _named(drop)
     roles = tuple(role for role in ROLES if role in drop)
-    if roles and store.plan.request.tokens.chat is None:
+    if roles and not store.plan.request.tokens.has_roles:
         raise LoaderError(
             f"drop names {roles[0]!r}, and {store.url} holds no chats; roles are known of chats only"
         )
@@ -113,7 +113,7 @@ def _named(drop: Any) -> tuple[Any, ...]:
 
 def _ids(store: "CommittedStore", name: Any) -> list[int]:
     if not isinstance(name, str) or name not in _SPECIAL:
-        roles = ROLES if store.plan.request.tokens.chat is not None else ()
+        roles = ROLES if store.plan.request.tokens.has_roles else ()
         known = ", ".join(repr(one) for one in (*_SPECIAL, PAD, NONFINITE, *roles))
         raise LoaderError(f"drop names {name!r}; it can be {known}, or token ids")
     configured = store.plan.request.model.config.get(_SPECIAL[name])

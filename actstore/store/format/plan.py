@@ -111,6 +111,13 @@ class TokensIdentity(Document):
     """
     positions: str | None = Field(default=None, exclude_if=_is_none)
     """The positions whose activations are stored, as `actstore.tokens.selection` spells them; None for all."""
+    token_roles: bool = Field(default=False, exclude_if=operator.not_)
+    """Whether the source is token ids, and lists the role and the message of each in its columns roles and turns."""
+
+    @property
+    def has_roles(self) -> bool:
+        """Whether tokens have roles and turns: those of chats, and of ids that come with them."""
+        return self.chat is not None or self.token_roles
 
 
 class HookArray(Document):
@@ -327,9 +334,9 @@ class Plan(Document):
         """Layouts of the arrays that describe the rows, all sharded alike.
 
         They are ``tokens`` [N, L], token ids; ``lengths`` [N], real tokens of each row; ``documents`` and ``offsets``
-        [N, L], the document of a token and its index in it, -1 for tokens that packing inserted. Of chats, ``roles``
-        and ``turns`` [N, L] as well. Where only some positions are stored, ``positions`` [N, n_slots]: the position of
-        each slot, ascending, then -1 for slots that a sequence does not use.
+        [N, L], the document of a token and its index in it, -1 for tokens that packing inserted. Of tokens that have
+        them, ``roles`` and ``turns`` [N, L] as well. Where only some positions are stored, ``positions`` [N, n_slots]:
+        the position of each slot, ascending, then -1 for slots that a sequence does not use.
         """
         length = self.context_length
         # 1,024 rows fill whole pages, whatever the size of a row.
@@ -341,13 +348,13 @@ class Plan(Document):
             axes = ("sequence", axis)[: 1 + len(inner)]
             return ArrayLayout(self._path(path), (self.n_sequences, *inner), dtype, axes, shard_rows, rows)
 
-        chat = self.request.tokens.chat is not None
+        labels = (layout("roles", "int8", (length,)), layout("turns", "int32", (length,)))
         return (
             layout("tokens", "int32", (length,)),
             layout("lengths", "int32", ()),
             layout("documents", "int64", (length,)),
             layout("offsets", "int32", (length,)),
-            *((layout("roles", "int8", (length,)), layout("turns", "int32", (length,))) if chat else ()),
+            *(labels if self.request.tokens.has_roles else ()),
             *((layout("positions", "int32", (self.n_slots,), "slot"),) if self.n_slots else ()),
         )
 

@@ -123,8 +123,8 @@ def position_problem(positions: NDArray[Any], lengths: NDArray[Any] | None) -> s
 
 
 def chat_layouts(plan: Plan) -> tuple[ArrayLayout, ...]:
-    """The arrays of roles and turns; none if documents are no chats."""
-    if plan.request.tokens.chat is None:
+    """The arrays of roles and turns; none if tokens have no roles."""
+    if not plan.request.tokens.has_roles:
         return ()
     return plan.token_array("roles"), plan.token_array("turns")
 

@@ -118,7 +118,8 @@ class Role:
     def mask(self, sequences: Sequences) -> Mask:
         if sequences.roles is None:
             raise JobError(
-                f"positions {self} need chats, and these documents are none; choose other positions"
+                f"positions {self} need chats, or token ids with token_roles, and these documents are none; choose "
+                "other positions"
             )
         mask: Mask = sequences.roles == ROLES[self.name]
         if self.is_last:

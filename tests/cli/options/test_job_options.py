@@ -59,7 +59,7 @@ def test_each_option_sets_its_field(name: str) -> None:
     value: Any
     if name == "truncate":
         required["packing"] = "document"
-    if name in ("covariance", "append", "strict", "chat", "add_generation_prompt"):
+    if name in ("covariance", "append", "strict", "chat", "add_generation_prompt", "token_roles"):
         value, args = True, [f"--{name.replace('_', '-')}"]
     elif name == "chat_template_arguments":
         value, args = {"enable_thinking": False}, ["--chat-template-arguments", '{"enable_thinking": false}']

@@ -6,7 +6,6 @@ import pytest
 
 from actstore.errors import TokensError
 from actstore.tokens.chats.chat import chat_of, role_number
-from actstore.tokens.chats.listed import ChatList
 
 HELLO = {"role": "user", "content": "Hello"}
 
@@ -57,13 +56,3 @@ def test_roles_have_numbers(role: str, number: int) -> None:
 def test_what_is_no_chat_is_an_error_that_says_where(value: Any, problem: str) -> None:
     with pytest.raises(TokensError, match=problem):
         chat_of(value, "x")
-
-
-def test_chats_in_memory_are_a_source_that_can_be_read_again() -> None:
-    source = ChatList([HELLO] for _ in range(3))
-    assert (source.kind, source.files, source.column) == ("chats", (), None)
-    for _ in range(2):
-        ((first, chats),) = source.batches()
-        assert (first, [chat.messages for chat in chats]) == (0, [(HELLO,)] * 3)
-    with pytest.raises(TokensError, match=r"message 0 of tokens\[1\] is a int"):
-        ChatList([[HELLO], [3]])  # type: ignore[list-item]

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -44,7 +44,8 @@ from actstore.tokens import (
     tokenizer_sha256,
 )
 from actstore.tokens.batch import TokenIds
-from actstore.tokens.chats.labelled_rows import ChatPacking
+from actstore.tokens.chats.labelled_rows import TokenLabels, chat_documents
+from actstore.tokens.chats.listed_roles import COLUMNS, ListedRoles
 from actstore.tokens.chats.renderer import Renderer
 from actstore.tokens.chats.template import ChatTemplate
 from actstore.tokens.chats.token_roles import chat_tokens
@@ -92,7 +93,11 @@ class TokenStage:
         """
         selection = parse_positions(job.positions)
         beside = dict.fromkeys(
-            (*job.kept_columns, *([selection.name] if isinstance(selection, Column) else []))
+            (
+                *job.kept_columns,
+                *([selection.name] if isinstance(selection, Column) else []),
+                *(COLUMNS if job.token_roles else ()),
+            )
         )
         source: Source
         if given.tokens is not None:
@@ -110,6 +115,11 @@ class TokenStage:
             raise JobError(
                 f"positions {selection} are for packing: document, where a sequence is one document; choose that, or "
                 "other positions"
+            )
+        if job.token_roles and source.kind != "tokens":
+            raise JobError(
+                f"token_roles is for token ids, and {job.tokens} holds {source.kind}: name a column of ids (--column), "
+                "or leave it out"
             )
         is_needed = is_chat or needs_tokenizer(job, is_text=is_text, is_file=is_file)
         tokenizer = _load_tokenizer(job, given) if is_needed else given.tokenizer
@@ -158,6 +168,7 @@ class TokenStage:
             keep=job.kept_columns,
             truncate=job.truncate,
             positions=None if selection is None else str(selection),
+            token_roles=job.token_roles,
         )
         return cls(source, tokenizer, packing, identity, n_embeddings, selection, template)
 
@@ -273,7 +284,7 @@ class TokenStage:
             spooled = spool(
                 rows.rest(),
                 folder,
-                has_roles=self.template is not None,
+                has_roles=self.identity.has_roles,
                 choose=choosing,
                 n_slots=n_slots or 1,
             )
@@ -295,15 +306,21 @@ class TokenStage:
     def _packed(
         self, source: Source, used: "_Used", kept: RowTaker | None, max_rows: int | None
     ) -> Iterator[Rows]:
-        limits: Any = {"max_rows": max_rows, "vocab_size": self.n_embeddings}
-        if self.template is None:
-            documents = token_documents(source, self.tokenizer, kept)
-            yield from pack(used.count(documents), self.packing, **limits)
-            return
-        assert self.tokenizer is not None
-        with Renderer(self.template) as render:
-            chats = ChatPacking(chats_of(source, kept), self.tokenizer, render)
-            yield from chats.labelled(pack(used.count(chats.documents()), self.packing, **limits))
+        def packed(documents: Iterable[tuple[int, TokenIds]]) -> Iterator[Rows]:
+            return pack(used.count(documents), self.packing, max_rows=max_rows, vocab_size=self.n_embeddings)
+
+        labels = TokenLabels()
+        if self.template is not None:
+            assert self.tokenizer is not None
+            with Renderer(self.template) as render:
+                chats = chat_documents(chats_of(source, kept), self.tokenizer, render, labels)
+                yield from labels.labelled(packed(chats))
+        elif self.identity.token_roles:
+            roles = ListedRoles(labels, kept)
+            documents = roles.documents(token_documents(source, self.tokenizer, roles))
+            yield from labels.labelled(packed(documents))
+        else:
+            yield from packed(token_documents(source, self.tokenizer, kept))
 
 
 class _Used:
