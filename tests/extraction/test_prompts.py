@@ -239,6 +239,53 @@ def test_the_same_prompts_with_other_columns_are_others(
     assert stored == [*before, *(after if append else [])]
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_of_a_longer_list_only_the_rest_is_added(plain: Plain, tmp_path: Path, seed: int | None) -> None:
+    texts = ["Who's there? Ha!", "Ha!", "My lord", "Ha!", "Speak", "Ha! Ha!", "there"]
+    labels = [3, 1, 4, 1, 5, 9, 2]
+
+    def add(start: int, stop: int) -> Any:
+        table = pa.table({"text": texts[start:stop], "x": labels[start:stop]})
+        return extract(plain, tmp_path / "s", table, keep=["x"], append=True, seed=seed)
+
+    def check(added: Any, n_added: int, n: int) -> None:
+        store = actstore.open(str(tmp_path / "s"))
+        assert store.runs[-1].plan.n_sequences == n_added
+        assert store.runs[-1].plan.run == added.run
+        assert store.shape[0] == n
+        ids = [store.tokens[row, : store.lengths[row]].tolist() for row in range(n)]
+        joined = sorted(zip(ids, store.per_sequence("x").to_pylist(), strict=True))
+        assert joined == sorted(zip(map(plain.ids, texts[:n]), labels, strict=False))
+        if seed is None:
+            assert ids == [plain.ids(text) for text in texts[:n]]
+
+    check(add(0, 3), 3, 3)
+    check(add(0, 5), 2, 5)
+    assert "nothing to do" in str(add(0, 5))
+    check(add(5, 6), 1, 6)  # a list of its own, which continues what is stored
+    check(add(0, 7), 1, 7)
+    with pytest.raises(
+        TokensError, match=r"the store holds 6 sequences of this text, and it has 6 .*nothing to add"
+    ):
+        add(0, 6)
+    assert actstore.verify(str(tmp_path / "s")).findings == ()
+
+
+@pytest.mark.parametrize("change", ["label", "hooks", "prompt"])
+def test_a_list_that_begins_otherwise_is_added_whole(plain: Plain, tmp_path: Path, change: str) -> None:
+    texts, labels = ["Ha! Ha!", "Who", "My lord"], [3, 1, 4]
+    fields: dict[str, Any] = {"keep": ["x"], "append": True}
+    extract(plain, tmp_path / "s", pa.table({"text": texts[:2], "x": labels[:2]}), **fields)
+    if change == "label":
+        labels[1] = 2
+    elif change == "prompt":
+        texts[1] = "Why"
+    else:
+        fields["hooks"] = [*HOOKS, "blocks.1.hook_resid_post"]
+    extract(plain, tmp_path / "s", pa.table({"text": texts, "x": labels}), **fields)
+    assert actstore.open(str(tmp_path / "s")).runs[-1].plan.n_sequences == 3
+
+
 def test_longer_prompts_that_a_store_has_no_room_for(plain: Plain, tmp_path: Path) -> None:
     extract(plain, tmp_path / "s", ["Ha!"])
     with pytest.raises(PlanMismatchError) as caught:

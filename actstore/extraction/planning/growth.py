@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from actstore.errors import PlanMismatchError
 from actstore.extraction.planning.differences import OF_A_RUN, differences
@@ -38,8 +38,21 @@ class Place:
         return (*(f"{prefix}acts/{hook}" for hook in self.hooks), f"{prefix}norms/{self.name}")
 
 
+class PromptList(Protocol):
+    """A list of prompts, of which parts can be compared with lists that are stored."""
+
+    def url_of(self, start: int, stop: int) -> str:
+        """The source that some of its prompts alone would be, by number."""
+
+
 def find_place(
-    url: str, runs: Sequence[Run], request: Request, *, segment_size: int | None = None, append: bool = False
+    url: str,
+    runs: Sequence[Run],
+    request: Request,
+    *,
+    segment_size: int | None = None,
+    append: bool = False,
+    prompts: PromptList | None = None,
 ) -> Place:
     """Find the run of a store that a request describes.
 
@@ -49,6 +62,7 @@ def find_place(
         request: request of the job.
         segment_size: segment size that the job demands, if any.
         append: whether other tokens become a further run.
+        prompts: the tokens of the request, if they are prompts in memory.
 
     Raises:
         PlanMismatchError: the request fits no run, and cannot be a new one; the message names the differences.
@@ -69,7 +83,7 @@ def find_place(
     tokens = {line.split(" is ")[0] for line in lines if line.startswith("tokens.")}
     others = differences(first, request, but=OF_A_RUN | (tokens - _OF_A_STORE))
     if append and not others:
-        skipped = _of_same_text(url, runs, request)
+        skipped = _of_same_text(url, runs, request) or _first_prompts(runs, request, prompts)
         return Place(name, hooks, skipped=skipped, n_slots=runs[0].plan.n_slots)
     advice = "Choose another out, or run the job it was made with"
     if not others:
@@ -110,6 +124,28 @@ def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan
                 f"would repeat: {'; '.join(lines)}. Name only the new files, or choose another out"
             )
     return tuple(same)
+
+
+def _first_prompts(runs: Sequence[Run], request: Request, prompts: PromptList | None) -> tuple[Plan, ...]:
+    """Plans that hold the first prompts of a longer list, with all the hooks that are asked for."""
+    if prompts is None:
+        return ()
+    asked = {hook.name for hook in request.hooks}
+    alike = OF_A_RUN | {"tokens.files", "tokens.max_tokens"}
+    found: list[Plan] = []
+    n = 0
+    for plan in (run.plan for run in runs if run.plan.has_own_tokens):
+        stored = {hook for run in runs if run.plan.tokens_of == plan.run for hook in run.plan.hook_names}
+        if plan.request.tokens.packing != "document" or not asked <= stored:
+            continue
+        if differences(plan.request, request, but=alike):
+            continue
+        # A run that added the rest of a longer list is of that list; any other run is of its own.
+        skip, stop = plan.request.tokens.skip_sequences, n + plan.n_sequences
+        if skip in (0, n) and prompts.url_of(n - skip, stop) == plan.request.tokens.source:
+            found.append(plan)
+            n = stop
+    return tuple(found)
 
 
 def _continue_run(url: str, run: Run, runs: Sequence[Run], segment_size: int | None) -> Place:

@@ -37,6 +37,7 @@ from actstore.store.locking.turns import refuse_beside_living_repair
 from actstore.store.records.commit import read_plan
 from actstore.store.records.run import read_runs
 from actstore.store.statistics.moments import has_statistics
+from actstore.tokens import MemorySource
 
 _MAX_COVARIANCE_NBYTES = 256 << 20
 
@@ -213,7 +214,14 @@ def plan_job(job: Job, given: Given, on_event: OnEvent = ignore) -> PlannedRun:
             f"the activations at {blobs.url} were imported, and no model's can be put beside them; choose another out, "
             "or import the same folder again to complete them"
         )
-    place = find_place(blobs.url, runs, request, segment_size=job.segment_size, append=job.append)
+    place = find_place(
+        blobs.url,
+        runs,
+        request,
+        segment_size=job.segment_size,
+        append=job.append,
+        prompts=stage.source if isinstance(stage.source, MemorySource) else None,
+    )
     run = _plan_run(job, request, blobs, place, stage, on_event)
     if run.packed is not None and run.packed.kept is not None:
         check_beside(blobs, runs, run.plan, run.packed.kept)

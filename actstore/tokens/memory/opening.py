@@ -45,15 +45,32 @@ class MemorySource:
         self.kind = kind
         self._table = table
         self._again = again
-        digest = hashlib.sha256(f"{kind}\0".encode())
-        self.n_documents = nbytes = 0
-        for _, batch in self.batches():
-            data = [_bytes(document) for document in batch]
-            self.n_documents += len(batch)
-            nbytes += sum(map(len, data))
-            digest.update(b"".join(part for item in data for part in (len(item).to_bytes(8, "little"), item)))
-        self.url: str = f"{PREFIX}{digest.hexdigest()}"
+        self.n_documents, nbytes, self.url = self._identified(0, None)
         self.files = (SourceFile(self.url, nbytes),)
+
+    def _identified(self, start: int, stop: int | None) -> tuple[int, int, str]:
+        """(the number, the bytes and the URL of some documents, as of a source without columns)."""
+        digest = hashlib.sha256(f"{self.kind}\0".encode())
+        n_documents = nbytes = 0
+        given: Iterator[Any] = (document for _, batch in self.batches() for document in batch)
+        for document in islice(given, start, stop):
+            data = _bytes(document)
+            digest.update(len(data).to_bytes(8, "little") + data)
+            n_documents, nbytes = n_documents + 1, nbytes + len(data)
+        return n_documents, nbytes, f"{PREFIX}{digest.hexdigest()}"
+
+    def url_of(self, start: int, stop: int) -> str:
+        """The URL of a source of some of these documents alone, with the same columns."""
+        return self._with_columns(self._identified(start, stop)[2], start, stop)
+
+    def _with_columns(self, url: str, start: int, stop: int | None) -> str:
+        if not self.keep:
+            return url
+        assert self._table is not None
+        digest = hashlib.sha256(f"{url}\0{json.dumps(self.keep)}".encode())
+        for value in islice(self._table.values(self.keep), start, stop):
+            digest.update(repr(value).encode(errors="surrogatepass") + b"\0")
+        return f"{PREFIX}{digest.hexdigest()}"
 
     def keeping(self, names: tuple[str, ...]) -> Self:
         """The same source, of whose table some columns are read beside the documents, and are part of what it is.
@@ -71,11 +88,8 @@ class MemorySource:
         self._table.check_columns(names)
         source = copy.copy(self)
         source.keep = names
-        digest = hashlib.sha256(f"{self.url}\0{json.dumps(names)}".encode())
-        for value in self._table.values(names):
-            digest.update(repr(value).encode(errors="surrogatepass") + b"\0")
         # Other labels are another source, or a store would keep those that it has.
-        source.url = f"{PREFIX}{digest.hexdigest()}"
+        source.url = source._with_columns(self.url, 0, None)
         source.files = (SourceFile(source.url, self.files[0].nbytes),)
         return source
 
