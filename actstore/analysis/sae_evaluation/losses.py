@@ -136,11 +136,10 @@ def _read(
     """Sequences of these numbers, ascending, with what is read and what counts."""
     entries, width = store.entries, store.entries.width
     ids, lengths = store.tokens[numbers], store.lengths[numbers]
-    tokens, positions = entries.of_tokens(store.tokens, numbers), entries.positions(numbers)
-    documents, in_use = entries.of_tokens(store.documents, numbers), entries.in_use(numbers)
+    positions, documents = entries.positions(numbers), entries.of_tokens(store.documents, numbers)
+    all_taken = rows.taken(store, numbers)
     for i, number in enumerate(numbers.tolist()):
-        one = slice(i, i + 1)
-        taken = rows.of_block(number, tokens[one], positions[one], in_use[one])[0]
+        taken = all_taken[i]
         counts = taken
         if held_out is not None:
             counts = taken & held_out(documents[i].astype(np.int64), number * width + np.arange(width))

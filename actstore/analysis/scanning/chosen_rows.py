@@ -60,18 +60,29 @@ class ChosenRows:
         roles = tuple(ROLES[role] for role in dropped.roles)
         return cls(_sequences(sequences, store.shape[0]), dropped.tokens, positions, roles)
 
+    def taken(self, store: "CommittedStore", sequences: "slice | NDArray[np.int64]") -> NDArray[np.bool_]:
+        """True where a row of these sequences is taken, [n_sequences, entries]."""
+        entries = store.entries
+        return self.of_block(
+            sequences,
+            entries.of_tokens(store.tokens, sequences),
+            entries.positions(sequences),
+            entries.in_use(sequences),
+            entries.of_tokens(store.roles, sequences) if self.roles else None,
+        )
+
     def of_block(
         self,
-        first: int,
+        sequences: "slice | NDArray[np.int64]",
         tokens: NDArray[np.int32],
         positions: NDArray[np.int32],
         in_use: NDArray[np.bool_],
         roles: NDArray[np.int8] | None,
     ) -> NDArray[np.bool_]:
-        """True where a row is taken, [n_sequences, entries] of neighbouring sequences.
+        """True where a row is taken, [n_sequences, entries], from what is known of the sequences.
 
         Args:
-            first: number of the first sequence.
+            sequences: their numbers.
             tokens: token id of each entry, [n_sequences, entries].
             positions: its position.
             in_use: whether it is in use.
@@ -79,7 +90,7 @@ class ChosenRows:
         """
         taken = in_use.copy()
         if self.sequences is not None:
-            taken &= self.sequences[first : first + len(tokens), None]
+            taken &= self.sequences[sequences][:, None]
         if self.positions is not None:
             taken &= self.positions[positions]
         for token in self.tokens:

@@ -157,7 +157,7 @@ class ScanWorker:
         tokens, positions = entries.of_tokens(store.tokens, span), entries.positions(span)
         chosen = self._spec.rows
         roles = entries.of_tokens(store.roles, span) if chosen.roles else None
-        taken = chosen.of_block(sequences.start, tokens, positions, entries.in_use(span), roles)
+        taken = chosen.of_block(span, tokens, positions, entries.in_use(span), roles)
         counts: dict[str, int] = {}
         read: dict[str, torch.Tensor] = {}
         for hook, suspects in self._suspects.items():

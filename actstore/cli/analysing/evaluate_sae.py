@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from actstore.cli.commands.slice import Slice
+from actstore.cli.options.ranges import Slice
 from actstore.cli.options.loader_options import loader_option
 from actstore.opening import open_store
 

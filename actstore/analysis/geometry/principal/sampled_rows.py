@@ -48,14 +48,7 @@ def sampled_rows(
     allowed = np.arange(store.shape[0]) if rows.sequences is None else np.flatnonzero(rows.sequences)
     chosen = np.sort(random.choice(allowed, min(len(allowed), _SEQUENCES), replace=False))
     entries = store.entries
-    tokens, positions = entries.of_tokens(store.tokens, chosen), entries.positions(chosen)
-    in_use = entries.in_use(chosen)
-    taken = np.concatenate(
-        [
-            rows.of_block(int(number), tokens[i : i + 1], positions[i : i + 1], in_use[i : i + 1])
-            for i, number in enumerate(chosen)
-        ]
-    )
+    positions, taken = entries.positions(chosen), rows.taken(store, chosen)
     which, entry = np.nonzero(taken)
     if not len(which):
         raise JobError(
