@@ -4,7 +4,10 @@ import ast
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from pathlib import Path
+
+import pytest
 
 import actstore
 from actstore.storage.local import LocalBlobs
@@ -47,6 +50,16 @@ def test_every_way_to_import_is_seen() -> None:
         "import a.b as c, d\nfrom e.f import g\n\ndef h():\n    from i import j\n    import_module('k.l')\n"
     )
     assert imported(text) == {"a.b", "d", "e.f", "e.f.g", "i", "i.j", "k.l"}
+
+
+@pytest.mark.parametrize("package", ["actstore", "actstore.analysis"])
+def test_no_name_is_that_of_a_module_too(package: str) -> None:
+    """Names are imported on first use. A module that is imported before would be in the place of the function."""
+    folder = ROOT / package.replace(".", "/")
+    modules = {path.stem for path in folder.glob("*.py")} | {
+        path.parent.name for path in folder.glob("*/__init__.py")
+    }
+    assert not set(import_module(package).__all__) & modules - {"utils"}
 
 
 def test_actstore_never_imports_ray() -> None:

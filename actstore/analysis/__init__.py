@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from actstore.analysis.sae_evaluation.result import SaeEvaluation
     from actstore.analysis.scanning.scan import Scanned, scan
     from actstore.analysis.top.result import TopActivations
-    from actstore.analysis.top_activations import top_activations
+    from actstore.analysis.top.top_activations import top_activations
 
 __all__ = [
     "PCA",
@@ -75,7 +75,7 @@ _HOMES = {
     "logit_lens": "actstore.analysis.describing.logit_lens",
     "pca": "actstore.analysis.geometry.principal.pca",
     "scan": "actstore.analysis.scanning.scan",
-    "top_activations": "actstore.analysis.top_activations",
+    "top_activations": "actstore.analysis.top.top_activations",
 }
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import actstore
 from actstore.analysis.search import sequence_sha256
-from actstore.analysis.top_activations import top_activations
+from actstore.analysis.top.top_activations import top_activations
 from actstore.facade import Store
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.seal import seal

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import actstore
-from actstore.analysis.top_activations import top_activations
+from actstore.analysis.top.top_activations import top_activations
 from actstore.errors import JobError, TokensError
 
 TEXTS = ["The ghost of my father, naïve and 👻.", "x", "Who goes there? Stand, ho!"]

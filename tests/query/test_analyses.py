@@ -13,7 +13,7 @@ from actstore.analysis import Scanned, scan, top_activations
 from actstore.analysis.features import Directions, Neurons
 from actstore.analysis.scanning import unit as unit_module
 from actstore.analysis.scanning.scan import Progress
-from actstore.analysis.top_activations import TopRows
+from actstore.analysis.top.top_activations import TopRows
 from actstore.errors import JobError, NotCommittedError, StoreReplacedError
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.seal import seal, unseal

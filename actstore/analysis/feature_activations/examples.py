@@ -13,7 +13,7 @@ from actstore.analysis.feature_activations.binning import NO_VALUE, bins_of, exp
 from actstore.analysis.features import Features
 from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
-from actstore.analysis.top_activations import largest_of_each
+from actstore.analysis.top.top_activations import largest_of_each
 
 if TYPE_CHECKING:
     import torch

@@ -1,1 +1,1 @@
-"""Rows that were found, with their text, as tables and as pages."""
+"""The rows with the largest values of features, with their text, as tables and as pages."""

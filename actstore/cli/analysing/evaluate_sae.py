@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from actstore.cli.options.ranges import Slice
 from actstore.cli.options.loader_options import loader_option
+from actstore.cli.options.ranges import Slice
 from actstore.opening import open_store
 
 

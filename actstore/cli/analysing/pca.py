@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from actstore.analysis.geometry.principal.pca_job import EXPECTED, PcaJob
-from actstore.cli.options.ranges import Slice
 from actstore.cli.options.model_options import given_fields, options_of
+from actstore.cli.options.ranges import Slice
 from actstore.errors import JobError
 from actstore.extraction.planning.job_file import read_fields
 from actstore.extraction.planning.parsing import parsed

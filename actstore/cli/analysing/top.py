@@ -62,7 +62,7 @@ def top_command(
     \b
     actstore top store --hook blocks.3.hook_resid_post --sae sae --features 0,5,9 -k 5
     """
-    from actstore.analysis.top_activations import top_activations
+    from actstore.analysis.top.top_activations import top_activations
 
     file = None if out is None else _parquet(out)
     store = open_store(url)

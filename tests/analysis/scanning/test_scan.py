@@ -19,7 +19,7 @@ from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
 from actstore.analysis.scanning.scan import Progress, Scanned, scan
 from actstore.analysis.scanning.unit import Units
-from actstore.analysis.top_activations import TopRows
+from actstore.analysis.top.top_activations import TopRows
 from actstore.errors import JobError, NotCommittedError, StorageError, StoreReplacedError
 from actstore.facade import Store
 from actstore.storage.local import LocalBlobs

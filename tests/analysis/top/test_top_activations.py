@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import actstore
 from actstore.analysis import scanning
-from actstore.analysis.top_activations import top_activations
+from actstore.analysis.top.top_activations import top_activations
 from actstore.errors import JobError
 from actstore.storage.local import LocalBlobs
 from tests.analysis.stores import HOOK, D, store_of
