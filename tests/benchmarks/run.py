@@ -11,6 +11,7 @@ from pathlib import Path
 import actstore
 from actstore.demo import TEXT_PATH
 from tests.benchmarks import (
+    bench_analysis,
     bench_cli,
     bench_forward,
     bench_hooks,
@@ -57,6 +58,7 @@ def main(chosen: list[str]) -> int:
                 *bench_hooks.run(bench_hooks.on_cpu(model)),
                 *bench_hooks_memory.run(bench_hooks_memory.on_cpu(model)),
             ],
+            "analysis": lambda: bench_analysis.run(folder),
             "patching": lambda: bench_patching.run(model),
             "cli": lambda: bench_cli.run(_any_store(folder, model)),
         }

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Per", "TopActivations", "TopRows", "TopState", "top_activations"]
 
 Per = Literal["row", "sequence"]
+_SPARSE: Final = 8
+"""Candidates are few if they are at most 1 value in so many."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ class TopState:
 
         values = block.features(self._of.hook, self._of.features)
         self._expect(values.shape[1])
-        # A sum is NaN if a value is, and infinite if one is.
-        if not values.sum(dtype=torch.float64).isfinite():
+        # A sum is NaN if a value is.
+        if not values.sum().isfinite():
             is_nan = values.isnan()
             self.n_nan += int(is_nan.sum())
             values = values.masked_fill(is_nan, -math.inf)
@@ -89,14 +91,20 @@ class TopState:
         if self._of.per == "sequence":
             values, rows = largest_of_each(values, block.sequences)
         floor = torch.from_numpy(self.values[:, -1]).clamp(min=self._of.above)
-        candidates = values > floor
-        # More than k of a feature: only those that can be among its first k.
-        if bool((candidates.sum(0) > self._of.k).any()):
-            candidates &= values >= values.topk(min(self._of.k, len(values)), dim=0).values[-1]
-        row, feature = candidates.nonzero(as_tuple=True)
-        found = values[row, feature].numpy()
-        at = row.numpy() if rows is None else rows[row, feature].numpy()
-        self._add(feature.numpy(), found, block.addresses[at])
+        candidates = (values > floor).numpy()
+        n_candidates = np.count_nonzero(candidates)
+        if n_candidates * _SPARSE > candidates.size and len(values) > self._of.k:
+            # Few are among the first k of a feature. Where most values are 0, sorting the others is faster.
+            kth = values.T.contiguous().topk(self._of.k, dim=1).values[:, -1]
+            candidates &= (values >= kth).numpy()
+        places = np.flatnonzero(candidates)
+        found = values.numpy().reshape(-1)[places]
+        feature = places % values.shape[1]
+        if len(places) and np.bincount(feature).max() > self._of.k:
+            first = _first_of_each(feature, found, self._of.k)
+            places, found, feature = places[first], found[first], feature[first]
+        at = places // values.shape[1] if rows is None else rows.numpy().reshape(-1)[places]
+        self._add(feature, found, block.addresses[at])
 
     def merge(self, other: Self) -> None:
         """Take the largest values of rows that follow."""
@@ -136,6 +144,18 @@ class TopState:
         best = rank < k
         self.values[touched] = values[best].reshape(-1, k)
         self.addresses[touched] = addresses[best].reshape(-1, k)
+
+
+def _first_of_each(feature: NDArray[np.int64], values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Places of the k largest values of each feature, of equal ones the first. Stable sorts one after the other take a
+    third of the time of a sort by several keys.
+    """
+    order = np.argsort(-values, kind="stable")
+    order = order[np.argsort(feature[order].astype(np.min_scalar_type(feature.max())), kind="stable")]
+    ranked = feature[order]
+    (starts,) = np.nonzero(np.diff(ranked, prepend=-1))
+    rank = np.arange(len(ranked)) - np.repeat(starts, np.diff(starts, append=len(ranked)))
+    return order[rank < k]
 
 
 def largest_of_each(
