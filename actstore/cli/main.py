@@ -18,6 +18,7 @@ writing to. Running the same command again continues it.
 """
 
 _COMMANDS = {
+    "dashboard": "Write pages and tables of what features of HOOK in the store at URL are active on.",
     "demo": "Extract from a bundled model, read the store, and draw a picture.",
     "evaluate-sae": "Measure SAEs on the rows of the store at URL: explained variance, L0, dead features and more.",
     "export": "Write HOOK of the store at URL to a new FOLDER, in the form of another library.",
@@ -38,7 +39,7 @@ _COMMANDS = {
 """The first sentence of what each command says of itself, here so that ``--help`` imports none of them."""
 _MODULES = {"import": "import_cache"}
 """Modules of the commands whose name cannot be the name of a module."""
-_ANALYSES = ("evaluate-sae", "pca", "stats", "top")
+_ANALYSES = ("dashboard", "evaluate-sae", "pca", "stats", "top")
 """Commands whose modules are in `actstore.cli.analysing`; the others are in `actstore.cli.commands`."""
 
 
