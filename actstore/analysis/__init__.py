@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         activation_examples,
     )
     from actstore.analysis.feature_activations.statistics import FeatureStatistics, feature_statistics
+    from actstore.analysis.geometry.mean_difference import MeanDifference, mean_difference
+    from actstore.analysis.geometry.nearest import Nearest, nearest
     from actstore.analysis.geometry.principal.pca import pca
     from actstore.analysis.geometry.principal.pca_result import PCA, PCAs
     from actstore.analysis.sae_evaluation.evaluate import evaluate_sae
@@ -35,6 +37,8 @@ __all__ = [
     "Dashboard",
     "FeatureStatistics",
     "LogitLens",
+    "MeanDifference",
+    "Nearest",
     "PCAs",
     "SaeEvaluation",
     "Scanned",
@@ -47,6 +51,8 @@ __all__ = [
     "feature_statistics",
     "held_out_rows",
     "logit_lens",
+    "mean_difference",
+    "nearest",
     "pca",
     "scan",
     "top_activations",
@@ -60,6 +66,8 @@ _HOMES = {
     "Dashboard": "actstore.analysis.dashboards.dashboard",
     "FeatureStatistics": "actstore.analysis.feature_activations.statistics",
     "LogitLens": "actstore.analysis.describing.logit_lens",
+    "MeanDifference": "actstore.analysis.geometry.mean_difference",
+    "Nearest": "actstore.analysis.geometry.nearest",
     "PCA": "actstore.analysis.geometry.principal.pca_result",
     "PCAs": "actstore.analysis.geometry.principal.pca_result",
     "SaeEvaluation": "actstore.analysis.sae_evaluation.result",
@@ -73,6 +81,8 @@ _HOMES = {
     "feature_statistics": "actstore.analysis.feature_activations.statistics",
     "held_out_rows": "actstore.analysis.sae_evaluation.held_out",
     "logit_lens": "actstore.analysis.describing.logit_lens",
+    "mean_difference": "actstore.analysis.geometry.mean_difference",
+    "nearest": "actstore.analysis.geometry.nearest",
     "pca": "actstore.analysis.geometry.principal.pca",
     "scan": "actstore.analysis.scanning.scan",
     "top_activations": "actstore.analysis.top.top_activations",
