@@ -24,6 +24,7 @@ from tests.benchmarks import (
     bench_query,
     bench_recall,
     bench_s3,
+    bench_sae_evaluation,
     bench_slow,
     bench_storage,
     bench_store,
@@ -60,6 +61,7 @@ def main(chosen: list[str]) -> int:
             ],
             "analysis": lambda: bench_analysis.run(folder),
             "patching": lambda: bench_patching.run(model),
+            "sae": lambda: bench_sae_evaluation.run(folder),
             "cli": lambda: bench_cli.run(_any_store(folder, model)),
         }
         unknown = sorted(set(chosen) - set(benches))
