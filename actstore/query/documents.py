@@ -121,9 +121,26 @@ class Select(RequestBody):
     sequences: Axis | Numbers = ":"
     """A slice or numbers as text, or a list of numbers."""
     positions: Axis | Numbers = ":"
-    """A slice or numbers as text, or a list of numbers."""
+    """Positions of the sequences: a slice or numbers as text, or a list of numbers. They are of hooks where all
+    positions are stored, and of the arrays of tokens in any store.
+    """
+    slots: Axis | Numbers | None = None
+    """Slots of hooks, and of the array ``positions``, where only chosen positions are stored: a slice or numbers as
+    text, or a list of numbers. None for all.
+    """
     inner: Inner | None = None
-    """A slice or a number for each of the axes behind the positions."""
+    """A slice or a number for each of the axes behind the positions or slots."""
+
+
+class Pick(RequestBody):
+    """Single rows of one hook, which may lie anywhere."""
+
+    hook: Hook
+    """A hook; or an array of the tokens with two axes, such as ``tokens``."""
+    sequences: Numbers
+    """The sequence of each row."""
+    entries: Numbers
+    """The position of each row; or its slot, where only chosen positions are stored."""
 
 
 class PlanRequest(RequestBody):

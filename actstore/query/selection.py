@@ -63,16 +63,26 @@ def indices_of(values: Sequence[int], size: int, axis: str) -> Indices:
     Raises:
         Problem: a number outside of the axis.
     """
-    for value in values:
-        if not -size <= value < size:
-            raise Problem(422, "index", f"{axis} has {value}, which is out of bounds for {size} of them")
-    indices = np.array(values, np.int64)
-    indices[indices < 0] += size
+    indices = checked_numbers(values, size, axis)
     if not len(indices):
         return range(0)
     if (np.diff(indices) == 1).all():
         return range(int(indices[0]), int(indices[-1]) + 1)
     return indices
+
+
+def checked_numbers(values: Sequence[int], size: int, axis: str) -> NDArray[np.int64]:
+    """Numbers along an axis, from 0 on; negative ones count from its end.
+
+    Raises:
+        Problem: a number outside of the axis.
+    """
+    for value in values:
+        if not -size <= value < size:
+            raise Problem(422, "index", f"{axis} has {value}, which is out of bounds for {size} of them")
+    numbers = np.array(values, np.int64)
+    numbers[numbers < 0] += size
+    return numbers
 
 
 def parse_inner(text: str, shape: Sequence[int]) -> tuple[Indices, ...]:

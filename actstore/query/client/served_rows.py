@@ -1,6 +1,7 @@
 """Reads rows of a served array: the server cuts out what is wanted, in as few requests as possible."""
 
 import http.client
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from actstore.query.client.bounds import check_length, shown, unexpected
 from actstore.query.client.connections import read_into
 from actstore.query.client.server import Server
-from actstore.query.documents import Select
+from actstore.query.documents import Pick, Select
 from actstore.query.selection import Indices, text_of
 from actstore.query.wire import DTYPE, RAW, SHAPE
 from actstore.storage.blobs import BlobReader
@@ -28,6 +29,8 @@ _REQUEST_NBYTES: Final = 32 << 20
 _REQUESTS: Final = 4
 _MAX_LISTED: Final = 50_000
 """Sequences in a list at most."""
+_MAX_PICKED: Final = 25_000
+"""Rows in one request at most that are picked one by one."""
 _MAX_TEXT: Final = 2_000
 """Characters in a URL at most; longer texts go into the body of a POST."""
 
@@ -96,16 +99,33 @@ class ServedRows(Rows):
                 done.result()
 
     def gather(self, sequences: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[Any]:
-        """Implements `Rows.gather`: one request for all sequences that are wanted at one entry."""
+        """Implements `Rows.gather`: one request for as many rows as fit into a reply."""
         values = np.empty((len(sequences), *self.shape[2:]), self.storage)
-        order = np.lexsort((sequences, entries))
-        edges = np.flatnonzero(np.diff(entries[order])) + 1
+        row_nbytes = math.prod(self.shape[2:]) * self.storage.itemsize
+        step = max(1, min(_REQUEST_NBYTES // row_nbytes, _MAX_PICKED))
+        order = np.lexsort((entries, sequences))  # as they are stored
 
         def take(part: NDArray[np.int64]) -> None:
-            values[part] = self[sequences[part], int(entries[part[0]])]
+            values[part] = self._picked(sequences[part], entries[part])
 
-        read_all(take, (part for part in np.split(order, edges) if len(part)), _REQUESTS)
+        read_all(take, (order[start : start + step] for start in range(0, len(order), step)), _REQUESTS)
         return values
+
+    def _picked(self, sequences: NDArray[np.int64], entries: NDArray[np.int64]) -> NDArray[Any]:
+        """The rows of one request."""
+        out = np.empty((len(sequences), *self.shape[2:]), self.storage)
+        where = f"{self._server.url}/rows"
+        memory = out.reshape(-1).view(np.uint8)
+
+        def read(reply: http.client.HTTPResponse) -> None:
+            check_kind(reply, where, self.dtype, out.shape)
+            check_length(reply, where, out.nbytes)
+            read_into(reply, memory)
+
+        pick = Pick(hook=self._name, sequences=sequences.tolist(), entries=entries.tolist())
+        self._server.take("/rows", read, request=pick, accept=RAW)
+        self._server.count(out.nbytes)
+        return out
 
     def _read_part(self, rows: Indices, inner: tuple[Indices, ...], out: NDArray[np.uint8]) -> None:
         where = f"{self._server.url}/hooks/{self._name}"
@@ -126,8 +146,8 @@ class ServedRows(Rows):
             select = Select(
                 hooks=[self._name],
                 sequences=_listed(rows),
-                positions=_listed(inner[0]) if inner else ":",
                 inner=elements,
+                **{f"{self.axes[1]}s": _listed(inner[0])} if inner else {},
             )
             self._server.take("/select", take, request=select, accept=RAW)
         self._server.count(out.nbytes)

@@ -22,7 +22,7 @@ from actstore.query.server.monitoring.metrics import Metrics
 from actstore.query.server.pages import welcome
 from actstore.query.server.readiness import Readiness
 from actstore.query.server.routes import batches as batch_routes
-from actstore.query.server.routes import health, plans, prompts, slices, stores, zarr_files
+from actstore.query.server.routes import health, picks, plans, prompts, slices, stores, zarr_files
 from actstore.query.server.routes.hot_routes import HotRoutes
 from actstore.query.server.sending.error_replies import answer_errors
 from actstore.query.server.settings import Settings
@@ -102,7 +102,7 @@ def _routes() -> FastAPI:
     app.include_router(health.router)
     app.include_router(health.private, dependencies=[Security(_BEARER)])
     app.include_router(welcome.router)
-    for module in (stores, slices, prompts, batch_routes, plans, zarr_files):
+    for module in (stores, slices, picks, prompts, batch_routes, plans, zarr_files):
         app.include_router(module.router, dependencies=[Security(_BEARER)])
     answer_errors(app)
     app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]

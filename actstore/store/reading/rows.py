@@ -22,7 +22,7 @@ from actstore.store.reading.scattered import ScatteredRead, scattered_reads
 from actstore.store.reading.sections import PIECE_NBYTES, Piece, Section, Sections
 from actstore.store.reading.whole_shards import WholeShards
 
-_REQUESTS: Final = 16
+REQUESTS: Final = 16
 """Default number of requests to remote storage under way at once."""
 _READERS: Final = 8
 """The most threads that read local files; there are no more than cores."""
@@ -32,7 +32,7 @@ _REQUEST_NBYTES: Final = 1 << 20
 """A request to remote storage takes about as long as reading so many bytes more."""
 _LOCAL_GAP: Final = 1 << 14
 """Unwanted bytes between two entries of a local file up to which they are read together."""
-_GATHERED_NBYTES: Final = 1 << 26
+GATHERED_NBYTES: Final = 1 << 26
 """Bytes of compressed sequences from which entries are gathered together."""
 _LARGE: Final = 1 << 27
 """Before more than so many bytes of memory are taken, a check looks whether storage has the rows."""
@@ -175,9 +175,9 @@ class Rows:
             NotCommittedError: the segment of a row is not committed.
             StorageError: a shard is damaged or cannot be read.
         """
-        return self._read(RowIndex.parse(key, self.shape), None, _REQUESTS)
+        return self._read(RowIndex.parse(key, self.shape), None, REQUESTS)
 
-    def read(self, key: Any, out: NDArray[Any], *, n_requests: int = _REQUESTS) -> NDArray[Any]:
+    def read(self, key: Any, out: NDArray[Any], *, n_requests: int = REQUESTS) -> NDArray[Any]:
         """Read rows into memory that exists already, which saves the allocation of new memory.
 
         Args:
@@ -224,7 +224,7 @@ class Rows:
                 raise _missing(self.blobs, key) from error
             flat[read.wanted] = data.reshape(-1, flat.shape[1])[read.at]
 
-        read_all(take, reads, 1 if self._is_local else min(_REQUESTS, len(reads)))
+        read_all(take, reads, 1 if self._is_local else min(REQUESTS, len(reads)))
         return values
 
     def _gather_whole(
@@ -232,7 +232,7 @@ class Rows:
     ) -> None:
         """Gather from whole sequences, some at a time, as compressed ones can only be read whole."""
         unique, inverse = np.unique(sequences, return_inverse=True)
-        step = max(1, _GATHERED_NBYTES // self.layouts[0].row_nbytes)
+        step = max(1, GATHERED_NBYTES // self.layouts[0].row_nbytes)
         order = np.argsort(inverse, kind="stable")
         for start in range(0, len(unique), step):
             whole = self[unique[start : start + step]]

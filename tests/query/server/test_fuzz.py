@@ -337,7 +337,10 @@ def test_texts_in_bodies(name: str, target: Target) -> None:
         ("select", {"hooks": [_HOOK], "sequences": text}),
         ("select", {"hooks": [_HOOK], "positions": text}),
         ("select", {"hooks": [_HOOK], "inner": text}),
+        ("select", {"hooks": [_HOOK], "slots": text}),
         ("select", {"hooks": [_HOOK], text: 1}),
+        ("rows", {"hook": text, "sequences": [], "entries": []}),
+        ("rows", {"hook": _HOOK, "sequences": [0], "entries": text}),
     ]
     for resource, document in documents:
         body = json.dumps(document).encode()
@@ -391,7 +394,7 @@ BODIES: Final[dict[str, bytes]] = {
 
 @pytest.mark.parametrize("name", BODIES)
 def test_bodies(name: str, target: Target) -> None:
-    for resource in ("select", "plan"):
+    for resource in ("select", "plan", "rows"):
         reply = target.ask(f"{_STORE}/{resource}", f"Content-Type: {JSON}", method="POST", body=BODIES[name])
         assert reply.status in (404, 413, 422)
 

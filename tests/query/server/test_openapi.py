@@ -26,7 +26,7 @@ from actstore.query.server.app import openapi
 from actstore.query.wire import RAW, TOKEN_ARRAYS
 from tests.query.running import Running
 from tests.query.stores import GROWN, NAMES, WHOLE
-from tests.store.example import HOOKS, N
+from tests.store.example import HOOKS, LENGTH, N
 
 pytestmark = pytest.mark.xdist_group("openapi")
 
@@ -124,6 +124,12 @@ def _narrow(document: Schema) -> Schema:
         "sequences": axis,
         "positions": axis,
         "inner": _SPAN,
+    }
+    del schemas["Select"]["properties"]["slots"]  # these stores have all positions
+    schemas["Pick"]["properties"] |= {
+        "hook": {"enum": [*HOOKS, "tokens"]},
+        "sequences": _list(0, 5, N - 1, -N, -7, least=3),
+        "entries": _list(0, 3, LENGTH - 1, -LENGTH, -2, least=3),
     }
     schemas["PlanRequest"]["properties"]["keys"] = {"type": "array", "items": _KEY, "maxItems": 4}
     return narrow
@@ -248,6 +254,9 @@ def test_what_is_not_committed_is_told_by_the_status(server: Running) -> None:
         requests.get(path, {"seq": f"0,{N}"}, timeout=60),
         requests.post(f"{url}/select", json={"hooks": [HOOKS[0], HOOKS[2]]}, timeout=60),
         requests.post(f"{url}/plan", json={"select": {"hooks": [HOOKS[2]]}}, timeout=60),
+        requests.post(
+            f"{url}/rows", json={"hook": HOOKS[2], "sequences": [0, N], "entries": [0, 0]}, timeout=60
+        ),
     ):
         assert reply.status_code == 409
         assert reply.json()["type"] == "urn:actstore:problem:not-committed"

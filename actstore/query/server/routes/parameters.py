@@ -41,8 +41,8 @@ class SliceQuery(BaseModel):
     seq: Axis = ":"
     """Sequences: a slice, a number, or numbers joined by commas, as in Python."""
     pos: Axis = ":"
-    """Positions, or slots where only chosen positions are stored: a slice, a number, or numbers joined by commas, as in
-    Python.
+    """Positions, or slots of hooks and of `positions` where only chosen positions are stored: a slice, a number, or
+    numbers joined by commas, as in Python.
     """
     inner: Inner | None = None
     """A slice or a number for each of the axes behind the positions, joined by commas."""
@@ -107,6 +107,13 @@ def cut(
 ) -> Cut:
     """A part of an array.
 
+    Args:
+        store: store of the array.
+        name: hook, or array of the tokens.
+        sequences: sequences.
+        positions: what is wanted of the second axis: positions, or slots if the array has these.
+        inner: what is wanted of the axes behind.
+
     Raises:
         HookError: the store does not hold it.
         Problem: rows, positions or elements are out of bounds.
@@ -122,7 +129,7 @@ def cut(
         if positions != ":" or inner is not None:
             raise JobError(f"{array_name} has one number for each sequence; ask for sequences only")
         return Cut(array_name, stored, sequence_indices, ())
-    position_indices = _axis_indices(positions, stored.shape[1], "positions")
+    position_indices = _axis_indices(positions, stored.shape[1], f"{stored.axes[1]}s")
     elements = parse_inner(inner or ":", stored.shape[2:]) if inner or stored.shape[2:] else ()
     return Cut(array_name, stored, sequence_indices, (position_indices, *elements))
 
@@ -144,14 +151,27 @@ def cuts(store: CommittedStore, select: Select) -> list[Cut]:
     for pattern in select.hooks:
         for name in [pattern] if pattern in TOKEN_ARRAYS else store.matching(pattern):
             names[name] = None
+    axes = {name: _second_axis(store, name) for name in names}
+    if select.slots is not None and "slot" not in axes.values():
+        raise JobError(
+            "slots are of stores in which only chosen positions are stored, and nothing of that kind is asked for; "
+            "choose positions"
+        )
+    if select.slots is None and select.positions != ":" and "slot" in axes.values():
+        name = next(name for name, axis in axes.items() if axis == "slot")
+        raise JobError(
+            f"only chosen positions are stored of {name}, in slots that differ from sequence to sequence; choose "
+            "slots, and read the position of each from the array positions"
+        )
+    wanted = {"position": select.positions, "slot": ":" if select.slots is None else select.slots, None: ":"}
     # Token arrays beside hooks have no elements to choose from.
     return [
-        cut(
-            store,
-            name,
-            select.sequences,
-            ":" if name == "lengths" else select.positions,
-            None if name in TOKEN_ARRAYS else select.inner,
-        )
-        for name in names
+        cut(store, name, select.sequences, wanted[axis], None if name in TOKEN_ARRAYS else select.inner)
+        for name, axis in axes.items()
     ]
+
+
+def _second_axis(store: CommittedStore, name: str) -> str | None:
+    """``position`` or ``slot``; None if there is one axis."""
+    axes = array(store, name)[1].axes
+    return axes[1] if len(axes) > 1 else None

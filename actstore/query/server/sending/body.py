@@ -7,7 +7,6 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from actstore.loader.batches.lent_rows import LentRows
-from actstore.query.cut import Cut
 from actstore.query.server.connections.socket_writes import Vectors
 
 _COPIED_NBYTES: Final = 2 << 20
@@ -124,12 +123,24 @@ class InMemory:
         yield self._data[start:stop]
 
 
+class ReadByRow(Protocol):
+    """Bytes of an array that are read some rows at a time."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def row_nbytes(self) -> int: ...
+    @property
+    def held_nbytes(self) -> int: ...
+    def read(self, start: int, stop: int) -> tuple[memoryview, int]: ...
+
+
 class Stored:
     """Stored bytes of a part of an array."""
 
     kept_nbytes = 0
 
-    def __init__(self, cut: Cut) -> None:
+    def __init__(self, cut: ReadByRow) -> None:
         self._cut = cut
         self.nbytes = cut.nbytes
         self.held_nbytes = cut.held_nbytes
