@@ -3,14 +3,17 @@
 import contextlib
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
 from typing import Any, Final
 
 from actstore.errors import IncompleteError, JobError, PlanMismatchError
 from actstore.extraction.claim import claim
+from actstore.extraction.computing import calling_thread
 from actstore.extraction.computing.executor import Resources
 from actstore.extraction.computing.executor import executor as find_executor
+from actstore.extraction.computing.interruptible import interruptible
 from actstore.extraction.computing.worker import WorkerSpec
 from actstore.extraction.events import OnEvent, SegmentDone, ignore
 from actstore.extraction.planning.devices import check_device
@@ -216,8 +219,15 @@ class _Extraction:
             is_conditional=run.is_conditional,
             turn=Turn.of(held),
             live=None if live is None else live.hooked,
+            is_live_checked=run.given.is_model_checked,
         )
-        self._execute(spec, run.pending, self._resources, on_segment)
+        if not calling_thread.is_plain_here():
+            with ThreadPoolExecutor(1, thread_name_prefix="plain") as thread:
+                interruptible(thread, lambda: self._execute(spec, run.pending, self._resources, on_segment))
+        elif live is not None:
+            calling_thread.run(spec, run.pending, on_segment)
+        else:
+            self._execute(spec, run.pending, self._resources, on_segment)
 
 
 def _numbered_through(run: PlannedRun, by_hook: dict[str, NotFinite]) -> dict[str, NotFinite]:

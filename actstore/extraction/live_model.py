@@ -1,5 +1,6 @@
 """A model that is in the memory of this process, as a job takes it."""
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,15 @@ class LiveModel:
                 "the model has functions or SAEs on its hooks, which a store does not go through; call reset_hooks() "
                 "and reset_saes() first"
             )
-        self.fingerprint = memory_fingerprint(self.hooked)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The result of `memory_fingerprint` when it was first asked for.
+
+        Raises:
+            ModelError: some of the weights are not in memory.
+        """
+        return memory_fingerprint(self.hooked)
 
     @property
     def name(self) -> str:

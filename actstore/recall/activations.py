@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.errors import IncompleteError, PlanMismatchError, StorageError, TokensError
+from actstore.errors import ActstoreError, IncompleteError, PlanMismatchError, StorageError, TokensError
 from actstore.extraction.extract import extract
 from actstore.extraction.planning.given import Given, taken
 from actstore.extraction.planning.job import Job, parse_job
@@ -21,6 +22,7 @@ from actstore.hooks.families.stored_config import hooks_of_stored
 from actstore.hooks.naming.hook_points import point_of
 from actstore.recall.lookup import Lookup, Work
 from actstore.recall.prompts import Ids, ids_of
+from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs
 from actstore.store.format.plan import IN_MEMORY, MAX_CONTEXT, ModelIdentity
 from actstore.store.records.run import Run, read_runs
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.naming.names import HookName
 
-BATCH_SIZE: Final = 8
-"""Sequences in a forward of a new store. Every forward has a whole batch, and prompts may be missing one by one."""
+_FEW_PROMPTS: Final = 64
+"""A store that begins with fewer prompts has small batches: every forward has a whole one, and few may be missing."""
+_BATCH_OF_FEW: Final = 8
+_BATCH_OF_MANY: Final = 16
 _LENGTH_STEP: Final = 64
 """New stores have contexts of a multiple of this, so that the prompts of later calls fit."""
 _MOST_ROUNDS: Final = 100
@@ -65,7 +69,7 @@ def activations(
         store: folder or URL of the store, which is made by the first call.
         context_length: the longest prompt that a new store has room for. None for the longest of this call, rounded up
             to a multiple of 64, if the model has so many positions.
-        batch_size: sequences in a forward, for a new store. None for 8.
+        batch_size: sequences in a forward, for a new store. None for 8, or 16 if the first call has 64 prompts or more.
         dtype: dtype to compute and to store in, for a model that is named. None for the one it was saved in.
 
     Returns:
@@ -87,7 +91,20 @@ def activations(
         fields["context_length"] = context_length
     job = parse_job(fields, where="activations")
     blobs = open_blobs(url)
-    asked = _Asked.of(job, given, tokens)
+    with ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as thread:
+        return _answered(_Asked.of(job, given, tokens, thread), blobs, context_length, batch_size)
+
+
+def _answered(
+    asked: "_Asked", blobs: Blobs, context_length: int | None, batch_size: int | None
+) -> ActivationCache:
+    """The activations, of which what is missing is computed first.
+
+    Raises:
+        IncompleteError: other processes have been faster again and again.
+        ActstoreError: see `activations`.
+    """
+    url = blobs.url
     for _ in range(_MOST_ROUNDS):
         runs = read_runs(blobs)
         if runs:
@@ -96,10 +113,14 @@ def activations(
             found = Lookup(stored, asked.sequences, asked.hook_names(length))
             work, batch = found.work, None
             if not work:
-                return asked.read(stored, found)
+                cache = asked.read(stored, found)
+                # The weights are hashed while values are read.
+                asked.check_model(stored)
+                return cache
+            asked.check_model(stored)
         else:
             length = asked.length_of_new(url, context_length)
-            work, batch = [Work(asked.sequences, asked.hook_names(length))], batch_size or BATCH_SIZE
+            work, batch = [Work(asked.sequences, asked.hook_names(length))], batch_size or asked.usual_batch
         try:
             for part in work:
                 asked.compute(part, context_length=length, batch_size=batch)
@@ -120,7 +141,8 @@ class _Asked:
     job: Job
     given: Given
     model: JobModel
-    identity: ModelIdentity
+    identity: Future[ModelIdentity]
+    """The identity of the model, whose weights are hashed in another thread."""
     sequences: list[Ids]
     """The different prompts."""
     numbers: NDArray[np.int64]
@@ -129,8 +151,9 @@ class _Asked:
     """Tokens of the longest prompt."""
 
     @classmethod
-    def of(cls, job: Job, given: Given, tokens: Any) -> "_Asked":
+    def of(cls, job: Job, given: Given, tokens: Any, thread: ThreadPoolExecutor) -> "_Asked":
         model = JobModel(job, given.model)
+        identity = thread.submit(model.identity)
         prompts = ids_of(tokens, job.model, given.model)
         known: dict[bytes, int] = {}
         numbers = [known.setdefault(ids.tobytes(), len(known)) for ids in prompts]
@@ -141,10 +164,15 @@ class _Asked:
                 f"the longest prompt has {longest:,} tokens, and {job.model} has {model.n_positions:,} positions; cut "
                 "it, or leave it out"
             )
-        return cls(job, given, model, model.identity(), different, np.array(numbers), longest)
+        return cls(job, given, model, identity, different, np.array(numbers), longest)
 
     def hook_names(self, context_length: int) -> tuple[str, ...]:
         return tuple(hook.name for hook in self.model.hooks(context_length))
+
+    @property
+    def usual_batch(self) -> int:
+        """Sequences in a forward of a store that this call makes."""
+        return _BATCH_OF_FEW if len(self.sequences) < _FEW_PROMPTS else _BATCH_OF_MANY
 
     def length_of_new(self, url: str, wanted: int | None) -> int:
         """The context length of a store that this call makes.
@@ -165,8 +193,20 @@ class _Asked:
             PlanMismatchError: the store cannot hold these activations.
             TokensError: its sequences are shorter than the prompts.
         """
-        plan, here = store.plan, self.identity
-        there, length = plan.request.model, plan.context_length
+        try:
+            return self._checked_length(store, wanted)
+        except ActstoreError:
+            self.check_model(store)  # if it is of another model, that is what is wrong
+            raise
+
+    def check_model(self, store: Store) -> None:
+        """Wait until the weights are hashed, and check that a store is of this model.
+
+        Raises:
+            PlanMismatchError: it is of another one.
+            ModelError: the weights cannot be hashed.
+        """
+        there, here = store.plan.request.model, self.identity.result()
         if there.fingerprint != here.fingerprint:
             is_mixed = there.fingerprint.startswith(IN_MEMORY) != here.fingerprint.startswith(IN_MEMORY)
             hint = " (a model in memory never counts as that of a folder)" if is_mixed else ""
@@ -174,6 +214,10 @@ class _Asked:
                 f"{store.url} holds activations of {there.name} with the fingerprint {there.fingerprint}, and "
                 f"{here.name} has {here.fingerprint}{hint}; give the model that it was begun with, or another store"
             )
+
+    def _checked_length(self, store: Store, wanted: int | None) -> int:
+        plan = store.plan
+        length = plan.context_length
         if self.model.dtype != plan.request.dtype:
             raise PlanMismatchError(
                 f"{store.url} holds {plan.request.dtype}, and {self.model.dtype} was asked for; give that dtype, or "
@@ -215,7 +259,7 @@ class _Asked:
             "batch_size": batch_size,
         }
         # Without a tokenizer, equal ids are equal sources, whichever tokenizer a model has or lacks.
-        given = replace(self.given, tokens=source, tokenizer=None)
+        given = replace(self.given, tokens=source, tokenizer=None, is_model_checked=True)
         extract(plan_job(self.job.model_copy(update=changes), given))
 
     def read(self, store: Store, found: Lookup) -> ActivationCache:

@@ -3,7 +3,8 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,69 @@ def test_another_model_is_refused(counted: Counted, folder: str, here: str) -> N
     assert run_names(here) == ["0000"]
 
 
+def _in_place(weight: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight[0, 0] += 1e-3
+
+
+def _through_data(weight: torch.Tensor) -> None:
+    weight.data[0, 0] += 1e-3
+
+
+def _through_numpy(weight: torch.Tensor) -> None:
+    weight.detach().numpy()[0, 0] += 1e-3
+
+
+def _back(weight: torch.Tensor) -> None:
+    weight.data = weight.data.roll(1, 0)
+
+
+@pytest.mark.parametrize("change", [_in_place, _through_data, _through_numpy, _back])
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS], ids=["hit", "miss"])
+def test_a_model_that_is_changed_in_place_is_noticed(
+    folder: str, here: str, change: Callable[[torch.Tensor], None], prompts: list[str]
+) -> None:
+    """Also where PyTorch's version counter of the weight stays as it was."""
+    model = actstore.HookedModel.from_pretrained(folder)
+    actstore.activations(model, PROMPTS[:1], HOOKS, here)
+    change(model.hf.model.layers[1].mlp.down_proj.weight)
+    with pytest.raises(PlanMismatchError, match=r"holds activations of .* fingerprint memory:\w+, and"):
+        actstore.activations(model, prompts, HOOKS, here)
+    assert run_names(here) == ["0000"]
+
+
+def test_a_miss_runs_its_batches_and_one_row(counted: Counted, here: str) -> None:
+    before = counted.n_forwards
+    actstore.activations(counted.model, [[number, 5] for number in range(2, 22)], HOOKS, here)
+    assert counted.n_forwards == before + 3 + 1
+
+
+def test_forwards_run_in_the_calling_thread(folder: str, here: str) -> None:
+    model = actstore.HookedModel.from_pretrained(folder)
+    threads = set()
+    model.hf.model.layers[0].register_forward_hook(lambda *_: threads.add(threading.get_ident()))
+    actstore.activations(model, PROMPTS, HOOKS, here)
+    assert threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize("mode", ["autocast", "inference", "device"])
+def test_modes_of_the_calling_thread_change_no_bit(
+    counted: Counted, here: str, tmp_path: Path, mode: str
+) -> None:
+    modes: dict[str, Any] = {
+        "autocast": torch.autocast("cpu", dtype=torch.bfloat16),
+        "inference": torch.inference_mode(),
+        "device": torch.device("meta"),
+    }
+    rows = [[5, 6, 7], [8, 9]]
+    wanted = actstore.activations(counted.model, rows, HOOKS, tmp_path / "plain")
+    with modes[mode]:
+        actstore.activations(counted.model, rows, HOOKS, here)
+    found = actstore.activations(counted.model, rows, HOOKS, here)
+    for hook in STREAMS:
+        assert torch.equal(found[hook].view(torch.int32), wanted[hook].view(torch.int32))
+
+
 def test_another_dtype_is_refused(folder: str, here: str) -> None:
     half = actstore.activations(folder, PROMPTS[:1], HOOKS, here, dtype=torch.bfloat16)
     assert half[STREAMS[0]].dtype == torch.bfloat16
@@ -292,6 +356,15 @@ def test_sizes_are_those_of_the_first_call(counted: Counted, here: str, option: 
     for run in actstore.open(here).runs:
         found = {"batch_size": run.plan.request.batch_size, "context_length": run.plan.context_length}
         assert found == {"batch_size": 8, "context_length": 64} | sizes
+
+
+@pytest.mark.parametrize(("n_prompts", "batch_size"), [(63, 8), (64, 16)])
+def test_a_store_that_begins_with_many_prompts_has_larger_batches(
+    counted: Counted, here: str, n_prompts: int, batch_size: int
+) -> None:
+    rows = [[number, 7] for number in range(2, 2 + n_prompts)]
+    actstore.activations(counted.model, rows, HOOKS, here)
+    assert actstore.open(here).plan.request.batch_size == batch_size
 
 
 def test_a_store_of_extract_is_read_and_added_to(counted: Counted, plain: Plain, here: str) -> None:

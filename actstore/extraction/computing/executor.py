@@ -4,6 +4,7 @@ To add an executor, write a function as `Executor` says (`actstore.extraction.co
 name it in the pyproject.toml of its distribution, under the entry points ``actstore.executors``.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,8 +96,9 @@ def workers_here(name: str, resources: Resources) -> int | None:
     return None if count is None else cast(int | None, count(resources))
 
 
+@functools.cache
 def executor(name: str) -> Executor:
-    """The executor of this name.
+    """The executor of this name. Looking for it reads the metadata of all that is installed, so it is remembered.
 
     Raises:
         JobError: there is no such executor.

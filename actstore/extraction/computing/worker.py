@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -95,6 +95,10 @@ class WorkerSpec:
     """Turn of the caller of the worker. Once it is over, nothing more is committed."""
     live: HookedModel | None = None
     """The model itself, if it is in the memory of this process; ``model`` is then only its name."""
+    is_live_checked: bool = False
+    """Whether the fingerprint of the model in memory was taken in the very call that computes, so that it is not taken
+    again.
+    """
 
     def start(self) -> "Worker":
         return Worker(self)
@@ -107,8 +111,12 @@ class Worker:
     forward the others write.
     """
 
-    def __init__(self, spec: WorkerSpec) -> None:
+    def __init__(self, spec: WorkerSpec, forward: Executor | None = None) -> None:
         """Load the model.
+
+        Args:
+            spec: what to compute, and where.
+            forward: runs the forwards of a model in memory, one at a time; None for a thread of the worker.
 
         Raises:
             ModelError: the model cannot be loaded, or its weights are not the planned ones.
@@ -131,9 +139,12 @@ class Worker:
         # One thread, so that segments go first in, first out, and torch makes one pool of threads. It would make
         # another for a thread that loads the model: with more threads in all pools than there are cores, they sleep
         # as soon as they wait, and a forward on a CPU takes up to a third longer.
-        self._forward = ThreadPoolExecutor(1, thread_name_prefix="forward")
+        self._forward = forward or ThreadPoolExecutor(1, thread_name_prefix="forward")
         try:
-            self._model = interruptible(self._forward, lambda: load_planned_model(plan, spec))
+            if forward is None:
+                self._model = interruptible(self._forward, lambda: load_planned_model(plan, spec))
+            else:
+                self._model = load_planned_model(plan, spec)
         except BaseException:
             self._forward.shutdown(wait=False)
             raise
@@ -249,7 +260,9 @@ class Worker:
     def _compute(self, segment: Segment, tokens: SegmentTokens, buffers: SegmentBuffers) -> "_Computed":
         """Run the forwards of all batches of a segment."""
         # In the same turn of the forward: otherwise the next segment would be checked as the first of this worker.
-        of_row = self._expected_of_first(segment, tokens) if segment.index == 0 else None
+        # No file has the weights of a model in memory, so nothing but itself can be asked, at the end.
+        has_reference = segment.index == 0 and self._spec.live is None
+        of_row = self._expected_of_first(segment, tokens) if has_reference else None
         started = time.perf_counter()
         waiting = started - self._idle_since
         self._moments.reset()
@@ -314,8 +327,6 @@ class Worker:
         return of_row
 
     def _reference(self) -> Reference:
-        if self._spec.live is not None:  # no file has its weights
-            return Reference(self._model, "loaded")
         shape = (self._plan.request.batch_size, self._plan.context_length)
         return reference_for(self._spec.model, self._spec.revision, self._model, shape)
 
@@ -432,6 +443,8 @@ def check_weights(plan: Plan, spec: WorkerSpec) -> None:
         ModelError: the weights are others.
     """
     planned = plan.request.model.fingerprint
+    if spec.live is not None and spec.is_live_checked:
+        return
     if spec.live is not None:
         actual = memory_fingerprint(spec.live)
     elif plan.request.model.was_in_memory:

@@ -19,6 +19,8 @@ class Given:
     model: LiveModel | None = None
     tokenizer: Any = None
     """A tokenizer of transformers: the one that was given, else that of the model in memory, or None."""
+    is_model_checked: bool = False
+    """Whether the fingerprint of the model was taken in the very call that computes, so that it is not taken again."""
 
     @property
     def prepends_bos(self) -> bool:

@@ -78,6 +78,12 @@ def deviation(
     return None
 
 
+def is_close(hook: str, values: "torch.Tensor", expected: "torch.Tensor", *, dtype: str) -> bool:
+    """Whether every position of a row, both [position, ...], has an error that is always allowed."""
+    smallest, _ = _limits(hook, dtype)
+    return bool((distances(values, expected) <= smallest).all())
+
+
 def _limits(hook: str, dtype: str) -> tuple[float, float]:
     """(error that is always allowed, largest error that can be rounding) for a position."""
     import torch
