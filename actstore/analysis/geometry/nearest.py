@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from actstore.analysis.geometry.showing.tables import table_html
 from actstore.analysis.scanning.scan import ScanOptions
-from actstore.analysis.top_activations import TopActivations, top_activations
+from actstore.analysis.top.result import TopActivations
+from actstore.analysis.top.top_activations import top_activations
 from actstore.errors import JobError, TokensError
 
 if TYPE_CHECKING:

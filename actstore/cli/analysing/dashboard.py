@@ -33,7 +33,7 @@ def dashboard_command(
     """
     from actstore.analysis.dashboards.dashboard import dashboard
     from actstore.cli.analysing.feature_files import load_features
-    from actstore.cli.showing.scan_progress import ScanProgress
+    from actstore.cli.showing.dashboard_progress import DashboardProgress
     from actstore.opening import open_store
 
     given = given_fields(DashboardJob, options) | ({} if url is None else {"store": url})
@@ -46,7 +46,7 @@ def dashboard_command(
         from actstore.hooks.model import HookedModel
 
         model = HookedModel.from_pretrained(job.model, device="cpu")
-    with ScanProgress(quiet=quiet) as progress:
+    with DashboardProgress(quiet=quiet) as progress:
         made = dashboard(
             open_store(job.store),
             job.hook,

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_what_is_committed_stays_and_no_thread_is_left(
     n_threads = threading.active_count()
 
     def extract() -> actstore.Report:
-        sizes = {"batch_size": 1, "segment_size": 1, "context_length": 64}
+        sizes: dict[str, Any] = {"batch_size": 1, "segment_size": 1, "context_length": 64}
         return actstore.extract(model=model, tokens=rows, hooks=HOOK, out=tmp_path / "s", **sizes)
 
     with pytest.raises(error):
