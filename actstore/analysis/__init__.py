@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from actstore.analysis.geometry.nearest import Nearest, nearest
     from actstore.analysis.geometry.principal.pca import pca
     from actstore.analysis.geometry.principal.pca_result import PCA, PCAs
+    from actstore.analysis.probes.fitting import fit_probe
+    from actstore.analysis.probes.probe import Probe
+    from actstore.analysis.probes.results import Probes
     from actstore.analysis.sae_evaluation.evaluate import evaluate_sae
     from actstore.analysis.sae_evaluation.held_out import held_out_rows
     from actstore.analysis.sae_evaluation.result import SaeEvaluation
@@ -40,6 +43,8 @@ __all__ = [
     "MeanDifference",
     "Nearest",
     "PCAs",
+    "Probe",
+    "Probes",
     "SaeEvaluation",
     "Scanned",
     "TopActivations",
@@ -49,6 +54,7 @@ __all__ = [
     "dashboard",
     "evaluate_sae",
     "feature_statistics",
+    "fit_probe",
     "held_out_rows",
     "logit_lens",
     "mean_difference",
@@ -70,6 +76,8 @@ _HOMES = {
     "Nearest": "actstore.analysis.geometry.nearest",
     "PCA": "actstore.analysis.geometry.principal.pca_result",
     "PCAs": "actstore.analysis.geometry.principal.pca_result",
+    "Probe": "actstore.analysis.probes.probe",
+    "Probes": "actstore.analysis.probes.results",
     "SaeEvaluation": "actstore.analysis.sae_evaluation.result",
     "Scanned": "actstore.analysis.scanning.scan",
     "TopActivations": "actstore.analysis.top.result",
@@ -79,6 +87,7 @@ _HOMES = {
     "dashboard": "actstore.analysis.dashboards.dashboard",
     "evaluate_sae": "actstore.analysis.sae_evaluation.evaluate",
     "feature_statistics": "actstore.analysis.feature_activations.statistics",
+    "fit_probe": "actstore.analysis.probes.fitting",
     "held_out_rows": "actstore.analysis.sae_evaluation.held_out",
     "logit_lens": "actstore.analysis.describing.logit_lens",
     "mean_difference": "actstore.analysis.geometry.mean_difference",
