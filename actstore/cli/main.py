@@ -29,6 +29,7 @@ _COMMANDS = {
     "patch": "Patch a grid for each of many pairs of prompts, and store the metric of every cell.",
     "pca": "Find the principal components of hooks of the store at URL, and draw rows along them.",
     "plan": "Say what an extraction would write, without writing it.",
+    "probe": "Fit a linear probe for each of some hooks of the store at URL, and measure it on held-out documents.",
     "serve": "Serve the stores at URLs, and all stores below --root, over HTTP.",
     "slice": "Print activations of HOOK in the store at URL, or save them.",
     "stats": "Print statistics of HOOKS in the store at URL, or of all its hooks.",
@@ -39,7 +40,7 @@ _COMMANDS = {
 """The first sentence of what each command says of itself, here so that ``--help`` imports none of them."""
 _MODULES = {"import": "import_cache"}
 """Modules of the commands whose name cannot be the name of a module."""
-_ANALYSES = ("dashboard", "evaluate-sae", "pca", "stats", "top")
+_ANALYSES = ("dashboard", "evaluate-sae", "pca", "probe", "stats", "top")
 """Commands whose modules are in `actstore.cli.analysing`; the others are in `actstore.cli.commands`."""
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from actstore.hooks.naming.names import HookName
     from actstore.store.committed_store import CommittedStore
 
-PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES: Final = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 CURVE: Final = (0.1, 0.25, 0.5)
 _BLOCK: Final = 1 << 22
 """Entries that are looked at together."""

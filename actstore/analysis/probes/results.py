@@ -1,5 +1,6 @@
 """Probes of several hooks: a table, a picture, files."""
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,6 +85,37 @@ class Probes:
             record["curve_documents"], record["curve"] = list(probe.curve), list(probe.curve.values())
             records.append(record)
         return records
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures as plain data; those that are not known, such as intervals without resamples, are None."""
+        return {
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "baseline": self.baseline,
+            "baseline_class": self.baseline_class,
+            "n_train_rows": self.n_rows[0],
+            "n_held_out_rows": self.n_rows[1],
+            "n_train_documents": self.n_documents[0],
+            "n_held_out_documents": self.n_documents[1],
+            "n_not_finite": self.n_not_finite,
+            "n_passes": self.n_passes,
+            "n_reads": self.n_reads,
+            "seconds": self.seconds,
+            "probes": [
+                {
+                    "hook": probe.hook,
+                    "l2": probe.l2,
+                    "metrics": {
+                        name: {"value": _known(one.value), "low": _known(one.low), "high": _known(one.high)}
+                        for name, one in probe.metrics.items()
+                    },
+                    "by_l2": [[l2, loss] for l2, loss in probe.by_l2.items()],
+                    "curve": [[n, value] for n, value in probe.curve.items()],
+                    "is_converged": probe.is_converged,
+                }
+                for probe in self.probes
+            ],
+        }
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write one line for each hook, with the columns of `records`."""
@@ -224,6 +256,10 @@ class Probes:
             f"{self.kind}, {len(self.probes)} hooks: trained on {self.n_rows[0]:,} rows of {self.n_documents[0]:,} "
             f"documents, measured on {self.n_rows[1]:,} rows of {self.n_documents[1]:,} held-out ones{against}"
         )
+
+
+def _known(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
 
 
 def _l2(probe: Probe) -> str:
