@@ -11,7 +11,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/python -m pytest -p xdist.plugin -p _hypothesis_pytestplugin
 
 FAULTS := tests/faults tests/extraction/test_extract.py tests/query/test_load.py tests/workers/test_driver.py \
-	tests/docs/test_sae_page.py tests/integrations/test_saelens_training.py \
+	tests/docs/test_sae_page.py tests/docs/test_probes_page.py tests/integrations/test_saelens_training.py \
 	tests/patching/estimates/test_smollm2.py
 
 .PHONY: demo test faults mutants check bench clean

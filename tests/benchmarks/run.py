@@ -20,6 +20,7 @@ from tests.benchmarks import (
     bench_loader_s3,
     bench_open,
     bench_patching,
+    bench_probes,
     bench_prompts,
     bench_query,
     bench_recall,
@@ -54,6 +55,7 @@ def main(chosen: list[str]) -> int:
             "query": lambda: bench_query.run(folder),
             "forward": lambda: bench_forward.run(model, folder),
             "prompts": lambda: bench_prompts.run(model, folder),
+            "probes": lambda: bench_probes.run(folder),
             "recall": lambda: bench_recall.run(model, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 TOLERANCE: Final = 1e-12
 """The mean log loss is about half of this above its minimum."""
 MAX_PASSES: Final = 200
-_REFRESH: Final = (2, 4, 7, 11, 16, 22, 29, 37)
-"""Passes after which the Hessian is computed again where the search is."""
+_REFRESH: Final = (6, 16, 40)
+"""Passes after which the Hessian is computed again where the search is: it costs as much as dozens of passes over rows
+that are few, and helps most where the search is long.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,14 +190,15 @@ def _hessians(one: Wanted, points: NDArray[np.float64], problems: Sequence[int])
 
     if not problems:
         return []
+    # It only has to be about right, so it is in float32.
     x = one.sample.rows.double()
-    x = (x - torch.from_numpy(one.scale.mean)) / torch.from_numpy(one.scale.deviation)
-    x = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], dim=1)
+    x = ((x - torch.from_numpy(one.scale.mean)) / torch.from_numpy(one.scale.deviation)).float()
+    x = torch.cat([x, torch.ones(len(x), 1)], dim=1)
     hessians = []
     for index in problems:
         trains = one.sample.parts <= int(one.limits[index])
         chosen = x if bool(trains.all()) or not bool(trains.any()) else x[trains]
-        scores = chosen @ torch.from_numpy(np.ascontiguousarray(points[:, index]))
+        scores = chosen @ torch.from_numpy(points[:, index].astype(np.float32))
         if scores.shape[1] == 1:
             likely = scores[:, 0].sigmoid()
             curvature = likely * (1 - likely)
@@ -204,7 +207,7 @@ def _hessians(one: Wanted, points: NDArray[np.float64], problems: Sequence[int])
             curvature = (likely * (1 - likely)).mean(1)
         # A row that is far from the boundary bends nothing now, but it will if the boundary moves.
         curvature = curvature.clamp(min=1e-4)
-        hessians.append((chosen * curvature[:, None]).T @ chosen / len(chosen))
+        hessians.append(((chosen * curvature[:, None]).T @ chosen / len(chosen)).double())
     return hessians
 
 
@@ -219,7 +222,8 @@ def _solvers(
     for number, penalty in enumerate(penalties.tolist()):
         hessian = hessians[number if len(hessians) > 1 else 0].clone()
         hessian.diagonal()[:-1] += penalty
-        hessian.diagonal().add_(1e-12 * float(hessian.diagonal().max()))
+        # More than what rounding in float32 can take away.
+        hessian.diagonal().add_(1e-6 * float(hessian.diagonal().max()))
         solvers.append(partial(_solved, torch.linalg.cholesky(hessian)))
     return solvers
 

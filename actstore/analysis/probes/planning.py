@@ -53,7 +53,7 @@ def working_nbytes(
         return 8 * (size + 2) ** 2 * ((n_parts + 1) * _STATES + 3)
     if kind == "mean_difference":
         return 8 * size * 2 * n_parts * _STATES
-    sample = sample_rows(n_train, size) * size * 8 * 4
+    sample = sample_rows(n_train, size) * size * 8 * 3
     factors = (n_penalties + 2) * (size + 1) ** 2 * 8
     search = n_penalties * n_outputs * (size + 1) * 8 * (30 + _STATES)
     return sample + factors + search
