@@ -10,6 +10,7 @@ from actstore.errors import TokensError
 from actstore.hooks.naming.names import HookName, each_name
 from actstore.loader.arguments import LoaderArguments, shows_options
 from actstore.store.committed_store import CommittedStore
+from actstore.store.reading.activations import Activations
 from actstore.store.records.run import runs_with_tokens
 
 if TYPE_CHECKING:
@@ -33,6 +34,53 @@ class Store(CommittedStore):
     """
 
     # Imports inside of methods take seconds, and most users of a store need only some of them.
+
+    def __getitem__(self, hook: HookName) -> Activations:
+        """The activations of a hook, by any spelling of its name, such as ``("resid_post", 5)``; a glob, such as
+        ``"blocks.*.hook_resid_post"``, gives a dict of those of several, as `select` does.
+
+        ``blocks.5.hook_resid_pre`` is served from ``blocks.4.hook_resid_post``, the same tensor.
+
+        Raises:
+            HookError: this store does not hold the hook, or any that the glob matches.
+        """
+        if isinstance(hook, str) and "*" in hook:
+            return self.select(hook)  # type: ignore[return-value] # types are right for one hook, and `select` has its own
+        return super().__getitem__(hook)
+
+    def select(self, *patterns: HookName) -> dict[str, Activations]:
+        """The activations of several hooks by their stored names, in model order.
+
+        Args:
+            patterns: names, in any spelling, and globs, such as ``"blocks.*.hook_resid_post"``.
+
+        Raises:
+            HookError: this store holds nothing of one of them.
+        """
+        chosen = {name for pattern in patterns for name in self.matching(pattern)}
+        return {name: super(Store, self).__getitem__(name) for name in self.hooks if name in chosen}
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the stored hooks, in model order: ``dict(store)`` has the activations of all."""
+        return self.hooks
+
+    def __len__(self) -> int:
+        """Number of stored hooks; `shape` has the number of sequences."""
+        return len(self.hooks)
+
+    def _repr_html_(self) -> str:
+        """What the store holds, for notebooks."""
+        from actstore.store.showing.pages import page_of_store
+
+        return page_of_store(
+            self.url,
+            self.plan,
+            [self.array_of(name) for name in self.hooks],
+            shape=self.shape,
+            nbytes=self.nbytes,
+            n_tokens=self.n_tokens,
+            state=self._state,
+        )
 
     def cache(
         self,

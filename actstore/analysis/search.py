@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from actstore.analysis.text import tokenizer_of
 from actstore.errors import JobError, TokensError
+from actstore.store.showing.html_table import html_table
 
 if TYPE_CHECKING:
     from actstore.store.committed_store import CommittedStore
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 BLOCK_NBYTES: Final = 1 << 24
 """Bytes of tokens that are looked at together."""
 _HEX: Final = frozenset("0123456789abcdefABCDEF")
+_SHOWN: Final = 8
+"""Places that are shown."""
 _SAMPLE: Final = 1 << 14
 """Number of tokens of a block that are sampled to find the rarest id of a needle."""
 
@@ -29,6 +32,18 @@ class Matches(NamedTuple):
     """Numbers of the sequences, [n_matches]."""
     positions: NDArray[np.int64]
     """Positions in these sequences, [n_matches]."""
+
+    def __repr__(self) -> str:
+        shown = [f"{s}:{p}" for s, p in zip(self.sequences[:_SHOWN], self.positions[:_SHOWN], strict=True)]
+        more = ["..."] if len(self.sequences) > _SHOWN else []
+        n = len(self.sequences)
+        return f"<Matches: {n:,} place{'' if n == 1 else 's'}, sequence:position {', '.join(shown + more) or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, as a table."""
+        places = zip(self.sequences[:_SHOWN].tolist(), self.positions[:_SHOWN].tolist(), strict=True)
+        rows = [(f"{sequence:,}", f"{position:,}") for sequence, position in places]
+        return f"<p>{len(self.sequences):,} places</p>" + html_table(("sequence", "position"), rows)
 
 
 def sequence_sha256(tokens: Any) -> str:

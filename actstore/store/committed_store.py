@@ -471,12 +471,15 @@ class CommittedStore:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._opened_again, (self.url, self._check, self.identity)
 
+    @property
+    def _state(self) -> str:
+        return "complete" if self.is_complete else f"{self.n_committed}/{self.n_segments} segments"
+
     def __repr__(self) -> str:
         model = self.plan.request.model.name
         n, width = self.shape
-        state = "complete" if self.is_complete else f"{self.n_committed}/{self.n_segments} segments"
         unit = "tokens" if self.plan.n_slots is None else f"slots ({self.plan.request.tokens.positions})"
-        what = f"{model}, {len(self.hooks)} hooks, {n} x {width} {unit}, {state}"
+        what = f"{model}, {len(self.hooks)} hooks, {n} x {width} {unit}, {self._state}"
         return f"<actstore.Store {self.url}: {what}>"
 
 

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 import actstore
 from actstore.analysis import search
 from actstore.analysis import text as text_module
-from actstore.analysis.search import sequence_sha256
+from actstore.analysis.search import Matches, sequence_sha256
 from actstore.errors import JobError, NotCommittedError, StorageError, TokensError
 from actstore.storage.blobs import Blobs
 from actstore.storage.local import LocalBlobs
@@ -445,3 +445,13 @@ def test_what_is_no_search(
         with pytest.raises(error, match=message) as caught:
             method(**query)
         assert type(caught.value) is error
+
+
+def test_matches_show_their_places() -> None:
+    matches = Matches(np.arange(10), np.arange(10) * 2)
+    assert (
+        repr(matches)
+        == "<Matches: 10 places, sequence:position 0:0, 1:2, 2:4, 3:6, 4:8, 5:10, 6:12, 7:14, ...>"
+    )
+    assert repr(Matches(np.empty(0, int), np.empty(0, int))) == "<Matches: 0 places, sequence:position none>"
+    assert "<td style='text-align:left'>7</td><td style='text-align:left'>14</td>" in matches._repr_html_()

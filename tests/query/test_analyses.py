@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 import actstore
@@ -143,8 +144,7 @@ def test_served_store_that_grows_is_scanned_as_it_was(served: Running, tmp_path:
 
     same(scan(store, reductions(store), on_progress=at(16, grow)), whole)
     assert MLP_OUT not in store
-    store.refresh()
-    assert MLP_OUT in store
+    assert MLP_OUT in actstore.open(blobs.url)
 
 
 def test_served_store_that_is_replaced_is_noticed(
@@ -162,3 +162,14 @@ def test_served_store_that_is_replaced_is_noticed(
         scan(store, reductions(store), on_progress=at(16, replace))
     top = top_activations(served.store("one", direct=False), HOOK, [0], 1)
     assert top.values[0, 0] == (values + 1)[..., 0].max()
+
+
+def test_masks_and_globs_of_a_served_store(stores: Path, server: Running) -> None:
+    local, remote = actstore.open(str(stores / WHOLE)), server.store(WHOLE, direct=False)
+    mask = np.random.default_rng(5).random(local.shape) < 0.1
+    bits = [store[HOOKS[0]][mask].view(torch.int16) for store in (remote, local)]
+    assert torch.equal(*bits)
+    streams = remote.select("blocks.*.hook_resid_post")
+    assert list(streams) == list(local.select("blocks.*.hook_resid_post"))
+    assert torch.equal(streams[HOOKS[1]][2:4].view(torch.int16), local[HOOKS[1]][2:4].view(torch.int16))
+    assert remote.url in remote._repr_html_()

@@ -16,6 +16,7 @@ from actstore.storage.local import LocalBlobs
 from actstore.store.records.commit import CommitRecord, commit_key, plan_key, read_commit, tokens_key
 from actstore.store.records.manifest import RunStatistics, statistics_key
 from actstore.store.records.seal import seal
+from actstore.store.showing.html_table import html_table
 from tests.storage.conftest import KINDS
 from tests.store.arrays import bits
 from tests.store.example import (
@@ -254,3 +255,37 @@ print([name for name in ("torch", "transformers", "ray", "zarr") if name in sys.
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_globs_give_several_hooks_in_model_order(local: LocalBlobs) -> None:
+    store = make(local)
+    streams: Any = store["blocks.*.hook_resid_post"]
+    assert list(streams) == [name for name in store.hooks if name.endswith("hook_resid_post")]
+    assert len(streams) > 1
+    for name, acts in streams.items():
+        assert acts.hook == name
+        np.testing.assert_array_equal(bits(acts.numpy()), bits(store[name].numpy()))
+    assert list(store.select(store.hooks[-1], "blocks.*.hook_resid_post", store.hooks[0])) == [
+        name for name in store.hooks if name in {store.hooks[-1], store.hooks[0], *streams}
+    ]
+    with pytest.raises(HookError, match=r"does not hold 'blocks.\*.hook_mlp_in'"):
+        store["blocks.*.hook_mlp_in"]
+
+
+def test_store_is_a_mapping_of_its_hooks(local: LocalBlobs) -> None:
+    store = make(local)
+    assert list(store) == list(store.keys()) == list(store.hooks)
+    assert len(store) == len(store.hooks)
+    assert {name: acts.hook for name, acts in dict(store).items()} == {name: name for name in store.hooks}
+    assert store.hooks[0] in store
+    assert "blocks.0.nothing" not in store
+
+
+def test_page_of_a_store_for_notebooks(local: LocalBlobs) -> None:
+    plan, store = example_plan(), make(local, segments=(0,))
+    page = store._repr_html_()
+    assert f"1/{plan.n_segments} segments" in page
+    for hook in plan.request.hooks:
+        assert f"<td style='text-align:left'>{hook.name}</td>" in page
+    assert plan.request.model.name in page
+    assert "&lt;b&gt;" in html_table(("a",), [("<b>",)])

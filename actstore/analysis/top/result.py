@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TopActivations(FoundRows):
     """The rows with the largest values of each feature, largest first."""
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def __repr__(self) -> str:
+        n, k = self.values.shape
+        return (
+            f"<TopActivations {self.hook}: {n:,} features, up to {k} rows of each, of {self.n_rows:,} rows>"
+        )
 
     def context(self, feature: int, i: int, *, before: int = 20, after: int = 10) -> Context:
         """The text around one of the rows.

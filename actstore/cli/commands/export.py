@@ -30,7 +30,7 @@ def export_command(url: str, hook: str, folder: Path, form: str) -> None:
     from actstore.integrations.saelens.cache_export import export_cache
 
     store = open_store(url)
-    acts = store[hook]
+    acts = store[store.array_of(hook).name]
     d_in = math.prod(acts.shape[2:])
     progress = ByteProgress("wrote", math.prod(store.shape) * (d_in + 1) * 4)
     n = export_cache(store, hook, folder, on_bytes=progress.add)

@@ -55,7 +55,7 @@ def slice_command(
         )
     form = form or {".npy": "npy", ".safetensors": "safetensors"}.get(output.suffix if output else "", "text")
     store = open_store(url)
-    acts = store[hook]
+    acts = store[store.array_of(hook).name]
     rows = _last_rows(store, seq) if last else _rows(store, seq, pos)
     if not len(rows.sequences):
         n, length = store.tokens.shape

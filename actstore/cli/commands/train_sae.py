@@ -110,7 +110,7 @@ def train_sae_command(
         )
     check_device(device)
     store = open_store(url)
-    acts = store[hook]
+    acts = store[store.array_of(hook).name]
     d_in = math.prod(acts.shape[2:])
     own: dict[str, dict[str, Any]] = {
         "standard": {"l1_coefficient": sparsity},

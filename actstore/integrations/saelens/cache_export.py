@@ -57,7 +57,7 @@ def export_cache(
     """
     check_installed("datasets")
     opened = store if isinstance(store, Store) else open_store(str(store))
-    acts = opened[hook]
+    acts = opened[opened.array_of(hook).name]
     acts.rows.check_committed()
     if opened.positions is not None and not opened.entries.is_full:
         raise JobError(

@@ -23,7 +23,8 @@ class Activations:
     """``acts[sequences, entries, ...]`` reads just those rows and gives a ``torch.Tensor`` in the stored dtype.
 
     Entries are positions, or slots where only chosen positions are stored. Indices are NumPy's: integers, slices,
-    ``...``, and a list of sequences on the first axis. `last` and `at` take rows by their position in the real tokens.
+    ``...``, a list of sequences on the first axis, and masks, bool [n_sequences] or [n_sequences, entries]. `last` and
+    `at` take rows by their position in the real tokens.
     """
 
     def __init__(
@@ -87,6 +88,8 @@ class Activations:
         """
         import torch
 
+        if _is_mask(key):
+            return self._tensor(self._masked(key))
         if not self._entries.is_full and _is_last_entry(key, self.rows.shape):
             warnings.warn(
                 f"entry -1 of {self.hook} is padding in sequences that are shorter than others; acts.last() gives the "
@@ -143,9 +146,16 @@ class Activations:
 
         return torch.from_numpy(values).view(self.dtype)
 
+    def _masked(self, mask: Any) -> NDArray[Any]:
+        """The entries where a mask [n_sequences, entries] is True, in order, [n, *shape of the hook]."""
+        chosen = np.asarray(mask)
+        if chosen.shape != self.shape[:2]:
+            raise IndexError(f"a mask of rows must have shape {self.shape[:2]}, got {chosen.shape}")
+        return self.rows.gather(*np.nonzero(chosen))
+
     def numpy(self, key: Any = ...) -> NDArray[Any]:
         """Read values into a NumPy array, without torch; bfloat16 becomes ``ml_dtypes.bfloat16``."""
-        values = np.asarray(self.rows[key], order="C")
+        values = self._masked(key) if _is_mask(key) else np.asarray(self.rows[key], order="C")
         if self.rows.dtype == "bfloat16":
             import ml_dtypes
 
@@ -162,6 +172,17 @@ class Activations:
 
     def __repr__(self) -> str:
         return f"<Activations {self.hook} {self.shape} {self.rows.dtype}>"
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks, with the name of each axis."""
+        from actstore.store.showing.pages import page_of_activations
+
+        return page_of_activations(self.hook, self.axes, self.shape, self.rows.dtype, self.nbytes)
+
+
+def _is_mask(key: Any) -> bool:
+    """Whether an index is an array or a tensor of two axes, which only masks are."""
+    return getattr(key, "ndim", 0) == 2 and str(key.dtype).rpartition(".")[2] == "bool"
 
 
 def _integers(numbers: Any, noun: str) -> NDArray[np.int64]:

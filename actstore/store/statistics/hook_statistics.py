@@ -218,8 +218,17 @@ class Statistics:
         )
 
     def __str__(self) -> str:
+        return "\n".join(f"{name:<18} {text:>16}" for name, text in self._figures())
+
+    def _repr_html_(self) -> str:
+        """The same for notebooks."""
+        from actstore.store.showing.html_table import html_table
+
+        return html_table(("", ""), self._figures())
+
+    def _figures(self) -> list[tuple[str, str]]:
         shape = " x ".join(str(size) for size in self.shape) or "1"
-        rows = [
+        return [
             ("tokens", f"{self.count:,}"),
             ("not finite", f"{self.n_not_finite:,}"),
             ("value", shape),
@@ -232,7 +241,6 @@ class Statistics:
             *((f"{q:.0%} of norms to", f"{self.norm_quantile(q):.4g}") for q in _SHOWN),
             ("largest norm", f"{self.max_norm:.6g}"),
         ]
-        return "\n".join(f"{name:<18} {text:>16}" for name, text in rows)
 
 
 _SHOWN: Final = (0.01, 0.1, 0.5, 0.9, 0.99)

@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from actstore.opening import open_store
 from actstore.storage.local import LocalBlobs
@@ -29,6 +31,13 @@ def activations(local: LocalBlobs, dtype: str, hook: str = HOOKS[0]) -> Activati
     plan = example_plan(dtype)
     write_store(local, plan, example_values(plan), range(3))
     return open_store(local.url)[hook]
+
+
+def written(local: LocalBlobs, dtype: str) -> Activations:
+    """The same, written at the first call only."""
+    if local.head("_actstore/runs/0000/plan.json") is None:
+        return activations(local, dtype)
+    return open_store(local.url)[HOOKS[0]]
 
 
 def integers(tensor: torch.Tensor) -> Any:
@@ -75,3 +84,31 @@ def test_tensors_are_the_callers_own(local: LocalBlobs) -> None:
 
 def test_iteration_ends(local: LocalBlobs) -> None:
     assert len(list(iter(activations(local, "float16")))) == N
+
+
+@DTYPES
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(share=st.sampled_from([0.0, 0.05, 0.5, 1.0]), seed=st.integers(0, 2**16))
+def test_masks_of_rows_are_those_of_numpy(local: LocalBlobs, dtype: str, share: float, seed: int) -> None:
+    acts = written(local, dtype)
+    mask = np.random.default_rng(seed).random((N, LENGTH)) < share
+    expected = example_values(example_plan(dtype))[HOOKS[0]][mask]
+    for found in (acts[mask], acts[torch.from_numpy(mask)], torch.from_numpy(bits(acts.numpy(mask)))):
+        assert found.shape == expected.shape
+        np.testing.assert_array_equal(integers(found), bits(expected).reshape(expected.shape))
+
+
+def test_masks_of_another_shape(local: LocalBlobs) -> None:
+    acts = activations(local, "float32")
+    for shape in ((LENGTH, N), (N, LENGTH + 1)):
+        with pytest.raises(IndexError, match=rf"must have shape \({N}, {LENGTH}\)"):
+            acts[np.ones(shape, bool)]
+    with pytest.raises(IndexError):
+        acts[np.ones((N, LENGTH), int)]
+
+
+def test_page_for_notebooks(local: LocalBlobs) -> None:
+    page = activations(local, "bfloat16")._repr_html_()
+    assert HOOKS[0] in page
+    for axis, size in zip(("sequence", "position", "d_model"), (N, LENGTH, D_MODEL), strict=False):
+        assert f">{axis}</td><td style='text-align:left'>{size}<" in page

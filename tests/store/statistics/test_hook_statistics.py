@@ -122,6 +122,8 @@ def test_shown_as_a_table_and_as_json() -> None:
     assert lines[0].split() == ["tokens", "101"]
     assert len({len(line) for line in lines}) == 1, "columns are aligned"
     assert repr(merged).startswith("Statistics(count=101, shape=(2, 3), mean_norm=")
+    for line in lines:
+        assert f">{line[18:].strip()}</td>" in merged._repr_html_()
     fields = json.loads(json.dumps(merged.to_dict(), allow_nan=False))
     np.testing.assert_allclose(fields["mean"], values.mean(axis=0), rtol=1e-14)
     assert fields["norm_quantiles"]["0.5"] == merged.norm_quantile(0.5)

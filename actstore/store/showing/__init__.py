@@ -1,0 +1,1 @@
+"""What objects of a store look like in notebooks."""
