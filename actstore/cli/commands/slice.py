@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.cli.options.ranges import Slice
-from actstore.errors import JobError
+from actstore.errors import JobError, TokensError
 from actstore.facade import Store
 from actstore.opening import open_store
 from actstore.storage.urls import local_path
@@ -37,9 +37,22 @@ from actstore.store.reading.activations import Activations
     type=click.Choice(["text", "npy", "safetensors"]),
     help="Format. Default: by the suffix of -o, else text. npy has no bfloat16; it is saved as float32, exactly.",
 )
+@click.option(
+    "--text/--no-text",
+    "shows_text",
+    default=None,
+    help="Print the text of each token, too. Default: on a terminal, if the tokenizer is there.",
+)
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 def slice_command(
-    url: str, hook: str, seq: slice, pos: slice, last: bool, form: str | None, output: Path | None
+    url: str,
+    hook: str,
+    seq: slice,
+    pos: slice,
+    last: bool,
+    form: str | None,
+    shows_text: bool | None,
+    output: Path | None,
 ) -> None:
     """Print activations of HOOK in the store at URL, or save them.
 
@@ -64,7 +77,7 @@ def slice_command(
         )
         raise JobError(f"the slice is empty; the store has sequences 0:{n} and positions 0:{length}{stored}")
     if form == "text":
-        text = _text(acts, rows)
+        text = _text(acts, rows, _token_texts(store, rows, shows_text, output))
         if output is None:
             click.echo(text)
         else:
@@ -149,19 +162,41 @@ def _of_places(
     return _Rows(numbers, entries, positions, tokens, counts)
 
 
-def _text(acts: Activations, rows: _Rows) -> str:
-    """One line per row: its place, its token, the norm of its vector and the first values."""
+def _token_texts(store: Store, rows: _Rows, wanted: bool | None, output: Path | None) -> list[str] | None:
+    """The text of the token of each row; None if it is not to be printed, or not known and not asked for.
+
+    Raises:
+        TokensError: it is asked for, and the tokenizer is unknown or missing, or is not the same any more.
+    """
+    if wanted is False or (wanted is None and (output is not None or not sys.stdout.isatty())):
+        return None
+    from actstore.analysis.top.contexts import TokenTexts
+
+    try:
+        texts = TokenTexts(store)
+    except TokensError:
+        if wanted:
+            raise
+        return None
+    return [repr(texts[token]) for token in rows.tokens.tolist()]
+
+
+def _text(acts: Activations, rows: _Rows, texts: list[str] | None) -> str:
+    """One line per row: its place, its token and its text, the norm of its vector and the first values."""
     values = rows.values(acts)
     n_each = rows.counts.max(initial=0)
     shape = [len(rows.counts), int(n_each), *values.shape[1:]]
-    lines = [f"{acts.hook} {shape} {values.dtype}", "  seq   pos  token        norm  values"]
-    for value, sequence, position, token in zip(
-        values, rows.sequences, rows.positions, rows.tokens, strict=True
+    width = 0 if texts is None else 2 + max(len("text"), *map(len, texts))
+    head = "" if texts is None else "  text".ljust(width)
+    lines = [f"{acts.hook} {shape} {values.dtype}", f"  seq   pos  token{head}        norm  values"]
+    for number, (value, sequence, position, token) in enumerate(
+        zip(values, rows.sequences, rows.positions, rows.tokens, strict=True)
     ):
         vector = value.astype(np.float32).reshape(-1)
         shown = " ".join(f"{number:9.4f}" for number in vector[:6]) + (" ..." if vector.size > 6 else "")
+        text = "" if texts is None else f"  {texts[number]}".ljust(width)
         norm = float(np.linalg.norm(vector.astype(np.float64)))
-        lines.append(f"{sequence:5d} {position:5d} {token:6d}  {norm:10.3f}  {shown}")
+        lines.append(f"{sequence:5d} {position:5d} {token:6d}{text}  {norm:10.3f}  {shown}")
     return "\n".join(lines)
 
 

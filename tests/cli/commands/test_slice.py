@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from actstore.cli.main import run
+from actstore.cli.main import cli, run
+from actstore.errors import TokensError
 from actstore.storage.local import LocalBlobs
+from tests.analysis.stores import HOOK, SHAKESPEARE_HOOK, D, shakespeare, store_of
 from tests.store.example import HOOKS, LENGTH, N, example_plan, example_tokens, example_values, write_store
 from tests.store.slots import ragged, ragged_plan, write_ragged
 
@@ -111,3 +114,26 @@ def test_rows_of_different_numbers_are_no_array(tmp_path: Path, capsys: pytest.C
         "the slice is empty; the store has sequences 0:6 and positions 0:8 of which every:2"
         in capsys.readouterr().err
     )
+
+
+def test_text_of_each_token(tmp_path: Path) -> None:
+    store = shakespeare(tmp_path)
+    for args, shows in (([], False), (["--text"], True), (["--no-text"], False)):
+        done = CliRunner().invoke(
+            cli, ["slice", store.url, SHAKESPEARE_HOOK, "--seq", "2:4", "--pos", "1:5", *args]
+        )
+        lines = done.stdout.splitlines()[1:]
+        assert ("  text  " in lines[0]) == shows
+        for line, (sequence, position) in zip(
+            lines[1:], ((s, p) for s in (2, 3) for p in range(1, 5)), strict=True
+        ):
+            assert line.split()[:2] == [str(sequence), str(position)]
+            assert (f"  {store.str_tokens(sequence)[position]!r} " in line) == shows
+        assert len({line.index(".") for line in lines[1:]}) == 1, "columns are aligned"
+
+
+def test_text_that_is_not_known(tmp_path: Path) -> None:
+    store = store_of(tmp_path, np.ones((5, 8, D), np.float32))
+    done = CliRunner().invoke(cli, ["slice", store.url, HOOK, "--text"])
+    assert isinstance(done.exception, TokensError)
+    assert CliRunner().invoke(cli, ["slice", store.url, HOOK]).exit_code == 0
