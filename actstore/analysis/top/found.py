@@ -29,3 +29,5 @@ class FoundRows:
     """Rows that hold NaN or infinity, and features that came out as NaN. They are not ranked."""
 
     store: "CommittedStore" = field(repr=False)
+    quantiles: NDArray[np.int64] | None = None
+    """Of rows by quantile, that of each, [n_features, k]: 0 for the largest values, -1 where there are fewer."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class TopActivations(FoundRows):
-    """The rows with the largest values of each feature, largest first."""
+    """The rows with the largest values of each feature, or rows of each quantile; the largest first."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -61,8 +61,8 @@ class TopActivations(FoundRows):
 
         Columns: ``feature`` and ``rank`` (int32, as in `values`), ``value`` (float32), ``sequence`` (int64),
         ``position`` (int32), ``document`` (int64, null for tokens that packing put in), ``token_id`` (int32),
-        ``context_ids`` (list of int32), ``at`` (int32, place of the row's token in the context) and, with ``text``,
-        ``token`` (string) and ``context`` (list of string).
+        ``context_ids`` (list of int32), ``at`` (int32, place of the row's token in the context), of rows by quantile
+        ``quantile`` (int32), and, with ``text``, ``token`` (string) and ``context`` (list of string).
 
         Args:
             before, after: number of tokens of the context on each side.

@@ -37,6 +37,8 @@ def table_of(top: FoundRows, before: int, after: int, text: bool) -> pa.Table:
         "context_ids": pa.array(ids, pa.list_(pa.int32())),
         "at": pa.array(places),
     }
+    if top.quantiles is not None:
+        columns["quantile"] = pa.array(top.quantiles[at].astype(np.int32))
     if texts is not None:
         contexts = [[texts[token] for token in some] for some in ids]
         columns["token"] = pa.array(

@@ -12,6 +12,7 @@ from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
 from actstore.analysis.scanning.scan import ScanOptions, scan
 from actstore.analysis.top.result import TopActivations
+from actstore.analysis.top.sampled_rows import SampledRows, SampleState, by_value
 from actstore.errors import JobError
 
 if TYPE_CHECKING:
@@ -182,9 +183,14 @@ def top_activations(
     *,
     per: Per = "row",
     above: float | None = None,
+    by_quantile: int | None = None,
     **options: Unpack[ScanOptions],
 ) -> TopActivations:
     """Find the rows with the largest values of each feature: exact, in one pass over the store.
+
+    The largest say little about what a feature does in the rest of its range. ``by_quantile=4`` gives k rows of each
+    quarter of its values instead, drawn at random from all rows at which it is active (the same at every call): a
+    sample of 4 k rows, the largest first, in quarters.
 
     Args:
         store: the store.
@@ -194,6 +200,7 @@ def top_activations(
         k: rows of each feature.
         per: ``sequence`` takes only the largest row of each sequence.
         above: values must be larger than this. None takes any value, or those above 0 of an SAE.
+        by_quantile: number of quantiles; None for the largest rows.
         options: which rows, how to resume, where to compute, and how to show progress: see `scan`.
 
     Raises:
@@ -208,10 +215,20 @@ def top_activations(
     features = features_of(of, array.shape)
     if above is None:
         above = 0.0 if features.is_sparse else -math.inf
-    scanned = scan(store, {"top": TopRows(array.name, features, k, per, above)}, **options)
-    top: TopState = scanned.results["top"]
-    is_there = top.addresses >= 0
-    where, entries = np.divmod(top.addresses, store.shape[1])
+    if by_quantile is None:
+        scanned = scan(store, {"top": TopRows(array.name, features, k, per, above)}, **options)
+        top: TopState | SampleState = scanned.results["top"]
+        values, addresses, quantiles = top.values, top.addresses, None
+    else:
+        if by_quantile < 1 or per != "row":
+            raise JobError(
+                f"by_quantile is {by_quantile} and per is {per!r}; it must be 1 or more, for per='row'"
+            )
+        scanned = scan(store, {"top": SampledRows(array.name, features, k * by_quantile, above)}, **options)
+        top = scanned.results["top"]
+        values, addresses, quantiles = by_value(top.values, top.addresses, by_quantile)
+    is_there = addresses >= 0
+    where, entries = np.divmod(addresses, store.shape[1])
     positions, documents = (np.full(where.shape, -1, np.int64) for _ in range(2))
     rows, inverse = np.unique(where[is_there], return_inverse=True)
     if len(rows):
@@ -219,11 +236,12 @@ def top_activations(
         documents[is_there] = store.documents[rows.tolist()][inverse, positions[is_there]]
     return TopActivations(
         hook=array.name,
-        values=np.where(is_there, top.values, np.nan).astype(np.float32),
+        values=np.where(is_there, values, np.nan).astype(np.float32),
         sequences=np.where(is_there, where, -1),
         positions=positions,
         documents=documents,
         n_rows=scanned.n_rows,
         n_not_finite=sum(scanned.n_not_finite.values()) + top.n_nan,
         store=store,
+        quantiles=quantiles,
     )
