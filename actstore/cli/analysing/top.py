@@ -35,6 +35,12 @@ _SHOWN: Final = 20
 )
 @click.option("--above", type=float, help="Values must be larger. Default: 0 for an SAE, else any value.")
 @click.option(
+    "--by-quantile",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Rows drawn at random from each of N quantiles of a feature's values, k of each.",
+)
+@click.option(
     "--window", type=click.IntRange(0), default=10, show_default=True, help="Tokens shown on each side."
 )
 @scan_options
@@ -50,6 +56,7 @@ def top_command(
     k: int,
     per: Any,
     above: float | None,
+    by_quantile: int | None,
     window: int,
     out: str | None,
     as_json: bool,
@@ -70,7 +77,7 @@ def top_command(
     of, numbers = given_features(directions, neurons, sae, features, size)
     with ScanProgress(quiet=of_scan["quiet"]) as progress:
         options = scan_arguments(of_scan, progress.on_progress)
-        top = top_activations(store, hook, of, k, per=per, above=above, **options)
+        top = top_activations(store, hook, of, k, per=per, above=above, by_quantile=by_quantile, **options)
     try:
         table = top.to_arrow(before=window, after=window)
     except TokensError as error:

@@ -13,12 +13,15 @@ import pytest
 from numpy.typing import NDArray
 
 import actstore
+from actstore.analysis.describing.by_token import CountByToken
+from actstore.analysis.describing.co_occurrence import CountPairs
 from actstore.analysis.features import Directions, Neurons
 from actstore.analysis.scanning import unit as unit_module
 from actstore.analysis.scanning.block import Block
-from actstore.analysis.scanning.reduction import Arrays
+from actstore.analysis.scanning.reduction import Arrays, Reduction
 from actstore.analysis.scanning.scan import Progress, Scanned, scan
 from actstore.analysis.scanning.unit import Units
+from actstore.analysis.top.sampled_rows import SampledRows
 from actstore.analysis.top.top_activations import TopRows
 from actstore.errors import JobError, NotCommittedError, StorageError, StoreReplacedError
 from actstore.facade import Store
@@ -261,7 +264,13 @@ def test_ray_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.undo()  # workers have units of the usual size
     random = np.random.default_rng(5)
     store = store_of(tmp_path, random.standard_normal((5000, 8, D)).astype(np.float32))
-    top = {"top": TopRows(HOOK, Directions(random.standard_normal((3, D)).astype(np.float32)), 5)}
-    inline = scan(store, top)
+    directions = Directions(random.standard_normal((3, D)).astype(np.float32))
+    reductions: dict[str, Reduction] = {
+        "top": TopRows(HOOK, directions, 5),
+        "sample": SampledRows(HOOK, directions, 5, 0.5),
+        "pairs": CountPairs(HOOK, directions, 0.5),
+        "tokens": CountByToken(HOOK, directions),
+    }
+    inline = scan(store, reductions)
     assert inline.n_units > 3
-    same(inline, scan(store, top, executor="ray", num_workers=2))
+    same(inline, scan(store, reductions, executor="ray", num_workers=2))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import actstore
+from actstore.analysis import top_activations
 from actstore.cli.main import cli
 from actstore.errors import HookError, JobError, StorageError
 from tests.analysis.stores import SHAKESPEARE_HOOK as HOOK
@@ -202,3 +203,10 @@ def test_files_that_hold_no_directions(store: actstore.Store, tmp_path: Path) ->
         done = run(store, "--of", tmp_path / name)
         assert isinstance(done.exception, JobError)
         assert says in str(done.exception)
+
+
+def test_rows_of_each_quantile(store: actstore.Store) -> None:
+    document = printed(store, "--neurons", 4, "-k", 2, "--above", 0, "--by-quantile", 3)
+    assert [row["quantile"] for row in document["rows"]] == [0, 0, 1, 1, 2, 2]
+    top = top_activations(store, HOOK, [4], 2, above=0, by_quantile=3)
+    assert [row["value"] for row in document["rows"]] == top.values[0].tolist()
