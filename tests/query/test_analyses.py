@@ -1,5 +1,6 @@
 """Analyses of a served store: the same bits as of the store itself, also where it changes meanwhile."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 import actstore
@@ -15,6 +17,7 @@ from actstore.analysis.features import Directions, Neurons
 from actstore.analysis.scanning import unit as unit_module
 from actstore.analysis.scanning.scan import Progress
 from actstore.analysis.top.top_activations import TopRows
+from actstore.cli.main import cli
 from actstore.errors import JobError, NotCommittedError, StoreReplacedError
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.seal import seal, unseal
@@ -173,3 +176,21 @@ def test_masks_and_globs_of_a_served_store(stores: Path, server: Running) -> Non
     assert list(streams) == list(local.select("blocks.*.hook_resid_post"))
     assert torch.equal(streams[HOOKS[1]][2:4].view(torch.int16), local[HOOKS[1]][2:4].view(torch.int16))
     assert remote.url in remote._repr_html_()
+
+
+def test_the_command_prints_the_same_of_a_served_store(stores: Path, server: Running) -> None:
+    args = ["--hook", HOOKS[0], "--neurons", "0,3", "-k", "2", "--json", "--quiet"]
+    printed = [
+        CliRunner().invoke(cli, ["top", url, *args], catch_exceptions=False)
+        for url in (str(stores / SLOTS), f"{server.url}/v1/stores/{SLOTS}")
+    ]
+    assert [done.exit_code for done in printed] == [0, 0]
+    assert printed[0].stdout == printed[1].stdout
+    assert len(json.loads(printed[1].stdout)["rows"]) == 4
+    assert "without text" in printed[1].stderr  # the example has no tokenizer
+
+
+def test_rows_show_what_they_are(stores: Path, server: Running) -> None:
+    for store in (actstore.open(str(stores / WHOLE)), server.store(WHOLE, direct=False)):
+        assert repr(store.lengths).startswith("<Rows ")
+        assert f"{store.lengths.shape} int32" in repr(store.lengths)

@@ -163,6 +163,9 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __repr__(self) -> str:
+        return f"<Rows {self.path} {self.shape} {self.dtype}>"
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         del copy  # reading always makes a new array
         return np.asarray(self[:], dtype=dtype)
