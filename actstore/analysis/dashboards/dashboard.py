@@ -129,9 +129,11 @@ def dashboard(
     logits = _logits(chosen, model, W_U, n_logits)
     tokenizer = tokenizer_of(store)
     rows = ChosenRows.of(store, options.get("drop", ()), options.get("seqpos"), options.get("sequences"))
+    # Dashboards are shared, and the folders of whoever made one are nobody's business.
+    name = store.url.rstrip("/").rpartition("/")[2]
     about = {
         "actstore": "dashboard",
-        "store": store.url,
+        "store": name,
         "hook": array.name,
         "identity": _identity(store, [reduction, counting], rows, logits),
     }
@@ -149,7 +151,7 @@ def dashboard(
     numbers = np.arange(len(statistics)) if chosen.numbers is None else chosen.numbers
     html = {token: shown(text) for token, text in texts.items()}
     pages = Pages(numbers, statistics, examples, contexts, logits, html)
-    n_before = _write(folder, pages, texts, f"{scanned.n_rows:,} rows of {store.url}", on_page)
+    n_before = _write(folder, pages, texts, f"{scanned.n_rows:,} rows of {name}", on_page)
     return Dashboard(url, array.name, len(numbers), n_before, scanned.n_rows, time.perf_counter() - started)
 
 

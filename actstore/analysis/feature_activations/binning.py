@@ -44,10 +44,9 @@ def widened(counts: NDArray[np.int64], steps: NDArray[np.int32]) -> NDArray[np.i
     """
     out = counts.copy()
     n_bins = counts.shape[1]
-    most = n_bins.bit_length() - 1
-    for step in np.unique(np.minimum(steps, most)).tolist():
-        if step:
-            rows = np.minimum(steps, most) == step
-            out[rows] = 0
-            out[rows, : n_bins >> step] = counts[rows].reshape(-1, n_bins >> step, 1 << step).sum(-1)
+    steps = np.minimum(steps, n_bins.bit_length() - 1)
+    for step in set(steps.tolist()) - {0}:
+        rows = steps == step
+        out[rows] = 0
+        out[rows, : n_bins >> step] = counts[rows].reshape(-1, n_bins >> step, 1 << step).sum(-1)
     return out
