@@ -13,6 +13,7 @@ from actstore.demo import TEXT_PATH
 from tests.benchmarks import (
     bench_analysis,
     bench_cli,
+    bench_dashboard,
     bench_forward,
     bench_hooks,
     bench_hooks_memory,
@@ -64,6 +65,7 @@ def main(chosen: list[str]) -> int:
             "analysis": lambda: bench_analysis.run(folder),
             "patching": lambda: bench_patching.run(model),
             "sae": lambda: bench_sae_evaluation.run(folder),
+            "dashboard": lambda: bench_dashboard.run(model, folder),
             "cli": lambda: bench_cli.run(_any_store(folder, model)),
         }
         unknown = sorted(set(chosen) - set(benches))
