@@ -56,7 +56,10 @@ class ChosenFeatures:
             raise JobError(f"feature {numbers[-1]} was chosen, and there are {n_features}, from 0")
         part = None if decoder is None else decoder[numbers]
         if isinstance(features, Encoded):
-            return cls(Encoded(features.sae, tuple(numbers.tolist())), numbers, part)
+            latents = tuple(numbers.tolist())
+            if features.latents is not None:
+                latents = tuple(features.latents[number] for number in latents)
+            return cls(Encoded(features.sae, latents), numbers, part)
         assert part is not None
         return cls(Directions(np.ascontiguousarray(part)), numbers, part)
 

@@ -41,6 +41,8 @@ class Folder:
             raise StorageError(
                 f"{blobs.url} holds {names[0]} and no dashboard; give an empty folder, or one that does not exist"
             )
+        if names == [ABOUT] and _identity(bytes(blobs.read(ABOUT))) != about["identity"]:
+            blobs.delete(ABOUT)  # an earlier call ended before it had made anything
         blobs.create(ABOUT, [json.dumps(about, indent=2).encode()])
         if _identity(bytes(blobs.read(ABOUT))) != about["identity"]:
             raise StorageError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 N_BINS: Final = 64
 """Bins of each sign; the largest value is in the upper half of them."""
-_ENTRIES: Final = 1 << 23
+_ENTRIES: Final = 1 << 22
 """Values that are looked at together, which bounds memory where most are not 0."""
 
 
@@ -116,8 +116,12 @@ class DistributionState:
         found = flat[places]
         column = places % n_features * 2 + (found < 0)
         bins = bins_of(np.abs(found), self.exponents.reshape(-1)[column], N_BINS)
-        counted = np.bincount(column * N_BINS + bins, minlength=self.counts.size)
-        self.counts += counted.reshape(self.counts.shape)
+        places = column * N_BINS + bins
+        counts = self.counts.reshape(-1)
+        if len(places) * 8 < counts.size:  # faster than to go through all bins
+            np.add.at(counts, places, 1)
+        else:
+            counts += np.bincount(places, minlength=counts.size)
 
     def merge(self, other: Self) -> None:
         """Take what is known of rows that follow."""

@@ -18,7 +18,7 @@ from actstore.analysis.top.top_activations import largest_of_each
 if TYPE_CHECKING:
     import torch
 
-_ENTRIES: Final = 1 << 23
+_ENTRIES: Final = 1 << 22
 """Values that are looked at together, which bounds memory where most are above 0."""
 _LAST: Final = np.uint64(2**64 - 1)
 

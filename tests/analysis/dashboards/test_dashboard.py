@@ -14,6 +14,7 @@ import torch
 
 import actstore
 from actstore import analysis
+from actstore.analysis.scanning.scan import Progress
 from actstore.errors import JobError, StorageError, TokensError
 from tests.analysis.dashboards.conftest import EVIL, HOOK, Small
 from tests.analysis.stores import store_of
@@ -212,6 +213,18 @@ def test_folder_of_something_else_is_refused(small: Small, tmp_path: Path) -> No
     with pytest.raises(StorageError, match=r"holds thesis\.tex and no dashboard"):
         analysis.dashboard(small.store, HOOK, small.directions, out=str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_scan_that_failed_leaves_the_folder_to_others(small: Small, tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    out = str(tmp_path / "dashboard")
+    with pytest.raises(KeyboardInterrupt):
+        analysis.dashboard(small.store, HOOK, [1], out=out, on_progress=stop)
+    assert analysis.dashboard(small.store, HOOK, [2], out=out).n_pages_before == 0
+    about = json.loads((tmp_path / "dashboard/dashboard.json").read_text())
+    assert (about["hook"], about["store"]) == (HOOK, "store"), "no path of this machine"
 
 
 def test_functions_are_not_taken_for_each_other(small: Small, tmp_path: Path) -> None:
