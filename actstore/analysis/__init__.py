@@ -18,6 +18,8 @@ if TYPE_CHECKING:
         activation_examples,
     )
     from actstore.analysis.feature_activations.statistics import FeatureStatistics, feature_statistics
+    from actstore.analysis.geometry.cka import CKA, cka
+    from actstore.analysis.geometry.linear_map import LinearMap, linear_map
     from actstore.analysis.geometry.mean_difference import MeanDifference, mean_difference
     from actstore.analysis.geometry.nearest import Nearest, nearest
     from actstore.analysis.geometry.principal.pca import pca
@@ -33,12 +35,14 @@ if TYPE_CHECKING:
     from actstore.analysis.top.top_activations import top_activations
 
 __all__ = [
+    "CKA",
     "PCA",
     "ActivationExamples",
     "ByToken",
     "CoOccurrence",
     "Dashboard",
     "FeatureStatistics",
+    "LinearMap",
     "LogitLens",
     "MeanDifference",
     "Nearest",
@@ -50,12 +54,14 @@ __all__ = [
     "TopActivations",
     "activation_examples",
     "by_token",
+    "cka",
     "co_occurrence",
     "dashboard",
     "evaluate_sae",
     "feature_statistics",
     "fit_probe",
     "held_out_rows",
+    "linear_map",
     "logit_lens",
     "mean_difference",
     "nearest",
@@ -68,9 +74,11 @@ __all__ = [
 _HOMES = {
     "ActivationExamples": "actstore.analysis.feature_activations.activation_examples",
     "ByToken": "actstore.analysis.describing.by_token",
+    "CKA": "actstore.analysis.geometry.cka",
     "CoOccurrence": "actstore.analysis.describing.co_occurrence",
     "Dashboard": "actstore.analysis.dashboards.dashboard",
     "FeatureStatistics": "actstore.analysis.feature_activations.statistics",
+    "LinearMap": "actstore.analysis.geometry.linear_map",
     "LogitLens": "actstore.analysis.describing.logit_lens",
     "MeanDifference": "actstore.analysis.geometry.mean_difference",
     "Nearest": "actstore.analysis.geometry.nearest",
@@ -83,12 +91,14 @@ _HOMES = {
     "TopActivations": "actstore.analysis.top.result",
     "activation_examples": "actstore.analysis.feature_activations.activation_examples",
     "by_token": "actstore.analysis.describing.by_token",
+    "cka": "actstore.analysis.geometry.cka",
     "co_occurrence": "actstore.analysis.describing.co_occurrence",
     "dashboard": "actstore.analysis.dashboards.dashboard",
     "evaluate_sae": "actstore.analysis.sae_evaluation.evaluate",
     "feature_statistics": "actstore.analysis.feature_activations.statistics",
     "fit_probe": "actstore.analysis.probes.fitting",
     "held_out_rows": "actstore.analysis.sae_evaluation.held_out",
+    "linear_map": "actstore.analysis.geometry.linear_map",
     "logit_lens": "actstore.analysis.describing.logit_lens",
     "mean_difference": "actstore.analysis.geometry.mean_difference",
     "nearest": "actstore.analysis.geometry.nearest",

@@ -74,9 +74,9 @@ def changed_store(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> 
     return extracted(folder, folder / "model")
 
 
-def real_rows(store: Store, hook: str) -> NDArray[np.float64]:
-    """All rows of real tokens of a hook, [n_rows, size], in float64."""
-    lengths = np.asarray(store.lengths[:])
-    values = store[hook][:].double().flatten(2).numpy()
+def real_rows(store: Store, hook: str, n_sequences: int = 60) -> NDArray[np.float64]:
+    """Rows of real tokens of a hook in the first sequences, [n_rows, size], in float64."""
+    lengths = np.asarray(store.lengths[:n_sequences])
+    values = store[hook][:n_sequences].double().flatten(2).numpy()
     rows: NDArray[np.float64] = values[np.arange(values.shape[1]) < lengths[:, None]]
     return rows

@@ -19,7 +19,11 @@ def write_safetensors(path: Path, every: Sequence[Components]) -> None:
     """Write components of some hooks, with what they are of in the metadata."""
     from safetensors.numpy import save_file
 
-    arrays = {f"{i}.{name}": getattr(one, name) for i, one in enumerate(every) for name in _ARRAYS}
+    arrays = {
+        f"{i}.{name}": np.ascontiguousarray(getattr(one, name))
+        for i, one in enumerate(every)
+        for name in _ARRAYS
+    }
     documents = [
         {
             "hook": one.hook,

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import torch
 
 Float64 = NDArray[np.float64]
-_CHUNK: Final = 1 << 22
-"""Elements that are converted to float64 at a time: 32 MB for each hook."""
-_LEAST_ROWS: Final = 256
-"""Rows that are multiplied at a time at least: with fewer, adding up the products would cost more than they do."""
+_ROWS: Final = 1024
+"""Rows that are converted to float64 and multiplied at a time. It is the same for all hooks: sums depend on it, and
+must not depend on which hooks share a pass.
+"""
 _STRIPS: Final = 4
 """Strips of a symmetric product. Only those parts of them are computed that touch its upper triangle."""
 _STRIP: Final = 64
@@ -51,6 +51,8 @@ class Products:
     """Sum of the rows of each source, [size]."""
     products: Mapping[tuple[int, int], Float64]
     """Sum of the outer products of the rows of two sources, [size, size of the second]."""
+    norms: Float64 | None
+    """Sum of the squared norms of the rows of each source, [n_sources]."""
     squares: Float64 | None
     """Sum of the products of the squared norms of two sources, [n_sources, n_sources]."""
     weighted: tuple[Float64, ...]
@@ -59,6 +61,11 @@ class Products:
     def mean(self, source: int) -> Float64:
         """The mean row of a source, [size]."""
         return self.sums[source] / self.count
+
+    def squares_of(self, source: int) -> float:
+        """Sum of the squared norms of the rows of a source."""
+        assert self.norms is not None
+        return float(self.norms[source])
 
     def centred(self, first: int, second: int) -> Float64:
         """The sum of the outer products of two sources after their means were taken off, [size, size]."""
@@ -112,7 +119,7 @@ class ProductSums:
             whole = (sizes[i], sizes[j])
             shapes[_name(i, j)] = (sizes[i] * (sizes[i] + 1) // 2,) if packed and i == j else whole
         if self.with_squares:
-            shapes["squares"] = (len(sizes), len(sizes))
+            shapes |= {"norms": (len(sizes),), "squares": (len(sizes), len(sizes))}
             shapes |= {f"weighted.{i}": (len(sizes), size) for i, size in enumerate(sizes)}
         return shapes
 
@@ -132,6 +139,7 @@ class ProductSums:
             n_not_finite=int(totals["count"][1]),
             sums=tuple(totals[f"sum.{i}"] for i in places),
             products=products,
+            norms=totals["norms"] if self.with_squares else None,
             squares=totals["squares"] if self.with_squares else None,
             weighted=tuple(totals[f"weighted.{i}"] for i in places) if self.with_squares else (),
         )
@@ -173,10 +181,8 @@ class ProductState:
         running = self._started()
         n_rows = len(values[0]) if chosen is None else len(chosen)
         self._counts[0] += n_rows
-        largest = max(source.size for source in self._of.sources)
-        step = max(_LEAST_ROWS, _CHUNK // largest)
-        for start in range(0, n_rows, step):
-            part: Any = slice(start, start + step)
+        for start in range(0, n_rows, _ROWS):
+            part: Any = slice(start, start + _ROWS)
             if chosen is not None:
                 part = torch.from_numpy(chosen[part])
             exact = [_float64(rows[part]) for rows in values]
@@ -190,6 +196,7 @@ class ProductState:
                     total.addmm_(exact[first].T, exact[second])
             if self._of.with_squares:
                 squared = torch.stack([rows.square().sum(1) for rows in exact])
+                running["norms"] += squared.sum(1)
                 running["squares"] += squared @ squared.T
                 for i, rows in enumerate(exact):
                     running[f"weighted.{i}"] += squared @ rows

@@ -39,9 +39,12 @@ class Source:
         """Its values at the rows of a block, in the stored dtype, [n_rows, size]."""
         if self.other is None:
             return block.values(self.hook).flatten(1)
-        first, last = int(block.sequences[0]), int(block.sequences[-1])
-        read = self.other[self.hook][first : last + 1]
-        return rows_of(read, block.addresses - first * block.width).flatten(1)
+        key = (self.identity, 0)
+        if key not in block.known:
+            first, last = int(block.sequences[0]), int(block.sequences[-1])
+            read = self.other[self.hook][first : last + 1]
+            block.known[key] = rows_of(read, block.addresses - first * block.width).flatten(1)
+        return block.known[key]  # type: ignore[no-any-return]
 
 
 def source_of(store: "CommittedStore", hook: "HookName", other: "CommittedStore | None" = None) -> Source:
@@ -61,7 +64,7 @@ def source_of(store: "CommittedStore", hook: "HookName", other: "CommittedStore 
     return Source(array.name, size, other)
 
 
-def other_store(store: "CommittedStore", other: "CommittedStore | None") -> "CommittedStore | None":
+def over_same_tokens(store: "CommittedStore", other: "CommittedStore | None") -> "CommittedStore | None":
     """The other store, after its tokens were compared; None if there is none, or it is the same object.
 
     Raises:
