@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from actstore.analysis.geometry.linear_map import LinearMap, linear_map
     from actstore.analysis.geometry.mean_difference import MeanDifference, mean_difference
     from actstore.analysis.geometry.nearest import Nearest, nearest
+    from actstore.analysis.geometry.norms import norms
+    from actstore.analysis.geometry.norms_result import Norms
     from actstore.analysis.geometry.principal.pca import pca
     from actstore.analysis.geometry.principal.pca_result import PCA, PCAs
     from actstore.analysis.probes.fitting import fit_probe
@@ -46,6 +48,7 @@ __all__ = [
     "LogitLens",
     "MeanDifference",
     "Nearest",
+    "Norms",
     "PCAs",
     "Probe",
     "Probes",
@@ -65,6 +68,7 @@ __all__ = [
     "logit_lens",
     "mean_difference",
     "nearest",
+    "norms",
     "pca",
     "scan",
     "top_activations",
@@ -82,6 +86,7 @@ _HOMES = {
     "LogitLens": "actstore.analysis.describing.logit_lens",
     "MeanDifference": "actstore.analysis.geometry.mean_difference",
     "Nearest": "actstore.analysis.geometry.nearest",
+    "Norms": "actstore.analysis.geometry.norms_result",
     "PCA": "actstore.analysis.geometry.principal.pca_result",
     "PCAs": "actstore.analysis.geometry.principal.pca_result",
     "Probe": "actstore.analysis.probes.probe",
@@ -102,6 +107,7 @@ _HOMES = {
     "logit_lens": "actstore.analysis.describing.logit_lens",
     "mean_difference": "actstore.analysis.geometry.mean_difference",
     "nearest": "actstore.analysis.geometry.nearest",
+    "norms": "actstore.analysis.geometry.norms",
     "pca": "actstore.analysis.geometry.principal.pca",
     "scan": "actstore.analysis.scanning.scan",
     "top_activations": "actstore.analysis.top.top_activations",

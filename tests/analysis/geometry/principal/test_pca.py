@@ -1,8 +1,6 @@
 """Principal components against scikit-learn's, from statistics and from a pass."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -145,24 +143,6 @@ def test_interrupted_pass_goes_on_to_the_same_bits(real_store: Store, tmp_path: 
     assert before
     assert_same_bits(whole, analysis.pca(real_store, hooks, **options))
     assert before < set(tmp_path.rglob("*.safetensors"))
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[ModuleType]:
-    """One cluster for this file. The executor joins it, since this process is connected already."""
-    from actstore_workers.cluster import cluster
-
-    with cluster(None, num_cpus=2) as connected:
-        yield connected
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("ray")
-def test_ray_gives_the_same_bits(tmp_path: Path) -> None:
-    random = np.random.default_rng(5)
-    store = store_of(tmp_path, random.standard_normal((5000, 8, D)).astype(np.float32))
-    inline = analysis.pca(store, [HOOK], seqpos=slice(None))
-    assert_same_bits(inline, analysis.pca(store, [HOOK], seqpos=slice(None), executor="ray", num_workers=2))
 
 
 def test_saved_components_are_read_again(real_store: Store, tmp_path: Path) -> None:
