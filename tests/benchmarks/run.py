@@ -15,6 +15,7 @@ from tests.benchmarks import (
     bench_cli,
     bench_dashboard,
     bench_forward,
+    bench_geometry,
     bench_hooks,
     bench_hooks_memory,
     bench_loader,
@@ -57,6 +58,7 @@ def main(chosen: list[str]) -> int:
             "forward": lambda: bench_forward.run(model, folder),
             "prompts": lambda: bench_prompts.run(model, folder),
             "probes": lambda: bench_probes.run(folder),
+            "geometry": lambda: bench_geometry.run(folder),
             "recall": lambda: bench_recall.run(model, folder),
             "hooks": lambda: [
                 *bench_hooks.run(bench_hooks.on_cpu(model)),
