@@ -87,13 +87,13 @@ def read_prompts(
 
 
 def sha256_of(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 of all token ids, each prompt behind its length, and of the columns that are kept."""
+    """SHA-256 of all prompts: token ids, each behind their number, text or messages, and the columns that are kept."""
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(np.array(len(prompt.ids), "<i8").tobytes())
         digest.update(np.ascontiguousarray(prompt.ids, "<i4").tobytes())
-        if prompt.columns:
-            digest.update(json.dumps(prompt.columns).encode() + b"\0")
+        # Other texts can have the same ids, and the file repeats them.
+        digest.update(json.dumps([prompt.text, prompt.messages, prompt.columns]).encode() + b"\0")
     return digest.hexdigest()
 
 

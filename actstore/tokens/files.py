@@ -36,6 +36,8 @@ class SourceFile:
 
     url: str
     nbytes: int | None
+    located: "LocatedFile | None" = field(default=None, compare=False, repr=False)
+    """The file itself; None where a source reads no files of its own."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,15 @@ class LocatedFile:
 
     def open(self) -> BinaryIO:
         """Open the decompressed bytes. Raises whatever the storage raises: wrap it in `reading`."""
-        return decompressed(cast(BinaryIO, self.filesystem.open(self.path, "rb")), _plain(self.path))
+        return decompressed(self.open_stored(), _plain(self.path))
+
+    def open_stored(self) -> BinaryIO:
+        """Open the bytes as they are stored. Raises whatever the storage raises: wrap it in `reading`."""
+        return cast(BinaryIO, self.filesystem.open(self.path, "rb"))
 
     @property
     def public(self) -> SourceFile:
-        return SourceFile(self.name, self.nbytes)
+        return SourceFile(self.name, self.nbytes, self)
 
 
 def locate(spec: str, *, supported: str = SUPPORTED, places: str = PLACES) -> tuple[LocatedFile, ...]:

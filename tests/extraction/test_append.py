@@ -8,6 +8,7 @@ import pytest
 
 import actstore
 from actstore.errors import PlanMismatchError, TokensError
+from actstore.extraction.planning.tokenising import source_files
 
 Fields = dict[str, Any]
 
@@ -49,7 +50,16 @@ def test_more_of_the_same_text_adds_only_what_is_not_there(
         actstore.plan(**more, max_tokens=16 * 24, append=True)
 
 
-def test_text_that_changed_is_not_gone_on_with(fields: Fields, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_large", [False, True])
+def test_text_that_changed_is_not_gone_on_with(
+    fields: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """A large source is compared by the tokens that are in the store, when they are made again."""
+    if is_large:
+        monkeypatch.setattr(source_files, "MAX_CHECKED", 0)
+    problem = (
+        "has other tokens than .* the text has changed" if is_large else "its files have changed, or are not"
+    )
     source = jsonl(tmp_path / "text.jsonl", range(60))
     more = {
         name: value
@@ -60,10 +70,12 @@ def test_text_that_changed_is_not_gone_on_with(fields: Fields, tmp_path: Path) -
     actstore.extract(actstore.plan(**more, max_tokens=16 * 20))
     text = source.read_text()
     source.write_text(text.replace("[2,", "[3,", 1))  # of the same size
-    with pytest.raises(PlanMismatchError, match="has other tokens than .* the text has changed"):
+    with pytest.raises(PlanMismatchError, match=problem):
         actstore.plan(**more, max_tokens=16 * 32, append=True)
     source.write_text(text + text)
-    with pytest.raises(PlanMismatchError, match="its files are not the first ones that this job reads"):
+    with pytest.raises(
+        PlanMismatchError, match="its files have changed, or are not the first ones that this job reads"
+    ):
         actstore.plan(**more, append=True)
 
 

@@ -1,5 +1,6 @@
 """Columns of the source come with the store, whatever happens on the way."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import actstore
 from actstore.errors import PlanMismatchError, StorageError, TokensError
+from actstore.extraction.planning.tokenising import source_files
 from actstore.storage.local import LocalBlobs
 from actstore.store.records.commit import columns_key, tokens_key
 from actstore.tokens.keeping import kept_rows
@@ -72,6 +74,60 @@ def check_documents(store: actstore.Store, given: list[Row]) -> None:
         row = there[numbers[sequence, position]]
         assert by_id[row["id"]][offsets[sequence, position]] == tokens[sequence, position]
     assert ((numbers >= 0) == (offsets >= 0)).all()
+
+
+CHANGES: dict[str, tuple[str, str]] = {
+    "a label": ('"label": 1, "id": "d1"', '"label": 2, "id": "d1"'),
+    "an id": ('"id": "d7"', '"id": "e7"'),
+    "a token of an empty document": ('"tags": []', '"tags":[] '),
+    "a token": ('"input_ids": [2, 3, 4]', '"input_ids": [2, 3, 5]'),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_file_that_was_changed_in_place_is_another(
+    job: Fields, tmp_path: Path, change: str, suffix: str
+) -> None:
+    """Its name and its size are the same as before, and the store has what was in it when it was planned."""
+    path = tmp_path / f"source{suffix}"
+
+    def put(text: str) -> None:
+        # Stored blocks, so that the size is that of the text.
+        path.write_bytes(gzip.compress(text.encode(), 0, mtime=0) if suffix.endswith("gz") else text.encode())
+
+    text = Path(job["tokens"]).read_text()
+    put(text)
+    planned = actstore.plan(**job | {"tokens": str(path)})
+    nbytes = path.stat().st_size
+    changed = text.replace(*CHANGES[change], 1)
+    assert changed != text
+    put(changed)
+    assert path.stat().st_size == nbytes
+    actstore.extract(planned)
+    store = actstore.open(job["out"])
+    check_documents(store, rows(60))
+    assert store.rows.to_pylist() == columns(rows(60), "label", "id", "tags")
+    message = rf"tokens\.files is source{suffix} \({nbytes} bytes, CRC-32C \w{{8}}\) in the store, source"
+    with pytest.raises(PlanMismatchError, match=message):
+        actstore.plan(**job | {"tokens": str(path)})
+    with pytest.raises(PlanMismatchError, match="its files have changed, or are not the first ones"):
+        actstore.plan(**job | {"tokens": str(path), "append": True})
+    put(text)
+    assert actstore.plan(**job | {"tokens": str(path)}).is_finished
+
+
+@pytest.mark.parametrize("first", [0, source_files.MAX_CHECKED])
+def test_stores_without_checksums_of_files_are_gone_on_with(
+    job: Fields, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """Earlier versions have none, nor have sources that are large, to which one can become by files at its end."""
+    monkeypatch.setattr(source_files, "MAX_CHECKED", first)
+    actstore.extract(**job)
+    (file,) = actstore.open(job["out"]).plan.request.tokens.files
+    assert (file.crc32c is None) == (first == 0)
+    monkeypatch.setattr(source_files, "MAX_CHECKED", 1 << 20 if first == 0 else 0)
+    assert actstore.plan(**job).is_finished
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -171,7 +227,11 @@ def test_an_interrupted_run_ends_in_the_same_bytes(
     assert bytes_below(blobs) == whole
 
 
-def test_other_labels_than_an_earlier_attempt_wrote_are_refused(job: Fields, tmp_path: Path) -> None:
+def test_other_labels_than_an_earlier_attempt_wrote_are_refused(
+    job: Fields, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a source that is too large to be compared before it is read."""
+    monkeypatch.setattr(source_files, "MAX_CHECKED", 0)
     actstore.extract(actstore.plan(**job))
     blobs = LocalBlobs(Path(job["out"]))
     for key in bytes_below(blobs):

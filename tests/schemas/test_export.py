@@ -52,6 +52,7 @@ _CAN_LACK = {
     "actstore plan": _OF_PLANS,
     "Plan": _OF_PLANS,
     "Request": {"batching"},
+    "SourceFileIdentity": {"crc32c"},
     "TokensIdentity": {"chat", "keep", "truncate", "positions", "token_roles"},
     "actstore tokens record": {"tables"},
     "actstore commit record": {"norms"},

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any, Final
 
+from actstore.extraction.planning.tokenising.source_files import are_same
 from actstore.store.format.plan import Plan, Request
 
 # Fields that may differ between two runs of one plan: they spell something, but do not decide what it is.
@@ -38,6 +39,7 @@ def differences(stored: Request, asked: Request, *, but: Collection[str] = ()) -
         and name not in but
         and there.get(name) != here.get(name)
         and not _is_earlier_cut(name, there.get(name), here.get(name))
+        and not (name == "tokens.files" and are_same(stored.tokens.files, asked.tokens.files))
     ]
 
 
@@ -61,6 +63,7 @@ def _flat(request: Request) -> dict[str, str]:
     fields["hooks"] = ", ".join(hook["name"] for hook in fields["hooks"])
     fields["tokens"]["keep"] = ", ".join(request.tokens.keep) or "none"
     fields["tokens"]["files"] = ", ".join(
-        f"{f['name']} ({f['nbytes']} bytes)" for f in fields["tokens"]["files"]
+        f"{file.name} ({file.nbytes} bytes{'' if file.crc32c is None else f', CRC-32C {file.crc32c:08x}'})"
+        for file in request.tokens.files
     )
     return dict(walk(fields, ""))

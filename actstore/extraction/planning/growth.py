@@ -6,6 +6,7 @@ from typing import Final, Protocol
 
 from actstore.errors import PlanMismatchError
 from actstore.extraction.planning.differences import OF_A_RUN, differences
+from actstore.extraction.planning.tokenising.source_files import are_same, is_same
 from actstore.store.format.plan import FIRST_RUN, Plan, Request
 from actstore.store.records.run import Run
 
@@ -107,17 +108,19 @@ def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan
     """
     asked = request.tokens
     parts = [run.plan for run in runs if run.plan.has_own_tokens]
-    # Paths can be spelled in many ways; files have a name and a size.
+    # Paths can be spelled in many ways; files have a name, a size and mostly a checksum.
+    named = {file.name: file for file in asked.files}
     same = [
         plan
         for plan in parts
-        if plan.request.tokens.source == asked.source or set(plan.request.tokens.files) & set(asked.files)
+        if plan.request.tokens.source == asked.source
+        or any(is_same(file, named[file.name]) for file in plan.request.tokens.files if file.name in named)
     ]
     for plan in same:
         stored = plan.request.tokens
         lines = differences(plan.request, request, but=OF_A_RUN | {"tokens.files", "tokens.max_tokens"})
-        if stored.files != asked.files[: len(stored.files)]:
-            lines.append("its files are not the first ones that this job reads")
+        if not are_same(stored.files, asked.files[: len(stored.files)]):
+            lines.append("its files have changed, or are not the first ones that this job reads")
         if lines:
             raise PlanMismatchError(
                 f"the store at {url} has sequences of {asked.source} already, and cannot tell which of them this job "

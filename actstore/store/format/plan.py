@@ -56,16 +56,18 @@ class ModelIdentity(Document):
         return self.fingerprint.startswith(IN_MEMORY)
 
 
+def _is_none(field: object) -> bool:
+    """Whether a field is None. It is then left out, as documents of earlier versions do not have it."""
+    return field is None
+
+
 class SourceFileIdentity(Document):
     """One file of the token source."""
 
     name: str
     nbytes: int | None
-
-
-def _is_none(field: object) -> bool:
-    """Whether a field is None. It is then left out, as documents of earlier versions do not have it."""
-    return field is None
+    crc32c: Annotated[int, Field(ge=0, lt=1 << 32)] | None = Field(default=None, exclude_if=_is_none)
+    """CRC-32C of its bytes as they are stored; None if it was not computed, as for large sources."""
 
 
 class ChatIdentity(Document):

@@ -245,7 +245,8 @@ def test_text_that_the_store_has_in_part_is_gone_on_with_if_it_is_the_same(
         assert find_place(URL, [done(stored)], request, append=True).skipped == (stored,)
         return
     with pytest.raises(
-        PlanMismatchError, match="its files are not the first ones that this job reads. Name only"
+        PlanMismatchError,
+        match="its files have changed, or are not the first ones that this job reads. Name only",
     ):
         find_place(URL, [done(stored)], request, append=True)
 

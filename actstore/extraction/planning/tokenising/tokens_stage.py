@@ -25,8 +25,9 @@ from actstore.extraction.planning.tokenising.chat_settings import (
 from actstore.extraction.planning.tokenising.chosen_slots import ChosenSlots, check_chosen
 from actstore.extraction.planning.tokenising.kept_tables import check_types
 from actstore.extraction.planning.tokenising.packed_tokens import PackedTokens
+from actstore.extraction.planning.tokenising.source_files import identities
 from actstore.extraction.planning.tokenising.special_tokens import needs_tokenizer, special_tokens
-from actstore.store.format.plan import Plan, SourceFileIdentity, TokensIdentity
+from actstore.store.format.plan import Plan, TokensIdentity
 from actstore.tokens import (
     KeptRows,
     Packing,
@@ -147,10 +148,7 @@ class TokenStage:
         )
         identity = TokensIdentity(
             source=job.tokens,
-            files=tuple(
-                SourceFileIdentity(name=file.url.rsplit("/", 1)[-1], nbytes=file.nbytes)
-                for file in source.files
-            ),
+            files=identities(source.files),
             column=source.column,
             documents=job.documents,
             tokenizer=None if tokenizer is None else job.tokenizer or job.model,
