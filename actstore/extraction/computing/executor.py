@@ -8,7 +8,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from actstore.errors import JobError
@@ -96,14 +96,19 @@ def workers_here(name: str, resources: Resources) -> int | None:
     return None if count is None else cast(int | None, count(resources))
 
 
-@functools.cache
 def executor(name: str) -> Executor:
-    """The executor of this name. Looking for it reads the metadata of all that is installed, so it is remembered.
+    """The executor of this name.
 
     Raises:
         JobError: there is no such executor.
     """
-    entries = {entry.name: entry for entry in entry_points(group=GROUP)}
+    entries = _installed()
     if name not in entries:
         raise JobError(f"executor {name!r} is not known; choose one of {', '.join(sorted(entries))}")
     return cast(Executor, entries[name].load())
+
+
+@functools.cache
+def _installed() -> dict[str, EntryPoint]:
+    """The installed executors by name; the metadata of all that is installed is read for it."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from actstore.extraction.planning.tokenising.source_files import are_same
 from actstore.store.format.plan import Plan, Request
+from actstore.store.format.remembered import remembered
 
 # Fields that may differ between two runs of one plan: they spell something, but do not decide what it is.
 _SPELLINGS: Final = frozenset({"model.name", "model.revision", "tokens.source", "tokens.tokenizer"})
@@ -48,6 +49,7 @@ def _is_earlier_cut(name: str, there: str | None, here: str | None) -> bool:
     return name == "tokens.truncate" and there is None and here == "right"
 
 
+@remembered
 def _flat(request: Request) -> dict[str, str]:
     def walk(value: Any, name: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, dict):

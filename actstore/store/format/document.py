@@ -31,8 +31,12 @@ class Document(BaseModel):
 
     def to_bytes(self) -> bytes:
         """The canonical bytes of this document, with the checksum in front."""
-        body = to_json(self.model_dump(mode="json")).removeprefix(b"{\n")
+        body = self._json().removeprefix(b"{\n")
         return b'{\n  "checksum": %d,\n' % crc32c(body) + body
+
+    def _json(self) -> bytes:
+        """The canonical bytes of this document alone."""
+        return to_json(self.model_dump(mode="json"))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Self:

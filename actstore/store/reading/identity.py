@@ -4,6 +4,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 
 from actstore.errors import StoreReplacedError
+from actstore.store.format.plan import Plan
+from actstore.store.format.remembered import remembered
 from actstore.store.records.run import Run
 
 Identity = tuple[str, ...]
@@ -39,8 +41,13 @@ def _can_be_same(left: str, right: str) -> bool:
     return plan == other_plan and (not checksum or not other_checksum or checksum == other_checksum)
 
 
+@remembered
+def _hash_of(plan: Plan) -> str:
+    return hashlib.sha256(plan.to_bytes()).hexdigest()[:16]
+
+
 def _identity_of_run(run: Run) -> str:
-    plan = hashlib.sha256(run.plan.to_bytes()).hexdigest()[:16]
+    plan = _hash_of(run.plan)
     if run.finished is not None:
         return f"{plan}-{run.finished.shards.crc32c:08x}"
     tag = run.plan_tag

@@ -1,18 +1,24 @@
 """The manifest: what the finished runs of a store contain, so that readers need not list it."""
 
 from collections.abc import Callable
-from typing import Literal, Self
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Final, Literal, Self
 
 from pydantic import model_validator
 
 from actstore.storage.blobs import BlobInfo, BlobReader, Blobs, are_files
 from actstore.storage.errors import BlobNotFoundError
 from actstore.store.format.document import Document
+from actstore.store.format.layout import to_json
 from actstore.store.format.plan import RUNS, Plan
+from actstore.store.format.remembered import remembered
 from actstore.store.records.commit import ObjectRecord
 from actstore.store.statistics.hook_statistics import HookStatistics
 
 MANIFEST_KEY = "_actstore/manifest.json"
+_N_REMEMBERED: Final = 8
+"""Manifests that are kept parsed in this process: some kilobytes for each run in them."""
 
 
 def shards_key(run: str) -> str:
@@ -56,6 +62,12 @@ class Manifest(Document):
     """Whether these are all runs of the store. If not, the others are found by listing."""
     runs: tuple[FinishedRun, ...]
 
+    def _json(self) -> bytes:
+        """Implements `Document._json`, with the text of each run made once: all of them are in every new manifest."""
+        head, rest = to_json(self.model_dump(mode="json", exclude={"runs"}) | {"runs": []}).split(b"[]")
+        texts = b",\n".join(_text_of(run) for run in self.runs)
+        return head + (b"[\n" + texts + b"\n  ]" if texts else b"[]") + rest
+
     @model_validator(mode="after")
     def _each_run_once(self) -> Self:
         names = [finished.plan.run for finished in self.runs]
@@ -64,13 +76,35 @@ class Manifest(Document):
         return self
 
 
+@remembered
+def _text_of(run: FinishedRun) -> bytes:
+    """A run as it is written in the list of a manifest."""
+    lines = to_json(run.model_dump(mode="json")).splitlines()
+    return b"\n".join(b"    " + line for line in lines)
+
+
+@lru_cache(maxsize=_N_REMEMBERED)
+def _parsed(content: "_Content") -> Manifest:
+    return content.manifest or Manifest.from_bytes(content.data, content.where)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The bytes of a manifest, which alone tell it from others."""
+
+    data: bytes
+    where: str = field(compare=False)
+    manifest: Manifest | None = field(default=None, compare=False)
+    """What was written as these bytes, if that was done here."""
+
+
 def read_manifest(blobs: BlobReader) -> Manifest | None:
     """The manifest of a store; None if no run is finished.
 
     Raises:
         StorageError: the manifest is damaged or cannot be read.
     """
-    return Manifest.read_if_there(blobs, MANIFEST_KEY)
+    return read_manifest_and_head(blobs)[0]
 
 
 def read_manifest_and_head(blobs: BlobReader) -> tuple[Manifest | None, BlobInfo | None]:
@@ -79,13 +113,14 @@ def read_manifest_and_head(blobs: BlobReader) -> tuple[Manifest | None, BlobInfo
     Raises:
         StorageError: the manifest is damaged or cannot be read.
     """
-    if not are_files(blobs):
-        return read_manifest(blobs), None
     try:
-        data, info = blobs.read_and_head(MANIFEST_KEY)
+        if are_files(blobs):
+            data, info = blobs.read_and_head(MANIFEST_KEY)
+        else:
+            data, info = blobs.read(MANIFEST_KEY), None
     except BlobNotFoundError:
         return None, None
-    return Manifest.from_bytes(bytes(data), f"{blobs.url}/{MANIFEST_KEY}"), info
+    return _parsed(_Content(bytes(data), f"{blobs.url}/{MANIFEST_KEY}")), info
 
 
 def update_manifest(blobs: Blobs, change: Callable[[Manifest], Manifest]) -> Manifest:
@@ -97,7 +132,8 @@ def update_manifest(blobs: Blobs, change: Callable[[Manifest], Manifest]) -> Man
     while True:
         # The tag is read before the content: if the manifest is replaced in between, our replacement fails.
         info = blobs.head(MANIFEST_KEY)
-        present = None if info is None else Manifest.read(blobs, MANIFEST_KEY)
+        where = f"{blobs.url}/{MANIFEST_KEY}"
+        present = None if info is None else _parsed(_Content(bytes(blobs.read(MANIFEST_KEY)), where))
         wanted = change(present or Manifest(sealed=False, runs=()))
         if wanted == present:
             return wanted
@@ -107,4 +143,5 @@ def update_manifest(blobs: Blobs, change: Callable[[Manifest], Manifest]) -> Man
         else:
             is_done = blobs.replace(MANIFEST_KEY, data, expected=info.tag)
         if is_done:
+            _parsed(_Content(data[0], where, wanted))
             return wanted

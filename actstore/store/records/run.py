@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from actstore.errors import JobError, StorageError
 from actstore.storage.blobs import ATTEMPT, BlobInfo, Blobs
 from actstore.store.format.plan import FIRST_RUN, RUNS, HookArray, Plan
+from actstore.store.format.remembered import remembered
 from actstore.store.records.commit import committed, plan_key, read_plan, tokens_key
-from actstore.store.records.manifest import FinishedRun, read_manifest_and_head
+from actstore.store.records.manifest import FinishedRun, Manifest, read_manifest_and_head
 from actstore.store.records.segment_ranges import SegmentRanges
 
 
@@ -124,9 +125,19 @@ def read_runs(blobs: Blobs) -> tuple[Run, ...]:
         raise StorageError(
             f"{blobs.url} is damaged: {plan_key(FIRST_RUN)} is missing, and other runs are there"
         )
-    for name, problem in contradictions({name: run.plan for name, run in runs.items()}).items():
+    problems = (
+        _contradictions_in(manifest)
+        if manifest is not None and len(runs) == len(known)
+        else contradictions({name: run.plan for name, run in runs.items()})
+    )
+    for name, problem in problems.items():
         raise StorageError(f"{blobs.url} is damaged: run {name} {problem}")
     return tuple(runs[name] for name in sorted(runs))
+
+
+@remembered
+def _contradictions_in(manifest: Manifest) -> dict[str, str]:
+    return contradictions({entry.plan.run: entry.plan for entry in manifest.runs})
 
 
 def contradictions(plans: Mapping[str, Plan]) -> dict[str, str]:

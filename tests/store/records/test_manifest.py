@@ -1,6 +1,7 @@
 """The manifest: a finished store opens with one small read, and no run is ever lost."""
 
 import contextlib
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -251,3 +252,36 @@ def test_a_run_that_is_added_between_content_and_tag_stays(blobs: Blobs) -> None
 
     add(watched(blobs, after=after), "0003")
     assert names_in(blobs) == ["0001", "0002", "0003"]
+
+
+@pytest.mark.parametrize("n_runs", [0, 1, 3])
+def test_a_manifest_is_written_as_every_other_document(tmp_path: Path, n_runs: int) -> None:
+    """The texts of its runs are made once and put together; the bytes are those of the whole in one go."""
+    manifest = Manifest(sealed=True, runs=tuple(finished(f"{number:04d}") for number in range(n_runs)))
+    fields = manifest.model_dump(mode="json")
+    body = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    for _ in range(2):
+        data = manifest.to_bytes()
+        head, _, rest = data.decode().partition(",\n")
+        assert head.startswith('{\n  "checksum": ')
+        assert "{\n" + rest == body
+        assert Manifest.from_bytes(data, "here") == manifest
+    larger = Manifest(sealed=False, runs=(*manifest.runs, finished("0007")))
+    assert Manifest.from_bytes(larger.to_bytes(), "here") == larger
+
+
+def test_a_manifest_is_parsed_once_and_another_one_anew(tmp_path: Path) -> None:
+    blobs = LocalBlobs(str(tmp_path))
+    add(blobs, "0000")
+    first = read_manifest(blobs)
+    assert first is not None
+    assert read_manifest(LocalBlobs(str(tmp_path))) is first
+    add(blobs, "0001")
+    second = read_manifest(blobs)
+    assert second is not None
+    assert [entry.plan.run for entry in second.runs] == ["0000", "0001"]
+    assert second.runs[0] is first.runs[0]  # nothing of it is parsed or written out again
+    data = Path(tmp_path, MANIFEST_KEY).read_bytes()
+    Path(tmp_path, MANIFEST_KEY).write_bytes(data.replace(b'"nbytes": 1', b'"nbytes": 2', 1))
+    with pytest.raises(StorageError, match="its checksum is"):
+        read_manifest(blobs)
