@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.weights.factored_matrix import FactoredMatrix
     from actstore.opening import open_store as open  # noqa: A004 - actstore.open is its name
-    from actstore.recall.activations import activations
+    from actstore.recalling import activations
     from actstore.store.reading.activations import Activations
     from actstore.store.statistics.hook_statistics import Statistics
     from actstore.store.verifying.findings import Verification
@@ -58,7 +58,7 @@ _HOMES = {
     "Statistics": ("actstore.store.statistics.hook_statistics", "Statistics"),
     "Store": ("actstore.facade", "Store"),
     "Verification": ("actstore.store.verifying.findings", "Verification"),
-    "activations": ("actstore.recall.activations", "activations"),
+    "activations": ("actstore.recalling", "activations"),
     "extract": ("actstore.extraction.extract", "extract"),
     "open": ("actstore.opening", "open_store"),
     "plan": ("actstore.extraction.planning.planning", "plan"),

@@ -1,8 +1,8 @@
 """The JSON documents of requests and replies."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from actstore.query.selection import INNER_PATTERN, PATTERN
 from actstore.store.format.plan import Plan
@@ -13,6 +13,7 @@ Axis = Annotated[str, Field(pattern=PATTERN, max_length=100_000, examples=["0:8"
 Inner = Annotated[str, Field(pattern=INNER_PATTERN, max_length=400, examples=[":"])]
 Hook = Annotated[str, Field(min_length=1, max_length=200, examples=["blocks.0.hook_resid_post"])]
 Number = Annotated[int, Field(strict=True, ge=-(2**48), le=2**48)]
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 Numbers = Annotated[list[Number], Field(max_length=100_000)]
 
 
@@ -143,6 +144,25 @@ class Pick(RequestBody):
     """The position of each row; or its slot, where only chosen positions are stored."""
 
 
+class PromptsRequest(RequestBody):
+    """Prompts whose activations are wanted: either texts or token ids."""
+
+    hooks: Annotated[list[Hook], Field(min_length=1, max_length=1000)]
+    """Names or globs of hooks of the model."""
+    texts: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=1_000_000)]], Field(min_length=1)] | None
+    ) = None
+    """Texts; each begins with the BOS token, if the tokenizer of the model has one."""
+    tokens: Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)] | None = None
+    """The real token ids of each prompt, without padding."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if (self.texts is None) == (self.tokens is None):
+            raise ValueError("give either texts or tokens")
+        return self
+
+
 class PlanRequest(RequestBody):
     """What a client wants to read from storage by itself: a selection, or whole objects."""
 
@@ -201,6 +221,23 @@ class MatchList(Reply):
 
     sequences: Annotated[tuple[int, ...], FailFast()]
     positions: Annotated[tuple[int, ...], FailFast()]
+
+
+class PromptPlaces(Reply):
+    """Where the store has prompts, for some hooks."""
+
+    hooks: Annotated[tuple[str, ...], FailFast()]
+    """Hooks under their stored names."""
+    sequences: Annotated[tuple[int, ...], FailFast()]
+    """The sequence of each prompt, in their order."""
+
+
+class PromptList(Reply):
+    """Where the store has the activations of prompts, all of which are committed."""
+
+    lengths: Annotated[tuple[int, ...], FailFast()]
+    """Number of tokens of each prompt: its activations are at the first positions of its sequence."""
+    places: Annotated[tuple[PromptPlaces, ...], FailFast()]
 
 
 class OrderDocument(Reply):

@@ -4,11 +4,13 @@ from typing import Any, Final
 
 from actstore.errors import (
     ActstoreError,
+    ExtractError,
     HookError,
     JobError,
     LoaderError,
     ModelError,
     NotCommittedError,
+    PlanMismatchError,
     StorageError,
     TokensError,
     UncheckedError,
@@ -58,6 +60,8 @@ _ERRORS: Final[tuple[tuple[tuple[type[Exception], ...], int, str], ...]] = (
     ((LoaderError,), 422, "loader"),
     ((TokensError, ModelError), 422, "tokens"),
     ((JobError,), 422, "invalid"),
+    ((PlanMismatchError,), 409, "mismatch"),
+    ((ExtractError,), 500, "compute"),
     ((MemoryError,), 413, "too-large"),
     ((StorageError, UncheckedError), 502, "storage"),
 )
@@ -67,9 +71,11 @@ TITLES: Final = {
     "store": "There is no such store",
     "not-committed": "Rows are not committed yet",
     "loader": "There are no such batches",
-    "tokens": "The text cannot be searched for",
+    "tokens": "The text or the tokens cannot be taken",
     "invalid": "The request is not valid",
     "index": "There are no such sequences or positions",
+    "mismatch": "The store is of another model",
+    "compute": "The activations cannot be computed",
     "too-large": "More than may be asked for at once",
     "storage": "The storage of the store does not answer as it should",
     "host": "The server has another name",
@@ -92,6 +98,8 @@ _RAISED: Final[dict[str, type[Exception]]] = {
     "tokens": TokensError,
     "index": IndexError,
     "invalid": JobError,
+    "mismatch": PlanMismatchError,
+    "compute": ExtractError,
 }
 
 

@@ -1,11 +1,11 @@
 """Activations of prompts: what a store has is read, and the rest is computed and added to it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,13 @@ from actstore.extraction.planning.planning import plan_job
 from actstore.facade import Store
 from actstore.hooks.cache.activation_cache import ActivationCache
 from actstore.hooks.families.stored_config import hooks_of_stored
-from actstore.hooks.naming.hook_points import point_of
+from actstore.recall.answers import Limits, StoredPrompts
 from actstore.recall.lookup import Lookup, Work
 from actstore.recall.prompts import Ids, ids_of
+from actstore.recall.values import as_cached
 from actstore.storage.blobs import Blobs
 from actstore.storage.opening import open_blobs
+from actstore.store.format.dtypes import dtype as dtype_of
 from actstore.store.format.plan import IN_MEMORY, MAX_CONTEXT, ModelIdentity
 from actstore.store.records.run import Run, read_runs
 from actstore.tokens import open_memory
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from actstore.hooks.model import HookedModel
     from actstore.hooks.naming.names import HookName
 
+T = TypeVar("T")
 _FEW_PROMPTS: Final = 64
 """A store that begins with fewer prompts has small batches: every forward has a whole one, and few may be missing."""
 _BATCH_OF_FEW: Final = 8
@@ -45,7 +48,7 @@ _MOST_ROUNDS: Final = 100
 """Times that a store is looked at before a call gives up; each time another process has been faster."""
 
 
-def activations(
+def recalled(
     model: "HookedModel | str | Path",
     tokens: Any,
     hooks: "HookName | Sequence[HookName]",
@@ -55,35 +58,40 @@ def activations(
     batch_size: int | None = None,
     dtype: "str | torch.dtype | None" = None,
 ) -> ActivationCache:
-    """The activations of prompts: what the store has of them is read, the rest is computed and added to the store.
+    """The activations of prompts: what a store has of them is read, and the rest is computed and added to it first. See
+    `actstore.activations`.
+    """
+    return _from_store(_Asked.read, model, tokens, hooks, store, context_length, batch_size, dtype)
 
-    The same call again computes nothing. Prompts are told apart by their token ids, so text and its ids are one prompt,
-    and one that is given twice is computed once. Several processes may use one store at once.
 
-    Args:
-        model: a `HookedModel`, whose weights are those that it has now; or the name or folder of one, which is loaded
-            only if something is to be computed. A store is of one of the two.
-        tokens: a text; or a list of texts or of token ids, an array or a tensor of ids [n, position], or whatever else
-            `actstore.extract` takes from memory. Text begins with the BOS token, as in `HookedModel.to_tokens`.
-        hooks: names, globs or pairs such as ``("resid_post", 5)``.
-        store: folder or URL of the store, which is made by the first call.
-        context_length: the longest prompt that a new store has room for. None for the longest of this call, rounded up
-            to a multiple of 64, if the model has so many positions.
-        batch_size: sequences in a forward, for a new store. None for 8, or 16 if the first call has 64 prompts or more.
-        dtype: dtype to compute and to store in, for a model that is named. None for the one it was saved in.
-
-    Returns:
-        Values [prompt, position, ...] on the CPU, in the order of the prompts, padded on the right to the longest of
-        them; what is at padding means nothing. Methods that need weights work with a `HookedModel` only. Values can
-        differ from those of another forward in the last bits, as a batch has another shape.
+def stored_prompts(
+    model: "HookedModel | str | Path",
+    tokens: Any,
+    hooks: "HookName | Sequence[HookName]",
+    store: str | Path,
+    limits: Limits,
+) -> StoredPrompts:
+    """Where a store has the activations of prompts, once those that it lacks are computed and added. Nothing is read
+    besides token ids.
 
     Raises:
-        HookError, ModelError: there is no such hook or model, or a store cannot hold it.
-        JobError: an option is not valid.
-        TokensError: there are no prompts, or one is empty or too long.
-        PlanMismatchError: the store is of another model or dtype, or of chosen positions.
-        ActstoreError: the store cannot be read or written, or the computation fails.
+        TokensError: the prompts cost more than the limits allow.
+        ActstoreError: see `actstore.activations`.
     """
+    return _from_store(_Asked.places, model, tokens, hooks, store, limits=limits)
+
+
+def _from_store(
+    finish: "Callable[[_Asked, Store, Lookup], T]",
+    model: "HookedModel | str | Path",
+    tokens: Any,
+    hooks: "HookName | Sequence[HookName]",
+    store: str | Path,
+    context_length: int | None = None,
+    batch_size: int | None = None,
+    dtype: "str | torch.dtype | None" = None,
+    limits: Limits | None = None,
+) -> T:
     url = str(store)
     fields, given = taken({"model": model, "hooks": hooks, "dtype": dtype})
     fields |= {"tokens": PREFIX, "out": url, "packing": "document", "append": True, "batch_size": batch_size}
@@ -92,17 +100,23 @@ def activations(
     job = parse_job(fields, where="activations")
     blobs = open_blobs(url)
     with ThreadPoolExecutor(1, thread_name_prefix="fingerprint") as thread:
-        return _answered(_Asked.of(job, given, tokens, thread), blobs, context_length, batch_size)
+        return _answered(
+            _Asked.of(job, given, tokens, thread, limits), finish, blobs, context_length, batch_size
+        )
 
 
 def _answered(
-    asked: "_Asked", blobs: Blobs, context_length: int | None, batch_size: int | None
-) -> ActivationCache:
-    """The activations, of which what is missing is computed first.
+    asked: "_Asked",
+    finish: "Callable[[_Asked, Store, Lookup], T]",
+    blobs: Blobs,
+    context_length: int | None,
+    batch_size: int | None,
+) -> T:
+    """What ``finish`` makes of the store once it has everything.
 
     Raises:
         IncompleteError: other processes have been faster again and again.
-        ActstoreError: see `activations`.
+        ActstoreError: see `actstore.activations`.
     """
     url = blobs.url
     for _ in range(_MOST_ROUNDS):
@@ -113,11 +127,12 @@ def _answered(
             found = Lookup(stored, asked.sequences, asked.hook_names(length))
             work, batch = found.work, None
             if not work:
-                cache = asked.read(stored, found)
+                result = finish(asked, stored, found)
                 # The weights are hashed while values are read.
                 asked.check_model(stored)
-                return cache
+                return result
             asked.check_model(stored)
+            asked.check_cost(stored, work)
         else:
             length = asked.length_of_new(url, context_length)
             work, batch = [Work(asked.sequences, asked.hook_names(length))], batch_size or asked.usual_batch
@@ -149,12 +164,17 @@ class _Asked:
     """Which of `sequences` each prompt is, [n_prompts]."""
     longest: int
     """Tokens of the longest prompt."""
+    limits: Limits | None = None
 
     @classmethod
-    def of(cls, job: Job, given: Given, tokens: Any, thread: ThreadPoolExecutor) -> "_Asked":
+    def of(
+        cls, job: Job, given: Given, tokens: Any, thread: ThreadPoolExecutor, limits: Limits | None
+    ) -> "_Asked":
         model = JobModel(job, given.model)
         identity = thread.submit(model.identity)
         prompts = ids_of(tokens, job.model, given.model)
+        if limits is not None:
+            limits.check_tokens(sum(map(len, prompts)))
         known: dict[bytes, int] = {}
         numbers = [known.setdefault(ids.tobytes(), len(known)) for ids in prompts]
         different = [np.frombuffer(ids, np.int32) for ids in known]
@@ -164,10 +184,31 @@ class _Asked:
                 f"the longest prompt has {longest:,} tokens, and {job.model} has {model.n_positions:,} positions; cut "
                 "it, or leave it out"
             )
-        return cls(job, given, model, identity, different, np.array(numbers), longest)
+        return cls(job, given, model, identity, different, np.array(numbers), longest, limits)
 
     def hook_names(self, context_length: int) -> tuple[str, ...]:
         return tuple(hook.name for hook in self.model.hooks(context_length))
+
+    def check_cost(self, store: Store, work: Sequence[Work]) -> None:
+        """Check that the store may take what is to be computed.
+
+        Raises:
+            TokensError: it would become too large.
+        """
+        if self.limits is None:
+            return
+        of_hooks = {hook.name: math.prod(hook.shape) for hook in self.model.hooks(store.plan.context_length)}
+        of_hooks |= {
+            hook.name: math.prod(hook.shape) for run in store.runs for hook in run.plan.request.hooks
+        }
+        there = [(run.plan.n_sequences, run.plan.hook_names) for run in store.runs]
+        more = [(len(part.sequences), part.hooks) for part in work]
+        row_nbytes = store.plan.context_length * dtype_of(store.plan.request.dtype).itemsize
+        nbytes, nbytes_more = (
+            row_nbytes * sum(n * sum(of_hooks[hook] for hook in hooks) for n, hooks in runs)
+            for runs in (there, more)
+        )
+        self.limits.check_nbytes(nbytes, nbytes_more)
 
     @property
     def usual_batch(self) -> int:
@@ -266,17 +307,17 @@ class _Asked:
         """The values of all prompts, in their order."""
         values = {}
         for hook, rows in found.rows.items():
-            point = point_of(hook)
-            assert point is not None  # it is stored
-            value = store[hook][rows[self.numbers], : self.longest]
-            if "source_position" in point.axes:
-                value = value[..., : self.longest].contiguous()
-            values[hook] = value.movedim(1, point.position_axis)
+            values[hook] = as_cached(hook, store[hook][rows[self.numbers], : self.longest], self.longest)
         live = self.given.model
         if live is not None:
             return ActivationCache(values, live.hooked, kind="activations")
         names, cfg = hooks_of_stored(store.plan.request.model.config)
         return ActivationCache(values, names=names, cfg=cfg, kind="activations")
+
+    def places(self, _store: Store, found: Lookup) -> StoredPrompts:
+        """Where all prompts are, in their order."""
+        lengths = np.array([len(ids) for ids in self.sequences])[self.numbers]
+        return StoredPrompts({hook: rows[self.numbers] for hook, rows in found.rows.items()}, lengths)
 
 
 def _progress(runs: Sequence[Run]) -> list[tuple[str, bool, int, bool]]:

@@ -26,6 +26,24 @@ def ids_of(given: Any, model: str, live: LiveModel | None) -> list[Ids]:
     Raises:
         TokensError: there are no prompts, one is none or is empty, or there is text and no tokenizer.
     """
+    prompts = prompts_of(given)
+    to_ids = None
+    rows: list[Ids] = []
+    for batch in prompts:
+        if isinstance(batch[0], str):
+            to_ids = to_ids or _text_to_ids(model, live)
+            rows += _tokenised(batch, to_ids)
+        else:
+            rows += batch
+    return rows
+
+
+def prompts_of(given: Any) -> list[list[str] | list[Ids]]:
+    """Prompts in memory as texts or as token ids, in batches of one kind.
+
+    Raises:
+        TokensError: there are no prompts, or one is none or is empty.
+    """
     source = open_memory([given] if isinstance(given, str) else given)
     if source.kind == "chats":
         raise TokensError(
@@ -34,13 +52,12 @@ def ids_of(given: Any, model: str, live: LiveModel | None) -> list[Ids]:
         )
     batches: Iterator[tuple[int, list[Any]]] = iter(source.batches())
     if source.kind == "text":
-        to_ids = _text_to_ids(model, live)
-        return [ids for _, texts in batches for ids in _tokenised(texts, to_ids)]
+        return [list(texts) for _, texts in batches if texts]
     rows = [np.ascontiguousarray(ids, np.int32) for _, batch in batches for ids in batch]
     empty = next((number for number, ids in enumerate(rows) if not len(ids)), None)
     if empty is not None:
         raise TokensError(f"prompt {empty} has no token; give one token id at least")
-    return rows
+    return [rows]
 
 
 def _text_to_ids(model: str, live: LiveModel | None) -> Callable[[Sequence[str]], Any]:

@@ -95,7 +95,7 @@ def test_default_limits_of_a_server() -> None:
         for row in table("docs/serve.md", head)
         if row[4] and (match := re.match(r"([\d,]+) ?(MiB|GiB|s)?", row[2]))
     ]
-    assert len(said) == 10
+    assert len(said) == 13
     for option, (number, unit) in [(option, match.groups("")) for option, match in said]:
         default = defaults[option]
         nbytes = byte_size()(default) if isinstance(default, str) else default

@@ -13,7 +13,7 @@ from tests.mutants.run import ROOT, Copy, chosen, run, table
 
 PACKAGES = {
     *("tokens", "hooks", "storage", "store", "extraction", "loader", "analysis", "query"),
-    *("integrations", "cli", "workers", "patching", "generating"),
+    *("integrations", "cli", "workers", "patching", "generating", "recall"),
 }
 
 

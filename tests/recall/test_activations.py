@@ -18,6 +18,8 @@ from actstore.analysis.search import sequence_sha256
 from actstore.errors import HookError, JobError, ModelError, PlanMismatchError, TokensError
 from actstore.extraction.events import Event, SegmentDone
 from actstore.hooks.naming.names import HookName
+from actstore.recall.activations import stored_prompts
+from actstore.recall.answers import Limits
 from actstore.recall.known_sequences import digest
 from tests.commands import FORKS, start_server
 from tests.conftest import TinyModel
@@ -298,6 +300,32 @@ def test_another_dtype_is_refused(folder: str, here: str) -> None:
     assert half[STREAMS[0]].dtype == torch.bfloat16
     with pytest.raises(PlanMismatchError, match="holds bfloat16, and float32 was asked for"):
         actstore.activations(folder, PROMPTS, HOOKS, here)
+
+
+def test_places_of_prompts(counted: Counted, here: str) -> None:
+    """What a server tells of prompts: their sequences in the store, in their order, with one of them twice."""
+    rows = [[5, 6, 7], [8, 9], [5, 6, 7], [10]]
+    found = stored_prompts(counted.model, rows, HOOKS, here, Limits(9, 10**9))
+    assert found.lengths.tolist() == [3, 2, 3, 1]
+    store = actstore.open(here)
+    assert set(found.sequences) == set(STREAMS)
+    for sequences in found.sequences.values():
+        for row, sequence in zip(rows, sequences.tolist(), strict=True):
+            assert store.tokens[sequence, : len(row)].tolist() == row
+
+
+def test_limits(counted: Counted, here: str) -> None:
+    """Of tokens in one call, and of bytes of the store in all; what is there costs nothing."""
+    nbytes = 2 * 64 * 64 * 4  # of a sequence, both hooks
+    limits = Limits(8, 3 * nbytes)
+    with pytest.raises(TokensError, match="have 9 tokens, and 8 are the most at once"):
+        stored_prompts(counted.model, [[1, 2, 3, 4, 5], [6, 7, 8, 9]], HOOKS, here, limits)
+    for rows in ([[1, 2, 3, 4], [5, 6, 7, 8]], [[9, 10]]):
+        stored_prompts(counted.model, rows, HOOKS, here, limits)
+    with pytest.raises(TokensError, match="GB more, and .* GB are the most; ask for fewer prompts or hooks"):
+        stored_prompts(counted.model, [[11]], HOOKS, here, limits)
+    stored_prompts(counted.model, [[9, 10], [1, 2, 3, 4]], HOOKS, here, limits)
+    assert actstore.open(here).shape[0] == 3
 
 
 def test_lengths(counted: Counted, plain: Plain, here: str, tmp_path: Path) -> None:

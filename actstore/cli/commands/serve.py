@@ -76,6 +76,10 @@ def _setting(
 @_setting("--forwarded-allow-ips", metavar="LIST")
 @_setting("--access-log", type=click.Path(path_type=Path))
 @_setting("--scans", type=click.IntRange(1, 64))
+@_setting("--compute", metavar="MODEL")
+@_setting("--compute-tokens", type=click.IntRange(min=1))
+@_setting("--compute-pending", type=click.IntRange(1, 1024))
+@_setting("--compute-limit", type=byte_size(1))
 @click.option("--ssl-certfile", type=_FILE, help="PEM certificate: serve HTTPS.")
 @click.option("--ssl-keyfile", type=_FILE, help="Its key.")
 @click.option("--verbose", is_flag=True, help="Log to stderr each request, and what the HTTP server does.")
@@ -101,6 +105,14 @@ def serve_command(
         raise JobError("there is nothing to serve; name stores, or a folder of stores with --root")
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("fastapi") is None:
         raise MissingExtraError("serving needs the extra 'serve'; pip install 'actstore[serve]'")
+    if options["compute"] is not None:
+        if workers > 1:
+            raise JobError(
+                f"--compute has one process with the model, and --workers is {workers}; leave --workers out"
+            )
+        from actstore.hooks.loading.pretrained import load_config
+
+        load_config(options["compute"])
     from actstore.query.server.admission.access import check_token_file
     from actstore.query.server.admission.hosts import Hosts
     from actstore.query.server.catalog.catalog import Catalog, check, name_stores

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from actstore.errors import PlanMismatchError
 from actstore.extraction.planning.differences import OF_A_RUN, differences
 from actstore.extraction.planning.tokenising.source_files import are_same, is_same
-from actstore.store.format.plan import FIRST_RUN, Plan, Request
+from actstore.store.format.plan import FIRST_RUN, LAST_RUN, Plan, Request
 from actstore.store.records.run import Run
 
 _OF_A_STORE: Final = frozenset({"tokens.context_length", "tokens.positions"})
@@ -74,7 +74,7 @@ def find_place(
     for run in runs:
         if not differences(run.plan.request, request):
             return _continue_run(url, run, runs, segment_size)
-    name = f"{int(runs[-1].plan.run) + 1:04d}"
+    name = following_name(url, runs[-1].plan.run)
     for run in runs:
         if run.plan.has_own_tokens and not differences(run.plan.request, request, but=OF_A_RUN):
             over = [other for other in runs if other.plan.tokens_of == run.plan.run]
@@ -98,6 +98,19 @@ def find_place(
                 "and a context_length there (--context-length) that leaves room for it"
             )
     raise PlanMismatchError(f"the store at {url} belongs to another plan: {'; '.join(lines)}. {advice}")
+
+
+def following_name(url: str, run: str) -> str:
+    """The name of the run after another one.
+
+    Raises:
+        PlanMismatchError: there is none, since names have four digits.
+    """
+    if run == LAST_RUN:
+        raise PlanMismatchError(
+            f"the store at {url} has a run {run}, and no run comes after that; choose another out"
+        )
+    return f"{int(run) + 1:04d}"
 
 
 def _of_same_text(url: str, runs: Sequence[Run], request: Request) -> tuple[Plan, ...]:

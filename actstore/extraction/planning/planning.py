@@ -13,7 +13,7 @@ from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
 from actstore.extraction.events import OnEvent, ignore
 from actstore.extraction.planning.devices import check_device
 from actstore.extraction.planning.given import Given, taken
-from actstore.extraction.planning.growth import Place, find_place
+from actstore.extraction.planning.growth import Place, find_place, following_name
 from actstore.extraction.planning.job import Job, load_job, parse_job
 from actstore.extraction.planning.job_model import JobModel
 from actstore.extraction.planning.tokenising.kept_tables import check_beside
@@ -346,7 +346,7 @@ def free_place(blobs: Blobs, place: Place) -> Place:
                 f"{blobs.url}/{RUNS}/{FIRST_RUN} holds records and no plan, the rest of a store that was deleted in "
                 "part; delete it whole, or choose another out"
             )
-        place = replace(place, name=f"{int(place.name) + 1:04d}")
+        place = replace(place, name=following_name(blobs.url, place.name))
     for path in place.arrays:
         if any(key.startswith("c.") for key in blobs.names(path)):
             raise StorageError(

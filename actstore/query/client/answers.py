@@ -8,7 +8,7 @@ import numpy as np
 
 from actstore.analysis.search import Matches
 from actstore.query.client.bounds import SEGMENTS, shown, unexpected
-from actstore.query.documents import MatchList, RunDocument, StatisticsDocument, StoreDocument
+from actstore.query.documents import MatchList, PromptList, RunDocument, StatisticsDocument, StoreDocument
 from actstore.store.format.plan import FIRST_RUN, HookArray
 from actstore.store.records.run import Run, contradictions
 from actstore.store.records.segment_ranges import SegmentRanges
@@ -107,3 +107,20 @@ def matches_of(document: MatchList, shape: tuple[int, int], limit: int, where: s
     if not ((steps > 0) | ((steps == 0) & later & (not once))).all():
         raise unexpected(where, "places twice or out of order", "each once, in the order of the store,")
     return matches
+
+
+def check_prompts(found: PromptList, n_prompts: int, shape: tuple[int, int], where: str) -> None:
+    """Check that a server says where each of some prompts is.
+
+    Raises:
+        StorageError: it does not.
+    """
+    n_sequences, width = shape
+    is_right = len(found.lengths) == n_prompts and all(0 < length <= width for length in found.lengths)
+    for place in found.places:
+        is_right = is_right and len(place.sequences) == n_prompts and len(place.hooks) > 0
+        is_right = is_right and all(0 <= row < n_sequences for row in place.sequences)
+    if not is_right or not found.places:
+        raise unexpected(
+            where, "places that are none in the store", f"the place of each of {n_prompts} prompts"
+        )

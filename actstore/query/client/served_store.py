@@ -7,11 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
+from pydantic import ValidationError
 
 from actstore.analysis.search import Matches, check
 from actstore.errors import JobError, StorageError
 from actstore.facade import Store
-from actstore.hooks.naming.names import HookName
+from actstore.hooks.cache.activation_cache import ActivationCache
+from actstore.hooks.families.stored_config import hooks_of_stored
+from actstore.hooks.naming.names import HookName, each_name, long_name
 from actstore.query.client import answers
 from actstore.query.client.direct import direct_blobs
 from actstore.query.client.http_blobs import HttpBlobs
@@ -19,8 +22,17 @@ from actstore.query.client.safetensors import read_tensors
 from actstore.query.client.served_rows import ServedRows
 from actstore.query.client.server import Server
 from actstore.query.client.unix import is_unix
-from actstore.query.documents import MatchList, Select, StatisticsDocument, StoreDocument
+from actstore.query.documents import (
+    MatchList,
+    PromptList,
+    PromptsRequest,
+    Select,
+    StatisticsDocument,
+    StoreDocument,
+)
 from actstore.query.wire import SAFETENSORS
+from actstore.recall.prompts import prompts_of
+from actstore.recall.values import as_cached
 from actstore.storage.blobs import BlobReader
 from actstore.store.committed_store import CommittedStore
 from actstore.store.reading.identity import Identity, check_same
@@ -51,6 +63,22 @@ _MAX_SEARCHED: Final = 5_000
 """Characters that fit into a URL, also where each becomes several."""
 _MAX_MATCHES: Final = 1_000_000
 """Matches of one search at most; as many as a server gives."""
+
+
+def _prompts_request(tokens: Any, hooks: "HookName | Sequence[HookName]") -> PromptsRequest:
+    """
+    Raises:
+        TokensError, JobError: the prompts or the hooks are none.
+    """
+    prompts = [prompt for batch in prompts_of(tokens) for prompt in batch]
+    wanted = [long_name(name) if isinstance(name, tuple) else name for name in each_name(hooks)]
+    try:
+        if isinstance(prompts[0], str):
+            return PromptsRequest(hooks=wanted, texts=prompts)
+        return PromptsRequest(hooks=wanted, tokens=[np.asarray(ids).tolist() for ids in prompts])
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise JobError(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
 
 
 class ServedStore(Store):
@@ -171,6 +199,34 @@ class ServedStore(Store):
                 f"there are more than {_MAX_MATCHES} places; give a limit, or look for something rarer"
             )
         return matches
+
+    def activations(self, tokens: Any, hooks: "HookName | Sequence[HookName]") -> ActivationCache:
+        """The activations of prompts. The server computes what the store lacks, and adds it to the store.
+
+        Args:
+            tokens: a text, texts, or token ids, as for `actstore.activations`.
+            hooks: names, globs or pairs of hooks of the model.
+
+        Returns:
+            Values as from `actstore.activations`, without a model.
+
+        Raises:
+            JobError: the server only reads.
+            HookError, TokensError, PlanMismatchError: as from `actstore.activations`.
+            StorageError: the server cannot be reached, or is busy for too long.
+        """
+        asked = _prompts_request(tokens, hooks)
+        found = self.server.document(PromptList, "/activations", request=asked, most_values=_MAX_MATCHES)
+        self._set_runs(self._grown())
+        n_prompts = len(asked.texts or asked.tokens or ())
+        answers.check_prompts(found, n_prompts, self.shape, f"{self.server.url}/activations")
+        names, cfg = hooks_of_stored(self.plan.request.model.config)
+        longest = max(found.lengths)
+        values = {}
+        for place in found.places:
+            for hook, value in self._several(place.hooks, list(place.sequences)).items():
+                values[hook] = as_cached(hook, value, longest)
+        return ActivationCache(values, names=names, cfg=cfg, kind="activations")
 
     def loader_of(self, options: "LoaderOptions", rows: "ValidRows | None" = None) -> "Loader":
         """Implements `Store.loader_of`: reads storage where it can be reached, else batches that the server makes."""

@@ -15,19 +15,20 @@ from actstore.query.documents import ProblemDocument
 from actstore.query.server.admission.access import Access
 from actstore.query.server.admission.gate import Gate
 from actstore.query.server.catalog.catalog import Catalog
+from actstore.query.server.computing.model_process import ModelProcess
 from actstore.query.server.connections.connection import REFUSED
 from actstore.query.server.memory.budget import MemoryBudget
 from actstore.query.server.monitoring.access_log import AccessLog
 from actstore.query.server.monitoring.metrics import Metrics
 from actstore.query.server.pages import welcome
 from actstore.query.server.readiness import Readiness
+from actstore.query.server.routes import activations, health, picks, plans, prompts, slices, stores, zarr_files
 from actstore.query.server.routes import batches as batch_routes
-from actstore.query.server.routes import health, picks, plans, prompts, slices, stores, zarr_files
 from actstore.query.server.routes.hot_routes import HotRoutes
 from actstore.query.server.sending.error_replies import answer_errors
 from actstore.query.server.settings import Settings
 from actstore.query.server.sharing.known_rows import KnownRows
-from actstore.query.server.sharing.scans import Scans
+from actstore.query.server.sharing.scans import Scans, Words
 from actstore.query.server.sharing.shared_batches import SharedBatches
 from actstore.query.server.state import State
 from actstore.query.wire import CONTENTS, STORE
@@ -76,10 +77,25 @@ def create_app(settings: Settings) -> Gate:
         KnownRows(budget),
         scans,
         Readiness(catalog, access),
+        _computing(settings, metrics),
         access,
         log,
     )
     return Gate(HotRoutes(app, [slices.HOT, batch_routes.HOT]), settings, access, metrics, budget, log)
+
+
+def _computing(settings: Settings, metrics: Metrics) -> tuple[ModelProcess, Scans] | None:
+    if settings.compute is None:
+        return None
+    queue = Scans(
+        1,
+        settings.timeout_s,
+        metrics,
+        n_waiting=settings.compute_pending,
+        n_waiting_per_client=max(2, settings.compute_pending // 4),
+        words=Words("a computation", "computations", "computations"),
+    )
+    return ModelProcess(settings.compute), queue
 
 
 def openapi() -> dict[str, Any]:
@@ -102,7 +118,7 @@ def _routes() -> FastAPI:
     app.include_router(health.router)
     app.include_router(health.private, dependencies=[Security(_BEARER)])
     app.include_router(welcome.router)
-    for module in (stores, slices, picks, prompts, batch_routes, plans, zarr_files):
+    for module in (stores, slices, picks, prompts, activations, batch_routes, plans, zarr_files):
         app.include_router(module.router, dependencies=[Security(_BEARER)])
     answer_errors(app)
     app.openapi = lambda: _openapi_document(app)  # type: ignore[method-assign]
@@ -179,6 +195,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     if state.access is not None:
         state.access.close()
     state.scans.close()
+    if state.computing is not None:
+        model, queue = state.computing
+        await run_in_threadpool(queue.close)
+        await run_in_threadpool(model.close)
     state.batches.close()
     if state.log is not None:
         await run_in_threadpool(state.log.close)

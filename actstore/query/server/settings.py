@@ -70,6 +70,16 @@ class Settings:
     access_log: Annotated[
         Path | None, "Append a line of JSON for each request to this file; - is stderr."
     ] = None
+    compute: Annotated[
+        str | None,
+        "Compute activations of prompts that a served store lacks, with this model (Hub name or folder), and add them "
+        "to the store. Default: the server only reads.",
+    ] = None
+    compute_tokens: Annotated[int, "Most tokens of the prompts of one request to compute."] = 16_384
+    compute_pending: Annotated[
+        int, "Most requests to compute that wait; a quarter of them, and at least two, of one client."
+    ] = 16
+    compute_limit: Annotated[int, "Most bytes that a store may grow to by computing."] = 64 << 30
     scans: Annotated[
         int, "Most scans at once in a process: searches, and finding the rows that are not dropped."
     ] = 2

@@ -9,6 +9,7 @@ from fastapi import Request
 from actstore.query.server.admission.access import Access, Scope
 from actstore.query.server.admission.gate import SCOPE, STORE_ID, STORE_URL, STORE_VERSION
 from actstore.query.server.catalog.catalog import Catalog, no_store
+from actstore.query.server.computing.model_process import ModelProcess
 from actstore.query.server.memory.budget import MemoryBudget
 from actstore.query.server.monitoring.access_log import AccessLog
 from actstore.query.server.monitoring.metrics import Metrics
@@ -33,6 +34,8 @@ class State:
     known_rows: KnownRows
     scans: Scans
     readiness: Readiness
+    computing: tuple[ModelProcess, Scans] | None = None
+    """The model and the queue before it; None if the server only reads."""
     access: Access | None = None
     """The tokens; None lets everybody in."""
     log: AccessLog | None = None

@@ -17,6 +17,7 @@ from actstore.store.format.layout import ArrayLayout, dividing_chunk_rows
 RUNS = "_actstore/runs"
 """Folder of plans and commits, which are kept by run: later runs add hooks or tokens to a store."""
 FIRST_RUN = "0000"
+LAST_RUN = "9999"
 IMPORTED = "imported:"
 """Prefix of the fingerprint of values that were not computed but imported."""
 IN_MEMORY = "memory:"

@@ -284,3 +284,13 @@ def test_the_command_that_added_hooks_has_nothing_to_do_once_it_is_done() -> Non
 )
 def test_where_a_new_run_writes(place: Place, arrays: tuple[str, ...]) -> None:
     assert place.arrays == arrays
+
+
+def test_no_run_comes_after_the_last() -> None:
+    last = done(FIRST).__class__(
+        FIRST.model_copy(update={"run": "9999", "tokens_of": "9999"}), (), has_tokens=True, finished=None
+    )
+    with pytest.raises(
+        PlanMismatchError, match="has a run 9999, and no run comes after that; choose another"
+    ):
+        find_place(URL, [done(FIRST), last], other_tokens(*HOOKS), append=True)

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -24,11 +25,17 @@ Look = Callable[[int], None]
 """Called after each piece with the number of rows that were scanned; raises `StoppedError` when nobody waits any more.
 """
 
-_WAITING: Final = 64
-"""Scans of all clients that wait for a thread, at most."""
-_WAITING_PER_CLIENT: Final = 8
 _LATEST_S: Final = 60
 """Seconds at most after which a client that finds too many waiting scans is told to ask again."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What scans are called in messages."""
+
+    one: str = "a scan of all rows"
+    own: str = "searches, or orders of rows that must be looked for,"
+    others: str = "searches"
 
 
 class StoppedError(Exception):
@@ -55,13 +62,28 @@ class _Scan:
 class Scans:
     """The scans of one process. Only its event loop may call them."""
 
-    def __init__(self, n_threads: int, timeout_s: float, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        n_threads: int,
+        timeout_s: float,
+        metrics: Metrics,
+        *,
+        n_waiting: int = 64,
+        n_waiting_per_client: int = 8,
+        words: Words = Words(),
+    ) -> None:
         """
         Args:
             n_threads: scans at once.
             timeout_s: seconds that a request waits for a scan.
             metrics: counters of the rows.
+            n_waiting: scans of all clients that wait for a thread, at most.
+            n_waiting_per_client: the same for each client.
+            words: what scans are called in messages.
         """
+        self._n_waiting = n_waiting
+        self._n_waiting_per_client = n_waiting_per_client
+        self._words = words
         self._n_threads = n_threads
         self._timeout_s = timeout_s
         self._metrics = metrics
@@ -106,25 +128,24 @@ class Scans:
         raise Problem(
             503,
             "busy",
-            f"the request needs a scan of all rows, which did not end within {self._timeout_s:g} s; ask again",
+            f"the request needs {self._words.one}, which did not end within {self._timeout_s:g} s; ask again",
             self._retry_after(),
         )
 
     def _begin(self, client: str, key: Hashable, work: Callable[[Look], Any]) -> _Scan:
         n_own = Counter(scan.client for _, scan in self._waiting)[client]
-        if n_own >= _WAITING_PER_CLIENT:
+        if n_own >= self._n_waiting_per_client:
             raise Problem(
                 429,
                 "too-many",
-                f"{n_own} searches, or orders of rows that must be looked for, of this client wait for their turn; "
-                "ask again when some are done",
+                f"{n_own} {self._words.own} of this client wait for their turn; ask again when some are done",
                 self._retry_after(),
             )
-        if len(self._waiting) >= _WAITING:
+        if len(self._waiting) >= self._n_waiting:
             raise Problem(
                 503,
                 "busy",
-                f"{_WAITING} searches of other clients wait for their turn; ask again",
+                f"{self._n_waiting} {self._words.others} of other clients wait for their turn; ask again",
                 self._retry_after(),
             )
         scan = self._wanted[key] = _Scan(client, work, self._metrics)
