@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -22,6 +23,7 @@ SMALL: Final = {
     "total_training_samples=600_000": "total_training_samples=60_000",
     "train_batch_size_samples=2048": "train_batch_size_samples=512",
     "d_sae=3072": "d_sae=768",
+    "n_sequences=12": "n_sequences=2",
 }
 
 
@@ -62,10 +64,15 @@ def places(smollm2: Path, s3_url: str, tmp_path: Path, monkeypatch: pytest.Monke
 def test_small(places: dict[str, str], tmp_path: Path) -> None:
     names, printed, shown = run_page(places | SMALL)
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown)
-    curve = [explained for _, explained in names["curve"]]
+    checkpoints = names["checkpoints"]
+    curve = [one.explained_variance for one in checkpoints]
     assert len(curve) >= 12
     assert curve[0] < curve[-1] - 0.05
     assert 0.3 < curve[-1] < 1
+    assert curve[-1] == pytest.approx(names["figures"].explained_variance)
+    table = pq.read_table(tmp_path / "checkpoints.parquet")
+    assert table["explained_variance"].to_pylist() == curve
+    assert 0 < names["figures"].losses.recovered < 1
     assert (tmp_path / "sae.png").read_bytes().startswith(b"\x89PNG")
     assert any((tmp_path / "cache").rglob("c.*"))
 
@@ -73,6 +80,6 @@ def test_small(places: dict[str, str], tmp_path: Path) -> None:
 @pytest.mark.soak
 def test_as_it_stands(places: dict[str, str]) -> None:
     names, printed, shown = run_page(places)
-    explained, *_ = re.findall(r"0\.\d+", printed)
-    assert float(explained) == pytest.approx(float(re.findall(r"0\.\d+", shown)[0]), abs=0.02)
-    assert names["curve"][-1][1] == pytest.approx(float(explained), abs=1e-3)
+    ours, shown_ones = (re.findall(r"0\.\d+", text) for text in (printed, shown))
+    assert list(map(float, ours)) == pytest.approx(list(map(float, shown_ones)), abs=0.02)
+    assert names["checkpoints"][-1].explained_variance == pytest.approx(float(ours[0]), abs=1e-3)

@@ -35,6 +35,8 @@ def picture(hook: str, saes: Sequence[SaeFigures], path: Path | None) -> Any:
             trained_on, [one.l0 for one in saes], marker="s", markersize=3, color="tab:orange", label="L0"
         )
         beside.set_ylabel("L0")
+        beside.set_ylim(0, 1.25 * max(one.l0 for one in saes) or 1)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.legend(handles=lines, fontsize=8, loc="lower right")
     else:
         axes.scatter([one.l0 for one in saes], explained, s=16)

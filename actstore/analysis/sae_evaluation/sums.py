@@ -14,9 +14,9 @@ from actstore.analysis.scanning.reduction import Arrays
 if TYPE_CHECKING:
     import torch
 
-_FEATURES_AT_ONCE: Final = 1 << 20
-"""Features, of all rows that are encoded together: a few MiB, which stay in the caches of a core and bound the memory
-of wide SAEs. How rows are divided decides the last bits, so it depends on the width of the SAE alone.
+_FEATURES_AT_ONCE: Final = 1 << 22
+"""Features of all rows that are encoded together: 16 MiB, which bounds the memory of wide SAEs, and is enough for fast
+matrix products. How rows are divided decides the last bits, so it depends on the width of the SAE alone.
 """
 ERROR, SHARE, BIAS_ABOVE, BIAS_BELOW, COSINE, RATIO, L1 = range(7)
 """Columns of `EvaluationState.sums`: squared error; squared error as a share of the squared distance from the mean;

@@ -1,4 +1,4 @@
-"""SAEs for evaluations: of SAELens, and plain ones; and SAELens' own figures of them."""
+"""SAEs of SAELens for evaluations, and SAELens' own figures of them."""
 
 from typing import Any
 
@@ -8,24 +8,7 @@ from numpy.typing import NDArray
 from sae_lens.evals import get_sparsity_and_variance_metrics
 from sae_lens.registry import get_sae_class
 from sae_lens.training.activation_scaler import ActivationScaler
-from torch import Tensor, nn
-
-
-class PlainSae(nn.Module):
-    """An SAE as in dictionary_learning: rectified, with weights and no configuration."""
-
-    def __init__(self, d_in: int, d_sae: int, seed: int = 0) -> None:
-        super().__init__()
-        random = torch.Generator().manual_seed(seed)
-        self.encoder = nn.Parameter(torch.randn(d_in, d_sae, generator=random) / d_in**0.5)
-        self.bias = nn.Parameter(torch.randn(d_sae, generator=random) - 1)
-        self.decoder = nn.Parameter(torch.randn(d_sae, d_in, generator=random) / d_sae**0.5)
-
-    def encode(self, x: Tensor) -> Tensor:
-        return torch.relu(x @ self.encoder + self.bias)
-
-    def decode(self, f: Tensor) -> Tensor:
-        return f @ self.decoder
+from torch import Tensor
 
 
 def sae_of(kind: str, d_in: int, d_sae: int, **settings: Any) -> Any:

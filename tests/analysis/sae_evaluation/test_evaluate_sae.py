@@ -17,10 +17,13 @@ from actstore import analysis
 from actstore.analysis.sae_evaluation import sums
 from actstore.analysis.sae_evaluation.figures import SaeFigures
 from actstore.analysis.sae_evaluation.held_out import ByDocument
+from actstore.analysis.sae_evaluation.saes import saes_of
+from actstore.analysis.sae_evaluation.sums import Evaluation
 from actstore.analysis.scanning import unit as unit_module
 from actstore.errors import JobError
 from actstore.facade import Store
-from tests.analysis.sae_evaluation.saes import PlainSae, figures_of_sae_lens, sae_of
+from tests.analysis.sae_evaluation.plain import PlainSae
+from tests.analysis.sae_evaluation.saes import figures_of_sae_lens, sae_of
 from tests.analysis.sae_evaluation.stores import store_of_documents
 from tests.analysis.stores import HOOK, D, store_of
 
@@ -330,6 +333,17 @@ def test_objects_that_cannot_be_told_from_others_do_not_go_on(store: Store, tmp_
         analysis.evaluate_sae(store, HOOK, Bare(), resume=str(tmp_path))
 
 
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm"])
+def test_saes_of_sae_lens_travel_to_workers(normalisation: str, store: Store) -> None:
+    from ray import cloudpickle
+
+    sae = sae_of("standard", D, 24, normalize_activations=normalisation)
+    sent = cloudpickle.loads(cloudpickle.dumps(Evaluation(HOOK, saes_of(sae, (D,)), ByDocument(0.4))))
+    here = analysis.evaluate_sae(store, HOOK, sae)
+    assert bits(analysis.evaluate_sae(store, HOOK, sent.saes[0].sae)[0]) == bits(here[0])
+    assert sent.identity() == Evaluation(HOOK, saes_of(sae, (D,)), ByDocument(0.4)).identity()
+
+
 @pytest.fixture(scope="module")
 def ray() -> Iterator[ModuleType]:
     """One cluster for this file. The executor joins it, since this process is connected already."""
@@ -345,7 +359,7 @@ def test_ray_gives_the_same_bits(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     values = random.standard_normal((5000, 8, D)).astype(np.float32)
     store = store_of_documents(tmp_path, values, documents_of(5000))
-    saes = [sae_of("topk", D, 40), sae_of("standard", D, 24, normalize_activations="layer_norm")]
+    saes = [PlainSae(D, 40), PlainSae(D, 24, seed=1)]
     inline = analysis.evaluate_sae(store, HOOK, saes, held_out=0.4)
     again = analysis.evaluate_sae(store, HOOK, saes, held_out=0.4, executor="ray", num_workers=2)
     assert [bits(one) for one in inline] == [bits(one) for one in again]

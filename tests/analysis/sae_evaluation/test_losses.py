@@ -17,7 +17,8 @@ from actstore.analysis.sae_evaluation.held_out import ByDocument
 from actstore.errors import JobError
 from actstore.facade import Store
 from actstore.hooks.model import HookedModel
-from tests.analysis.sae_evaluation.saes import PlainSae, sae_of
+from tests.analysis.sae_evaluation.plain import PlainSae
+from tests.analysis.sae_evaluation.saes import sae_of
 
 TinyModel = Callable[..., Path]
 HOOK, HEADS, D = "blocks.1.hook_resid_post", "blocks.1.attn.hook_z", 64
