@@ -22,7 +22,16 @@ from actstore.query.server.monitoring.access_log import AccessLog
 from actstore.query.server.monitoring.metrics import Metrics
 from actstore.query.server.pages import welcome
 from actstore.query.server.readiness import Readiness
-from actstore.query.server.routes import activations, health, picks, plans, prompts, slices, stores, zarr_files
+from actstore.query.server.routes import (
+    activations,
+    health,
+    picks,
+    plans,
+    prompts,
+    slices,
+    stores,
+    zarr_files,
+)
 from actstore.query.server.routes import batches as batch_routes
 from actstore.query.server.routes.hot_routes import HotRoutes
 from actstore.query.server.sending.error_replies import answer_errors
