@@ -1,7 +1,7 @@
 """The rows of a store that are nearest to vectors, exact."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
@@ -63,7 +63,7 @@ class Nearest(TopActivations):
     smallest first.
     """
 
-    metric: Metric
+    metric: Metric = field(kw_only=True)
 
     def __repr__(self) -> str:
         n, k = self.values.shape

@@ -183,10 +183,7 @@ def _restricted(
     step = max(1, _BLOCK // width)
     for start in range(0, n_sequences, step):
         some = slice(start, min(start + step, n_sequences))
-        entries = store.entries
-        taken = rows.of_block(
-            start, entries.of_tokens(store.tokens, some), entries.positions(some), entries.in_use(some)
-        )
+        taken = rows.taken(store, some)
         is_there[start * width : some.stop * width] &= taken.reshape(-1)
     if any(store.not_finite(name) for name in hooks):
         finite = np.zeros(len(is_there), bool)

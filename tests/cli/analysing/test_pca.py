@@ -54,7 +54,7 @@ def test_table_progress_and_files(url: str, tmp_path: Path) -> None:
         str(plot),
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"read 100%: 100 of 100 sequences, [\d,]+ rows/s, 0:00 left", done.stderr)
+    assert re.search(r"scanned 100%: 100 of 100 sequences, [\d,]+ rows/s, 0:00 left", done.stderr)
     head, line = done.stdout.splitlines()
     assert head.split()[:4] == ["hook", "rows", "size", "variance"]
     assert line.split()[:3] == [HOOK, "700", "16"]
