@@ -70,6 +70,10 @@ class IncompleteError(ExtractError):
     """A run ended without being complete, since records were removed meanwhile. The same command makes them again."""
 
 
+class SetAsideError(ExtractError):
+    """Some units of a run failed at every attempt and are missing; all others are done."""
+
+
 class PatchError(ActstoreError, ValueError):
     """A patching experiment cannot be run as requested: prompts, metric, positions, or an option."""
 

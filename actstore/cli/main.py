@@ -9,13 +9,15 @@ import click
 
 from actstore._version import __version__
 from actstore.cli.readers import may_leave
-from actstore.errors import ActstoreError, BusyError, IncompleteError
+from actstore.errors import ActstoreError, BusyError, IncompleteError, SetAsideError
 from actstore.reason import reason
 
 RESUMABLE = 75
 """Exit code (``EX_TEMPFAIL``) of a run that SIGTERM ended, that is not complete, or whose store another process is
 writing to. Running the same command again continues it.
 """
+SET_ASIDE = 3
+"""Exit code of a run of which all is done but some segments, which failed at every attempt."""
 
 _COMMANDS = {
     "dashboard": "Write pages and tables of what features of HOOK in the store at URL are active on.",
@@ -88,7 +90,8 @@ def main() -> None:
 def run(args: list[str]) -> int:
     """Run one command line and return its exit code.
 
-    The code is 0 on success; 1 after an error, which is printed in one sentence; 2 for wrong usage; 75 if the run was
+    The code is 0 on success; 1 after an error, which is printed in one sentence; 2 for wrong usage; 3 if some segments
+    failed at every attempt and all others are done; 75 if the run was
     terminated, is not complete or must wait for another process, and 130 if it was interrupted: run it again.
     """
     debug = "--debug" in args
@@ -114,6 +117,8 @@ def run(args: list[str]) -> int:
         if debug:
             raise
         click.echo(f"error: {error}", err=True)
+        if isinstance(error, SetAsideError):
+            return SET_ASIDE
         return RESUMABLE if isinstance(error, BusyError | IncompleteError) else 1
     except Exception as error:
         if debug:

@@ -11,7 +11,8 @@ import pytest
 
 import actstore
 from actstore.extraction.events import Event, SegmentDone
-from actstore_workers import driver, pace
+from actstore.extraction.pool import pace
+from actstore.extraction.pool.pool import Pool
 from tests.faults.conftest import MakeFields, Undisturbed
 from tests.faults.finished import check_finished
 from tests.workers.processes import worker_pids
@@ -76,9 +77,9 @@ def test_a_worker_that_is_stopped_while_it_starts_is_replaced(
     del ray
     monkeypatch.setattr(pace, "START_ALONE_S", 2.0)
     stopped: list[int] = []
-    placed = driver._Pool._placed
+    placed = Pool._placed
 
-    def stop_first(pool: driver._Pool, slot: Any, host: str, pid: int) -> None:
+    def stop_first(pool: Pool, slot: Any, host: str, pid: int) -> None:
         if not stopped:
             os.kill(pid, signal.SIGSTOP)
             stopped.append(pid)
@@ -86,7 +87,7 @@ def test_a_worker_that_is_stopped_while_it_starts_is_replaced(
             monkeypatch.setattr(pace, "START_ALONE_S", 600.0)
         placed(pool, slot, host, pid)
 
-    monkeypatch.setattr(driver._Pool, "_placed", stop_first)
+    monkeypatch.setattr(Pool, "_placed", stop_first)
     fields = make_fields(tmp_path / "store", 6)
     actstore.extract(actstore.plan(**fields), executor="ray", num_workers=1)
     check_finished(fields["out"], undisturbed(fields))

@@ -4,7 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-Executor = Annotated[str, Field(min_length=1, description="inline (this process) or ray.")]
+Executor = Annotated[
+    str,
+    Field(
+        min_length=1, description="inline (this process), process (one for each GPU of this machine) or ray."
+    ),
+]
 NumWorkers = Annotated[
     Annotated[int, Field(ge=1)] | None,
     Field(description="Workers of the ray executor. Default: one a GPU, or one if there is none."),

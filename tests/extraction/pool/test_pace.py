@@ -1,6 +1,6 @@
 """Deadlines follow the times that other workers have needed, and grow with each worker that was given up."""
 
-from actstore_workers.pace import ALONE_S, FACTOR, FLOOR_S, START_ALONE_S, START_FLOOR_S, Pace
+from actstore.extraction.pool.pace import ALONE_S, FACTOR, FLOOR_S, START_ALONE_S, START_FLOOR_S, Pace
 
 
 def test_deadlines_of_segments() -> None:
