@@ -125,6 +125,7 @@ class Pool:
             while self._open:
                 self._grow()
                 self._feed()
+                assert self._callers, f"nobody has {self._unit}s {sorted(self._open)[:_SHOWN]}"
                 for call in self._fleet.ended(self._callers, _WAIT_S):
                     self._finish(call)
                     stalled_since = time.monotonic()

@@ -11,7 +11,7 @@ from actstore.extraction.events import SegmentDone
 from actstore.extraction.pool.fleet import Call, WorkerLostError, WorkerRaisedError
 
 HANGS: Final = object()
-"""The outcome of a call that never returns."""
+"""The outcome of a call that does not return yet; the script is asked again later."""
 Script = Callable[[int, Any], Any]
 """A function of the number of a worker, from 0, and its call (``place``, ``start`` or a unit). It returns the outcome:
 None for the usual one, an exception, or `HANGS`.
@@ -70,7 +70,7 @@ class ScriptedFleet:
         return []
 
     def _has_ended(self, call: MadeCall) -> bool:
-        if call.worker.death is None and call.outcome is None:
+        if call.worker.death is None and (call.outcome is None or call.outcome is HANGS):
             call.outcome = self.script(call.worker.number, call.what)
             if isinstance(call.outcome, WorkerLostError):
                 call.worker.death = call.outcome

@@ -89,13 +89,16 @@ def test_an_idle_worker_takes_what_waits_behind_others(run: Any) -> None:
 
 
 def test_a_unit_that_two_workers_have_done_counts_once(run: Any) -> None:
-    """The first one was late, and its answer comes just before the other one's."""
-    late = {"calls": 0}
+    """A worker that was late with two units ends the first one just before an idle worker does."""
+    n_calls = {"late": 0, "again": 0}
 
     def script(worker: int, call: Any) -> Any:
-        if worker == 0 and call == 0:
-            late["calls"] += 1
-            return HANGS if late["calls"] < 3 * N else None
+        if worker == 1 and call in (0, 2):
+            n_calls["again"] += 1
+            return None if call == 2 else HANGS
+        if worker == 0 and call in (0, 2):
+            n_calls["late"] += 1
+            return None if n_calls["again"] and (call == 2 or n_calls["late"] > 20 * N) else HANGS
         return None
 
     done, _ = run(script, size=2)
