@@ -29,8 +29,8 @@ class Alignment:
     """Which tokens of two stores end at the same character of the same document."""
 
     masks: tuple[NDArray[np.bool_], NDArray[np.bool_]]
-    """For each store True where a token has a partner in the other, [n_sequences, context_length]. Both have equally
-    many, in the same order: the i-th of one belongs to the i-th of the other.
+    """Where a token of each store has a partner in the other, [n_sequences, context_length]. Both masks have equally
+    many tokens, in the same order: the i-th of one belongs to the i-th of the other.
     """
     n_aligned: int
     """Number of pairs of tokens."""

@@ -1,4 +1,7 @@
-"""Which sequences a store has, by a hash of their real token ids; kept in this process, and extended as stores grow."""
+"""The sequences that a store has, by a hash of their real token ids.
+
+The index is kept in this process, and extended as stores grow.
+"""
 
 import hashlib
 import threading

@@ -31,6 +31,7 @@ class Kind(Enum):
     BROKEN = auto()
     """The server is overloaded or failed, or the reply was cut off or did not come in time."""
     OTHER = auto()
+    """The request failed for another reason."""
 
 
 TRANSIENT = frozenset({Kind.UNREACHABLE, Kind.BUSY, Kind.BROKEN})

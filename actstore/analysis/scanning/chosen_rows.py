@@ -1,4 +1,4 @@
-"""Which rows of a store a scan takes."""
+"""The rows of a store that a scan takes."""
 
 import hashlib
 from dataclasses import dataclass

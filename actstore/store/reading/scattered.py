@@ -21,6 +21,7 @@ class ScatteredRead:
     start: int
     """First byte in the shard."""
     nbytes: int
+    """Bytes from there on."""
     wanted: NDArray[np.int64]
     """Which of the wanted entries are in the range."""
     at: NDArray[np.int64]

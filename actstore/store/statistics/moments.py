@@ -110,12 +110,12 @@ class _Sums:
 
         size = math.prod(shape)
         self._norms: list[Tensor] = []
-        """Of all rows of the batches, flat."""
+        """The norms of all rows of the batches, flat."""
         self._shapes: list[tuple[int, int]] = []
-        """(sequences, entries) of the batches."""
+        """The shape of each batch: (sequences, entries)."""
         self._fetched: NDArray[np.float64] | None = None
         self.has_not_finite = False
-        """Known once there is a record."""
+        """Whether a value was NaN or infinite; it is known once there is a record."""
         self._total = torch.zeros(size, dtype=torch.float64, device=device)
         self._max_abs = torch.zeros((), dtype=torch.float64, device=device)
         self._moment = torch.zeros(size, size, dtype=torch.float64, device=device) if covariance else None
