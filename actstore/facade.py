@@ -286,7 +286,7 @@ class Store(CommittedStore):
             window: number of tokens on each side of the position.
 
         Raises:
-            JobError: there is no such sequence or position.
+            IndexError: there is no such sequence or position.
             NotCommittedError: the tokens of a run are not complete.
             TokensError: the tokenizer is unknown or missing, or is not the same any more.
         """
@@ -298,7 +298,7 @@ class Store(CommittedStore):
         """The text of each token of a sequence without its padding, as TransformerLens' ``to_str_tokens`` gives it.
 
         Raises:
-            JobError, NotCommittedError, TokensError: as `text` does.
+            IndexError, NotCommittedError, TokensError: as `text` does.
         """
         from actstore.analysis.text import str_tokens_of
 

@@ -107,7 +107,7 @@ def test_extract_and_read(smollm2: Path, text_file: Path, s3_url: str, tmp_path:
     output = (done.stderr + done.stdout).replace(s3_url, "s3://my-bucket/store")
     for shown in SHOWN.findall(section("Extract at scale"))[0].splitlines():
         assert shown == "..." or AMOUNT.sub("#", shown) in AMOUNT.sub("#", output).splitlines(), output
-    assert "128 in 1 sequences of 128" in output
+    assert "128 in 1 sequence of 128" in output
     grown = run(code, tmp_path)
     assert "complete: " in grown
     store = actstore.open(s3_url)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from actstore.errors import JobError, TokensError
+from actstore.errors import TokensError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,7 +34,7 @@ def _real_ids(store: "CommittedStore", sequence: int) -> list[int]:
     """Token ids of a sequence without its padding."""
     n_sequences = store.shape[0]
     if not -n_sequences <= sequence < n_sequences:
-        raise JobError(
+        raise IndexError(
             f"sequence {sequence} is not in {store.url}, which has sequences 0 to {n_sequences - 1}"
         )
     number = sequence % n_sequences
@@ -44,7 +44,7 @@ def _real_ids(store: "CommittedStore", sequence: int) -> list[int]:
 
 def _place(position: int, length: int) -> int:
     if not -length <= position < length:
-        raise JobError(f"position {position} is not in the sequence, which has {length} tokens")
+        raise IndexError(f"position {position} is not in the sequence, which has {length} tokens")
     return position % length
 
 

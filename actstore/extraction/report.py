@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
+from actstore.counted import counted
 from actstore.store.format.plan import FIRST_RUN
 from actstore.store.statistics.not_finite import NotFinite, add_up
 
@@ -85,10 +86,10 @@ class Report:
             )
         before = f", {self.n_segments_before} of them by earlier attempts" if self.n_segments_before else ""
         run = "" if self.run == FIRST_RUN else f"run {self.run} "
-        retries = f", {self.n_retries} requests repeated" if self.n_retries else ""
+        retries = f", {counted(self.n_retries, 'request')} repeated" if self.n_retries else ""
         return table(
             {
-                "store": f"{self.url} ({run}complete: {self.n_segments} segments{before})",
+                "store": f"{self.url} ({run}complete: {counted(self.n_segments, 'segment')}{before})",
                 "tokens": f"{self.n_tokens:,} stored, {self.n_tokens_computed:,} computed now",
                 **self._chosen_rows(),
                 **self._cut_rows(),
@@ -116,8 +117,8 @@ class Report:
 
 def cut(n_truncated: int, n_tokens_cut: int) -> str:
     """A line about documents that were cut."""
-    documents = "1 document" if n_truncated == 1 else f"{n_truncated:,} documents"
-    tokens = "1 token" if n_tokens_cut == 1 else f"{n_tokens_cut:,} tokens"
+    documents = counted(n_truncated, "document")
+    tokens = counted(n_tokens_cut, "token")
     return f"{tokens} of {documents}"
 
 

@@ -51,7 +51,8 @@ class GenerationJob(BaseModel):
     )
     chat_template: Text | None = Field(
         None,
-        description="Path or URL of a Jinja file that writes chats as text. Default: the tokenizer's template.",
+        description="Path or URL of a Jinja file that writes chats as text, or its text, if there is {{ or {% in it. "
+        "Default: the tokenizer's template.",
     )
     tools: Text | tuple[dict[str, JsonValue], ...] | None = Field(
         None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.counted import counted
 from actstore.errors import JobError
 from actstore.extraction.computing.executor import Resources
 from actstore.extraction.fingerprint import fingerprint
@@ -65,9 +66,9 @@ class GenerationReport:
         return table(
             {
                 "file": self.out,
-                "text": f"{self.n_continuations:,} continuations of {self.n_prompts:,} prompts",
-                "made": f"{self.n_continuations_made:,} continuations, {self.n_tokens_made:,} tokens in "
-                f"{self.seconds:,.1f} s",
+                "text": f"{counted(self.n_continuations, 'continuation')} of {counted(self.n_prompts, 'prompt')}",
+                "made": f"{counted(self.n_continuations_made, 'continuation')}, "
+                f"{counted(self.n_tokens_made, 'token')} in {self.seconds:,.1f} s",
             }
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.counted import counted
 from actstore.errors import HookError, StorageError
 from actstore.hooks.naming.listing import listing
 from actstore.hooks.naming.names import HookName, forward_order, long_name, stored_as
@@ -473,13 +474,13 @@ class CommittedStore:
 
     @property
     def _state(self) -> str:
-        return "complete" if self.is_complete else f"{self.n_committed}/{self.n_segments} segments"
+        return "complete" if self.is_complete else f"{self.n_committed}/{counted(self.n_segments, 'segment')}"
 
     def __repr__(self) -> str:
         model = self.plan.request.model.name
         n, width = self.shape
         unit = "tokens" if self.plan.n_slots is None else f"slots ({self.plan.request.tokens.positions})"
-        what = f"{model}, {len(self.hooks)} hooks, {n} x {width} {unit}, {self._state}"
+        what = f"{model}, {counted(len(self.hooks), 'hook')}, {n} x {width} {unit}, {self._state}"
         return f"<actstore.Store {self.url}: {what}>"
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.counted import counted
 from actstore.errors import TokensError
 from actstore.tokens.batch import TokenIds
 
@@ -189,7 +190,8 @@ def _packed(
         n_rows += len(rows)
         yield rows
     if n_rows == 0 and seen.tokens == 0:
-        problem = f"all its {seen.documents} documents are empty" if seen.documents else "it has no documents"
+        n = counted(seen.documents, "document")
+        problem = f"there is no token in its {n}" if seen.documents else "it has no documents"
         raise TokensError(f"the source has nothing to pack: {problem}")
     if n_rows == 0:
         raise TokensError(

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 import actstore
 from actstore.analysis.top.top_activations import top_activations
-from actstore.errors import JobError, TokensError
+from actstore.errors import TokensError
 
 TEXTS = ["The ghost of my father, naïve and 👻.", "x", "Who goes there? Stand, ho!"]
 
@@ -64,8 +64,12 @@ def test_str_tokens_are_those_of_each_token(store: actstore.Store) -> None:
     ids=["above", "below", "behind", "before"],
 )
 def test_places_that_are_not_there(store: actstore.Store, place: Any, says: str) -> None:
-    with pytest.raises(JobError, match=says):
+    with pytest.raises(IndexError, match=says):
         store.text(*place)
+    if len(place) == 1:
+        for read in (store.str_tokens, lambda i: store.tokens[i], lambda i: store[store.hooks[0]][i]):
+            with pytest.raises(IndexError):
+                read(*place)
 
 
 def test_context_of_a_top_row(store: actstore.Store) -> None:
@@ -81,9 +85,7 @@ def test_context_of_a_top_row(store: actstore.Store) -> None:
     assert (context.sequence, context.position) == (sequence, position)
     assert f"[[{tokens[position]}]]" in str(context)
     assert context.value == pytest.approx(values[sequence, position, 4])
-    with pytest.raises(
-        JobError, match="feature 1 has no row 0; there are 1 features, with up to 2 rows each"
-    ):
+    with pytest.raises(IndexError, match="feature 1 has no row 0 of 1 feature with up to 2 rows each"):
         top.context(1, 0)
 
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import actstore
 from actstore.cli.main import cli
-from actstore.errors import HookError, JobError, TokensError
+from actstore.errors import HookError, JobError, StorageError, TokensError
 from actstore.storage.local import LocalBlobs
 from actstore.store.format.shard import crc32c, encode
 from actstore.store.records.commit import TokensRecord, tokens_key
@@ -110,6 +110,25 @@ def test_info_says_that_they_are_chats(store: actstore.Store) -> None:
     )
 
 
+def test_a_template_can_be_given_as_text(store: actstore.Store, job: dict[str, Any], tmp_path: Path) -> None:
+    text = Path(job["chat_template"]).read_text(encoding="utf-8")
+    assert "\n" in text or "{%" in text
+    # It is the same template, so it is the same plan.
+    assert actstore.plan(**job | {"chat_template": text}).is_finished
+    assert actstore.plan(**job | {"chat_template": Path(job["chat_template"])}).is_finished
+    other = job | {"chat_template": text + "{# other #}", "out": str(tmp_path / "other")}
+    chat = actstore.plan(**other).plan.request.tokens.chat
+    assert chat is not None
+    assert store.plan.request.tokens.chat is not None
+    assert chat.template_sha256 != store.plan.request.tokens.chat.template_sha256
+    with pytest.raises(
+        JobError, match="chat_template has 1,048,582 characters, and 1,048,576 bytes are the most"
+    ):
+        actstore.plan(**job | {"chat_template": "{{ 1 }}"[:6] + "x" * (1 << 20)})
+    with pytest.raises(StorageError, match="chat_template cannot be read"):
+        actstore.plan(**job | {"chat_template": "{ no file }"})
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "save_to_disk"])
 def test_chats_of_any_file_are_the_same(
     store: actstore.Store, job: dict[str, Any], tmp_path: Path, kind: str
@@ -183,7 +202,8 @@ def test_positions_of_a_role_are_where_the_array_of_roles_has_it(
     assert f"tokens {store.n_tokens} in 3 sequences of {LENGTH}, from 3 documents" in shown
     assert "chats messages with roles and turns; template " in shown
     n_rows = sum(some.counts[:].tolist())
-    assert f"positions {positions}: {n_rows} rows of each hook, in {some.shape[1]} slots a sequence" in shown
+    slots = "1 slot" if some.shape[1] == 1 else f"{some.shape[1]} slots"
+    assert f"positions {positions}: {n_rows} rows of each hook, in {slots} a sequence" in shown
     assert "columns id, kept by document" in shown
 
 

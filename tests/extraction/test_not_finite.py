@@ -143,7 +143,7 @@ def test_a_loader_says_so_once(fields: Fields, is_finished: bool) -> None:
     if not is_finished:
         Path(fields["out"], "_actstore/manifest.json").unlink()
     store = actstore.open(fields["out"])
-    where = "1 rows of sequences 0:16, 2 rows of sequences 32:48, 1 rows of sequences 80:96; give drop"
+    where = "1 row of sequences 0:16, 2 rows of sequences 32:48, 1 row of sequences 80:96; give drop"
     with pytest.warns(NotFiniteWarning, match=f"{STREAM} in {where}") as caught:
         store.loader([STREAM, FINE], batch_size=64)
     assert len(caught) == 1

@@ -379,7 +379,7 @@ def test_cuts_are_told_on_the_command_line(
     n_cut = len(plain.ids("Who's there, my lord?")) - 4
     printed = capsys.readouterr()
     assert f"{n_cut} tokens of 1 document" in printed.out
-    assert "1 documents cut" in printed.err
+    assert "1 document cut" in printed.err
     assert command_line(["info", str(tmp_path / "s")]) == 0
     assert f"document, {n_cut} tokens of 1 document cut at the right" in capsys.readouterr().out
     options[-1] = str(tmp_path / "whole")

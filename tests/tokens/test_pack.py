@@ -314,7 +314,7 @@ def test_bad_ids_are_named(ids: Any, vocab_size: int | None, message: str) -> No
     ("documents", "message"),
     [
         ([], "the source has nothing to pack: it has no documents"),
-        ([[], []], "the source has nothing to pack: all its 2 documents are empty"),
+        ([[], []], "the source has nothing to pack: there is no token in its 2 documents"),
         ([[1] * 57], "the text packs to 0 rows of 128 tokens: it has only 57 tokens; give more text"),
     ],
 )

@@ -56,5 +56,7 @@ def test_the_same_text_gives_the_same_rows_from_every_format(
 def test_a_source_of_nothing_fails_in_the_packer(tmp_path: Path, tokenizer: Any) -> None:
     (tmp_path / "a.txt").write_text("")
     documents = token_documents(open_source(f"{tmp_path}/a.txt"), tokenizer)
-    with pytest.raises(TokensError, match="the source has nothing to pack: all its 1 documents are empty"):
+    with pytest.raises(
+        TokensError, match="the source has nothing to pack: there is no token in its 1 document"
+    ):
         list(pack(documents, Packing(context_length=8)))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from actstore.analysis.text import str_tokens_of
 from actstore.analysis.top.contexts import Context, check_window
 from actstore.analysis.top.found import FoundRows
-from actstore.errors import JobError
+from actstore.counted import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,14 +36,15 @@ class TopActivations(FoundRows):
             before, after: number of tokens on each side.
 
         Raises:
-            JobError: the feature has no such row, or a number of tokens is below 0.
+            IndexError: the feature has no such row, or a number of tokens is below 0.
             TokensError: the tokenizer is unknown or missing, or is not the same any more.
         """
         check_window(before, after)
         n_features, k = self.values.shape
         if not (0 <= feature < n_features and 0 <= i < k) or self.sequences[feature, i] < 0:
-            raise JobError(
-                f"feature {feature} has no row {i}; there are {n_features} features, with up to {k} rows each"
+            raise IndexError(
+                f"feature {feature} has no row {i} of {counted(n_features, 'feature')} with up to "
+                f"{counted(k, 'row')} each"
             )
         sequence, position = int(self.sequences[feature, i]), int(self.positions[feature, i])
         tokens = str_tokens_of(self.store, sequence)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from actstore.cli.options.loader_options import loader_option
+from actstore.counted import counted
 from actstore.errors import HookError, NotCommittedError
 from actstore.facade import Store
 from actstore.loader.arguments import OPTIONS, SHUFFLES
@@ -146,8 +147,8 @@ def _quality_text(quality: "ShuffleQuality") -> str:
         "most rows of one sequence": (order.most_rows, draws.most_rows),
         "normalised entropy": (order.entropy, draws.entropy),
     }
-    batches = f"{quality.n_batches:,} batches of {quality.batch_rows:,} rows"
-    rows = f"{quality.n_rows:,} rows in {quality.n_sequences:,} sequences"
+    batches = f"{counted(quality.n_batches, 'batch', 'batches')} of {counted(quality.batch_rows, 'row')}"
+    rows = f"{counted(quality.n_rows, 'row')} in {counted(quality.n_sequences, 'sequence')}"
     lines = [f"{batches}, of {rows}", "", f"{'':26}{'this order':>14}{'independent':>14}"]
     lines += [f"{name:26}{ours:14,.5g}{theirs:14,.5g}" for name, (ours, theirs) in figures.items()]
     return "\n".join(lines)

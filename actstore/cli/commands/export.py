@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from actstore.cli.showing.byte_progress import ByteProgress
+from actstore.counted import counted
 from actstore.opening import open_store
 
 
@@ -35,6 +36,6 @@ def export_command(url: str, hook: str, folder: Path, form: str) -> None:
     progress = ByteProgress("wrote", math.prod(store.shape) * (d_in + 1) * 4)
     n = export_cache(store, hook, folder, on_bytes=progress.add)
     click.echo(
-        f"{n} sequences of {acts.hook} in {folder}; hook_name={acts.hook!r}, context_size={store.shape[1]}, "
+        f"{counted(n, 'sequence')} of {acts.hook} in {folder}; hook_name={acts.hook!r}, context_size={store.shape[1]}, "
         f"d_in={d_in}"
     )

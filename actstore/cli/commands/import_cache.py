@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from actstore.cli.showing.byte_progress import ByteProgress
+from actstore.counted import counted
 
 
 @click.command("import")
@@ -43,5 +44,5 @@ def import_cache_command(folder: Path, source: str, output: str, dtype: Any, mod
     progress = ByteProgress("imported", n_sequences * length * d_in * dtype_of(dtype).itemsize)
     store = import_cache(folder, output, dtype=dtype, model=model, on_bytes=progress.add)
     click.echo(
-        f"{n_sequences} sequences of {store.hooks[0]} in {store.url}; context_size={length}, d_in={d_in}"
+        f"{counted(n_sequences, 'sequence')} of {store.hooks[0]} in {store.url}; context_size={length}, d_in={d_in}"
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from actstore.counted import counted
 from actstore.facade import Store
 from actstore.opening import open_store
 from actstore.store.format.plan import ChatIdentity
@@ -77,11 +78,11 @@ def _text(store: Store) -> str:
     )
     compressed = f", {request.compression}" if request.compression else ""
     rows = {
-        "store": f"{store.url} ({state}: {store.n_committed} of {store.n_segments} segments)",
+        "store": f"{store.url} ({state}: {store.n_committed} of {counted(store.n_segments, 'segment')})",
         "model": f"{request.model.name} ({request.model.model_type}, {request.model.n_layers} layers, "
         f"{request.model.fingerprint})",
-        "tokens": f"{store.n_tokens:,} in {n:,} sequences of {plan.context_length}, from "
-        f"{plan.n_documents:,} documents of {tokens.source}",
+        "tokens": f"{store.n_tokens:,} in {counted(n, 'sequence')} of {plan.context_length}, from "
+        f"{counted(plan.n_documents, 'document')} of {tokens.source}",
         "packing": tokens.packing
         + (f", order drawn from seed {tokens.seed}" if tokens.seed is not None else "")
         + (f", {cut(n_truncated, n_tokens_cut)} cut at the {tokens.truncate}" if n_truncated else ""),
@@ -89,7 +90,7 @@ def _text(store: Store) -> str:
         **({"chats": "token ids with roles and turns"} if tokens.token_roles else {}),
         "size": f"{'at most ' if compressed else ''}{store.nbytes / 1e6:,.1f} MB",
         "arrays": (f"{[n, *first.shape[1:]]} " if is_one_shape else "")
-        + f"{first.dtype}, {first.shard_rows} sequences a shard{compressed}",
+        + f"{first.dtype}, {counted(first.shard_rows, 'sequence')} a shard{compressed}",
         "hooks": "\n".join(
             name if is_one_shape else f"{name:<{width}}  {shape}" for name, shape in shapes.items()
         ),
@@ -97,13 +98,13 @@ def _text(store: Store) -> str:
     if tokens.positions is not None:
         n_rows = sum(part.plan.n_stored_rows for part in runs_with_tokens(store.runs))
         rows["positions"] = (
-            f"{tokens.positions}: {n_rows:,} rows of each hook, in {plan.n_slots} slots a sequence"
+            f"{tokens.positions}: {counted(n_rows, 'row')} of each hook, in {counted(plan.width, 'slot')} a sequence"
         )
     if store.columns:
         rows["columns"] = f"{', '.join(store.columns)}, kept by document"
     if store.is_complete and store.n_sequences_committed < n:
         rows["holes"] = (
-            f"only {store.n_sequences_committed:,} of {n:,} sequences have every hook; see the runs"
+            f"every hook of only {store.n_sequences_committed:,} of {counted(n, 'sequence')}; see the runs"
         )
     if len(store.runs) > 1:
         rows["runs"] = "\n".join(_line(run) for run in store.runs)
@@ -115,7 +116,7 @@ def _chats(chat: ChatIdentity) -> str:
     given = [
         f"template {chat.template_sha256[:12]}",
         "with a prompt for generation" if chat.add_generation_prompt else "",
-        f"{len(chat.tools)} tools" if isinstance(chat.tools, list) else "",
+        counted(len(chat.tools), "tool") if isinstance(chat.tools, list) else "",
         ", ".join(f"{name} = {json.dumps(value)}" for name, value in chat.arguments.items()),
     ]
     return "messages with roles and turns; " + ", ".join(filter(None, given))
@@ -124,10 +125,10 @@ def _chats(chat: ChatIdentity) -> str:
 def _line(run: Run) -> str:
     plan = run.plan
     n_hooks = len(plan.hook_names)
-    hooks = plan.hook_names[0] if n_hooks == 1 else f"{n_hooks} hooks"
+    hooks = plan.hook_names[0] if n_hooks == 1 else counted(n_hooks, "hook")
     over = (
         f"of {plan.request.tokens.source}"
         if plan.has_own_tokens
         else f"over the tokens of run {plan.tokens_of}"
     )
-    return f"{plan.run}: {hooks} {over}, {len(run.committed)} of {plan.n_segments} segments"
+    return f"{plan.run}: {hooks} {over}, {len(run.committed)} of {counted(plan.n_segments, 'segment')}"

@@ -10,6 +10,7 @@ from actstore.cli.main import RESUMABLE
 from actstore.cli.options.byte_size import byte_size
 from actstore.cli.options.loader_options import loader_option
 from actstore.cli.options.ranges import Slice
+from actstore.counted import counted
 from actstore.loader.arguments import SHUFFLES, ReadArguments
 from actstore.opening import open_store
 
@@ -164,7 +165,9 @@ def train_sae_command(
         click.echo(f"\nstopped; {kept}", err=True)  # below the bar
         raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else RESUMABLE) from error
     n_rows = -(-samples // batch_size) * batch_size
-    click.echo(f"SAE of {acts.hook}, {sae.d_in} to {sae.d_sae}, trained on {n_rows:,} rows, in {output}")
+    click.echo(
+        f"SAE of {acts.hook}, {sae.d_in} to {sae.d_sae}, trained on {counted(n_rows, 'row')}, in {output}"
+    )
 
 
 def _newest(folder: Path) -> Path:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from actstore.counted import counted
+
 if TYPE_CHECKING:
     from actstore.store.verifying.findings import Verification
 
@@ -92,16 +94,16 @@ def _text(result: "Verification") -> str:
     from actstore.extraction.report import table
 
     n_damaged = len(result.damage)
-    state = "clean" if result.is_clean else f"DAMAGED: {n_damaged} finding" + ("s" if n_damaged != 1 else "")
+    state = "clean" if result.is_clean else f"DAMAGED: {counted(n_damaged, 'finding')}"
     if result.n_removed or result.n_rewritten:
-        state = f"was {'damaged' if n_damaged else 'clean'}, and repaired: {len(result.findings)} findings"
+        state = f"was {'damaged' if n_damaged else 'clean'}, and repaired: {counted(len(result.findings), 'finding')}"
     rows = {
         "store": f"{result.url} ({state})",
         "segments": f"{result.n_committed:,} of {result.n_segments:,} committed",
-        "checked": f"{result.n_objects:,} objects, {result.nbytes / 1e6:,.1f} MB in {result.seconds:.1f} s",
+        "checked": f"{counted(result.n_objects, 'object')}, {result.nbytes / 1e6:,.1f} MB in {result.seconds:.1f} s",
     }
     if result.n_rows_recomputed:
-        rows["model"] = f"{result.n_rows_recomputed} sequences computed again and compared" + (
+        rows["model"] = f"{counted(result.n_rows_recomputed, 'sequence')} computed again and compared" + (
             ", with the layers alone that the hooks need, for lack of memory"
             if result.reference == "loaded"
             else ""
@@ -109,9 +111,11 @@ def _text(result: "Verification") -> str:
     if result.findings:
         rows["findings"] = "\n".join(str(finding) for finding in result.findings)
     lost = [finding for finding in result.damage if not finding.is_repairable]
-    repaired = [f"{result.n_rewritten} objects written again"] if result.n_rewritten else []
+    repaired = [f"{counted(result.n_rewritten, 'object')} written again"] if result.n_rewritten else []
     if result.n_removed:
-        repaired.append(f"{result.n_removed} objects removed; run the extraction again to make them again")
+        repaired.append(
+            f"{counted(result.n_removed, 'object')} removed; run the extraction again to make them again"
+        )
     if repaired:
         rows["repaired"] = "\n".join(repaired)
     if lost:

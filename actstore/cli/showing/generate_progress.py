@@ -3,6 +3,7 @@
 import time
 
 from actstore.cli.showing.live_line import LiveLine, OnLine, clock
+from actstore.counted import counted
 from actstore.generating.run import PartDone
 
 
@@ -27,8 +28,8 @@ class GenerateProgress(OnLine):
         left = seconds / self._done * (event.n_pending - self._done)
         self._line.show(
             rate,
-            f"generated {self._done / event.n_pending:.0%}: {self._done:,} of {event.n_pending:,} continuations, "
-            f"{rate}, {clock(left)} left",
+            f"generated {self._done / event.n_pending:.0%}: {self._done:,} of "
+            f"{counted(event.n_pending, 'continuation')}, {rate}, {clock(left)} left",
             done=self._done,
             last=self._done == event.n_pending,
         )

@@ -8,6 +8,7 @@ from typing import Self
 import click
 
 from actstore.cli.showing.live_line import LiveLine, clock
+from actstore.counted import counted
 from actstore.patching.jobs.events import PartDone
 
 
@@ -55,7 +56,7 @@ class PatchProgress:
             click.echo(json.dumps(figures | progress | rates), err=True)
         self._line.show(
             f"{rate:,.2f} pairs/s",
-            f"patched {self._done / self._n_pairs:.0%}: {self._done:,} of {self._n_pairs:,} pairs, "
+            f"patched {self._done / self._n_pairs:.0%}: {self._done:,} of {counted(self._n_pairs, 'pair')}, "
             f"{rate:,.2f} pairs/s, {clock(left)} left",
             done=self._done,
             last=self._done == self._n_pairs,

@@ -3,6 +3,7 @@
 import time
 
 from actstore.cli.showing.live_line import LiveLine, OnLine, clock
+from actstore.counted import counted
 from actstore.extraction.events import Event, SegmentDone, Tokenised
 
 
@@ -27,8 +28,11 @@ class Progress(OnLine):
     def on_event(self, event: Event) -> None:
         """Show one event."""
         if isinstance(event, Tokenised):
-            cut = f", {event.n_truncated:,} documents cut" if event.n_truncated else ""
-            self._line.show(f"{event.n_tokens:,} tokens{cut}", f"tokenised {event.n_tokens:,} tokens{cut}")
+            cut = f", {counted(event.n_truncated, 'document')} cut" if event.n_truncated else ""
+            self._line.show(
+                f"{counted(event.n_tokens, 'token')}{cut}",
+                f"tokenised {counted(event.n_tokens, 'token')}{cut}",
+            )
         else:
             self._segment(event)
 
@@ -44,12 +48,12 @@ class Progress(OnLine):
         self._n_rows += event.n_rows
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = f"{self._n_tokens / seconds:,.0f} tokens/s, {self._nbytes / 1e6 / seconds:,.1f} MB/s"
-        rows = f", {self._n_rows:,} rows of each hook" if self._n_rows < self._n_tokens else ""
+        rows = f", {counted(self._n_rows, 'row')} of each hook" if self._n_rows < self._n_tokens else ""
         left = seconds / self._done * max(0, self._n_sequences - self._done)
         share = self._done / max(self._n_sequences, self._done)
         self._line.show(
             rate,
-            f"extracted {share:.0%}: {self._done:,} of {self._n_sequences:,} sequences{rows}, {rate}, "
+            f"extracted {share:.0%}: {self._done:,} of {counted(self._n_sequences, 'sequence')}{rows}, {rate}, "
             f"{clock(left)} left",
             done=self._done,
             last=self._done == self._n_sequences,

@@ -38,7 +38,8 @@ class Job(BaseModel):
     )
     chat_template: Text | None = Field(
         None,
-        description="Path or URL of a Jinja file that writes chats as text. Default: the tokenizer's template.",
+        description="Path or URL of a Jinja file that writes chats as text, or its text, if there is {{ or {% in it. "
+        "Default: the tokenizer's template.",
     )
     add_generation_prompt: bool = Field(
         False, description="End the text of a chat where the assistant's next message would begin."

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from actstore.counted import counted
 from actstore.errors import JobError
 from actstore.reason import reason
 
@@ -37,7 +38,7 @@ def parsed(kind: type[AnyJob], fields: Mapping[str, Any], where: str, expected: 
     except ValidationError as error:
         problems = error.errors(include_url=False)
         lines = list({problem["loc"][:1]: _problem(problem, expected, kind) for problem in problems}.values())
-        count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+        count = counted(len(lines), "problem")
         raise JobError(f"{where}: {count}: {'; '.join(lines)}") from error
 
 

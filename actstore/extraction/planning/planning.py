@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from actstore.counted import counted
 from actstore.errors import JobError, PlanMismatchError, StorageError
 from actstore.extraction.computing.executor import Resources, workers_here
 from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
@@ -66,7 +67,7 @@ class PlannedRun:
     """Objects in memory that fields of the job stand for."""
 
     def __repr__(self) -> str:
-        return f"<PlannedRun {self.blobs.url}: {len(self.pending)} of {self.plan.n_segments} segments to do>"
+        return f"<PlannedRun {self.blobs.url}: {len(self.pending)} of {counted(self.plan.n_segments, 'segment')} to do>"
 
     @property
     def pending(self) -> tuple[int, ...]:
@@ -122,7 +123,7 @@ class PlannedRun:
         from actstore.extraction.report import cut, table
 
         plan = self.plan
-        done = f"{len(self.committed)} of {plan.n_segments} segments are committed"
+        done = f"{len(self.committed)} of {counted(plan.n_segments, 'segment')} committed"
         state = ("new" if plan.run == FIRST_RUN else f"new run {plan.run}") if self.is_new else done
         hooks = plan.hook_names
         return table(
@@ -131,11 +132,11 @@ class PlannedRun:
                 "model": f"{plan.request.model.name}, {plan.request.dtype}",
                 "hooks": f"{len(hooks)}: {hooks[0]}"
                 + (f"{', ' if len(hooks) == 2 else ' ... '}{hooks[-1]}" if len(hooks) > 1 else ""),
-                "tokens": f"{plan.n_tokens:,} in {plan.n_sequences:,} sequences of {plan.context_length}",
+                "tokens": f"{plan.n_tokens:,} in {counted(plan.n_sequences, 'sequence')} of {plan.context_length}",
                 **self._position_rows(),
                 **({"cut": cut(plan.n_truncated, plan.n_tokens_cut)} if plan.n_truncated else {}),
-                "size": f"{plan.nbytes / 1e6:,.1f} MB in {plan.n_objects:,} objects",
-                "segments": f"{plan.n_segments:,} of {plan.segment_size} sequences, batches of "
+                "size": f"{plan.nbytes / 1e6:,.1f} MB in {counted(plan.n_objects, 'object')}",
+                "segments": f"{plan.n_segments:,} of {counted(plan.segment_size, 'sequence')}, batches of "
                 f"{plan.request.batch_size}",
                 "memory": f"{self.worker_nbytes / 1e6:,.1f} MB in each worker, besides the model",
             }
@@ -146,10 +147,10 @@ class PlannedRun:
         plan = self.plan
         if plan.n_slots is None:
             return {}
-        line = f"{plan.request.tokens.positions}: {plan.n_stored_rows:,} rows of each hook"
+        line = f"{plan.request.tokens.positions}: {counted(plan.n_stored_rows, 'row')} of each hook"
         positions = None if self.packed is None else self.packed.spool.positions
         n_without = 0 if positions is None else int(np.count_nonzero(positions[:, 0] < 0))
-        return {"positions": line + (f"; {n_without:,} sequences have none" if n_without else "")}
+        return {"positions": line + (f"; none of {counted(n_without, 'sequence')}" if n_without else "")}
 
 
 def plan(job: Job | str | None = None, *, on_event: OnEvent = ignore, **fields: Any) -> PlannedRun:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from actstore.counted import counted
 from actstore.errors import HookError, StorageError
 from actstore.loader.dropping.drop import Drop
 from actstore.store.statistics.moments import has_statistics
@@ -55,6 +56,7 @@ def warn_of_not_finite(store: "CommittedStore", hooks: Sequence[str], drop: Drop
 
 def _described(hook: str, where: Sequence[tuple[range, int]]) -> str:
     places = [
-        f"{n_rows:,} rows of sequences {rows.start}:{rows.stop}" for rows, n_rows in where[:_MOST_SEGMENTS]
+        f"{counted(n_rows, 'row')} of sequences {rows.start}:{rows.stop}"
+        for rows, n_rows in where[:_MOST_SEGMENTS]
     ]
     return f"{hook} in {', '.join(places)}" + (" and others" if len(where) > _MOST_SEGMENTS else "")

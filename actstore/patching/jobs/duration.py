@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+from actstore.counted import counted
 from actstore.extraction.planning.job_model import absolute_model
 from actstore.patching.jobs.part import Figures, batches, patched
 from actstore.patching.jobs.planning import PlannedPatching
@@ -24,7 +25,7 @@ class JobEstimate:
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds_left), 60)
-        pairs = "1 pair" if self.n_pairs == 1 else f"{self.n_pairs} pairs"
+        pairs = counted(self.n_pairs, "pair")
         return (
             f"about {minutes} min {seconds} s with one worker on this machine ({pairs} took {self.seconds:.2f} s as "
             f"{self.engine}, noise floor {self.noise_floor:.1g})"

@@ -5,6 +5,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+from actstore.counted import counted
 from actstore.errors import PlanMismatchError, StorageError
 from actstore.extraction.computing.executor import Resources, workers_here
 from actstore.extraction.fingerprint import fingerprint
@@ -82,7 +83,7 @@ class PlannedPatching:
 
     def __str__(self) -> str:
         plan, lengths = self.plan, self.pairs.lengths
-        state = "new" if self.is_new else f"{len(self.done)} of {plan.n_parts} parts are there"
+        state = "new" if self.is_new else f"{len(self.done)} of {counted(plan.n_parts, 'part')} there"
         shortest, longest = lengths.min(), lengths.max()
         tokens = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
         return table(
@@ -93,12 +94,12 @@ class PlannedPatching:
                 "grid": f"{plan.hook} by {', '.join(plan.axes)}",
                 "metric": f"{plan.metric} at {', '.join(map(str, plan.positions))}",
                 "cells": f"{self.n_cells:,}, {self.n_cells / plan.n_pairs:,.0f} a pair",
-                "parts": f"{plan.n_parts:,} of {plan.part_size} pairs",
+                "parts": f"{plan.n_parts:,} of {counted(plan.part_size, 'pair')}",
             }
         )
 
     def __repr__(self) -> str:
-        return f"<PlannedPatching {self.blobs.url}: {len(self.pending)} of {self.plan.n_parts} parts to do>"
+        return f"<PlannedPatching {self.blobs.url}: {len(self.pending)} of {counted(self.plan.n_parts, 'part')} to do>"
 
 
 def plan_job(job: PatchJob | str | None = None, **fields: Any) -> PlannedPatching:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
+from actstore.counted import counted
 from actstore.errors import StorageError
 from actstore.extraction.report import table
 
@@ -61,17 +62,17 @@ class PatchReport:
             raise StorageError(f"{where} is damaged; delete it, and run the same command again") from error
 
     def __str__(self) -> str:
-        parts = "1 part" if self.n_parts == 1 else f"{self.n_parts} parts"
+        parts = counted(self.n_parts, "part")
         before = f", {self.n_parts_before} of them by earlier runs" if self.n_parts_before else ""
         skipped = f", of which {self.n_skipped:,} change nothing" if self.n_skipped else ""
-        engines = "; ".join(f"{n:,} pairs as {engine}" for engine, n in self.engines.items())
+        engines = "; ".join(f"{counted(n, 'pair')} as {engine}" for engine, n in self.engines.items())
         return table(
             {
                 "results": f"{self.url} (complete: {parts}{before})",
-                "cells": f"{self.n_cells:,} of {self.n_pairs:,} pairs{skipped}",
+                "cells": f"{self.n_cells:,} of {counted(self.n_pairs, 'pair')}{skipped}",
                 self.metric: f"{self.clean:.4g} clean, {self.corrupted:.4g} corrupted, on average",
                 "engine": f"{engines}; noise floor {self.noise_floor:.1g}",
-                "means": ", ".join(f"{name} of {n:,} pairs" for name, n in self.summaries.items()),
+                "means": ", ".join(f"{name} of {counted(n, 'pair')}" for name, n in self.summaries.items()),
                 "rate": f"{self.pairs_per_second:,.2f} pairs/s, {self.seconds:.1f} s in all",
             }
         )

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FIELDS: Final = ("chat_template", "add_generation_prompt", "tools", "chat_template_arguments")
+_IN_TEMPLATES: Final = ("{{", "{%")
+"""What a template has that writes anything of a chat, and what paths and URLs do not have."""
 _MAX_NBYTES: Final = 1 << 20
 """Largest file of a template or of tools. The largest templates of known models are a twentieth of it."""
 
@@ -53,16 +55,9 @@ def template_of(
         StorageError: a file cannot be read.
         TokensError: no template is given, and the tokenizer has none.
     """
-    text = None
-    if job.chat_template is not None:
-        data = _read(job.chat_template, "chat_template")
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise JobError(f"chat_template {job.chat_template} is not UTF-8; give a text file") from error
     return ChatTemplate.of(
         tokenizer,
-        text,
+        None if job.chat_template is None else _template_text(job.chat_template),
         add_generation_prompt=add_generation_prompt,
         tools=_tools(job),
         arguments=job.chat_template_arguments,
@@ -77,6 +72,21 @@ def identity_of(template: ChatTemplate) -> ChatIdentity:
         tools=None if template.tools is None else [dict(tool) for tool in template.tools],
         arguments=dict(template.arguments),
     )
+
+
+def _template_text(given: str) -> str:
+    """The template that a path or a URL leads to, or that is given itself."""
+    if any(mark in given for mark in _IN_TEMPLATES):
+        if len(given.encode(errors="surrogatepass")) > _MAX_NBYTES:
+            raise JobError(
+                f"chat_template has {len(given):,} characters, and {_MAX_NBYTES:,} bytes are the most"
+            )
+        return given
+    data = _read(given, "chat_template")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise JobError(f"chat_template {given} is not UTF-8; give a text file") from error
 
 
 def _tools(job: ChatSettings) -> list[dict[str, Any]] | None:

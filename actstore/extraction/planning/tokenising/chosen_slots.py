@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.counted import counted
 from actstore.errors import PlanMismatchError, TokensError
 from actstore.tokens import Rows, Spool
 from actstore.tokens.selection.listed_positions import ListedPositions
@@ -49,7 +50,8 @@ def check_chosen(spooled: Spool, selection: Selection | None, n_slots: int | Non
     """
     if spooled.n_rows == 0:
         raise TokensError(
-            f"positions {str(selection)!r} choose no token of any of the {spooled.n_sequences} sequences; choose others"
+            f"positions {str(selection)!r} choose no token of {counted(spooled.n_sequences, 'sequence')}; choose "
+            "others"
         )
     if n_slots is not None and spooled.n_slots is not None and spooled.n_slots > n_slots:
         raise PlanMismatchError(
