@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from actstore.analysis.geometry.selection import Selection, selection_of
 from actstore.analysis.geometry.showing.tables import table_html
+from actstore.analysis.geometry.sums.source import check_finite
 from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
 from actstore.analysis.scanning.scan import ScanOptions, scan
@@ -204,6 +205,7 @@ def mean_difference(
         ActstoreError: see `scan`.
     """
     array = store.array_of(hook)
+    check_finite(array.name)
     shape = tuple(array.shape)
     selections = selection_of(store, first), selection_of(store, second)
     if n_both := selections[0].overlap(selections[1]):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.analysis.geometry.showing.tables import table_html
+from actstore.analysis.geometry.sums.source import check_finite
 from actstore.analysis.scanning.scan import ScanOptions
 from actstore.analysis.top.result import TopActivations
 from actstore.analysis.top.top_activations import top_activations
@@ -115,6 +116,7 @@ def nearest(
     if metric not in _METRICS:
         raise JobError(f"metric is {metric!r}; it can be {', '.join(_METRICS)}")
     array = store.array_of(hook)
+    check_finite(array.name)
     closeness = Closeness(_vectors(vectors, tuple(array.shape)), metric)
     if metric == "cosine" and not np.linalg.norm(closeness.vectors, axis=1).all():
         raise JobError("a vector is 0, and has no direction to compare by cosine; choose metric='euclidean'")

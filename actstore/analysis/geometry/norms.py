@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.analysis.geometry.norms_result import Norms
-from actstore.analysis.geometry.sums.source import hooks_matching
+from actstore.analysis.geometry.sums.source import check_finite, hooks_matching
 from actstore.analysis.scanning.block import Block
 from actstore.analysis.scanning.reduction import Arrays
 from actstore.analysis.scanning.scan import ScanOptions, scan
@@ -131,9 +131,12 @@ def norms(
         options: which rows, how to resume, where to compute, and how to show progress: see `scan`.
 
     Raises:
+        JobError: values of a hook are not finite by design.
         ActstoreError: see `scan`.
     """
     names = hooks_matching(store, hooks)
+    for name in names:
+        check_finite(name)
     scanned = scan(store, {"norms": NormSums(names, store.plan.context_length, store)}, **options)
     sums = scanned.results["norms"].sums
     with np.errstate(invalid="ignore", divide="ignore"):

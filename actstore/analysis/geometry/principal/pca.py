@@ -13,6 +13,7 @@ from actstore.analysis.geometry.sums.passes import MAX_NBYTES, packed_within, sc
 from actstore.analysis.geometry.sums.source import Source, hooks_matching, may_have_not_finite, source_of
 from actstore.analysis.scanning.scan import ScanOptions
 from actstore.errors import JobError
+from actstore.store.statistics.moments import has_statistics
 
 if TYPE_CHECKING:
     from actstore.hooks.naming.names import HookName
@@ -108,7 +109,7 @@ def _groups(store: "CommittedStore", sources: Sequence[Source], max_nbytes: int)
 def _from_statistics(store: "CommittedStore", source: Source, n_components: int | None) -> PCA | None:
     """Components from the statistics of the store; None if these have no covariance."""
     store[source.hook].rows.check_committed()
-    if not store.plan.request.covariance:
+    if not has_statistics(store.array_of(source.hook)):
         return None
     statistics = store.stats(source.hook)
     covariance = statistics.covariance

@@ -9,6 +9,7 @@ from actstore.analysis.scanning.block import Block, rows_of
 from actstore.errors import JobError
 from actstore.loader.pair import check_tokens
 from actstore.store.statistics.moments import has_statistics
+from actstore.store.statistics.not_finite import is_masked_by_design
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +53,10 @@ def source_of(store: "CommittedStore", hook: "HookName", other: "CommittedStore 
 
     Raises:
         HookError: the hook is not stored.
-        JobError: its rows are too large for products of them.
+        JobError: its rows are too large for products of them, or are not finite by design.
     """
     array = (other or store).array_of(hook)
+    check_finite(array.name)
     size = prod(array.shape)
     if size > MAX_SIZE:
         raise JobError(
@@ -62,6 +64,19 @@ def source_of(store: "CommittedStore", hook: "HookName", other: "CommittedStore 
             "choose a smaller hook"
         )
     return Source(array.name, size, other)
+
+
+def check_finite(hook: str) -> None:
+    """See that sums of the rows of a hook mean something.
+
+    Raises:
+        JobError: its values are -Inf by design where a position does not attend to another one.
+    """
+    if is_masked_by_design(hook):
+        raise JobError(
+            f"{hook} is -Inf where a position does not attend to another one, and so are all sums of it; choose "
+            f"{hook.replace('hook_attn_scores', 'hook_pattern')}"
+        )
 
 
 def over_same_tokens(store: "CommittedStore", other: "CommittedStore | None") -> "CommittedStore | None":
