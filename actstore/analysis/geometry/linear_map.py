@@ -165,6 +165,8 @@ def linear_map(
         raise JobError(f"l2 is {l2}; it must be 0 or more")
     if not 0 < held_out < 1:
         raise JobError(f"held_out is {held_out}; it must be between 0 and 1")
+    if not 0 <= seed < 2**63:
+        raise JobError(f"seed is {seed}; it must be 0 or more, and below 2**63")
     other = over_same_tokens(store, other_store)
     sources = source_of(store, from_hook), source_of(store, to_hook, other)
     checked = tuple(source for source in sources if may_have_not_finite(source, store))

@@ -116,13 +116,14 @@ def test_interrupted_pass_goes_on_to_the_same_bits(
         ({"l2": -1.0}, "l2 is -1.0"),
         ({"l2": float("nan")}, "l2 is nan"),
         ({"held_out": 1.0}, "between 0 and 1"),
+        ({"seed": -1}, "seed is -1"),
         ({"held_out": 1e-9}, "held out have 0 rows"),
         (
             {"l2": 0.0, "sequences": slice(4), "seqpos": slice(12), "held_out": 0.5},
             "not determined; give a larger l2",
         ),
     ],
-    ids=["negative", "nan", "all", "none", "undetermined"],
+    ids=["negative", "nan", "all", "seed", "none", "undetermined"],
 )
 def test_maps_that_cannot_be(options: dict[str, Any], says: str, real_store: Store) -> None:
     with pytest.raises(JobError, match=says):

@@ -43,6 +43,8 @@ def sampled_rows(
     """
     if n_rows < 1:
         raise JobError(f"n_rows is {n_rows}; it must be 1 or more")
+    if seed < 0:
+        raise JobError(f"seed is {seed}; it must be 0 or more")
     column = None if color == POSITION else store.kept.columns([color])[color]
     random = np.random.default_rng(seed)
     allowed = np.arange(store.shape[0]) if rows.sequences is None else np.flatnonzero(rows.sequences)

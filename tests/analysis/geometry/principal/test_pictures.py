@@ -55,3 +55,5 @@ def test_pictures_that_cannot_be(real_store: Store) -> None:
         analysis.pca(real_store, POST, 1).scatter(real_store)
     with pytest.raises(JobError, match="n_rows is 0"):
         one.scatter(real_store, n_rows=0)
+    with pytest.raises(JobError, match="seed is -1"):
+        one.scatter(real_store, seed=-1)
