@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from actstore.analysis import sae_lens_objects
 from actstore.errors import JobError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ def features_of(of: Any, shape: Sequence[int]) -> Features:
     """
     size = int(np.prod(shape))
     if hasattr(of, "encode") and hasattr(of, "parameters"):
-        return Encoded(of)
+        return Encoded(sae_lens_objects.inference(of, "the SAE"))
     if callable(of) and hasattr(of, "identity") and hasattr(of, "is_sparse"):
         return of  # type: ignore[no-any-return]
     if callable(of) and not hasattr(of, "__array__"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from actstore.analysis.sae_evaluation import sae_lens_objects
+from actstore.analysis import sae_lens_objects
 from actstore.analysis.sae_evaluation.autoencoder import EvaluatedSae
 from actstore.errors import JobError
 from actstore.storage.urls import local_path
@@ -34,10 +34,24 @@ def saes_of(given: Any, shape: Sequence[int]) -> tuple[EvaluatedSae, ...]:
     for name, sae, n_samples in _named(given):
         if name in found:
             raise JobError(f"two SAEs have the name {name}; give a dictionary with a name for each")
+        _check_rebuilds(sae, name)
         found[name] = EvaluatedSae.of(name, sae_lens_objects.inference(sae, name), shape, n_samples)
     if not found:
         raise JobError("no SAE was given; an evaluation needs one at least")
     return tuple(found.values())
+
+
+def _check_rebuilds(sae: Any, name: str) -> None:
+    """See that an SAE gives back the rows that it was given.
+
+    Raises:
+        JobError: it is a transcoder, or one that looks at several rows.
+    """
+    is_transcoder = hasattr(getattr(sae, "cfg", None), "d_out")
+    if is_transcoder or type(sae).__name__.startswith("Temporal"):
+        raise JobError(
+            f"{name} is {type(sae).__name__}; only SAEs that rebuild each row from itself can be evaluated"
+        )
 
 
 def _named(given: Any) -> Iterator[tuple[str, Any, int | None]]:

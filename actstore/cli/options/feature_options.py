@@ -65,10 +65,10 @@ def given_features(
         numbers = _numbers(features, len(rows), "features")
         return rows[numbers], numbers
     from actstore.analysis.features import Encoded
-    from actstore.integrations.saelens.loading import load_sae
+    from actstore.analysis.sae_lens_objects import load
 
     assert sae is not None
-    loaded = load_sae(sae)
+    loaded = load(Path(sae))
     numbers = _numbers(features, int(loaded.cfg.d_sae), "features")
     return Encoded(loaded, None if features is None else tuple(numbers)), numbers
 

@@ -25,9 +25,13 @@ def load(folder: Path) -> Any:
     Only ``cfg.json`` and safetensors are read, never pickles.
 
     Raises:
-        JobError: the folder is damaged, or its normalisation is unknown.
+        JobError: the folder holds no SAE that SAELens can load, or its normalisation is unknown.
         MissingExtraError: SAELens is not installed.
     """
+    if not (folder / CONFIG).is_file():
+        raise JobError(
+            f"{folder} holds no {CONFIG} of an SAE; name the folder that SAELens or actstore train-sae wrote"
+        )
     try:
         from sae_lens import SAE, TrainingSAE
         from sae_lens.training.activation_scaler import ActivationScaler
@@ -56,15 +60,11 @@ def inference(sae: Any, name: str) -> Any:
     """The SAE that SAELens would save at the end of a training; other objects come back as they are.
 
     Raises:
-        JobError: rows would have to be normalised before, and nothing says how; or it is not an SAE of single rows.
+        JobError: rows would have to be normalised before, and nothing says how.
     """
     sae_lens = sys.modules.get("sae_lens")
     if sae_lens is None or not isinstance(sae, sae_lens.SAE):
         return sae
-    if hasattr(sae.cfg, "d_out") or type(sae).__name__.startswith("Temporal"):
-        raise JobError(
-            f"{name} is {type(sae).__name__}; only SAEs that rebuild each row from itself can be evaluated"
-        )
     if sae.cfg.normalize_activations in _SCALED:
         raise JobError(
             f"{name} takes rows with the normalisation {sae.cfg.normalize_activations}, and does not have its numbers; "
