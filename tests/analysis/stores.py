@@ -27,7 +27,7 @@ def store_of(folder: Path, values: NDArray[np.float32], **changes: Any) -> Store
     """A store of one hook with these values, [n_sequences, 8, 16]; the other hooks are made up."""
     plan = plan_of(len(values), **changes)
     columns = {
-        hook.name: np.zeros((len(values), 8, *hook.shape), np.float32) for hook in plan.request.hooks
+        hook.name: np.zeros((len(values), 8, *hook.shape), values.dtype) for hook in plan.request.hooks
     } | {HOOK: values}
     blobs = LocalBlobs(folder)
     write_store(blobs, plan, columns, range(plan.n_segments))

@@ -126,7 +126,7 @@ def _memory_of_many_rows(folder: Path) -> Figure:
         f"with memory={_MEMORY / 1e6:,.0f} MB",
         peak,
         "MB",
-        1.25 * _MEMORY / 1e6,
+        1.05 * _MEMORY / 1e6,
     )
 
 

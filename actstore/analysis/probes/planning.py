@@ -1,6 +1,7 @@
 """Planning: which hooks are fitted together, and whether their rows are held in memory."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 _SAMPLE_ROWS: Final = 4096
 _SAMPLE_ROWS_PER_ELEMENT: Final = 4
-_STATES: Final = 4
-"""Sums of units that exist at once: those that are merged, those of two workers, and one on its way."""
+_READING: Final = 1.25
+"""Memory for rows while they are read, relative to that of all of them: units are on their way."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,12 @@ def sample_rows(n_train: int, size: int) -> int:
 
 def held_nbytes(n_rows: int, size: int, itemsize: int) -> int:
     """Memory for the rows of a hook."""
-    return n_rows * (size * itemsize + 8)
+    return int(n_rows * (size * itemsize + 8) * _READING)
+
+
+def _states() -> int:
+    """Sums of units that exist at once: those that are merged, those of the workers, and one on its way."""
+    return (os.cpu_count() or 1) + 2
 
 
 def working_nbytes(
@@ -50,12 +56,12 @@ def working_nbytes(
 ) -> int:
     """Memory for what a hook is solved with, beside its rows."""
     if kind == "ridge":
-        return 8 * (size + 2) ** 2 * ((n_parts + 1) * _STATES + 3)
+        return 8 * (size + 2) ** 2 * ((n_parts + 1) * _states() + 3)
     if kind == "mean_difference":
-        return 8 * size * 2 * n_parts * _STATES
+        return 8 * size * 2 * n_parts * _states()
     sample = sample_rows(n_train, size) * size * 8 * 3
     factors = (n_penalties + 2) * (size + 1) ** 2 * 8
-    search = n_penalties * n_outputs * (size + 1) * 8 * (30 + _STATES)
+    search = n_penalties * n_outputs * (size + 1) * 8 * (30 + _states())
     return sample + factors + search
 
 

@@ -5,8 +5,9 @@ same bits wherever the rows come from.
 """
 
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -80,9 +81,16 @@ class FromMemory:
     def run(self, reduction: Reduction) -> Any:
         """See `Source.run`."""
         state = reduction.start()
-        with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="probes") as threads:
-            for other in threads.map(lambda unit: _reduced(reduction, unit), self.units):
-                state.merge(other)
+        n_threads = os.cpu_count() or 1
+        with ThreadPoolExecutor(n_threads, thread_name_prefix="probes") as threads:
+            going: deque[Future[Any]] = deque()
+            for unit in self.units:
+                # Sums of a unit can be large, so few units are on their way.
+                if len(going) > n_threads:
+                    state.merge(going.popleft().result())
+                going.append(threads.submit(_reduced, reduction, unit))
+            for future in going:
+                state.merge(future.result())
         return reduction.finish(state)
 
 
@@ -157,18 +165,17 @@ class Hold:
     def restore(self, arrays: Arrays) -> "HoldState":
         """See `Reduction.restore`."""
         state = HoldState(self)
-        lengths = arrays["lengths"].tolist()
-        ends = np.cumsum(lengths)[:-1]
-        addresses = np.split(arrays["addresses"], ends)
-        rows = {hook: np.split(arrays[f"rows.{number}"], ends) for number, hook in enumerate(self.hooks)}
-        if not lengths:
-            return state
-        state.units = [
-            [
-                HeldBlock(some, {hook: self._tensor(hook, rows[hook][block]) for hook in self.hooks})
-                for block, some in enumerate(addresses)
-            ]
+        unit = [
+            HeldBlock(
+                arrays[f"addresses.{block}"],
+                {
+                    hook: self._tensor(hook, arrays[f"rows.{block}.{number}"])
+                    for number, hook in enumerate(self.hooks)
+                },
+            )
+            for block in range(int(arrays["n_blocks"][0]))
         ]
+        state.units = [unit] if unit else []
         return state
 
     def _tensor(self, hook: str, rows: NDArray[Any]) -> "torch.Tensor":
@@ -207,16 +214,15 @@ class HoldState:
             self.units.append(other.unit)
 
     def arrays(self) -> Arrays:
-        """All that is known of a unit."""
+        """All that is known of a unit. Rows are not copied."""
         import torch
 
         integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-        arrays: dict[str, NDArray[Any]] = {
-            "lengths": np.array([len(block.addresses) for block in self.unit], np.int64),
-            "addresses": np.concatenate([np.empty(0, np.int64), *(block.addresses for block in self.unit)]),
-        }
-        for number, hook in enumerate(self.of.hooks):
-            # NumPy has no bfloat16, but integers of every size.
-            rows = [block.rows[hook].view(integers[self.of.dtypes[hook].itemsize]) for block in self.unit]
-            arrays[f"rows.{number}"] = torch.cat(rows).numpy() if rows else np.empty((0, 1), np.uint8)
+        arrays: dict[str, NDArray[Any]] = {"n_blocks": np.array([len(self.unit)], np.int64)}
+        for place, block in enumerate(self.unit):
+            arrays[f"addresses.{place}"] = block.addresses
+            for number, hook in enumerate(self.of.hooks):
+                # NumPy has no bfloat16, but integers of every size.
+                rows = block.rows[hook].view(integers[self.of.dtypes[hook].itemsize])
+                arrays[f"rows.{place}.{number}"] = rows.numpy()
         return arrays

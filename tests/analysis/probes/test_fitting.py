@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, r2_score, roc_auc_score
@@ -24,7 +25,7 @@ from actstore.analysis.scanning.scan import Progress, scan
 from actstore.errors import HookError, JobError
 from actstore.facade import Store
 from tests.analysis.probes.stores import WIDTH, N, chances, store_of_rows, values_of
-from tests.analysis.stores import HOOK, D
+from tests.analysis.stores import HOOK, D, store_of
 
 OTHER = "blocks.1.hook_resid_post"
 TIGHT: Any = {"rtol": 1e-5, "atol": 1e-6}
@@ -212,6 +213,28 @@ def test_memory_does_not_change_a_bit(store: Store, two: NDArray[np.int64], kind
     same(whole, streamed)
     assert by_hook.n_reads == 2
     assert streamed.n_reads > 2
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_of_two_bytes(
+    tmp_path: Path, values: NDArray[np.float32], two: NDArray[np.int64], dtype: Any
+) -> None:
+    """They are multiplied as they are stored, held or not."""
+    rows = torch.from_numpy(values).to(getattr(torch, dtype))
+    stored: Any = rows.numpy() if dtype == "float16" else rows.view(torch.uint16).numpy()
+    store = store_of(tmp_path / "store", stored, dtype=dtype)
+    labels = np.where(two < 0, np.nan, chances(values))
+    whole = analysis.fit_probe(store, HOOK, labels, "ridge", l2=0.3)
+    train, held = sides(store, labels, are_classes=False)
+    x, y = rows.double().numpy().reshape(-1, D), labels.reshape(-1)
+    scaler = StandardScaler().fit(x[train])
+    predicted = (
+        Ridge(alpha=0.3 * len(train))
+        .fit(scaler.transform(x[train]), y[train])
+        .predict(scaler.transform(x[held]))
+    )
+    np.testing.assert_allclose(whole[0].scores(x[held]), predicted, rtol=1e-7, atol=1e-7)
+    same(whole, analysis.fit_probe(store, HOOK, labels, "ridge", l2=0.3, memory=needed(whole, "ridge")[1]))
 
 
 def test_interrupted_fit_goes_on(store: Store, two: NDArray[np.int64], tmp_path: Path) -> None:
