@@ -1,6 +1,6 @@
 """Linear probes: predicting labels from the rows of hooks, one probe for each hook.
 
-`fitting` takes the steps in order: `labels` and `splits` say which rows there are and on which side, `sources` gives
-passes over them, from the store or from memory, `closed_form` and `logistic` solve, `metrics` measures on documents
+`fitting` takes the steps in order: `rows` says which rows there are and on which side, and gives passes over them, from
+the store or from memory, as `planning` decides; `solving` runs the `solvers`, and has `metrics` measured on documents
 that were held out. `probe` and `results` are what comes out.
 """

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any, Final, Unpack, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.probes.labels import Labels, labels_of
 from actstore.analysis.probes.metrics import Resampled
-from actstore.analysis.probes.passes import Targets
 from actstore.analysis.probes.planning import groups_of
 from actstore.analysis.probes.probe import Kind, Probe
 from actstore.analysis.probes.results import Probes
+from actstore.analysis.probes.rows.labels import Labels, labels_of
+from actstore.analysis.probes.rows.passes import Targets
+from actstore.analysis.probes.rows.sources import Addresses
+from actstore.analysis.probes.rows.splits import HELD_OUT, split_of
 from actstore.analysis.probes.solving import Asked, Outcome, solve_group
-from actstore.analysis.probes.sources import Addresses
-from actstore.analysis.probes.splits import HELD_OUT, split_of
 from actstore.analysis.scanning.chosen_rows import ChosenRows
 from actstore.analysis.scanning.scan import ScanOptions, scan
 from actstore.errors import JobError

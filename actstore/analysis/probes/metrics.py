@@ -139,7 +139,7 @@ def metrics_of_classes(
     """
     import torch
 
-    from actstore.analysis.probes.passes import log_losses
+    from actstore.analysis.probes.rows.passes import log_losses
 
     losses, _, is_correct = log_losses(
         torch.from_numpy(np.ascontiguousarray(scores.T))[None], torch.from_numpy(y.astype(np.int64))

@@ -5,9 +5,9 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from actstore.analysis.probes.passes import Targets
 from actstore.analysis.probes.probe import Kind
-from actstore.analysis.probes.splits import HELD_OUT
+from actstore.analysis.probes.rows.passes import Targets
+from actstore.analysis.probes.rows.splits import HELD_OUT
 from actstore.errors import JobError
 from actstore.memory import free_nbytes
 

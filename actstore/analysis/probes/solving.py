@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.probes.closed_form import mean_difference, mean_squared_error, ridge, scale_of
-from actstore.analysis.probes.logistic import Fitted, Sample, Wanted, solve
 from actstore.analysis.probes.metrics import Interval, Resampled, metrics_of_classes, metrics_of_numbers
-from actstore.analysis.probes.passes import ColumnSums, HeldOutScores, Problem, Products, Targets
 from actstore.analysis.probes.planning import Group, sample_rows
 from actstore.analysis.probes.probe import Kind
-from actstore.analysis.probes.sources import FromStore, Hold, Source
-from actstore.analysis.probes.splits import HELD_OUT
+from actstore.analysis.probes.rows.passes import ColumnSums, HeldOutScores, Problem, Products, Targets
+from actstore.analysis.probes.rows.sources import FromStore, Hold, Source
+from actstore.analysis.probes.rows.splits import HELD_OUT
+from actstore.analysis.probes.solvers.closed_form import mean_difference, mean_squared_error, ridge, scale_of
+from actstore.analysis.probes.solvers.logistic import Fitted, Sample, Wanted, solve
 from actstore.analysis.scanning.scan import ScanOptions
 
 if TYPE_CHECKING:

@@ -73,7 +73,7 @@ def probe_command(url: str | None, job_file: str | None, as_json: bool, quiet: b
     """
     from actstore.analysis.probes.fitting import fit_probe
     from actstore.analysis.probes.job import parse_job
-    from actstore.analysis.probes.label_files import SUFFIXES, read_labels
+    from actstore.analysis.probes.rows.label_files import SUFFIXES, read_labels
     from actstore.cli.showing.probe_progress import ProbeProgress
     from actstore.extraction.planning.job_file import read_fields
 

@@ -15,11 +15,11 @@ from sklearn.metrics import log_loss, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from actstore import analysis
-from actstore.analysis.probes.labels import labels_of
-from actstore.analysis.probes.passes import ColumnSums, HeldOutScores, Losses, Problem, Products, Targets
 from actstore.analysis.probes.planning import held_nbytes, working_nbytes
 from actstore.analysis.probes.results import Probes
-from actstore.analysis.probes.splits import HELD_OUT, split_of
+from actstore.analysis.probes.rows.labels import labels_of
+from actstore.analysis.probes.rows.passes import ColumnSums, HeldOutScores, Losses, Problem, Products, Targets
+from actstore.analysis.probes.rows.splits import HELD_OUT, split_of
 from actstore.analysis.scanning import unit as unit_module
 from actstore.analysis.scanning.scan import Progress, scan
 from actstore.errors import HookError, JobError

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.probes.labels import Labels
+from actstore.analysis.probes.rows.labels import Labels
 from actstore.errors import JobError
 
 HELD_OUT = -1

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.probes.labels import Labels
-from actstore.analysis.probes.sources import RowsOf
-from actstore.analysis.probes.splits import HELD_OUT, Split
+from actstore.analysis.probes.rows.labels import Labels
+from actstore.analysis.probes.rows.sources import RowsOf
+from actstore.analysis.probes.rows.splits import HELD_OUT, Split
 from actstore.analysis.scanning.reduction import Arrays
 
 if TYPE_CHECKING:

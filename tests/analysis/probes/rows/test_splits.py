@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from actstore.analysis.probes.labels import Labels
-from actstore.analysis.probes.splits import HELD_OUT, UNUSED, split_of
+from actstore.analysis.probes.rows.labels import Labels
+from actstore.analysis.probes.rows.splits import HELD_OUT, UNUSED, split_of
 from actstore.errors import JobError
 
 

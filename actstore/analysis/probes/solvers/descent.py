@@ -29,6 +29,8 @@ class Descent:
         self.trial = start
         """Where the function is to be evaluated next."""
         self.is_done = False
+        self.is_converged = False
+        """Whether it ended at the minimum, rather than where no step leads down any more."""
         self._solve = solve
         self._tolerance = tolerance
         self._value = np.inf
@@ -70,7 +72,7 @@ class Descent:
 
     def _turn(self, gradient: Vector) -> None:
         """Choose the next direction, or end."""
-        self.is_done = float((gradient * self._solve(gradient)).sum()) <= self._tolerance
+        self.is_done = self.is_converged = float((gradient * self._solve(gradient)).sum()) <= self._tolerance
         if self.is_done:
             self.trial = self.point
             return

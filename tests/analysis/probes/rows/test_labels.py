@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 import actstore
-from actstore.analysis.probes.labels import labels_of
+from actstore.analysis.probes.rows.labels import labels_of
 from actstore.demo import MODEL_PATH
 from actstore.errors import JobError, TokensError
 from actstore.facade import Store

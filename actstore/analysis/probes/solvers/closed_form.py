@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.probes.logistic import Scale
+from actstore.analysis.probes.solvers.logistic import Scale
 
 
 def scale_of(

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from actstore.analysis.probes.descent import Descent
-from actstore.analysis.probes.passes import Losses, Problem, Targets
-from actstore.analysis.probes.sources import Source
+from actstore.analysis.probes.rows.passes import Losses, Problem, Targets
+from actstore.analysis.probes.rows.sources import Source
+from actstore.analysis.probes.solvers.descent import Descent
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ def solve(source: Source, targets: Targets, wanted: Sequence[Wanted]) -> list[Fi
                 np.array([loss for loss, _ in figures]),
                 np.array([correct for _, correct in figures]),
                 n_passes,
-                np.array([one.is_done for one in some]),
+                np.array([one.is_converged for one in some]),
             )
         )
     return fitted

@@ -1,0 +1,1 @@
+"""Solvers: from sums over rows to the weights of probes."""
