@@ -161,6 +161,7 @@ def _short(part: Any) -> Any:
 _WIDE: Final = _operations(_short(openapi()))
 """Operations with all that the document allows, and what it does not."""
 _NARROW: Final = _operations(_narrow(openapi()))
+_NARROW.pop("compute_activations")  # this server only reads
 
 _EXCLUDED: Final = (
     # Whether a row exists depends on the store.
