@@ -67,6 +67,7 @@ class DistributionState:
         self.n_not_finite: NDArray[np.int64] = np.zeros(n_features, np.int64)
         """Values that are NaN or infinite; nothing else counts them."""
         self.n_active: NDArray[np.int64] = np.zeros(n_features, np.int64)
+        """Values that are larger than the threshold and not 0."""
         self.sums: NDArray[np.float64] = np.zeros(n_features, np.float64)
         self.largest: NDArray[np.float32] = np.full(n_features, -np.inf, np.float32)
         self.smallest: NDArray[np.float32] = np.full(n_features, np.inf, np.float32)
@@ -77,24 +78,18 @@ class DistributionState:
 
     def update(self, block: Block) -> None:
         """Take the rows of a block."""
-        import torch
-
         values = block.features(self._of.hook, self._of.features)
         self._expect(values.shape[1])
         self.n_values += len(values)
         largest, smallest = values, values
-        # A sum is not finite if a value is not; sums of finite float32 do not overflow in float64.
-        if not values.sum(dtype=torch.float64).isfinite():
+        # A sum is not finite if a value is not. It may also overflow, which only takes time.
+        if not values.sum().isfinite():
             is_bad = ~values.isfinite()
             n_bad = is_bad.sum(0).numpy()
             self.n_not_finite += n_bad
             self.n_values -= n_bad
             largest, smallest = (values.masked_fill(is_bad, bound) for bound in (-np.inf, np.inf))
             values = values.masked_fill(is_bad, 0)
-            self.n_active += (largest > self._of.above).sum(0).numpy()
-        else:
-            self.n_active += (values > self._of.above).sum(0).numpy()
-        self.sums += values.sum(0, dtype=torch.float64).numpy()
         self.largest = np.maximum(self.largest, largest.amax(0).numpy())
         self.smallest = np.minimum(self.smallest, smallest.amin(0).numpy())
         self._widen(self._needed())
@@ -109,19 +104,21 @@ class DistributionState:
         return exponents_of(np.where(has_values[:, None], extremes, 0))
 
     def _count(self, values: "torch.Tensor") -> None:
-        """Count values in their bins, which are wide enough."""
+        """Count finite values in their bins, which are wide enough; a value that is not finite is 0 here."""
         n_features = values.shape[1]
         flat = values.contiguous().numpy().reshape(-1)
         (places,) = np.nonzero(flat != 0)
-        found = flat[places]
-        column = places % n_features * 2 + (found < 0)
+        found, feature = flat[places], places % n_features
+        self.sums += np.bincount(feature, weights=found, minlength=n_features)
+        self.n_active += np.bincount(feature[found > self._of.above], minlength=n_features)
+        column = feature * 2 + (found < 0)
         bins = bins_of(np.abs(found), self.exponents.reshape(-1)[column], N_BINS)
-        places = column * N_BINS + bins
+        at = column * N_BINS + bins
         counts = self.counts.reshape(-1)
-        if len(places) * 8 < counts.size:  # faster than to go through all bins
-            np.add.at(counts, places, 1)
+        if len(at) * 8 < counts.size:  # faster than to go through all bins
+            np.add.at(counts, at, 1)
         else:
-            counts += np.bincount(places, minlength=counts.size)
+            counts += np.bincount(at, minlength=counts.size)
 
     def merge(self, other: Self) -> None:
         """Take what is known of rows that follow."""

@@ -122,7 +122,8 @@ class ExamplesState:
 
         values = block.features(self._of.hook, self._of.features)
         ranked = values
-        if not values.sum(dtype=torch.float64).isfinite():
+        # A sum is not finite if a value is not. It may also overflow, which only takes time.
+        if not values.sum().isfinite():
             ranked = values.masked_fill(~values.isfinite(), -torch.inf)
         self._widen(exponents_of(ranked.amax(0).numpy()))
         sampled = self._sampled(ranked, hashed(block.addresses, self._of.seed))

@@ -84,6 +84,8 @@ class FeatureStatistics:
             n_bad_rows: rows that were left out since they are not finite.
         """
         n = state.n_values
+        n_zero = n - state.counts.sum((1, 2))
+        n_active = state.n_active + (n_zero if reduction.above < 0 else 0)
         is_there = n > 0
         each = np.where(is_there, n, 1)
         return cls(
@@ -92,12 +94,12 @@ class FeatureStatistics:
             n_rows=n_rows,
             n_values=n,
             n_not_finite=state.n_not_finite + n_bad_rows,
-            n_active=state.n_active,
-            density=np.where(is_there, state.n_active / each, np.nan),
+            n_active=n_active,
+            density=np.where(is_there, n_active / each, np.nan),
             mean=np.where(is_there, state.sums / each, np.nan),
             maximum=np.where(is_there, state.largest, np.nan).astype(np.float32),
             minimum=np.where(is_there, state.smallest, np.nan).astype(np.float32),
-            n_zero=n - state.counts.sum((1, 2)),
+            n_zero=n_zero,
             exponents=state.exponents,
             counts=state.counts,
         )

@@ -14,6 +14,7 @@ import torch
 
 import actstore
 from actstore import analysis
+from actstore.analysis.dashboards.style import page
 from actstore.analysis.scanning.scan import Progress
 from actstore.errors import JobError, StorageError, TokensError
 from tests.analysis.dashboards.conftest import EVIL, HOOK, Small
@@ -106,20 +107,20 @@ def test_pages_show_every_token_with_its_value(small: Small, made: Path) -> None
     rows = pq.read_table(made / "activations.parquet").to_pylist()
     n_intervals = 0
     for i, number in enumerate(NUMBERS):
-        page = Page(made / f"features/{number}.html")
-        assert page.links.get("prev") == (f"{NUMBERS[i - 1]}.html" if i else None)
-        assert page.links.get("next") == (f"{NUMBERS[i + 1]}.html" if i + 1 < len(NUMBERS) else None)
-        assert not page.tags & {"img", "iframe"}
+        seen = Page(made / f"features/{number}.html")
+        assert seen.links.get("prev") == (f"{NUMBERS[i - 1]}.html" if i else None)
+        assert seen.links.get("next") == (f"{NUMBERS[i + 1]}.html" if i + 1 < len(NUMBERS) else None)
+        assert not seen.tags & {"img", "iframe"}
         mine = [row for row in rows if row["feature_index"] == number]
-        assert len(page.contexts) == len(mine)
-        for context, row in zip(page.contexts, mine, strict=True):
+        assert len(seen.contexts) == len(mine)
+        for context, row in zip(seen.contexts, mine, strict=True):
             shown = [(text, float(value)) for text, value, _ in context if value is not None]
             assert [text for text, _ in shown] == [as_shown(token) for token in row["tokens"]]
             np.testing.assert_allclose([value for _, value in shown], row["values"], rtol=6e-3)
             own = [j for j, (_, _, is_own) in enumerate(context) if is_own]
             assert own == [row["qualifying_token_index"]]
         ends = {(row["bin_min"], row["bin_max"]) for row in mine if row["bin_min"] >= 0}
-        intervals = [heading for heading in page.headings if "of rows" in heading]
+        intervals = [heading for heading in seen.headings if "of rows" in heading]
         assert intervals == [
             f"{low:.4g} to {high:.4g}: {share:.3%} of rows"
             for low, high, share in sorted(
@@ -319,3 +320,10 @@ def test_evil_tokens_are_in_the_pages(made: Path) -> None:
     for token in EVIL[:3]:
         assert html.escape(token) in text
         assert token not in text
+
+
+def test_data_of_a_page_cannot_end_its_element() -> None:
+    made = page("title", "", "", json.dumps([*EVIL, "<!--<script>"])).decode()
+    (held,) = re.findall(r'id="data">(.*?)</script>', made, re.DOTALL)
+    assert json.loads(held) == [*EVIL, "<!--<script>"]
+    assert "<" not in held

@@ -67,7 +67,7 @@ def test_same_as_in_memory(data: st.DataObject, tmp_path_factory: pytest.TempPat
     values *= random.random((n, 8, D)) < data.draw(st.sampled_from([0.05, 0.5, 1.0]))
     stored = values.astype(np.float32)
     neurons = data.draw(st.lists(st.integers(0, D - 1), min_size=1, max_size=4, unique=True))
-    above = data.draw(st.sampled_from([0.0, 0.5 * scale]))
+    above = data.draw(st.sampled_from([0.0, 0.5 * scale, -0.5 * scale]))
     store = store_of(tmp_path_factory.mktemp("statistics"), stored, dtype="float32")
     chosen = random.random(n) < 0.7
     chosen[random.integers(n)] = True
