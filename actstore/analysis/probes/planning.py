@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 _SAMPLE_ROWS: Final = 4096
 _SAMPLE_ROWS_PER_ELEMENT: Final = 4
-_READING: Final = 1.25
-"""Memory for rows while they are read, relative to that of all of them: units are on their way."""
+_READING: Final = 1.6
+"""Memory for rows while they are read, relative to that of all: units are on their way, and freed memory is not given
+back at once.
+"""
 
 
 @dataclass(frozen=True)
