@@ -68,6 +68,12 @@ def test_induction(smollm2: Path) -> None:
     assert set((names["scores"].flatten().topk(4).indices // 9).tolist()) == {17, 18}
     assert names["second"] < names["first"] / 100
     assert names["residual"].shape == (1, 101, 576)
+    store, top = names["store"], names["top"]
+    for sequence, position in zip(top.sequences[2].tolist(), top.positions[2].tolist(), strict=True):
+        source = int(store["pattern", 1][sequence, position, 2].argmax())
+        # The head attends to what came after the same token.
+        assert store.tokens[sequence, source - 1] == store.tokens[sequence, position]
+        assert 0 < source < position
 
 
 def test_patching(smollm2: Path) -> None:
