@@ -123,3 +123,10 @@ def test_the_wheel_holds_the_two_packages_and_the_demo(tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"actstore", "actstore_workers"}
     assert "actstore/demo/model/model.safetensors" in names
     assert "actstore/demo/text/shakespeare.txt" in names
+
+
+def test_the_command_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "actstore", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"actstore, version {actstore.__version__}\n"
