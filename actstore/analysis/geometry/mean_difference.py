@@ -143,8 +143,8 @@ class MeanDifference:
     second_mean: Float64
     """[*shape]."""
     standard_error: Float64
-    """Of each element of the difference, [*shape]. Sequences are taken as drawn at random, and their rows as belonging
-    together; NaN if all rows are of one sequence.
+    """The error of each element of the difference, [*shape]. Sequences are taken as drawn at random, and their rows as
+    belonging together; NaN if all rows are of one sequence.
     """
     counts: tuple[int, int]
     """Rows of both selections."""

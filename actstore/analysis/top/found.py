@@ -30,4 +30,6 @@ class FoundRows:
 
     store: "CommittedStore" = field(repr=False)
     quantiles: NDArray[np.int64] | None = None
-    """Of rows by quantile, that of each, [n_features, k]: 0 for the largest values, -1 where there are fewer."""
+    """Quantile of each row where rows were drawn by quantile, [n_features, k]: 0 for the largest values, -1 where there
+    are fewer.
+    """

@@ -217,7 +217,7 @@ class Losses(_Sums):
     hooks: tuple[str, ...]
     targets: Targets
     problems: tuple[Problem, ...]
-    """Of each hook."""
+    """Those of each hook."""
 
     def identity(self) -> str:
         digest = hashlib.sha256()

@@ -61,7 +61,7 @@ class Fitted:
     """The solutions of the problems of a hook."""
 
     weights: NDArray[np.float64]
-    """Of standardised rows, [d, n_problems, n_outputs]."""
+    """Weights of standardised rows, [d, n_problems, n_outputs]."""
     bias: NDArray[np.float64]
     """[n_problems, n_outputs]"""
     held_loss: NDArray[np.float64]
