@@ -307,7 +307,8 @@ def test_other_text_under_the_same_name_is_refused(fields: Fields, tmp_path: Pat
     actstore.extract(actstore.plan(**fields))
     text.write_text(text.read_text() + "more")
     with pytest.raises(
-        PlanMismatchError, match=r"tokens\.files is text\.txt \(\d+ bytes\) in the store, text\.txt"
+        PlanMismatchError,
+        match=r"tokens\.files is text\.txt \(\d+ bytes, CRC-32C \w+\) in the store, text\.txt",
     ):
         actstore.plan(**fields)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import multiprocessing
 import os
-import pickle
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -77,7 +76,7 @@ class ProcessFleet:
             spec = dataclasses.replace(spec, n_threads=max(1, n_cores // num_workers))
         elif self._n_gpus and spec.device is not None:
             spec = dataclasses.replace(spec, device="cuda")  # each worker sees one GPU
-        self._pickled_spec = pickle.dumps(spec)
+        self._spec = spec
         # A fork would copy threads of torch and the state of CUDA, of which neither works in the copy.
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
@@ -96,7 +95,7 @@ class ProcessFleet:
         ours, theirs = self._context.Pipe()
         environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": _visible(gpu)}
         process = self._context.Process(
-            target=serve, args=(theirs, environment, self._pickled_spec), name="actstore-worker", daemon=True
+            target=serve, args=(theirs, environment, self._spec), name="actstore-worker", daemon=True
         )
         process.start()
         theirs.close()
@@ -129,7 +128,7 @@ class ProcessFleet:
     def _receive(self, worker: _Worker) -> None:
         """Take one answer; the pipe of a process that has died is at its end."""
         try:
-            number, result, error = pickle.loads(worker.pipe.recv_bytes())
+            number, result, error = worker.pipe.recv()
         except (EOFError, OSError):
             self._lose(worker)
             return

@@ -1,7 +1,7 @@
 """The process of a worker: it takes calls from the pool through a pipe, and answers them."""
 
+import copy
 import os
-import pickle
 import platform
 import signal
 import threading
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from actstore.extraction.computing.executor import Computes, Spec
 
 
-def serve(pipe: Connection, environment: Mapping[str, str], pickled_spec: bytes) -> None:
+def serve(pipe: Connection, environment: Mapping[str, str], spec: "Spec[Any]") -> None:
     """Answer calls until the pool closes the pipe. The main function of the process.
 
     Each message is (number of the call, call), and each answer (number of the call, result, error), one of them None.
 
     Args:
         pipe: the end of this process.
-        environment: variables that must be set before torch is imported, such as the visible devices.
-        pickled_spec: the `Spec` of the worker.
+        environment: variables that must be set before a device is used, such as the visible ones.
+        spec: describes the worker.
     """
     # Ctrl-C goes to all processes of a terminal. The pool decides when its workers end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.update(environment)
-    _Answering(pipe, pickle.loads(pickled_spec)).run()
+    _Answering(pipe, spec).run()
 
 
 class _Answering:
@@ -72,15 +72,20 @@ class _Answering:
 
     def _send(self, answer: tuple[int, Any, Exception | None]) -> None:
         number, _, error = answer
-        try:
-            message = pickle.dumps(answer)
-            if error is not None:
-                pickle.loads(message)  # some errors cannot be made again from their arguments
-        except Exception as problem:  # noqa: BLE001 - whatever pickling raises
-            cause = error or problem
-            message = pickle.dumps((number, None, RuntimeError(f"{type(cause).__name__}: {cause}")))
+        if error is not None and not _can_be_sent(error):
+            answer = (number, None, RuntimeError(f"{type(error).__name__}: {error}"))
         with self._sending:
             try:
-                self._pipe.send_bytes(message)
+                self._pipe.send(answer)
             except OSError:
                 return  # the pool has ended
+            except Exception as problem:  # noqa: BLE001 - whatever pickling raises; nothing was sent then
+                self._pipe.send((number, None, RuntimeError(f"{type(problem).__name__}: {problem}")))
+
+
+def _can_be_sent(error: Exception) -> bool:
+    """Whether an error can be made again from its arguments, as the receiver will."""
+    try:
+        return isinstance(copy.copy(error), type(error))
+    except Exception:  # noqa: BLE001 - whatever its constructor raises
+        return False

@@ -47,7 +47,12 @@ def test_calls_that_are_refused_end_those_who_wait_for_them() -> None:
 
 
 def _press_ctrl_c() -> None:
-    signal.raise_signal(signal.SIGINT)
+    # A shell without job control starts commands in the background with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail() -> None:

@@ -147,7 +147,7 @@ def test_roles_are_those_of_their_tokens() -> None:
     assert chosen("role:assistant", chats) == [[4, 5, 9], []]
     assert chosen("role:user", chats) == [[1, 2, 7], [2, 3, 4]]
     assert chosen("role:user:last", chats) == [[7], [4]]
-    with pytest.raises(JobError, match="^positions role:user:last need chats, and these documents are none"):
+    with pytest.raises(JobError, match="^positions role:user:last need chats, or token ids with token_roles"):
         chosen("role:user:last", bare)
 
 
