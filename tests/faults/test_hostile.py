@@ -585,7 +585,9 @@ _UNPICKLES = re.compile(
     r"\b(c?pickle|_pickle|dill|cloudpickle|shelve|marshal|joblib)\b|torch\.load|(np|numpy)\.load|"
     r"allow_pickle=True|\bread_pickle\b|weights_only|\beval\(|\bexec\("
 )
-_HARMLESS = re.compile(r"np\.load\([^()]+, allow_pickle=False\)|allow_pickle=False|\.eval\(\)|def eval\(self\)")
+_HARMLESS = re.compile(
+    r"np\.load\([^()]+, allow_pickle=False\)|allow_pickle=False|\.eval\(\)|def eval\(self\)"
+)
 
 
 def test_no_source_unpickles() -> None:

@@ -9,11 +9,12 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from actstore.errors import ExtractError
+from actstore.errors import ExtractError, JobError
 from actstore.extraction.computing.executor import Done, Resources, Spec
 from actstore.extraction.pool.fleet import Call, WorkerLostError, WorkerRaisedError
 from actstore.extraction.pool.pool import Pool
 from actstore.extraction.pool.worker_process import serve
+from actstore.reason import reason
 
 
 def workers_here(resources: Resources) -> int:
@@ -97,7 +98,15 @@ class ProcessFleet:
         process = self._context.Process(
             target=serve, args=(theirs, environment, self._spec), name="actstore-worker", daemon=True
         )
-        process.start()
+        try:
+            process.start()
+        except OSError:
+            raise
+        except Exception as error:  # whatever pickling raises
+            raise JobError(
+                f"a {self._spec.unit} cannot be given to other processes: {reason(error)}; define what is given at the "
+                "top of a module that they can import, or choose executor: inline"
+            ) from error
         theirs.close()
         worker = _Worker(process, ours, gpu, {})
         self._workers.append(worker)
