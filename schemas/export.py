@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema
 
-from actstore.analysis.dashboards.job import DashboardJob
 from actstore.extraction.planning.job import Job
 from actstore.patching.jobs.job import PatchJob
 from actstore.query.server.app import openapi
@@ -24,7 +23,6 @@ Mode = Literal["validation", "serialization"]
 _MODELS: dict[str, tuple[type[BaseModel], str, Mode]] = {
     "job": (Job, "actstore job", "validation"),
     "patchjob": (PatchJob, "actstore patching job", "validation"),
-    "dashboardjob": (DashboardJob, "actstore dashboard job", "validation"),
     "plan": (Plan, "actstore plan, store format 1", "serialization"),
     "tokens": (TokensRecord, "actstore tokens record, store format 1", "serialization"),
     "commit": (CommitRecord, "actstore commit record, store format 1", "serialization"),

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from actstore.analysis.dashboards import job as dashboard_job
 from actstore.errors import ActstoreError, JobError, StorageError
 from actstore.extraction.planning.job import load_job, parse_job
 from actstore.patching.jobs import job as patching_job
@@ -33,7 +32,6 @@ DOCUMENTS: dict[str, type[Document]] = {
 JOBS: dict[str, Callable[[str], Any]] = {
     "job": load_job,
     "patchjob": lambda path: patching_job.job_of(path, {}),
-    "dashboardjob": lambda path: dashboard_job.job_of(path, {}),
 }
 
 STRICTER_IN_PYTHON = {
@@ -92,11 +90,6 @@ MESSAGES = {
         ": 1 problem: begin_batch_token: should be a token id, 'bos', 'eos', 'sep', 'pad' or 'none', got 'start'"
     ),
     "job-unknown-field.yaml": ": 1 problem: hook: is not a field of a job",
-    "dashboardjob-features-a-float.yaml": (
-        ": 1 problem: features: should be a range such as 0:1000, or a list of integers, got 1.5"
-    ),
-    "dashboardjob-hook-missing.yaml": ": 1 problem: hook: is required",
-    "dashboardjob-unknown-field.yaml": ": 1 problem: top: is not a field of a job",
     "patchjob-axes-a-number.yaml": ": 1 problem: axes: should be names of axes, such as layer,pos: a list",
     "patchjob-dtype-unknown.yaml": (
         ": 1 problem: dtype: input should be 'float32', 'bfloat16' or 'float16', got 'float64'"
@@ -225,9 +218,8 @@ def test_store_documents_have_one_spelling(path: Path) -> None:
     [
         ("job", parse_job),
         ("patchjob", patching_job.parse_job),
-        ("dashboardjob", lambda fields: dashboard_job.job_of(None, fields)),
     ],
-    ids=["job", "patchjob", "dashboardjob"],
+    ids=["job", "patchjob"],
 )
 def test_the_schema_knows_every_field_of_a_job(kind: str, parse: Callable[[Any], Any]) -> None:
     schema = json.loads((FOLDER / f"{kind}.schema.json").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 from actstore.query.wire import PROBLEM
 
 FOLDER = Path(__file__).parents[2] / "schemas"
-KINDS = ("job", "patchjob", "dashboardjob", "plan", "tokens", "commit", "statistics", "manifest")
+KINDS = ("job", "patchjob", "plan", "tokens", "commit", "statistics", "manifest")
 
 
 def _export() -> dict[str, str]:

@@ -1,27 +1,78 @@
-"""``actstore dashboard``: turns options or a job file into a folder of pages and tables."""
+"""``actstore dashboard``: a folder of pages and tables of features."""
 
-import json
-from typing import Any, Final
+from typing import Any
 
 import click
+import numpy as np
 
-from actstore.analysis.dashboards.job import DashboardJob, job_of
-from actstore.cli.options.model_options import field_options, given_fields
-from actstore.errors import JobError
-
-_METAVARS: Final = {"features": "N:N|N,N", "sae": "FOLDER", "of": "FILE", "out": "URL", "drop": "NAME[,NAME]"}
+from actstore.cli.options.feature_options import feature_options, given_features
+from actstore.cli.options.output_options import json_option
+from actstore.cli.options.scan_options import hook_option, scan_arguments, scan_options
+from actstore.cli.showing.analysis_progress import AnalysisProgress
+from actstore.cli.showing.json_document import print_json
+from actstore.opening import open_store
 
 
 @click.command("dashboard")
-@click.argument("url", required=False)
-@field_options(DashboardJob, _METAVARS, without=("store",))
+@hook_option
+@feature_options
 @click.option(
-    "--job", "job_file", metavar="JOB.yaml", help="File with these fields; options take precedence."
+    "--model",
+    help="Hub name or folder of a model, for the tokens whose logits features raise and lower most.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option(
+    "-k",
+    "k",
+    type=click.IntRange(0),
+    default=20,
+    show_default=True,
+    help="Largest rows of each feature, one of each sequence.",
+)
+@click.option(
+    "--intervals",
+    type=click.IntRange(1, 64),
+    default=16,
+    show_default=True,
+    help="Intervals of values above 0, a power of two.",
+)
+@click.option(
+    "--samples", type=click.IntRange(0), default=5, show_default=True, help="Rows from each interval."
+)
+@click.option(
+    "--before", type=click.IntRange(0), default=20, show_default=True, help="Tokens in front of each row."
+)
+@click.option(
+    "--after", type=click.IntRange(0), default=10, show_default=True, help="Tokens behind each row."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another one gives other samples."
+)
+@scan_options
+@click.option(
+    "--out",
+    metavar="FOLDER",
+    default="dashboard",
+    show_default=True,
+    help="Path or URL of a new folder, or of one to go on with.",
+)
+@json_option
 def dashboard_command(
-    url: str | None, job_file: str | None, as_json: bool, quiet: bool, **options: Any
+    url: str,
+    hook: str,
+    directions: str | None,
+    neurons: slice | list[int] | None,
+    sae: str | None,
+    features: slice | list[int] | None,
+    model: str | None,
+    k: int,
+    intervals: int,
+    samples: int,
+    before: int,
+    after: int,
+    seed: int,
+    out: str,
+    as_json: bool,
+    **of_scan: Any,
 ) -> None:
     """Write pages and tables of what features of HOOK in the store at URL are active on.
 
@@ -32,40 +83,32 @@ def dashboard_command(
     actstore dashboard runs/a --hook blocks.7.hook_resid_post --sae sae --features 0:1000 --out dashboard
     """
     from actstore.analysis.dashboards.dashboard import dashboard
-    from actstore.cli.analysing.feature_files import load_features
-    from actstore.cli.showing.dashboard_progress import DashboardProgress
-    from actstore.opening import open_store
 
-    given = given_fields(DashboardJob, options) | ({} if url is None else {"store": url})
-    job = job_of(job_file, given)
-    features, numbers = load_features(job.sae, job.of), job.numbers()
-    if features is None and numbers is None:
-        raise JobError("no features are given: name an SAE, a file of directions, or the numbers of neurons")
-    model = None
-    if job.model is not None:
+    store = open_store(url)
+    given = given_features(directions, neurons, sae, features, int(np.prod(store.array_of(hook).shape)))
+    hooked = None
+    if model is not None:
         from actstore.hooks.model import HookedModel
 
-        model = HookedModel.from_pretrained(job.model, device="cpu")
-    with DashboardProgress(quiet=quiet) as progress:
+        hooked = HookedModel.from_pretrained(model, device="cpu")
+    with AnalysisProgress(quiet=of_scan["quiet"]) as progress:
         made = dashboard(
-            open_store(job.store),
-            job.hook,
-            numbers if features is None else features,
-            None if features is None else numbers,
-            out=job.out,
-            model=model,
-            k=job.k,
-            n_intervals=job.intervals,
-            n_samples=job.samples,
-            before=job.before,
-            after=job.after,
-            seed=job.seed,
-            drop=job.dropped(),
-            resume=job.resume,
-            executor=job.executor,
-            num_workers=job.num_workers,
-            ray_address=job.ray_address,
-            on_progress=progress.on_progress,
-            on_page=progress.on_page,
+            store,
+            hook,
+            given.of,
+            given.chosen,
+            out=out,
+            model=hooked,
+            k=k,
+            n_intervals=intervals,
+            n_samples=samples,
+            before=before,
+            after=after,
+            seed=seed,
+            on_page=progress.counting("writing pages", "wrote", "pages"),
+            **scan_arguments(of_scan, progress.on_progress),
         )
-    click.echo(json.dumps(vars(made) | {"index": made.index}, indent=2) if as_json else str(made))
+    if as_json:
+        print_json(vars(made) | {"index": made.index})
+    else:
+        click.echo(str(made))

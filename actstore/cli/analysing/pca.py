@@ -1,41 +1,59 @@
 """``actstore pca``: principal components of hooks, as a table, a file and a picture."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from actstore.analysis.geometry.principal.pca_job import EXPECTED, PcaJob
-from actstore.cli.options.model_options import given_fields, options_of
-from actstore.cli.options.ranges import Slice
-from actstore.errors import JobError
-from actstore.extraction.planning.job_file import read_fields
-from actstore.extraction.planning.parsing import parsed
+from actstore.cli.options.byte_size import byte_size
+from actstore.cli.options.lists import listed
+from actstore.cli.options.output_options import json_option, out_option, plot_option
+from actstore.cli.options.scan_options import hooks_option, scan_arguments, scan_options
+from actstore.cli.showing.analysis_progress import AnalysisProgress
+from actstore.cli.showing.json_document import print_json
 from actstore.opening import open_store
 
 if TYPE_CHECKING:
     from actstore.analysis.geometry.principal.pca_result import PCA, PCAs
 
-_METAVARS: Final = {
-    "hook": "GLOB[,GLOB]",
-    "drop": "NAME[,NAME]",
-    "seqpos": "A:B",
-    "out": "FILE",
-    "plot": "FILE.png",
-    "color": "COLUMN",
-    "resume": "URL",
-}
 _SHOWN: Final = 5
 """Components in the table."""
 
 
 @click.command("pca")
-@click.argument("url")
-@options_of(PcaJob, _METAVARS, is_file_option=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the variances as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress.")
-def pca_command(url: str, job_file: str | None, as_json: bool, quiet: bool, **options: Any) -> None:
+@hooks_option
+@click.option(
+    "--components", type=click.IntRange(1), default=16, show_default=True, help="Components of each hook."
+)
+@click.option(
+    "--max-nbytes",
+    type=byte_size(),
+    default="2GiB",
+    show_default=True,
+    help="The most bytes of the sums of a pass; with less, there are more passes.",
+)
+@click.option(
+    "--color",
+    metavar="COLUMN",
+    default="position",
+    show_default=True,
+    help="What colours the rows of the picture: position, or a kept column of the store.",
+)
+@scan_options
+@out_option("components, in Parquet with a line for each,", ".safetensors", ".parquet")
+@plot_option("the explained variance, and rows along the first two components,")
+@json_option
+def pca_command(
+    url: str,
+    hooks: tuple[str, ...],
+    components: int,
+    max_nbytes: int,
+    color: str,
+    out: Path | None,
+    plot: Path | None,
+    as_json: bool,
+    **of_scan: Any,
+) -> None:
     """Find the principal components of hooks of the store at URL, and draw rows along them.
 
     A store that was extracted with --covariance has all that is needed, as long as no rows are left out; otherwise
@@ -44,57 +62,30 @@ def pca_command(url: str, job_file: str | None, as_json: bool, quiet: bool, **op
     \b
     actstore pca s3://bucket/run --hook 'blocks.*.hook_resid_post' --drop bos --out pca.safetensors --plot pca.png
     """
-    given = given_fields(PcaJob, options)
-    fields = {} if job_file is None else read_fields(job_file)
-    job = parsed(PcaJob, fields | given, job_file or "pca", EXPECTED)
-    _check_suffixes(job)
-    seqpos = None if job.seqpos is None else Slice().convert(job.seqpos, None, None)
     # These import torch, which takes a second.
     from actstore.analysis.geometry.principal.pca import pca
     from actstore.analysis.geometry.principal.sampled_rows import POSITION
-    from actstore.cli.showing.scan_progress import ScanProgress
 
     store = open_store(url)
-    if job.plot is not None and job.color != POSITION:
-        store.kept.columns([job.color])  # it is missing before the rows are read, too
-    with ScanProgress(quiet=quiet or as_json) as progress:
-        found = pca(
-            store,
-            job.hooks,
-            job.components,
-            max_nbytes=job.max_nbytes,
-            drop=job.dropped,
-            seqpos=seqpos,
-            resume=job.resume,
-            executor=job.executor,
-            num_workers=job.num_workers,
-            ray_address=job.ray_address,
-            on_progress=progress.on_progress,
-        )
-    if job.out is not None:
-        found.save(job.out)
-    if job.plot is not None and job.components == 1:
-        found.plot(job.plot)
-    elif job.plot is not None:
-        found.scatter(store, job.plot, color=job.color, drop=job.dropped, seqpos=seqpos)
+    if plot is not None and color != POSITION:
+        store.kept.columns([color])  # it is missing before the rows are read, too
+    with AnalysisProgress(quiet=of_scan["quiet"]) as progress:
+        options = scan_arguments(of_scan, progress.on_progress)
+        found = pca(store, listed(hooks), components, max_nbytes=max_nbytes, **options)
+    if out is not None:
+        found.save(out)
+    if plot is not None and components == 1:
+        found.plot(plot)
+    elif plot is not None:
+        rows = {name: options.get(name) for name in ("drop", "seqpos", "sequences")}
+        found.scatter(store, plot, color=color, **rows)
     if as_json:
-        click.echo(json.dumps({hook: _document(one) for hook, one in found.items()}, indent=2))
+        print_json({hook: _document(one) for hook, one in found.items()})
     else:
         click.echo(_table(found))
 
 
-def _check_suffixes(job: PcaJob) -> None:
-    """See that files can be written before anything is read."""
-    for name, path, suffixes in (
-        ("out", job.out, (".safetensors", ".parquet")),
-        ("plot", job.plot, (".png",)),
-    ):
-        if path is not None and Path(path).suffix not in suffixes:
-            raise JobError(f"{name} is {path}; its name must end with {' or '.join(suffixes)}")
-
-
 def _document(one: "PCA") -> dict[str, Any]:
-    shares = one.explained_variance_ratio.tolist()
     return {
         "rows": one.count,
         "n_not_finite": one.n_not_finite,
@@ -102,7 +93,7 @@ def _document(one: "PCA") -> dict[str, Any]:
         "is_from_statistics": one.is_from_statistics,
         "total_variance": one.total_variance,
         "explained_variance": one.explained_variance.tolist(),
-        "explained_variance_ratio": [None if share != share else share for share in shares],
+        "explained_variance_ratio": one.explained_variance_ratio.tolist(),
     }
 
 

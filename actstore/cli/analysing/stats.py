@@ -1,11 +1,11 @@
 """``actstore stats``: statistics of hooks, from commit records alone, and how well a shuffle mixes sequences."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from actstore.cli.options.loader_options import loader_option
+from actstore.cli.showing.json_document import print_json
 from actstore.counted import counted
 from actstore.errors import HookError, NotCommittedError
 from actstore.facade import Store
@@ -63,7 +63,7 @@ def stats_command(
             name: statistics.to_dict() | {"not_finite_in": where.get(name, [])}
             for name, statistics in statistics_by_hook.items()
         }
-        click.echo(json.dumps(documents, indent=2))
+        print_json(documents)
     else:
         click.echo(
             "\n".join(
@@ -136,7 +136,10 @@ def _print_quality(store: Store, hook: str, shuffle: str, given: dict[str, Any],
     n_batches = given.pop("batches", BATCHES)
     with store.loader(hook, shuffle=SHUFFLES[shuffle], **given) as loader:
         quality = shuffle_quality(loader, n_batches)
-    click.echo(json.dumps(quality.to_dict(), indent=2) if as_json else _quality_text(quality))
+    if as_json:
+        print_json(quality.to_dict())
+    else:
+        click.echo(_quality_text(quality))
 
 
 def _quality_text(quality: "ShuffleQuality") -> str:

@@ -1,6 +1,5 @@
 """``actstore top``: the rows of a store with the largest values of each feature, with their text."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -8,11 +7,12 @@ import click
 import numpy as np
 
 from actstore.cli.options.feature_options import feature_options, given_features
-from actstore.cli.options.scan_options import scan_arguments, scan_options
-from actstore.cli.showing.scan_progress import ScanProgress
-from actstore.errors import JobError, TokensError
+from actstore.cli.options.output_options import json_option, out_option
+from actstore.cli.options.scan_options import hook_option, scan_arguments, scan_options
+from actstore.cli.showing.analysis_progress import AnalysisProgress
+from actstore.cli.showing.json_document import print_json
+from actstore.errors import TokensError
 from actstore.opening import open_store
-from actstore.storage.urls import local_path
 
 if TYPE_CHECKING:
     from actstore.analysis.top.result import TopActivations
@@ -22,8 +22,7 @@ _SHOWN: Final = 20
 
 
 @click.command("top")
-@click.argument("url")
-@click.option("--hook", required=True, help="A stored hook.")
+@hook_option
 @feature_options
 @click.option("-k", "k", type=click.IntRange(1), default=20, show_default=True, help="Rows of each feature.")
 @click.option(
@@ -44,8 +43,8 @@ _SHOWN: Final = 20
     "--window", type=click.IntRange(0), default=10, show_default=True, help="Tokens shown on each side."
 )
 @scan_options
-@click.option("--out", metavar="FILE.parquet", help="Write all rows to this file, with their text.")
-@click.option("--json", "as_json", is_flag=True, help="Print all rows as JSON.")
+@out_option("all rows, with their text,")
+@json_option
 def top_command(
     url: str,
     hook: str,
@@ -58,7 +57,7 @@ def top_command(
     above: float | None,
     by_quantile: int | None,
     window: int,
-    out: str | None,
+    out: Path | None,
     as_json: bool,
     **of_scan: Any,
 ) -> None:
@@ -71,11 +70,11 @@ def top_command(
     """
     from actstore.analysis.top.top_activations import top_activations
 
-    file = None if out is None else _parquet(out)
     store = open_store(url)
     size = int(np.prod(store.array_of(hook).shape))
-    of, numbers = given_features(directions, neurons, sae, features, size)
-    with ScanProgress(quiet=of_scan["quiet"]) as progress:
+    given = given_features(directions, neurons, sae, features, size)
+    of, numbers = given.only_chosen, given.numbers
+    with AnalysisProgress(quiet=of_scan["quiet"]) as progress:
         options = scan_arguments(of_scan, progress.on_progress)
         top = top_activations(store, hook, of, k, per=per, above=above, by_quantile=by_quantile, **options)
     try:
@@ -84,29 +83,16 @@ def top_command(
         click.echo(f"without text: {error}", err=True)
         table = top.to_arrow(before=window, after=window, text=False)
     table = table.set_column(0, "feature", [np.asarray(numbers, np.int32)[table["feature"].to_numpy()]])
-    if file is not None:
+    if out is not None:
         from actstore.analysis.top.table import write
 
-        write(table, file)
+        write(table, out)
     if as_json:
-        click.echo(json.dumps(_document(top, table), indent=2))
+        print_json(_document(top, table))
         return
     click.echo(_text(top, table, numbers))
-    if file is not None:
-        click.echo(f"\n{len(table):,} rows of {len(numbers):,} features are in {file}")
-
-
-def _parquet(out: str) -> Path:
-    """
-    Raises:
-        JobError: there is no such folder.
-    """
-    file = local_path(Path(out), "the output")
-    if not file.absolute().parent.is_dir():
-        raise JobError(
-            f"{file} cannot be written: there is no folder {file.absolute().parent}; make it first"
-        )
-    return file
+    if out is not None:
+        click.echo(f"\n{len(table):,} rows of {len(numbers):,} features are in {out}")
 
 
 def _document(top: "TopActivations", table: Any) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """``actstore extract``: turns options or a job file into a committed store."""
 
-import json
 from typing import Any
 
 import click
 
 from actstore.cli.options.job_options import job_fields, job_options
+from actstore.cli.showing.json_document import print_json
 
 
 @click.command("extract")
@@ -39,4 +39,7 @@ def extract_command(job_file: str | None, as_json: bool, quiet: bool, **options:
             ray_address=options["ray_address"],
             on_event=progress.on_event,
         )
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        click.echo(str(report))

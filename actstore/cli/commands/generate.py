@@ -1,11 +1,11 @@
 """``actstore generate``: samples continuations of prompts, and captures their activations if that is wanted."""
 
-import json
 from typing import Any, Final
 
 import click
 
 from actstore.cli.options.model_options import given_fields, options_of
+from actstore.cli.showing.json_document import print_json
 from actstore.generating.job import GenerationJob
 
 _METAVARS: Final = {
@@ -67,7 +67,10 @@ def generate_command(
         )
         found["capture"] = captured.to_dict()
         text += f"\n\n{captured}"
-    click.echo(json.dumps(found, indent=2) if as_json else text)
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(text)
 
 
 def _capture(job: GenerationJob, url: str, hooks: str, positions: str, *, longest: int, quiet: bool) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from actstore.cli.showing.json_document import print_json
 from actstore.counted import counted
 from actstore.facade import Store
 from actstore.opening import open_store
@@ -18,7 +19,10 @@ from actstore.store.records.run import Run, runs_with_tokens
 def info_command(url: str, as_json: bool) -> None:
     """Say what the store at URL holds, and how much of it is committed."""
     store = open_store(url)
-    click.echo(json.dumps(_fields(store), indent=2) if as_json else _text(store))
+    if as_json:
+        print_json(_fields(store))
+    else:
+        click.echo(_text(store))
 
 
 def _fields(store: Store) -> dict[str, Any]:

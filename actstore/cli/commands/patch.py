@@ -1,11 +1,11 @@
 """``actstore patch``: turns options or a job file into a folder of results."""
 
-import json
 from typing import Any, Final
 
 import click
 
 from actstore.cli.options.model_options import given_fields, options_of
+from actstore.cli.showing.json_document import print_json
 from actstore.patching.jobs.job import PatchJob
 
 _METAVARS: Final = {"pairs": "SRC", "axes": "AXIS[,AXIS]", "positions": "N[,N]", "out": "URL"}
@@ -36,7 +36,7 @@ def patch_command(job_file: str | None, dry_run: bool, as_json: bool, quiet: boo
     if dry_run:
         estimated = estimate_job(planned)
         if as_json:
-            click.echo(json.dumps(planned.to_dict() | {"estimate": vars(estimated)}, indent=2))
+            print_json(planned.to_dict() | {"estimate": vars(estimated)})
         else:
             click.echo(f"{planned}\ntime     {estimated}")
         return
@@ -44,4 +44,7 @@ def patch_command(job_file: str | None, dry_run: bool, as_json: bool, quiet: boo
         click.echo(f"{planned}\n", err=True)
     with PatchProgress(planned.n_pairs_pending, quiet=quiet, as_json=as_json) as progress:
         report = run_job(planned, on_event=progress.on_event)
-    click.echo(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    if as_json:
+        print_json(report.to_dict())
+    else:
+        click.echo(str(report))

@@ -1,11 +1,11 @@
 """``actstore plan``: a dry run of an extraction."""
 
-import json
 from typing import Any
 
 import click
 
 from actstore.cli.options.job_options import job_fields, job_options
+from actstore.cli.showing.json_document import print_json
 
 
 @click.command("plan")
@@ -21,4 +21,7 @@ def plan_command(job_file: str | None, as_json: bool, **options: Any) -> None:
 
     with Progress() as progress:
         run = plan(job_file, on_event=progress.on_event, **job_fields(options))
-    click.echo(json.dumps(run.to_dict(), indent=2) if as_json else str(run))
+    if as_json:
+        print_json(run.to_dict())
+    else:
+        click.echo(str(run))

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -11,6 +10,7 @@ import click
 
 from actstore.cli.options.byte_size import byte_size
 from actstore.cli.options.loader_options import loader_option
+from actstore.cli.showing.json_document import print_json
 from actstore.errors import JobError, MissingExtraError
 from actstore.query.server.connections.room import ConnectionLimits
 from actstore.query.server.settings import Settings
@@ -152,7 +152,7 @@ def serve_command(
 def _say(urls: list[str], names: list[str], as_json: bool) -> None:
     url = urls[0]
     if as_json:
-        click.echo(json.dumps({"url": url, "urls": urls, "stores": names}))
+        print_json({"url": url, "urls": urls, "stores": names}, indent=None)
         return
     click.echo(f"serving {len(names)} store{'s' if len(names) != 1 else ''} at {url}")
     for other in urls[1:]:

@@ -1,10 +1,10 @@
 """``actstore verify``: check every byte of a store against its records."""
 
-import json
 from typing import TYPE_CHECKING
 
 import click
 
+from actstore.cli.showing.json_document import print_json
 from actstore.counted import counted
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ def verify_command(
         device=device,
         on_object=ignore if quiet else progress.add,
     )
-    click.echo(json.dumps(result.to_dict(), indent=2) if as_json else _text(result))
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        click.echo(_text(result))
     if not result.is_clean:
         raise click.exceptions.Exit(DAMAGED)
     if not result.is_complete:

@@ -16,13 +16,19 @@ def _read(context: click.Context, _option: click.Parameter, path: str | None) ->
     fields = {name.replace("-", "_"): value for name, value in read_fields(path).items()}
     # An option is known by what is written on the command line: --json, not as_json.
     params = {_name(param): param for param in context.command.params if param.expose_value}
+    if "store" in fields and "url" in fields:
+        raise JobError(f"{path} has both store and url, which are the same; keep one of them")
+    if "store" in fields:
+        fields["url"] = fields.pop("store")
     for name in fields:
         if name not in params:
             near = difflib.get_close_matches(name, params)
             hint = f" (the nearest is {near[0]})" if near else ""
             raise JobError(f"{path}: {name} is not a field of a job of {context.command.name}{hint}")
     context.default_map = {
-        params[name].name or name: _given(params[name], value) for name, value in fields.items()
+        params[name].name or name: _given(params[name], value, f"{path}: {name}")
+        for name, value in fields.items()
+        if value is not None
     }
 
 
@@ -33,8 +39,17 @@ def _name(param: click.Parameter) -> str:
     return max(param.opts, key=len).lstrip("-").replace("-", "_")
 
 
-def _given(param: click.Parameter, value: Any) -> Any:
-    """A value as it would be on the command line."""
+def _given(param: click.Parameter, value: Any, where: str) -> Any:
+    """A value as it would be on the command line.
+
+    Raises:
+        JobError: an option that is on or off is given neither true nor false, or another one is.
+    """
+    is_flag = isinstance(param, click.Option) and param.is_flag
+    if isinstance(value, dict) or isinstance(value, bool) != is_flag:
+        raise JobError(
+            f"{where} is {value!r}; it must be {'true or false' if is_flag else 'text, a number or a list'}"
+        )
     listed = [str(one) for one in value] if isinstance(value, list) else None
     if param.multiple or param.nargs == -1:
         return listed if listed is not None else [str(value)]
@@ -49,6 +64,6 @@ job_defaults = click.option(
     is_eager=True,
     expose_value=False,
     callback=_read,
-    help="File with the arguments and options of this command, by name; those on the command line take precedence.",
+    help="File with the options of this command, by name, and store: URL; those on the command line take precedence.",
 )
 """Adds ``--job`` to a command."""

@@ -1,7 +1,7 @@
 """Options of commands that are the fields of a job: one for each field, with its meaning as help."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -9,52 +9,22 @@ from pydantic import BaseModel
 
 
 def options_of(
-    job: type[BaseModel], metavars: Mapping[str, str], *, is_file_option: bool = False
+    job: type[BaseModel], metavars: Mapping[str, str]
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of a job, and its file, to a click command.
+    """Add the options of a job, and its file as an argument, to a click command.
 
     Args:
         job: the model of the job.
         metavars: what stands for a value in the help, by field.
-        is_file_option: whether the file is given as ``--job``, for commands whose argument is another one.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        command = field_options(job, metavars)(command)
-        if is_file_option:
-            of_file = click.option(
-                "--job",
-                "job_file",
-                metavar="JOB.yaml",
-                help="File with the same fields; options take precedence.",
-            )
-        else:
-            of_file = click.argument("job_file", metavar="[JOB.yaml]", required=False)
-        return of_file(command)
-
-    return decorate
-
-
-def field_options(
-    job: type[BaseModel], metavars: Mapping[str, str], without: Collection[str] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add the options of a job to a click command.
-
-    Args:
-        job: the model of the job.
-        metavars: what stands for a value in the help, by field.
-        without: fields that are no options.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, schema in reversed(job.model_json_schema()["properties"].items()):
-            if name in without:
-                continue
             flag = f"--{name.replace('_', '-')}"
             is_either = _kinds(schema)[0] == "boolean" and schema.get("default") is None
             flags = f"{flag}/--no-{flag[2:]}" if is_either else flag
             command = click.option(flags, **_attributes(schema, metavars.get(name)))(command)
-        return command
+        return click.argument("job_file", metavar="[JOB.yaml]", required=False)(command)
 
     return decorate
 

@@ -1,13 +1,28 @@
-"""Options of commands that scan a store: which rows, where it is computed, and how to go on."""
+"""Arguments and options of commands that scan a store: which store, hooks and rows, where it is computed, and how to go
+on.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from actstore.analysis.scanning.scan import OnProgress, ScanOptions
 from actstore.cli.options.job_defaults import job_defaults
+from actstore.cli.options.lists import listed
 from actstore.cli.options.ranges import Places
+
+hook_option: Final = click.option(
+    "--hook", required=True, help="A stored hook, such as blocks.7.hook_resid_post."
+)
+hooks_option: Final = click.option(
+    "--hook",
+    "hooks",
+    multiple=True,
+    required=True,
+    metavar="GLOB[,GLOB]",
+    help="Stored hooks, or globs of them, such as 'blocks.*.hook_resid_post'. Can be repeated.",
+)
 
 _OPTIONS = (
     click.option(
@@ -24,17 +39,32 @@ _OPTIONS = (
         metavar="FOLDER",
         help="Folder or URL where finished parts are kept; the same command goes on from them.",
     ),
-    click.option("--executor", default="inline", show_default=True, help="inline (this process) or ray."),
-    click.option("--num-workers", type=click.IntRange(1), help="Workers of the ray executor."),
-    click.option("--ray-address", metavar="ADDRESS", help="Ray cluster to join, such as auto."),
+    click.option(
+        "--executor",
+        default="inline",
+        show_default=True,
+        help="inline (this process), process (one for each GPU of this machine) or ray.",
+    ),
+    click.option(
+        "--num-workers",
+        type=click.IntRange(1),
+        help="Workers of the ray executor. Default: one a GPU, or one if there is none.",
+    ),
+    click.option(
+        "--ray-address",
+        metavar="ADDRESS",
+        help="Ray cluster to join, such as auto. Default: start one on this machine.",
+    ),
     click.option("--quiet", is_flag=True, help="No progress."),
     job_defaults,
 )
 
 
 def scan_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a scan to a click command, which takes them as ``**of_scan``, see `scan_arguments`."""
-    for option in reversed(_OPTIONS):
+    """Add the URL of a store and the options of a scan to a click command, which takes ``url`` and, as ``**of_scan``,
+    what `scan_arguments` needs.
+    """
+    for option in (*reversed(_OPTIONS), click.argument("url")):
         command = option(command)
     return command
 
@@ -46,9 +76,8 @@ def scan_arguments(of_scan: dict[str, Any], on_progress: OnProgress | None = Non
         of_scan: the values of the options.
         on_progress: as for `actstore.analysis.scan`.
     """
-    names = [name.strip() for part in of_scan["drop"] for name in str(part).split(",")]
     return ScanOptions(
-        drop=[int(name) if name.lstrip("-").isdecimal() else name for name in names if name],
+        drop=[int(name) if name.lstrip("-").isdecimal() else name for name in listed(of_scan["drop"])],
         seqpos=of_scan["seqpos"],
         sequences=of_scan["sequences"],
         resume=of_scan["resume"],

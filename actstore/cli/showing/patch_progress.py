@@ -1,12 +1,10 @@
 """Progress of a patching job on stderr: a bar on a terminal, plain lines elsewhere, or one JSON object a line."""
 
-import json
 import time
 from types import TracebackType
 from typing import Self
 
-import click
-
+from actstore.cli.showing.json_document import print_json
 from actstore.cli.showing.live_line import LiveLine, clock
 from actstore.counted import counted
 from actstore.patching.jobs.events import PartDone
@@ -53,7 +51,7 @@ class PatchProgress:
             figures = {"part": event.part, "n_pairs": event.n_pairs, "seconds": event.seconds}
             progress = {"n_pairs_done": self._done, "n_pairs_to_do": self._n_pairs}
             rates = {"pairs_per_second": rate, "seconds_left": left}
-            click.echo(json.dumps(figures | progress | rates), err=True)
+            print_json(figures | progress | rates, indent=None, err=True)
         self._line.show(
             f"{rate:,.2f} pairs/s",
             f"patched {self._done / self._n_pairs:.0%}: {self._done:,} of {counted(self._n_pairs, 'pair')}, "

@@ -57,14 +57,14 @@ def evaluate(*args: object) -> Result:
 
 def test_figures_of_all_in_a_folder(store: Store, saes: Path, tmp_path: Path) -> None:
     files = ["--out", tmp_path / "saes.parquet", "--plot", tmp_path / "saes.png"]
-    chosen = ["--held-out-fraction", "0.5", "--seed", "3", "--seqpos", "1:", "--drop", "bos"]
+    chosen = ["--held-out", "0.5", "--seed", "3", "--seqpos", "1:", "--drop", "bos"]
     done = evaluate(store.url, "--hook", HOOK, "--sae", saes, *chosen, *files)
     expected = analysis.evaluate_sae(
         store, HOOK, saes, held_out=0.5, seed=3, seqpos=slice(1, None), drop=["bos"]
     )
     assert done.stdout.strip() == repr(expected)
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["SAE", "64", "128"]
-    assert "store 100%: 64 of 64 sequences" in done.stderr
+    assert "scanned 100%: 64 of 64 sequences" in done.stderr
     table = pq.read_table(tmp_path / "saes.parquet")
     assert table["explained_variance"].to_pylist() == [one.explained_variance for one in expected]
     assert (tmp_path / "saes.png").read_bytes().startswith(b"\x89PNG")
@@ -87,9 +87,9 @@ def test_json_with_losses(store: Store, saes: Path) -> None:
     for one, figures in zip(found["saes"], expected, strict=True):
         assert one == figures.to_dict() | {"dead_features": figures.dead_features.tolist()}
         assert one["n_tokens"] == 4 * 31
-    told = [json.loads(line) for line in done.stderr.splitlines()]
-    assert {"n_tokens_done": 128, "n_tokens_to_do": 128}.items() <= told[0].items()
-    assert {"n_sequences_done": 64, "n_sequences_to_do": 64, "seconds_left": 0.0}.items() <= told[-1].items()
+    of_model, of_scan = done.stderr.splitlines()
+    assert of_model.startswith("computed 100%: 128 of 128 tokens, ")
+    assert of_scan.startswith("scanned 100%: 64 of 64 sequences, ")
 
 
 def test_figures_that_are_no_numbers_are_null(store: Store, saes: Path) -> None:
@@ -106,8 +106,8 @@ def test_figures_that_are_no_numbers_are_null(store: Store, saes: Path) -> None:
     ("options", "code", "says"),
     [
         (["--out", "saes.txt"], 2, "must end with .parquet"),
-        (["--plot", "nowhere/saes.png"], 2, "in a folder that exists"),
-        (["--held-out-fraction", "0"], 2, "held-out-fraction"),
+        (["--plot", "nowhere/saes.png"], 2, "there is no folder"),
+        (["--held-out", "0"], 2, "held-out"),
         (["--sae", "."], 1, "holds no SAE"),
         (["--model", "nowhere"], 1, "nowhere"),
     ],

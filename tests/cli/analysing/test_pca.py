@@ -10,8 +10,6 @@ from click.testing import CliRunner, Result
 
 import actstore
 from actstore import analysis
-from actstore.analysis.geometry.principal.pca_job import PcaJob
-from actstore.cli.analysing.pca import pca_command
 from actstore.cli.main import cli
 from tests.analysis.stores import HOOK, D, store_of
 from tests.commands import command_here
@@ -28,13 +26,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def run(*args: str) -> Result:
     return CliRunner().invoke(cli, list(args), catch_exceptions=False)
-
-
-def test_every_field_is_an_option_that_says_the_same() -> None:
-    by_name = {option.name: option for option in pca_command.params}
-    for name, field in PcaJob.model_fields.items():
-        assert by_name[name].opts == [f"--{name.replace('_', '-')}"]
-        assert str(getattr(by_name[name], "help", "")).startswith(str(field.description))
 
 
 def test_table_progress_and_files(url: str, tmp_path: Path) -> None:
@@ -86,7 +77,7 @@ def test_job_file_and_options_that_take_precedence(url: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ((), "hook: is required"),
+        ((), "Missing option '--hook'"),
         (("--hook", "blocks.7.mlp"), "does not hold"),
         (("--hook", HOOK, "--components", "17"), "it can be 1 to 16"),
         (("--hook", HOOK, "--out", "pca.npz"), "must end with .safetensors or .parquet"),

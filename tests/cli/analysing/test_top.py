@@ -169,11 +169,10 @@ def test_resumed_scan_is_the_same(store: actstore.Store, tmp_path: Path) -> None
         (["--of", "x.txt"], JobError, "neither .npy nor .safetensors"),
         (["--of", "gone.npy"], StorageError, "gone.npy cannot be read"),
         (["--sae", "."], JobError, "no cfg.json of an SAE"),
-        (["--neurons", "1", "--out", "no/such/file"], JobError, "there is no folder"),
         (["--neurons", "1", "--executor", "rocket"], JobError, "rocket"),
         (["--neurons", "1", "--hook", "blocks.9.mlp"], HookError, "does not hold"),
     ],
-    ids=["nothing", "two", "neuron", "features", "suffix", "gone", "no sae", "folder", "executor", "hook"],
+    ids=["nothing", "two", "neuron", "features", "suffix", "gone", "no sae", "executor", "hook"],
 )
 def test_wrong_arguments(
     store: actstore.Store,
