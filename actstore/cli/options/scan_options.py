@@ -48,7 +48,7 @@ _OPTIONS = (
     click.option(
         "--num-workers",
         type=click.IntRange(1),
-        help="Workers of the ray executor. Default: one a GPU, or one if there is none.",
+        help="Workers of process and ray. Default: one a GPU, or one if there is none.",
     ),
     click.option(
         "--ray-address",

@@ -12,7 +12,7 @@ Executor = Annotated[
 ]
 NumWorkers = Annotated[
     Annotated[int, Field(ge=1)] | None,
-    Field(description="Workers of the ray executor. Default: one a GPU, or one if there is none."),
+    Field(description="Workers of process and ray. Default: one a GPU, or one if there is none."),
 ]
 RayAddress = Annotated[
     str | None, Field(description="Ray cluster to join, such as auto. Default: start one on this machine.")
