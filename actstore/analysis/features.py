@@ -80,7 +80,7 @@ class Encoded:
         import torch
 
         first = next(self.sae.parameters())
-        with torch.no_grad():
+        with torch.no_grad(), sae_lens_objects.in_turn(self.sae):
             encoded = self.sae.encode(rows.to(first.device, first.dtype))
             chosen = encoded if self.latents is None else encoded[..., list(self.latents)]
             return chosen.float().cpu()  # type: ignore[no-any-return]

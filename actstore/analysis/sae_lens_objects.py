@@ -1,9 +1,12 @@
 """SAEs of SAELens as they are used: those in training are turned into what SAELens would save at its end."""
 
+import contextlib
 import copy
 import json
 import sys
+import threading
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +20,17 @@ _ABOUT_MODELS: Final = r"\s*This SAE has non-empty model_from_pretrained_kwargs"
 """What SAELens warns of whenever it makes an SAE. How to load the model is no question where its values are stored."""
 _SCALED: Final = ("expected_average_only_in", "covariance_whitening")
 """Normalisations that SAELens folds into the weights at the end of a training."""
+_STATEFUL: Final = ("layer_norm", "constant_norm_rescale")
+"""Normalisations of which ``encode`` leaves the numbers in the object, for itself and for ``decode``."""
+_TURN: Final = threading.Lock()
+
+
+def in_turn(sae: Any) -> AbstractContextManager[Any]:
+    """What a thread must hold while an SAE encodes rows, and decodes what came of them: one thread at a time, if it
+    keeps numbers of the rows. Objects of other libraries, and all other SAEs, hold nothing.
+    """
+    is_stateful = getattr(getattr(sae, "cfg", None), "normalize_activations", None) in _STATEFUL
+    return _TURN if is_stateful else contextlib.nullcontext()
 
 
 def load(folder: Path) -> Any:

@@ -1,11 +1,13 @@
 """SAEs of SAELens whose training goes on give the features of what SAELens would save of them."""
 
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 
 from actstore.analysis.features import features_of
 from actstore.errors import JobError
@@ -39,3 +41,21 @@ def test_rows_that_would_have_to_be_normalised_are_refused() -> None:
         JobError, match=r"takes rows with the normalisation expected_average_only_in, and does not"
     ):
         features_of(training_sae("expected_average_only_in"), (8,))
+
+
+def test_threads_that_encode_with_one_sae_keep_their_own_norms() -> None:
+    """SAELens leaves the norms of rows in the object, where another thread could put its own in between."""
+    torch.manual_seed(0)
+    config = StandardSAEConfig(d_in=64, d_sae=64, normalize_activations="constant_norm_rescale")
+    features = features_of(StandardSAE(config), (64,))
+    rows = [torch.randn(50, 64) * (1 + i % 8) ** 2 for i in range(4000)]
+    expected = [features(some) for some in rows]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(features, rows))
+    finally:
+        sys.setswitchinterval(interval)
+    n_wrong = sum(not torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
+    assert n_wrong == 0

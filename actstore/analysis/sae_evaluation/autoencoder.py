@@ -1,9 +1,9 @@
 """An SAE that is evaluated: what it makes of rows, whichever library it is from."""
 
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from actstore.analysis import sae_lens_objects
 from actstore.analysis.features import Encoded
 from actstore.errors import JobError
 from actstore.reason import reason
@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-
-_STATEFUL: Final = ("layer_norm", "constant_norm_rescale")
-"""Normalisations of SAELens for which ``encode`` leaves in the object what ``decode`` needs."""
-_TURN: Final = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,12 +56,9 @@ class EvaluatedSae:
 
     def __call__(self, rows: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":
         """Features and rebuilt rows, as `encode` and `decode` give them; for several threads at once."""
-        if getattr(getattr(self.sae, "cfg", None), "normalize_activations", None) in _STATEFUL:
-            with _TURN:
-                features = self.encode(rows)
-                return features, self.decode(features)
-        features = self.encode(rows)
-        return features, self.decode(features)
+        with sae_lens_objects.in_turn(self.sae):
+            features = self.encode(rows)
+            return features, self.decode(features)
 
     def encode(self, rows: "torch.Tensor") -> "torch.Tensor":
         """Features [n_rows, d_sae] of rows [n_rows, *shape], in the type of the SAE."""
