@@ -85,6 +85,12 @@ class Encoded:
             chosen = encoded if self.latents is None else encoded[..., list(self.latents)]
             return chosen.float().cpu()  # type: ignore[no-any-return]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"sae": sae_lens_objects.sent(self.sae)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, sae=sae_lens_objects.received(state["sae"]))
+
     def identity(self) -> str:
         import torch
 

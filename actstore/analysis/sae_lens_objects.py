@@ -7,6 +7,7 @@ import sys
 import threading
 import warnings
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +32,35 @@ def in_turn(sae: Any) -> AbstractContextManager[Any]:
     """
     is_stateful = getattr(getattr(sae, "cfg", None), "normalize_activations", None) in _STATEFUL
     return _TURN if is_stateful else contextlib.nullcontext()
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """An SAE of SAELens on its way to another process: the object itself holds local functions, which no pickle has."""
+
+    config: dict[str, Any]
+    weights: dict[str, Any]
+
+
+def sent(sae: Any) -> Any:
+    """What to pickle in the place of an SAE; objects of other libraries are pickled as they are."""
+    sae_lens = sys.modules.get("sae_lens")
+    if sae_lens is None or not isinstance(sae, sae_lens.SAE) or isinstance(sae, sae_lens.TrainingSAE):
+        return sae
+    return _Sent(sae.cfg.to_dict(), sae.state_dict())
+
+
+def received(sae: Any) -> Any:
+    """The SAE of what `sent` gave."""
+    if not isinstance(sae, _Sent):
+        return sae
+    from sae_lens import SAE
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", _ABOUT_MODELS)
+        made: Any = SAE.from_dict(sae.config)
+    made.load_state_dict(sae.weights)
+    return made.eval()
 
 
 def load(folder: Path) -> Any:

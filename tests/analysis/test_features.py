@@ -1,16 +1,21 @@
-"""SAEs of SAELens whose training goes on give the features of what SAELens would save of them."""
+"""Features of SAEs: those that SAELens gives, in threads and processes, and what tells one SAE from another."""
 
+import pickle
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 
-from actstore.analysis.features import features_of
+from actstore import analysis
+from actstore.analysis.features import Encoded, features_of
+from actstore.analysis.sae_evaluation.autoencoder import EvaluatedSae
 from actstore.errors import JobError
+from tests.analysis.stores import HOOK, D, store_of
 
 
 def training_sae(normalize_activations: str) -> TopKTrainingSAE:
@@ -59,3 +64,30 @@ def test_threads_that_encode_with_one_sae_keep_their_own_norms() -> None:
         sys.setswitchinterval(interval)
     n_wrong = sum(not torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
     assert n_wrong == 0
+
+
+@pytest.mark.parametrize("normalisation", ["none", "layer_norm"])
+def test_saes_of_saelens_are_pickled(normalisation: str) -> None:
+    """They hold local functions, which have no pickle."""
+    torch.manual_seed(0)
+    sae = StandardSAE(StandardSAEConfig(d_in=D, d_sae=24, normalize_activations=normalisation))
+    rows = torch.randn(30, D)
+    features, evaluated = Encoded(sae, latents=(3, 1)), EvaluatedSae.of("sae", sae, (D,))
+    first, second, third = pickle.loads(pickle.dumps((features, features, evaluated)))
+    assert first is second  # so that features are computed once for several reductions
+    assert torch.equal(first(rows), features(rows))
+    assert first.identity() == features.identity()
+    assert all(map(torch.equal, third(rows), evaluated(rows)))
+
+
+def test_processes_take_saes_and_refuse_what_they_cannot_be_given(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((12, 8, D)).astype(np.float32)
+    store = store_of(tmp_path / "store", values, dtype="float32")
+    torch.manual_seed(0)
+    sae = StandardSAE(StandardSAEConfig(d_in=D, d_sae=24))
+    here = analysis.top_activations(store, HOOK, sae, 3)
+    there = analysis.top_activations(store, HOOK, sae, 3, executor="process", num_workers=1)
+    np.testing.assert_array_equal(here.values, there.values)
+    np.testing.assert_array_equal(here.sequences, there.sequences)
+    with pytest.raises(JobError, match="a unit cannot be given to other processes: .*lambda.*; define"):
+        analysis.top_activations(store, HOOK, lambda rows: rows, 3, executor="process", num_workers=1)

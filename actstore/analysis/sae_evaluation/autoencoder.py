@@ -60,6 +60,12 @@ class EvaluatedSae:
             features = self.encode(rows)
             return features, self.decode(features)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"sae": sae_lens_objects.sent(self.sae)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, sae=sae_lens_objects.received(state["sae"]))
+
     def encode(self, rows: "torch.Tensor") -> "torch.Tensor":
         """Features [n_rows, d_sae] of rows [n_rows, *shape], in the type of the SAE."""
         import torch
