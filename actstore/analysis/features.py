@@ -98,9 +98,28 @@ class Encoded:
         for name, values in sorted(self.sae.state_dict().items()):
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        # What is no weight, such as k, stands in the configuration.
+        # What is no weight, such as k, stands in the configuration, or else in attributes.
         config = getattr(self.sae, "cfg", None)
+        if config is None:
+            config = _plain_attributes(self.sae)
         return f"{type(self.sae).__name__} {config} {self.latents} {digest.hexdigest()}"
+
+
+def _plain_attributes(sae: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    """Name, class, and numbers and texts that are public attributes, of an object and each module in it."""
+    modules = sae.named_modules() if hasattr(sae, "named_modules") else [("", sae)]
+    return [
+        (
+            name,
+            type(module).__qualname__,
+            {
+                key: value
+                for key, value in sorted(vars(module).items())
+                if isinstance(value, bool | int | float | str) and not key.startswith("_")
+            },
+        )
+        for name, module in modules
+    ]
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from sae_lens import SAE, StandardSAE, StandardSAEConfig, TopKTrainingSAE, TopKT
 from actstore import analysis
 from actstore.analysis.features import Encoded, features_of
 from actstore.analysis.sae_evaluation.autoencoder import EvaluatedSae
+from actstore.analysis.scanning.scan import Progress
 from actstore.errors import JobError
 from tests.analysis.stores import HOOK, D, store_of
 
@@ -91,3 +92,34 @@ def test_processes_take_saes_and_refuse_what_they_cannot_be_given(tmp_path: Path
     np.testing.assert_array_equal(here.sequences, there.sequences)
     with pytest.raises(JobError, match="a unit cannot be given to other processes: .*lambda.*; define"):
         analysis.top_activations(store, HOOK, lambda rows: rows, 3, executor="process", num_workers=1)
+
+
+class OwnSae(torch.nn.Module):
+    """An SAE without a configuration, as people write them."""
+
+    def __init__(self, k: int, activation: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Linear(D, 24, bias=False)
+        self.activation = activation
+        self.k = k
+
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        values: torch.Tensor = self.activation(self.encoder(rows))
+        best = values.topk(self.k, dim=-1)
+        return torch.zeros_like(values).scatter(-1, best.indices, best.values)
+
+
+def test_kept_states_of_saes_that_differ_in_no_weight_are_told_apart(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((12, 8, D)).astype(np.float32)
+    store = store_of(tmp_path / "store", values, dtype="float32")
+    one = OwnSae(2, torch.nn.ReLU())
+    others = [OwnSae(3, torch.nn.ReLU()), OwnSae(2, torch.nn.Sigmoid()), OwnSae(2, torch.nn.LeakyReLU(0.5))]
+    kept = str(tmp_path / "kept")
+    for sae in (one, *others):
+        sae.load_state_dict(one.state_dict())
+        resumed = analysis.top_activations(store, HOOK, sae, 3, resume=kept)
+        fresh = analysis.top_activations(store, HOOK, sae, 3)
+        np.testing.assert_array_equal(resumed.values, fresh.values)
+    told: list[Progress] = []
+    analysis.top_activations(store, HOOK, one, 3, resume=kept, on_progress=told.append)
+    assert not told  # nothing is left to do

@@ -93,9 +93,8 @@ def solve_group(
         elif asked.kind == "mean_difference":
             solved = _mean_difference(source, targets, hooks, sizes)
         else:
-            sample = Hold(
-                hooks, _sampled(targets, asked.seed, max(sizes)), f"sample {targets.identity}", dtypes
-            )
+            is_sampled = _sampled(targets, asked.seed, max(sizes))
+            sample = Hold(hooks, is_sampled, f"sample {asked.seed} {targets.identity}", dtypes)
             solved = _logistic(source, targets, asked, hooks, sizes, sample)
         for one in _measured(source, targets, asked.kind, hooks, solved, resampled):
             outcomes.append(one)

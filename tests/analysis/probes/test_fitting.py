@@ -257,6 +257,19 @@ def test_interrupted_fit_goes_on(store: Store, two: NDArray[np.int64], tmp_path:
     assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == kept + len(told)
 
 
+@pytest.mark.parametrize("kind", ["logistic", "ridge"])
+def test_kept_sums_of_another_curve_are_not_taken(
+    store: Store, two: NDArray[np.int64], tmp_path: Path, kind: Any
+) -> None:
+    """No document is beyond the fraction, so that nothing but the number of parts differs."""
+    fresh = analysis.fit_probe(store, HOOK, two, kind, l2=(0.01, 0.1), curve=(0.9999,))
+    # Without room for rows, every pass is over the store.
+    work = working_nbytes(kind, 2, 1, D, fresh.n_rows[0], n_parts=2)
+    options: dict[str, Any] = {"l2": (0.01, 0.1), "memory": work, "resume": str(tmp_path / "kept")}
+    analysis.fit_probe(store, HOOK, two, kind, curve=(), **options)
+    same(fresh, analysis.fit_probe(store, HOOK, two, kind, curve=(0.9999,), **options))
+
+
 def test_rows_that_are_not_finite_are_left_out_of_all_hooks(
     tmp_path: Path, values: NDArray[np.float32], two: NDArray[np.int64]
 ) -> None:

@@ -30,9 +30,11 @@ class Targets:
 
     @cached_property
     def identity(self) -> str:
+        """A text that differs for other targets, and for other numbers of parts and classes, which give sums shapes."""
         digest = hashlib.sha256(self.labels.values.tobytes())
         digest.update(self.split.parts.tobytes())
-        return digest.hexdigest()
+        numbers = (self.labels.values.dtype.str, len(self.labels.classes), len(self.split.fractions))
+        return f"{numbers} {digest.hexdigest()}"
 
 
 @dataclass(frozen=True)

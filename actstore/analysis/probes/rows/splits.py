@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ HELD_OUT = -1
 """Part of rows that are held out."""
 UNUSED = -2
 """Part of entries that have no label."""
+_MOST_FRACTIONS: Final = 127
+"""Fractions of a learning curve below 1 at most: the number of the last part is an int8."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ def split_of(labels: Labels, held_out: float, seed: int, curve: Sequence[float] 
     fractions = tuple(sorted({float(fraction) for fraction in curve if fraction != 1}))
     if fractions and not 0 < fractions[0] <= fractions[-1] < 1:
         raise JobError(f"curve holds {fractions}; give fractions of the training documents between 0 and 1")
+    if len(fractions) > _MOST_FRACTIONS:
+        raise JobError(f"curve holds {len(fractions)} fractions; give {_MOST_FRACTIONS} at most")
     fractions = (*fractions, 1.0)
     rows = np.flatnonzero(labels.is_labelled)
     groups, first = np.unique(labels.groups[rows], return_index=True)

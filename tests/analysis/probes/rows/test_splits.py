@@ -56,6 +56,17 @@ def test_each_class_has_its_share() -> None:
         assert (parts == 0).sum() == pytest.approx(3 * 0.25 * 0.8 * n, abs=3)
 
 
+def test_as_many_fractions_as_parts_have_numbers() -> None:
+    labels = two_classes(600)
+    fractions = np.linspace(0.005, 0.995, 128).tolist()
+    split = split_of(labels, 0.2, 0, fractions[:-1])
+    assert (split.parts[labels.groups >= 0] >= HELD_OUT).all()
+    assert split.parts.max() == 127
+    assert split.n_documents[-1] == 480
+    with pytest.raises(JobError, match="curve holds 128 fractions; give 127 at most"):
+        split_of(labels, 0.2, 0, fractions)
+
+
 def test_seed_decides() -> None:
     labels = two_classes(60)
     first, again, other = (split_of(labels, 0.2, seed).parts for seed in (1, 1, 2))
