@@ -134,9 +134,10 @@ class Computed:
 
         with torch.no_grad():
             values = self.function(rows)
-        if values.ndim != 2 or len(values) != len(rows):
+        shape = list(getattr(values, "shape", ())) or type(values).__name__
+        if not isinstance(values, torch.Tensor) or values.ndim != 2 or len(values) != len(rows):
             raise JobError(
-                f"the function gave {list(values.shape)} for {len(rows)} rows; it must give [n_rows, n_features]"
+                f"the function gave {shape} for {len(rows)} rows; it must give [n_rows, n_features]"
             )
         return values.float().cpu()
 
@@ -176,4 +177,6 @@ def features_of(of: Any, shape: Sequence[int]) -> Features:
             f"features are {values.dtype} of shape {values.shape}; give directions [n, {size}], a list of neurons, "
             "an SAE, or a function"
         )
+    if not np.isfinite(values).all():
+        raise JobError("directions hold NaN or infinity; leave such directions out")
     return Directions(np.ascontiguousarray(np.atleast_2d(values), np.float32))

@@ -323,6 +323,10 @@ class CommittedStore:
             # Only other spellings need the names of the model, which take an import of transformers.
             with contextlib.suppress(HookError):
                 name = stored_as(self.names.one(hook))
+        if name not in by_name and "*" in str(hook):
+            raise HookError(
+                f"{hook!r} can mean several hooks, and one is needed here; it can be of {self._holdings}"
+            )
         if name not in by_name:
             raise HookError(f"{self.url} does not hold {hook!r}; it holds {self._holdings}")
         return by_name[name]

@@ -15,7 +15,7 @@ from actstore import analysis
 from actstore.analysis.features import Encoded, features_of
 from actstore.analysis.sae_evaluation.autoencoder import EvaluatedSae
 from actstore.analysis.scanning.scan import Progress
-from actstore.errors import JobError
+from actstore.errors import HookError, JobError
 from tests.analysis.stores import HOOK, D, store_of
 
 
@@ -92,6 +92,22 @@ def test_processes_take_saes_and_refuse_what_they_cannot_be_given(tmp_path: Path
     np.testing.assert_array_equal(here.sequences, there.sequences)
     with pytest.raises(JobError, match="a unit cannot be given to other processes: .*lambda.*; define"):
         analysis.top_activations(store, HOOK, lambda rows: rows, 3, executor="process", num_workers=1)
+
+
+def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
+    """In one sentence, not by whatever fails on them later."""
+    values = np.random.default_rng(0).standard_normal((12, 8, D)).astype(np.float32)
+    store = store_of(tmp_path / "store", values, dtype="float32")
+    with pytest.raises(JobError, match="^directions hold NaN or infinity"):
+        analysis.top_activations(store, HOOK, np.full((1, D), np.nan))
+    with pytest.raises(
+        JobError, match=r"the function gave int for \d+ rows; it must give \[n_rows, n_features\]"
+    ):
+        analysis.top_activations(store, HOOK, lambda _rows: 3)
+    with pytest.raises(HookError, match="can mean several hooks, and one is needed here"):
+        analysis.top_activations(store, "blocks.*.hook_resid_post", [0])
+    with pytest.raises(JobError, match=r"^k is 2\.5; it must be a whole number, 1 or more"):
+        analysis.top_activations(store, HOOK, [0], k=2.5)  # type: ignore[arg-type]
 
 
 class OwnSae(torch.nn.Module):

@@ -14,7 +14,7 @@ from actstore.analysis.dashboards.chosen_features import ChosenFeatures
 from actstore.analysis.dashboards.feature_page import Pages
 from actstore.analysis.dashboards.folder import INDEX, Folder
 from actstore.analysis.dashboards.index_page import index_page
-from actstore.analysis.dashboards.logits import Logits, logits_of, unembedding
+from actstore.analysis.dashboards.logits import Logits, logits_of
 from actstore.analysis.dashboards.style import shown
 from actstore.analysis.dashboards.tables import activations_table, features_table, parquet
 from actstore.analysis.dashboards.texts import Contexts, texts_of
@@ -156,14 +156,14 @@ def dashboard(
 
 
 def _logits(chosen: ChosenFeatures, model: Any, W_U: "torch.Tensor | None", k: int) -> Logits | None:  # noqa: N803
-    matrix = unembedding(model, W_U)
-    if matrix is None:
+    of = model if W_U is None else W_U
+    if of is None:
         return None
     if chosen.decoder is None:
         raise JobError(
             "these features have no directions that a model or W_U could be used with; leave model and W_U out"
         )
-    return logits_of(chosen.decoder, matrix, k)
+    return logits_of(chosen.decoder, of, k)
 
 
 def _identity(

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.analysis.describing.ranking import largest
-from actstore.errors import JobError
+from actstore.errors import JobError, ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -119,11 +119,14 @@ def _unembedding(model: Any) -> "tuple[torch.Tensor, bool]":
             )
         return given.detach().float(), False
     # The norm of a TransformerLens model whose gain is folded into W_U has none.
-    gain = getattr(model.ln_final, "w", None)
+    try:
+        gain = getattr(model.ln_final, "w", None)
+    except ModelError:  # a model without a final norm
+        gain = None
     unembedding = model.W_U.detach().float()
     if gain is not None:
         unembedding = gain.detach().float()[:, None] * unembedding
-    return unembedding, model.cfg.normalization_type.startswith("LN")
+    return unembedding, (model.cfg.normalization_type or "").startswith("LN")
 
 
 def _directions(of: Any) -> "torch.Tensor":

@@ -82,7 +82,7 @@ def fit_probe(
     penalties = _checked(kind, l2, n_bootstrap, memory)
     hooks = _hooks(store, hook)
     found = labels_of(store, labels, groups, are_classes=kind != "ridge")
-    found, n_not_finite = _restricted(store, hooks, found, options)
+    found, n_unlabelled, n_not_finite = _restricted(store, hooks, found, options)
     if kind in ("logistic", "mean_difference") and len(found.classes) != 2:
         raise JobError(
             f"labels have {len(found.classes)} classes, and kind: {kind} tells two apart; choose kind: multinomial"
@@ -123,7 +123,10 @@ def fit_probe(
         n_documents=(split.n_documents[-1], split.n_held_out),
         baseline=baseline,
         baseline_class=baseline_class,
+        n_unlabelled=n_unlabelled,
         n_not_finite=n_not_finite,
+        is_training=(split.parts >= 0).reshape(store.shape),
+        is_held_out=(split.parts == HELD_OUT).reshape(store.shape),
         n_passes=max(one.n_passes for one in outcomes),
         n_reads=n_reads,
         seconds=time.perf_counter() - started,
@@ -169,8 +172,9 @@ def _hooks(store: "CommittedStore", hook: Any) -> tuple[str, ...]:
 
 def _restricted(
     store: "CommittedStore", hooks: tuple[str, ...], labels: Labels, options: ScanOptions
-) -> tuple[Labels, int]:
-    """The labels of the rows that the options choose and that are finite in all hooks, and how many are not finite.
+) -> tuple[Labels, int, int]:
+    """The labels of the rows that the options choose and that are finite in all hooks; how many of the chosen rows have
+    no label, and how many have one and are not finite.
 
     Which rows are not finite must not depend on which hooks are read together.
 
@@ -180,11 +184,14 @@ def _restricted(
     rows = ChosenRows.of(store, options.get("drop", ()), options.get("seqpos"), options.get("sequences"))
     n_sequences, width = store.shape
     is_there = labels.is_labelled.copy()
+    n_unlabelled = 0
     step = max(1, _BLOCK // width)
     for start in range(0, n_sequences, step):
         some = slice(start, min(start + step, n_sequences))
-        taken = rows.taken(store, some)
-        is_there[start * width : some.stop * width] &= taken.reshape(-1)
+        taken = rows.taken(store, some).reshape(-1)
+        here = is_there[start * width : some.stop * width]
+        n_unlabelled += int((taken & ~here).sum())
+        here &= taken
     if any(store.not_finite(name) for name in hooks):
         finite = np.zeros(len(is_there), bool)
         finite[scan(store, {"finite": Addresses(hooks)}, **options).results["finite"]] = True
@@ -194,7 +201,7 @@ def _restricted(
         n_not_finite = 0
     if not is_there.any():
         raise JobError("no labelled row is left; drop fewer of them, or label other rows")
-    return labels.only(is_there), n_not_finite
+    return labels.only(is_there), n_unlabelled, n_not_finite
 
 
 def _narrowed(options: ScanOptions, labels: Labels, width: int) -> ScanOptions:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actstore.analysis.probes.probe import Kind, Probe
+from actstore.counted import counted
 from actstore.errors import HookError, JobError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Probes:
     numbers are predicted, whose R2 is 0 for the mean.
     """
     baseline_class: Any
+    n_unlabelled: int
+    """Rows that the options choose and that have no label; they are not used."""
     n_not_finite: int
     """Labelled rows that were left out, since one of the hooks holds NaN or infinity there."""
     n_passes: int
@@ -44,6 +47,10 @@ class Probes:
     n_reads: int
     """Scans of the store, some of which may be of a part of the hooks."""
     seconds: float
+    is_training: NDArray[np.bool_] = field(repr=False)
+    """Rows that the probes were fitted on, [n_sequences, entries]."""
+    is_held_out: NDArray[np.bool_] = field(repr=False)
+    """Rows that they were measured on, [n_sequences, entries]."""
 
     def __len__(self) -> int:
         return len(self.probes)
@@ -97,6 +104,7 @@ class Probes:
             "n_held_out_rows": self.n_rows[1],
             "n_train_documents": self.n_documents[0],
             "n_held_out_documents": self.n_documents[1],
+            "n_unlabelled": self.n_unlabelled,
             "n_not_finite": self.n_not_finite,
             "n_passes": self.n_passes,
             "n_reads": self.n_reads,
@@ -252,9 +260,11 @@ class Probes:
         against = (
             "" if self.baseline is None else f", {self.baseline:.3f} right by always {self.baseline_class!r}"
         )
+        without = f", {counted(self.n_unlabelled, 'row')} without a label" if self.n_unlabelled else ""
         return (
-            f"{self.kind}, {len(self.probes)} hooks: trained on {self.n_rows[0]:,} rows of {self.n_documents[0]:,} "
-            f"documents, measured on {self.n_rows[1]:,} rows of {self.n_documents[1]:,} held-out ones{against}"
+            f"{self.kind}, {counted(len(self.probes), 'hook')}: trained on {self.n_rows[0]:,} rows of "
+            f"{self.n_documents[0]:,} documents, measured on {self.n_rows[1]:,} rows of {self.n_documents[1]:,} "
+            f"held-out ones{against}{without}"
         )
 
 

@@ -172,7 +172,8 @@ def scan(
     store.check_version()
     if not merging.n_rows:
         raise JobError(
-            f"no row of {store.url} is left to scan; drop fewer of them, or choose other sequences"
+            f"no row of {store.url} is left to scan; drop fewer of them, or choose other positions (seqpos) or "
+            "sequences"
         )
     return Scanned(
         results={

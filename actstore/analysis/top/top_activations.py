@@ -207,8 +207,8 @@ def top_activations(
         JobError: an argument is not valid.
         ActstoreError: see `scan`.
     """
-    if k < 1:
-        raise JobError(f"k is {k}; it must be 1 or more")
+    if not isinstance(k, int) or k < 1:
+        raise JobError(f"k is {k}; it must be a whole number, 1 or more")
     if per not in ("row", "sequence"):
         raise JobError(f"per is {per!r}; it can be row or sequence")
     array = store.array_of(hook)

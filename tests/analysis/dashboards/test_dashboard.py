@@ -163,7 +163,10 @@ def test_logits_are_those_of_hugging_face(small: Small, made: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(small.model)
     with torch.no_grad():
         gain = model.transformer.ln_f.weight
-        effects = ((torch.from_numpy(small.directions[NUMBERS]) * gain) @ model.lm_head.weight.T).numpy()
+        directions = torch.from_numpy(small.directions[NUMBERS])
+        # LayerNorm takes the mean off.
+        centred = directions - directions.mean(1, keepdim=True)
+        effects = ((centred * gain) @ model.lm_head.weight.T).numpy()
     table = pq.read_table(made / "features.parquet").to_pydict()
     np.testing.assert_allclose(table["pos_values"], np.sort(effects, 1)[:, ::-1][:, :10], rtol=1e-4)
     np.testing.assert_allclose(table["neg_values"], np.sort(effects, 1)[:, :10], rtol=1e-4)

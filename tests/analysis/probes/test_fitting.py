@@ -302,6 +302,25 @@ def test_options_of_scans_choose_rows(
     same(by_labels, by_options)
 
 
+def test_rows_of_either_side_and_rows_without_a_label_are_told(
+    store: Store, values: NDArray[np.float32], two: NDArray[np.int64]
+) -> None:
+    """Scikit-learn gives the same probe on the rows that were fitted."""
+    fitted = analysis.fit_probe(store, HOOK, two, l2=0.1, standardise=False)
+    assert fitted.n_unlabelled == int((two < 0).sum()) > 0
+    assert f"{fitted.n_unlabelled} rows without a label" in str(fitted)
+    np.testing.assert_array_equal(fitted.is_training | fitted.is_held_out, two >= 0)
+    assert not (fitted.is_training & fitted.is_held_out).any()
+    assert (int(fitted.is_training.sum()), int(fitted.is_held_out.sum())) == fitted.n_rows
+    chosen = fitted.is_training
+    rows = values.astype(np.float64)
+    oracle = LogisticRegression(
+        solver="newton-cholesky", C=1 / (0.1 * chosen.sum()), tol=1e-10, max_iter=10_000
+    )
+    oracle.fit(rows[chosen], two[chosen])
+    np.testing.assert_allclose(fitted[HOOK].weights[:, 0], oracle.coef_[0], **TIGHT)
+
+
 def test_each_hook_has_the_probe_that_it_has_alone(store: Store, two: NDArray[np.int64]) -> None:
     both = analysis.fit_probe(store, "blocks.*.hook_resid_post", two, l2=0.1)
     assert [probe.hook for probe in both] == [HOOK, OTHER]

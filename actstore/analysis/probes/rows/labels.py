@@ -48,7 +48,9 @@ class Labels:
         present = np.unique(self.values[is_taken & self.is_labelled])
         if len(present) < 2:
             label = f"all labels are {self.classes[present[0]]!r}" if len(present) else "no row has a label"
-            raise JobError(f"{label}; a probe needs labels of two classes or more (-1 means no label)")
+            raise JobError(
+                f"{label}; a probe needs labels of two classes or more, such as 0 and 1, since -1 means no label"
+            )
         number = np.full(len(self.classes) + 1, -1, np.int32)  # of -1, too
         number[present] = np.arange(len(present))
         values = np.where(is_taken, number[self.values], np.int32(-1))

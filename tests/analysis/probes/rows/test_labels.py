@@ -153,7 +153,11 @@ def test_class_that_no_row_has_is_no_class(store: Store) -> None:
     [
         (np.zeros(N - 1), True, r"labels have the shape \[5\]; give one for each sequence, \[6\]"),
         (np.zeros((N, 3)), True, r"or for each token, \[6, 8\]"),
-        (np.zeros(N), True, r"all labels are 0; a probe needs labels of two classes or more \(-1 means"),
+        (
+            np.zeros(N),
+            True,
+            r"all labels are 0; a probe needs labels of two classes or more, such as 0 and 1",
+        ),
         (np.full(N, -1), True, "no row of the store has a label"),
         (np.full(N, np.nan), False, "no row of the store has a label"),
         (np.array([0.5, 1, 1, 0, 0, 0]), True, "labels hold 0.5, and classes are whole numbers"),
