@@ -135,7 +135,7 @@ def dashboard(
         "actstore": "dashboard",
         "store": name,
         "hook": array.name,
-        "identity": _identity(store, [reduction, counting], rows, logits),
+        "identity": _identity(store, [reduction, counting], rows, chosen, logits),
     }
     folder = Folder.opened(out, about)
     url = folder.blobs.url
@@ -167,7 +167,11 @@ def _logits(chosen: ChosenFeatures, model: Any, W_U: "torch.Tensor | None", k: i
 
 
 def _identity(
-    store: "CommittedStore", reductions: list[Reduction], rows: ChosenRows, logits: Logits | None
+    store: "CommittedStore",
+    reductions: list[Reduction],
+    rows: ChosenRows,
+    chosen: ChosenFeatures,
+    logits: Logits | None,
 ) -> str:
     """A text that differs for other dashboards."""
     try:
@@ -175,7 +179,9 @@ def _identity(
     except JobError:
         # A function cannot be told from another one, so nothing that is there can be continued.
         parts = [uuid.uuid4().hex]
-    text = json.dumps([_VERSION, str(store.identity), *parts, rows.identity()])
+    # The same directions can be features of other numbers, which are the names of their pages.
+    numbers = None if chosen.numbers is None else chosen.numbers.tolist()
+    text = json.dumps([_VERSION, str(store.identity), *parts, rows.identity(), numbers])
     digest = hashlib.sha256(text.encode())
     if logits is not None:
         for array in vars(logits).values():

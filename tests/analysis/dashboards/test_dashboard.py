@@ -212,6 +212,14 @@ def test_folder_of_another_dashboard_is_refused(small: Small, made: Path, change
         analysis.dashboard(small.store, HOOK, small.directions, out=str(made), **(options | changes))
 
 
+def test_features_of_other_numbers_are_another_dashboard(small: Small, tmp_path: Path) -> None:
+    """The same directions, as the first features and as the fourth and fifth, have pages of other names."""
+    options: dict[str, Any] = {"out": str(tmp_path / "dashboard"), "k": 1, "n_samples": 0}
+    analysis.dashboard(small.store, HOOK, small.directions, [3, 4], **options)
+    with pytest.raises(StorageError, match="holds a dashboard of other features"):
+        analysis.dashboard(small.store, HOOK, small.directions[3:5], **options)
+
+
 def test_folder_of_something_else_is_refused(small: Small, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(StorageError, match=r"holds thesis\.tex and no dashboard"):
