@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -142,15 +142,14 @@ def scan(
     units = Units.of(store.shape)
     merging = _Merging(chosen)
     blobs = None if resume is None else open_blobs(resume)
-    folder, finished = "", dict[int, UnitDone]()
+    folder, finished, n_sequences = "", set[int](), 0
     if blobs is not None:
         _check_identity(store)
         folder = folder_of(str(store.identity), [one.identity() for one in chosen], rows.identity())
-        finished = _finished(blobs, folder, chosen, units)
-    n_sequences = 0
-    for index in sorted(finished):
-        merging.add(finished[index])
-        n_sequences += finished[index].n_sequences
+        for unit_before in _finished(blobs, folder, chosen, units):
+            merging.add(unit_before)
+            finished.add(unit_before.index)
+            n_sequences += unit_before.n_sequences
     n_before = n_sequences
 
     def on_unit(unit: UnitDone) -> None:
@@ -210,17 +209,14 @@ def _with_counts(unit: UnitDone) -> bytes:
     return to_bytes([*unit.states, counts])
 
 
-def _finished(
-    blobs: Blobs, folder: str, reductions: Sequence[Reduction], units: Units
-) -> dict[int, UnitDone]:
-    """The units that an earlier scan has kept.
+def _finished(blobs: Blobs, folder: str, reductions: Sequence[Reduction], units: Units) -> Iterator[UnitDone]:
+    """The units that an earlier scan has kept, one after the other, since the states of all can be large.
 
     Raises:
         StorageError: one is damaged.
     """
     hooks = hooks_of(reductions)
     names = set(blobs.names(folder))
-    finished = {}
     for index in range(len(units)):
         key = key_of(folder, index)
         if key.rpartition("/")[2] not in names:
@@ -234,5 +230,4 @@ def _finished(
                 reduction.restore(arrays)
         except (KeyError, ValueError) as error:
             raise damaged_state(where) from error
-        finished[index] = UnitDone(index, n_sequences, n_rows, n_not_finite, 0.0, tuple(states))
-    return finished
+        yield UnitDone(index, n_sequences, n_rows, n_not_finite, 0.0, tuple(states))

@@ -1,10 +1,15 @@
 """The inline executor: one worker in this process, its forward and its writing overlapped."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from itertools import islice
+from typing import Final
 
 from actstore.extraction.computing.executor import Done, Resources, Spec
 from actstore.extraction.computing.worker import SEGMENTS_IN_FLIGHT
+
+_GOING: Final = 2 * SEGMENTS_IN_FLIGHT
+"""Units that are computed, wait for a thread, or wait to be taken."""
 
 
 def workers_here(_resources: Resources) -> int:
@@ -23,9 +28,17 @@ def run(
     worker = spec.start()
     threads = ThreadPoolExecutor(SEGMENTS_IN_FLIGHT, thread_name_prefix=spec.unit)
     try:
-        futures = [threads.submit(worker.run, index) for index in pending]
-        for future in as_completed(futures):
-            on_done(future.result())
+        # Few at a time, as a result can be large, such as the sums of a scan, and ends with its future.
+        waiting = iter(pending)
+        going: set[Future[Done]] = set()
+        while True:
+            going |= {threads.submit(worker.run, index) for index in islice(waiting, _GOING - len(going))}
+            if not going:
+                break
+            ended = next(as_completed(going))
+            going.remove(ended)
+            on_done(ended.result())
+            del ended
     finally:
         # After an error or Ctrl-C: end the forward at its next batch, finish what is being written.
         worker.stop()

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,21 @@ class See:
         return state
 
 
+class Large(Seen):
+    """A state of 2 MB."""
+
+    def arrays(self) -> Arrays:
+        return {**super().arrays(), "large": np.zeros(1 << 18)}
+
+
+@dataclass(frozen=True)
+class SeeLarge(See):
+    name: str = "large"
+
+    def start(self) -> Seen:
+        return Large()
+
+
 @pytest.fixture(autouse=True)
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unit_module, "_BLOCK_ROWS", 32)
@@ -105,6 +121,21 @@ def same(left: Scanned, right: Scanned) -> None:
             assert ours.tobytes() == theirs.tobytes()
     assert left.n_rows == right.n_rows
     assert left.n_not_finite == right.n_not_finite
+
+
+def test_kept_states_are_read_one_after_the_other(store: Store, tmp_path: Path) -> None:
+    """Together, those of a large store do not fit into memory."""
+    options: dict[str, Any] = {"resume": str(tmp_path / "kept")}
+    whole = scan(store, {"large": SeeLarge()}, **options)
+    tracemalloc.start()
+    try:
+        again = scan(store, {"large": SeeLarge()}, **options)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert again.n_units_before == whole.n_units == 13
+    assert again.results["large"].sum.tobytes() == whole.results["large"].sum.tobytes()
+    assert peak < 6 * 2**21
 
 
 def test_every_row_once_in_order(store: Store, values: NDArray[np.float32]) -> None:
