@@ -323,14 +323,16 @@ class Pool:
 
     def _give_back(self, unit: int) -> None:
         """Let another worker compute a unit, unless one has it already."""
-        is_in_hand = any(unit in slot.units for slot in self._slots)
-        if unit in self._open and unit not in self._pending and not is_in_hand:
+        if unit in self._open and unit not in self._pending and not self._is_in_hand(unit):
             self._pending.append(unit)
+
+    def _is_in_hand(self, unit: int) -> bool:
+        return any(unit in slot.units for slot in self._slots)
 
     def _count_attempt(self, unit: int, cause: Exception) -> None:
         self._attempts[unit] += 1
         self._n_failures += 1
-        if self._attempts[unit] >= MAX_ATTEMPTS and unit in self._open:
+        if self._attempts[unit] >= MAX_ATTEMPTS and unit in self._open and not self._is_in_hand(unit):
             self._open.remove(unit)
             self._set_aside[unit] = _described(cause)
             _log.warning("%s %d failed %d times and is set aside", self._unit, unit, MAX_ATTEMPTS)

@@ -105,6 +105,28 @@ def test_a_unit_that_two_workers_have_done_counts_once(run: Any) -> None:
     assert sorted(done) == list(range(N))
 
 
+def test_a_unit_that_fails_while_another_worker_has_it_is_not_set_aside(run: Any) -> None:
+    """It fails for the third time where it was late, and the worker that took it again ends it."""
+    begun: list[int] = []
+    polls: list[int] = []
+
+    def script(worker: int, call: Any) -> Any:
+        if call != 4:
+            return None
+        if worker not in begun:
+            begun.append(worker)
+        if len(begun) < MAX_ATTEMPTS:
+            return raised(OSError("the disk is full"))
+        if worker == begun[MAX_ATTEMPTS - 1]:
+            return raised(OSError("late")) if len(begun) > MAX_ATTEMPTS else HANGS
+        polls.append(worker)
+        return None if len(polls) > 3 else HANGS
+
+    done, _ = run(script, size=2)
+    assert len(begun) == MAX_ATTEMPTS + 1
+    assert sorted(done) == list(range(N))
+
+
 def test_the_pool_grows_with_its_fleet(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Machines may join at any time; no more workers are started than there are units for."""
     monkeypatch.setattr(pool, "_GROWTH_S", 0.0)
