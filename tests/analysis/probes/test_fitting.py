@@ -318,7 +318,7 @@ def test_rows_of_either_side_and_rows_without_a_label_are_told(
         solver="newton-cholesky", C=1 / (0.1 * chosen.sum()), tol=1e-10, max_iter=10_000
     )
     oracle.fit(rows[chosen], two[chosen])
-    np.testing.assert_allclose(fitted[HOOK].weights[:, 0], oracle.coef_[0], **TIGHT)
+    np.testing.assert_allclose(fitted[HOOK].weights[:, 0], oracle.coef_[0], rtol=1e-4, atol=1e-5)
 
 
 def test_each_hook_has_the_probe_that_it_has_alone(store: Store, two: NDArray[np.int64]) -> None:
