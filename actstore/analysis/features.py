@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from actstore.analysis import sae_lens_objects
 from actstore.errors import JobError
+from actstore.reason import reason
 
 if TYPE_CHECKING:
     import torch
@@ -134,10 +135,11 @@ class Computed:
 
         with torch.no_grad():
             values = self.function(rows)
-        shape = list(getattr(values, "shape", ())) or type(values).__name__
-        if not isinstance(values, torch.Tensor) or values.ndim != 2 or len(values) != len(rows):
+        shape = list(getattr(values, "shape", ()))
+        if not isinstance(values, torch.Tensor) or len(shape) != 2 or shape[0] != len(rows) or not shape[1]:
             raise JobError(
-                f"the function gave {shape} for {len(rows)} rows; it must give [n_rows, n_features]"
+                f"the function gave {type(values).__name__} {shape} for {len(rows)} rows; it must give a tensor "
+                "[n_rows, n_features]"
             )
         return values.float().cpu()
 
@@ -160,12 +162,19 @@ def features_of(of: Any, shape: Sequence[int]) -> Features:
     """
     size = int(np.prod(shape))
     if hasattr(of, "encode") and hasattr(of, "parameters"):
-        return Encoded(sae_lens_objects.inference(of, "the SAE"))
+        encoded = Encoded(sae_lens_objects.inference(of, "the SAE"))
+        _check_takes(encoded, shape)
+        return encoded
     if callable(of) and hasattr(of, "identity") and hasattr(of, "is_sparse"):
         return of  # type: ignore[no-any-return]
     if callable(of) and not hasattr(of, "__array__"):
         return Computed(of)
-    values = np.asarray(of.detach().float().cpu() if hasattr(of, "detach") else of)
+    try:
+        values = np.asarray(of.detach().float().cpu() if hasattr(of, "detach") else of)
+    except ValueError as error:  # lists of several lengths
+        raise JobError(
+            f"features are no array; give directions [n, {size}], all of one length, or a list of neurons"
+        ) from error
     if values.dtype.kind in "iu" and values.ndim <= 1 and values.size:
         if values.min() < 0 or values.max() >= size:
             raise JobError(
@@ -180,3 +189,20 @@ def features_of(of: Any, shape: Sequence[int]) -> Features:
     if not np.isfinite(values).all():
         raise JobError("directions hold NaN or infinity; leave such directions out")
     return Directions(np.ascontiguousarray(np.atleast_2d(values), np.float32))
+
+
+def _check_takes(encoded: Encoded, shape: Sequence[int]) -> None:
+    """Try an SAE with rows of zeros.
+
+    Raises:
+        JobError: it does not take rows of the hook.
+    """
+    import torch
+
+    try:
+        encoded(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise JobError(
+            f"the SAE does not take rows of shape {list(shape)}: {reason(error)}; choose the hook that it was trained "
+            "on"
+        ) from error

@@ -5,6 +5,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="^directions hold NaN or infinity"):
         analysis.top_activations(store, HOOK, np.full((1, D), np.nan))
     with pytest.raises(
-        JobError, match=r"the function gave int for \d+ rows; it must give \[n_rows, n_features\]"
+        JobError, match=r"the function gave int \[\] for \d+ rows; it must give a tensor"
     ):
         analysis.top_activations(store, HOOK, lambda _rows: 3)
     with pytest.raises(HookError, match="can mean several hooks, and one is needed here"):
@@ -139,3 +140,28 @@ def test_kept_states_of_saes_that_differ_in_no_weight_are_told_apart(tmp_path: P
     told: list[Progress] = []
     analysis.top_activations(store, HOOK, one, 3, resume=kept, on_progress=told.append)
     assert not told  # nothing is left to do
+
+
+@pytest.mark.parametrize(
+    ("of", "options", "says"),
+    [
+        (lambda rows: 5, {}, r"gave int \[\] for"),
+        (lambda rows: rows[:, :0], {}, r"gave Tensor \[96, 0\] for 96 rows"),
+        ([[1.0, 2.0], [1.0]], {}, "features are no array"),
+        (
+            StandardSAE(StandardSAEConfig(d_in=D + 1, d_sae=4)),
+            {},
+            r"the SAE does not take rows of shape \[16\]",
+        ),
+        ([1], {"num_workers": -1}, "num_workers is -1; it must be 1 or more"),
+        ([1], {"num_workers": 0}, "num_workers is 0; it must be 1 or more"),
+    ],
+    ids=["number", "none", "ragged", "sae", "negative", "no-worker"],
+)
+def test_what_is_no_feature_is_told_in_our_words(
+    tmp_path: Path, of: Any, options: dict[str, Any], says: str
+) -> None:
+    values = np.random.default_rng(0).standard_normal((12, 8, D)).astype(np.float32)
+    store = store_of(tmp_path / "store", values, dtype="float32")
+    with pytest.raises(JobError, match=says):
+        analysis.feature_statistics(store, HOOK, of, **options)

@@ -133,6 +133,8 @@ def scan(
     """
     if not reductions:
         raise JobError("a scan needs one reduction at least, and none was given")
+    if num_workers is not None and num_workers < 1:
+        raise JobError(f"num_workers is {num_workers}; it must be 1 or more")
     started = time.perf_counter()
     store.check_version()
     rows = ChosenRows.of(store, drop, seqpos, sequences)

@@ -144,7 +144,7 @@ def test_nan_of_a_function_is_counted(tmp_path: Path) -> None:
         (np.zeros((2, D + 1), np.float32), r"give directions \[n, 16\]"),
         (np.zeros((0, D), np.float32), r"give directions \[n, 16\]"),
         ("features", r"give directions \[n, 16\]"),
-        (lambda rows: rows.sum(), r"must give \[n_rows, n_features\]"),
+        (lambda rows: rows.sum(), r"must give a tensor \[n_rows, n_features\]"),
     ],
     ids=["neuron", "width", "none", "text", "function"],
 )
