@@ -101,9 +101,7 @@ def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
     store = store_of(tmp_path / "store", values, dtype="float32")
     with pytest.raises(JobError, match="^directions hold NaN or infinity"):
         analysis.top_activations(store, HOOK, np.full((1, D), np.nan))
-    with pytest.raises(
-        JobError, match=r"the function gave int \[\] for \d+ rows; it must give a tensor"
-    ):
+    with pytest.raises(JobError, match=r"the function gave int \[\] for \d+ rows; it must give a tensor"):
         analysis.top_activations(store, HOOK, lambda _rows: 3)
     with pytest.raises(HookError, match="can mean several hooks, and one is needed here"):
         analysis.top_activations(store, "blocks.*.hook_resid_post", [0])
