@@ -25,6 +25,7 @@ _COMMANDS = {
     "evaluate-sae": "Measure SAEs on the rows of the store at URL: explained variance, L0, dead features and more.",
     "export": "Write HOOK of the store at URL to a new FOLDER, in the form of another library.",
     "extract": "Write the activations of a model over a text to a store.",
+    "find": "Print where TEXT is in the store at URL: sequence, position, and the text around it.",
     "import": "Write the activations in FOLDER, which another library cached, to a store.",
     "generate": "Sample continuations of prompts, and write them with their tokens to a file.",
     "info": "Say what the store at URL holds, and how much of it is committed.",

@@ -125,13 +125,15 @@ def figures_of(
     """The figures of one of the SAEs whose sums are in a state."""
     n_rows, n_apart = state.counts.tolist()
     sums, active = state.sums[number], state.active[number]
-    variance = float(state.squares[0] / n_rows - np.square(state.sum / n_rows).sum())
+    mean_square = float(state.squares[0] / n_rows)
+    variance = mean_square - float(np.square(state.sum / n_rows).sum())
     mse = float(sums[ERROR] / n_rows)
     return SaeFigures(
         name=sae.name,
         n_samples=sae.n_samples,
         d_sae=sae.d_sae,
-        explained_variance=1 - mse / variance if variance > 0 else float("nan"),
+        # What is left of equal rows by rounding is no variance.
+        explained_variance=1 - mse / variance if variance > 1e-12 * mean_square else float("nan"),
         explained_variance_legacy=1 - float(sums[SHARE]) / n_apart if n_apart else float("nan"),
         mse=mse,
         relative_reconstruction_bias=_ratio(sums[BIAS_ABOVE], sums[BIAS_BELOW]),

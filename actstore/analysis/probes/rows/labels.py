@@ -112,7 +112,13 @@ def _by_entry(store: "CommittedStore", labels: Any) -> NDArray[Any]:
 
 
 def _of_column(store: "CommittedStore", name: str) -> NDArray[Any]:
+    import pyarrow as pa
+
     column = store.kept.columns([name])[name]
+    if pa.types.is_temporal(column.type):
+        raise JobError(
+            f"column {name} holds {column.type}, which cannot be labels; keep it as text or as numbers"
+        )
     values = np.asarray(column.to_pylist() if _is_text(column) else column.to_numpy(zero_copy_only=False))
     if values.dtype == object and any(
         isinstance(value, list | dict | bytes) for value in values[:100].tolist()

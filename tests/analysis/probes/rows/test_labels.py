@@ -1,10 +1,12 @@
 """Labels by sequence, by token, and of kept columns; which documents rows belong to; what is refused."""
 
+import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -182,3 +184,14 @@ def test_columns_that_are_refused(prompts: Store, store: Store) -> None:
         labels_of(prompts, "score", None, are_classes=True)
     with pytest.raises(JobError, match=r"groups have the shape \[3\]"):
         labels_of(store, np.arange(N) % 2, np.arange(3), are_classes=True)
+
+
+def test_dates_are_no_labels(tmp_path: Path) -> None:
+    """As numbers, a missing date would be a class of its own."""
+    table = pa.table({"text": ["To be", "or not"], "when": pa.array([datetime.date(1603, 1, 1), None])})
+    out, hook = str(tmp_path / "dates"), "blocks.0.hook_resid_post"
+    actstore.extract(
+        model=str(MODEL_PATH), tokens=table, keep=["when"], hooks=hook, positions="last", out=out
+    )
+    with pytest.raises(JobError, match=r"^column when holds date32\[day\], which cannot be labels"):
+        labels_of(actstore.open(out), "when", None, are_classes=True)
