@@ -36,14 +36,14 @@ def in_turn(sae: Any) -> AbstractContextManager[Any]:
 
 @dataclass(frozen=True)
 class _Sent:
-    """An SAE of SAELens on its way to another process: the object itself holds local functions, which no pickle has."""
+    """An SAE of SAELens on its way to another process: what holds local functions cannot be sent."""
 
     config: dict[str, Any]
     weights: dict[str, Any]
 
 
 def sent(sae: Any) -> Any:
-    """What to pickle in the place of an SAE; objects of other libraries are pickled as they are."""
+    """What to send in the place of an SAE; objects of other libraries are sent as they are."""
     sae_lens = sys.modules.get("sae_lens")
     if sae_lens is None or not isinstance(sae, sae_lens.SAE) or isinstance(sae, sae_lens.TrainingSAE):
         return sae

@@ -39,7 +39,7 @@ Fields = dict[str, Any]
         pytest.param(
             {"executor": "slurm"},
             JobError,
-            "executor 'slurm' is not known; choose one of inline, ray",
+            "executor 'slurm' is not known; choose one of inline, process, ray",
             id="executor",
         ),
         pytest.param({"out": "nowhere://x/y"}, StorageError, "nowhere://x/y cannot be opened", id="scheme"),

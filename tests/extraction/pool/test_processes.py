@@ -33,7 +33,9 @@ def files(folder: str | Path) -> dict[str, bytes]:
 
 
 def worker_pids() -> list[int]:
-    return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+    """Of the children of this process, which also has servers of other tests, the workers."""
+    children = multiprocessing.active_children()
+    return [child.pid for child in children if child.name == "actstore-worker" and child.pid is not None]
 
 
 @pytest.fixture

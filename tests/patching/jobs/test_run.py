@@ -289,7 +289,7 @@ def test_a_planned_job_takes_only_resources(fields: dict[str, Any]) -> None:
     planned = patching.plan_job(**fields)
     with pytest.raises(JobError, match="metric was given for a job that is planned already"):
         patching.run_job(planned, metric="logit")
-    with pytest.raises(JobError, match="executor 'dask' is not known; choose one of inline, ray"):
+    with pytest.raises(JobError, match="executor 'dask' is not known; choose one of inline, process, ray"):
         patching.run_job(planned, executor="dask")
 
 
