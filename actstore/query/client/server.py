@@ -26,7 +26,8 @@ from actstore.store.reading.identity import Identity, continues, label_of, repla
 _BUSY: Final = frozenset({429, 503, 504})
 _PATIENCE_S: Final = 300.0
 """Seconds for a server that is started again, or moved to another machine, while a job reads from it."""
-_GATEWAY: Final = 502
+_GIVEN_UP: Final = frozenset({500, 502})
+"""Without a document of ours they come from a gateway, or from a server that was ended in the middle of a request."""
 _OK: Final = 200
 _PART: Final = 206
 _DETAIL: Final = 2_000
@@ -248,7 +249,7 @@ class Server:
         text = bounds.read_problem(reply)
         is_ours = reply.headers.get_content_type() == PROBLEM
         document = _problem(text) if is_ours else None
-        if reply.status in _BUSY or (reply.status == _GATEWAY and document is None):
+        if reply.status in _BUSY or (reply.status in _GIVEN_UP and document is None):
             detail = None if document is None else document["detail"]
             raise RequestError(Kind.BROKEN, detail or f"the server answered with status {reply.status}")
         raise error_of(document, reply.status, url)

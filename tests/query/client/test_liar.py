@@ -233,11 +233,13 @@ def test_a_forked_process_has_connections_of_its_own(liar: Liar) -> None:
     assert port() == ours
 
 
-@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_server_that_is_busy_is_asked_again(
     status: int, liar: Liar, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This also holds while it is started again: a load balancer then answers 502 without a document of ours."""
+    """This also holds while it is started again: a load balancer then answers 502 without a document of ours, and a
+    server that is ended in the middle of a request 500.
+    """
     monkeypatch.setattr(server, "_PATIENCE_S", 60.0)
     monkeypatch.setattr(retries, "FIRST_PAUSE_S", 0.01)
     store = opened(liar)
