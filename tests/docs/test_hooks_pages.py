@@ -14,6 +14,12 @@ FENCED: Final = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NUMBER: Final = re.compile(r"[+-]?\d+(?:\.\d+)?")
 
 
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages write stores to the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run_page(page: str, folder: Path) -> dict[str, Any]:
     """Run a page that shows the output after each block that prints; returns the names that it defines."""
     text = (DOCS / page).read_text(encoding="utf-8")
